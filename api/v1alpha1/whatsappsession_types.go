@@ -1,0 +1,407 @@
+package v1alpha1
+
+import (
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+const (
+	// Finalizer keeps a deleted session until its device is unlinked or given up.
+	Finalizer = "whatsapp-operator.io/session"
+
+	// RestartedAtAnnotation begins anew whenever its value changes: a new pairing
+	// after LoggedOut or PairingExpired, an attempt at once where a session waits.
+	// It counts at most once a minute.
+	RestartedAtAnnotation = "whatsapp-operator.io/restartedAt"
+
+	// PoolLabel on a Namespace chooses the pool of workers for its sessions.
+	PoolLabel = "whatsapp-operator.io/pool"
+
+	// DefaultPool serves the namespaces without PoolLabel.
+	DefaultPool = "default"
+
+	// MaxSessionsAnnotation on a Namespace bounds how many of its sessions are placed.
+	MaxSessionsAnnotation = "whatsapp-operator.io/max-sessions"
+
+	// ProxySecretType is the only type of Secret that spec.proxy.secretRef may name.
+	ProxySecretType corev1.SecretType = "whatsapp-operator.io/proxy"
+
+	// ProxySecretKey is the key of the proxy's URL in its Secret.
+	ProxySecretKey = "url"
+)
+
+// PairingMethod is how a session is linked to a phone.
+// +kubebuilder:validation:Enum=QRCode;PhoneCode
+type PairingMethod string
+
+const (
+	// PairingQRCode shows QR codes in status.qr until one is scanned.
+	PairingQRCode PairingMethod = "QRCode"
+	// PairingPhoneCode shows a code in status.pairingCode that is typed on the phone.
+	PairingPhoneCode PairingMethod = "PhoneCode"
+)
+
+// DeletionPolicy is what becomes of the linked device when the resource is deleted.
+// +kubebuilder:validation:Enum=Logout;Retain
+type DeletionPolicy string
+
+const (
+	// DeletionLogout unlinks the device from the phone and deletes its keys.
+	DeletionLogout DeletionPolicy = "Logout"
+	// DeletionRetain keeps the keys: a session applied again with the same id in the
+	// same namespace connects without a new scan.
+	DeletionRetain DeletionPolicy = "Retain"
+)
+
+// IgnoredMessages is a class of messages that is not forwarded to Laravel.
+// +kubebuilder:validation:Enum=Status;Channels;Groups;Broadcasts
+type IgnoredMessages string
+
+const (
+	// IgnoreStatus are status updates (stories).
+	IgnoreStatus IgnoredMessages = "Status"
+	// IgnoreChannels are messages of channels (newsletters).
+	IgnoreChannels IgnoredMessages = "Channels"
+	// IgnoreGroups are messages of groups.
+	IgnoreGroups IgnoredMessages = "Groups"
+	// IgnoreBroadcasts are messages of broadcast lists.
+	IgnoreBroadcasts IgnoredMessages = "Broadcasts"
+)
+
+// WhatsAppSessionSpec is what a person wants of a session.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.sessionID) == has(oldSelf.sessionID) && (!has(self.sessionID) || self.sessionID == oldSelf.sessionID)",message="spec.sessionID cannot be changed: Laravel and Redis know the session by it; delete the session and create one with the other id"
+// +kubebuilder:validation:XValidation:rule="!has(self.pairing) || !has(self.pairing.method) || self.pairing.method != 'PhoneCode' || has(self.pairing.phoneNumber)",message="spec.pairing.phoneNumber is required when spec.pairing.method is PhoneCode: set it to the phone's number, for example +34600111222"
+type WhatsAppSessionSpec struct {
+	// sessionID is the id that Laravel and Redis know the session by. It cannot be
+	// changed. Default: metadata.name.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:XValidation:rule="self.matches('^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$')",message="spec.sessionID must be 1 to 63 letters, digits, '.', '_' or '-', and begin and end with a letter or digit"
+	SessionID string `json:"sessionID,omitempty"`
+
+	// pairing is how the session is linked to a phone.
+	// +optional
+	// +kubebuilder:default={}
+	Pairing PairingSpec `json:"pairing,omitzero"`
+
+	// suspend disconnects the session and keeps its keys.
+	// +optional
+	Suspend bool `json:"suspend,omitempty"`
+
+	// proxy is the way out to WhatsApp. Default: none, the worker's own address.
+	// +optional
+	Proxy *ProxySpec `json:"proxy,omitempty"`
+
+	// messages says which messages are forwarded to Laravel.
+	// +optional
+	// +kubebuilder:default={}
+	Messages MessagesSpec `json:"messages,omitzero"`
+
+	// deletionPolicy is what becomes of the linked device when this resource is deleted.
+	// +optional
+	// +kubebuilder:default=Logout
+	DeletionPolicy DeletionPolicy `json:"deletionPolicy,omitempty"`
+
+	// deviceName is what the phone shows under linked devices.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=50
+	// +kubebuilder:validation:XValidation:rule="!self.matches('[\\\\x00-\\\\x1f\\\\x7f]')",message="spec.deviceName must not contain control characters"
+	DeviceName string `json:"deviceName,omitempty"`
+}
+
+// PairingSpec is how a session is linked to a phone.
+type PairingSpec struct {
+	// method is QRCode (scan status.qr) or PhoneCode (type status.pairingCode on the phone).
+	// +optional
+	// +kubebuilder:default=QRCode
+	Method PairingMethod `json:"method,omitempty"`
+
+	// phoneNumber is the only phone that may be linked, in E.164 (+34600111222). Another
+	// phone is logged out at once. Required for PhoneCode.
+	// +optional
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:XValidation:rule="self.matches('^\\\\+[1-9][0-9]{6,14}$')",message="spec.pairing.phoneNumber must be in E.164 form: '+', the country code and the number, 7 to 15 digits and nothing else, for example +34600111222"
+	PhoneNumber string `json:"phoneNumber,omitempty"`
+
+	// timeout is how long codes are offered before the phase becomes PairingExpired, 1m to 1h.
+	// +optional
+	// +kubebuilder:default="10m"
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]{1,6}([.][0-9]{1,9})?(ms|s|m|h)){1,8}$')",message="spec.pairing.timeout must be a duration like 90s, 10m or 1h"
+	// +kubebuilder:validation:XValidation:rule="!self.matches('^([0-9]{1,6}([.][0-9]{1,9})?(ms|s|m|h)){1,8}$') || (duration(self) >= duration('1m') && duration(self) <= duration('1h'))",message="spec.pairing.timeout must be between 1m and 1h, for example 10m"
+	Timeout metav1.Duration `json:"timeout,omitzero"`
+}
+
+// ProxySpec is a way out to WhatsApp.
+type ProxySpec struct {
+	// secretRef names a Secret of type whatsapp-operator.io/proxy in this namespace; its key
+	// "url" is the URL of an HTTP or SOCKS5 proxy.
+	// +required
+	SecretRef SecretReference `json:"secretRef"`
+}
+
+// SecretReference names a Secret in the namespace of the session.
+type SecretReference struct {
+	// name of the Secret.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:XValidation:rule="self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$')",message="spec.proxy.secretRef.name must be the name of a Secret: lower case letters, digits, '-' and '.'"
+	Name string `json:"name"`
+}
+
+// MessagesSpec says which messages are forwarded to Laravel.
+type MessagesSpec struct {
+	// ignore lists what is not forwarded. Default: Status. An empty list forwards everything.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=4
+	// +kubebuilder:default={Status}
+	Ignore []IgnoredMessages `json:"ignore,omitzero"`
+}
+
+// Phase is the state of a session in one word.
+// +kubebuilder:validation:Enum=Pending;Pairing;Connecting;Connected;Disconnected;Suspended;PairingExpired;LoggedOut;Banned;Outdated;Replaced;Failed;Terminating
+type Phase string
+
+const (
+	// PhasePending waits for an id or a worker.
+	PhasePending Phase = "Pending"
+	// PhasePairing shows codes and waits for the phone.
+	PhasePairing Phase = "Pairing"
+	// PhaseConnecting has a device and is logging in.
+	PhaseConnecting Phase = "Connecting"
+	// PhaseConnected is logged in.
+	PhaseConnected Phase = "Connected"
+	// PhaseDisconnected lost its connection and will try again by itself.
+	PhaseDisconnected Phase = "Disconnected"
+	// PhaseSuspended is disconnected by spec.suspend.
+	PhaseSuspended Phase = "Suspended"
+	// PhasePairingExpired was not scanned in time; restartedAt begins again.
+	PhasePairingExpired Phase = "PairingExpired"
+	// PhaseLoggedOut lost its device; restartedAt begins a new pairing.
+	PhaseLoggedOut Phase = "LoggedOut"
+	// PhaseBanned must not try before status.retryAfter.
+	PhaseBanned Phase = "Banned"
+	// PhaseOutdated was refused because the client is too old: the image must be upgraded.
+	PhaseOutdated Phase = "Outdated"
+	// PhaseReplaced was displaced by another login of the same device.
+	PhaseReplaced Phase = "Replaced"
+	// PhaseFailed needs a person: see the condition Stalled.
+	PhaseFailed Phase = "Failed"
+	// PhaseTerminating is being deleted.
+	PhaseTerminating Phase = "Terminating"
+)
+
+// WhatsAppSessionStatus is what is known of a session. While heldBy names a
+// worker, that worker writes it; else the manager does. worker and epoch are
+// always the manager's.
+type WhatsAppSessionStatus struct {
+	// phase is the state in one word.
+	// +optional
+	Phase Phase `json:"phase,omitempty"`
+
+	// conditions are Ready, Placed, Paired, Connected, Reconciling and Stalled.
+	// +optional
+	// +listType=map
+	// +listMapKey=type
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:XValidation:rule="self.all(c, size(c.message) <= 512)",message="the message of a condition must have at most 512 characters"
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+
+	// observedGeneration is the generation of the spec that this status answers; -1 before
+	// the first look, so that kstatus reads a new session as in progress.
+	// +optional
+	// +kubebuilder:validation:Minimum=-1
+	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+
+	// sessionID is the id that this session holds; empty while it holds none.
+	// +optional
+	// +kubebuilder:validation:MaxLength=63
+	SessionID string `json:"sessionID,omitempty"`
+
+	// installation is the id of the installation that manages this session.
+	// +optional
+	// +kubebuilder:validation:MaxLength=256
+	Installation string `json:"installation,omitempty"`
+
+	// worker is the pod that the session is placed on.
+	// +optional
+	// +kubebuilder:validation:MaxLength=253
+	Worker string `json:"worker,omitempty"`
+
+	// epoch is the fencing number of the placement; it only rises.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	Epoch int64 `json:"epoch,omitempty"`
+
+	// heldBy is the worker that owns the device.
+	// +optional
+	// +kubebuilder:validation:MaxLength=253
+	HeldBy string `json:"heldBy,omitempty"`
+
+	// holderStart identifies the process of heldBy that owns the device.
+	// +optional
+	// +kubebuilder:validation:MaxLength=64
+	HolderStart string `json:"holderStart,omitempty"`
+
+	// retryAfter is when the next attempt may be made (the end of a ban, or of a backoff of hours).
+	// +optional
+	RetryAfter *metav1.Time `json:"retryAfter,omitempty"`
+
+	// failures counts attempts that failed in a row in the same way.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	Failures int32 `json:"failures,omitempty"`
+
+	// pairingDeadline is when the offering of codes ends.
+	// +optional
+	PairingDeadline *metav1.Time `json:"pairingDeadline,omitempty"`
+
+	// observedRestartedAt is the value of the annotation restartedAt that was acted upon.
+	// +optional
+	// +kubebuilder:validation:MaxLength=64
+	ObservedRestartedAt string `json:"observedRestartedAt,omitempty"`
+
+	// restartedTime is when that value was acted upon: restarts count at most once a minute.
+	// +optional
+	RestartedTime *metav1.Time `json:"restartedTime,omitempty"`
+
+	// storedEpoch is the epoch that the store knows when it refused a lower one; the manager
+	// places the session above it.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	StoredEpoch int64 `json:"storedEpoch,omitempty"`
+
+	// qr is the newest QR code; absent when it has expired or was used.
+	// +optional
+	QR *QRStatus `json:"qr,omitempty"`
+
+	// pairingCode is typed on the phone when spec.pairing.method is PhoneCode.
+	// +optional
+	// +kubebuilder:validation:MaxLength=16
+	PairingCode string `json:"pairingCode,omitempty"`
+
+	// jid is the device's address at WhatsApp.
+	// +optional
+	// +kubebuilder:validation:MaxLength=128
+	JID string `json:"jid,omitempty"`
+
+	// phoneNumber of the linked phone, in E.164.
+	// +optional
+	// +kubebuilder:validation:MaxLength=32
+	PhoneNumber string `json:"phoneNumber,omitempty"`
+
+	// pushName is the name that the account shows to others.
+	// +optional
+	// +kubebuilder:validation:MaxLength=128
+	PushName string `json:"pushName,omitempty"`
+
+	// lastConnectedTime is when the session was last seen to become connected.
+	// +optional
+	LastConnectedTime *metav1.Time `json:"lastConnectedTime,omitempty"`
+
+	// lastDisconnectedTime is when a connection last ended.
+	// +optional
+	LastDisconnectedTime *metav1.Time `json:"lastDisconnectedTime,omitempty"`
+
+	// lastDisconnectReason is why it ended.
+	// +optional
+	// +kubebuilder:validation:MaxLength=512
+	LastDisconnectReason string `json:"lastDisconnectReason,omitempty"`
+
+	// reconnects counts the connections after the first one.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	Reconnects int64 `json:"reconnects,omitempty"`
+}
+
+// QRStatus is a QR code that waits to be scanned.
+type QRStatus struct {
+	// code is the payload to draw as a QR code.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=1024
+	Code string `json:"code"`
+
+	// expiresAt is when WhatsApp stops accepting it.
+	// +required
+	ExpiresAt metav1.Time `json:"expiresAt"`
+
+	// attempt counts the codes of this pairing, from 1.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	Attempt int32 `json:"attempt,omitempty"`
+}
+
+// WhatsAppSession is one WhatsApp account, linked as a device and kept
+// connected exactly once.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:path=whatsappsessions,singular=whatsappsession,scope=Namespaced,shortName=wa,categories=whatsapp
+// +kubebuilder:selectablefield:JSONPath=`.status.worker`
+// +kubebuilder:selectablefield:JSONPath=`.status.heldBy`
+// +kubebuilder:selectablefield:JSONPath=`.status.sessionID`
+// +kubebuilder:printcolumn:name="Phase",type=string,JSONPath=`.status.phase`
+// +kubebuilder:printcolumn:name="Phone",type=string,JSONPath=`.status.phoneNumber`
+// +kubebuilder:printcolumn:name="Worker",type=string,JSONPath=`.status.worker`
+// +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+// +kubebuilder:printcolumn:name="Reason",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
+// +kubebuilder:printcolumn:name="Session-ID",type=string,priority=1,JSONPath=`.status.sessionID`
+// +kubebuilder:printcolumn:name="JID",type=string,priority=1,JSONPath=`.status.jid`
+// +kubebuilder:printcolumn:name="Reconnects",type=integer,priority=1,JSONPath=`.status.reconnects`
+// +kubebuilder:validation:XValidation:rule="has(self.spec.sessionID) || self.metadata.name.matches('^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$')",message="metadata.name is the session's id when spec.sessionID is not set, so it must be at most 63 letters, digits, '.' or '-': shorten the name or set spec.sessionID"
+type WhatsAppSession struct {
+	metav1.TypeMeta `json:",inline"`
+
+	// metadata is Kubernetes' own.
+	// +optional
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	// spec is what is wanted.
+	// +optional
+	// +kubebuilder:default={}
+	Spec WhatsAppSessionSpec `json:"spec,omitzero"`
+
+	// status is what is known.
+	// +optional
+	// +kubebuilder:default={observedGeneration:-1}
+	Status WhatsAppSessionStatus `json:"status,omitzero"`
+}
+
+// SessionID is the id that Laravel and Redis are to know the session by.
+func (s *WhatsAppSession) SessionID() string {
+	if s.Spec.SessionID != "" {
+		return s.Spec.SessionID
+	}
+	return s.Name
+}
+
+// RestartWanted reports whether restartedAt has a value that was not acted upon yet.
+func (s *WhatsAppSession) RestartWanted() bool {
+	value := s.RestartedAt()
+	return value != "" && value != s.Status.ObservedRestartedAt
+}
+
+// RestartedAt is the annotation's value, cut to what status.observedRestartedAt can hold.
+func (s *WhatsAppSession) RestartedAt() string {
+	value := s.Annotations[RestartedAtAnnotation]
+	return value[:min(len(value), 64)]
+}
+
+// GetConditions returns the conditions of the session.
+func (s *WhatsAppSession) GetConditions() []metav1.Condition { return s.Status.Conditions }
+
+// WhatsAppSessionList is a list of sessions.
+// +kubebuilder:object:root=true
+type WhatsAppSessionList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []WhatsAppSession `json:"items"`
+}

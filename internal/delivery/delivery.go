@@ -1,0 +1,202 @@
+// Package delivery holds the words that the coalescing queue, the flusher and
+// the Laravel client share: what an update is, what a batch is, and what an
+// answer means for it. It is pure: no I/O, no clock.
+//
+// An update of a session is identified by its Numbers (epoch, seq). The epoch
+// is the fencing number of the session's placement, the seq counts the updates
+// within it, so two updates of one session can always be told apart in age,
+// whoever wrote them.
+package delivery
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+)
+
+// Kind is a queue of its own with a path of its own at Laravel.
+type Kind string
+
+const (
+	// KindQR are QR codes that wait to be scanned; an expired one is not sent.
+	KindQR Kind = "qr"
+	// KindStatus are status changes; they never expire.
+	KindStatus Kind = "status"
+)
+
+// Kinds lists every kind.
+var Kinds = []Kind{KindQR, KindStatus}
+
+// Priority says how soon Laravel must hear of a status.
+type Priority string
+
+const (
+	// High is a lost connection, one that came back, and all that is inactive: at Laravel within 500 ms.
+	High Priority = "high"
+	// Normal is the rest: within 1 s.
+	Normal Priority = "normal"
+)
+
+// Numbers order the updates of one session.
+type Numbers struct {
+	// Epoch is the fencing number of the placement under which the update was made.
+	Epoch int64 `json:"epoch"`
+	// Seq counts the updates within the epoch: starts × 2³² + n.
+	Seq int64 `json:"seq"`
+}
+
+// Newer reports whether n was made after o.
+func (n Numbers) Newer(o Numbers) bool {
+	if n.Epoch != o.Epoch {
+		return n.Epoch > o.Epoch
+	}
+	return n.Seq > o.Seq
+}
+
+// String is the pair as two zero-padded decimals: Redis scripts compare it
+// byte by byte, because Lua's numbers are exact only up to 2⁵³.
+func (n Numbers) String() string { return fmt.Sprintf("%019d%019d", n.Epoch, n.Seq) }
+
+// NumbersWidth is the length of Numbers.String.
+const NumbersWidth = 38
+
+// FirstSeq is the number before the first update of a holder's start-th taking
+// of the device. The manager, which never takes one, has start 0.
+func FirstSeq(start int64) int64 { return start << 32 }
+
+// Item is one session's update as the queue keeps it.
+type Item struct {
+	SessionID string
+	Numbers
+	// Priority decides how long the item may wait; it counts for KindStatus only.
+	Priority Priority
+	// ExpiresAt is when the item is of no use any more; zero: never.
+	ExpiresAt time.Time
+	// Payload is the JSON object that Laravel gets, a QRItem or a StatusItem.
+	Payload json.RawMessage
+}
+
+// Batch is a claimed set of items, at most one of each session. A repeat
+// carries the same ID and exactly the same items.
+type Batch struct {
+	ID   string
+	Kind Kind
+	// Items in the order in which they became due.
+	Items []Item
+	// Deadline is when the claim ends; a request with it must end 5 s earlier.
+	Deadline time.Time
+	// Attempt counts the claims of this batch, from 1.
+	Attempt int
+}
+
+// Verdict is what the flusher does with a batch after an answer (DESIGN section 8).
+type Verdict string
+
+const (
+	// Delivered: Laravel has the items, but for those it rejected by name.
+	Delivered Verdict = "Delivered"
+	// Retry: keep everything and repeat the batch after a backoff.
+	Retry Verdict = "Retry"
+	// Refused: an item of the batch is bad; halve it until the bad one is alone.
+	Refused Verdict = "Refused"
+	// TooLarge: halve the batch.
+	TooLarge Verdict = "TooLarge"
+	// Misconfigured: keep everything, stop sending and tell a person.
+	Misconfigured Verdict = "Misconfigured"
+)
+
+// Rejection is an item of a delivered batch that Laravel will never take.
+type Rejection struct {
+	SessionID string `json:"session_id"`
+	Reason    string `json:"reason"`
+}
+
+// Answer is what came of one request.
+type Answer struct {
+	Verdict Verdict
+	// RetryAfter is what Laravel asked for; zero: it asked for nothing.
+	RetryAfter time.Duration
+	// Rejected names items of a Delivered batch that become dead letters.
+	Rejected []Rejection
+	// StatusCode is the HTTP status; 0: no answer came.
+	StatusCode int
+	// Detail is a sentence for people, without secrets and without the body's text beyond 512 bytes.
+	Detail string
+}
+
+// Time is an instant in Laravel's format: RFC 3339 in UTC with milliseconds.
+type Time struct{ time.Time }
+
+const timeFormat = "2006-01-02T15:04:05.000Z"
+
+// MarshalJSON writes the time in UTC with milliseconds.
+func (t Time) MarshalJSON() ([]byte, error) {
+	return []byte(`"` + t.UTC().Format(timeFormat) + `"`), nil
+}
+
+// UnmarshalJSON reads any RFC 3339 time.
+func (t *Time) UnmarshalJSON(b []byte) error {
+	var s string
+	if err := json.Unmarshal(b, &s); err != nil {
+		return fmt.Errorf("reading a time: %w", err)
+	}
+	parsed, err := time.Parse(time.RFC3339Nano, s)
+	if err != nil {
+		return fmt.Errorf("reading a time: %w", err)
+	}
+	t.Time = parsed
+	return nil
+}
+
+// QRItem is an element of POST /qr/batch.
+type QRItem struct {
+	SessionID   string `json:"session_id"`
+	QR          string `json:"qr"`
+	Attempt     int32  `json:"attempt"`
+	GeneratedAt Time   `json:"generated_at"`
+	ExpiresAt   Time   `json:"expires_at"`
+	Numbers
+}
+
+// Item wraps q for the queue.
+func (q QRItem) Item() (Item, error) {
+	payload, err := json.Marshal(q)
+	if err != nil {
+		return Item{}, fmt.Errorf("encoding a QR item: %w", err)
+	}
+	return Item{SessionID: q.SessionID, Numbers: q.Numbers, Priority: Normal, ExpiresAt: q.ExpiresAt.Time, Payload: payload}, nil
+}
+
+// StatusItem is an element of POST /whatsapp/status/batch.
+type StatusItem struct {
+	SessionID   string   `json:"session_id"`
+	Status      Word     `json:"status"`
+	Phase       string   `json:"phase"`
+	Reason      string   `json:"reason,omitempty"`
+	Priority    Priority `json:"priority"`
+	JID         string   `json:"jid,omitempty"`
+	PhoneNumber string   `json:"phone_number,omitempty"`
+	OccurredAt  Time     `json:"occurred_at"`
+	Numbers
+}
+
+// Item wraps s for the queue.
+func (s StatusItem) Item() (Item, error) {
+	payload, err := json.Marshal(s)
+	if err != nil {
+		return Item{}, fmt.Errorf("encoding a status item: %w", err)
+	}
+	return Item{SessionID: s.SessionID, Numbers: s.Numbers, Priority: s.Priority, Payload: payload}, nil
+}
+
+// Word is Laravel's three-valued status.
+type Word string
+
+const (
+	// Pending: on its way (pairing, connecting, reconnecting).
+	Pending Word = "pending"
+	// Active: connected.
+	Active Word = "active"
+	// Inactive: a person or Laravel must act.
+	Inactive Word = "inactive"
+)
