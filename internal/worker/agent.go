@@ -1,0 +1,331 @@
+// Package worker is what runs in a worker pod: an agent that learns from the
+// API server which sessions are placed here, and one supervisor per session
+// that claims the device, connects it, and tells the resource, Redis and
+// people what becomes of it.
+//
+// A supervisor is a small loop around a pure model: model.go holds the facts
+// and what each event makes of them, rules.go the ordered table that decides
+// the next step, supervisor.go carries the steps out.
+package worker
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/go-logr/logr"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/resourceversion"
+	"k8s.io/utils/clock"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+)
+
+// refreshEvery is how often the cache keys, which live 120 s, are written again:
+// two refreshes in a row may fail.
+const refreshEvery = 40 * time.Second
+
+// Options are what an agent needs.
+type Options struct {
+	// Worker is this pod's name; Process identifies this process of it.
+	Worker, Process string
+	// DrainTimeout bounds the giving up of all sessions at shutdown.
+	DrainTimeout time.Duration
+	Membership   Membership
+	Sessions     Sessions
+	Accounts     Accounts
+	Proxies      Proxies
+	Announcer    Announcer
+	Limiter      Limiter
+	Events       Events
+	Clock        clock.WithTicker
+	Log          logr.Logger
+}
+
+// Agent supervises the sessions of one worker.
+type Agent struct {
+	o Options
+	// placed and held are caches of the sessions whose status.worker, or status.heldBy, is this worker.
+	placed, held client.Reader
+	// again asks for a look at a session whose supervisor has ended.
+	again chan event.GenericEvent
+	ready chan struct{}
+
+	mu          sync.Mutex
+	joined      bool
+	draining    bool
+	supervisors map[types.NamespacedName]*supervisor
+	running     sync.WaitGroup
+	life        context.Context
+	end         context.CancelFunc
+}
+
+// NewAgent returns an agent that reads from the two caches.
+func NewAgent(o Options, placed, held client.Reader) *Agent {
+	a := &Agent{
+		o: o, placed: placed, held: held,
+		again: make(chan event.GenericEvent, 1024), ready: make(chan struct{}),
+		supervisors: map[types.NamespacedName]*supervisor{},
+	}
+	// The supervisors outlive the manager's context: they are drained after it has ended.
+	a.life, a.end = context.WithCancel(context.Background())
+	return a
+}
+
+// SetupWithManager has the manager run the agent and feed it from both caches.
+func (a *Agent) SetupWithManager(mgr manager.Manager, placed, held cache.Cache) error {
+	c, err := controller.New("agent", mgr, controller.Options{Reconciler: a, MaxConcurrentReconciles: 4})
+	if err != nil {
+		return fmt.Errorf("creating the agent's controller: %w", err)
+	}
+	sources := []source.Source{
+		source.Kind(placed, &v1alpha1.WhatsAppSession{}, &handler.TypedEnqueueRequestForObject[*v1alpha1.WhatsAppSession]{}),
+		source.Kind(held, &v1alpha1.WhatsAppSession{}, &handler.TypedEnqueueRequestForObject[*v1alpha1.WhatsAppSession]{}),
+		source.Channel(a.again, &handler.EnqueueRequestForObject{}),
+	}
+	for _, s := range sources {
+		if err := c.Watch(s); err != nil {
+			return fmt.Errorf("watching the sessions of this worker: %w", err)
+		}
+	}
+	if err := mgr.Add(a); err != nil {
+		return fmt.Errorf("adding the agent: %w", err)
+	}
+	return nil
+}
+
+// Reconcile hands the newest object to the session's supervisor.
+func (a *Agent) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	select {
+	case <-a.ready:
+	case <-ctx.Done():
+		return reconcile.Result{}, nil
+	}
+	obj, err := a.newest(ctx, req.NamespacedName)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	s := a.supervisor(req.NamespacedName, obj)
+	if s == nil {
+		return reconcile.Result{}, nil
+	}
+	s.post(func() {
+		if obj == nil {
+			s.m.vanish()
+			return
+		}
+		s.observe(obj)
+	})
+	return reconcile.Result{}, nil
+}
+
+// newest is the session as the caches, or where it has gone from both the API
+// server itself, know it; nil: it does not exist.
+func (a *Agent) newest(ctx context.Context, key types.NamespacedName) (*v1alpha1.WhatsAppSession, error) {
+	var newest *v1alpha1.WhatsAppSession
+	for _, from := range []client.Reader{a.placed, a.held} {
+		obj := &v1alpha1.WhatsAppSession{}
+		switch err := from.Get(ctx, key, obj); {
+		case apierrors.IsNotFound(err):
+			continue
+		case err != nil:
+			return nil, fmt.Errorf("reading the session from the cache: %w", err)
+		}
+		if newest == nil {
+			newest = obj
+		} else if order, err := resourceversion.CompareResourceVersion(obj.ResourceVersion, newest.ResourceVersion); err == nil && order > 0 {
+			newest = obj
+		}
+	}
+	if newest != nil {
+		return newest, nil
+	}
+	obj, err := a.o.Sessions.Get(ctx, key)
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the session from the API server: %w", err)
+	}
+	return obj, nil
+}
+
+// supervisor finds the session's supervisor, or starts one where the session concerns this worker.
+func (a *Agent) supervisor(key types.NamespacedName, obj *v1alpha1.WhatsAppSession) *supervisor {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if s, ok := a.supervisors[key]; ok {
+		return s
+	}
+	if obj == nil {
+		return nil
+	}
+	heldHere := obj.Status.HeldBy == a.o.Worker
+	placedHere := obj.Status.Worker == a.o.Worker && obj.Status.SessionID != ""
+	if !heldHere && (!placedHere || a.draining) {
+		return nil
+	}
+	s := newSupervisor(dependencies{
+		Sessions: a.o.Sessions, Accounts: a.o.Accounts, Proxies: a.o.Proxies, Announcer: a.o.Announcer,
+		Limiter: a.o.Limiter, Events: a.o.Events, Clock: a.o.Clock,
+	}, a.o.Log, obj, a.o.Worker, a.o.Process)
+	s.m.draining = a.draining
+	a.supervisors[key] = s
+	a.running.Go(func() {
+		s.run(a.life)
+		a.mu.Lock()
+		delete(a.supervisors, key)
+		a.mu.Unlock()
+		// The name may stand for another object by now.
+		select {
+		case a.again <- event.GenericEvent{Object: &v1alpha1.WhatsAppSession{ObjectMeta: obj.ObjectMeta}}:
+		case <-a.life.Done():
+		}
+	})
+	return s
+}
+
+// Start runs the agent until ctx ends, then gives up every session and leaves.
+func (a *Agent) Start(ctx context.Context) error {
+	lease, endLease := context.WithCancel(context.WithoutCancel(ctx))
+	ended := make(chan error, 1)
+	go func() { ended <- a.o.Membership.Run(lease, a.join, a.load) }()
+
+	err := a.serve(ctx, ended)
+	a.drain(context.WithoutCancel(ctx))
+	endLease()
+	if err == nil {
+		err = <-ended
+	}
+	leave, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestPatience)
+	defer cancel()
+	if leaveErr := a.o.Membership.Leave(leave); leaveErr != nil {
+		a.o.Log.Error(leaveErr, "The lease could not be given back; the others wait for it to expire")
+	}
+	return err
+}
+
+// NeedLeaderElection implements manager.LeaderElectionRunnable: every worker works.
+func (a *Agent) NeedLeaderElection() bool { return false }
+
+// serve refreshes the cache until ctx or the membership ends.
+func (a *Agent) serve(ctx context.Context, left <-chan error) error {
+	ticker := a.o.Clock.NewTicker(refreshEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-left:
+			if err == nil && ctx.Err() == nil {
+				err = fmt.Errorf("the membership ended")
+			}
+			return err
+		case <-ticker.C():
+			a.refresh(ctx)
+		}
+	}
+}
+
+func (a *Agent) refresh(ctx context.Context) {
+	var all []Announcement
+	for _, s := range a.all() {
+		if snapshot := s.snapshot.Load(); snapshot != nil {
+			all = append(all, *snapshot)
+		}
+	}
+	if len(all) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, refreshEvery/2)
+	defer cancel()
+	if err := a.o.Announcer.Refresh(ctx, all); err != nil && ctx.Err() == nil {
+		a.o.Log.Error(err, "The cache could not be refreshed; it is tried again", "sessions", len(all))
+	}
+}
+
+func (a *Agent) join() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.joined {
+		a.joined = true
+		close(a.ready)
+	}
+}
+
+// Joined reports whether the worker may hold sessions; it is the readiness check.
+func (a *Agent) Joined() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.joined
+}
+
+func (a *Agent) load() (sessions, tokens int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.supervisors), a.o.Limiter.Free()
+}
+
+// drain gives up every session, for at most the drain's time-out.
+func (a *Agent) drain(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, a.o.DrainTimeout)
+	defer cancel()
+	a.mu.Lock()
+	a.draining = true
+	a.mu.Unlock()
+	if err := a.o.Membership.Drain(ctx); err != nil {
+		a.o.Log.Error(err, "The lease could not be marked as draining")
+	}
+	all := a.all()
+	a.o.Log.Info("Giving up all sessions", "sessions", len(all))
+	for _, s := range all {
+		s.post(func() { s.m.draining = true })
+	}
+	for _, s := range all {
+		select {
+		case <-s.finished:
+		case <-ctx.Done():
+			a.o.Log.Info("Not every session could be given up in time; their sockets are closed and a restart takes them up", "session", s.key.Name, "namespace", s.key.Namespace)
+		}
+	}
+	a.end()
+	a.running.Wait()
+}
+
+// TellAgain has every session's state announced once more: Redis forgot it.
+func (a *Agent) TellAgain() {
+	for _, s := range a.all() {
+		s.post(func() { s.m.tellAgain() })
+	}
+}
+
+// Phases counts the sessions of this worker by phase.
+func (a *Agent) Phases() map[v1alpha1.Phase]int {
+	counts := map[v1alpha1.Phase]int{}
+	for _, s := range a.all() {
+		if phase := s.phase.Load(); phase != nil {
+			counts[*phase]++
+		}
+	}
+	return counts
+}
+
+func (a *Agent) all() []*supervisor {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	all := make([]*supervisor, 0, len(a.supervisors))
+	for _, s := range a.supervisors {
+		all = append(all, s)
+	}
+	return all
+}

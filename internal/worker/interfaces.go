@@ -1,0 +1,134 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"net/url"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/whatsapp"
+)
+
+// Sessions is the API server as a supervisor needs it. Both methods are
+// uncached; calls may run concurrently.
+type Sessions interface {
+	// Get reads a session from the API server itself.
+	Get(ctx context.Context, key types.NamespacedName) (*v1alpha1.WhatsAppSession, error)
+	// PatchStatus writes status as a merge patch with the resourceVersion of base and
+	// returns the object as written. A conflict is an error of that kind.
+	PatchStatus(ctx context.Context, base *v1alpha1.WhatsAppSession, status v1alpha1.WhatsAppSessionStatus) (*v1alpha1.WhatsAppSession, error)
+}
+
+// Accounts is the store of device keys.
+type Accounts interface {
+	// Take makes this process the only writer of the session's keys under the epoch.
+	// An *EpochBehindError says that a higher epoch has taken them, ErrNoRecord that the
+	// store knows no such session.
+	Take(ctx context.Context, uid types.UID, epoch int64) (Account, error)
+}
+
+// Account is a session whose keys were taken. It is used by one goroutine at a time.
+type Account interface {
+	// Starts counts the takings of the keys; it is the upper half of every seq.
+	Starts() int64
+	// JID and PhoneNumber are those of the linked device; empty while there is none.
+	JID() string
+	PhoneNumber() string
+	// Dial reads the device afresh and begins a connection with it. ctx is the
+	// connection's life: when it ends, the socket is closed at once. The error of a
+	// store that knows a higher epoch is an *EpochBehindError.
+	Dial(ctx context.Context, o DialOptions) (Connection, error)
+	// Forget deletes the keys and the record of the session for good.
+	Forget(ctx context.Context) error
+}
+
+// DialOptions say how to connect.
+type DialOptions struct {
+	// DeviceName is what the phone shows; empty: the installation's default.
+	DeviceName string
+	// Proxy is the way out; nil: direct.
+	Proxy *url.URL
+	// Events is told what happens, in order. It must not be called after Close has returned.
+	Events func(whatsapp.Event)
+}
+
+// Connection is one login, or one attempt at pairing. Its methods may be called concurrently.
+type Connection interface {
+	// Paired reports whether the connection logs in a device (true) or offers codes.
+	Paired() bool
+	// Logout unlinks the device at WhatsApp; a device that is unlinked already is a success.
+	Logout(ctx context.Context) error
+	// Close ends the connection and waits, for a few seconds at most, until its socket is closed.
+	Close()
+}
+
+// EpochBehindError is the store's refusal of an epoch below the one that it knows.
+type EpochBehindError struct{ Stored int64 }
+
+func (e *EpochBehindError) Error() string { return "the store knows a higher epoch of this session" }
+
+// Proxies finds the proxy of a session.
+type Proxies interface {
+	// Proxy returns the URL in the session's Secret, nil where its spec names none. A
+	// *Refusal says what a person must change.
+	Proxy(ctx context.Context, session *v1alpha1.WhatsAppSession) (*url.URL, error)
+}
+
+// ErrNoRecord says that the store has no record of a session: its keys were
+// deleted, or the manager has not written it yet.
+var ErrNoRecord = errors.New("the store has no record of this session")
+
+// Refusal is an error that a person must mend; it becomes the session's reason and message.
+type Refusal struct{ Reason, Message string }
+
+func (r *Refusal) Error() string { return r.Message }
+
+// Announcement is what Redis, and through it Laravel, is to know of a session.
+// Its parts are written in one round trip where possible.
+type Announcement struct {
+	Status delivery.StatusItem
+	// QR is the code that waits to be scanned; nil: none does.
+	QR *delivery.QRItem
+	// ConnectedSince is zero unless the session is connected.
+	ConnectedSince time.Time
+	Worker         string
+}
+
+// Announcer is Redis as the worker needs it. Calls may run concurrently; a call
+// that is repeated, or comes late, does no harm: the numbers decide.
+type Announcer interface {
+	// Announce writes the session's cache keys and puts its updates into the queues.
+	Announce(ctx context.Context, a Announcement) error
+	// Refresh writes the cache keys of many sessions again, in pipelines, before they expire.
+	Refresh(ctx context.Context, all []Announcement) error
+}
+
+// Limiter paces logins and pairings.
+type Limiter interface {
+	// Wait returns when an attempt may begin, or with ctx's error. egress names the way
+	// out (a proxy); empty: the worker's own address.
+	Wait(ctx context.Context, egress string, pairing bool) error
+	// Free is how many logins may begin at once by the worker's own address.
+	Free() int
+}
+
+// Events tells people: an Event beside the session.
+type Events interface {
+	// Event records one; kind is corev1.EventTypeNormal or EventTypeWarning.
+	Event(session *v1alpha1.WhatsAppSession, kind, reason, message string)
+}
+
+// Membership is the worker's place among the workers.
+type Membership interface {
+	// Run joins, and renews until ctx ends. joined is called once, when the worker may
+	// hold sessions. load is asked at each renewal.
+	Run(ctx context.Context, joined func(), load func() (sessions, tokens int)) error
+	// Drain says at once that the worker takes nothing more.
+	Drain(ctx context.Context) error
+	// Leave ends the membership, so that nobody waits for a time-out.
+	Leave(ctx context.Context) error
+}

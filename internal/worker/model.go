@@ -1,0 +1,678 @@
+package worker
+
+import (
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/whatsapp"
+)
+
+// The times of a session's life. DESIGN section 4 has those of the backoff.
+const (
+	backoffFirst = time.Second
+	backoffMost  = 2 * time.Minute
+	// stableAfter is how long a connection must last to count as a success.
+	stableAfter = time.Minute
+	// replacedPause is how long a displaced session leaves the field to the other login.
+	replacedPause = 5 * time.Minute
+	// restartEvery bounds how often restartedAt counts.
+	restartEvery = time.Minute
+	// logoutPatience is how long the logout of a deleted session is tried.
+	logoutPatience = 5 * time.Minute
+	// firstCode and laterCode are how long WhatsApp accepts a code (whatsmeow's qrchan.go).
+	firstCode = 60 * time.Second
+	laterCode = 20 * time.Second
+	// loginPatience is how long a login may take from its socket on: whatsmeow's handshake
+	// alone may take 20 s, and a final node can be lost, so that no event ever comes.
+	loginPatience = 60 * time.Second
+	// pairedPatience is the watchdog of the 515 that ends a pairing: whatsmeow may lose it.
+	pairedPatience = 15 * time.Second
+	// codesPatience is how long an unpaired connection may take to bring its codes.
+	codesPatience = 60 * time.Second
+	// flushPatience bounds how long a release waits for what is still to be announced.
+	flushPatience = time.Second
+	// defaultPairingTimeout is spec.pairing.timeout where the object was made without defaults.
+	defaultPairingTimeout = 10 * time.Minute
+)
+
+// socket is what this process has of a connection.
+type socket string
+
+const (
+	socketNone    socket = "none"
+	socketPairing socket = "pairing" // open, offers codes
+	socketLogin   socket = "login"   // open, the login is under way
+	socketOpen    socket = "open"    // logged in
+	socketOver    socket = "over"    // ended; to be closed
+)
+
+// operation is work that blocks; at most one is under way for a session.
+type operation string
+
+const (
+	opNone   operation = ""
+	opToken  operation = "token"  // wait for a login token
+	opTake   operation = "take"   // take the keys
+	opDial   operation = "dial"   // connect
+	opClose  operation = "close"  // close the socket
+	opLogout operation = "logout" // unlink the device
+	opForget operation = "forget" // delete keys and record
+)
+
+// model is all that a supervisor knows of its session. It is pure: the
+// supervisor feeds it inputs and carries out what it decides.
+type model struct {
+	worker, process string
+	draining        bool
+	random          func() float64
+
+	// obj is the newest object known; gone: the API server has it no more.
+	obj  *v1alpha1.WhatsAppSession
+	gone bool
+
+	// hold is this process's will to own the device; the API server's confirmation is held().
+	hold bool
+	// token: a login token is in hand.
+	token bool
+	// releaseBy bounds the flush before the release; zero: none is under way.
+	releaseBy time.Time
+
+	// taken: the store has given the keys to this process under epoch.
+	taken  bool
+	epoch  int64
+	starts int64
+	// n counts the announcements of this taking.
+	n int64
+
+	running operation
+	socket  socket
+	// dialed is the generation-independent part of the spec that the socket was opened with.
+	dialed dialSpec
+
+	// want is the status as the holder wants it, but for what only the manager writes.
+	want v1alpha1.WhatsAppSessionStatus
+	// reason and message explain want.Phase.
+	reason, message string
+
+	// retryAt is when to dial again; zero with no socket: never by itself.
+	retryAt time.Time
+	// attempts counts the failures since the last stable connection, for the backoff.
+	attempts int
+	// stableAt is when the present connection counts as a success; zero: it does already.
+	stableAt time.Time
+	// watchdog is when a silent socket is given up; zero: no watch.
+	watchdog time.Time
+	// codes wait to be shown; the one shown expires at codeUntil.
+	codes     []string
+	code      *delivery.QRItem
+	codeUntil time.Time
+	codeCount int32
+	// loggedOut: WhatsApp has confirmed the logout that was asked for.
+	loggedOut bool
+	// forgotten: keys and record are deleted.
+	forgotten bool
+
+	// told is the last status announced, without its numbers.
+	told delivery.StatusItem
+	// toldQR is the last code announced.
+	toldQR string
+	// changedAt is when the status last changed for Laravel.
+	changedAt time.Time
+	// telling: an announcement is under way or waits.
+	telling bool
+	// notes are Events to be recorded.
+	notes []note
+}
+
+// dialSpec is what of the spec a connection depends on.
+type dialSpec struct{ proxySecret, deviceName string }
+
+type note struct{ kind, reason, message string }
+
+func newModel(worker, process string, random func() float64) *model {
+	return &model{worker: worker, process: process, random: random, socket: socketNone}
+}
+
+// placed: the manager wants the session here, and it may be opened.
+func (m *model) placed() bool {
+	return !m.gone && m.obj.Status.Worker == m.worker && m.obj.Status.SessionID != "" && !m.draining
+}
+
+// heldHere: the API server names this worker as the holder, in whichever process.
+func (m *model) heldHere() bool { return !m.gone && m.obj.Status.HeldBy == m.worker }
+
+// held: the API server has confirmed that this process is the holder.
+func (m *model) held() bool { return m.heldHere() && m.obj.Status.HolderStart == m.process }
+
+// logoutWanted: the session is deleted and its device is to be unlinked.
+func (m *model) logoutWanted() bool {
+	return !m.obj.DeletionTimestamp.IsZero() && m.obj.Spec.DeletionPolicy != v1alpha1.DeletionRetain
+}
+
+// wrongPhone: the linked account is not the one that the spec allows.
+func (m *model) wrongPhone() bool {
+	wanted := m.obj.Spec.Pairing.PhoneNumber
+	return wanted != "" && m.want.JID != "" && m.want.PhoneNumber != wanted
+}
+
+// stays: the session is to be held here, under the epoch that was taken.
+func (m *model) stays(now time.Time) bool {
+	switch {
+	case !m.placed(), m.forgotten, m.taken && m.epoch != m.obj.Status.Epoch:
+		return false
+	case m.want.StoredEpoch >= m.obj.Status.Epoch && m.want.StoredEpoch > 0:
+		return false
+	case m.logoutWanted() && !now.Before(m.obj.DeletionTimestamp.Add(logoutPatience)):
+		return false
+	default:
+		return true
+	}
+}
+
+// done: nothing of the session is left in this process.
+func (m *model) done() bool {
+	return m.running == opNone && m.socket == socketNone && (m.gone || !m.heldHere() && !m.placed())
+}
+
+// observe takes note of an object. An older one than the known one must not be given.
+func (m *model) observe(obj *v1alpha1.WhatsAppSession, now time.Time) {
+	m.obj, m.gone = obj, false
+	if !m.held() {
+		if m.taken { // released, or declared lost: only a fresh claim takes it up again
+			m.hold, m.token, m.taken, m.loggedOut = false, false, false, false
+			m.releaseBy, m.retryAt = time.Time{}, time.Time{}
+		}
+		if !m.placed() && !m.heldHere() {
+			m.hold, m.token = false, false
+		}
+		m.inherit()
+		return
+	}
+	if m.taken && m.epoch == obj.Status.Epoch && obj.DeletionTimestamp.IsZero() {
+		m.restart(now)
+	}
+	if m.logoutWanted() && m.want.Phase != v1alpha1.PhaseTerminating {
+		m.phase(v1alpha1.PhaseTerminating, v1alpha1.ReasonDeleting, "the device is being unlinked", now)
+		m.retryAt = now
+	}
+}
+
+// vanish takes note that the API server has the session no more.
+func (m *model) vanish() { m.gone = true }
+
+// inherit takes up the status that the last writer left, as the claim is to write it.
+func (m *model) inherit() {
+	m.want = *m.obj.Status.DeepCopy()
+	m.want.QR, m.want.PairingCode = nil, ""
+	if m.want.StoredEpoch < m.obj.Status.Epoch {
+		m.want.StoredEpoch = 0
+	}
+	switch {
+	case m.logoutWanted():
+		m.want.Phase, m.reason, m.message = v1alpha1.PhaseTerminating, v1alpha1.ReasonDeleting, "the device is being unlinked"
+	case resting[m.want.Phase]:
+		m.reason, m.message = status.Reason(m.obj.Status), readyMessage(m.obj.Status)
+	default:
+		m.want.Phase, m.reason, m.message = v1alpha1.PhaseConnecting, v1alpha1.ReasonConnecting, "the worker is taking the device"
+	}
+}
+
+// resting are the phases in which no attempt is made until a person or a date says so.
+var resting = map[v1alpha1.Phase]bool{
+	v1alpha1.PhasePairingExpired: true,
+	v1alpha1.PhaseLoggedOut:      true,
+	v1alpha1.PhaseBanned:         true,
+	v1alpha1.PhaseReplaced:       true,
+	v1alpha1.PhaseFailed:         true,
+}
+
+func readyMessage(s v1alpha1.WhatsAppSessionStatus) string {
+	for _, c := range s.Conditions {
+		if c.Type == v1alpha1.ConditionReady {
+			return c.Message
+		}
+	}
+	return ""
+}
+
+// phase changes the phase and says why.
+func (m *model) phase(p v1alpha1.Phase, reason, message string, now time.Time) {
+	if m.want.Phase == v1alpha1.PhaseConnected && p != v1alpha1.PhaseConnected {
+		m.want.LastDisconnectedTime = at(now)
+		m.want.LastDisconnectReason = status.Clean(message, 512)
+	}
+	m.want.Phase, m.reason, m.message = p, reason, message
+}
+
+// restart acts upon restartedAt.
+func (m *model) restart(now time.Time) {
+	if !m.obj.RestartWanted() || now.Before(m.restartFrom()) {
+		return
+	}
+	m.want.ObservedRestartedAt = m.obj.RestartedAt()
+	m.want.RestartedTime = at(now)
+	if m.want.Phase == v1alpha1.PhaseBanned && m.want.RetryAfter != nil && now.Before(m.want.RetryAfter.Time) {
+		m.tell(corev1.EventTypeWarning, v1alpha1.ReasonBanned, "restartedAt changed, but WhatsApp bans the account until "+m.want.RetryAfter.UTC().Format(time.RFC3339)+": no attempt is made before")
+		return
+	}
+	m.tell(corev1.EventTypeNormal, v1alpha1.ReasonRestarted, "restartedAt changed: the session begins anew")
+	m.attempts, m.want.Failures, m.want.RetryAfter, m.want.PairingDeadline, m.codeCount = 0, 0, nil, nil, 0
+	m.hideCode()
+	m.phase(v1alpha1.PhaseConnecting, v1alpha1.ReasonRestarted, "restartedAt changed", now)
+	m.retryAt = now
+	if m.socket != socketNone {
+		m.socket = socketOver
+	}
+}
+
+// restartFrom is the earliest time at which restartedAt counts again.
+func (m *model) restartFrom() time.Time {
+	if m.want.RestartedTime == nil {
+		return time.Time{}
+	}
+	return m.want.RestartedTime.Add(restartEvery)
+}
+
+// onTaken takes note of the keys.
+func (m *model) onTaken(a Account, now time.Time) {
+	m.taken, m.epoch, m.starts, m.n = true, m.obj.Status.Epoch, a.Starts(), 0
+	m.want.JID, m.want.PhoneNumber = a.JID(), a.PhoneNumber()
+	m.retryAt = now
+	switch {
+	case m.logoutWanted():
+	case m.want.Phase == v1alpha1.PhaseBanned, m.want.Phase == v1alpha1.PhaseReplaced:
+		m.retryAt = time.Time{}
+		if m.want.RetryAfter != nil {
+			m.retryAt = m.want.RetryAfter.Time
+		}
+	case resting[m.want.Phase]:
+		m.retryAt = time.Time{}
+	case m.want.JID == "":
+		m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonWaitingForScan, "waiting for a QR code from WhatsApp", now)
+	}
+	m.restart(now)
+}
+
+// onDialed takes note of an open socket.
+func (m *model) onDialed(paired bool, spec dialSpec, now time.Time) {
+	m.dialed = spec
+	if paired {
+		m.socket, m.watchdog = socketLogin, now.Add(loginPatience)
+		return
+	}
+	m.socket, m.watchdog = socketPairing, now.Add(codesPatience)
+}
+
+// failed takes note of an attempt that failed, and backs off.
+func (m *model) failed(reason, message string, now time.Time) {
+	m.backOff(now)
+	if m.logoutWanted() {
+		m.message = message
+		return
+	}
+	p := v1alpha1.PhaseDisconnected
+	if m.want.JID == "" {
+		p = v1alpha1.PhasePairing
+	}
+	m.phase(p, reason, message, now)
+}
+
+// backOff sets the next attempt: full jitter over an interval that doubles.
+func (m *model) backOff(now time.Time) {
+	interval := backoffMost
+	if m.attempts < 7 {
+		interval = min(backoffFirst<<m.attempts, backoffMost)
+	}
+	m.attempts++
+	m.retryAt = now.Add(time.Duration(m.random() * float64(interval)))
+}
+
+// refused takes note of something that a person must mend; it is looked at again at the longest backoff.
+func (m *model) refused(r *Refusal, now time.Time) {
+	m.attempts++
+	m.retryAt = now.Add(backoffMost / 4)
+	if m.message != r.Message {
+		m.tell(corev1.EventTypeWarning, r.Reason, r.Message)
+	}
+	m.phase(v1alpha1.PhaseFailed, r.Reason, r.Message, now)
+}
+
+// behind takes note that the store knows a higher epoch: the device is given up
+// so that the manager places the session above it.
+func (m *model) behind(stored int64, now time.Time) {
+	m.want.StoredEpoch = stored
+	m.taken = false
+	if m.socket != socketNone {
+		m.socket = socketOver
+	}
+	m.phase(v1alpha1.PhaseDisconnected, v1alpha1.ReasonEpochBehind, "the store knows a higher epoch; the manager places the session again", now)
+}
+
+// onLoggedOut takes note that the logout that was asked for is done.
+func (m *model) onLoggedOut(now time.Time) {
+	m.loggedOut = true
+	m.socket = socketOver
+	phone := m.want.PhoneNumber
+	m.want.JID = ""
+	if m.logoutWanted() {
+		return
+	}
+	m.want.PhoneNumber = ""
+	m.retryAt = time.Time{}
+	message := "the phone " + phone + " was linked, but spec.pairing.phoneNumber allows only " + m.obj.Spec.Pairing.PhoneNumber +
+		": it has been logged out; change the annotation " + v1alpha1.RestartedAtAnnotation + " and scan with the right phone"
+	m.tell(corev1.EventTypeWarning, v1alpha1.ReasonWrongPhone, message)
+	m.phase(v1alpha1.PhaseLoggedOut, v1alpha1.ReasonWrongPhone, message, now)
+}
+
+func (m *model) tell(kind, reason, message string) {
+	m.notes = append(m.notes, note{kind, reason, message})
+}
+
+// showNext shows the next code; it reports false when none is left.
+func (m *model) showNext(now time.Time) bool {
+	if len(m.codes) == 0 {
+		m.hideCode()
+		return false
+	}
+	lifetime := laterCode
+	if m.code == nil {
+		lifetime = firstCode
+	}
+	code := m.codes[0]
+	m.codes = m.codes[1:]
+	m.codeCount++
+	m.codeUntil = now.Add(lifetime)
+	m.want.QR = &v1alpha1.QRStatus{Code: code, ExpiresAt: metav1.NewTime(m.codeUntil.Truncate(time.Second)), Attempt: m.codeCount}
+	m.code = &delivery.QRItem{
+		SessionID: m.obj.Status.SessionID, QR: code, Attempt: m.codeCount,
+		GeneratedAt: delivery.Time{Time: now}, ExpiresAt: delivery.Time{Time: m.codeUntil},
+	}
+	return true
+}
+
+func (m *model) hideCode() {
+	m.codes, m.code, m.codeUntil, m.want.QR = nil, nil, time.Time{}, nil
+}
+
+// tick acts upon the time.
+func (m *model) tick(now time.Time) {
+	if m.held() && m.taken && m.epoch == m.obj.Status.Epoch && m.obj.DeletionTimestamp.IsZero() {
+		m.restart(now)
+	}
+	if !m.stableAt.IsZero() && !now.Before(m.stableAt) {
+		m.stableAt, m.attempts, m.want.Failures, m.want.RetryAfter = time.Time{}, 0, 0, nil
+	}
+	if m.socket == socketPairing {
+		m.tickPairing(now)
+	}
+	if !m.watchdog.IsZero() && !now.Before(m.watchdog) {
+		m.over(whatsapp.Event{Type: whatsapp.EventDisconnected, Reason: "Silent", Message: "WhatsApp accepted the connection but did not answer in time"}, now)
+	}
+	if m.want.Phase == v1alpha1.PhasePairing && m.socket == socketNone && m.pairingOver(now) {
+		m.expirePairing(now)
+	}
+}
+
+func (m *model) tickPairing(now time.Time) {
+	switch {
+	case m.want.JID != "": // scanned; the socket is about to end
+	case m.pairingOver(now):
+		m.socket = socketOver
+		m.expirePairing(now)
+	case m.code != nil && !now.Before(m.codeUntil) && !m.showNext(now):
+		// The codes of a connection run out: the next connection brings new ones.
+		m.socket, m.retryAt = socketOver, now
+	}
+}
+
+func (m *model) pairingOver(now time.Time) bool {
+	return m.want.PairingDeadline != nil && !now.Before(m.want.PairingDeadline.Time)
+}
+
+func (m *model) expirePairing(now time.Time) {
+	m.hideCode()
+	m.retryAt = time.Time{}
+	message := "no phone scanned a code within " + m.pairingTimeout().String() + ": change the annotation " + v1alpha1.RestartedAtAnnotation + " to offer codes again"
+	m.tell(corev1.EventTypeWarning, v1alpha1.ReasonPairingExpired, message)
+	m.phase(v1alpha1.PhasePairingExpired, v1alpha1.ReasonPairingExpired, message, now)
+}
+
+func (m *model) pairingTimeout() time.Duration {
+	if d := m.obj.Spec.Pairing.Timeout.Duration; d > 0 {
+		return d
+	}
+	return defaultPairingTimeout
+}
+
+// wakeAt is the earliest time at which tick or decide would do something; zero: none.
+func (m *model) wakeAt() time.Time {
+	var earliest time.Time
+	add := func(t time.Time) {
+		if !t.IsZero() && (earliest.IsZero() || t.Before(earliest)) {
+			earliest = t
+		}
+	}
+	if m.gone {
+		return earliest
+	}
+	add(m.releaseBy)
+	if !m.taken {
+		add(m.retryAt)
+		return earliest
+	}
+	add(m.stableAt)
+	add(m.watchdog)
+	add(m.codeUntil)
+	if m.socket == socketNone || m.logoutWanted() || m.wrongPhone() {
+		add(m.retryAt)
+	}
+	if m.want.PairingDeadline != nil && m.want.Phase == v1alpha1.PhasePairing {
+		add(m.want.PairingDeadline.Time)
+	}
+	if m.obj.RestartWanted() {
+		add(m.restartFrom())
+	}
+	if m.logoutWanted() {
+		add(m.obj.DeletionTimestamp.Add(logoutPatience))
+	}
+	return earliest
+}
+
+// rendered is the status that this process wants written, and whether it may write one.
+func (m *model) rendered(now time.Time) (v1alpha1.WhatsAppSessionStatus, bool) {
+	if m.gone || !m.heldHere() && (!m.hold || m.obj.Status.HeldBy != "" || !m.placed()) {
+		return v1alpha1.WhatsAppSessionStatus{}, false
+	}
+	s := *m.want.DeepCopy()
+	from := &m.obj.Status
+	s.Worker, s.Epoch, s.Installation, s.SessionID, s.Conditions = from.Worker, from.Epoch, from.Installation, from.SessionID, from.Conditions
+	s.HeldBy, s.HolderStart = "", ""
+	if m.hold {
+		s.HeldBy, s.HolderStart = m.worker, m.process
+	}
+	s = status.Summarize(s, status.Facts{Generation: m.obj.Generation, Phase: m.want.Phase, Reason: m.reason, Message: m.message}, now)
+	return s, !apiequality.Semantic.DeepEqual(*from, s)
+}
+
+// announcement is what Redis is to know now, and whether it differs from what was told last.
+func (m *model) announcement(now time.Time) (Announcement, bool) {
+	if !m.taken || m.gone {
+		return Announcement{}, false
+	}
+	s := status.Summarize(m.want, status.Facts{Phase: m.want.Phase, Reason: m.reason, Message: m.message}, now)
+	s.SessionID = m.obj.Status.SessionID
+	item := status.Update(s, delivery.Numbers{}, time.Time{})
+	var code string
+	if m.code != nil {
+		code = m.code.QR
+	}
+	if item == m.told && code == m.toldQR {
+		return Announcement{}, false
+	}
+	if item != m.told {
+		m.changedAt = now
+	}
+	m.told, m.toldQR = item, code
+	m.n++
+	return m.present(), true
+}
+
+// present is the announcement of what was told last, under the last number given.
+func (m *model) present() Announcement {
+	numbers := delivery.Numbers{Epoch: m.epoch, Seq: delivery.FirstSeq(m.starts) + m.n}
+	a := Announcement{Status: m.told, Worker: m.worker}
+	a.Status.Numbers = numbers
+	a.Status.OccurredAt = delivery.Time{Time: m.changedAt}
+	if m.code != nil {
+		qr := *m.code
+		qr.Numbers = numbers
+		a.QR = &qr
+	}
+	if m.want.Phase == v1alpha1.PhaseConnected && m.want.LastConnectedTime != nil {
+		a.ConnectedSince = m.want.LastConnectedTime.Time
+	}
+	return a
+}
+
+// tellAgain has the present state told again, under a new number: Redis forgot it.
+func (m *model) tellAgain() { m.told, m.toldQR = delivery.StatusItem{}, "" }
+
+func at(t time.Time) *metav1.Time {
+	stamp := metav1.NewTime(t.Truncate(time.Second))
+	return &stamp
+}
+
+// spec is what of the spec a connection depends on.
+func (m *model) dialSpec() dialSpec {
+	d := dialSpec{deviceName: m.obj.Spec.DeviceName}
+	if m.obj.Spec.Proxy != nil {
+		d.proxySecret = m.obj.Spec.Proxy.SecretRef.Name
+	}
+	return d
+}
+
+// endings says what each end of a connection makes of the session: the table of DESIGN section 4.
+var endings = map[whatsapp.EventType]func(m *model, e whatsapp.Event, now time.Time){
+	whatsapp.EventDisconnected: func(m *model, e whatsapp.Event, now time.Time) {
+		m.failed(v1alpha1.ReasonReconnecting, e.Message, now)
+	},
+	whatsapp.EventLoggedOut: func(m *model, e whatsapp.Event, now time.Time) {
+		m.want.JID = ""
+		m.retryAt = time.Time{}
+		message := e.Message + ": change the annotation " + v1alpha1.RestartedAtAnnotation + " and scan again"
+		m.tell(corev1.EventTypeWarning, v1alpha1.ReasonLoggedOut, message)
+		m.phase(v1alpha1.PhaseLoggedOut, v1alpha1.ReasonLoggedOut, message, now)
+	},
+	whatsapp.EventReplaced: func(m *model, _ whatsapp.Event, now time.Time) {
+		message := "another program logged in with the keys of this device: stop it; "
+		m.retryAt, m.want.RetryAfter = time.Time{}, nil
+		if m.want.Failures == 0 {
+			m.retryAt = now.Add(replacedPause)
+			m.want.RetryAfter = at(m.retryAt)
+			message += "the session is tried once more after 5 minutes"
+		} else {
+			message += "then change the annotation " + v1alpha1.RestartedAtAnnotation
+		}
+		m.want.Failures++
+		m.tell(corev1.EventTypeWarning, v1alpha1.ReasonReplaced, message)
+		m.phase(v1alpha1.PhaseReplaced, v1alpha1.ReasonReplaced, message, now)
+	},
+	whatsapp.EventBanned: func(m *model, e whatsapp.Event, now time.Time) {
+		m.retryAt, m.want.RetryAfter = time.Time{}, nil
+		message := e.Message + ": WhatsApp did not say until when; change the annotation " + v1alpha1.RestartedAtAnnotation + " to try"
+		if !e.Until.IsZero() {
+			m.retryAt = e.Until
+			// Rounded up: not one attempt before.
+			m.want.RetryAfter = at(e.Until.Add(time.Second - time.Nanosecond))
+			message = e.Message + ": no attempt is made before " + m.want.RetryAfter.UTC().Format(time.RFC3339)
+		}
+		m.tell(corev1.EventTypeWarning, v1alpha1.ReasonBanned, message)
+		m.phase(v1alpha1.PhaseBanned, v1alpha1.ReasonBanned, message, now)
+	},
+	whatsapp.EventOutdated: func(m *model, _ whatsapp.Event, now time.Time) {
+		m.retryAt = time.Time{}
+		message := "WhatsApp refuses this version of the client: upgrade the operator's image"
+		m.tell(corev1.EventTypeWarning, v1alpha1.ReasonOutdated, message)
+		m.phase(v1alpha1.PhaseOutdated, v1alpha1.ReasonOutdated, message, now)
+	},
+}
+
+// event takes note of what happened on the present connection.
+func (m *model) event(e whatsapp.Event, now time.Time) {
+	if m.socket == socketNone || m.socket == socketOver {
+		return
+	}
+	switch e.Type {
+	case whatsapp.EventQR:
+		if m.want.JID != "" {
+			return
+		}
+		m.codes, m.code, m.watchdog = e.Codes, nil, time.Time{}
+		if m.want.PairingDeadline == nil {
+			m.want.PairingDeadline = at(now.Add(m.pairingTimeout()))
+		}
+		if m.showNext(now) {
+			m.attempts = 0
+			m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonWaitingForScan, "scan status.qr with the phone: Linked devices, Link a device", now)
+		}
+	case whatsapp.EventPairSuccess:
+		m.hideCode()
+		m.want.JID, m.want.PhoneNumber = e.JID, e.PhoneNumber
+		m.want.PairingDeadline, m.codeCount = nil, 0
+		m.watchdog = now.Add(pairedPatience)
+		m.phase(v1alpha1.PhaseConnecting, v1alpha1.ReasonPaired, "the phone "+e.PhoneNumber+" linked the device", now)
+		m.tell(corev1.EventTypeNormal, v1alpha1.ReasonPaired, "the phone "+e.PhoneNumber+" linked the device")
+	case whatsapp.EventPairError:
+		m.tell(corev1.EventTypeWarning, v1alpha1.ReasonPairingFailed, e.Message)
+		m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonPairingFailed, e.Message, now)
+	case whatsapp.EventConnected:
+		m.connected(e, now)
+	case whatsapp.EventPushName:
+		m.want.PushName = e.PushName
+	case whatsapp.EventDisconnected, whatsapp.EventLoggedOut, whatsapp.EventReplaced, whatsapp.EventBanned, whatsapp.EventOutdated:
+		m.over(e, now)
+	}
+}
+
+func (m *model) connected(e whatsapp.Event, now time.Time) {
+	m.socket, m.watchdog = socketOpen, time.Time{}
+	m.want.JID, m.want.PhoneNumber = e.JID, e.PhoneNumber
+	if e.PushName != "" {
+		m.want.PushName = e.PushName
+	}
+	if m.want.LastConnectedTime != nil {
+		m.want.Reconnects++
+	} else {
+		m.tell(corev1.EventTypeNormal, v1alpha1.ReasonConnected, "connected as "+e.PhoneNumber)
+	}
+	m.want.LastConnectedTime = at(now)
+	m.want.PairingDeadline = nil
+	m.stableAt = now.Add(stableAfter)
+	if !m.logoutWanted() && !m.wrongPhone() {
+		m.phase(v1alpha1.PhaseConnected, v1alpha1.ReasonConnected, "connected to WhatsApp", now)
+	}
+}
+
+// over takes note of the end of the present connection.
+func (m *model) over(e whatsapp.Event, now time.Time) {
+	scanned := m.socket == socketPairing && m.want.JID != ""
+	m.socket, m.watchdog, m.stableAt = socketOver, time.Time{}, time.Time{}
+	m.hideCode()
+	switch {
+	case e.Type == whatsapp.EventLoggedOut && (m.logoutWanted() || m.running == opLogout):
+		m.onLoggedOut(now)
+	case e.Type == whatsapp.EventDisconnected && scanned:
+		m.retryAt = now // the 515 after the scan: the device logs in on a new connection
+	case m.logoutWanted():
+		m.failed(v1alpha1.ReasonDeleting, e.Message, now)
+	default:
+		endings[e.Type](m, e, now)
+	}
+}

@@ -1,0 +1,550 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	. "github.com/onsi/gomega"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/whatsapp"
+)
+
+var noon = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+
+const (
+	me      = "worker-a"
+	process = "p1"
+	phone   = "+34600111222"
+	jid     = "34600111222:7@s.whatsapp.net"
+)
+
+// session is one that the manager has placed on me under epoch 100.
+func session(change ...func(*v1alpha1.WhatsAppSession)) *v1alpha1.WhatsAppSession {
+	s := &v1alpha1.WhatsAppSession{
+		ObjectMeta: metav1.ObjectMeta{Name: "shop", Namespace: "tenant", UID: "uid-1", ResourceVersion: "1", Generation: 1},
+		Status:     v1alpha1.WhatsAppSessionStatus{SessionID: "shop", Worker: me, Epoch: 100},
+	}
+	for _, c := range change {
+		c(s)
+	}
+	return s
+}
+
+func heldByMe(s *v1alpha1.WhatsAppSession) { s.Status.HeldBy, s.Status.HolderStart = me, process }
+
+func deleted(s *v1alpha1.WhatsAppSession) {
+	stamp := metav1.NewTime(noon)
+	s.DeletionTimestamp = &stamp
+}
+
+type account struct {
+	starts     int64
+	jid, phone string
+}
+
+func (a account) Starts() int64       { return a.starts }
+func (a account) JID() string         { return a.jid }
+func (a account) PhoneNumber() string { return a.phone }
+func (a account) Dial(context.Context, DialOptions) (Connection, error) {
+	return nil, errors.New("a model dials nothing")
+}
+func (a account) Forget(context.Context) error { return nil }
+
+// taken is a model that holds obj and has its keys.
+func takenModel(obj *v1alpha1.WhatsAppSession, a account) *model {
+	m := newModel(me, process, func() float64 { return 0.5 })
+	m.observe(session(func(s *v1alpha1.WhatsAppSession) { *s = *obj; s.Status.HeldBy, s.Status.HolderStart = "", "" }), noon)
+	m.hold, m.token = true, true
+	heldByMe(obj)
+	m.observe(obj, noon)
+	m.onTaken(a, noon)
+	return m
+}
+
+// connectedModel is logged in as phone.
+func connectedModel(change ...func(*v1alpha1.WhatsAppSession)) *model {
+	m := takenModel(session(change...), account{starts: 1, jid: jid, phone: phone})
+	m.onDialed(true, m.dialSpec(), noon)
+	m.event(whatsapp.Event{Type: whatsapp.EventConnected, JID: jid, PhoneNumber: phone}, noon)
+	m.notes = nil
+	return m
+}
+
+func TestRules(t *testing.T) {
+	tests := []struct {
+		name  string
+		model func() *model
+		rule  string
+		op    operation
+	}{
+		{
+			name:  "placed here and free: a token is fetched first",
+			model: func() *model { m := newModel(me, process, nil); m.observe(session(), noon); return m },
+			rule:  "a login token comes before the claim", op: opToken,
+		},
+		{
+			name: "with a token in hand the claim is written",
+			model: func() *model {
+				m := newModel(me, process, nil)
+				m.observe(session(), noon)
+				m.token = true
+				return m
+			},
+			rule: "the claim is written and confirmed before the device is taken",
+		},
+		{
+			name: "the manager waits for another worker's release, and so do we",
+			model: func() *model {
+				m := newModel(me, process, nil)
+				m.observe(session(func(s *v1alpha1.WhatsAppSession) { s.Status.HeldBy = "worker-b" }), noon)
+				m.token = true
+				return m
+			},
+			rule: "nothing is done for a session that is not placed here",
+		},
+		{
+			name: "a session without its id is not opened",
+			model: func() *model {
+				m := newModel(me, process, nil)
+				m.observe(session(func(s *v1alpha1.WhatsAppSession) { s.Status.SessionID = "" }), noon)
+				return m
+			},
+			rule: "nothing is done for a session that is not placed here",
+		},
+		{
+			name: "a hold of a former process is claimed anew before the device is taken",
+			model: func() *model {
+				m := newModel(me, process, nil)
+				m.observe(session(func(s *v1alpha1.WhatsAppSession) { s.Status.HeldBy, s.Status.HolderStart = me, "p0" }), noon)
+				return m
+			},
+			rule: "a login token comes before the claim", op: opToken,
+		},
+		{
+			name: "a hold of a former process on a session that has moved is given up",
+			model: func() *model {
+				m := newModel(me, process, nil)
+				m.observe(session(func(s *v1alpha1.WhatsAppSession) {
+					s.Status.HeldBy, s.Status.HolderStart, s.Status.Worker = me, "p0", "worker-b"
+				}), noon)
+				return m
+			},
+			rule: "a device that is not to be held is given up",
+		},
+		{
+			name: "held: the keys are taken",
+			model: func() *model {
+				m := newModel(me, process, nil)
+				m.observe(session(heldByMe), noon)
+				return m
+			},
+			rule: "the keys are taken under the epoch of the claim", op: opTake,
+		},
+		{
+			name:  "taken: it connects",
+			model: func() *model { return takenModel(session(), account{starts: 1, jid: jid, phone: phone}) },
+			rule:  "a session without a socket connects when its time has come", op: opDial,
+		},
+		{
+			name: "moved while connected: the socket first",
+			model: func() *model {
+				m := connectedModel()
+				m.observe(session(heldByMe, func(s *v1alpha1.WhatsAppSession) { s.Status.Worker, s.Status.Epoch = "worker-b", 101 }), noon)
+				return m
+			},
+			rule: "a device that is not held, or not to be held, has no socket", op: opClose,
+		},
+		{
+			name: "a move to itself is a move: the socket first",
+			model: func() *model {
+				m := connectedModel()
+				m.observe(session(heldByMe, func(s *v1alpha1.WhatsAppSession) { s.Status.Epoch = 101 }), noon)
+				return m
+			},
+			rule: "a device that is not held, or not to be held, has no socket", op: opClose,
+		},
+		{
+			name: "a hold that was taken away: the socket is closed at once",
+			model: func() *model {
+				m := connectedModel()
+				m.observe(session(), noon)
+				return m
+			},
+			rule: "a device that is not held, or not to be held, has no socket", op: opClose,
+		},
+		{
+			name:  "a vanished resource has no socket",
+			model: func() *model { m := connectedModel(); m.vanish(); return m },
+			rule:  "a device that is not held, or not to be held, has no socket", op: opClose,
+		},
+		{
+			name: "moved, socket closed: what is to be told comes before the release",
+			model: func() *model {
+				m := connectedModel()
+				m.observe(session(heldByMe, func(s *v1alpha1.WhatsAppSession) { s.Status.Worker, s.Status.Epoch = "worker-b", 101 }), noon)
+				m.socket = socketNone
+				return m
+			},
+			rule: "what is to be told is told before the device is given up, for a moment",
+		},
+		{
+			name: "another proxy",
+			model: func() *model {
+				m := connectedModel()
+				m.observe(session(heldByMe, func(s *v1alpha1.WhatsAppSession) {
+					s.Spec.Proxy = &v1alpha1.ProxySpec{SecretRef: v1alpha1.SecretReference{Name: "out"}}
+				}), noon)
+				return m
+			},
+			rule: "another proxy means another connection", op: opClose,
+		},
+		{
+			name: "deleted while connected: logged out",
+			model: func() *model {
+				m := connectedModel()
+				m.observe(session(heldByMe, deleted), noon)
+				return m
+			},
+			rule: "a deleted session and a wrong phone are logged out", op: opLogout,
+		},
+		{
+			name: "deleted with Retain: the manager takes the placement away, nothing is logged out",
+			model: func() *model {
+				m := connectedModel()
+				m.observe(session(heldByMe, deleted, func(s *v1alpha1.WhatsAppSession) {
+					s.Spec.DeletionPolicy = v1alpha1.DeletionRetain
+				}), noon)
+				return m
+			},
+		},
+		{
+			name:  "deleted before it was ever linked: the record is deleted",
+			model: func() *model { return takenModel(session(deleted), account{starts: 1}) },
+			rule:  "the keys of a deleted session without a device are deleted", op: opForget,
+		},
+		{
+			name: "deleted, and the logout has failed for five minutes: the manager decides",
+			model: func() *model {
+				return takenModel(session(func(s *v1alpha1.WhatsAppSession) {
+					stamp := metav1.NewTime(noon.Add(-logoutPatience))
+					s.DeletionTimestamp = &stamp
+				}), account{starts: 1, jid: jid, phone: phone})
+			},
+			rule: "what is to be told is told before the device is given up, for a moment",
+		},
+		{
+			name: "another phone than the spec allows is logged out",
+			model: func() *model {
+				return connectedModel(func(s *v1alpha1.WhatsAppSession) { s.Spec.Pairing.PhoneNumber = "+34999999999" })
+			},
+			rule: "a deleted session and a wrong phone are logged out", op: opLogout,
+		},
+		{
+			name:  "shutting down: the socket first",
+			model: func() *model { m := connectedModel(); m.draining = true; return m },
+			rule:  "a device that is not held, or not to be held, has no socket", op: opClose,
+		},
+		{
+			name:  "connected and wanted: nothing",
+			model: func() *model { return connectedModel() },
+		},
+		{
+			name:  "an operation under way: nothing",
+			model: func() *model { m := connectedModel(); m.vanish(); m.running = opLogout; return m },
+			rule:  "one operation at a time",
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			g := NewWithT(t)
+			rule, op := tt.model().decide(noon)
+			g.Expect(rule).To(Equal(tt.rule))
+			g.Expect(op).To(Equal(tt.op))
+		})
+	}
+}
+
+func TestEndings(t *testing.T) {
+	until := noon.Add(2 * time.Hour)
+	tests := []struct {
+		name     string
+		event    whatsapp.Event
+		before   func(*model)
+		phase    v1alpha1.Phase
+		reason   string
+		retryAt  time.Time
+		word     delivery.Word
+		priority delivery.Priority
+		note     string
+	}{
+		{
+			name:  "a lost connection is pending, urgent, and tried again within the backoff",
+			event: whatsapp.Event{Type: whatsapp.EventDisconnected, Message: "the socket closed"},
+			phase: v1alpha1.PhaseDisconnected, reason: v1alpha1.ReasonReconnecting,
+			retryAt: noon.Add(backoffFirst / 2), word: delivery.Pending, priority: delivery.High,
+		},
+		{
+			name:   "the backoff doubles up to two minutes",
+			event:  whatsapp.Event{Type: whatsapp.EventDisconnected, Message: "the socket closed"},
+			before: func(m *model) { m.attempts = 30 },
+			phase:  v1alpha1.PhaseDisconnected, reason: v1alpha1.ReasonReconnecting,
+			retryAt: noon.Add(backoffMost / 2), word: delivery.Pending, priority: delivery.High,
+		},
+		{
+			name:  "logged out is not tried again",
+			event: whatsapp.Event{Type: whatsapp.EventLoggedOut, Message: "unlinked on the phone"},
+			phase: v1alpha1.PhaseLoggedOut, reason: v1alpha1.ReasonLoggedOut,
+			word: delivery.Inactive, priority: delivery.High, note: v1alpha1.ReasonLoggedOut,
+		},
+		{
+			name:  "replaced is not fought: once more after five minutes",
+			event: whatsapp.Event{Type: whatsapp.EventReplaced},
+			phase: v1alpha1.PhaseReplaced, reason: v1alpha1.ReasonReplaced, retryAt: noon.Add(replacedPause),
+			word: delivery.Inactive, priority: delivery.High, note: v1alpha1.ReasonReplaced,
+		},
+		{
+			name:   "replaced a second time waits for a person",
+			event:  whatsapp.Event{Type: whatsapp.EventReplaced},
+			before: func(m *model) { m.want.Failures = 1 },
+			phase:  v1alpha1.PhaseReplaced, reason: v1alpha1.ReasonReplaced,
+			word: delivery.Inactive, priority: delivery.High, note: v1alpha1.ReasonReplaced,
+		},
+		{
+			name:  "banned: not one attempt before the expiry",
+			event: whatsapp.Event{Type: whatsapp.EventBanned, Message: "sent too much", Until: until},
+			phase: v1alpha1.PhaseBanned, reason: v1alpha1.ReasonBanned, retryAt: until,
+			word: delivery.Inactive, priority: delivery.High, note: v1alpha1.ReasonBanned,
+		},
+		{
+			name:  "outdated waits for a new image",
+			event: whatsapp.Event{Type: whatsapp.EventOutdated},
+			phase: v1alpha1.PhaseOutdated, reason: v1alpha1.ReasonOutdated,
+			word: delivery.Inactive, priority: delivery.High, note: v1alpha1.ReasonOutdated,
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			g := NewWithT(t)
+			m := connectedModel()
+			_, _ = m.announcement(noon)
+			if tt.before != nil {
+				tt.before(m)
+			}
+			m.event(tt.event, noon)
+
+			g.Expect(m.want.Phase).To(Equal(tt.phase))
+			g.Expect(m.reason).To(Equal(tt.reason))
+			g.Expect(m.retryAt).To(BeTemporally("==", tt.retryAt))
+			g.Expect(m.socket).To(Equal(socketOver))
+			g.Expect(m.want.LastDisconnectedTime.Time).To(BeTemporally("==", noon))
+			a, changed := m.announcement(noon)
+			g.Expect(changed).To(BeTrue())
+			g.Expect(a.Status.Status).To(Equal(tt.word))
+			g.Expect(a.Status.Priority).To(Equal(tt.priority))
+			g.Expect(a.Status.Numbers).To(Equal(delivery.Numbers{Epoch: 100, Seq: delivery.FirstSeq(1) + 2}))
+			var notes []string
+			for _, n := range m.notes {
+				notes = append(notes, n.reason)
+			}
+			if tt.note == "" {
+				g.Expect(notes).To(BeEmpty())
+			} else {
+				g.Expect(notes).To(Equal([]string{tt.note}))
+			}
+		})
+	}
+}
+
+func TestPairing(t *testing.T) {
+	g := NewWithT(t)
+	m := takenModel(session(), account{starts: 1})
+	g.Expect(m.want.Phase).To(Equal(v1alpha1.PhasePairing))
+	m.onDialed(false, m.dialSpec(), noon)
+	m.event(whatsapp.Event{Type: whatsapp.EventQR, Codes: []string{"one", "two"}}, noon)
+
+	g.Expect(m.want.QR.Code).To(Equal("one"))
+	g.Expect(m.want.QR.Attempt).To(BeEquivalentTo(1))
+	g.Expect(m.want.QR.ExpiresAt.Time).To(BeTemporally("==", noon.Add(firstCode)))
+	g.Expect(m.want.PairingDeadline.Time).To(BeTemporally("==", noon.Add(defaultPairingTimeout)))
+	a, changed := m.announcement(noon)
+	g.Expect(changed).To(BeTrue())
+	g.Expect(a.QR.QR).To(Equal("one"))
+
+	now := noon.Add(firstCode)
+	g.Expect(m.wakeAt()).To(BeTemporally("==", now))
+	m.tick(now)
+	g.Expect(m.want.QR.Code).To(Equal("two"))
+	g.Expect(m.want.QR.ExpiresAt.Time).To(BeTemporally("==", now.Add(laterCode)))
+	a, changed = m.announcement(now)
+	g.Expect(changed).To(BeTrue())
+	g.Expect(a.QR.Attempt).To(BeEquivalentTo(2))
+
+	now = now.Add(laterCode)
+	m.tick(now)
+	g.Expect(m.want.QR).To(BeNil(), "a code is cleared the moment it expires")
+	_, op := m.decide(now)
+	g.Expect(op).To(Equal(opClose), "the codes have run out: the next connection brings new ones")
+	m.socket = socketNone
+	_, op = m.decide(now)
+	g.Expect(op).To(Equal(opDial))
+
+	m.onDialed(false, m.dialSpec(), now)
+	m.event(whatsapp.Event{Type: whatsapp.EventQR, Codes: []string{"three"}}, now)
+	g.Expect(m.want.QR.Attempt).To(BeEquivalentTo(3))
+	g.Expect(m.want.PairingDeadline.Time).To(BeTemporally("==", noon.Add(defaultPairingTimeout)), "a new connection does not prolong the pairing")
+
+	t.Run("nobody scans", func(t *testing.T) {
+		g := NewWithT(t)
+		late := *m
+		deadline := noon.Add(defaultPairingTimeout)
+		late.tick(deadline)
+		g.Expect(late.want.Phase).To(Equal(v1alpha1.PhasePairingExpired))
+		g.Expect(late.want.QR).To(BeNil())
+		late.socket = socketNone
+		_, op := late.decide(deadline)
+		g.Expect(op).To(Equal(opNone))
+		late.obj = session(heldByMe, func(s *v1alpha1.WhatsAppSession) {
+			s.Annotations = map[string]string{v1alpha1.RestartedAtAnnotation: "again"}
+		})
+		late.tick(deadline.Add(time.Second))
+		g.Expect(late.want.ObservedRestartedAt).To(Equal("again"))
+		_, op = late.decide(deadline.Add(time.Second))
+		g.Expect(op).To(Equal(opDial))
+	})
+
+	m.event(whatsapp.Event{Type: whatsapp.EventPairSuccess, JID: jid, PhoneNumber: phone}, now)
+	g.Expect(m.want.Phase).To(Equal(v1alpha1.PhaseConnecting))
+	g.Expect(m.want.QR).To(BeNil(), "a used code is cleared")
+
+	t.Run("the 515 that ends the pairing is lost", func(t *testing.T) {
+		g := NewWithT(t)
+		silent := *m
+		silent.tick(now.Add(pairedPatience))
+		g.Expect(silent.socket).To(Equal(socketOver))
+		silent.socket = socketNone
+		_, op := silent.decide(now.Add(pairedPatience))
+		g.Expect(op).To(Equal(opDial))
+	})
+
+	m.event(whatsapp.Event{Type: whatsapp.EventDisconnected, Reason: "StreamError515"}, now)
+	g.Expect(m.want.Phase).To(Equal(v1alpha1.PhaseConnecting), "the 515 is part of a pairing, not a failure")
+	m.socket = socketNone
+	_, op = m.decide(now)
+	g.Expect(op).To(Equal(opDial), "it logs in at once")
+}
+
+func TestRestartCountsOnceAMinute(t *testing.T) {
+	g := NewWithT(t)
+	m := connectedModel()
+	ask := func(value string, now time.Time) {
+		m.observe(session(heldByMe, func(s *v1alpha1.WhatsAppSession) {
+			s.Annotations = map[string]string{v1alpha1.RestartedAtAnnotation: value}
+			s.Status.ObservedRestartedAt = m.want.ObservedRestartedAt
+		}), now)
+	}
+	ask("1", noon)
+	g.Expect(m.want.ObservedRestartedAt).To(Equal("1"))
+	g.Expect(m.socket).To(Equal(socketOver), "a connected session connects anew")
+	ask("2", noon.Add(time.Second))
+	g.Expect(m.want.ObservedRestartedAt).To(Equal("1"))
+	g.Expect(m.wakeAt()).To(BeTemporally("<=", noon.Add(restartEvery)))
+	m.tick(noon.Add(restartEvery))
+	g.Expect(m.want.ObservedRestartedAt).To(Equal("2"))
+}
+
+func TestRestartDoesNotShortenABan(t *testing.T) {
+	g := NewWithT(t)
+	m := connectedModel()
+	m.event(whatsapp.Event{Type: whatsapp.EventBanned, Until: noon.Add(time.Hour)}, noon)
+	m.socket = socketNone
+	m.observe(session(heldByMe, func(s *v1alpha1.WhatsAppSession) {
+		s.Annotations = map[string]string{v1alpha1.RestartedAtAnnotation: "please"}
+	}), noon)
+	_, op := m.decide(noon)
+	g.Expect(op).To(Equal(opNone))
+	g.Expect(m.want.Phase).To(Equal(v1alpha1.PhaseBanned))
+	_, op = m.decide(noon.Add(time.Hour))
+	g.Expect(op).To(Equal(opDial))
+}
+
+func TestBanMovesWithTheSession(t *testing.T) {
+	g := NewWithT(t)
+	until := metav1.NewTime(noon.Add(time.Hour))
+	m := takenModel(session(func(s *v1alpha1.WhatsAppSession) {
+		s.Status.Phase, s.Status.RetryAfter = v1alpha1.PhaseBanned, &until
+	}), account{starts: 3, jid: jid, phone: phone})
+	_, op := m.decide(noon)
+	g.Expect(op).To(Equal(opNone), "the next holder must know what was already tried")
+	g.Expect(m.wakeAt()).To(BeTemporally("==", until.Time))
+}
+
+func TestEpochBehindIsGivenUp(t *testing.T) {
+	g := NewWithT(t)
+	m := newModel(me, process, nil)
+	m.observe(session(heldByMe), noon)
+	m.hold = true
+	m.behind(500, noon)
+	for range 3 {
+		_, _ = m.decide(noon)
+	}
+	status, needed := m.rendered(noon)
+	g.Expect(needed).To(BeTrue())
+	g.Expect(status.HeldBy).To(BeEmpty())
+	g.Expect(status.StoredEpoch).To(BeEquivalentTo(500))
+
+	m.observe(session(func(s *v1alpha1.WhatsAppSession) { s.Status = status }), noon)
+	_, op := m.decide(noon)
+	g.Expect(op).To(Equal(opNone), "under the old epoch it is not tried again")
+	m.observe(session(func(s *v1alpha1.WhatsAppSession) { s.Status = status; s.Status.Epoch = 501 }), noon)
+	_, op = m.decide(noon)
+	g.Expect(op).To(Equal(opToken))
+}
+
+func TestOnlyTheHolderWrites(t *testing.T) {
+	tests := []struct {
+		name   string
+		obj    *v1alpha1.WhatsAppSession
+		hold   bool
+		writes bool
+	}{
+		{name: "not held, no claim", obj: session()},
+		{name: "not held, a claim", obj: session(), hold: true, writes: true},
+		{name: "a claim, but another holds it", obj: session(func(s *v1alpha1.WhatsAppSession) { s.Status.HeldBy = "worker-b" }), hold: true},
+		{name: "a claim, but it was placed elsewhere", obj: session(func(s *v1alpha1.WhatsAppSession) { s.Status.Worker = "worker-b" }), hold: true},
+		{name: "held", obj: session(heldByMe), hold: true, writes: true},
+		{name: "held, to be released", obj: session(heldByMe), writes: true},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			g := NewWithT(t)
+			m := newModel(me, process, nil)
+			m.observe(tt.obj, noon)
+			m.hold = tt.hold
+			status, writes := m.rendered(noon)
+			g.Expect(writes).To(Equal(tt.writes))
+			if writes {
+				g.Expect(status.Worker).To(Equal(tt.obj.Status.Worker), "worker is the manager's")
+				g.Expect(status.Epoch).To(Equal(tt.obj.Status.Epoch), "epoch is the manager's")
+				g.Expect(status.HeldBy != "").To(Equal(tt.hold))
+			}
+		})
+	}
+}
+
+func TestAConnectedSessionWritesNothing(t *testing.T) {
+	g := NewWithT(t)
+	m := connectedModel()
+	status, needed := m.rendered(noon)
+	g.Expect(needed).To(BeTrue())
+	m.observe(session(func(s *v1alpha1.WhatsAppSession) { s.Status = status }), noon)
+	for _, later := range []time.Duration{time.Second, time.Minute, time.Hour} {
+		m.tick(noon.Add(later))
+		_, needed = m.rendered(noon.Add(later))
+		g.Expect(needed).To(BeFalse())
+	}
+}

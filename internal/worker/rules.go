@@ -1,0 +1,174 @@
+package worker
+
+import (
+	"time"
+
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+)
+
+// rule is a line of the table by which a supervisor decides what to do next.
+type rule struct {
+	name string
+	when func(m *model, now time.Time) bool
+	// then changes the model and names the operation to begin, if any.
+	then func(m *model, now time.Time) operation
+}
+
+// rules are tried in order; the first that applies is carried out. They are
+// level-triggered: whatever was missed or came twice, the same facts lead to
+// the same step.
+var rules = []rule{
+	{
+		name: "one operation at a time",
+		when: func(m *model, _ time.Time) bool { return m.running != opNone },
+		then: nothing,
+	},
+	{
+		name: "a connection that has ended is closed",
+		when: func(m *model, _ time.Time) bool { return m.socket == socketOver },
+		then: start(opClose),
+	},
+	{
+		name: "a device that is not held, or not to be held, has no socket",
+		when: func(m *model, now time.Time) bool {
+			return m.socket != socketNone && (!m.held() || !m.stays(now))
+		},
+		then: func(m *model, now time.Time) operation {
+			m.leaving(now)
+			m.socket = socketOver
+			return opClose
+		},
+	},
+	{
+		name: "another proxy means another connection",
+		when: func(m *model, _ time.Time) bool {
+			return m.socket != socketNone && m.dialed.proxySecret != m.dialSpec().proxySecret
+		},
+		then: func(m *model, now time.Time) operation {
+			m.socket, m.retryAt = socketOver, now
+			m.hideCode()
+			m.phase(v1alpha1.PhaseConnecting, v1alpha1.ReasonConnecting, "spec.proxy changed", now)
+			return opClose
+		},
+	},
+	{
+		name: "what is to be told is told before the device is given up, for a moment",
+		when: func(m *model, now time.Time) bool {
+			return m.heldHere() && !m.stays(now) && m.hold && m.releaseBy.IsZero()
+		},
+		then: func(m *model, now time.Time) operation {
+			m.leaving(now)
+			m.releaseBy = now.Add(flushPatience)
+			return opNone
+		},
+	},
+	{
+		name: "a device that is not to be held is given up",
+		when: func(m *model, now time.Time) bool { return m.heldHere() && !m.stays(now) },
+		then: func(m *model, now time.Time) operation {
+			if m.hold && m.telling && now.Before(m.releaseBy) {
+				return opNone
+			}
+			m.hold, m.releaseBy = false, time.Time{}
+			return opNone
+		},
+	},
+	{
+		name: "nothing is done for a session that is not placed here",
+		when: func(m *model, now time.Time) bool {
+			return !m.stays(now) || m.obj.Status.HeldBy != "" && !m.heldHere()
+		},
+		then: nothing,
+	},
+	{
+		name: "a login token comes before the claim",
+		when: func(m *model, _ time.Time) bool { return !m.held() && !m.token },
+		then: start(opToken),
+	},
+	{
+		name: "the claim is written and confirmed before the device is taken",
+		when: func(m *model, _ time.Time) bool { return !m.held() },
+		then: func(m *model, _ time.Time) operation { m.hold = true; return opNone },
+	},
+	{
+		name: "the keys are taken under the epoch of the claim",
+		when: func(m *model, now time.Time) bool { return !m.taken && !now.Before(m.retryAt) },
+		then: start(opTake),
+	},
+	{
+		name: "without keys nothing else is done",
+		when: func(m *model, _ time.Time) bool { return !m.taken },
+		then: nothing,
+	},
+	{
+		name: "the keys of a deleted session without a device are deleted",
+		when: func(m *model, _ time.Time) bool {
+			return m.logoutWanted() && m.socket == socketNone && (m.loggedOut || m.want.JID == "")
+		},
+		then: start(opForget),
+	},
+	{
+		name: "a deleted session and a wrong phone are logged out",
+		when: func(m *model, now time.Time) bool {
+			return m.socket == socketOpen && (m.logoutWanted() || m.wrongPhone()) && !now.Before(m.retryAt)
+		},
+		then: start(opLogout),
+	},
+	{
+		name: "a session without a socket connects when its time has come",
+		when: func(m *model, now time.Time) bool {
+			return m.socket == socketNone && !m.retryAt.IsZero() && !now.Before(m.retryAt)
+		},
+		then: start(opDial),
+	},
+}
+
+func nothing(*model, time.Time) operation { return opNone }
+
+func start(op operation) func(*model, time.Time) operation {
+	return func(*model, time.Time) operation { return op }
+}
+
+// decide applies the first rule that holds and returns its name and operation.
+func (m *model) decide(now time.Time) (string, operation) {
+	if m.obj == nil {
+		return "", opNone
+	}
+	for _, r := range rules {
+		if r.when(m, now) {
+			return r.name, r.then(m, now)
+		}
+	}
+	return "", opNone
+}
+
+// cancels reports whether the operation under way is of no use any more.
+func (m *model) cancels(now time.Time) bool {
+	switch m.running {
+	case opToken, opTake, opDial, opLogout:
+		return !m.stays(now)
+	default:
+		return false
+	}
+}
+
+// leaving says why a session that is to be given up is not connected.
+func (m *model) leaving(now time.Time) {
+	m.hideCode()
+	m.stableAt, m.watchdog = time.Time{}, time.Time{}
+	switch m.want.Phase {
+	case v1alpha1.PhaseConnected, v1alpha1.PhaseConnecting, v1alpha1.PhasePairing, v1alpha1.PhaseDisconnected:
+	default:
+		return
+	}
+	reason, message := v1alpha1.ReasonMoving, "the session is moving to another worker"
+	switch {
+	case m.reason == v1alpha1.ReasonEpochBehind:
+		return
+	case m.obj.Spec.Suspend:
+		reason, message = v1alpha1.ReasonSuspended, "spec.suspend is true"
+	case m.draining:
+		message = "worker " + m.worker + " is shutting down"
+	}
+	m.phase(v1alpha1.PhaseDisconnected, reason, message, now)
+}

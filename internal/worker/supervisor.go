@@ -1,0 +1,497 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-logr/logr"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/resourceversion"
+	"k8s.io/utils/clock"
+
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/whatsapp"
+)
+
+const (
+	// requestPatience bounds one request to the API server, the store or Redis.
+	requestPatience = 10 * time.Second
+	// logoutAttempt bounds one attempt at a logout.
+	logoutAttempt = 30 * time.Second
+	// retryFirst and retryMost bound the pause after a failed write to the API server or to Redis.
+	retryFirst = 500 * time.Millisecond
+	retryMost  = 15 * time.Second
+)
+
+// dependencies are what every supervisor of a worker uses.
+type dependencies struct {
+	Sessions  Sessions
+	Accounts  Accounts
+	Proxies   Proxies
+	Announcer Announcer
+	Limiter   Limiter
+	Events    Events
+	Clock     clock.Clock
+}
+
+// supervisor owns one session: its goroutine alone touches the model; blocking
+// work runs beside it, one piece of each sort at a time, and comes back through
+// the inbox.
+type supervisor struct {
+	dependencies
+	log   logr.Logger
+	key   types.NamespacedName
+	uid   types.UID
+	inbox chan func()
+	// finished is closed when the goroutine has ended and nothing of it runs any more.
+	finished chan struct{}
+	// snapshot is what the agent refreshes the cache with.
+	snapshot atomic.Pointer[Announcement]
+	// phase is what the agent counts.
+	phase atomic.Pointer[v1alpha1.Phase]
+
+	m        *model
+	work     sync.WaitGroup
+	account  Account
+	conn     Connection
+	hangUp   context.CancelFunc // ends conn's context
+	cancelOp context.CancelFunc
+	// dial counts the connections, so that an old one's events are told from the present one's.
+	dial  int
+	early []whatsapp.Event
+
+	writing       bool
+	writeAfter    time.Time
+	writeFails    int
+	pending       *Announcement
+	announcing    bool
+	announceAfter time.Time
+	announceFails int
+}
+
+func newSupervisor(d dependencies, log logr.Logger, obj *v1alpha1.WhatsAppSession, worker, process string) *supervisor {
+	return &supervisor{
+		dependencies: d,
+		log:          log.WithValues("session", obj.Name, "namespace", obj.Namespace, "sessionID", obj.Status.SessionID),
+		key:          types.NamespacedName{Namespace: obj.Namespace, Name: obj.Name},
+		uid:          obj.UID,
+		inbox:        make(chan func(), 16),
+		finished:     make(chan struct{}),
+		m:            newModel(worker, process, rand.Float64),
+	}
+}
+
+// post hands f to the supervisor's goroutine; it reports false when that has ended.
+func (s *supervisor) post(f func()) bool {
+	select {
+	case s.inbox <- f:
+		return true
+	case <-s.finished:
+		return false
+	}
+}
+
+// run supervises until nothing of the session is left here, or ctx ends; then
+// the socket is closed and, ctx having ended, the hold is left to a restart in place.
+func (s *supervisor) run(ctx context.Context) {
+	opsCtx, cancelOps := context.WithCancel(ctx)
+	timer := s.Clock.NewTimer(time.Hour)
+	defer func() {
+		timer.Stop()
+		cancelOps()
+		s.drainWork()
+		s.work.Go(func() { s.closeSocket()(ctx) })
+		s.drainWork() // again: Close waits for events that are on their way to the inbox
+		close(s.finished)
+	}()
+	for {
+		now := s.Clock.Now()
+		if s.m.obj != nil {
+			s.m.tick(now)
+			s.advance(opsCtx, now)
+			s.notify()
+			s.announce(opsCtx, now)
+			s.write(opsCtx, now)
+			phase := s.m.want.Phase
+			s.phase.Store(&phase)
+			if s.m.done() && !s.writing && !s.announcing && (s.pending == nil || s.m.gone) {
+				return
+			}
+		}
+		timer.Stop()
+		if wake := s.wakeAt(); !wake.IsZero() {
+			timer.Reset(max(wake.Sub(now), time.Millisecond))
+		}
+		select {
+		case f := <-s.inbox:
+			f()
+		case <-timer.C():
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// drainWork waits for the work under way while it empties the inbox.
+func (s *supervisor) drainWork() {
+	ended := make(chan struct{})
+	go func() { s.work.Wait(); close(ended) }()
+	for {
+		select {
+		case f := <-s.inbox:
+			f()
+		case <-ended:
+			return
+		}
+	}
+}
+
+func (s *supervisor) wakeAt() time.Time {
+	earliest := s.m.wakeAt()
+	if s.m.obj == nil {
+		return earliest
+	}
+	consider := func(wanted bool, t time.Time) {
+		if wanted && !t.IsZero() && (earliest.IsZero() || t.Before(earliest)) {
+			earliest = t
+		}
+	}
+	consider(!s.writing, s.writeAfter)
+	consider(s.pending != nil && !s.announcing, s.announceAfter)
+	return earliest
+}
+
+// observe takes note of an object if it is newer than the one known.
+func (s *supervisor) observe(obj *v1alpha1.WhatsAppSession) {
+	if obj.UID != s.uid {
+		s.m.vanish() // deleted and made anew: another session, with a supervisor of its own
+		return
+	}
+	if s.m.obj != nil {
+		if order, err := resourceversion.CompareResourceVersion(obj.ResourceVersion, s.m.obj.ResourceVersion); err == nil && order <= 0 {
+			return
+		}
+	}
+	s.m.observe(obj, s.Clock.Now())
+}
+
+// advance carries out the rules.
+func (s *supervisor) advance(ctx context.Context, now time.Time) {
+	if s.cancelOp != nil && s.m.cancels(now) {
+		s.cancelOp()
+	}
+	for range 4 { // a rule that only changes the model may make way for another
+		name, op := s.m.decide(now)
+		if op != opNone {
+			s.log.V(1).Info("Next step", "rule", name, "operation", string(op), "epoch", s.m.obj.Status.Epoch)
+			s.begin(ctx, op)
+			return
+		}
+	}
+}
+
+// begin starts an operation beside the goroutine; its outcome comes through the inbox.
+func (s *supervisor) begin(life context.Context, op operation) {
+	ctx, cancel := context.WithCancel(life)
+	s.cancelOp = cancel
+	s.m.running = op
+	var perform func(context.Context) func(now time.Time)
+	switch op {
+	case opToken:
+		perform = s.getToken()
+	case opTake:
+		perform = s.take()
+	case opDial:
+		perform = s.connect(life)
+	case opClose:
+		perform = s.closeSocket()
+	case opLogout:
+		perform = s.logout()
+	case opForget:
+		perform = s.forget()
+	}
+	s.work.Go(func() {
+		defer cancel()
+		outcome := perform(ctx)
+		s.post(func() {
+			s.m.running, s.cancelOp = opNone, nil
+			outcome(s.Clock.Now())
+		})
+	})
+}
+
+func (s *supervisor) getToken() func(context.Context) func(time.Time) {
+	pairing, egress := s.m.obj.Status.JID == "", s.egress()
+	return func(ctx context.Context) func(time.Time) {
+		err := s.Limiter.Wait(ctx, egress, pairing)
+		return func(time.Time) { s.m.token = err == nil }
+	}
+}
+
+// egress names the way out that the session's logins are paced with: its proxy,
+// or (empty) the worker's own address.
+func (s *supervisor) egress() string {
+	if secret := s.m.dialSpec().proxySecret; secret != "" {
+		return s.key.Namespace + "/" + secret
+	}
+	return ""
+}
+
+func (s *supervisor) take() func(context.Context) func(time.Time) {
+	obj := s.m.obj
+	return func(ctx context.Context) func(time.Time) {
+		ctx, cancel := context.WithTimeout(ctx, requestPatience)
+		defer cancel()
+		account, err := s.Accounts.Take(ctx, obj.UID, obj.Status.Epoch)
+		return func(now time.Time) {
+			switch {
+			case errors.Is(err, ErrNoRecord) && s.m.logoutWanted():
+				s.m.forgotten = true
+			case err != nil:
+				s.fail(v1alpha1.ReasonStoreUnavailable, "the database did not give the device's keys", err, now)
+			case obj.Status.Epoch != s.m.obj.Status.Epoch || !s.m.held():
+				// moved meanwhile: the next taking is under the new epoch
+			default:
+				s.account = account
+				s.m.onTaken(account, now)
+				s.log.Info("Took the device", "epoch", s.m.epoch, "starts", s.m.starts, "paired", s.m.want.JID != "")
+			}
+		}
+	}
+}
+
+// fail sorts an error of the store, the proxy or the connection.
+func (s *supervisor) fail(reason, sentence string, err error, now time.Time) {
+	var behind *EpochBehindError
+	var refusal *Refusal
+	switch {
+	case errors.Is(err, context.Canceled) && !s.m.stays(now):
+		return
+	case errors.As(err, &behind):
+		s.log.Info("The store knows a higher epoch", "epoch", s.m.obj.Status.Epoch, "storedEpoch", behind.Stored)
+		s.m.behind(behind.Stored, now)
+	case errors.As(err, &refusal):
+		s.log.Info("The session needs a person", "reason", refusal.Reason, "message", refusal.Message)
+		s.m.refused(refusal, now)
+	default:
+		s.log.Error(err, "An attempt failed", "reason", reason, "epoch", s.m.obj.Status.Epoch, "attempts", s.m.attempts)
+		s.m.failed(reason, sentence+": "+status.Clean(err.Error(), 256), now)
+	}
+}
+
+func (s *supervisor) connect(life context.Context) func(context.Context) func(time.Time) {
+	obj, account, hasToken := s.m.obj, s.account, s.m.token
+	spec := s.m.dialSpec()
+	pairing, egress := s.m.want.JID == "", s.egress()
+	s.m.token = false
+	s.dial++
+	s.early = nil
+	number := s.dial
+	life, hangUp := context.WithCancel(life)
+	s.hangUp = hangUp
+	return func(ctx context.Context) func(time.Time) {
+		// Until the socket stands, what cancels the operation ends it too.
+		release := context.AfterFunc(ctx, hangUp)
+		defer release()
+		conn, err := func() (Connection, error) {
+			if !hasToken {
+				if err := s.Limiter.Wait(ctx, egress, pairing); err != nil {
+					return nil, err
+				}
+			}
+			proxy, err := s.Proxies.Proxy(ctx, obj)
+			if err != nil {
+				return nil, err
+			}
+			return account.Dial(life, DialOptions{DeviceName: spec.deviceName, Proxy: proxy, Events: func(e whatsapp.Event) {
+				s.post(func() { s.onEvent(number, e) })
+			}})
+		}()
+		return func(now time.Time) {
+			if err != nil {
+				hangUp()
+				s.fail(v1alpha1.ReasonConnectFailed, "the connection to WhatsApp could not be opened", err, now)
+				return
+			}
+			s.conn = conn
+			s.m.onDialed(conn.Paired(), spec, now)
+			for _, e := range s.early {
+				s.onEvent(number, e)
+			}
+			s.early = nil
+		}
+	}
+}
+
+func (s *supervisor) onEvent(number int, e whatsapp.Event) {
+	switch {
+	case number != s.dial:
+	case s.m.running == opDial:
+		s.early = append(s.early, e) // the socket's own event may overtake the answer of Dial
+	default:
+		s.log.Info("WhatsApp says", "event", string(e.Type), "reason", e.Reason, "epoch", s.m.epoch)
+		s.m.event(e, s.Clock.Now())
+	}
+}
+
+func (s *supervisor) closeSocket() func(context.Context) func(time.Time) {
+	conn, hangUp := s.conn, s.hangUp
+	s.dial++ // what the old connection still says is of no interest
+	return func(context.Context) func(time.Time) {
+		if hangUp != nil {
+			hangUp()
+		}
+		if conn != nil {
+			conn.Close()
+		}
+		return func(time.Time) { s.conn, s.hangUp, s.m.socket = nil, nil, socketNone }
+	}
+}
+
+func (s *supervisor) logout() func(context.Context) func(time.Time) {
+	conn := s.conn
+	return func(ctx context.Context) func(time.Time) {
+		ctx, cancel := context.WithTimeout(ctx, logoutAttempt)
+		defer cancel()
+		err := conn.Logout(ctx)
+		return func(now time.Time) {
+			if s.m.loggedOut {
+				return // the connection's own event came first
+			}
+			if err != nil {
+				s.log.Error(err, "The logout failed", "epoch", s.m.epoch)
+				s.m.backOff(now)
+				s.m.message = "the logout failed and is repeated: " + status.Clean(err.Error(), 256)
+				return
+			}
+			s.log.Info("Logged out", "epoch", s.m.epoch)
+			s.m.onLoggedOut(now)
+		}
+	}
+}
+
+func (s *supervisor) forget() func(context.Context) func(time.Time) {
+	account := s.account
+	return func(ctx context.Context) func(time.Time) {
+		ctx, cancel := context.WithTimeout(ctx, requestPatience)
+		defer cancel()
+		err := account.Forget(ctx)
+		return func(now time.Time) {
+			if err != nil {
+				s.fail(v1alpha1.ReasonStoreUnavailable, "the keys of the deleted session could not be deleted", err, now)
+				return
+			}
+			s.m.forgotten = true
+		}
+	}
+}
+
+// write brings the status to the API server.
+func (s *supervisor) write(ctx context.Context, now time.Time) {
+	if s.writing || now.Before(s.writeAfter) {
+		return
+	}
+	desired, needed := s.m.rendered(now)
+	if !needed {
+		s.writeAfter = time.Time{}
+		return
+	}
+	s.writing = true
+	base := s.m.obj
+	s.work.Go(func() {
+		written, err := s.patch(ctx, base, desired)
+		s.post(func() {
+			s.writing = false
+			switch {
+			case err == nil || apierrors.IsConflict(err):
+				s.writeFails, s.writeAfter = 0, time.Time{}
+			default:
+				s.log.Error(err, "The status could not be written")
+				s.writeAfter = s.Clock.Now().Add(pause(s.writeFails))
+				s.writeFails++
+			}
+			switch {
+			case written != nil:
+				s.observe(written)
+			case apierrors.IsNotFound(err):
+				s.m.vanish()
+			}
+		})
+	})
+}
+
+// patch writes a status. After an error the answer may have been lost, or the
+// base was old: what the API server has now is read in any case.
+func (s *supervisor) patch(ctx context.Context, base *v1alpha1.WhatsAppSession, desired v1alpha1.WhatsAppSessionStatus) (*v1alpha1.WhatsAppSession, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestPatience)
+	defer cancel()
+	written, err := s.Sessions.PatchStatus(ctx, base, desired)
+	if err == nil {
+		return written, nil
+	}
+	fresh, getErr := s.Sessions.Get(ctx, s.key)
+	switch {
+	case getErr == nil:
+		return fresh, err
+	case apierrors.IsNotFound(getErr):
+		return nil, getErr
+	default:
+		return nil, err
+	}
+}
+
+// announce brings to Redis what changed, the newest only, one call at a time.
+func (s *supervisor) announce(ctx context.Context, now time.Time) {
+	if a, changed := s.m.announcement(now); changed {
+		s.pending = &a
+	}
+	s.m.telling = s.pending != nil || s.announcing
+	if s.pending == nil || s.announcing || now.Before(s.announceAfter) {
+		return
+	}
+	a := s.pending
+	s.pending, s.announcing = nil, true
+	s.work.Go(func() {
+		ctx, cancel := context.WithTimeout(ctx, requestPatience)
+		defer cancel()
+		err := s.Announcer.Announce(ctx, *a)
+		s.post(func() {
+			s.announcing = false
+			if err == nil {
+				s.snapshot.Store(a)
+				s.announceFails, s.announceAfter = 0, time.Time{}
+				return
+			}
+			s.log.Error(err, "Redis did not take the session's state; it is tried again", "epoch", a.Status.Epoch)
+			if s.pending == nil {
+				s.pending = a
+			}
+			s.announceAfter = s.Clock.Now().Add(pause(s.announceFails))
+			s.announceFails++
+		})
+	})
+}
+
+// notify records the Events that the model asks for.
+func (s *supervisor) notify() {
+	for _, n := range s.m.notes {
+		if n.kind == corev1.EventTypeWarning {
+			s.log.Info("A person is told", "reason", n.reason, "message", n.message)
+		}
+		s.Events.Event(s.m.obj, n.kind, n.reason, status.Clean(n.message, 512))
+	}
+	s.m.notes = nil
+}
+
+// pause is the wait after the n-th failure in a row: doubled each time, half of it by chance.
+func pause(n int) time.Duration {
+	interval := min(retryFirst<<min(n, 6), retryMost)
+	return interval/2 + rand.N(interval/2)
+}
