@@ -410,7 +410,7 @@ func (s *supervisor) write(ctx context.Context, now time.Time) {
 		s.post(func() {
 			s.writing = false
 			switch {
-			case err == nil || apierrors.IsConflict(err):
+			case err == nil, apierrors.IsConflict(err), written != nil && written.ResourceVersion != base.ResourceVersion:
 				s.writeFails, s.writeAfter = 0, time.Time{}
 			default:
 				s.log.Error(err, "The status could not be written")
@@ -465,6 +465,7 @@ func (s *supervisor) announce(ctx context.Context, now time.Time) {
 		s.post(func() {
 			s.announcing = false
 			if err == nil {
+				s.m.telling = s.pending != nil
 				s.snapshot.Store(a)
 				s.announceFails, s.announceAfter = 0, time.Time{}
 				return
