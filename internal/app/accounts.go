@@ -1,0 +1,102 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/go-logr/logr"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/whatsapp-operator/whatsapp-operator/internal/store"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/whatsapp"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/worker"
+)
+
+// accounts joins the store and the connector: a device is read from the one
+// and connected by the other.
+type accounts struct {
+	store     *store.Store
+	connector *whatsapp.Factory
+	log       logr.Logger
+}
+
+// Take implements worker.Accounts.
+func (a *accounts) Take(ctx context.Context, uid types.UID, epoch int64) (worker.Account, error) {
+	taking, err := a.store.Take(ctx, string(uid), epoch)
+	if err != nil {
+		return nil, inWorkersWords(err)
+	}
+	return &account{accounts: a, taking: taking}, nil
+}
+
+type account struct {
+	*accounts
+	taking *store.Taking
+}
+
+func (a *account) Starts() int64       { return a.taking.Starts() }
+func (a *account) JID() string         { return a.taking.Record.JID }
+func (a *account) PhoneNumber() string { return a.taking.Record.PhoneNumber() }
+
+// Forget implements worker.Account.
+func (a *account) Forget(ctx context.Context) error {
+	return inWorkersWords(a.taking.Forget(ctx))
+}
+
+// Dial implements worker.Account. When the store fails, the connection's
+// context ends before anything can be acknowledged; the connector then tells
+// that the connection is over.
+func (a *account) Dial(ctx context.Context, o worker.DialOptions) (worker.Connection, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	device, err := a.taking.Open(ctx, cancel)
+	if err != nil {
+		cancel(err)
+		return nil, inWorkersWords(err)
+	}
+	paired := device.ID != nil
+	conn, err := a.connector.New(whatsapp.Options{
+		Device: device, DeviceName: o.DeviceName, Proxy: o.Proxy, Events: o.Events,
+		Log: a.log.WithValues("sessionID", a.taking.Record.SessionID),
+	})
+	if err != nil {
+		cancel(err)
+		return nil, fmt.Errorf("preparing the connection: %w", err)
+	}
+	if err := conn.Connect(ctx); err != nil {
+		conn.Close()
+		cancel(err)
+		if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
+			err = cause
+		}
+		return nil, err
+	}
+	return &connection{Connection: conn, paired: paired, cancel: cancel}, nil
+}
+
+type connection struct {
+	*whatsapp.Connection
+	paired bool
+	cancel context.CancelCauseFunc
+}
+
+// Paired implements worker.Connection.
+func (c *connection) Paired() bool { return c.paired }
+
+// Close implements worker.Connection.
+func (c *connection) Close() {
+	c.cancel(context.Canceled)
+	c.Connection.Close()
+}
+
+func inWorkersWords(err error) error {
+	var behind *store.EpochBehindError
+	switch {
+	case errors.As(err, &behind):
+		return fmt.Errorf("%w (%w)", &worker.EpochBehindError{Stored: behind.Stored}, err)
+	case errors.Is(err, store.ErrNoRecord):
+		return fmt.Errorf("%w (%w)", worker.ErrNoRecord, err)
+	default:
+		return err
+	}
+}

@@ -1,0 +1,122 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/whatsapp-operator/whatsapp-operator/internal/batch"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/cache"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/worker"
+)
+
+// announcer brings a session's state to Redis: the queues first, because
+// Laravel waits, then the cache keys.
+type announcer struct {
+	queue *batch.Queue
+	cache *cache.Cache
+}
+
+// Announce implements worker.Announcer.
+func (a *announcer) Announce(ctx context.Context, what worker.Announcement) error {
+	if err := a.enqueue(ctx, what.Status); err != nil {
+		return err
+	}
+	return errors.Join(a.code(ctx, what), a.cache.RefreshAll(ctx, []cache.Entry{entry(what, false)}))
+}
+
+// Refresh implements worker.Announcer.
+func (a *announcer) Refresh(ctx context.Context, all []worker.Announcement) error {
+	entries := make([]cache.Entry, len(all))
+	for i, what := range all {
+		entries[i] = entry(what, true)
+	}
+	return a.cache.RefreshAll(ctx, entries)
+}
+
+// enqueue puts a status into its queue.
+func (a *announcer) enqueue(ctx context.Context, status delivery.StatusItem) error {
+	item, err := status.Item()
+	if err != nil {
+		return err
+	}
+	if _, err := a.queue.Enqueue(ctx, delivery.KindStatus, item); err != nil {
+		return fmt.Errorf("enqueueing the status: %w", err)
+	}
+	return nil
+}
+
+// code writes the QR code to the cache and, if it is new there, into its queue.
+func (a *announcer) code(ctx context.Context, what worker.Announcement) error {
+	if what.QR == nil {
+		if !what.QRGone {
+			return nil
+		}
+		return errors.Join(
+			a.cache.ClearQR(ctx, what.Status.SessionID, what.Status.Numbers),
+			a.queue.Withdraw(ctx, delivery.KindQR, what.Status.SessionID, what.Status.Numbers),
+		)
+	}
+	isNew, err := a.cache.SetQR(ctx, qr(*what.QR))
+	if err != nil || !isNew {
+		return err
+	}
+	item, err := what.QR.Item()
+	if err != nil {
+		return err
+	}
+	if _, err := a.queue.Enqueue(ctx, delivery.KindQR, item); err != nil {
+		return fmt.Errorf("enqueueing the QR code: %w", err)
+	}
+	return nil
+}
+
+func qr(item delivery.QRItem) cache.QR {
+	return cache.QR{
+		Numbers: item.Numbers, SessionID: item.SessionID, Code: item.QR, Attempt: item.Attempt,
+		GeneratedAt: item.GeneratedAt, ExpiresAt: item.ExpiresAt,
+	}
+}
+
+// entry is what the cache says of a session; a code is rewritten only by a
+// refresh, because Announce must know whether it is new.
+func entry(what worker.Announcement, withCode bool) cache.Entry {
+	s := what.Status
+	connection := cache.Connection{
+		Numbers: s.Numbers, SessionID: s.SessionID, Connected: !what.ConnectedSince.IsZero(),
+		Worker: what.Worker, Since: s.OccurredAt,
+	}
+	if connection.Connected {
+		connection.Since = delivery.Time{Time: what.ConnectedSince}
+	}
+	e := cache.Entry{
+		Status: &cache.Status{
+			Numbers: s.Numbers, SessionID: s.SessionID, Status: s.Status, Phase: s.Phase, Reason: s.Reason,
+			JID: s.JID, PhoneNumber: s.PhoneNumber, OccurredAt: s.OccurredAt,
+		},
+		Connection: &connection,
+	}
+	if withCode && what.QR != nil {
+		code := qr(*what.QR)
+		e.QR = &code
+	}
+	return e
+}
+
+// speaker is the manager's voice: for sessions that nobody holds.
+type speaker struct{ announcer }
+
+// Enqueue says a session's present status.
+func (s *speaker) Enqueue(ctx context.Context, status delivery.StatusItem) error {
+	return errors.Join(s.enqueue(ctx, status), s.cache.RefreshAll(ctx, []cache.Entry{entry(worker.Announcement{Status: status}, false)}))
+}
+
+// Deleted says the last status of a session and removes what the cache has of it.
+func (s *speaker) Deleted(ctx context.Context, status delivery.StatusItem) error {
+	return errors.Join(
+		s.enqueue(ctx, status),
+		s.queue.Withdraw(ctx, delivery.KindQR, status.SessionID, status.Numbers),
+		s.cache.Delete(ctx, status.SessionID, status.Numbers),
+	)
+}

@@ -1,0 +1,102 @@
+// Package app is the program: its commands, their configuration, and the
+// place where the packages meet. Each adapter is written against an interface
+// that its consumer declares; here the one is handed to the other.
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/go-logr/logr"
+	"github.com/spf13/cobra"
+	"go.uber.org/zap/zapcore"
+	"k8s.io/klog/v2"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	"sigs.k8s.io/controller-runtime/pkg/log/zap"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+)
+
+// Version of the program; set by the linker.
+var Version = "dev"
+
+// Main runs the program and returns its exit code.
+func Main() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	root := &cobra.Command{
+		Use:           "whatsapp-operator",
+		Short:         "WhatsApp sessions as Kubernetes resources",
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.AddCommand(newManagerCommand(), newWorkerCommand(), newSimulatorCommand(), newDemoCommand(), newVersionCommand())
+	if err := root.ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "whatsapp-operator:", err)
+		return 1
+	}
+	return 0
+}
+
+func newVersionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), Version)
+			return err
+		},
+	}
+}
+
+// prepare reads the configuration, says what it is, and runs a command with a logger.
+func prepare(cmd *cobra.Command, complete func() error, config *commonConfig, run func(context.Context, logr.Logger) error) error {
+	if err := errors.Join(fromEnvironment(cmd.Flags()), complete()); err != nil {
+		return fmt.Errorf("the configuration is not right:\n%w", err)
+	}
+	log := zap.New(zap.Level(zapcore.Level(-config.Verbosity)), zap.JSONEncoder())
+	ctrl.SetLogger(log)
+	klog.SetLogger(log.WithName("kubernetes"))
+	log.Info("Configuration", append([]any{"command", cmd.Name(), "version", Version}, settings(cmd)...)...)
+	err := run(cmd.Context(), log)
+	if errors.Is(err, context.Canceled) && cmd.Context().Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// closer is a close function as an io.Closer.
+type closer func() error
+
+func (c closer) Close() error { return c() }
+
+// closing closes c and keeps its error beside *err.
+func closing(c io.Closer, err *error) {
+	if closeErr := c.Close(); closeErr != nil {
+		*err = errors.Join(*err, closeErr)
+	}
+}
+
+// everywhere is a runnable of every replica, not only of the leader.
+type everywhere struct {
+	start func(context.Context) error
+}
+
+// Start implements manager.Runnable.
+func (e everywhere) Start(ctx context.Context) error { return e.start(ctx) }
+
+// NeedLeaderElection implements manager.LeaderElectionRunnable.
+func (e everywhere) NeedLeaderElection() bool { return false }
+
+func addChecks(mgr manager.Manager, live, ready healthz.Checker) error {
+	if err := errors.Join(mgr.AddHealthzCheck("live", live), mgr.AddReadyzCheck("ready", ready)); err != nil {
+		return fmt.Errorf("adding the health checks: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,263 @@
+package app
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/whatsapp-operator/whatsapp-operator/internal/laravel"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/redis"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/store"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/whatsapp"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/worker"
+)
+
+// environmentPrefix stands before the name of every variable: --redis-db is
+// WHATSAPP_OPERATOR_REDIS_DB. A flag wins over its variable.
+const environmentPrefix = "WHATSAPP_OPERATOR_"
+
+// commonConfig is what manager and worker share.
+type commonConfig struct {
+	Kubeconfig      string
+	Namespace       string
+	Release         string
+	MetricsAddress  string
+	HealthAddress   string
+	Verbosity       int
+	Redis           redis.Config
+	redisMode       string
+	redisDurability string
+	StoreURL        string
+	StoreURLFile    string
+	StoreConns      int
+	StartPatience   time.Duration
+}
+
+func (c *commonConfig) bind(f *pflag.FlagSet) {
+	f.StringVar(&c.Kubeconfig, "kubeconfig", os.Getenv("KUBECONFIG"), "kubeconfig file; empty: the pod's service account")
+	f.StringVar(&c.Namespace, "namespace", os.Getenv("POD_NAMESPACE"), "namespace of the operator, where the workers' Leases are")
+	f.StringVar(&c.Release, "release", "whatsapp-operator", "name of the release: with the cluster and the namespace it names this installation")
+	f.StringVar(&c.MetricsAddress, "metrics-bind-address", "127.0.0.1:8080", "address of the metrics; 0: none")
+	f.StringVar(&c.HealthAddress, "health-bind-address", ":8081", "address of /healthz and /readyz; 0: none")
+	f.IntVarP(&c.Verbosity, "verbosity", "v", 0, "how much is logged: 0 what happened, 1 each step of each session, 2 the WhatsApp client's own log")
+	f.DurationVar(&c.StartPatience, "start-timeout", 30*time.Second, "how long Redis and the store may be unreachable at the start before the process exits with a sentence")
+
+	r := &c.Redis
+	f.StringSliceVar(&r.Addresses, "redis", []string{"127.0.0.1:6379"}, "host:port of Redis, of the Sentinels, or of some nodes of the cluster")
+	f.StringVar(&c.redisMode, "redis-mode", string(redis.Standalone), "standalone, sentinel or cluster")
+	f.StringVar(&r.MasterName, "redis-master-name", "", "what the Sentinels call the master")
+	f.IntVar(&r.DB, "redis-db", 0, "number of the database")
+	f.StringVar(&r.Username, "redis-username", "", "ACL user")
+	f.StringVar(&r.PasswordFile, "redis-password-file", "", "file with the password; read again for each connection")
+	f.StringVar(&r.SentinelUsername, "redis-sentinel-username", "", "ACL user at the Sentinels")
+	f.StringVar(&r.SentinelPasswordFile, "redis-sentinel-password-file", "", "file with the password for the Sentinels")
+	f.BoolVar(&r.TLS, "redis-tls", false, "encrypt the connections to Redis")
+	f.StringVar(&r.CAFile, "redis-ca-file", "", "PEM file with the authorities to trust instead of the system's")
+	f.StringVar(&r.KeyPrefix, "redis-key-prefix", "", "stands in front of every key")
+	f.BoolVar(&r.AllowVolatile, "allow-volatile-redis", false, "accept a Redis that evicts or does not persist: what waits for Laravel can be lost with it")
+	f.StringVar(&c.redisDurability, "redis-durability", string(redis.DurabilityAuto), "when something counts as in Redis: auto, none, replica or fsync")
+
+	f.StringVar(&c.StoreURL, "store", "", "database of the device keys: postgres://HOST/DATABASE without a password, or sqlite:PATH")
+	f.StringVar(&c.StoreURLFile, "store-file", "", "file with the URL of the database, password included")
+	f.IntVar(&c.StoreConns, "store-max-connections", 0, "bound on this process's connections to the database; 0: 16 for PostgreSQL, 4 for SQLite")
+}
+
+// complete fills in what flags cannot hold themselves, and returns all that is wrong.
+func (c *commonConfig) complete() error {
+	c.Redis.Mode, c.Redis.Durability = redis.Mode(c.redisMode), redis.DurabilityMode(c.redisDurability)
+	errs := []error{c.Redis.Validate()}
+	if c.Namespace == "" {
+		errs = append(errs, errors.New("the operator's namespace is not known: set --namespace"))
+	}
+	if c.Release == "" {
+		errs = append(errs, errors.New("--release is empty: give the installation a name"))
+	}
+	switch {
+	case c.StoreURL == "" && c.StoreURLFile == "":
+		errs = append(errs, errors.New("no database for the device keys is given: set --store or --store-file"))
+	case c.StoreURL != "" && c.StoreURLFile != "":
+		errs = append(errs, errors.New("--store and --store-file are both given: keep one"))
+	case passwordInURL.MatchString(c.StoreURL):
+		errs = append(errs, errors.New("--store holds a password, which everybody who may list processes can read: put the URL into a file and name it with --store-file"))
+	case c.StoreURLFile != "":
+		if _, err := c.storeURL(); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+var passwordInURL = regexp.MustCompile(`^[a-z]+://[^/@]*:[^/@]+@|[?&]password=`)
+
+func (c *commonConfig) storeURL() (string, error) {
+	if c.StoreURLFile == "" {
+		return c.StoreURL, nil
+	}
+	content, err := os.ReadFile(c.StoreURLFile)
+	if err != nil {
+		return "", fmt.Errorf("--store-file: %w", err)
+	}
+	url := strings.TrimSpace(string(content))
+	if url == "" {
+		return "", errors.New("--store-file: the file is empty: write the URL of the database into it")
+	}
+	return url, nil
+}
+
+func (c *commonConfig) storeConfig() (store.Config, error) {
+	url, err := c.storeURL()
+	return store.Config{URL: url, MaxConns: c.StoreConns}, err
+}
+
+// rest is the way to the API server. Its own priority and fairness bound the
+// requests, so the client does not.
+func (c *commonConfig) rest() (*rest.Config, error) {
+	config, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
+	if err != nil {
+		return nil, fmt.Errorf("finding the API server: %w", err)
+	}
+	config.QPS = -1
+	config.UserAgent = "whatsapp-operator/" + Version
+	return config, nil
+}
+
+// managerConfig configures `manager`.
+type managerConfig struct {
+	commonConfig
+	LeaderElect bool
+	Laravel     laravel.Config
+	BatchSize   int
+	Parallel    int
+}
+
+func (c *managerConfig) bind(f *pflag.FlagSet) {
+	c.commonConfig.bind(f)
+	f.BoolVar(&c.LeaderElect, "leader-elect", true, "elect a leader among several managers; without it there must be only one")
+	l := &c.Laravel
+	f.StringVar(&l.BaseURL, "laravel-url", "", "base URL of the Laravel application's API, for example https://app.example.com/api")
+	f.StringVar(&l.QRPath, "laravel-qr-path", laravel.DefaultQRPath, "path of the QR batches under the base URL")
+	f.StringVar(&l.StatusPath, "laravel-status-path", laravel.DefaultStatusPath, "path of the status batches under the base URL")
+	f.StringVar(&l.TokenFile, "laravel-token-file", "", "file with the bearer token; read again when it changes")
+	f.StringSliceVar(&l.SigningSecretFiles, "laravel-signing-secret-file", nil, "file with a Standard Webhooks secret (whsec_…); several while it is being changed")
+	f.DurationVar(&l.Timeout, "laravel-timeout", laravel.DefaultTimeout, "how long one request may take")
+	f.StringVar(&l.CAFile, "laravel-ca-file", "", "PEM file with the authorities to trust instead of the system's")
+	f.BoolVar(&l.InsecureHTTP, "insecure-laravel-http", false, "allow http:// to an address that is not loopback: codes and numbers cross the network in the clear")
+	f.IntVar(&c.BatchSize, "batch-size", 50, "most items in a batch")
+	f.IntVar(&c.Parallel, "laravel-max-requests", 4, "most requests at Laravel at a time; QR batches take at most half")
+}
+
+func (c *managerConfig) complete() error {
+	errs := []error{c.commonConfig.complete(), c.Laravel.Validate()}
+	if c.BatchSize < 1 || c.BatchSize > 1000 {
+		errs = append(errs, fmt.Errorf("--batch-size is %d: choose 1 to 1000", c.BatchSize))
+	}
+	if c.Parallel < 1 || c.Parallel > 64 {
+		errs = append(errs, fmt.Errorf("--laravel-max-requests is %d: choose 1 to 64", c.Parallel))
+	}
+	return errors.Join(errs...)
+}
+
+// workerConfig configures `worker`.
+type workerConfig struct {
+	commonConfig
+	Name string
+	// ServiceAccount is named in the message that asks for a RoleBinding.
+	ServiceAccount string
+	StateDir       string
+	Pool           string
+	Capacity       int
+	Revision       int64
+	DrainTimeout   time.Duration
+	GCPercent      int
+	Pace           worker.Pace
+	WhatsApp       whatsapp.Config
+}
+
+func (c *workerConfig) bind(f *pflag.FlagSet) {
+	c.commonConfig.bind(f)
+	hostname, _ := os.Hostname() // an empty name is refused below
+	f.StringVar(&c.Name, "name", hostname, "name of this worker, its pod's")
+	f.StringVar(&c.ServiceAccount, "service-account", "whatsapp-operator-worker", "service account of the workers, as the message about an unreadable proxy Secret names it")
+	f.StringVar(&c.StateDir, "state-dir", "/var/lib/whatsapp-operator", "folder of this worker alone that lives as long as its pod")
+	f.StringVar(&c.Pool, "pool", "default", "pool of workers that this one belongs to")
+	f.IntVar(&c.Capacity, "capacity", 1000, "most sessions that are placed here")
+	f.Int64Var(&c.Revision, "revision", 0, "revision of the Deployment: a newer one takes the sessions over")
+	f.DurationVar(&c.DrainTimeout, "drain-timeout", 25*time.Second, "how long giving up all sessions may take at shutdown")
+	f.IntVar(&c.GCPercent, "gc-percent", 50, "garbage collector's GOGC: many idle connections want memory more than CPU; the variable GOGC wins")
+	f.Float64Var(&c.Pace.LoginsPerSecond, "logins-per-second", 200, "pace of logins by one egress")
+	f.IntVar(&c.Pace.LoginBurst, "login-burst", 200, "most logins at once by one egress")
+	f.Float64Var(&c.Pace.PairingsPerSecond, "pairings-per-second", 20, "pace of new pairings by one egress")
+	f.IntVar(&c.Pace.PairingBurst, "pairing-burst", 20, "most new pairings at once by one egress")
+	w := &c.WhatsApp
+	f.StringVar(&w.DeviceName, "device-name", "WhatsApp operator", "what phones show under linked devices where spec.deviceName says nothing")
+	f.StringVar(&w.Endpoint, "whatsapp-endpoint", "", "ws:// or wss:// URL of a simulator instead of WhatsApp's servers; for tests and demos only")
+	f.StringVar(&w.NoiseRoot, "whatsapp-noise-root", "", "root key of that server in hex; needed with --whatsapp-endpoint")
+	f.StringVar(&w.CAFile, "whatsapp-ca-file", "", "PEM file with the authority of that server's certificate")
+}
+
+// nameRule is what Kubernetes allows as the name of a pod.
+var nameRule = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$`)
+
+func (c *workerConfig) complete() error {
+	errs := []error{c.commonConfig.complete(), c.WhatsApp.Validate()}
+	wrong := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if !nameRule.MatchString(c.Name) {
+		wrong("--name is %q: it must be the name of a pod, lower case letters, digits, '-' and '.'", c.Name)
+	}
+	if c.StateDir == "" {
+		wrong("--state-dir is empty: name a folder of this worker alone")
+	}
+	if c.Pool == "" {
+		wrong("--pool is empty: name the pool")
+	}
+	if c.Capacity < 1 || c.Capacity > 1_000_000 {
+		wrong("--capacity is %d: choose 1 to 1000000", c.Capacity)
+	}
+	if c.Pace.LoginsPerSecond <= 0 || c.Pace.PairingsPerSecond <= 0 || c.Pace.LoginBurst < 1 || c.Pace.PairingBurst < 1 {
+		wrong("the pace of logins and pairings must be above zero")
+	}
+	if c.DrainTimeout < time.Second {
+		wrong("--drain-timeout is %s: choose at least 1s", c.DrainTimeout)
+	}
+	return errors.Join(errs...)
+}
+
+// fromEnvironment sets every flag that the command line does not from its
+// variable, and returns all that cannot be set.
+func fromEnvironment(f *pflag.FlagSet) error {
+	var errs []error
+	f.VisitAll(func(flag *pflag.Flag) {
+		name := environmentPrefix + strings.ToUpper(strings.ReplaceAll(flag.Name, "-", "_"))
+		value, ok := os.LookupEnv(name)
+		if !ok || flag.Changed {
+			return
+		}
+		if err := f.Set(flag.Name, value); err != nil {
+			errs = append(errs, fmt.Errorf("the variable %s has a value that --%s does not take", name, flag.Name))
+		}
+	})
+	return errors.Join(errs...)
+}
+
+// settings lists the flags and their values for the log. Secrets are only ever
+// in files, so nothing has to be hidden but a URL's user part.
+func settings(cmd *cobra.Command) []any {
+	var pairs []any
+	cmd.Flags().VisitAll(func(flag *pflag.Flag) {
+		if value := flag.Value.String(); value != "" && value != "[]" && flag.Name != "help" {
+			pairs = append(pairs, flag.Name, credentials.ReplaceAllString(value, "//***@"))
+		}
+	})
+	return slices.Clip(pairs)
+}
+
+var credentials = regexp.MustCompile(`//[^/@]*@`)

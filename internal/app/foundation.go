@@ -1,0 +1,196 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/go-logr/logr"
+	goredis "github.com/redis/go-redis/v9"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	"k8s.io/utils/clock"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/batch"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/cache"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/metrics"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/redis"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/store"
+)
+
+// foundation is what manager and worker stand on, checked before anything is opened.
+type foundation struct {
+	config       *commonConfig
+	rest         *rest.Config
+	scheme       *runtime.Scheme
+	direct       client.Client // reads from the API server itself
+	installation string
+	redis        goredis.UniversalClient
+	keys         redis.Keys
+	durability   *redis.Durability
+	queue        *batch.Queue
+	cache        *cache.Cache
+	store        *store.Store
+	clock        clock.WithTicker
+	log          logr.Logger
+}
+
+// lay reaches the API server, Redis and the store, and refuses to go on with
+// any of them that is not fit, or is another installation's. The caller closes it.
+func lay(ctx context.Context, config *commonConfig, log logr.Logger) (_ *foundation, err error) {
+	f := &foundation{config: config, scheme: runtime.NewScheme(), clock: clock.RealClock{}, log: log}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, f.close())
+		}
+	}()
+	if err := errors.Join(clientgoscheme.AddToScheme(f.scheme), v1alpha1.AddToScheme(f.scheme)); err != nil {
+		return nil, fmt.Errorf("registering the kinds: %w", err)
+	}
+	if f.rest, err = config.rest(); err != nil {
+		return nil, err
+	}
+	if f.direct, err = client.New(f.rest, client.Options{Scheme: f.scheme}); err != nil {
+		return nil, fmt.Errorf("reaching the API server: %w", err)
+	}
+	if err := f.identify(ctx); err != nil {
+		return nil, err
+	}
+	if err := f.layRedis(ctx); err != nil {
+		return nil, err
+	}
+	return f, f.openStore(ctx)
+}
+
+func (f *foundation) close() error {
+	var errs []error
+	if f.store != nil {
+		errs = append(errs, f.store.Close())
+	}
+	if f.redis != nil {
+		errs = append(errs, f.redis.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// patiently repeats what may not be there yet, until it succeeds, fails for
+// good or the start's time is over.
+func (f *foundation) patiently(ctx context.Context, what string, try func(context.Context) (final bool, err error)) error {
+	var last error
+	err := wait.PollUntilContextTimeout(ctx, time.Second, f.config.StartPatience, true, func(ctx context.Context) (bool, error) {
+		final, err := try(ctx)
+		if err != nil && !final {
+			if last == nil {
+				f.log.Info("Waiting", "for", what, "error", err.Error())
+			}
+			last = err
+			return false, nil
+		}
+		return true, err
+	})
+	if wait.Interrupted(err) && last != nil && ctx.Err() == nil {
+		return fmt.Errorf("%s cannot be reached for %s: %w", what, f.config.StartPatience, last)
+	}
+	return err
+}
+
+// identify names the installation: cluster, namespace and release.
+func (f *foundation) identify(ctx context.Context) error {
+	return f.patiently(ctx, "the API server", func(ctx context.Context) (bool, error) {
+		system := &corev1.Namespace{}
+		if err := f.direct.Get(ctx, types.NamespacedName{Name: "kube-system"}, system); err != nil {
+			return false, fmt.Errorf("reading the namespace kube-system, whose UID names this cluster: %w", err)
+		}
+		f.installation = fmt.Sprintf("%s/%s/%s", system.UID, f.config.Namespace, f.config.Release)
+		return true, nil
+	})
+}
+
+func (f *foundation) layRedis(ctx context.Context) error {
+	var err error
+	if f.redis, err = redis.New(f.config.Redis); err != nil {
+		return err
+	}
+	f.keys = f.config.Redis.Keys()
+	f.durability = redis.NewDurability(f.redis, f.keys, f.config.Redis.Durability)
+	f.queue = batch.NewQueue(f.redis, f.keys, f.clock, batch.Options{Durability: f.durability, OnExpired: metrics.QueueExpired})
+	f.cache = cache.New(f.redis, f.keys, f.clock)
+	err = f.patiently(ctx, "Redis", func(ctx context.Context) (bool, error) {
+		report, err := (&redis.Monitor{Client: f.redis, Durability: f.durability}).Once(ctx)
+		if err != nil {
+			return errors.Is(err, redis.ErrNotOffered), err
+		}
+		if err := report.Err(f.config.Redis.AllowVolatile); err != nil {
+			return true, err
+		}
+		for _, problem := range report.Problems {
+			f.log.Info("WARNING: this Redis may lose what waits for Laravel; allowed by --allow-volatile-redis", "problem", problem)
+		}
+		f.log.Info("Redis is fit", "durability", report.Durability.String())
+		return true, nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := redis.ClaimInstallation(ctx, f.redis, f.keys, f.installation); err != nil {
+		return fmt.Errorf("asking Redis whose it is: %w", err)
+	}
+	return nil
+}
+
+func (f *foundation) openStore(ctx context.Context) error {
+	config, err := f.config.storeConfig()
+	if err != nil {
+		return err
+	}
+	return f.patiently(ctx, "the store", func(ctx context.Context) (bool, error) {
+		opened, err := store.Open(ctx, config, f.log.WithName("store"))
+		if err != nil {
+			return errors.Is(err, store.ErrBadURL), err
+		}
+		f.store = opened
+		return true, nil
+	})
+}
+
+// monitors watch Redis for as long as the process runs. forgot is called when
+// Redis may have lost what it was given.
+func (f *foundation) monitors(forgot func()) []interface{ Start(context.Context) error } {
+	return []interface{ Start(context.Context) error }{
+		&redis.Monitor{Client: f.redis, Durability: f.durability, Clock: f.clock, Report: func(report redis.Report, err error) {
+			if err == nil {
+				err = report.Err(f.config.Redis.AllowVolatile)
+			}
+			metrics.RedisFit(err == nil)
+			if err != nil {
+				f.log.Error(err, "Redis is not fit")
+			}
+		}},
+		&redis.Watcher{Client: f.redis, Keys: f.keys, Clock: f.clock, Log: f.log.WithName("redis"), Forgot: func(reason redis.Reason) {
+			f.log.Info("Redis may have forgotten: the present state is told again", "reason", string(reason))
+			forgot()
+		}},
+	}
+}
+
+// pingRedis is a health check.
+func (f *foundation) pingRedis(r *http.Request) error {
+	if err := f.redis.Ping(r.Context()).Err(); err != nil {
+		return fmt.Errorf("asking Redis: %w", err)
+	}
+	return nil
+}
+
+// metricsOptions serve the metrics as configured.
+func (f *foundation) metricsOptions() metricsserver.Options {
+	return metricsserver.Options{BindAddress: f.config.MetricsAddress}
+}

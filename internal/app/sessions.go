@@ -1,0 +1,86 @@
+package app
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/events"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/whatsapp"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/worker"
+)
+
+// sessions is the API server for a supervisor; its client must not read from a cache.
+type sessions struct{ client client.Client }
+
+// Get implements worker.Sessions.
+func (s *sessions) Get(ctx context.Context, key types.NamespacedName) (*v1alpha1.WhatsAppSession, error) {
+	obj := &v1alpha1.WhatsAppSession{}
+	if err := s.client.Get(ctx, key, obj); err != nil {
+		return nil, fmt.Errorf("reading the session: %w", err)
+	}
+	obj.ManagedFields = nil
+	return obj, nil
+}
+
+// PatchStatus implements worker.Sessions.
+func (s *sessions) PatchStatus(ctx context.Context, base *v1alpha1.WhatsAppSession, status v1alpha1.WhatsAppSessionStatus) (*v1alpha1.WhatsAppSession, error) {
+	obj := base.DeepCopy()
+	obj.Status = status
+	if err := s.client.Status().Patch(ctx, obj, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); err != nil {
+		return nil, fmt.Errorf("writing the session's status: %w", err)
+	}
+	obj.ManagedFields = nil
+	return obj, nil
+}
+
+// proxies reads the Secrets that specs name; its client must not read from a
+// cache, which would need the right to list Secrets.
+type proxies struct {
+	client client.Client
+	// serviceAccount is the workers', as NAMESPACE:NAME.
+	serviceAccount string
+}
+
+// Proxy implements worker.Proxies.
+func (p *proxies) Proxy(ctx context.Context, session *v1alpha1.WhatsAppSession) (*url.URL, error) {
+	if session.Spec.Proxy == nil {
+		return nil, nil
+	}
+	name := session.Spec.Proxy.SecretRef.Name
+	secret := &corev1.Secret{}
+	err := p.client.Get(ctx, types.NamespacedName{Namespace: session.Namespace, Name: name}, secret)
+	switch {
+	case apierrors.IsNotFound(err):
+		return nil, &worker.Refusal{Reason: v1alpha1.ReasonProxySecretMissing, Message: fmt.Sprintf(
+			"the Secret %s that spec.proxy.secretRef names does not exist: create it with type %s and the key %s", name, v1alpha1.ProxySecretType, v1alpha1.ProxySecretKey)}
+	case apierrors.IsForbidden(err):
+		return nil, &worker.Refusal{Reason: v1alpha1.ReasonProxySecretForbidden, Message: fmt.Sprintf(
+			"the workers may not read the Secret %s: kubectl -n %s create rolebinding whatsapp-operator-proxy --clusterrole=whatsapp-operator-proxy-reader --serviceaccount=%s",
+			name, session.Namespace, p.serviceAccount)}
+	case err != nil:
+		return nil, fmt.Errorf("reading the proxy's Secret: %w", err)
+	case secret.Type != v1alpha1.ProxySecretType:
+		return nil, &worker.Refusal{Reason: v1alpha1.ReasonProxySecretInvalid, Message: fmt.Sprintf(
+			"the Secret %s is not of type %s: only Secrets of this type are used; create it anew with it", name, v1alpha1.ProxySecretType)}
+	}
+	proxy, err := whatsapp.ParseProxy(string(secret.Data[v1alpha1.ProxySecretKey]))
+	if err != nil {
+		return nil, &worker.Refusal{Reason: v1alpha1.ReasonProxySecretInvalid, Message: fmt.Sprintf("the Secret %s, key %s: %v", name, v1alpha1.ProxySecretKey, err)}
+	}
+	return proxy, nil
+}
+
+// recorder tells people by Events beside the session.
+type recorder struct{ events events.EventRecorder }
+
+// Event implements worker.Events.
+func (r *recorder) Event(session *v1alpha1.WhatsAppSession, kind, reason, message string) {
+	r.events.Eventf(session, nil, kind, reason, reason, "%s", message)
+}

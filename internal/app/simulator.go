@@ -1,0 +1,85 @@
+package app
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+	"sigs.k8s.io/controller-runtime/pkg/log/zap"
+
+	"github.com/whatsapp-operator/whatsapp-operator/internal/demo"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
+)
+
+func newSimulatorCommand() *cobra.Command {
+	options := simulator.Options{}
+	var caOut, seed string
+	cmd := &cobra.Command{
+		Use:   "simulator",
+		Short: "Simulate WhatsApp's servers, for trials and load tests without a phone",
+		Long: `Simulate WhatsApp's servers and the phones of their users.
+
+Workers are pointed at it with --whatsapp-endpoint and --whatsapp-noise-root (and
+--whatsapp-ca-file with --tls), whose values are printed at the start. The HTTP
+control API scans codes, sends and shows messages, counts logins and doubled
+connections, and injects faults; GET / lists what it can do.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := fromEnvironment(cmd.Flags()); err != nil {
+				return err
+			}
+			options.Logger = zap.New(zap.JSONEncoder())
+			if seed != "" {
+				root := sha256.Sum256([]byte(seed))
+				options.RootKey = &root
+			}
+			server, err := simulator.New(options)
+			if err != nil {
+				return fmt.Errorf("preparing the simulator: %w", err)
+			}
+			if caOut != "" {
+				if err := os.WriteFile(caOut, server.CA(), 0o600); err != nil {
+					return fmt.Errorf("writing the authority's certificate: %w", err)
+				}
+			}
+			if _, err := fmt.Fprintf(cmd.OutOrStdout(), "workers: --whatsapp-endpoint=%s --whatsapp-noise-root=%x\ncontrol: %s\n",
+				server.Endpoint(), server.NoiseRoot(), server.ControlURL()); err != nil {
+				return fmt.Errorf("printing how to reach the simulator: %w", err)
+			}
+			return server.Run(cmd.Context())
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&options.Listen, "listen", "127.0.0.1:7070", "address that workers connect to")
+	f.StringVar(&options.ControlListen, "control-listen", "127.0.0.1:7071", "address of the control API; whoever reaches it controls every simulated phone")
+	f.BoolVar(&options.TLS, "tls", false, "serve wss:// with a certificate of a new authority")
+	f.StringSliceVar(&options.Hosts, "host", nil, "name or address that the certificate is for; the first is the one in the endpoint")
+	f.StringVar(&caOut, "ca-out", "", "file that the new authority's certificate is written to")
+	f.StringVar(&seed, "seed", "", "derive the root key from this word, so that workers know the simulator again after a restart")
+	return cmd
+}
+
+func newDemoCommand() *cobra.Command {
+	options := demo.Defaults()
+	cmd := &cobra.Command{
+		Use:   "demo",
+		Short: "Run the whole product on this machine, with simulated phones",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := options.Validate(); err != nil {
+				return fmt.Errorf("the options are not right:\n%w", err)
+			}
+			return demo.Run(cmd.Context(), options)
+		},
+	}
+	f := cmd.Flags()
+	f.IntVar(&options.Sessions, "sessions", options.Sessions, "how many sessions are applied")
+	f.BoolVar(&options.Exit, "exit", options.Exit, "end once every session is Connected and Laravel has every last state; needs no terminal")
+	f.StringVar(&options.WhatsApp, "whatsapp", options.WhatsApp, "simulated, or real: scan the codes with a real phone")
+	f.StringVar(&options.Redis, "redis", options.Redis, "host:port of a Redis to use instead of the embedded one")
+	f.DurationVar(&options.Timeout, "timeout", options.Timeout, "how long --exit waits")
+	f.DurationVar(&options.ScanAfter, "scan-after", options.ScanAfter, "how long a code is shown before the simulated phone scans it")
+	f.StringVar(&options.Assets, "assets", options.Assets, "folder with etcd and kube-apiserver; empty: $KUBEBUILDER_ASSETS")
+	return cmd
+}

@@ -1,0 +1,66 @@
+// Package metrics holds every metric of the product, in one place: a name, a
+// unit and a bounded set of labels each, and never a label per session. They
+// are served with controller-runtime's own.
+package metrics
+
+import (
+	"fmt"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
+
+	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
+)
+
+const namespace = "whatsapp_operator"
+
+var (
+	redisFit = prometheus.NewGauge(prometheus.GaugeOpts{
+		Namespace: namespace, Name: "redis_fit",
+		Help: "1 while Redis answers, does not evict and persists (or may be volatile); 0 otherwise.",
+	})
+	queueExpired = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: namespace, Name: "queue_expired_total",
+		Help: "Updates dropped because they expired before they could be sent.",
+	}, []string{"kind"})
+)
+
+func init() { metrics.Registry.MustRegister(redisFit, queueExpired) }
+
+// RedisFit says whether Redis is fit to hold what waits for Laravel.
+func RedisFit(fit bool) {
+	if fit {
+		redisFit.Set(1)
+	} else {
+		redisFit.Set(0)
+	}
+}
+
+// QueueExpired counts updates that expired in their queue.
+func QueueExpired(kind delivery.Kind, n int) { queueExpired.WithLabelValues(string(kind)).Add(float64(n)) }
+
+// sessions collects the number of a worker's sessions by phase when it is asked.
+type sessions struct {
+	count func() map[string]int
+	desc  *prometheus.Desc
+}
+
+// RegisterSessions has the worker's sessions counted by phase at each scrape.
+func RegisterSessions(count func() map[string]int) error {
+	err := metrics.Registry.Register(&sessions{count: count, desc: prometheus.NewDesc(
+		namespace+"_worker_sessions", "Sessions that this worker supervises, by phase.", []string{"phase"}, nil)})
+	if err != nil {
+		return fmt.Errorf("registering the count of sessions: %w", err)
+	}
+	return nil
+}
+
+// Describe implements prometheus.Collector.
+func (s *sessions) Describe(ch chan<- *prometheus.Desc) { ch <- s.desc }
+
+// Collect implements prometheus.Collector.
+func (s *sessions) Collect(ch chan<- prometheus.Metric) {
+	for phase, n := range s.count() {
+		ch <- prometheus.MustNewConstMetric(s.desc, prometheus.GaugeValue, float64(n), phase)
+	}
+}

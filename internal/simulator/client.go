@@ -1,0 +1,136 @@
+package simulator
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+)
+
+// Control drives a simulator that runs in another process, over its control
+// API. Its methods do what those of [Server] of the same name do, with the same
+// kinds of errors.
+type Control struct {
+	// URL is the base of the API, see [Server.ControlURL].
+	URL string
+	// HTTP is http.DefaultClient if it is nil.
+	HTTP *http.Client
+}
+
+// Info says how to reach the server.
+func (c Control) Info(ctx context.Context) (Info, error) {
+	return call[Info](ctx, c, http.MethodGet, "/info", nil)
+}
+
+// Stats is the server in numbers.
+func (c Control) Stats(ctx context.Context) (Stats, error) {
+	return call[Stats](ctx, c, http.MethodGet, "/stats", nil)
+}
+
+// Devices lists the linked devices.
+func (c Control) Devices(ctx context.Context) ([]Device, error) {
+	return call[[]Device](ctx, c, http.MethodGet, "/devices", nil)
+}
+
+// Doubled lists the doubled connections.
+func (c Control) Doubled(ctx context.Context) ([]Doubled, error) {
+	return call[[]Doubled](ctx, c, http.MethodGet, "/doubled", nil)
+}
+
+// Unknown counts what the simulator did not know, by name.
+func (c Control) Unknown(ctx context.Context) (map[string]int64, error) {
+	return call[map[string]int64](ctx, c, http.MethodGet, "/unknown", nil)
+}
+
+// Scan scans a QR code as a phone with that number, or with a new one if it is
+// empty, and returns the JID of the device.
+func (c Control) Scan(ctx context.Context, qr, phone string) (string, error) {
+	out, err := call[scanAnswer](ctx, c, http.MethodPost, "/scan", scanRequest{QR: qr, Phone: phone})
+	return out.JID, err
+}
+
+// Send lets a contact write to a device, and returns the message's id.
+func (c Control) Send(ctx context.Context, device, from, text string) (string, error) {
+	out, err := call[sendAnswer](ctx, c, http.MethodPost, "/send", sendRequest{Device: device, From: from, Text: text})
+	return out.ID, err
+}
+
+// Received lists what a device sent, or all if it is empty.
+func (c Control) Received(ctx context.Context, device string) ([]Message, error) {
+	return call[[]Message](ctx, c, http.MethodGet, "/received?"+url.Values{"device": {device}}.Encode(), nil)
+}
+
+// Inject makes something go wrong, and returns how many connections it befell.
+func (c Control) Inject(ctx context.Context, f Fault) (int, error) {
+	out, err := call[faultAnswer](ctx, c, http.MethodPost, "/fault", f)
+	return out.Connections, err
+}
+
+// Faults lists the faults that stand.
+func (c Control) Faults(ctx context.Context) ([]Fault, error) {
+	return call[[]Fault](ctx, c, http.MethodGet, "/fault", nil)
+}
+
+// Clear ends faults, and returns how many.
+func (c Control) Clear(ctx context.Context, kind FaultKind, device string) (int, error) {
+	query := url.Values{"kind": {string(kind)}, "device": {device}}
+	out, err := call[clearAnswer](ctx, c, http.MethodDelete, "/fault?"+query.Encode(), nil)
+	return out.Cleared, err
+}
+
+// maxAnswer bounds an answer of the control API.
+const maxAnswer = 64 << 20
+
+func call[T any](ctx context.Context, c Control, method, path string, body any) (T, error) {
+	var out T
+	var reader io.Reader
+	if body != nil {
+		data, err := json.Marshal(body)
+		if err != nil {
+			return out, fmt.Errorf("encode the request: %w", err)
+		}
+		reader = bytes.NewReader(data)
+	}
+	request, err := http.NewRequestWithContext(ctx, method, strings.TrimRight(c.URL, "/")+path, reader)
+	if err != nil {
+		return out, fmt.Errorf("make the request: %w", err)
+	}
+	request.Header.Set("Content-Type", "application/json")
+	client := c.HTTP
+	if client == nil {
+		client = http.DefaultClient
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		return out, fmt.Errorf("call the simulator: %w", err)
+	}
+	defer func() { _ = response.Body.Close() }()
+	data, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
+	if err != nil {
+		return out, fmt.Errorf("read the simulator's answer: %w", err)
+	}
+	if response.StatusCode != http.StatusOK {
+		return out, answerError(response.StatusCode, data)
+	}
+	if err := json.Unmarshal(data, &out); err != nil {
+		return out, fmt.Errorf("read the simulator's answer: %w", err)
+	}
+	return out, nil
+}
+
+// answerError is the error of the server's side, of the same kind.
+func answerError(status int, data []byte) error {
+	var in errorAnswer
+	if json.Unmarshal(data, &in) != nil || in.Error == "" {
+		return fmt.Errorf("the simulator answers with status %d", status)
+	}
+	kind := map[int]error{http.StatusBadRequest: ErrBadInput, http.StatusNotFound: ErrNotFound, http.StatusConflict: ErrNotNow}[status]
+	if kind == nil {
+		return fmt.Errorf("the simulator cannot do this: %s", in.Error)
+	}
+	return fmt.Errorf("%w: %s", kind, strings.TrimPrefix(in.Error, kind.Error()+": "))
+}

@@ -1,0 +1,401 @@
+package simulator
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	. "github.com/onsi/gomega"
+	"go.mau.fi/whatsmeow"
+	"go.mau.fi/whatsmeow/proto/waE2E"
+	"go.mau.fi/whatsmeow/store"
+	"go.mau.fi/whatsmeow/types"
+	"go.mau.fi/whatsmeow/types/events"
+	"go.mau.fi/whatsmeow/util/keys"
+	"go.uber.org/goleak"
+	"google.golang.org/protobuf/proto"
+)
+
+// testRoot is the root of every server of the tests: the client's idea of it is
+// a global variable.
+var testRoot = [32]byte{1, 2, 3}
+
+func TestMain(m *testing.M) {
+	// Globals of the library, read by goroutines of its clients: set once, before the first.
+	a, err := newAuthority(&testRoot, time.Now())
+	if err != nil {
+		panic(err)
+	}
+	whatsmeow.WACertPubKey = a.root
+	whatsmeow.KeepAliveIntervalMin = 100 * time.Millisecond
+	whatsmeow.KeepAliveIntervalMax = 200 * time.Millisecond
+	whatsmeow.KeepAliveResponseDeadline = 400 * time.Millisecond
+	// The library's reader of a socket stays for ever where a frame arrives after
+	// its consumer was stopped (socket/framesocket.go, frameComplete).
+	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("go.mau.fi/whatsmeow/socket.(*FrameSocket).frameComplete"))
+}
+
+// patience is how long tests wait for what must happen.
+const patience = 20 * time.Second
+
+func wait(t *testing.T) *WithT {
+	t.Helper()
+	g := NewWithT(t)
+	g.SetDefaultEventuallyTimeout(patience)
+	g.SetDefaultEventuallyPollingInterval(5 * time.Millisecond)
+	return g
+}
+
+// serve runs a server until the end of the test, which fails if a client asked
+// it anything that it does not know.
+func serve(t *testing.T, change ...func(*Options)) *Server {
+	t.Helper()
+	g := wait(t)
+	opts := Options{RootKey: &testRoot, CloseDelay: 100 * time.Millisecond}
+	for _, f := range change {
+		f(&opts)
+	}
+	s, err := New(opts)
+	g.Expect(err).NotTo(HaveOccurred())
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	t.Cleanup(func() {
+		g.Expect(s.Stats().Unknown).To(BeEmpty(), "questions that the simulator does not know")
+		cancel()
+		g.Eventually(ended).Should(Receive(BeNil()))
+	})
+	return s
+}
+
+// client is a bare whatsmeow client, and what it has told.
+type client struct {
+	*whatsmeow.Client
+	mu     sync.Mutex
+	events []any
+	// deaf makes the handler refuse messages: then the client sends no receipt.
+	deaf bool
+}
+
+// newClient makes a client of s with that device.
+func newClient(t *testing.T, s *Server, device *store.Device) *client {
+	t.Helper()
+	c := &client{Client: whatsmeow.NewClient(device, nil)}
+	c.SynchronousAck = true
+	c.AddEventHandlerWithSuccessStatus(func(evt any) bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.events = append(c.events, evt)
+		_, message := evt.(*events.Message)
+		return !message || !c.deaf
+	})
+	transport := &http.Transport{}
+	if ca := s.CA(); ca != nil {
+		pool := x509.NewCertPool()
+		pool.AppendCertsFromPEM(ca)
+		transport.TLSClientConfig = &tls.Config{RootCAs: pool}
+	}
+	endpoint, err := url.Parse(s.Endpoint())
+	wait(t).Expect(err).NotTo(HaveOccurred())
+	h := &http.Client{Transport: redirected{to: endpoint, inner: transport}, Timeout: patience}
+	c.SetPreLoginHTTPClient(h)
+	c.SetWebsocketHTTPClient(h)
+	c.SetMediaHTTPClient(h)
+	t.Cleanup(func() {
+		c.Disconnect()
+		transport.CloseIdleConnections()
+	})
+	return c
+}
+
+// redirected sends requests for WhatsApp's hosts to another.
+type redirected struct {
+	to    *url.URL
+	inner http.RoundTripper
+}
+
+func (r redirected) RoundTrip(request *http.Request) (*http.Response, error) {
+	request = request.Clone(request.Context())
+	request.Host = request.URL.Host
+	request.URL.Host = r.to.Host
+	request.URL.Scheme = map[string]string{"ws": "http", "wss": "https"}[r.to.Scheme]
+	return r.inner.RoundTrip(request)
+}
+
+// of are the events of one type that the client has told.
+func of[T any](c *client) []T {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var out []T
+	for _, evt := range c.events {
+		if e, ok := evt.(T); ok {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+// first waits for an event of that type.
+func first[T any](t *testing.T, c *client) T {
+	t.Helper()
+	wait(t).Eventually(func() []T { return of[T](c) }).ShouldNot(BeEmpty(), fmt.Sprintf("an event %T", *new(T)))
+	return of[T](c)[0]
+}
+
+func (c *client) forget() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.events = nil
+}
+
+func (c *client) setDeaf(deaf bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.deaf = deaf
+}
+
+// codes connects a client that is not paired and waits for its QR codes.
+func codes(t *testing.T, c *client) []string {
+	t.Helper()
+	wait(t).Expect(c.Connect()).To(Succeed())
+	return first[*events.QR](t, c).Codes
+}
+
+// paired makes a client, pairs it with a phone and waits until it is connected.
+func paired(t *testing.T, s *Server, phone string) *client {
+	t.Helper()
+	return pairedOn(t, s, newDevice(), phone)
+}
+
+func pairedOn(t *testing.T, s *Server, device *store.Device, phone string) *client {
+	t.Helper()
+	return pair(t, s, newClient(t, s, device), phone)
+}
+
+func pair(t *testing.T, s *Server, c *client, phone string) *client {
+	t.Helper()
+	g := wait(t)
+	jid, err := s.Scan(t.Context(), codes(t, c)[0], phone)
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(first[*events.PairSuccess](t, c).ID.String()).To(Equal(jid))
+	first[*events.Connected](t, c)
+	return c
+}
+
+// texts are the messages that the client got.
+func texts(c *client) []string {
+	var out []string
+	for _, m := range of[*events.Message](c) {
+		out = append(out, m.Message.GetConversation())
+	}
+	return out
+}
+
+func (c *client) jid() string { return c.Store.GetJID().String() }
+
+// write sends a text from the client.
+func (c *client) write(t *testing.T, to types.JID, text string) {
+	t.Helper()
+	_, err := c.SendMessage(t.Context(), to, &waE2E.Message{Conversation: proto.String(text)})
+	wait(t).Expect(err).NotTo(HaveOccurred())
+}
+
+// memory is a device's store in memory: SQLite takes most of a test's time
+// otherwise, and the simulator is what is tested here.
+type memory struct {
+	store.NoopStore
+	mu       sync.Mutex
+	sessions map[string][]byte
+	preKeys  map[uint32]*keys.PreKey
+	last     uint32
+	uploaded map[uint32]bool
+	lids     map[string]types.JID
+	pns      map[string]types.JID
+}
+
+// newDevice is a device that is not paired.
+func newDevice() *store.Device {
+	d := &store.Device{
+		Container:      &memory{},
+		NoiseKey:       keys.NewKeyPair(),
+		IdentityKey:    keys.NewKeyPair(),
+		RegistrationID: rand.Uint32(),
+		AdvSecretKey:   keys.NewKeyPair().Priv[:],
+	}
+	d.SignedPreKey = d.IdentityKey.CreateSignedPreKey(1)
+	return d
+}
+
+func (m *memory) PutDevice(_ context.Context, d *store.Device) error {
+	if d.Initialized {
+		return nil
+	}
+	m.sessions, m.preKeys, m.uploaded = map[string][]byte{}, map[uint32]*keys.PreKey{}, map[uint32]bool{}
+	m.lids, m.pns = map[string]types.JID{}, map[string]types.JID{}
+	d.Identities, d.Sessions, d.PreKeys, d.SenderKeys, d.AppStateKeys, d.AppState = m, m, m, m, m, m
+	d.Contacts, d.ChatSettings, d.MsgSecrets, d.PrivacyTokens, d.EventBuffer, d.LIDs = m, m, m, m, m, m
+	d.Initialized = true
+	return nil
+}
+
+func (m *memory) DeleteDevice(context.Context, *store.Device) error { return nil }
+
+func (m *memory) IsTrustedIdentity(context.Context, string, [32]byte) (bool, error) { return true, nil }
+
+func (m *memory) GetSession(_ context.Context, address string) ([]byte, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.sessions[address], nil
+}
+
+func (m *memory) HasSession(ctx context.Context, address string) (bool, error) {
+	s, err := m.GetSession(ctx, address)
+	return s != nil, err
+}
+
+func (m *memory) GetManySessions(ctx context.Context, addresses []string) (map[string][]byte, error) {
+	out := map[string][]byte{}
+	for _, a := range addresses {
+		out[a], _ = m.GetSession(ctx, a)
+	}
+	return out, nil
+}
+
+func (m *memory) PutSession(ctx context.Context, address string, session []byte) error {
+	return m.PutManySessions(ctx, map[string][]byte{address: session})
+}
+
+func (m *memory) PutManySessions(_ context.Context, sessions map[string][]byte) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	maps.Copy(m.sessions, sessions)
+	return nil
+}
+
+func (m *memory) MigratePNToLID(_ context.Context, pn, lid types.JID) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for address, session := range m.sessions {
+		if rest, ok := strings.CutPrefix(address, pn.SignalAddressUser()+":"); ok {
+			m.sessions[lid.SignalAddressUser()+":"+rest] = session
+			delete(m.sessions, address)
+		}
+	}
+	return nil
+}
+
+// dropSessions forgets every Signal session, as a database of yesterday would.
+func (m *memory) dropSessions() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	clear(m.sessions)
+}
+
+func (m *memory) GetOrGenPreKeys(ctx context.Context, count uint32) ([]*keys.PreKey, error) {
+	var out []*keys.PreKey
+	for range min(count, 30) { // the client takes what it gets; 812 take their time
+		k, _ := m.GenOnePreKey(ctx)
+		out = append(out, k)
+	}
+	return out, nil
+}
+
+func (m *memory) GenOnePreKey(context.Context) (*keys.PreKey, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.last++
+	m.preKeys[m.last] = keys.NewPreKey(m.last)
+	return m.preKeys[m.last], nil
+}
+
+func (m *memory) GetPreKey(_ context.Context, id uint32) (*keys.PreKey, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.preKeys[id], nil
+}
+
+func (m *memory) RemovePreKey(_ context.Context, id uint32) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.preKeys, id)
+	return nil
+}
+
+func (m *memory) MarkPreKeysAsUploaded(_ context.Context, upTo uint32) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for id := range m.preKeys {
+		if id <= upTo {
+			m.uploaded[id] = true
+		}
+	}
+	return nil
+}
+
+func (m *memory) UploadedPreKeyCount(context.Context) (int, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := 0
+	for id := range m.uploaded {
+		if m.preKeys[id] != nil {
+			n++
+		}
+	}
+	return n, nil
+}
+
+func (m *memory) DoDecryptionTxn(ctx context.Context, do func(context.Context) error) error {
+	return do(ctx)
+}
+
+func (m *memory) PutLIDMapping(_ context.Context, lid, pn types.JID) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.lids[pn.User], m.pns[lid.User] = lid.ToNonAD(), pn.ToNonAD()
+	return nil
+}
+
+func (m *memory) PutManyLIDMappings(ctx context.Context, mappings []store.LIDMapping) error {
+	for _, x := range mappings {
+		_ = m.PutLIDMapping(ctx, x.LID, x.PN)
+	}
+	return nil
+}
+
+func (m *memory) GetPNForLID(_ context.Context, lid types.JID) (types.JID, error) {
+	return m.lookUp(m.pns, lid), nil
+}
+
+func (m *memory) GetLIDForPN(_ context.Context, pn types.JID) (types.JID, error) {
+	return m.lookUp(m.lids, pn), nil
+}
+
+func (m *memory) GetManyLIDsForPNs(_ context.Context, pns []types.JID) (map[types.JID]types.JID, error) {
+	out := map[types.JID]types.JID{}
+	for _, pn := range slices.Clone(pns) {
+		if lid := m.lookUp(m.lids, pn); !lid.IsEmpty() {
+			out[pn] = lid
+		}
+	}
+	return out, nil
+}
+
+func (m *memory) lookUp(in map[string]types.JID, jid types.JID) types.JID {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := in[jid.User]
+	if !out.IsEmpty() {
+		out.Device = jid.Device
+	}
+	return out
+}

@@ -1,0 +1,53 @@
+// Package simulator is a WhatsApp server that runs in one process, for people
+// who try the operator without a phone, for load tests and for our own tests.
+//
+// It speaks the real protocol, as the whatsmeow library understands it: a
+// websocket, frames of a three-byte length, a Noise_XX handshake with a
+// certificate chain, binary XML nodes, the pairing with its signatures, and
+// messages encrypted with the Signal protocol. A client needs to be told two
+// things only: where the server is ([Server.Endpoint]) and which root signs its
+// certificates ([Server.NoiseRoot]). What it keeps, it keeps in memory.
+//
+// # The parts
+//
+//   - server.go: options, listeners, start and end; link.go: a network
+//     connection that can be frozen; tls.go: the self-signed authority.
+//   - noise.go: the responder's side of the handshake; conn.go: one connection.
+//   - pairing.go: QR codes and their scan; login.go: logins, refusals, and the
+//     judge of "never two connections for one device".
+//   - iq.go: the answers to the questions that a client asks; account.go: phones
+//     and the devices linked to them; handset.go: a phone's Signal keys;
+//     messages.go: messages both ways, with what waits for a receipt.
+//   - fault.go: everything that can be made to go wrong.
+//   - control.go: the HTTP API below; client.go: [Control], its Go client.
+//
+// # The control API
+//
+// JSON over HTTP at [Server.ControlURL]. It has no authentication: it listens
+// on the loopback interface unless it is told otherwise. An error is answered
+// as {"error": "a sentence"}: 400 for bad input, 404 for a device that does not
+// exist, 409 for what cannot be done now (a code that has expired).
+//
+//	GET    /info                     {"endpoint","noise_root","ca"}
+//	GET    /stats                    [Stats]
+//	GET    /devices                  list of [Device]
+//	POST   /scan      {"qr","phone"} {"jid"}: scan a code as a phone; without a number one is made up
+//	POST   /send      {"device","from","text"}  {"id"}: a contact writes to a device
+//	GET    /received  ?device=       list of [Message]: what devices sent, as the recipient's phone decrypted it
+//	GET    /doubled                  list of [Doubled]: second logins while the first connection was alive
+//	GET    /unknown                  {"name": count}: what clients asked that the simulator does not know
+//	POST   /fault     [Fault]        {"connections"}: make something go wrong
+//	GET    /fault                    list of the faults that stand
+//	DELETE /fault     ?kind=&device= {"cleared"}: end the faults that stand (all of them without parameters)
+//
+// A device is named by its JID ("15551234567:1@s.whatsapp.net") or by its phone
+// number, which stands for the newest device linked to it (in a fault: for all
+// of them).
+//
+// # What it leaves out
+//
+// Groups, channels, media files, the phone's history and its settings, and
+// pairing by code. Questions about those are refused with an error a client can
+// handle, never left open, and those that the simulator does not know are
+// counted.
+package simulator

@@ -1,0 +1,276 @@
+package simulator
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"go.mau.fi/whatsmeow/types"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// FaultKind says what goes wrong.
+type FaultKind string
+
+// Faults that happen once, to the connections of the moment.
+const (
+	// FaultDrop closes the socket without a word.
+	FaultDrop FaultKind = "drop"
+	// FaultFreeze makes the link half-open: nothing comes or goes, and nobody is
+	// told. It ends after Fault.For, or with [Server.Clear].
+	FaultFreeze FaultKind = "freeze"
+	// FaultStreamError ends the connection with Fault.Code: 515 (come back), 503
+	// (the server restarts), device_removed (unlinked on the phone, and here),
+	// replaced (a second login).
+	FaultStreamError FaultKind = "stream-error"
+)
+
+// Faults that stand: for Fault.For, or until they are cleared.
+const (
+	// FaultMute leaves keep-alives (w:p) without an answer.
+	FaultMute FaultKind = "mute"
+	// FaultSlowHandshake makes the noise handshake take Fault.Delay longer. For a
+	// named device, which is known only when the handshake is over, the delay
+	// comes before the login's answer.
+	FaultSlowHandshake FaultKind = "slow-handshake"
+	// FaultSlowUpgrade makes the websocket's upgrade take Fault.Delay longer. It
+	// concerns all: who it is is not known yet.
+	FaultSlowUpgrade FaultKind = "slow-upgrade"
+	// FaultRefuse drops the connections and refuses new ones: the upgrade with
+	// status 503, or, for a named device, the login with a closed socket.
+	FaultRefuse FaultKind = "refuse"
+	// FaultFailure drops the connections and refuses logins with Fault.Reason: 401
+	// (logged out), 402 (banned, for Fault.Expire), 403 (locked), 405 (client
+	// outdated), 406 (banned), or another.
+	FaultFailure FaultKind = "failure"
+	// FaultCloseAtOnce closes a connection right after its last node (a stream
+	// error, a failure), which the client can then lose.
+	FaultCloseAtOnce FaultKind = "close-at-once"
+	// FaultLoseEnd closes a connection without its last node: the client has
+	// certainly lost it. With it a client that has just paired hears no 515.
+	FaultLoseEnd FaultKind = "lose-end"
+	// FaultBadHMAC and FaultBadSignature make scans answer with a device identity
+	// that a client must refuse.
+	FaultBadHMAC      FaultKind = "bad-hmac"
+	FaultBadSignature FaultKind = "bad-signature"
+	// FaultSenderOffline leaves requests for a message that could not be decrypted
+	// without an answer.
+	FaultSenderOffline FaultKind = "sender-offline"
+)
+
+// Fault is something that is made to go wrong.
+type Fault struct {
+	Kind FaultKind `json:"kind"`
+	// Device is a JID, or a phone number for all its devices; empty for all. It
+	// need not be linked yet.
+	Device string `json:"device,omitempty"`
+	// For bounds a fault that stands, and a freeze; 0 is until it is cleared.
+	For metav1.Duration `json:"for,omitzero"`
+	// Delay is for the slow ones.
+	Delay metav1.Duration `json:"delay,omitzero"`
+	// Reason is for [FaultFailure].
+	Reason int `json:"reason,omitempty"`
+	// Expire is how long a ban (reason 402) lasts, in whole seconds.
+	Expire metav1.Duration `json:"expire,omitzero"`
+	// Code is for [FaultStreamError].
+	Code string `json:"code,omitempty"`
+}
+
+// streamCodes are the codes of a stream error.
+var streamCodes = []string{"515", "503", "device_removed", "replaced"}
+
+// standingFault is a fault that stands.
+type standingFault struct {
+	Fault
+	target types.JID // the zero value for all
+	until  time.Time // the zero value until it is cleared
+}
+
+// check validates f, and returns whom it concerns.
+func (f Fault) check() (target types.JID, once bool, err error) {
+	bad := func(format string, args ...any) (types.JID, bool, error) {
+		return types.JID{}, false, fmt.Errorf("%w: "+format, append([]any{ErrBadInput}, args...)...)
+	}
+	if f.Device != "" {
+		if target, err = parseDeviceName(f.Device); err != nil {
+			return types.JID{}, false, err
+		}
+	}
+	if f.For.Duration < 0 || f.Delay.Duration < 0 || f.Expire.Duration < 0 {
+		return bad("a duration cannot be negative")
+	}
+	switch f.Kind {
+	case FaultDrop, FaultFreeze:
+		once = true
+	case FaultStreamError:
+		once = true
+		if !slices.Contains(streamCodes, f.Code) {
+			return bad("the code of a stream error is one of %q", streamCodes)
+		}
+	case FaultSlowUpgrade, FaultSlowHandshake:
+		if f.Delay.Duration == 0 {
+			return bad("%s needs a delay", f.Kind)
+		}
+		if f.Kind == FaultSlowUpgrade && f.Device != "" {
+			return bad("%s concerns all: a device is not known before the handshake", f.Kind)
+		}
+	case FaultFailure:
+		if f.Reason < 400 || f.Reason > 599 {
+			return bad("a failure needs a reason: 401, 402, 403, 405, 406 or another from 400 to 599")
+		}
+	case FaultBadHMAC, FaultBadSignature:
+		if f.Device != "" {
+			return bad("%s concerns all scans: there is no device yet", f.Kind)
+		}
+	case FaultMute, FaultRefuse, FaultCloseAtOnce, FaultLoseEnd, FaultSenderOffline:
+	default:
+		return bad("there is no fault %q", string(f.Kind))
+	}
+	return target, once, nil
+}
+
+// concerns says whether a fault with that target concerns a device; one for
+// named devices does not concern a connection without any.
+func concerns(target types.JID, d *device) bool {
+	switch {
+	case target.User == "":
+		return true
+	case d == nil, target.Device != 0 && target.Device != d.index:
+		return false
+	case target.Server == types.HiddenUserServer:
+		return target.User == d.account.lid
+	default:
+		return target.User == d.account.phone
+	}
+}
+
+// Inject makes something go wrong, and returns how many connections it befell at
+// once. A fault that stands already for the same device is replaced.
+func (s *Server) Inject(f Fault) (int, error) {
+	target, once, err := f.check()
+	if err != nil {
+		return 0, err
+	}
+	s.mu.Lock()
+	if !once {
+		s.faults = slices.DeleteFunc(s.faults, func(x standingFault) bool { return x.Kind == f.Kind && x.target == target })
+		standing := standingFault{Fault: f, target: target}
+		if f.For.Duration > 0 {
+			standing.until = s.clock.Now().Add(f.For.Duration)
+		}
+		s.faults = append(s.faults, standing)
+	}
+	hit := s.concernedLocked(target)
+	s.mu.Unlock()
+
+	switch f.Kind {
+	case FaultDrop, FaultRefuse, FaultFailure:
+		for _, c := range hit {
+			c.close()
+		}
+	case FaultFreeze:
+		hit = slices.DeleteFunc(hit, func(c *conn) bool { return c.link == nil || !c.link.freeze() })
+		if f.For.Duration > 0 {
+			s.after(f.For.Duration, func() { thaw(hit) })
+		}
+	case FaultStreamError:
+		for _, c := range hit {
+			s.mu.Lock()
+			d := c.device
+			s.mu.Unlock()
+			if f.Code == "device_removed" && d != nil {
+				s.unlink(d)
+			}
+			c.end(streamError(f.Code))
+		}
+	default:
+		hit = nil
+	}
+	s.log.Info("fault injected", "kind", f.Kind, "device", f.Device, "connections", len(hit))
+	return len(hit), nil
+}
+
+func thaw(conns []*conn) int {
+	n := 0
+	for _, c := range conns {
+		if c.link != nil && c.link.thaw() {
+			n++
+		}
+	}
+	return n
+}
+
+// concernedLocked are the connections that a fault with that target concerns and
+// that have a cipher to speak with. The caller holds s.mu.
+func (s *Server) concernedLocked(target types.JID) []*conn {
+	var out []*conn
+	for c := range s.conns {
+		if (c.device != nil || c.pairing != nil) && concerns(target, c.device) {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+// standing looks for a fault that stands now and concerns the device, or all.
+func (s *Server) standing(kind FaultKind, d *device) (Fault, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.standingLocked(kind, d)
+}
+
+func (s *Server) standingLocked(kind FaultKind, d *device) (Fault, bool) {
+	if len(s.faults) == 0 {
+		return Fault{}, false
+	}
+	s.expireLocked()
+	for _, f := range s.faults {
+		if f.Kind == kind && concerns(f.target, d) {
+			return f.Fault, true
+		}
+	}
+	return Fault{}, false
+}
+
+func (s *Server) expireLocked() {
+	now := s.clock.Now()
+	s.faults = slices.DeleteFunc(s.faults, func(f standingFault) bool { return !f.until.IsZero() && !now.Before(f.until) })
+}
+
+// Faults lists the faults that stand.
+func (s *Server) Faults() []Fault {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.expireLocked()
+	out := []Fault{}
+	for _, f := range s.faults {
+		out = append(out, f.Fault)
+	}
+	return out
+}
+
+// Clear ends the faults of that kind for that device, and thaws its connections;
+// an empty kind is every kind, an empty device is every device. It returns how
+// many faults and frozen connections there were.
+func (s *Server) Clear(kind FaultKind, device string) (int, error) {
+	var target types.JID
+	if device != "" {
+		var err error
+		if target, err = parseDeviceName(device); err != nil {
+			return 0, err
+		}
+	}
+	s.mu.Lock()
+	s.expireLocked()
+	before := len(s.faults)
+	s.faults = slices.DeleteFunc(s.faults, func(f standingFault) bool {
+		return (kind == "" || f.Kind == kind) && (device == "" || f.target == target)
+	})
+	cleared := before - len(s.faults)
+	hit := s.concernedLocked(target)
+	s.mu.Unlock()
+	if kind == "" || kind == FaultFreeze {
+		cleared += thaw(hit)
+	}
+	return cleared, nil
+}

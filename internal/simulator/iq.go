@@ -1,0 +1,357 @@
+package simulator
+
+import (
+	"net"
+	"slices"
+	"strings"
+
+	waBinary "go.mau.fi/whatsmeow/binary"
+	"go.mau.fi/whatsmeow/types"
+)
+
+// A question of a client (an iq) is answered with the children of a result, or
+// with an error. What no function here knows is answered with error 501, so that
+// nobody waits for ever, and counted.
+
+// reply is an answer; a code other than 0 makes it an error.
+type reply struct {
+	children []waBinary.Node
+	code     int
+	text     string
+	// after is done when the answer has been sent.
+	after func() error
+}
+
+var (
+	done     = reply{}
+	notFound = reply{code: 404, text: "item-not-found"}
+	badInput = reply{code: 400, text: "bad-request"}
+	notYours = reply{code: 403, text: "forbidden"}
+)
+
+// answers maps "namespace/type" to the function that answers; false is a
+// question that it does not know either. All of them need a login.
+var answers = map[string]func(c *conn, iq *waBinary.Node) (reply, bool){
+	"encrypt/get":                 (*conn).answerKeys,
+	"encrypt/set":                 (*conn).answerUpload,
+	"passive/set":                 (*conn).answerPassive,
+	"usync/get":                   (*conn).answerUsync,
+	"md/set":                      (*conn).answerRemoveDevice,
+	"privacy/get":                 always(result(waBinary.Node{Tag: "privacy", Content: privacySettings})),
+	"privacy/set":                 always(done),
+	"status/get":                  always(notFound), // the client falls back to "my contacts"
+	"status/set":                  always(done),
+	"blocklist/get":               always(result(waBinary.Node{Tag: "list", Attrs: waBinary.Attrs{"dhash": "0"}})),
+	"blocklist/set":               always(result(waBinary.Node{Tag: "list", Attrs: waBinary.Attrs{"dhash": "0"}})),
+	"disappearing_mode/set":       always(done),
+	"urn:xmpp:whatsapp:dirty/set": always(done),
+	"urn:xmpp:whatsapp:push/get":  always(done),
+	"urn:xmpp:whatsapp:push/set":  always(done),
+	"w:sync:app:state/set":        (*conn).answerAppState,
+	"w:m/set":                     (*conn).answerMediaConn,
+	"w:g2/get":                    (*conn).answerGroups,
+	"w:g2/set":                    always(notYours),
+	"w:profile:picture/get":       always(notFound),
+	"w:profile:picture/set":       always(notYours),
+	"w:biz/get":                   (*conn).answerBusiness,
+	"w:qr/get":                    always(notFound),
+	"w:qr/set":                    always(notYours),
+}
+
+// privacySettings are those of a new account.
+var privacySettings = func() []waBinary.Node {
+	var out []waBinary.Node
+	for _, name := range []types.PrivacySettingType{
+		types.PrivacySettingTypeGroupAdd, types.PrivacySettingTypeLastSeen, types.PrivacySettingTypeStatus,
+		types.PrivacySettingTypeProfile, types.PrivacySettingTypeReadReceipts, types.PrivacySettingTypeOnline,
+		types.PrivacySettingTypeCallAdd,
+	} {
+		out = append(out, waBinary.Node{Tag: "category", Attrs: waBinary.Attrs{"name": string(name), "value": string(types.PrivacySettingAll)}})
+	}
+	return out
+}()
+
+func result(children ...waBinary.Node) reply { return reply{children: children} }
+
+func always(r reply) func(*conn, *waBinary.Node) (reply, bool) {
+	return func(*conn, *waBinary.Node) (reply, bool) { return r, true }
+}
+
+// handleIQ answers a question, or takes the answer to one of ours.
+func (c *conn) handleIQ(iq *waBinary.Node) error {
+	kind, id, namespace := attribute(iq, "type"), attribute(iq, "id"), attribute(iq, "xmlns")
+	if kind == "result" || kind == "error" {
+		if c.pairing != nil {
+			c.srv.mu.Lock()
+			found := c.pairing.scan
+			c.srv.mu.Unlock()
+			if found != nil && found.id == id {
+				c.finishScan(iq, found)
+			}
+		}
+		return nil
+	}
+	if namespace == "w:p" { // keep-alive
+		if _, mute := c.srv.standing(FaultMute, c.device); mute {
+			return nil
+		}
+		return c.send(waBinary.Node{Tag: "iq", Attrs: fromServer(waBinary.Attrs{"type": "result", "id": id, "t": c.srv.seconds()})})
+	}
+	r, known := reply{code: 501, text: "feature-not-implemented"}, false
+	if answer := answers[namespace+"/"+kind]; answer != nil && c.device != nil {
+		if r2, ok := answer(c, iq); ok {
+			r, known = r2, true
+		}
+	}
+	if !known {
+		name := namespace + "/" + kind
+		if children := iq.GetChildren(); len(children) > 0 {
+			name += "/" + children[0].Tag
+		}
+		if c.device == nil {
+			name += " before the login"
+		}
+		c.srv.countUnknown(name)
+	}
+	node := waBinary.Node{Tag: "iq", Attrs: fromServer(waBinary.Attrs{"type": "result", "id": id})}
+	if r.code != 0 {
+		node.Attrs["type"] = "error"
+		node.Content = []waBinary.Node{{Tag: "error", Attrs: waBinary.Attrs{"code": r.code, "text": r.text}}}
+	} else if r.children != nil {
+		node.Content = r.children
+	}
+	if err := c.send(node); err != nil {
+		return err
+	}
+	if r.after != nil {
+		return r.after()
+	}
+	return nil
+}
+
+// answerKeys counts a device's one-time keys, or hands out the keys of others.
+func (c *conn) answerKeys(iq *waBinary.Node) (reply, bool) {
+	s := c.srv
+	if _, ok := iq.GetOptionalChildByTag("count"); ok {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return result(waBinary.Node{Tag: "count", Attrs: waBinary.Attrs{"value": len(c.device.preKeys)}}), true
+	}
+	wanted, ok := iq.GetOptionalChildByTag("key")
+	if !ok {
+		return reply{}, false
+	}
+	list := []waBinary.Node{}
+	for _, user := range wanted.GetChildrenByTag("user") {
+		jid := jidAttribute(&user, "jid")
+		children, err := s.keysOf(jid)
+		if err != nil || children == nil {
+			children = []waBinary.Node{{Tag: "error", Attrs: waBinary.Attrs{"code": "404", "text": "item-not-found"}}}
+		}
+		list = append(list, waBinary.Node{Tag: "user", Attrs: waBinary.Attrs{"jid": jid}, Content: children})
+	}
+	return result(waBinary.Node{Tag: "list", Content: list}), true
+}
+
+// keysOf is the bundle of a phone or of a linked device; nil without one.
+func (s *Server) keysOf(jid types.JID) ([]waBinary.Node, error) {
+	s.mu.Lock()
+	a := s.accountOfLocked(jid)
+	if a == nil {
+		s.mu.Unlock()
+		return nil, nil
+	}
+	if jid.Device == 0 {
+		s.mu.Unlock()
+		return a.handset.bundle()
+	}
+	d := a.devices[jid.Device]
+	if d == nil {
+		s.mu.Unlock()
+		return nil, nil
+	}
+	nodes := d.bundleNodesLocked()
+	low := len(d.preKeys) == lowPreKeys
+	s.mu.Unlock()
+	if low {
+		s.askForPreKeys(d)
+	}
+	return nodes, nil
+}
+
+// answerUpload takes the keys that others need to write to the device.
+func (c *conn) answerUpload(iq *waBinary.Node) (reply, bool) {
+	list, ok := iq.GetOptionalChildByTag("list")
+	if !ok {
+		return reply{}, false
+	}
+	signed, ok := readPreKey(iq.GetChildByTag("skey"))
+	if !ok || string(content(iq, "identity")) != string(c.device.identity[:]) {
+		return badInput, true
+	}
+	var keys []preKey
+	for _, node := range list.GetChildrenByTag("key") {
+		if len(keys) == maxPreKeys {
+			break
+		}
+		k, ok := readPreKey(node)
+		if !ok {
+			return badInput, true
+		}
+		keys = append(keys, k)
+	}
+	c.srv.mu.Lock()
+	defer c.srv.mu.Unlock()
+	c.device.signed = signed
+	c.device.preKeys = append(slices.Clip(c.device.preKeys), keys...)
+	return done, true
+}
+
+// answerPassive begins the delivery of messages, or halts it.
+func (c *conn) answerPassive(iq *waBinary.Node) (reply, bool) {
+	if _, ok := iq.GetOptionalChildByTag("active"); ok {
+		return reply{after: c.activate}, true
+	}
+	if _, ok := iq.GetOptionalChildByTag("passive"); ok {
+		c.srv.mu.Lock()
+		c.active = false
+		c.srv.mu.Unlock()
+		return done, true
+	}
+	return reply{}, false
+}
+
+// answerUsync says who is on WhatsApp, with which devices and which hidden number.
+func (c *conn) answerUsync(iq *waBinary.Node) (reply, bool) {
+	question, ok := iq.GetOptionalChildByTag("usync")
+	if !ok {
+		return reply{}, false
+	}
+	query, list := question.GetChildByTag("query"), question.GetChildByTag("list")
+	users := []waBinary.Node{}
+	for _, user := range list.GetChildrenByTag("user") {
+		jid := jidAttribute(&user, "jid")
+		asked := content(&user, "contact")
+		if len(asked) > 0 {
+			jid = types.NewJID(strings.TrimPrefix(strings.TrimSuffix(string(asked), "@"+types.LegacyUserServer), "+"), types.DefaultUserServer)
+		}
+		if jid.User == "" {
+			continue
+		}
+		c.srv.mu.Lock()
+		a := c.srv.accountOfLocked(jid)
+		var indices []uint16
+		if a != nil {
+			for index := range a.devices {
+				indices = append(indices, index)
+			}
+		}
+		c.srv.mu.Unlock()
+		slices.Sort(indices)
+		var facts []waBinary.Node
+		for _, wanted := range query.GetChildren() {
+			switch wanted.Tag {
+			case "contact":
+				in := waBinary.Attrs{"type": "in"}
+				if a == nil {
+					in["type"] = "out"
+				}
+				facts = append(facts, waBinary.Node{Tag: "contact", Attrs: in, Content: slices.Clone(asked)})
+			case "devices":
+				if a == nil {
+					continue
+				}
+				devices := []waBinary.Node{{Tag: "device", Attrs: waBinary.Attrs{"id": "0"}}}
+				for _, index := range indices {
+					devices = append(devices, waBinary.Node{Tag: "device", Attrs: waBinary.Attrs{"id": int(index), "key-index": int(index)}})
+				}
+				facts = append(facts, waBinary.Node{Tag: "devices", Content: []waBinary.Node{{Tag: "device-list", Content: devices}}})
+			case "lid":
+				if a != nil {
+					facts = append(facts, waBinary.Node{Tag: "lid", Attrs: waBinary.Attrs{"val": a.lidJID()}})
+				}
+			case "status", "picture", "business", "bot", "disappearing_mode":
+				// Nobody has one.
+			default:
+				c.srv.countUnknown("usync query " + wanted.Tag)
+			}
+		}
+		users = append(users, waBinary.Node{Tag: "user", Attrs: waBinary.Attrs{"jid": jid}, Content: facts})
+	}
+	return result(waBinary.Node{
+		Tag:     "usync",
+		Attrs:   waBinary.Attrs{"sid": attribute(&question, "sid"), "mode": attribute(&question, "mode"), "context": attribute(&question, "context"), "index": "0", "last": "true"},
+		Content: []waBinary.Node{{Tag: "result"}, {Tag: "list", Content: users}},
+	}), true
+}
+
+// answerRemoveDevice unlinks the device that asks (a logout).
+func (c *conn) answerRemoveDevice(iq *waBinary.Node) (reply, bool) {
+	node, ok := iq.GetOptionalChildByTag("remove-companion-device")
+	if !ok {
+		return reply{}, false
+	}
+	if jidAttribute(&node, "jid") != c.device.jid() {
+		return notYours, true
+	}
+	c.srv.unlink(c.device)
+	c.srv.count(func(c *counts) { c.logouts++ })
+	return reply{after: func() error {
+		c.end(nil)
+		return nil
+	}}, true
+}
+
+// answerAppState says that nothing has changed in a collection of the phone's
+// settings; changes are taken and not kept.
+func (c *conn) answerAppState(iq *waBinary.Node) (reply, bool) {
+	sync, ok := iq.GetOptionalChildByTag("sync")
+	if !ok {
+		return reply{}, false
+	}
+	var collections []waBinary.Node
+	for _, collection := range sync.GetChildrenByTag("collection") {
+		version := attribute(&collection, "version")
+		if version == "" {
+			version = "0"
+		}
+		collections = append(collections, waBinary.Node{Tag: "collection", Attrs: waBinary.Attrs{"name": attribute(&collection, "name"), "version": version}})
+	}
+	return result(waBinary.Node{Tag: "sync", Content: collections}), true
+}
+
+// answerMediaConn names this server as the host for media. It stores none: the
+// point is that a client under test does not turn to WhatsApp's own hosts.
+func (c *conn) answerMediaConn(iq *waBinary.Node) (reply, bool) {
+	if _, ok := iq.GetOptionalChildByTag("media_conn"); !ok {
+		return reply{}, false
+	}
+	_, port, err := net.SplitHostPort(c.srv.listener.Addr().String())
+	if err != nil {
+		return reply{}, false
+	}
+	return result(waBinary.Node{
+		Tag:     "media_conn",
+		Attrs:   waBinary.Attrs{"auth": "simulated", "ttl": "3600", "auth_ttl": "3600", "max_buckets": "12"},
+		Content: []waBinary.Node{{Tag: "host", Attrs: waBinary.Attrs{"hostname": net.JoinHostPort(c.srv.host(), port)}}},
+	}), true
+}
+
+// answerGroups says that the account is in no group.
+func (c *conn) answerGroups(iq *waBinary.Node) (reply, bool) {
+	if _, ok := iq.GetOptionalChildByTag("participating"); ok {
+		return result(waBinary.Node{Tag: "groups"}), true
+	}
+	return notFound, true
+}
+
+// answerBusiness is the empty profile of somebody who has no business.
+func (c *conn) answerBusiness(iq *waBinary.Node) (reply, bool) {
+	profile, ok := iq.GetOptionalChildByTag("business_profile", "profile")
+	if !ok {
+		return reply{}, false
+	}
+	return result(waBinary.Node{Tag: "business_profile", Content: []waBinary.Node{
+		{Tag: "profile", Attrs: waBinary.Attrs{"jid": jidAttribute(&profile, "jid")}},
+	}}), true
+}

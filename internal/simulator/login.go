@@ -1,0 +1,147 @@
+package simulator
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"time"
+
+	waBinary "go.mau.fi/whatsmeow/binary"
+	"go.mau.fi/whatsmeow/proto/waWa6"
+)
+
+// doubledPatience is how long the older connection of a device may take to
+// answer a ping and still be called alive.
+const doubledPatience = time.Second
+
+// maxDoubled bounds what is kept of doubled connections; Stats counts them all.
+const maxDoubled = 1000
+
+// Doubled is a login of a device while its older connection was alive: it still
+// answered a websocket ping within a second, so a process was reading it. One
+// that was ending, stopped, unreachable or frozen does not count.
+type Doubled struct {
+	Device string    `json:"device"`
+	At     time.Time `json:"at"`
+	// Older and Newer are the addresses the two connections came from.
+	Older string `json:"older"`
+	Newer string `json:"newer"`
+}
+
+// Doubled lists the doubled connections, the oldest first, the newest 1,000.
+func (s *Server) Doubled() []Doubled {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]Doubled{}, s.doubled...)
+}
+
+// login lets a paired client in, or says why not.
+func (c *conn) login(payload *waWa6.ClientPayload) error {
+	s := c.srv
+	s.mu.Lock()
+	var d *device
+	if a := s.byPhone[strconv.FormatUint(payload.GetUsername(), 10)]; a != nil && payload.GetDevice() <= maxDevice {
+		d = a.devices[uint16(payload.GetDevice())]
+	}
+	if d != nil && d.noise != c.static {
+		d = nil // somebody else under its name, or the device before this one
+	}
+	slow, isSlow := s.standingLocked(FaultSlowHandshake, d)
+	_, refuse := s.standingLocked(FaultRefuse, d)
+	s.mu.Unlock()
+
+	if isSlow && slow.Device != "" && !c.wait(slow.Delay.Duration) {
+		return errEnded
+	}
+	if refuse {
+		s.count(func(c *counts) { c.refused++ })
+		// A frame before the end: the library is not ready for a socket that closes
+		// right after the handshake (it sets its callbacks without a lock).
+		_ = c.send(waBinary.Node{Tag: "xmlstreamend"})
+		return errors.New("refused, as a fault says")
+	}
+	if d == nil {
+		return c.fail(Fault{Reason: 401})
+	}
+	if f, ok := s.standing(FaultFailure, d); ok {
+		return c.fail(f)
+	}
+
+	s.mu.Lock()
+	if d.account.devices[d.index] != d { // unlinked meanwhile
+		s.mu.Unlock()
+		return c.fail(Fault{Reason: 401})
+	}
+	older := d.conn
+	if older != nil && (older.ending || !s.startLocked()) {
+		older = nil
+	}
+	c.device, d.conn = d, c
+	d.logins++
+	d.queue.next = 0 // what has no receipt is sent again
+	s.counts.logins++
+	s.mu.Unlock()
+	if older != nil {
+		go older.displace(c)
+	}
+	s.log.V(1).Info("device logged in", "device", d.jid().String(), "remote", c.remote)
+	return c.send(waBinary.Node{Tag: "success", Attrs: waBinary.Attrs{
+		"t": s.seconds(), "lid": d.lidJID(), "location": "sim", "props": "2",
+		"creation": strconv.FormatInt(d.linked.Unix(), 10),
+	}})
+}
+
+// fail refuses a login with the fault's reason; see events.ConnectFailureReason
+// in whatsmeow for what each means to a client.
+func (c *conn) fail(f Fault) error {
+	attrs := waBinary.Attrs{"reason": strconv.Itoa(f.Reason), "location": "sim"}
+	if f.Reason == 402 {
+		attrs["code"] = "101" // too many messages to strangers
+		attrs["expire"] = strconv.FormatInt(int64(f.Expire.Duration/time.Second), 10)
+	}
+	c.srv.count(func(c *counts) { c.refused++ })
+	c.end(&waBinary.Node{Tag: "failure", Attrs: attrs})
+	for {
+		if err := c.next(func([]byte) error { return nil }); err != nil { // until the end comes
+			return err
+		}
+	}
+}
+
+// displace ends a connection whose device has logged in again, and first finds
+// out whether anybody is still behind it.
+func (c *conn) displace(newer *conn) {
+	s := c.srv
+	defer s.wg.Done()
+	ctx, cancel := context.WithCancel(context.Background())
+	timer := s.clock.AfterFunc(doubledPatience, cancel)
+	err := c.ws.Ping(ctx)
+	timer.Stop()
+	cancel()
+	if err == nil {
+		s.mu.Lock()
+		s.counts.doubled++
+		s.doubled = append(s.doubled, Doubled{
+			Device: newer.device.jid().String(), At: s.clock.Now(), Older: c.remote, Newer: newer.remote,
+		})
+		s.doubled = s.doubled[max(0, len(s.doubled)-maxDoubled):]
+		s.mu.Unlock()
+		s.log.Info("doubled connection", "device", newer.device.jid().String(), "older", c.remote, "newer", newer.remote)
+	}
+	s.count(func(c *counts) { c.replaced++ })
+	c.end(streamError("replaced"))
+}
+
+// streamError is the last node of a connection, by the codes that a fault can name.
+func streamError(code string) *waBinary.Node {
+	node := &waBinary.Node{Tag: "stream:error", Attrs: waBinary.Attrs{"code": code}}
+	switch code {
+	case "replaced":
+		node.Attrs = nil
+		node.Content = []waBinary.Node{{Tag: "conflict", Attrs: waBinary.Attrs{"type": code}}}
+	case "device_removed":
+		node.Attrs["code"] = "401"
+		node.Content = []waBinary.Node{{Tag: "conflict", Attrs: waBinary.Attrs{"type": code}}}
+	}
+	return node
+}

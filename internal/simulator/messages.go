@@ -1,0 +1,501 @@
+package simulator
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"go.mau.fi/libsignal/keys/prekey"
+	waBinary "go.mau.fi/whatsmeow/binary"
+	"go.mau.fi/whatsmeow/proto/waE2E"
+	"go.mau.fi/whatsmeow/types"
+	"google.golang.org/protobuf/proto"
+)
+
+// DefaultContact is who writes to a device when nobody is named.
+const DefaultContact = "15550000001"
+
+// Message is what a device sent, as the phone of the recipient decrypted it.
+type Message struct {
+	ID     string `json:"id"`
+	Device string `json:"device"`
+	// To is the chat: a person, a group, or a broadcast list.
+	To string `json:"to"`
+	// Type is WhatsApp's word for the kind: text, media, reaction, poll.
+	Type string    `json:"type"`
+	Text string    `json:"text,omitempty"`
+	At   time.Time `json:"at"`
+	// Problem says why Text could not be read.
+	Problem string `json:"problem,omitempty"`
+}
+
+// stanza is something for a device that it must acknowledge.
+type stanza struct {
+	tag, id string
+	node    waBinary.Node
+	queued  time.Time
+	sent    bool
+	// ignore counts acknowledgements that belong to an earlier stanza with the same id.
+	ignore int
+}
+
+// queue is what a device has not acknowledged, the oldest first. It is guarded
+// by Server.mu.
+type queue struct {
+	waiting []*stanza
+	// next is the first that has not been sent on the present connection.
+	next int
+	// sent are the newest messages in plaintext, for devices that could not decrypt them.
+	sent []sentMessage
+}
+
+type sentMessage struct {
+	id        string
+	from      *account
+	plaintext []byte
+}
+
+// maxSent bounds the plaintexts that are kept for a device; a client asks for a
+// message again at once or never.
+const maxSent = 64
+
+// messages counts the messages among what waits.
+func (q *queue) messages() int {
+	n := 0
+	for _, s := range q.waiting {
+		if s.tag == "message" {
+			n++
+		}
+	}
+	return n
+}
+
+// remove takes out what has been acknowledged; false if it is not there.
+func (q *queue) remove(tag, id string, force bool) bool {
+	i := slices.IndexFunc(q.waiting, func(s *stanza) bool { return s.tag == tag && s.id == id })
+	if i < 0 {
+		return false
+	}
+	if s := q.waiting[i]; s.ignore > 0 && !force {
+		s.ignore--
+		return true
+	}
+	if i == 0 {
+		q.waiting[0] = nil
+		q.waiting = q.waiting[1:] // in order, nearly always
+	} else {
+		q.waiting = slices.Delete(q.waiting, i, i+1)
+	}
+	if i < q.next {
+		q.next--
+	}
+	return true
+}
+
+// enqueue adds a stanza for a device and sends it if the device is there.
+func (s *Server) enqueue(d *device, st *stanza) {
+	s.mu.Lock()
+	st.queued = s.clock.Now()
+	d.queue.waiting = append(d.queue.waiting, st)
+	s.mu.Unlock()
+	s.deliver(d)
+}
+
+// deliver sends a device what has not been sent on its present connection, in
+// order. What then has no receipt waits for the next login.
+func (s *Server) deliver(d *device) {
+	d.delivering.Lock()
+	defer d.delivering.Unlock()
+	for {
+		s.mu.Lock()
+		c := d.conn
+		if c == nil || !c.active || c.ending || d.queue.next >= len(d.queue.waiting) {
+			s.mu.Unlock()
+			return
+		}
+		st := d.queue.waiting[d.queue.next]
+		d.queue.next++
+		node := st.node
+		if st.queued.Before(c.activeAt) {
+			node.Attrs = maps.Clone(node.Attrs)
+			node.Attrs["offline"] = "1"
+		}
+		if st.sent && st.tag == "message" {
+			s.counts.redelivered++
+		}
+		st.sent = true
+		s.mu.Unlock()
+		if c.send(node) != nil {
+			return // the reader notices as well and ends the connection
+		}
+	}
+}
+
+// activate begins the delivery of messages to a connection, as a client asks
+// after its login.
+func (c *conn) activate() error {
+	d := c.device
+	c.srv.mu.Lock()
+	c.active, c.activeAt = true, c.srv.clock.Now()
+	waiting, messages := len(d.queue.waiting), d.queue.messages()
+	c.srv.mu.Unlock()
+	if waiting > 0 {
+		if err := c.send(waBinary.Node{Tag: "ib", Attrs: fromServer(waBinary.Attrs{}), Content: []waBinary.Node{{
+			Tag: "offline_preview", Attrs: waBinary.Attrs{"count": waiting, "message": messages, "receipt": waiting - messages, "appdata": 0, "notification": 0},
+		}}}); err != nil {
+			return err
+		}
+	}
+	c.srv.deliver(d)
+	return c.send(waBinary.Node{Tag: "ib", Attrs: fromServer(waBinary.Attrs{}), Content: []waBinary.Node{{
+		Tag: "offline", Attrs: waBinary.Attrs{"count": waiting},
+	}}})
+}
+
+// Send lets a contact write a text to a device, encrypted with the device's own
+// keys, and returns the message's id. The contact is named by its phone number
+// and made if it does not exist ([DefaultContact] if from is empty). A device
+// that is away gets the message at its next login, and every message again at
+// each login until it sends a receipt.
+func (s *Server) Send(ctx context.Context, deviceName, from, text string) (string, error) {
+	if err := ctx.Err(); err != nil {
+		return "", err
+	}
+	if text == "" {
+		return "", fmt.Errorf("%w: a message needs a text", ErrBadInput)
+	}
+	if from == "" {
+		from = DefaultContact
+	}
+	phone, err := parsePhone(strings.TrimSuffix(from, "@"+types.DefaultUserServer))
+	if err != nil {
+		return "", err
+	}
+	s.mu.Lock()
+	d, err := s.deviceLocked(deviceName)
+	var sender *account
+	if err == nil {
+		sender, err = s.accountLocked(phone)
+	}
+	s.mu.Unlock()
+	if err != nil {
+		return "", err
+	}
+	if sender == d.account {
+		return "", fmt.Errorf("%w: a contact writes from another number than the device's own", ErrBadInput)
+	}
+	plaintext, err := proto.Marshal(&waE2E.Message{Conversation: proto.String(text)})
+	if err != nil {
+		return "", fmt.Errorf("encode a message: %w", err)
+	}
+	id := newID()
+	s.mu.Lock()
+	d.queue.sent = append(d.queue.sent, sentMessage{id: id, from: sender, plaintext: plaintext})
+	d.queue.sent = d.queue.sent[max(0, len(d.queue.sent)-maxSent):]
+	s.counts.sent++
+	s.mu.Unlock()
+	if err := s.push(d, sender, id, plaintext, "", 0); err != nil {
+		return "", err
+	}
+	return id, nil
+}
+
+// push encrypts a message of a contact and queues it. A count says that it is
+// the answer to the device's count-th request to have it again; such a message
+// begins a new session.
+func (s *Server) push(d *device, sender *account, id string, plaintext []byte, count string, ignore int) error {
+	low := false
+	kind, ciphertext, err := sender.handset.encrypt(d, plaintext, func() *prekey.Bundle {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		bundle := d.bundleLocked()
+		low = len(d.preKeys) == lowPreKeys
+		return bundle
+	}, count != "")
+	if err != nil {
+		return err
+	}
+	enc := waBinary.Attrs{"v": "2", "type": kind}
+	if count != "" {
+		enc["count"] = count
+	}
+	s.mu.Lock()
+	name := sender.name
+	s.mu.Unlock()
+	s.enqueue(d, &stanza{tag: "message", id: id, ignore: ignore, node: waBinary.Node{
+		Tag: "message",
+		Attrs: waBinary.Attrs{
+			"from": sender.jid(), "sender_lid": sender.lidJID(), "id": id, "t": s.seconds(), "type": "text", "notify": name,
+		},
+		Content: []waBinary.Node{{Tag: "enc", Attrs: enc, Content: ciphertext}},
+	}})
+	if low {
+		s.askForPreKeys(d)
+	}
+	return nil
+}
+
+// askForPreKeys tells a device that its one-time keys run out.
+func (s *Server) askForPreKeys(d *device) {
+	id := newID()
+	s.enqueue(d, &stanza{tag: "notification", id: id, node: waBinary.Node{
+		Tag:     "notification",
+		Attrs:   fromServer(waBinary.Attrs{"type": "encrypt", "id": id, "t": s.seconds()}),
+		Content: []waBinary.Node{{Tag: "count", Attrs: waBinary.Attrs{"value": lowPreKeys}}},
+	}})
+}
+
+// handleAck takes an acknowledgement.
+func (c *conn) handleAck(node *waBinary.Node) {
+	if c.device == nil {
+		return
+	}
+	c.srv.mu.Lock()
+	c.device.queue.remove(attribute(node, "class"), attribute(node, "id"), false)
+	c.srv.mu.Unlock()
+}
+
+// handleReceipt takes the receipt of one or more messages, and passes it on when
+// the sender is a linked device.
+func (c *conn) handleReceipt(node *waBinary.Node) error {
+	d := c.device
+	if d == nil {
+		return nil
+	}
+	s := c.srv
+	kind, to := attribute(node, "type"), jidAttribute(node, "to")
+	ids := []string{attribute(node, "id")}
+	list := node.GetChildByTag("list")
+	for _, item := range list.GetChildren() {
+		ids = append(ids, attribute(&item, "id"))
+	}
+	s.mu.Lock()
+	if kind != "retry" {
+		for _, id := range ids {
+			d.queue.remove("message", id, true)
+		}
+	}
+	var other *device
+	if a := s.accountOfLocked(to); a != nil {
+		other = a.devices[to.Device]
+	}
+	s.mu.Unlock()
+	switch {
+	case other != nil && other != d:
+		receipt := cloneNode(*node)
+		delete(receipt.Attrs, "to")
+		receipt.Attrs["from"] = d.jid()
+		if to.Server == types.HiddenUserServer {
+			receipt.Attrs["from"] = d.lidJID()
+		}
+		receipt.Attrs["t"] = s.seconds()
+		s.enqueue(other, &stanza{tag: "receipt", id: ids[0], node: receipt})
+	case kind == "retry":
+		if err := s.retry(d, node); err != nil {
+			s.log.Error(err, "message not sent again", "device", d.jid().String())
+		}
+	}
+	ack := waBinary.Attrs{"class": "receipt", "id": ids[0], "from": node.Attrs["to"]}
+	if kind != "" {
+		ack["type"] = kind
+	}
+	return c.send(waBinary.Node{Tag: "ack", Attrs: ack})
+}
+
+// retry is the contact's answer to a device that could not decrypt a message: it
+// encrypts the message again in a new session, unless the contact is offline.
+func (s *Server) retry(d *device, receipt *waBinary.Node) error {
+	id := attribute(receipt, "id")
+	child := receipt.GetChildByTag("retry")
+	count := attribute(&child, "count")
+	s.mu.Lock()
+	s.counts.retries++
+	i := slices.IndexFunc(d.queue.sent, func(m sentMessage) bool { return m.id == id })
+	_, offline := s.standingLocked(FaultSenderOffline, d)
+	if i < 0 || offline || count == "" {
+		s.mu.Unlock()
+		return nil
+	}
+	message := d.queue.sent[i]
+	ignore := 0
+	if d.queue.remove("message", id, true) {
+		ignore = 1 // the client acknowledges what it could not read, and that ack is still to come
+	}
+	s.mu.Unlock()
+	return s.push(d, message.from, id, message.plaintext, count, ignore)
+}
+
+// part is one of the copies that a message is encrypted in.
+type part struct {
+	to  types.JID
+	enc waBinary.Node
+}
+
+func parts(node *waBinary.Node) []part {
+	var out []part
+	to := jidAttribute(node, "to")
+	for _, enc := range node.GetChildrenByTag("enc") {
+		out = append(out, part{to: to, enc: enc})
+	}
+	participants := node.GetChildByTag("participants")
+	for _, child := range participants.GetChildrenByTag("to") {
+		out = append(out, part{to: jidAttribute(&child, "jid"), enc: child.GetChildByTag("enc")})
+	}
+	return out
+}
+
+// handleMessage takes a message from a device: phones decrypt their copies,
+// other linked devices get theirs, the device gets its acknowledgement.
+func (c *conn) handleMessage(node *waBinary.Node) error {
+	d, s := c.device, c.srv
+	if d == nil {
+		s.countUnknown("message before the login")
+		return nil
+	}
+	to := jidAttribute(node, "to")
+	message := Message{
+		ID: attribute(node, "id"), Device: d.jid().String(), To: to.String(), Type: attribute(node, "type"),
+		At: s.clock.Now(), Problem: "no copy of it was for a phone",
+	}
+	read, delivered := false, false
+	for _, p := range parts(node) {
+		s.mu.Lock()
+		target := s.accountOfLocked(p.to)
+		var other *device
+		if target != nil {
+			other = target.devices[p.to.Device]
+		}
+		s.mu.Unlock()
+		switch {
+		case target == nil:
+		case p.to.Device != 0:
+			if other != nil && other != d {
+				s.forward(d, other, node, p)
+			}
+		default:
+			ciphertext, _ := p.enc.Content.([]byte)
+			text, err := readMessage(target.handset, d, attribute(&p.enc, "type"), ciphertext)
+			if err != nil {
+				s.count(func(c *counts) { c.undecryptable++ })
+				if !read {
+					message.Problem = err.Error()
+				}
+				continue
+			}
+			delivered = delivered || target != d.account
+			if !read || target != d.account { // the recipient's copy rather than the sender's own
+				message.Text, message.Problem, read = text, "", true
+			}
+		}
+	}
+	if attribute(node, "category") != "peer" { // those are for the account's own phone
+		s.mu.Lock()
+		s.counts.received++
+		d.received = append(d.received, message)
+		d.received = d.received[max(0, len(d.received)-maxReceived):]
+		s.mu.Unlock()
+	}
+	if err := c.send(waBinary.Node{Tag: "ack", Attrs: waBinary.Attrs{
+		"class": "message", "id": message.ID, "from": node.Attrs["to"], "t": s.seconds(),
+	}}); err != nil {
+		return err
+	}
+	if delivered {
+		s.enqueue(d, &stanza{tag: "receipt", id: message.ID, node: waBinary.Node{
+			Tag: "receipt", Attrs: waBinary.Attrs{"from": to, "id": message.ID, "t": s.seconds()},
+		}})
+	}
+	return nil
+}
+
+// readMessage decrypts a copy and takes the text out of it.
+func readMessage(h *handset, from *device, kind string, ciphertext []byte) (string, error) {
+	plaintext, err := h.decrypt(from, kind, ciphertext)
+	if err != nil {
+		return "", err
+	}
+	var m waE2E.Message
+	if err := proto.Unmarshal(plaintext, &m); err != nil {
+		return "", fmt.Errorf("decode a message: %w", err)
+	}
+	inner := &m
+	if sent := m.GetDeviceSentMessage(); sent != nil { // what a device tells the account's own phone
+		inner = sent.GetMessage()
+	}
+	if text := inner.GetConversation(); text != "" {
+		return text, nil
+	}
+	return inner.GetExtendedTextMessage().GetText(), nil
+}
+
+// forward passes a copy on to another linked device.
+func (s *Server) forward(from, to *device, node *waBinary.Node, p part) {
+	s.mu.Lock()
+	name := from.account.name
+	s.mu.Unlock()
+	attrs := waBinary.Attrs{"id": attribute(node, "id"), "t": s.seconds(), "type": attribute(node, "type"), "notify": name}
+	if p.to.Server == types.HiddenUserServer {
+		attrs["from"], attrs["sender_pn"] = from.lidJID(), from.account.jid()
+	} else {
+		attrs["from"], attrs["sender_lid"] = from.jid(), from.account.lidJID()
+	}
+	if from.account == to.account {
+		attrs["recipient"] = node.Attrs["to"]
+	}
+	children := []waBinary.Node{cloneNode(p.enc)}
+	if id, ok := node.GetOptionalChildByTag("device-identity"); ok {
+		children = append(children, cloneNode(id))
+	}
+	s.enqueue(to, &stanza{tag: "message", id: attribute(node, "id"), node: waBinary.Node{Tag: "message", Attrs: attrs, Content: children}})
+}
+
+// Received lists the messages that a device sent, the oldest first, at most the
+// newest 1,000 of a device; without a device those of all.
+func (s *Server) Received(deviceName string) ([]Message, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := []Message{}
+	if deviceName != "" {
+		d, err := s.deviceLocked(deviceName)
+		if err != nil {
+			return nil, err
+		}
+		return append(out, d.received...), nil
+	}
+	for _, a := range s.byPhone {
+		for _, d := range a.devices {
+			out = append(out, d.received...)
+		}
+	}
+	slices.SortStableFunc(out, func(a, b Message) int { return a.At.Compare(b.At) })
+	return out, nil
+}
+
+// cloneNode copies a node that was decoded from a connection's buffer, so that
+// it can be kept.
+func cloneNode(n waBinary.Node) waBinary.Node {
+	n.Attrs = maps.Clone(n.Attrs)
+	switch content := n.Content.(type) {
+	case []byte:
+		n.Content = slices.Clone(content)
+	case []waBinary.Node:
+		children := make([]waBinary.Node, len(content))
+		for i := range content {
+			children[i] = cloneNode(content[i])
+		}
+		n.Content = children
+	}
+	return n
+}
+
+// newID is an id as phones make them: 32 hexadecimal digits.
+func newID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return strings.ToUpper(hex.EncodeToString(b[:]))
+}

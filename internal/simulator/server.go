@@ -1,0 +1,339 @@
+package simulator
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/coder/websocket"
+	"github.com/go-logr/logr"
+	"go.mau.fi/whatsmeow/socket"
+	"k8s.io/utils/clock"
+)
+
+// Options configure a [Server]. The zero value is a server on a free port of
+// the loopback interface, without TLS and without logs.
+type Options struct {
+	Logger logr.Logger
+	// Clock drives every delay and expiry; the real one by default.
+	Clock clock.WithDelayedExecution
+	// Listen is where clients connect (default 127.0.0.1:0, a free port), and
+	// ControlListen where the control API is (default 127.0.0.1:0).
+	Listen, ControlListen string
+	// TLS serves wss:// with a certificate of a new authority, see [Server.CA].
+	TLS bool
+	// Hosts are further names or addresses that the TLS certificate is for. The
+	// first is what [Server.Endpoint] names when Listen is on all interfaces.
+	Hosts []string
+	// RootKey is the private key (Curve25519) of the root that signs the noise
+	// certificates, for a server that clients must recognise after a restart.
+	// Without it the root is new.
+	RootKey *[32]byte
+	// RefLifetime is how long a QR code can be scanned after its turn has come
+	// (default 20 s). The first of the six lasts three times as long, and after
+	// the last one the connection is closed, as at WhatsApp.
+	RefLifetime time.Duration
+	// CloseDelay is the time between the last node of a connection (a stream
+	// error, a failure) and its end (default 300 ms). A client can lose that
+	// node when the socket closes at once; the fault [FaultCloseAtOnce] does that.
+	CloseDelay time.Duration
+}
+
+const (
+	defaultRefLifetime = 20 * time.Second
+	defaultCloseDelay  = 300 * time.Millisecond
+	// handshakePatience bounds the time from the upgrade to the login, without
+	// the faults that slow it down; whatsmeow itself gives up after 20 s.
+	handshakePatience = 30 * time.Second
+	// writePatience bounds a write to a client that does not read.
+	writePatience = 10 * time.Second
+	// chatPath is where WhatsApp's websocket is.
+	chatPath = "/ws/chat"
+)
+
+// Server is a simulated WhatsApp: make it with [New], serve with
+// [Server.Run]. Its methods may be called from any goroutine.
+type Server struct {
+	opts      Options
+	log       logr.Logger
+	clock     clock.WithDelayedExecution
+	authority *authority
+	ca        []byte
+	tls       *tls.Config
+	listener  net.Listener
+	control   net.Listener
+	refKey    [32]byte // proves that a QR code's ref is ours, see pairing.go
+
+	done chan struct{} // closed when the server ends
+	wg   sync.WaitGroup
+
+	// mu guards everything below and the fields of accounts, devices and
+	// connections that say so. Nothing is sent and nothing is encrypted under it.
+	mu        sync.Mutex
+	closed    bool
+	conns     map[*conn]struct{}
+	pairings  map[pairingID]*pairing
+	byPhone   map[string]*account
+	byLID     map[string]*account
+	lastPhone int
+	faults    []standingFault
+	doubled   []Doubled
+	counts    counts
+	unknown   map[string]int64
+}
+
+// New binds the two listeners and makes the server's keys. The server answers
+// once [Server.Run] runs; one that will never run must be closed.
+func New(opts Options) (*Server, error) {
+	if opts.Clock == nil {
+		opts.Clock = clock.RealClock{}
+	}
+	if opts.Listen == "" {
+		opts.Listen = "127.0.0.1:0"
+	}
+	if opts.ControlListen == "" {
+		opts.ControlListen = "127.0.0.1:0"
+	}
+	if opts.RefLifetime == 0 {
+		opts.RefLifetime = defaultRefLifetime
+	}
+	if opts.CloseDelay == 0 {
+		opts.CloseDelay = defaultCloseDelay
+	}
+	if opts.RefLifetime < 0 || opts.CloseDelay < 0 {
+		return nil, errors.New("the lifetime of a code and the delay before a close cannot be negative")
+	}
+	if opts.Logger.GetSink() == nil {
+		opts.Logger = logr.Discard()
+	}
+	s := &Server{
+		opts:     opts,
+		log:      opts.Logger,
+		clock:    opts.Clock,
+		done:     make(chan struct{}),
+		conns:    map[*conn]struct{}{},
+		pairings: map[pairingID]*pairing{},
+		byPhone:  map[string]*account{},
+		byLID:    map[string]*account{},
+		unknown:  map[string]int64{},
+	}
+	_, _ = rand.Read(s.refKey[:]) // never fails
+	var err error
+	if s.authority, err = newAuthority(opts.RootKey, s.clock.Now()); err != nil {
+		return nil, err
+	}
+	if s.listener, err = net.Listen("tcp", opts.Listen); err != nil {
+		return nil, fmt.Errorf("listen for clients: %w", err)
+	}
+	if s.control, err = net.Listen("tcp", opts.ControlListen); err != nil {
+		_ = s.listener.Close()
+		return nil, fmt.Errorf("listen for the control API: %w", err)
+	}
+	if opts.TLS {
+		// The name of the real server as well, for clients that are brought here by DNS.
+		hosts := append([]string{"127.0.0.1", "::1", "localhost", "web.whatsapp.com", s.host()}, opts.Hosts...)
+		if s.tls, s.ca, err = newTLS(hosts, s.clock.Now()); err != nil {
+			_ = s.Close()
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// host is the name under which clients reach the server.
+func (s *Server) host() string {
+	addr := s.listener.Addr().(*net.TCPAddr)
+	switch {
+	case !addr.IP.IsUnspecified():
+		return addr.IP.String()
+	case len(s.opts.Hosts) > 0:
+		return s.opts.Hosts[0]
+	default:
+		return "127.0.0.1"
+	}
+}
+
+func (s *Server) address() string {
+	return net.JoinHostPort(s.host(), fmt.Sprint(s.listener.Addr().(*net.TCPAddr).Port))
+}
+
+// Endpoint is what takes the place of wss://web.whatsapp.com for a client:
+// "ws://host:port", or "wss://host:port" with TLS.
+func (s *Server) Endpoint() string {
+	if s.tls != nil {
+		return "wss://" + s.address()
+	}
+	return "ws://" + s.address()
+}
+
+// NoiseRoot is the public key that signs the server's noise certificates, in
+// the place of whatsmeow's WACertPubKey.
+func (s *Server) NoiseRoot() [32]byte { return s.authority.root }
+
+// CA is the authority of the TLS certificate, in PEM; nil without TLS.
+func (s *Server) CA() []byte { return s.ca }
+
+// ControlURL is the base of the control API.
+func (s *Server) ControlURL() string { return "http://" + s.control.Addr().String() }
+
+// linkKey is the key of a connection's link in the context of its requests.
+type linkKey struct{}
+
+// Run serves until ctx ends or a listener fails, then closes every connection
+// and waits for all that it started.
+func (s *Server) Run(ctx context.Context) error {
+	errorLog := slog.NewLogLogger(logr.ToSlogHandler(s.log.V(1)), slog.LevelDebug)
+	mux := http.NewServeMux()
+	mux.HandleFunc(chatPath, s.accept)
+	chat := &http.Server{
+		Handler:           mux,
+		ReadHeaderTimeout: handshakePatience,
+		ErrorLog:          errorLog,
+		TLSConfig:         s.tls,
+		TLSNextProto:      map[string]func(*http.Server, *tls.Conn, http.Handler){}, // no HTTP/2: the upgrade needs HTTP/1.1
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			if t, ok := c.(*tls.Conn); ok {
+				c = t.NetConn()
+			}
+			return context.WithValue(ctx, linkKey{}, c)
+		},
+	}
+	control := &http.Server{Handler: s.controlHandler(), ReadHeaderTimeout: handshakePatience, ErrorLog: errorLog}
+
+	failed := make(chan error, 2)
+	go func() {
+		if s.tls != nil {
+			failed <- chat.ServeTLS(linkListener{s.listener}, "", "")
+		} else {
+			failed <- chat.Serve(linkListener{s.listener})
+		}
+	}()
+	go func() { failed <- control.Serve(s.control) }()
+	s.log.Info("simulator is serving", "endpoint", s.Endpoint(), "control", s.ControlURL())
+	if !s.control.Addr().(*net.TCPAddr).IP.IsLoopback() {
+		s.log.Info("the control API has no authentication and is open to the network")
+	}
+
+	var err error
+	running := 2
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+		running--
+		select {
+		case <-s.done:
+			err = nil // Close was called
+		default:
+		}
+	}
+	_ = chat.Close()
+	_ = control.Close()
+	for ; running > 0; running-- {
+		<-failed
+	}
+	_ = s.Close()
+	if err != nil {
+		return fmt.Errorf("serve: %w", err)
+	}
+	return nil
+}
+
+// Close closes the listeners and every connection, and waits for their
+// goroutines. Run does it by itself when its context ends.
+func (s *Server) Close() error {
+	s.mu.Lock()
+	if !s.closed {
+		s.closed = true
+		close(s.done)
+	}
+	conns := make([]*conn, 0, len(s.conns))
+	for c := range s.conns {
+		conns = append(conns, c)
+	}
+	s.mu.Unlock()
+	_ = s.listener.Close()
+	_ = s.control.Close()
+	for _, c := range conns {
+		c.close()
+	}
+	s.wg.Wait()
+	return nil
+}
+
+// start counts a goroutine that Close waits for; false once the server ends.
+// Whoever got true must call s.wg.Done.
+func (s *Server) start() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.startLocked()
+}
+
+func (s *Server) startLocked() bool {
+	if s.closed {
+		return false
+	}
+	s.wg.Add(1)
+	return true
+}
+
+// after runs f in d. It has a goroutine of its own, because the clock of the
+// tests calls back under its lock, which f may need.
+func (s *Server) after(d time.Duration, f func()) clock.Timer {
+	return s.clock.AfterFunc(d, func() { go f() })
+}
+
+// accept upgrades a request to a websocket. The connection then lives in a
+// goroutine of its own: the one of net/http, with its grown stack, its request
+// and its headers, can go.
+func (s *Server) accept(w http.ResponseWriter, r *http.Request) {
+	if !s.start() {
+		http.Error(w, "the simulator is ending", http.StatusServiceUnavailable)
+		return
+	}
+	defer s.wg.Done()
+	if f, ok := s.standing(FaultSlowUpgrade, nil); ok {
+		timer := s.clock.NewTimer(f.Delay.Duration)
+		defer timer.Stop()
+		select {
+		case <-timer.C():
+		case <-r.Context().Done():
+			return
+		case <-s.done:
+			return
+		}
+	}
+	if _, ok := s.standing(FaultRefuse, nil); ok {
+		s.count(func(c *counts) { c.refused++ })
+		http.Error(w, "the simulator was told to refuse connections", http.StatusServiceUnavailable)
+		return
+	}
+	l, _ := r.Context().Value(linkKey{}).(*link)
+	ws, err := websocket.Accept(w, r, &websocket.AcceptOptions{
+		// Origin is WhatsApp's page, never our host.
+		InsecureSkipVerify: true,
+	})
+	if err != nil {
+		s.log.V(1).Info("upgrade refused", "reason", err.Error())
+		return
+	}
+	ws.SetReadLimit(socket.FrameMaxSize)
+	c := &conn{srv: s, ws: ws, link: l, remote: r.RemoteAddr, closed: make(chan struct{})}
+	s.mu.Lock()
+	started := s.startLocked()
+	if started {
+		s.conns[c] = struct{}{}
+	}
+	s.mu.Unlock()
+	if !started {
+		_ = ws.CloseNow()
+		return
+	}
+	go c.serve()
+}

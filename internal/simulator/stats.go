@@ -1,0 +1,91 @@
+package simulator
+
+import "maps"
+
+// counts are the counters of Stats; guarded by Server.mu.
+type counts struct {
+	logins, pairings, logouts, refused, replaced, doubled int64
+	sent, redelivered, received, retries, undecryptable   int64
+}
+
+// Stats is the server in numbers; those in the lower part count since the start.
+type Stats struct {
+	// Connected counts the connections that are logged in, Pairing those that
+	// show a code.
+	Connected int `json:"connected"`
+	Pairing   int `json:"pairing"`
+	// Devices counts the linked devices.
+	Devices int `json:"devices"`
+	// Unacknowledged counts the messages to devices that have no receipt yet.
+	Unacknowledged int `json:"unacknowledged"`
+
+	Logins   int64 `json:"logins"`
+	Pairings int64 `json:"pairings"`
+	Logouts  int64 `json:"logouts"`
+	// Refused counts upgrades and logins that were refused.
+	Refused int64 `json:"refused"`
+	// Replaced counts connections that ended because their device logged in
+	// again, Doubled those among them that were alive.
+	Replaced int64 `json:"replaced"`
+	Doubled  int64 `json:"doubled"`
+	// Sent counts messages to devices, Redelivered those sent again at a login,
+	// Retries the requests to encrypt one again.
+	Sent        int64 `json:"sent"`
+	Redelivered int64 `json:"redelivered"`
+	Retries     int64 `json:"retries"`
+	// Received counts messages from devices, Undecryptable copies of them that a
+	// phone could not read.
+	Received      int64 `json:"received"`
+	Undecryptable int64 `json:"undecryptable"`
+	// Unknown are the questions that the simulator did not know, by name.
+	Unknown map[string]int64 `json:"unknown"`
+}
+
+// Stats counts.
+func (s *Server) Stats() Stats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := Stats{
+		Pairing: len(s.pairings),
+		Logins:  s.counts.logins, Pairings: s.counts.pairings, Logouts: s.counts.logouts,
+		Refused: s.counts.refused, Replaced: s.counts.replaced, Doubled: s.counts.doubled,
+		Sent: s.counts.sent, Redelivered: s.counts.redelivered, Retries: s.counts.retries,
+		Received: s.counts.received, Undecryptable: s.counts.undecryptable,
+		Unknown: maps.Clone(s.unknown),
+	}
+	for c := range s.conns {
+		if c.device != nil {
+			out.Connected++
+		}
+	}
+	for _, a := range s.byPhone {
+		out.Devices += len(a.devices)
+		for _, d := range a.devices {
+			out.Unacknowledged += d.queue.messages()
+		}
+	}
+	return out
+}
+
+func (s *Server) count(add func(*counts)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	add(&s.counts)
+}
+
+// maxUnknown and maxName bound what a client can make the server remember.
+const (
+	maxUnknown = 1000
+	maxName    = 100
+)
+
+func (s *Server) countUnknown(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	name = name[:min(len(name), maxName)]
+	if _, ok := s.unknown[name]; !ok && len(s.unknown) >= maxUnknown {
+		name = "others"
+	}
+	s.unknown[name]++
+	s.log.V(1).Info("unknown question", "name", name)
+}
