@@ -89,6 +89,8 @@ const (
 
 	// ReasonDeleting: the device is being unlinked.
 	ReasonDeleting = "Deleting"
+	// ReasonDeleted: the device is unlinked, or its keys are kept as spec.deletionPolicy says; nothing to do.
+	ReasonDeleted = "Deleted"
 	// ReasonLogoutUnconfirmed: unlink the device that the Event names on the phone by hand.
 	ReasonLogoutUnconfirmed = "LogoutUnconfirmed"
 	// ReasonRestarted: restartedAt changed and was acted upon.

@@ -54,7 +54,6 @@ func (a *account) Dial(ctx context.Context, o worker.DialOptions) (worker.Connec
 		cancel(err)
 		return nil, inWorkersWords(err)
 	}
-	paired := device.ID != nil
 	conn, err := a.connector.New(whatsapp.Options{
 		Device: device, DeviceName: o.DeviceName, Proxy: o.Proxy, Events: o.Events,
 		Log: a.log.WithValues("sessionID", a.taking.Record.SessionID),
@@ -66,22 +65,15 @@ func (a *account) Dial(ctx context.Context, o worker.DialOptions) (worker.Connec
 	if err := conn.Connect(ctx); err != nil {
 		conn.Close()
 		cancel(err)
-		if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
-			err = cause
-		}
 		return nil, err
 	}
-	return &connection{Connection: conn, paired: paired, cancel: cancel}, nil
+	return &connection{Connection: conn, cancel: cancel}, nil
 }
 
 type connection struct {
 	*whatsapp.Connection
-	paired bool
 	cancel context.CancelCauseFunc
 }
-
-// Paired implements worker.Connection.
-func (c *connection) Paired() bool { return c.paired }
 
 // Close implements worker.Connection.
 func (c *connection) Close() {

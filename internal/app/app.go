@@ -35,7 +35,7 @@ func Main() int {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(newManagerCommand(), newWorkerCommand(), newSimulatorCommand(), newDemoCommand(), newVersionCommand())
+	root.AddCommand(newManagerCommand(), newWorkerCommand(), newSimulatorCommand(), newDemoCommand(), newStoreCommand(), newVersionCommand())
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "whatsapp-operator:", err)
 		return 1

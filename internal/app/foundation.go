@@ -46,7 +46,22 @@ type foundation struct {
 
 // lay reaches the API server, Redis and the store, and refuses to go on with
 // any of them that is not fit, or is another installation's. The caller closes it.
-func lay(ctx context.Context, config *commonConfig, log logr.Logger) (_ *foundation, err error) {
+func lay(ctx context.Context, config *commonConfig, log logr.Logger) (*foundation, error) {
+	f, err := layGround(ctx, config, log)
+	if err != nil {
+		return nil, err
+	}
+	if err := redis.ClaimInstallation(ctx, f.redis, f.keys, f.installation); err != nil {
+		return nil, errors.Join(fmt.Errorf("asking Redis whose it is: %w", err), f.close())
+	}
+	if err := f.openStore(ctx); err != nil {
+		return nil, errors.Join(err, f.close())
+	}
+	return f, nil
+}
+
+// layGround reaches the API server and Redis, whosever Redis is.
+func layGround(ctx context.Context, config *commonConfig, log logr.Logger) (_ *foundation, err error) {
 	f := &foundation{config: config, scheme: runtime.NewScheme(), clock: clock.RealClock{}, log: log}
 	defer func() {
 		if err != nil {
@@ -65,10 +80,7 @@ func lay(ctx context.Context, config *commonConfig, log logr.Logger) (_ *foundat
 	if err := f.identify(ctx); err != nil {
 		return nil, err
 	}
-	if err := f.layRedis(ctx); err != nil {
-		return nil, err
-	}
-	return f, f.openStore(ctx)
+	return f, f.layRedis(ctx)
 }
 
 func (f *foundation) close() error {
@@ -116,6 +128,7 @@ func (f *foundation) identify(ctx context.Context) error {
 }
 
 func (f *foundation) layRedis(ctx context.Context) error {
+	redis.LogTo(f.log.WithName("redis"))
 	var err error
 	if f.redis, err = redis.New(f.config.Redis); err != nil {
 		return err
@@ -124,7 +137,7 @@ func (f *foundation) layRedis(ctx context.Context) error {
 	f.durability = redis.NewDurability(f.redis, f.keys, f.config.Redis.Durability)
 	f.queue = batch.NewQueue(f.redis, f.keys, f.clock, batch.Options{Durability: f.durability, OnExpired: metrics.QueueExpired})
 	f.cache = cache.New(f.redis, f.keys, f.clock)
-	err = f.patiently(ctx, "Redis", func(ctx context.Context) (bool, error) {
+	return f.patiently(ctx, "Redis", func(ctx context.Context) (bool, error) {
 		report, err := (&redis.Monitor{Client: f.redis, Durability: f.durability}).Once(ctx)
 		if err != nil {
 			return errors.Is(err, redis.ErrNotOffered), err
@@ -138,13 +151,6 @@ func (f *foundation) layRedis(ctx context.Context) error {
 		f.log.Info("Redis is fit", "durability", report.Durability.String())
 		return true, nil
 	})
-	if err != nil {
-		return err
-	}
-	if err := redis.ClaimInstallation(ctx, f.redis, f.keys, f.installation); err != nil {
-		return fmt.Errorf("asking Redis whose it is: %w", err)
-	}
-	return nil
 }
 
 func (f *foundation) openStore(ctx context.Context) error {
@@ -163,23 +169,42 @@ func (f *foundation) openStore(ctx context.Context) error {
 }
 
 // monitors watch Redis for as long as the process runs. forgot is called when
-// Redis may have lost what it was given.
-func (f *foundation) monitors(forgot func()) []interface{ Start(context.Context) error } {
-	return []interface{ Start(context.Context) error }{
-		&redis.Monitor{Client: f.redis, Durability: f.durability, Clock: f.clock, Report: func(report redis.Report, err error) {
-			if err == nil {
-				err = report.Err(f.config.Redis.AllowVolatile)
-			}
-			metrics.RedisFit(err == nil)
-			if err != nil {
-				f.log.Error(err, "Redis is not fit")
-			}
-		}},
-		&redis.Watcher{Client: f.redis, Keys: f.keys, Clock: f.clock, Log: f.log.WithName("redis"), Forgot: func(reason redis.Reason) {
+// Redis may have lost what it was given. A Redis that has become another
+// installation's ends the process.
+func (f *foundation) monitors(forgot func()) []everywhere {
+	monitor := &redis.Monitor{Client: f.redis, Durability: f.durability, Clock: f.clock, Report: func(report redis.Report, err error) {
+		if err == nil {
+			err = report.Err(f.config.Redis.AllowVolatile)
+		}
+		metrics.RedisFit(err == nil)
+		if err != nil {
+			f.log.Error(err, "Redis is not fit")
+		}
+	}}
+	watch := func(ctx context.Context) error {
+		ctx, stop := context.WithCancelCause(ctx)
+		defer stop(nil)
+		watcher := &redis.Watcher{Client: f.redis, Keys: f.keys, Clock: f.clock, Log: f.log.WithName("redis"), Forgot: func(reason redis.Reason) {
 			f.log.Info("Redis may have forgotten: the present state is told again", "reason", string(reason))
+			var elsewhere *redis.OwnedElsewhereError
+			switch err := redis.ClaimInstallation(ctx, f.redis, f.keys, f.installation); {
+			case errors.As(err, &elsewhere):
+				stop(err)
+				return
+			case err != nil && ctx.Err() == nil:
+				f.log.Error(err, "Redis could not be asked whose it is")
+			}
 			forgot()
-		}},
+		}}
+		if err := watcher.Start(ctx); err != nil {
+			return fmt.Errorf("watching Redis: %w", err)
+		}
+		if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+			return cause
+		}
+		return nil
 	}
+	return []everywhere{{monitor.Start}, {watch}}
 }
 
 // pingRedis is a health check.

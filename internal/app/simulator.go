@@ -67,9 +67,6 @@ func newDemoCommand() *cobra.Command {
 		Short: "Run the whole product on this machine, with simulated phones",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := options.Validate(); err != nil {
-				return fmt.Errorf("the options are not right:\n%w", err)
-			}
 			return demo.Run(cmd.Context(), options)
 		},
 	}

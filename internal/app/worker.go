@@ -119,7 +119,7 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 		return fmt.Errorf("registering the metrics: %w", err)
 	}
 	for _, m := range f.monitors(agent.TellAgain) {
-		if err := mgr.Add(everywhere{m.Start}); err != nil {
+		if err := mgr.Add(m); err != nil {
 			return fmt.Errorf("adding the watch on Redis: %w", err)
 		}
 	}

@@ -5,6 +5,7 @@
 package status
 
 import (
+	"cmp"
 	"strings"
 	"time"
 	"unicode"
@@ -29,8 +30,9 @@ type Facts struct {
 	// Reason and Message explain the phase; they become those of Ready.
 	Reason, Message string
 	// NotPlaced is why the session has no worker; empty: it waits for the manager.
-	// It counts only while status.worker is empty.
-	NotPlaced string
+	// It counts only while status.worker is empty. NotPlacedMessage explains it where
+	// Message explains something else.
+	NotPlaced, NotPlacedMessage string
 	// Stalled is set where a phase that usually goes on by itself does not:
 	// a quarantine, an id that another session holds.
 	Stalled bool
@@ -83,7 +85,7 @@ func Summarize(s v1alpha1.WhatsAppSessionStatus, f Facts, now time.Time) v1alpha
 	case s.Worker != "":
 		set(v1alpha1.ConditionPlaced, true, v1alpha1.ReasonPlaced, "placed on "+s.Worker)
 	case f.NotPlaced != "":
-		set(v1alpha1.ConditionPlaced, false, f.NotPlaced, message)
+		set(v1alpha1.ConditionPlaced, false, f.NotPlaced, cmp.Or(Clean(f.NotPlacedMessage, maxMessage), message))
 	case isSuspended, f.Phase == v1alpha1.PhaseTerminating:
 		set(v1alpha1.ConditionPlaced, false, f.Reason, message)
 	default:

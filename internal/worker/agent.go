@@ -64,6 +64,7 @@ type Agent struct {
 	mu          sync.Mutex
 	joined      bool
 	draining    bool
+	ended       bool // nothing is started any more
 	supervisors map[types.NamespacedName]*supervisor
 	running     sync.WaitGroup
 	life        context.Context
@@ -167,7 +168,7 @@ func (a *Agent) supervisor(key types.NamespacedName, obj *v1alpha1.WhatsAppSessi
 	if s, ok := a.supervisors[key]; ok {
 		return s
 	}
-	if obj == nil {
+	if obj == nil || a.ended {
 		return nil
 	}
 	heldHere := obj.Status.HeldBy == a.o.Worker
@@ -298,6 +299,9 @@ func (a *Agent) drain(ctx context.Context) {
 			a.o.Log.Info("Not every session could be given up in time; their sockets are closed and a restart takes them up", "session", s.key.Name, "namespace", s.key.Namespace)
 		}
 	}
+	a.mu.Lock()
+	a.ended = true
+	a.mu.Unlock()
 	a.end()
 	a.running.Wait()
 }

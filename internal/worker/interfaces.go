@@ -93,6 +93,8 @@ type Announcement struct {
 	Status delivery.StatusItem
 	// QR is the code that waits to be scanned; nil: none does.
 	QR *delivery.QRItem
+	// QRGone: a code was shown under this holder, and it has expired or was used.
+	QRGone bool
 	// ConnectedSince is zero unless the session is connected.
 	ConnectedSince time.Time
 	Worker         string

@@ -113,6 +113,8 @@ type model struct {
 	code      *delivery.QRItem
 	codeUntil time.Time
 	codeCount int32
+	// codeTold: a code was announced since the keys were taken.
+	codeTold bool
 	// loggedOut: WhatsApp has confirmed the logout that was asked for.
 	loggedOut bool
 	// forgotten: keys and record are deleted.
@@ -281,7 +283,7 @@ func (m *model) restartFrom() time.Time {
 
 // onTaken takes note of the keys.
 func (m *model) onTaken(a Account, now time.Time) {
-	m.taken, m.epoch, m.starts, m.n = true, m.obj.Status.Epoch, a.Starts(), 0
+	m.taken, m.epoch, m.starts, m.n, m.codeTold = true, m.obj.Status.Epoch, a.Starts(), 0, false
 	m.want.JID, m.want.PhoneNumber = a.JID(), a.PhoneNumber()
 	m.retryAt = now
 	switch {
@@ -509,7 +511,7 @@ func (m *model) announcement(now time.Time) (Announcement, bool) {
 	s := status.Summarize(m.want, status.Facts{Phase: m.want.Phase, Reason: m.reason, Message: m.message}, now)
 	s.SessionID = m.obj.Status.SessionID
 	item := status.Update(s, delivery.Numbers{}, time.Time{})
-	var code string
+	code := ""
 	if m.code != nil {
 		code = m.code.QR
 	}
@@ -534,7 +536,9 @@ func (m *model) present() Announcement {
 		qr := *m.code
 		qr.Numbers = numbers
 		a.QR = &qr
+		m.codeTold = true
 	}
+	a.QRGone = m.code == nil && m.codeTold
 	if m.want.Phase == v1alpha1.PhaseConnected && m.want.LastConnectedTime != nil {
 		a.ConnectedSince = m.want.LastConnectedTime.Time
 	}

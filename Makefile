@@ -1,0 +1,102 @@
+# The two commands to begin with: `make demo` and `make test`. `make help` lists the rest.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+CONTROLLER_GEN := go run sigs.k8s.io/controller-tools/cmd/controller-gen@v0.23.0
+GOLANGCI_LINT := bin/golangci-lint
+BINARY := bin/whatsapp-operator
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X github.com/whatsapp-operator/whatsapp-operator/internal/app.Version=$(VERSION)
+IMAGE ?= whatsapp-operator:$(VERSION)
+ARGS ?=
+# What a package may take before `go test` prints every goroutine and gives up.
+TEST_TIMEOUT ?= 10m
+FUZZ_TIME ?= 10s
+
+# Asked only by the targets that start an API server: finding or building it may take minutes.
+assets = KUBEBUILDER_ASSETS="$$(hack/envtest-assets)"
+
+.PHONY: help
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+##@ Use
+
+.PHONY: demo
+demo: build ## Run everything on this machine with simulated phones (ARGS="--sessions=3 --exit")
+	@$(assets) && export KUBEBUILDER_ASSETS && exec $(BINARY) demo $(ARGS)
+
+.PHONY: build
+build: ## Build bin/whatsapp-operator
+	CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)" -o $(BINARY) .
+
+.PHONY: docker-build
+docker-build: ## Build the container image (IMAGE=name:tag)
+	docker build --build-arg VERSION=$(VERSION) -t $(IMAGE) .
+
+##@ Check
+
+.PHONY: test
+test: test-deps ## Run every test, with the race detector, against a real API server, Redis and PostgreSQL
+	@$(assets) && export KUBEBUILDER_ASSETS && set -x && go test -race -timeout $(TEST_TIMEOUT) ./...
+
+.PHONY: test-one
+test-one: test-deps ## Run the tests of one package (PKG=./internal/batch RUN=TestName)
+	@$(assets) && export KUBEBUILDER_ASSETS && set -x && go test -race -timeout $(TEST_TIMEOUT) -count=1 -v -run '$(or $(RUN),.)' $(or $(PKG),$(error PKG is not set; for example PKG=./internal/batch))
+
+.PHONY: test-deps
+test-deps: ## Install what the tests start (redis-server, PostgreSQL)
+	@hack/install-test-deps
+
+.PHONY: fuzz
+fuzz: ## Run every fuzz test for FUZZ_TIME each
+	@hack/fuzz $(FUZZ_TIME)
+
+.PHONY: lint
+lint: $(GOLANGCI_LINT) ## Run golangci-lint with .golangci.yml
+	$(GOLANGCI_LINT) run ./...
+
+.PHONY: vet
+vet: ## Run go vet
+	go vet ./...
+
+.PHONY: fmt
+fmt: $(GOLANGCI_LINT) ## Format the code
+	$(GOLANGCI_LINT) fmt ./...
+
+$(GOLANGCI_LINT): hack/golangci/go.mod hack/golangci/go.sum hack/golangci/main.go
+	@echo "building golangci-lint with kube-api-linter (two minutes the first time)" >&2
+	cd hack/golangci && CGO_ENABLED=0 GOFLAGS=-mod=readonly GOWORK=off go build -trimpath \
+		-ldflags "-s -w -X main.version=$$(go list -m -f '{{.Version}}' github.com/golangci/golangci-lint/v2)" -o $(CURDIR)/$@ .
+
+.PHONY: check-generated
+check-generated: generate manifests ## Fail if generated files are not what the generators write
+	git diff --exit-code -- api config
+	@test -z "$$(git status --porcelain -- api config)" || { git status --short -- api config; echo "check-generated: not committed" >&2; exit 1; }
+
+##@ Measure
+
+.PHONY: bench
+bench: bench-delivery bench-worker ## Run every benchmark
+
+.PHONY: bench-delivery
+bench-delivery: test-deps ## Requests and latency at Laravel, beside the old way (bench/results/delivery.json)
+	go run ./bench/delivery $(ARGS)
+
+.PHONY: bench-worker
+bench-worker: test-deps ## A worker's memory and CPU, beside bare clients (bench/results/worker.json)
+	@$(assets) && export KUBEBUILDER_ASSETS && set -x && go run ./bench/worker $(ARGS)
+
+##@ Generate
+
+.PHONY: generate
+generate: ## Write the deep copies of api/
+	$(CONTROLLER_GEN) object paths=./api/...
+
+.PHONY: manifests
+manifests: ## Write the CustomResourceDefinition and the roles into config/
+	$(CONTROLLER_GEN) crd paths=./api/... output:crd:dir=config/crd/bases
+	$(CONTROLLER_GEN) rbac:roleName=whatsapp-operator-manager,fileName=manager_role.yaml paths=./controllers/... output:rbac:dir=config/rbac
+	$(CONTROLLER_GEN) rbac:roleName=whatsapp-operator-worker,fileName=worker_role.yaml paths=./internal/worker/... output:rbac:dir=config/rbac

@@ -1,0 +1,162 @@
+// Command delivery measures what Laravel feels: how many requests it gets and
+// how long an update takes to it, beside the system before this project. It
+// prints a table and writes bench/results/delivery.json, a flat JSON object in
+// which every figure is measured in this run.
+//
+// This process is Laravel: real HTTP receivers that note when each update
+// arrives, check the signatures, and take their time to answer. What sends to
+// them are processes of their own, so that their CPU time and memory are theirs:
+//
+//	steady  1,000 sessions, two QR codes a minute each, a status change now and
+//	        then; the same events on both sides at the same time:
+//	        old   one POST an event at once, as many at a time as there are
+//	              events under way, over connections that are kept open. (The
+//	              old Node.js process had no bound on them either.)
+//	        ours  the coalescing queue in a real Redis, the flusher, the client
+//	burst   1,000 urgent changes at one instant
+//	alone   urgent changes one by one, so far apart that no window is open
+//
+// A code is valid until the next one of its session, as WhatsApp's are, so
+// that none is held back by the rule of one in 30 s (DESIGN section 5) and the
+// number of requests is compared at the full number of codes.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// options are what a person may change.
+type options struct {
+	sessions      int
+	duration      time.Duration
+	steadyAnswer  time.Duration
+	urgentAnswer  time.Duration
+	rounds        int
+	samples       int
+	qrEvery       time.Duration
+	qrValid       time.Duration
+	statusEvery   time.Duration
+	out           string
+	side          string
+	seed          uint64
+	betweenAlone  time.Duration
+	betweenRounds time.Duration
+}
+
+func main() {
+	if err := command(); err != nil {
+		fmt.Fprintln(os.Stderr, "bench-delivery:", err)
+		os.Exit(1)
+	}
+}
+
+func command() error {
+	var o options
+	flag.IntVar(&o.sessions, "sessions", 1000, "number of sessions")
+	flag.DurationVar(&o.duration, "duration", 2*time.Minute, "how long the steady part makes events")
+	flag.DurationVar(&o.steadyAnswer, "steady-answer", 500*time.Millisecond, "what Laravel takes for a request in the steady part")
+	flag.DurationVar(&o.urgentAnswer, "urgent-answer", 50*time.Millisecond, "what Laravel takes for a request in the other parts")
+	flag.IntVar(&o.rounds, "rounds", 3, "how often all sessions change at one instant; the worst round counts")
+	flag.IntVar(&o.samples, "samples", 120, "how many urgent changes come alone")
+	flag.DurationVar(&o.qrEvery, "qr-every", 30*time.Second, "how often a session gets a new QR code")
+	flag.DurationVar(&o.qrValid, "qr-valid", 0, "how long a QR code is valid (default: until the next)")
+	flag.DurationVar(&o.statusEvery, "status-every", 2*time.Minute, "how often a session changes its status in the steady part, on average")
+	flag.StringVar(&o.out, "out", filepath.Join("bench", "results", "delivery.json"), "where to write the result")
+	flag.Uint64Var(&o.seed, "seed", 1, "of the times of the events")
+	flag.StringVar(&o.side, "side", "", "internal: what this process is")
+	flag.Parse()
+	if o.qrValid == 0 {
+		o.qrValid = o.qrEvery
+	}
+	// More than a window and what a request takes; more than the longest window.
+	o.betweenAlone, o.betweenRounds = 550*time.Millisecond, 1500*time.Millisecond
+
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if o.side != "" {
+		return runSide(ctx, o.side)
+	}
+	return run(ctx, o)
+}
+
+// run is the benchmark.
+func run(ctx context.Context, o options) (err error) {
+	dir, err := os.MkdirTemp("", "bench-delivery-")
+	if err != nil {
+		return fmt.Errorf("making a folder: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	// Random secrets, as in production; nobody sees them.
+	token, secret := filepath.Join(dir, "token"), filepath.Join(dir, "secret")
+	for _, name := range []string{token, secret} {
+		if err := os.WriteFile(name, []byte(uuid.NewString()+uuid.NewString()), 0o600); err != nil {
+			return fmt.Errorf("writing a secret: %w", err)
+		}
+	}
+	server, err := startRedis(ctx, filepath.Join(dir, "redis"))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, server.stop()) }()
+
+	base := sideConfig{
+		Redis: server.addr, TokenFile: token, SecretFile: secret,
+		Sessions: o.sessions, Duration: o.duration, Rounds: o.rounds, Samples: o.samples, Seed: o.seed,
+		QREvery: o.qrEvery, QRValid: o.qrValid, StatusEvery: o.statusEvery,
+		BetweenAlone: o.betweenAlone, BetweenRounds: o.betweenRounds,
+		Start: time.Now().Add(3 * time.Second), // when both processes are there
+	}
+	result := figures{o: o}
+
+	fmt.Printf("steady: %d sessions, a QR code each %s, %s long, Laravel answers in %s\n", o.sessions, o.qrEvery, o.duration, o.steadyAnswer)
+	before, err := server.usage(ctx)
+	if err != nil {
+		return err
+	}
+	type finished struct {
+		part part
+		err  error
+	}
+	old, ours := make(chan finished, 1), make(chan finished, 1)
+	for side, done := range map[string]chan finished{"old": old, "ours": ours} {
+		c := base
+		c.Name, c.Part = side, "steady"
+		go func() {
+			p, err := measure(ctx, c, o.steadyAnswer)
+			done <- finished{p, err}
+		}()
+	}
+	oldDone, oursDone := <-old, <-ours
+	if err := errors.Join(oldDone.err, oursDone.err); err != nil {
+		return err
+	}
+	result.old, result.ours = oldDone.part, oursDone.part
+	after, err := server.usage(ctx)
+	if err != nil {
+		return err
+	}
+	result.redisCPU, result.redisPeak = after.cpu-before.cpu, after.peak
+
+	fmt.Printf("burst: %d urgent changes at one instant, %d times, Laravel answers in %s\n", o.sessions, o.rounds, o.urgentAnswer)
+	c := base
+	c.Name, c.Part = "ours", "burst"
+	if result.burst, err = measure(ctx, c, o.urgentAnswer); err != nil {
+		return err
+	}
+	fmt.Printf("alone: %d urgent changes one by one, Laravel answers in %s\n", o.samples, o.urgentAnswer)
+	c.Part = "alone"
+	if result.alone, err = measure(ctx, c, o.urgentAnswer); err != nil {
+		return err
+	}
+	return result.report(os.Stdout)
+}

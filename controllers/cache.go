@@ -1,0 +1,39 @@
+package controllers
+
+import (
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/lease"
+)
+
+// CacheOptions keep in the manager's cache what the controllers need and no
+// more: of the Leases those of workers in the operator's namespace, and of
+// every object neither managed fields nor kubectl's copy of the manifest.
+func CacheOptions(namespace string) cache.Options {
+	return cache.Options{
+		DefaultTransform: slim,
+		ByObject: map[client.Object]cache.ByObject{
+			&v1alpha1.WhatsAppSession{}: {},
+			&coordinationv1.Lease{}: {
+				Namespaces: map[string]cache.Config{namespace: {}},
+				Label:      labels.SelectorFromSet(labels.Set{lease.ComponentLabel: lease.ComponentWorker}),
+			},
+		},
+	}
+}
+
+var stripManagedFields = cache.TransformStripManagedFields()
+
+func slim(in any) (any, error) {
+	if obj, ok := in.(client.Object); ok {
+		if annotations := obj.GetAnnotations(); annotations[corev1.LastAppliedConfigAnnotation] != "" {
+			delete(annotations, corev1.LastAppliedConfigAnnotation)
+		}
+	}
+	return stripManagedFields(in)
+}

@@ -1,0 +1,135 @@
+package controllers
+
+import (
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
+)
+
+const (
+	// logoutPatience is how long the logout of a deleted session is tried (DESIGN section 2).
+	logoutPatience = 5 * time.Minute
+	// releasePatience is how long a holder may take to give up what it was told to give
+	// up, before a session that has no device is deleted without it.
+	releasePatience = time.Minute
+	// restartEvery bounds how often restartedAt counts.
+	restartEvery = time.Minute
+)
+
+// resting are the phases that end only by a person or a date: they stay as they
+// are while a session changes hands.
+var resting = map[v1alpha1.Phase]bool{
+	v1alpha1.PhasePairingExpired: true,
+	v1alpha1.PhaseLoggedOut:      true,
+	v1alpha1.PhaseBanned:         true,
+	v1alpha1.PhaseOutdated:       true,
+	v1alpha1.PhaseReplaced:       true,
+}
+
+// refusal is why a session has no worker; the zero value: it has one, or waits.
+type refusal struct{ reason, message string }
+
+// refusals are the reasons that only a placement run gives and takes back.
+var refusals = map[string]bool{
+	v1alpha1.ReasonNoCapacity:      true,
+	v1alpha1.ReasonNoWorkers:       true,
+	v1alpha1.ReasonTooManySessions: true,
+}
+
+// refused is what the last placement run said of the session.
+func refused(s *v1alpha1.WhatsAppSession) refusal {
+	placed := meta.FindStatusCondition(s.Status.Conditions, v1alpha1.ConditionPlaced)
+	if placed == nil || !refusals[placed.Reason] {
+		return refusal{}
+	}
+	return refusal{reason: placed.Reason, message: placed.Message}
+}
+
+// unheld is what the manager says of a session that nobody holds. next is its
+// status as it is to be written, but for phase and conditions.
+func unheld(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, why refusal, now time.Time) status.Facts {
+	f := status.Facts{Generation: s.Generation, NotPlaced: why.reason, NotPlacedMessage: why.message}
+	switch {
+	case !s.DeletionTimestamp.IsZero():
+		f.Phase, f.Reason, f.Message = v1alpha1.PhaseTerminating, v1alpha1.ReasonDeleting, "a worker is to unlink the device"
+	case s.Spec.Suspend:
+		f.Phase, f.Reason, f.Message = v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended, "spec.suspend is true: set it to false to connect"
+		f.NotPlaced, f.NotPlacedMessage = "", ""
+	case next.Phase == v1alpha1.PhaseSuspended && next.RetryAfter != nil && now.Before(next.RetryAfter.Time):
+		f.Phase, f.Reason = v1alpha1.PhaseBanned, v1alpha1.ReasonBanned
+		f.Message = "no attempt is made before " + next.RetryAfter.UTC().Format(time.RFC3339)
+	case resting[next.Phase], next.Phase == v1alpha1.PhaseDisconnected && next.Worker != "":
+		f.Phase, f.Reason = next.Phase, status.Reason(next)
+		f.Stalled = meta.IsStatusConditionTrue(next.Conditions, v1alpha1.ConditionStalled)
+		if c := meta.FindStatusCondition(next.Conditions, v1alpha1.ConditionReady); c != nil {
+			f.Message = c.Message
+		}
+	case next.Worker != "":
+		f.Phase, f.Reason, f.Message = v1alpha1.PhasePending, v1alpha1.ReasonPlaced, "placed on "+next.Worker+", which takes the session up next"
+	case why.reason != "":
+		f.Phase, f.Reason, f.Message = v1alpha1.PhasePending, why.reason, why.message
+	default:
+		f.Phase, f.Reason, f.Message = v1alpha1.PhasePending, v1alpha1.ReasonWaitingForPlacement, "no worker has been chosen yet"
+	}
+	if f.Reason == "" { // a phase whose conditions were taken away
+		f.Reason = string(f.Phase)
+	}
+	return f
+}
+
+// speak makes next, a status that the manager writes for a session that nobody
+// holds, one that Redis and Laravel take for newer if it says something new.
+func speak(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, now time.Time) v1alpha1.WhatsAppSessionStatus {
+	told, tell := status.Update(s.Status, delivery.Numbers{}, time.Time{}), status.Update(next, delivery.Numbers{}, time.Time{})
+	if told == tell || tell.Reason == v1alpha1.ReasonWaitingForPlacement || next.Epoch > s.Status.Epoch {
+		return next // nothing new, or not for long, or raised already
+	}
+	next.Epoch = nextEpoch(s.Status, now)
+	return next
+}
+
+// nextEpoch is the number of the next placement (DESIGN section 3.8).
+func nextEpoch(s v1alpha1.WhatsAppSessionStatus, now time.Time) int64 {
+	return max(s.Epoch+1, s.StoredEpoch+1, now.Unix())
+}
+
+// epochBehind: the store has refused the epoch of the present placement.
+func epochBehind(s v1alpha1.WhatsAppSessionStatus) bool {
+	return s.Worker != "" && s.StoredEpoch >= s.Epoch
+}
+
+// wantsWorker: the session is to have a worker. A deleted one needs it to log out.
+func wantsWorker(s *v1alpha1.WhatsAppSession, installation string, now time.Time) bool {
+	switch {
+	case s.Status.SessionID == "" || s.Status.Installation != installation:
+		return false
+	case !s.DeletionTimestamp.IsZero():
+		return s.Spec.DeletionPolicy != v1alpha1.DeletionRetain && s.Status.JID != "" &&
+			now.Before(s.DeletionTimestamp.Add(logoutPatience)) && !ended(s)
+	default:
+		return !s.Spec.Suspend
+	}
+}
+
+// ended: the manager has written the last status of a deleted session.
+func ended(s *v1alpha1.WhatsAppSession) bool {
+	reason := status.Reason(s.Status)
+	return s.Status.Phase == v1alpha1.PhaseTerminating &&
+		(reason == v1alpha1.ReasonDeleted || reason == v1alpha1.ReasonLogoutUnconfirmed)
+}
+
+// item is what Redis and Laravel hear of a session from the manager, whose
+// starts are 0 (DESIGN section 3.8).
+func item(s *v1alpha1.WhatsAppSession) delivery.StatusItem {
+	since := s.CreationTimestamp.Time
+	for _, c := range s.Status.Conditions {
+		if c.LastTransitionTime.After(since) {
+			since = c.LastTransitionTime.Time
+		}
+	}
+	return status.Update(s.Status, delivery.Numbers{Epoch: s.Status.Epoch, Seq: delivery.FirstSeq(0) + 1}, since)
+}

@@ -1,0 +1,87 @@
+package controllers
+
+import (
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/go-logr/logr"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	"k8s.io/utils/clock"
+
+	"github.com/whatsapp-operator/whatsapp-operator/internal/lease"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/placement"
+)
+
+// members is what this process has seen of the workers' Leases. A Lease counts
+// as renewed when its renewal is seen to change, by this process's own clock:
+// the workers' clocks may differ.
+//
+// A worker that is not live gets no sessions. That does not mean that it is
+// dead: what it holds stays with it.
+type members struct {
+	clock clock.PassiveClock
+	log   logr.Logger
+
+	mu    sync.Mutex
+	known map[string]sighting // by name of the Lease
+}
+
+type sighting struct {
+	lease.Member
+	seen time.Time
+}
+
+func (s sighting) expires() time.Time { return s.seen.Add(s.Duration) }
+
+// observe takes note of a Lease and reports whether a plan may change by it.
+func (m *members) observe(l *coordinationv1.Lease) bool {
+	member, err := lease.FromLease(l)
+	if err != nil {
+		if !errors.Is(err, lease.ErrNoHolder) {
+			m.log.Error(err, "A lease that describes no worker is ignored", "lease", l.Name)
+		}
+		return m.forget(l.Name)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := m.clock.Now()
+	before, known := m.known[l.Name]
+	after := sighting{Member: member, seen: now}
+	switch {
+	case !known && member.RenewTime.Before(now):
+		after.seen = member.RenewTime
+	case known && member.RenewTime.Equal(before.RenewTime) && member.Incarnation == before.Incarnation:
+		after.seen = before.seen
+	}
+	m.known[l.Name] = after
+	return !known || !now.Before(before.expires()) && now.Before(after.expires()) ||
+		before.Incarnation != member.Incarnation || before.Pool != member.Pool || before.Revision != member.Revision ||
+		before.Capacity != member.Capacity || before.Draining != member.Draining
+}
+
+// forget takes note of a Lease that is gone.
+func (m *members) forget(name string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	_, known := m.known[name]
+	delete(m.known, name)
+	return known
+}
+
+// workers are the workers as placement sees them, and when the first of the
+// live ones will not be live any more; zero: there is none.
+func (m *members) workers(now time.Time) (workers []placement.Worker, expires time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, s := range m.known {
+		live := now.Before(s.expires())
+		if live && (expires.IsZero() || s.expires().Before(expires)) {
+			expires = s.expires()
+		}
+		workers = append(workers, placement.Worker{
+			Name: s.Name, Pool: s.Pool, Revision: s.Revision, Capacity: s.Capacity, Tokens: s.Tokens, Draining: s.Draining, Live: live,
+		})
+	}
+	return workers, expires
+}

@@ -1,0 +1,689 @@
+package controllers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/go-logr/logr"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/client-go/util/workqueue"
+	"k8s.io/utils/clock"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
+	"sigs.k8s.io/controller-runtime/pkg/controller/priorityqueue"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
+)
+
+const (
+	// indexSessionID finds the sessions that want the same id.
+	indexSessionID = "sessionID"
+	// againAfterConflict is how soon a decision that was made from an old picture is made
+	// again, should no watch event come first.
+	againAfterConflict = 100 * time.Millisecond
+	// foreignResync is how often the store is asked whether an id has become free without
+	// the deletion of an object: a person may purge what a retained session left.
+	foreignResync = 10 * time.Minute
+	// retryAtMost bounds the backoff after errors, which end when Redis, the database or
+	// the API server come back.
+	retryAtMost = time.Minute
+)
+
+// Record is what the store knows of a session id.
+type Record struct {
+	// Namespace and UID are those of the object that holds the id.
+	Namespace string
+	UID       types.UID
+	// JID is the linked device; empty: there is none. PhoneNumber is its account's, in E.164.
+	JID, PhoneNumber string
+}
+
+// Claimant is an object that wants a session id.
+type Claimant struct {
+	SessionID, Namespace string
+	UID                  types.UID
+}
+
+// Release is what becomes of a deleted session's keys.
+type Release string
+
+const (
+	// ReleaseForget deletes keys and record.
+	ReleaseForget Release = "Forget"
+	// ReleaseRetain keeps them; a record without keys is deleted.
+	ReleaseRetain Release = "Retain"
+	// ReleaseOrphan keeps them for 30 days as those of no resource; a record without keys
+	// is deleted.
+	ReleaseOrphan Release = "Orphan"
+)
+
+// IDs is the store as the controller needs it: who holds which session id.
+// Calls may run concurrently; each may be repeated.
+type IDs interface {
+	// Record returns the record of a session id; nil: nobody holds it.
+	Record(ctx context.Context, sessionID string) (*Record, error)
+	// Claim gives the id to the claimant and reports whether it holds it now. A record of
+	// the same namespace passes on from another object only when gone says that no live
+	// object has its UID.
+	Claim(ctx context.Context, c Claimant, gone func(uid types.UID) bool) (held bool, err error)
+	// Release gives up the id of the object with that UID. No record is a success.
+	Release(ctx context.Context, uid types.UID, how Release) error
+}
+
+// Announcer is Redis as the controller needs it: the manager's voice for
+// sessions that nobody holds. What is not newer than what Redis knows is
+// ignored there, so a call may be repeated or come late.
+type Announcer interface {
+	// Enqueue says the present status of a session.
+	Enqueue(ctx context.Context, item delivery.StatusItem) error
+	// Deleted says the last status of a session and removes what Redis has of it.
+	Deleted(ctx context.Context, item delivery.StatusItem) error
+}
+
+// SessionOptions configure SetupSession. All but Concurrency are required.
+type SessionOptions struct {
+	// Installation is the id of this installation: cluster/namespace/release.
+	Installation string
+	IDs          IDs
+	Announcer    Announcer
+	Clock        clock.PassiveClock
+	Log          logr.Logger
+	// Concurrency is how many sessions are led at a time; default 16.
+	Concurrency int
+}
+
+// SessionReconciler leads every session through its life (DESIGN section 2).
+//
+// +kubebuilder:rbac:groups=whatsapp-operator.io,resources=whatsappsessions,verbs=get;list;watch;patch
+// +kubebuilder:rbac:groups=whatsapp-operator.io,resources=whatsappsessions/status,verbs=patch
+// +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
+// +kubebuilder:rbac:groups="",resources=events,verbs=create;patch
+type SessionReconciler struct {
+	SessionOptions
+	client client.Client
+	events events.EventRecorder
+
+	mu sync.Mutex
+	// told is the epoch under which this process has said a session's status. A new
+	// leader has told nothing, so it says everything once.
+	told map[types.NamespacedName]int64
+	// floor is the last epoch of sessions deleted a moment ago, by session id: what is
+	// applied again within the same second must be above it.
+	floor map[string]int64
+	queue workqueue.TypedRateLimitingInterface[reconcile.Request]
+}
+
+// SetupSession adds the session controller to the manager.
+func SetupSession(mgr ctrl.Manager, o SessionOptions) (*SessionReconciler, error) {
+	if o.Concurrency == 0 {
+		o.Concurrency = 16
+	}
+	r := &SessionReconciler{
+		SessionOptions: o, client: mgr.GetClient(), events: mgr.GetEventRecorder("whatsapp-operator"),
+		told: map[types.NamespacedName]int64{}, floor: map[string]int64{},
+	}
+	err := mgr.GetFieldIndexer().IndexField(context.Background(), &v1alpha1.WhatsAppSession{}, indexSessionID, func(obj client.Object) []string {
+		return []string{obj.(*v1alpha1.WhatsAppSession).SessionID()}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("indexing the sessions by their id: %w", err)
+	}
+	err = ctrl.NewControllerManagedBy(mgr).
+		For(&v1alpha1.WhatsAppSession{}).
+		// An object that goes may free its id for another.
+		Watches(&v1alpha1.WhatsAppSession{}, handler.EnqueueRequestsFromMapFunc(r.sameID), builder.WithPredicates(predicate.Funcs{
+			CreateFunc: func(event.CreateEvent) bool { return false },
+			UpdateFunc: func(event.UpdateEvent) bool { return false },
+		})).
+		WatchesRawSource(source.Func(r.keepQueue)).
+		WithOptions(options(o.Concurrency, o.Log)).
+		Complete(r)
+	if err != nil {
+		return nil, fmt.Errorf("setting up the session controller: %w", err)
+	}
+	return r, nil
+}
+
+func options(concurrency int, log logr.Logger) controller.Options {
+	warm := true
+	return controller.Options{
+		MaxConcurrentReconciles: concurrency,
+		EnableWarmup:            &warm,
+		RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](5*time.Millisecond, retryAtMost),
+		LogConstructor: func(request *reconcile.Request) logr.Logger {
+			if request == nil || request.Namespace == "" {
+				return log
+			}
+			return log.WithValues("namespace", request.Namespace, "session", request.Name)
+		},
+	}
+}
+
+func (r *SessionReconciler) keepQueue(_ context.Context, queue workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.queue = queue
+	return nil
+}
+
+// TellAgain has the status of every session that nobody holds said once more:
+// Redis forgot it. It does not wait for that.
+func (r *SessionReconciler) TellAgain(ctx context.Context) error {
+	list := &v1alpha1.WhatsAppSessionList{}
+	if err := r.client.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
+		return fmt.Errorf("listing the sessions: %w", err)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	clear(r.told)
+	queue, ok := r.queue.(priorityqueue.PriorityQueue[reconcile.Request])
+	if !ok {
+		return nil // not started: whoever starts has told nothing yet
+	}
+	low := handler.LowPriority
+	for i := range list.Items {
+		if s := &list.Items[i]; s.Status.HeldBy == "" {
+			queue.AddWithOpts(priorityqueue.AddOpts{Priority: &low}, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(s)})
+		}
+	}
+	return nil
+}
+
+// sameID finds the other sessions that want the id of obj.
+func (r *SessionReconciler) sameID(ctx context.Context, obj client.Object) []reconcile.Request {
+	rivals, err := r.rivals(ctx, obj.(*v1alpha1.WhatsAppSession))
+	if err != nil {
+		r.Log.Error(err, "Those who wait for a session's id were not found", "namespace", obj.GetNamespace(), "session", obj.GetName())
+		return nil
+	}
+	requests := make([]reconcile.Request, 0, len(rivals))
+	for i := range rivals {
+		requests = append(requests, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(&rivals[i])})
+	}
+	return requests
+}
+
+// Reconcile leads one session as far as it goes.
+func (r *SessionReconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.Result, error) {
+	s := &v1alpha1.WhatsAppSession{}
+	if err := r.client.Get(ctx, request.NamespacedName, s); err != nil {
+		r.untell(request.NamespacedName)
+		return ctrl.Result{}, client.IgnoreNotFound(err)
+	}
+	result, err := r.lead(ctx, s)
+	if apierrors.IsConflict(err) {
+		logr.FromContextOrDiscard(ctx).V(1).Info("The session has changed meanwhile: deciding again")
+		return ctrl.Result{RequeueAfter: againAfterConflict}, nil
+	}
+	return result, client.IgnoreNotFound(err)
+}
+
+// lead is the story of a session.
+func (r *SessionReconciler) lead(ctx context.Context, s *v1alpha1.WhatsAppSession) (ctrl.Result, error) {
+	if s.Status.Installation != "" && s.Status.Installation != r.Installation {
+		return ctrl.Result{}, r.elsewhere(ctx, s)
+	}
+	if !s.DeletionTimestamp.IsZero() {
+		return r.end(ctx, s)
+	}
+	if err := r.addFinalizer(ctx, s); err != nil {
+		return ctrl.Result{}, err
+	}
+	mine, err := r.claim(ctx, s)
+	if err != nil {
+		return ctrl.Result{}, errors.Join(err, r.storeless(ctx, s))
+	}
+	if !mine {
+		return ctrl.Result{RequeueAfter: foreignResync}, r.foreign(ctx, s)
+	}
+	again, err := r.settle(ctx, s)
+	if err != nil {
+		return ctrl.Result{}, err
+	}
+	return ctrl.Result{RequeueAfter: again}, r.announce(ctx, s)
+}
+
+func (r *SessionReconciler) addFinalizer(ctx context.Context, s *v1alpha1.WhatsAppSession) error {
+	base := s.DeepCopy()
+	if !controllerutil.AddFinalizer(s, v1alpha1.Finalizer) {
+		return nil
+	}
+	if err := r.client.Patch(ctx, s, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); err != nil {
+		return fmt.Errorf("adding the finalizer: %w", err)
+	}
+	return nil
+}
+
+func (r *SessionReconciler) removeFinalizer(ctx context.Context, s *v1alpha1.WhatsAppSession) error {
+	base := s.DeepCopy()
+	if !controllerutil.RemoveFinalizer(s, v1alpha1.Finalizer) {
+		return nil
+	}
+	if err := r.client.Patch(ctx, s, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); err != nil {
+		return fmt.Errorf("removing the finalizer: %w", err)
+	}
+	return nil
+}
+
+// rivals are the other sessions that want the id of s.
+func (r *SessionReconciler) rivals(ctx context.Context, s *v1alpha1.WhatsAppSession) ([]v1alpha1.WhatsAppSession, error) {
+	list := &v1alpha1.WhatsAppSessionList{}
+	if err := r.client.List(ctx, list, client.MatchingFields{indexSessionID: s.SessionID()}); err != nil {
+		return nil, fmt.Errorf("looking for sessions with the same id: %w", err)
+	}
+	rivals := list.Items[:0]
+	for i := range list.Items {
+		if list.Items[i].UID != s.UID {
+			rivals = append(rivals, list.Items[i])
+		}
+	}
+	return rivals, nil
+}
+
+// claim reports whether s holds its id. The store's record decides; with none
+// the older object does. The cache may be trusted to know the UID of a record:
+// only the leader writes records, of objects that it had seen, and a watch
+// brings an object before any that was made after it.
+func (r *SessionReconciler) claim(ctx context.Context, s *v1alpha1.WhatsAppSession) (bool, error) {
+	if s.Status.SessionID != "" {
+		return true, nil
+	}
+	rivals, err := r.rivals(ctx, s)
+	if err != nil {
+		return false, err
+	}
+	if first := foremost(s, rivals); first != nil {
+		// One query more, for the few whose id somebody else wants too.
+		record, err := r.IDs.Record(ctx, s.SessionID())
+		if err != nil {
+			return false, fmt.Errorf("asking the store who holds the session id: %w", err)
+		}
+		switch {
+		case record == nil:
+			return false, nil
+		case record.UID != s.UID && first.Namespace == s.Namespace:
+			return false, nil
+		}
+	}
+	held, err := r.IDs.Claim(ctx, Claimant{SessionID: s.SessionID(), Namespace: s.Namespace, UID: s.UID}, func(uid types.UID) bool {
+		for i := range rivals {
+			if rivals[i].UID == uid {
+				return false
+			}
+		}
+		return true
+	})
+	if err != nil {
+		return false, fmt.Errorf("claiming the session id: %w", err)
+	}
+	return held, nil
+}
+
+// foremost is the rival that comes before s where no record decides: one that
+// still holds the id, or an older one. In doubt it is one of the namespace of s.
+func foremost(s *v1alpha1.WhatsAppSession, rivals []v1alpha1.WhatsAppSession) *v1alpha1.WhatsAppSession {
+	var first *v1alpha1.WhatsAppSession
+	for i := range rivals {
+		rival := &rivals[i]
+		holds := rival.Status.SessionID != ""
+		if !holds && (!rival.DeletionTimestamp.IsZero() || !older(rival, s)) {
+			continue
+		}
+		if first == nil || rival.Namespace == s.Namespace {
+			first = rival
+		}
+	}
+	return first
+}
+
+// older orders objects by age; equal ages are decided by UID.
+func older(a, b *v1alpha1.WhatsAppSession) bool {
+	if !a.CreationTimestamp.Equal(&b.CreationTimestamp) {
+		return a.CreationTimestamp.Before(&b.CreationTimestamp)
+	}
+	return a.UID < b.UID
+}
+
+// foreign says that another session holds the id.
+func (r *SessionReconciler) foreign(ctx context.Context, s *v1alpha1.WhatsAppSession) error {
+	next := status.ForeignID(s.Status, s.Generation, r.Clock.Now())
+	next.Installation = r.Installation
+	written, err := r.write(ctx, s, next)
+	if written {
+		r.warn(s, v1alpha1.ReasonSessionIDTaken, "another session holds the session id "+s.SessionID()+": choose another spec.sessionID, or delete the session that holds it")
+	}
+	return err
+}
+
+// storeless says that the session waits for the database.
+func (r *SessionReconciler) storeless(ctx context.Context, s *v1alpha1.WhatsAppSession) error {
+	next := *s.Status.DeepCopy()
+	next.Installation = r.Installation
+	_, err := r.write(ctx, s, status.Summarize(next, status.Facts{
+		Generation: s.Generation, Phase: v1alpha1.PhasePending, Reason: v1alpha1.ReasonStoreUnavailable,
+		Message: "the database does not answer: the session waits for its id, and it is tried again",
+	}, r.Clock.Now()))
+	return err
+}
+
+// elsewhere leaves a session alone that another installation manages. One of
+// this cluster speaks for itself; one that came from another cluster, by a
+// restore, has nobody here who would say so.
+func (r *SessionReconciler) elsewhere(ctx context.Context, s *v1alpha1.WhatsAppSession) error {
+	theirs, _, _ := strings.Cut(s.Status.Installation, "/")
+	if ours, _, _ := strings.Cut(r.Installation, "/"); theirs == ours {
+		return nil
+	}
+	if !s.DeletionTimestamp.IsZero() {
+		return r.removeFinalizer(ctx, s)
+	}
+	message := "the session is managed by installation " + s.Status.Installation + ": use the cluster that it belongs to, or delete it here and apply it without its status"
+	next := status.Summarize(s.Status, status.Facts{
+		Generation: s.Generation, Phase: v1alpha1.PhaseFailed, Reason: v1alpha1.ReasonOtherInstallation, Message: message, Stalled: true,
+	}, r.Clock.Now())
+	written, err := r.write(ctx, s, next)
+	if written {
+		r.warn(s, v1alpha1.ReasonOtherInstallation, message)
+	}
+	return err
+}
+
+// settle decides what is the manager's to decide of a session that is not being
+// deleted: its id, its suspension, an epoch that the store refused, a restart,
+// and, while nobody holds it, all that its status says. again is when to look
+// once more; zero: when something changes.
+func (r *SessionReconciler) settle(ctx context.Context, s *v1alpha1.WhatsAppSession) (again time.Duration, err error) {
+	now := r.Clock.Now()
+	next := *s.Status.DeepCopy()
+	if next.SessionID == "" {
+		next.SessionID, next.Installation, next.Epoch = s.SessionID(), r.Installation, r.floorOf(s.SessionID())
+	}
+	switch {
+	case s.Spec.Suspend && next.Worker != "":
+		next.Worker, next.Epoch = "", nextEpoch(next, now)
+	case epochBehind(next):
+		next.Epoch = nextEpoch(next, now)
+	}
+	restarted := false
+	if next.HeldBy == "" {
+		next, again, restarted = restart(s, next, now)
+		next = status.Summarize(next, unheld(s, next, refused(s), now), now)
+		next = speak(s, next, now)
+	}
+	was := s.Status
+	written, err := r.write(ctx, s, next)
+	if !written {
+		return again, err
+	}
+	log := logr.FromContextOrDiscard(ctx).WithValues("sessionID", next.SessionID, "epoch", next.Epoch)
+	switch {
+	case was.SessionID == "":
+		log.V(1).Info("The session holds its id")
+	case restarted:
+		log.Info("Restarted")
+		r.tell(s, v1alpha1.ReasonRestarted, "restartedAt changed: the session begins anew when it is placed")
+	case next.Phase == v1alpha1.PhaseSuspended && was.Phase != v1alpha1.PhaseSuspended:
+		log.Info("Suspended")
+		r.tell(s, v1alpha1.ReasonSuspended, "the session is disconnected and keeps its keys")
+	case was.Epoch != next.Epoch && next.Worker == was.Worker && next.HeldBy != "":
+		log.Info("Placed again above the epoch that the store knows", "worker", next.Worker)
+	}
+	return again, nil
+}
+
+// restart acts upon restartedAt for a session that rests and that no worker is
+// to take: a worker that takes it sees the annotation itself.
+func restart(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, now time.Time) (v1alpha1.WhatsAppSessionStatus, time.Duration, bool) {
+	if !s.RestartWanted() || next.Worker != "" || s.Spec.Suspend || !resting[next.Phase] {
+		return next, 0, false
+	}
+	from := now
+	if next.RestartedTime != nil {
+		from = next.RestartedTime.Add(restartEvery)
+	}
+	if next.Phase == v1alpha1.PhaseBanned && next.RetryAfter != nil && next.RetryAfter.After(from) {
+		from = next.RetryAfter.Time
+	}
+	if now.Before(from) {
+		return next, from.Sub(now), false
+	}
+	next.ObservedRestartedAt, next.RestartedTime = s.RestartedAt(), &metav1.Time{Time: now.Truncate(time.Second)}
+	next.Phase, next.RetryAfter, next.Failures, next.PairingDeadline = v1alpha1.PhasePending, nil, 0, nil
+	return next, 0, true
+}
+
+// write patches the status, if it differs, with the resourceVersion of s, and
+// leaves in s the object as written.
+func (r *SessionReconciler) write(ctx context.Context, s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus) (written bool, err error) {
+	if equality.Semantic.DeepEqual(s.Status, next) {
+		return false, nil
+	}
+	if err := patchStatus(ctx, r.client, s, next); err != nil {
+		return false, err
+	}
+	return true, nil
+}
+
+// patchStatus writes a status as a merge patch that fails if s is not the
+// newest version, and leaves in s the object as written.
+func patchStatus(ctx context.Context, c client.Client, s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus) error {
+	base := s.DeepCopy()
+	s.Status = next
+	if err := c.Status().Patch(ctx, s, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); err != nil {
+		return fmt.Errorf("writing the status: %w", err)
+	}
+	return nil
+}
+
+// announce says what Redis is to know of a session that nobody holds. The
+// patch that raised the epoch came first, so nothing is said that was not
+// decided; an error is repeated, and so is everything by a new leader.
+func (r *SessionReconciler) announce(ctx context.Context, s *v1alpha1.WhatsAppSession) error {
+	key := client.ObjectKeyFromObject(s)
+	if s.Status.HeldBy != "" || s.Status.SessionID == "" || s.Status.Epoch == 0 {
+		r.untell(key)
+		return nil
+	}
+	r.mu.Lock()
+	told := r.told[key]
+	r.mu.Unlock()
+	if told == s.Status.Epoch {
+		return nil
+	}
+	if err := r.Announcer.Enqueue(ctx, item(s)); err != nil {
+		return fmt.Errorf("telling Redis the session's status: %w", err)
+	}
+	r.mu.Lock()
+	r.told[key] = s.Status.Epoch
+	r.mu.Unlock()
+	return nil
+}
+
+func (r *SessionReconciler) untell(key types.NamespacedName) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.told, key)
+}
+
+// setFloor remembers the last epoch of a deleted session for as long as a new
+// placement could come out below it: until the clock has passed it.
+func (r *SessionReconciler) setFloor(sessionID string, epoch int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.Clock.Now().Unix()
+	for id, floor := range r.floor {
+		if floor < now {
+			delete(r.floor, id)
+		}
+	}
+	r.floor[sessionID] = epoch
+}
+
+func (r *SessionReconciler) floorOf(sessionID string) int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.floor[sessionID]
+}
+
+func (r *SessionReconciler) tell(s *v1alpha1.WhatsAppSession, reason, message string) {
+	r.events.Eventf(s, nil, corev1.EventTypeNormal, reason, reason, "%s", message)
+}
+
+func (r *SessionReconciler) warn(s *v1alpha1.WhatsAppSession, reason, message string) {
+	r.events.Eventf(s, nil, corev1.EventTypeWarning, reason, reason, "%s", message)
+}
+
+// ending is how a deleted session ends.
+type ending struct {
+	// reason of its last status: v1alpha1.ReasonDeleted or ReasonLogoutUnconfirmed.
+	reason, message string
+	release         Release // empty: the store has nothing of it
+}
+
+// end is the story of a session that is being deleted: it waits for the holder,
+// takes the session from it where it is not to log out, and when nobody holds
+// it any more says the last word and lets it go.
+func (r *SessionReconciler) end(ctx context.Context, s *v1alpha1.WhatsAppSession) (ctrl.Result, error) {
+	if !controllerutil.ContainsFinalizer(s, v1alpha1.Finalizer) {
+		return ctrl.Result{}, nil
+	}
+	record, err := r.IDs.Record(ctx, s.SessionID())
+	if err != nil {
+		return ctrl.Result{}, fmt.Errorf("asking the store who holds the session id: %w", err)
+	}
+	if record != nil && record.UID != s.UID {
+		record = nil // another's
+	}
+	if record == nil && s.Status.SessionID == "" {
+		return ctrl.Result{}, r.removeFinalizer(ctx, s) // it never held the id
+	}
+	now := r.Clock.Now()
+	e, wait := howItEnds(s, record, now)
+	if e != nil {
+		return ctrl.Result{}, r.finish(ctx, s, *e)
+	}
+	if err := r.await(ctx, s, record, now); err != nil {
+		return ctrl.Result{}, err
+	}
+	return ctrl.Result{RequeueAfter: wait}, r.announce(ctx, s)
+}
+
+// howItEnds decides whether a deleted session may go, and how; if not, how long
+// to wait at most. record is the session's own; nil: the store has none any more.
+func howItEnds(s *v1alpha1.WhatsAppSession, record *Record, now time.Time) (*ending, time.Duration) {
+	deadline := s.DeletionTimestamp.Add(logoutPatience)
+	retain := s.Spec.DeletionPolicy == v1alpha1.DeletionRetain
+	linked := record != nil && record.JID != ""
+	switch {
+	case s.Status.HeldBy != "" && linked:
+		return nil, max(deadline.Sub(now), 0) // only the holder's release ends this
+	case s.Status.HeldBy != "" && now.Before(deadline.Add(releasePatience)):
+		return nil, deadlineAfter(now, deadline, deadline.Add(releasePatience))
+	case record == nil:
+		return &ending{reason: v1alpha1.ReasonDeleted, message: "the device is unlinked and its keys are deleted"}, 0
+	case !linked:
+		return &ending{reason: v1alpha1.ReasonDeleted, message: "no device was linked", release: ReleaseForget}, 0
+	case retain:
+		return &ending{reason: v1alpha1.ReasonDeleted, message: "the device stays linked and its keys are kept: apply the session again in this namespace to use them", release: ReleaseRetain}, 0
+	case now.Before(deadline):
+		return nil, deadline.Sub(now)
+	default:
+		return &ending{reason: v1alpha1.ReasonLogoutUnconfirmed, message: unlinkByHand(s, record), release: ReleaseOrphan}, 0
+	}
+}
+
+// deadlineAfter is how long it is to the first of the deadlines that is still to come.
+func deadlineAfter(now time.Time, deadlines ...time.Time) time.Duration {
+	for _, d := range deadlines {
+		if now.Before(d) {
+			return d.Sub(now)
+		}
+	}
+	return 0
+}
+
+// unlinkByHand names the device for whoever has the phone.
+func unlinkByHand(s *v1alpha1.WhatsAppSession, record *Record) string {
+	device := record.JID
+	if s.Spec.DeviceName != "" {
+		device = fmt.Sprintf("%q (%s)", s.Spec.DeviceName, record.JID)
+	}
+	return fmt.Sprintf("no worker could confirm the logout within %s: on the phone %s open Linked devices and remove the device %s; its keys are kept for 30 days",
+		logoutPatience, record.PhoneNumber, device)
+}
+
+// await writes what the manager has to say of a deleted session that cannot go yet.
+func (r *SessionReconciler) await(ctx context.Context, s *v1alpha1.WhatsAppSession, record *Record, now time.Time) error {
+	next := *s.Status.DeepCopy()
+	next.SessionID, next.Installation = s.SessionID(), r.Installation
+	overdue := !now.Before(s.DeletionTimestamp.Add(logoutPatience))
+	if next.Worker != "" && (s.Spec.DeletionPolicy == v1alpha1.DeletionRetain || overdue) {
+		next.Worker, next.Epoch = "", nextEpoch(next, now)
+	}
+	if next.HeldBy == "" {
+		if record != nil {
+			// What was linked while nobody could write it down is logged out too.
+			next.JID, next.PhoneNumber = record.JID, record.PhoneNumber
+		}
+		next.QR, next.PairingCode = nil, ""
+		next = status.Summarize(next, unheld(s, next, refused(s), now), now)
+		next = speak(s, next, now)
+	}
+	_, err := r.write(ctx, s, next)
+	return err
+}
+
+// finish says the last word of a session and lets it go. The patch comes first:
+// no worker can take the session afterwards. Redis comes before the finalizer:
+// a deletion is known there before the object is gone.
+func (r *SessionReconciler) finish(ctx context.Context, s *v1alpha1.WhatsAppSession, e ending) error {
+	now := r.Clock.Now()
+	if ended(s) { // said already, by a process that came no further
+		e.reason = status.Reason(s.Status)
+	}
+	next := *s.Status.DeepCopy()
+	next.SessionID, next.Installation, next.Worker = s.SessionID(), r.Installation, ""
+	next.QR, next.PairingCode = nil, ""
+	next = status.Summarize(next, status.Facts{
+		Generation: s.Generation, Phase: v1alpha1.PhaseTerminating, Reason: e.reason, Message: e.message,
+	}, now)
+	next = speak(s, next, now)
+	if _, err := r.write(ctx, s, next); err != nil {
+		return err
+	}
+	if e.release != "" {
+		if err := r.IDs.Release(ctx, s.UID, e.release); err != nil {
+			return fmt.Errorf("releasing the session id: %w", err)
+		}
+	}
+	if err := r.Announcer.Deleted(ctx, item(s)); err != nil {
+		return fmt.Errorf("telling Redis that the session is deleted: %w", err)
+	}
+	r.setFloor(s.Status.SessionID, s.Status.Epoch)
+	if e.reason == v1alpha1.ReasonLogoutUnconfirmed {
+		r.warn(s, e.reason, e.message)
+	} else {
+		r.tell(s, e.reason, e.message)
+	}
+	logr.FromContextOrDiscard(ctx).Info("Deleted", "sessionID", s.Status.SessionID, "epoch", s.Status.Epoch, "reason", e.reason)
+	return r.removeFinalizer(ctx, s)
+}

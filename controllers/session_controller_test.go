@@ -1,0 +1,598 @@
+package controllers
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr"
+	. "github.com/onsi/gomega"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/events"
+	clocktesting "k8s.io/utils/clock/testing"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
+
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
+)
+
+func TestAnAppliedSessionIsPlaced(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.worker("worker-a")
+	s := w.placed(w.apply(w.a, "acme"), "worker-a")
+
+	w.Expect(controllerutil.ContainsFinalizer(s, v1alpha1.Finalizer)).To(BeTrue())
+	w.Expect(s.Status.SessionID).To(Equal("acme"))
+	w.Expect(s.Status.Installation).To(Equal(installation))
+	w.Expect(s.Status.Epoch).To(Equal(w.clock.Now().Unix()))
+	w.Expect(s.Status.ObservedGeneration).To(Equal(s.Generation))
+	w.Expect(condition(s, v1alpha1.ConditionPlaced)).To(Equal("True/Placed"))
+	w.Expect(condition(s, v1alpha1.ConditionReconciling)).To(Equal("True/Placed"))
+	w.Expect(w.ids.has("acme")).To(BeTrue())
+	w.hears("acme", "pending/Pending/Placed")
+	w.Expect(w.redis.numbers("acme")).To(Equal(delivery.Numbers{Epoch: s.Status.Epoch, Seq: 1}))
+}
+
+func TestTheHoldersStatusIsNotTouched(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.worker("worker-a")
+	s := w.hold(w.placed(w.apply(w.a, "acme"), "worker-a"), "worker-a")
+	w.stop()
+	result, err := w.reconciler.lead(t.Context(), s.DeepCopy())
+	w.Expect(err).NotTo(HaveOccurred())
+	w.Expect(result).To(BeZero())
+	now, err := w.get(s)
+	w.Expect(err).NotTo(HaveOccurred())
+	w.Expect(now).To(Equal(s))
+	w.Expect(w.redis.says("acme")).To(Equal("pending/Pending/Placed"), "the holder speaks for itself")
+}
+
+func TestTwoNamespacesAndOneID(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.worker("worker-a")
+	winner := w.placed(w.apply(w.a, "mine", withID("acme")), "worker-a")
+	loser := w.phase(w.apply(w.b, "yours", withID("acme")), v1alpha1.PhasePending, v1alpha1.ReasonSessionIDTaken)
+
+	w.Expect(condition(loser, v1alpha1.ConditionStalled)).To(Equal("True/SessionIDTaken"))
+	w.Expect(condition(loser, v1alpha1.ConditionPlaced)).To(Equal("False/SessionIDTaken"))
+	w.Expect(loser.Status.SessionID).To(BeEmpty())
+	w.Expect(loser.Status.Epoch).To(BeZero())
+	w.Expect(w.event(loser, v1alpha1.ReasonSessionIDTaken)).NotTo(ContainSubstring(w.a))
+	w.Expect(meta.FindStatusCondition(loser.Status.Conditions, v1alpha1.ConditionStalled).Message).NotTo(ContainSubstring(w.a))
+
+	t.Log("the loser's deletion touches nothing and waits for nobody")
+	second := w.phase(w.apply(w.b, "third", withID("acme")), v1alpha1.PhasePending, v1alpha1.ReasonSessionIDTaken)
+	w.delete(second)
+	w.gone(second)
+	w.Expect(w.ids.has("acme")).To(BeTrue())
+	w.Expect(w.redis.says("acme")).To(Equal("pending/Pending/Placed"))
+
+	t.Log("when the holder goes, the loser gets the id, above the holder's last epoch")
+	w.delete(winner)
+	w.gone(winner)
+	heir := w.placed(loser, "worker-a")
+	w.Expect(heir.Status.SessionID).To(Equal("acme"))
+	w.hears("acme", "pending/Pending/Placed")
+	w.Expect(w.redis.numbers("acme").Epoch).To(Equal(heir.Status.Epoch))
+}
+
+func TestWithoutARecordTheOlderObjectWins(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	object := func(uid, namespace string, age int, change ...func(*v1alpha1.WhatsAppSession)) *v1alpha1.WhatsAppSession {
+		s := &v1alpha1.WhatsAppSession{ObjectMeta: metav1.ObjectMeta{
+			Name: uid, UID: types.UID(uid), Namespace: namespace, CreationTimestamp: metav1.Unix(int64(1000-age), 0),
+		}}
+		for _, c := range change {
+			c(s)
+		}
+		return s
+	}
+	deleted := func(s *v1alpha1.WhatsAppSession) { s.DeletionTimestamp = &metav1.Time{Time: time.Unix(2000, 0)} }
+	holding := func(s *v1alpha1.WhatsAppSession) { s.Status.SessionID = "acme" }
+	for _, tt := range []struct {
+		name   string
+		s      *v1alpha1.WhatsAppSession
+		rivals []*v1alpha1.WhatsAppSession
+		first  string
+	}{
+		{name: "alone", s: object("m", "a", 5)},
+		{name: "an older one", s: object("m", "a", 5), rivals: []*v1alpha1.WhatsAppSession{object("x", "b", 6)}, first: "x"},
+		{name: "a younger one", s: object("m", "a", 5), rivals: []*v1alpha1.WhatsAppSession{object("x", "b", 4)}},
+		{name: "equal ages, the lower UID", s: object("m", "a", 5), rivals: []*v1alpha1.WhatsAppSession{object("c", "b", 5)}, first: "c"},
+		{name: "equal ages, the higher UID", s: object("m", "a", 5), rivals: []*v1alpha1.WhatsAppSession{object("x", "b", 5)}},
+		{name: "an older one that is going", s: object("m", "a", 5), rivals: []*v1alpha1.WhatsAppSession{object("x", "b", 6, deleted)}},
+		{name: "one that is going and still holds the id", s: object("m", "a", 5), rivals: []*v1alpha1.WhatsAppSession{object("x", "b", 1, deleted, holding)}, first: "x"},
+		{name: "one of the own namespace before one of another", s: object("m", "a", 5), rivals: []*v1alpha1.WhatsAppSession{object("x", "b", 9), object("y", "a", 6)}, first: "y"},
+	} {
+		rivals := make([]v1alpha1.WhatsAppSession, len(tt.rivals))
+		for i := range tt.rivals {
+			rivals[i] = *tt.rivals[i]
+		}
+		first := ""
+		if f := foremost(tt.s, rivals); f != nil {
+			first = f.Name
+		}
+		g.Expect(first).To(Equal(tt.first), tt.name)
+	}
+}
+
+func TestARetainedIDPassesOnInItsNamespace(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.worker("worker-a")
+	s := w.hold(w.placed(w.apply(w.a, "one", withID("acme"), retain), "worker-a"), "worker-a")
+
+	w.delete(s)
+	withdrawn := w.placed(s, "")
+	w.Expect(withdrawn.Status.HeldBy).To(Equal("worker-a"), "the manager waits for the holder")
+	w.Expect(withdrawn.Status.Epoch).To(BeNumerically(">", s.Status.Epoch))
+	w.Expect(withdrawn.Status.Phase).To(Equal(v1alpha1.PhaseConnected), "and leaves its status alone")
+	w.release(s)
+	w.gone(s)
+	w.Expect(w.ids.how(s.UID)).To(Equal(ReleaseRetain))
+	w.Expect(w.ids.has("acme")).To(BeTrue())
+	w.hears("acme", "inactive/Terminating/Deleted")
+
+	stranger := w.phase(w.apply(w.b, "two", withID("acme")), v1alpha1.PhasePending, v1alpha1.ReasonSessionIDTaken)
+	heir := w.placed(w.apply(w.a, "three", withID("acme")), "worker-a")
+	w.Expect(heir.Status.SessionID).To(Equal("acme"))
+	now, err := w.get(stranger)
+	w.Expect(err).NotTo(HaveOccurred())
+	w.Expect(now.Status.SessionID).To(BeEmpty())
+}
+
+func TestDeletion(t *testing.T) {
+	t.Parallel()
+	late := func(w *world, d time.Duration) { w.clock.SetTime(w.clock.Now().Add(d)) }
+	tests := []struct {
+		name string
+		// change is the manifest's.
+		change func(*v1alpha1.WhatsAppSession)
+		// before is done before the deletion, after with what came of it.
+		before  func(w *world, s *v1alpha1.WhatsAppSession)
+		after   func(w *world, s *v1alpha1.WhatsAppSession)
+		release Release
+		says    string
+		event   string
+	}{
+		{
+			name:    "a session that no phone was linked to, and that nobody holds",
+			release: ReleaseForget, says: "inactive/Terminating/Deleted", event: "no device was linked",
+		},
+		{
+			name:   "a session that no phone was linked to, while its worker offers codes",
+			before: func(w *world, s *v1alpha1.WhatsAppSession) { w.pair(s, "worker-a") },
+			after: func(w *world, s *v1alpha1.WhatsAppSession) {
+				w.ids.forget("acme")
+				w.release(s)
+			},
+			says: "inactive/Terminating/Deleted", event: "keys are deleted",
+		},
+		{
+			name:   "the holder logs out and deletes the record",
+			before: func(w *world, s *v1alpha1.WhatsAppSession) { w.hold(s, "worker-a") },
+			after: func(w *world, s *v1alpha1.WhatsAppSession) {
+				w.ids.forget("acme")
+				w.release(s)
+			},
+			says: "inactive/Terminating/Deleted", event: "unlinked",
+		},
+		{
+			name:   "a suspended session is placed to log out",
+			before: func(w *world, s *v1alpha1.WhatsAppSession) { w.suspend(w.hold(s, "worker-a")) },
+			after: func(w *world, s *v1alpha1.WhatsAppSession) {
+				w.Expect(w.placed(s, "worker-a").Status.Phase).To(Equal(v1alpha1.PhaseTerminating))
+				w.hears("acme", "inactive/Terminating/Deleting")
+				w.hold(s, "worker-a")
+				w.ids.forget("acme")
+				w.release(s)
+			},
+			says: "inactive/Terminating/Deleted", event: "unlinked",
+		},
+		{
+			name: "a device that the status does not know of is logged out too",
+			before: func(w *world, _ *v1alpha1.WhatsAppSession) {
+				w.ids.link("acme", "34600111222:3@s.whatsapp.net", "+34600111222")
+			},
+			after: func(w *world, s *v1alpha1.WhatsAppSession) {
+				w.becomes(s, func(g Gomega, s *v1alpha1.WhatsAppSession) {
+					g.Expect(s.Status.JID).NotTo(BeEmpty())
+					g.Expect(s.Status.Worker).To(Equal("worker-a"))
+				})
+				w.ids.forget("acme")
+				w.touch(s)
+			},
+			says: "inactive/Terminating/Deleted", event: "unlinked",
+		},
+		{
+			name:   "no worker could log out in time",
+			change: func(s *v1alpha1.WhatsAppSession) { s.Spec.DeviceName = "Shop 7" },
+			before: func(w *world, s *v1alpha1.WhatsAppSession) { w.suspend(w.hold(s, "worker-a")) },
+			after: func(w *world, s *v1alpha1.WhatsAppSession) {
+				w.phase(s, v1alpha1.PhaseTerminating, v1alpha1.ReasonDeleting)
+				late(w, logoutPatience+time.Second)
+				w.touch(s)
+			},
+			release: ReleaseOrphan, says: "inactive/Terminating/LogoutUnconfirmed",
+			event: `on the phone +34600111222 open Linked devices and remove the device "Shop 7" (34600111222:3@s.whatsapp.net)`,
+		},
+		{
+			name:   "a holder that does not come to an end is told to give up, and waited for",
+			before: func(w *world, s *v1alpha1.WhatsAppSession) { w.hold(s, "worker-a") },
+			after: func(w *world, s *v1alpha1.WhatsAppSession) {
+				late(w, logoutPatience+time.Hour)
+				w.touch(s)
+				withdrawn := w.placed(s, "")
+				w.Expect(withdrawn.Status.HeldBy).To(Equal("worker-a"))
+				w.Expect(withdrawn.Finalizers).To(ConsistOf(v1alpha1.Finalizer))
+				w.release(s)
+			},
+			release: ReleaseOrphan, says: "inactive/Terminating/LogoutUnconfirmed", event: "Linked devices",
+		},
+		{
+			name:   "a dead holder of a session that no phone was linked to",
+			before: func(w *world, s *v1alpha1.WhatsAppSession) { w.pair(s, "worker-a") },
+			after: func(w *world, s *v1alpha1.WhatsAppSession) {
+				late(w, logoutPatience+time.Second)
+				w.touch(s)
+				w.placed(s, "")
+				late(w, releasePatience)
+				w.touch(s)
+			},
+			release: ReleaseForget, says: "inactive/Terminating/Deleted", event: "no device was linked",
+		},
+		{
+			name:   "Retain, nobody holds it",
+			change: retain,
+			before: func(w *world, s *v1alpha1.WhatsAppSession) { w.suspend(w.hold(s, "worker-a")) },
+			after:  func(*world, *v1alpha1.WhatsAppSession) {},
+
+			release: ReleaseRetain, says: "inactive/Terminating/Deleted", event: "keys are kept",
+		},
+		{
+			name:    "Retain, but there is nothing to retain",
+			change:  retain,
+			release: ReleaseForget, says: "inactive/Terminating/Deleted", event: "no device was linked",
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.worker("worker-a")
+			if tt.change == nil {
+				tt.change = func(*v1alpha1.WhatsAppSession) {}
+			}
+			s := w.placed(w.apply(w.a, "acme", tt.change), "worker-a")
+			if tt.before != nil {
+				tt.before(w, s)
+			}
+			last, err := w.get(s)
+			w.Expect(err).NotTo(HaveOccurred())
+			w.delete(s)
+			if tt.after != nil {
+				tt.after(w, s)
+			}
+			w.gone(s)
+			w.Expect(w.ids.how(s.UID)).To(Equal(tt.release))
+			w.Expect(w.redis.says("acme")).To(Equal(tt.says), "Redis knows before the object is gone")
+			w.Expect(w.redis.gone("acme")).To(BeTrue())
+			w.Expect(w.redis.numbers("acme").Epoch).To(BeNumerically(">", last.Status.Epoch))
+			w.Expect(w.redis.numbers("acme").Seq).To(BeEquivalentTo(1))
+			reason := strings.TrimPrefix(tt.says, "inactive/Terminating/")
+			w.Expect(w.event(s, reason)).To(ContainSubstring(tt.event))
+		})
+	}
+}
+
+// suspend suspends a held session and plays its holder.
+func (w *world) suspend(s *v1alpha1.WhatsAppSession) *v1alpha1.WhatsAppSession {
+	w.t.Helper()
+	w.edit(s, suspended)
+	withdrawn := w.placed(s, "")
+	w.Expect(withdrawn.Status.HeldBy).NotTo(BeEmpty())
+	w.release(s)
+	return w.phase(s, v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended)
+}
+
+func TestADeletionWaitsForRedis(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.worker("worker-a")
+	s := w.placed(w.apply(w.a, "acme"), "worker-a")
+	w.hears("acme", "pending/Pending/Placed")
+	w.redis.breaks(errors.New("connection refused"))
+	w.delete(s)
+	w.phase(s, v1alpha1.PhaseTerminating, v1alpha1.ReasonDeleted)
+	w.Consistently(func() error { _, err := w.get(s); return err }, 200*time.Millisecond, beat).Should(Succeed())
+	w.redis.breaks(nil)
+	w.gone(s)
+	w.Expect(w.redis.says("acme")).To(Equal("inactive/Terminating/Deleted"))
+}
+
+func TestWhatIsAppliedAgainAtOnceIsNewerThanWhatWasDeleted(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t) // whose clock stands still
+	w.worker("worker-a")
+	for range 3 {
+		before := w.redis.numbers("acme").Epoch
+		s := w.placed(w.apply(w.a, "acme"), "worker-a")
+		w.Expect(s.Status.Epoch).To(BeNumerically(">", before))
+		w.hears("acme", "pending/Pending/Placed")
+		w.delete(s)
+		w.gone(s)
+		w.Expect(w.redis.says("acme")).To(Equal("inactive/Terminating/Deleted"))
+	}
+}
+
+func TestSuspendAndResume(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.worker("worker-a")
+	s := w.hold(w.placed(w.apply(w.a, "acme"), "worker-a"), "worker-a")
+
+	w.edit(s, suspended)
+	withdrawn := w.placed(s, "")
+	w.Expect(withdrawn.Status.Epoch).To(BeNumerically(">", s.Status.Epoch))
+	w.Expect(withdrawn.Status.HeldBy).To(Equal("worker-a"))
+	w.Expect(withdrawn.Status.Phase).To(Equal(v1alpha1.PhaseConnected), "the holder writes the status until it has let go")
+
+	w.release(s)
+	down := w.phase(s, v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended)
+	w.Expect(meta.FindStatusCondition(down.Status.Conditions, v1alpha1.ConditionReady)).To(BeNil())
+	w.Expect(down.Status.JID).NotTo(BeEmpty())
+	w.hears("acme", "inactive/Suspended/Suspended")
+	w.Expect(w.redis.numbers("acme")).To(Equal(delivery.Numbers{Epoch: down.Status.Epoch, Seq: 1}))
+	w.Expect(down.Status.Epoch).To(BeNumerically(">", withdrawn.Status.Epoch))
+	w.event(s, v1alpha1.ReasonSuspended)
+
+	w.edit(s, func(s *v1alpha1.WhatsAppSession) { s.Spec.Suspend = false })
+	up := w.placed(s, "worker-a")
+	w.Expect(up.Status.Epoch).To(BeNumerically(">", down.Status.Epoch))
+	w.hears("acme", "pending/Pending/Placed")
+}
+
+func TestASessionThatIsAppliedSuspended(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.worker("worker-a")
+	s := w.phase(w.apply(w.a, "acme", suspended), v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended)
+	w.Expect(s.Status.SessionID).To(Equal("acme"))
+	w.Expect(s.Status.Worker).To(BeEmpty())
+	w.hears("acme", "inactive/Suspended/Suspended")
+}
+
+func TestABanOutlivesASuspension(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.worker("worker-a")
+	s := w.hold(w.placed(w.apply(w.a, "acme"), "worker-a"), "worker-a")
+	until := metav1.NewTime(w.clock.Now().Add(time.Hour))
+	w.holder(s, v1alpha1.PhaseBanned, v1alpha1.ReasonBanned, func(next *v1alpha1.WhatsAppSessionStatus) { next.RetryAfter = &until })
+	w.edit(s, suspended)
+	w.placed(s, "")
+	w.holder(s, v1alpha1.PhaseBanned, v1alpha1.ReasonBanned, func(next *v1alpha1.WhatsAppSessionStatus) { next.HeldBy, next.HolderStart = "", "" })
+	w.phase(s, v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended)
+	w.edit(s, func(s *v1alpha1.WhatsAppSession) { s.Spec.Suspend = false })
+	w.becomes(s, func(g Gomega, s *v1alpha1.WhatsAppSession) {
+		g.Expect(s.Status.Phase).To(Equal(v1alpha1.PhaseBanned))
+		g.Expect(s.Status.Worker).To(Equal("worker-a"))
+	})
+}
+
+func TestRestart(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.worker("worker-a", capacity(1))
+	s := w.pair(w.placed(w.apply(w.a, "acme"), "worker-a"), "worker-a")
+	t.Log("a session rests, and loses its worker")
+	w.holder(s, v1alpha1.PhasePairingExpired, v1alpha1.ReasonPairingExpired, func(*v1alpha1.WhatsAppSessionStatus) {})
+	w.worker("worker-a", capacity(1), draining)
+	w.placed(s, "")
+	w.holder(s, v1alpha1.PhasePairingExpired, v1alpha1.ReasonPairingExpired, func(next *v1alpha1.WhatsAppSessionStatus) {
+		next.HeldBy, next.HolderStart = "", ""
+	})
+	resting := w.becomes(s, func(g Gomega, s *v1alpha1.WhatsAppSession) {
+		g.Expect(condition(s, v1alpha1.ConditionPlaced)).To(Equal("False/NoWorkers"))
+	})
+	w.Expect(resting.Status.Phase).To(Equal(v1alpha1.PhasePairingExpired), "a session that rests goes on resting")
+	w.hears("acme", "inactive/PairingExpired/PairingExpired")
+
+	w.restart(s, "one")
+	begun := w.phase(s, v1alpha1.PhasePending, v1alpha1.ReasonNoWorkers)
+	w.Expect(begun.Status.ObservedRestartedAt).To(Equal("one"))
+	w.Expect(begun.Status.RestartedTime.Time).To(BeTemporally("==", w.clock.Now()))
+	w.Expect(begun.Status.Epoch).To(BeNumerically(">", resting.Status.Epoch))
+	w.hears("acme", "pending/Pending/NoWorkers")
+	w.event(s, v1alpha1.ReasonRestarted)
+}
+
+func TestRestartDecides(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 5, 4, 12, 0, 0, 0, time.UTC)
+	ago := func(d time.Duration) *metav1.Time { return &metav1.Time{Time: now.Add(-d)} }
+	for _, tt := range []struct {
+		name   string
+		status v1alpha1.WhatsAppSessionStatus
+		acts   bool
+		again  time.Duration
+	}{
+		{name: "PairingExpired", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhasePairingExpired}, acts: true},
+		{name: "LoggedOut", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseLoggedOut}, acts: true},
+		{name: "Replaced", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseReplaced}, acts: true},
+		{name: "Outdated", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseOutdated}, acts: true},
+		{name: "acted upon already", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseLoggedOut, ObservedRestartedAt: "now"}},
+		{
+			name:   "too soon after the last",
+			status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseLoggedOut, RestartedTime: ago(45 * time.Second)}, again: 15 * time.Second,
+		},
+		{
+			name:   "a minute after the last",
+			status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseLoggedOut, RestartedTime: ago(time.Minute)}, acts: true,
+		},
+		{
+			name:   "a ban that lasts",
+			status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseBanned, RetryAfter: ago(-time.Hour)}, again: time.Hour,
+		},
+		{name: "a ban that is over", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseBanned, RetryAfter: ago(time.Hour)}, acts: true},
+		{name: "a worker is to take it and sees for itself", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseLoggedOut, Worker: "w"}},
+		{name: "a session that waits anyway", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhasePending}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			g := NewWithT(t)
+			s := &v1alpha1.WhatsAppSession{Status: tt.status}
+			s.Annotations = map[string]string{v1alpha1.RestartedAtAnnotation: "now"}
+			next, again, acts := restart(s, tt.status, now)
+			g.Expect(acts).To(Equal(tt.acts))
+			g.Expect(again).To(Equal(tt.again))
+			if acts {
+				g.Expect(next.Phase).To(Equal(v1alpha1.PhasePending))
+				g.Expect(next.ObservedRestartedAt).To(Equal("now"))
+				return
+			}
+			g.Expect(next).To(Equal(tt.status))
+		})
+	}
+}
+
+func TestTheStoreKnowsAHigherEpoch(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.worker("worker-a")
+	s := w.hold(w.placed(w.apply(w.a, "acme"), "worker-a"), "worker-a")
+	behind := s.Status.Epoch + 1000
+	w.holder(s, v1alpha1.PhaseDisconnected, v1alpha1.ReasonEpochBehind, func(next *v1alpha1.WhatsAppSessionStatus) {
+		next.StoredEpoch = behind
+	})
+	above := w.becomes(s, func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.Epoch).To(Equal(behind + 1)) })
+	w.Expect(above.Status.Worker).To(Equal("worker-a"), "a move to itself")
+	w.Expect(above.Status.HeldBy).To(Equal("worker-a"))
+}
+
+func TestASessionOfAnotherInstallation(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.stop() // a restore writes the status before the manager sees the object
+	restored := w.apply(w.a, "restored")
+	neighbour := w.apply(w.a, "neighbour")
+	for s, theirs := range map[*v1alpha1.WhatsAppSession]string{restored: "cluster-9/operators/main", neighbour: "cluster-1/operators/staging"} {
+		w.Expect(patchStatus(t.Context(), k8s, s, v1alpha1.WhatsAppSessionStatus{
+			ObservedGeneration: 1, Installation: theirs, SessionID: s.Name, Worker: "w9", HeldBy: "w9", Epoch: 7, Phase: v1alpha1.PhaseConnected,
+		})).To(Succeed())
+	}
+	left := neighbour.Status
+	w.start()
+	w.worker("worker-a")
+	stalled := w.phase(restored, v1alpha1.PhaseFailed, v1alpha1.ReasonOtherInstallation)
+	w.Expect(condition(stalled, v1alpha1.ConditionStalled)).To(Equal("True/OtherInstallation"))
+	w.Expect(stalled.Status.Installation).To(Equal("cluster-9/operators/main"))
+	w.Expect(stalled.Status.Epoch).To(BeEquivalentTo(7))
+	w.Expect(w.event(restored, v1alpha1.ReasonOtherInstallation)).To(ContainSubstring("cluster-9"))
+	w.placed(w.apply(w.a, "ours"), "worker-a")
+	w.Expect(w.ids.has("restored")).To(BeFalse())
+	w.Expect(w.redis.says("restored")).To(BeEmpty())
+
+	w.delete(restored)
+	w.gone(restored)
+	now, err := w.get(neighbour)
+	w.Expect(err).NotTo(HaveOccurred())
+	w.Expect(now.Status).To(Equal(left), "another release of this cluster speaks for itself")
+}
+
+func TestRedisIsToldUntilItListens(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.redis.breaks(errors.New("connection refused"))
+	w.worker("worker-a")
+	s := w.placed(w.apply(w.a, "acme"), "worker-a")
+	w.Expect(w.redis.says("acme")).To(BeEmpty(), "Redis keeps no placement waiting")
+	w.redis.breaks(nil)
+	w.hears("acme", "pending/Pending/Placed")
+	w.Expect(w.redis.numbers("acme").Epoch).To(Equal(s.Status.Epoch))
+}
+
+func TestRedisForgetsAndTheLeaderChanges(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	s := w.phase(w.apply(w.a, "acme", suspended), v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended)
+	w.hears("acme", "inactive/Suspended/Suspended")
+	said := w.redis.numbers("acme")
+
+	w.redis.empty()
+	w.Expect(w.reconciler.TellAgain(t.Context())).To(Succeed())
+	w.hears("acme", "inactive/Suspended/Suspended")
+
+	w.stop()
+	w.redis.empty()
+	w.start()
+	w.hears("acme", "inactive/Suspended/Suspended")
+	w.Expect(w.redis.numbers("acme")).To(Equal(said), "the same words under the same numbers")
+	now, err := w.get(s)
+	w.Expect(err).NotTo(HaveOccurred())
+	w.Expect(now.ResourceVersion).To(Equal(s.ResourceVersion), "nothing was written for it")
+}
+
+func TestAStoreThatDoesNotAnswer(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.ids.mu.Lock()
+	w.ids.err = errors.New("connection refused")
+	w.ids.mu.Unlock()
+	w.worker("worker-a")
+	s := w.becomes(w.apply(w.a, "acme"), func(g Gomega, s *v1alpha1.WhatsAppSession) {
+		g.Expect(s.Finalizers).NotTo(BeEmpty())
+		g.Expect(status.Reason(s.Status)).To(Equal(v1alpha1.ReasonStoreUnavailable))
+	})
+	w.Expect(s.Status.Worker).To(BeEmpty())
+	w.ids.mu.Lock()
+	w.ids.err = nil
+	w.ids.mu.Unlock()
+	w.placed(s, "worker-a")
+}
+
+// TestADecisionFromAnOldPicture is a leader that was stopped while another
+// decided: its cache shows the session as it was.
+func TestADecisionFromAnOldPicture(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.worker("worker-a")
+	old := w.placed(w.apply(w.a, "acme"), "worker-a")
+	w.hold(old, "worker-a")
+	now := w.suspend(old)
+	w.stop()
+
+	paused := interceptor.NewClient(k8s, interceptor.Funcs{
+		Get: func(_ context.Context, _ client.WithWatch, _ client.ObjectKey, into client.Object, _ ...client.GetOption) error {
+			before := old.DeepCopy()
+			before.Spec.Suspend = true // would withdraw the placement, under an epoch of its own
+			before.DeepCopyInto(into.(*v1alpha1.WhatsAppSession))
+			return nil
+		},
+	})
+	r := &SessionReconciler{
+		SessionOptions: SessionOptions{
+			Installation: installation, IDs: w.ids, Announcer: w.redis, Log: logr.Discard(),
+			Clock: clocktesting.NewFakeClock(w.clock.Now().Add(time.Hour)),
+		},
+		client: paused, events: events.NewFakeRecorder(10), told: map[types.NamespacedName]int64{}, floor: map[string]int64{},
+	}
+	result, err := r.Reconcile(t.Context(), ctrl.Request{NamespacedName: client.ObjectKeyFromObject(old)})
+	w.Expect(err).NotTo(HaveOccurred(), "a conflict is no error: it is decided again")
+	w.Expect(result.RequeueAfter).To(BeNumerically(">", 0))
+	after, err := w.get(old)
+	w.Expect(err).NotTo(HaveOccurred())
+	w.Expect(after).To(Equal(now))
+	w.Expect(w.redis.numbers("acme").Epoch).To(Equal(now.Status.Epoch), "and nothing was said of it")
+}

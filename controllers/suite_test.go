@@ -1,0 +1,488 @@
+package controllers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr"
+	. "github.com/onsi/gomega"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	eventsv1 "k8s.io/api/events/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	clocktesting "k8s.io/utils/clock/testing"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/config"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/lease"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
+)
+
+// One API server serves every test of this package; each test has namespaces
+// and a manager of its own.
+var (
+	restConfig *rest.Config
+	k8s        client.WithWatch
+	scheme     = runtime.NewScheme()
+)
+
+const (
+	installation = "cluster-1/operators/main"
+	patience     = 30 * time.Second
+	beat         = 10 * time.Millisecond
+)
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	ctrl.SetLogger(logr.Discard())
+	stop, err := start()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	code := m.Run()
+	if err := stop(); err != nil {
+		fmt.Fprintln(os.Stderr, "stopping the API server:", err)
+		return 1
+	}
+	return code
+}
+
+func start() (stop func() error, err error) {
+	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
+		return nil, err
+	}
+	if restConfig, stop, err = testenv.StartAPIServer(); err != nil {
+		return nil, err
+	}
+	if k8s, err = client.NewWithWatch(restConfig, client.Options{Scheme: scheme}); err != nil {
+		return nil, errors.Join(err, stop())
+	}
+	return stop, nil
+}
+
+// world is a manager with all that it talks to. The test plays the workers.
+type world struct {
+	*WithT
+	t     *testing.T
+	ids   *fakeIDs
+	redis *fakeRedis
+	clock *clocktesting.FakeClock
+
+	operator, a, b string // namespaces: the operator's and two tenants'
+	reconciler     *SessionReconciler
+	stop           func()
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := &world{
+		WithT: NewWithT(t), t: t, redis: &fakeRedis{},
+		ids:   &fakeIDs{records: map[string]*Record{}, released: map[types.UID]Release{}},
+		clock: clocktesting.NewFakeClock(time.Now().Truncate(time.Second)),
+	}
+	w.operator, w.a, w.b = w.namespace("operator-"), w.namespace("a-"), w.namespace("b-")
+	w.start()
+	return w
+}
+
+func (w *world) namespace(prefix string) string {
+	w.t.Helper()
+	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: prefix}}
+	w.Expect(k8s.Create(w.t.Context(), ns)).To(Succeed())
+	return ns.Name
+}
+
+// start runs a manager that sees only this test's namespaces.
+func (w *world) start() {
+	w.t.Helper()
+	cacheOptions := CacheOptions(w.operator)
+	for obj, by := range cacheOptions.ByObject {
+		if _, ok := obj.(*v1alpha1.WhatsAppSession); ok {
+			by.Namespaces = map[string]cache.Config{w.a: {}, w.b: {}}
+			cacheOptions.ByObject[obj] = by
+		}
+	}
+	skip := true
+	mgr, err := ctrl.NewManager(restConfig, ctrl.Options{
+		Scheme: scheme, Cache: cacheOptions, Metrics: metricsserver.Options{BindAddress: "0"},
+		Controller: config.Controller{SkipNameValidation: &skip}, Logger: logr.Discard(),
+	})
+	w.Expect(err).NotTo(HaveOccurred())
+	w.reconciler, err = SetupSession(mgr, SessionOptions{
+		Installation: installation, IDs: w.ids, Announcer: w.redis, Clock: w.clock, Log: logr.Discard(), Concurrency: 4,
+	})
+	w.Expect(err).NotTo(HaveOccurred())
+	w.Expect(SetupPlacement(mgr, PlacementOptions{Installation: installation, Clock: w.clock, Log: logr.Discard()})).To(Succeed())
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- mgr.Start(ctx) }()
+	w.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			w.t.Errorf("the manager ended with: %v", err)
+		}
+	})
+	w.t.Cleanup(w.stop)
+}
+
+// apply creates a session.
+func (w *world) apply(namespace, name string, change ...func(*v1alpha1.WhatsAppSession)) *v1alpha1.WhatsAppSession {
+	w.t.Helper()
+	s := &v1alpha1.WhatsAppSession{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}}
+	for _, c := range change {
+		c(s)
+	}
+	w.Expect(k8s.Create(w.t.Context(), s)).To(Succeed())
+	return s
+}
+
+func withID(id string) func(*v1alpha1.WhatsAppSession) {
+	return func(s *v1alpha1.WhatsAppSession) { s.Spec.SessionID = id }
+}
+
+func suspended(s *v1alpha1.WhatsAppSession) { s.Spec.Suspend = true }
+
+func retain(s *v1alpha1.WhatsAppSession) { s.Spec.DeletionPolicy = v1alpha1.DeletionRetain }
+
+// get reads a session from the API server.
+func (w *world) get(s *v1alpha1.WhatsAppSession) (*v1alpha1.WhatsAppSession, error) {
+	out := &v1alpha1.WhatsAppSession{}
+	return out, k8s.Get(w.t.Context(), client.ObjectKeyFromObject(s), out)
+}
+
+// becomes waits until the session is as check says, and returns it.
+func (w *world) becomes(s *v1alpha1.WhatsAppSession, check func(g Gomega, s *v1alpha1.WhatsAppSession)) *v1alpha1.WhatsAppSession {
+	w.t.Helper()
+	var now *v1alpha1.WhatsAppSession
+	w.Eventually(func(g Gomega) {
+		var err error
+		now, err = w.get(s)
+		g.Expect(err).NotTo(HaveOccurred())
+		check(g, now)
+	}, patience, beat).Should(Succeed())
+	return now
+}
+
+// placed waits until the session is placed on worker.
+func (w *world) placed(s *v1alpha1.WhatsAppSession, worker string) *v1alpha1.WhatsAppSession {
+	w.t.Helper()
+	return w.becomes(s, func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.Worker).To(Equal(worker)) })
+}
+
+// phase waits until the session is in a phase for a reason.
+func (w *world) phase(s *v1alpha1.WhatsAppSession, phase v1alpha1.Phase, reason string) *v1alpha1.WhatsAppSession {
+	w.t.Helper()
+	return w.becomes(s, func(g Gomega, s *v1alpha1.WhatsAppSession) {
+		g.Expect(s.Status.Phase).To(Equal(phase))
+		g.Expect(status.Reason(s.Status)).To(Equal(reason))
+	})
+}
+
+// gone waits until the object is gone.
+func (w *world) gone(s *v1alpha1.WhatsAppSession) {
+	w.t.Helper()
+	w.Eventually(func() bool {
+		_, err := w.get(s)
+		return apierrors.IsNotFound(err)
+	}, patience, beat).Should(BeTrue())
+}
+
+func (w *world) delete(s *v1alpha1.WhatsAppSession) {
+	w.t.Helper()
+	w.Expect(k8s.Delete(w.t.Context(), s)).To(Succeed())
+}
+
+// edit changes the object as a person would.
+func (w *world) edit(s *v1alpha1.WhatsAppSession, change func(*v1alpha1.WhatsAppSession)) {
+	w.t.Helper()
+	now, err := w.get(s)
+	w.Expect(err).NotTo(HaveOccurred())
+	base := now.DeepCopy()
+	change(now)
+	w.Expect(k8s.Patch(w.t.Context(), now, client.MergeFrom(base))).To(Succeed())
+}
+
+// touch makes the manager look at a session, as the timer would that a fake clock cannot move.
+func (w *world) touch(s *v1alpha1.WhatsAppSession) {
+	w.t.Helper()
+	w.edit(s, func(s *v1alpha1.WhatsAppSession) {
+		metav1.SetMetaDataAnnotation(&s.ObjectMeta, "test/touched", w.clock.Now().Format(time.RFC3339Nano)+s.ResourceVersion)
+	})
+}
+
+func (w *world) restart(s *v1alpha1.WhatsAppSession, value string) {
+	w.t.Helper()
+	w.edit(s, func(s *v1alpha1.WhatsAppSession) {
+		metav1.SetMetaDataAnnotation(&s.ObjectMeta, v1alpha1.RestartedAtAnnotation, value)
+	})
+}
+
+// holder writes a status as a worker does that holds the session, with what it
+// has read, again until nobody was quicker.
+func (w *world) holder(s *v1alpha1.WhatsAppSession, phase v1alpha1.Phase, reason string, change func(*v1alpha1.WhatsAppSessionStatus)) *v1alpha1.WhatsAppSession {
+	w.t.Helper()
+	var now *v1alpha1.WhatsAppSession
+	w.Eventually(func(g Gomega) {
+		var err error
+		now, err = w.get(s)
+		g.Expect(err).NotTo(HaveOccurred())
+		next := *now.Status.DeepCopy()
+		change(&next)
+		next = status.Summarize(next, status.Facts{Generation: now.Generation, Phase: phase, Reason: reason}, w.clock.Now())
+		g.Expect(patchStatus(w.t.Context(), k8s, now, next)).To(Succeed())
+	}, patience, beat).Should(Succeed())
+	return now
+}
+
+// hold is a worker that takes the session and connects.
+func (w *world) hold(s *v1alpha1.WhatsAppSession, worker string) *v1alpha1.WhatsAppSession {
+	w.t.Helper()
+	jid, phone := "34600111222:3@s.whatsapp.net", "+34600111222"
+	w.ids.link(s.SessionID(), jid, phone)
+	return w.holder(s, v1alpha1.PhaseConnected, v1alpha1.ReasonConnected, func(next *v1alpha1.WhatsAppSessionStatus) {
+		next.HeldBy, next.HolderStart, next.JID, next.PhoneNumber = worker, "p1", jid, phone
+	})
+}
+
+// pair is a worker that takes the session and offers codes.
+func (w *world) pair(s *v1alpha1.WhatsAppSession, worker string) *v1alpha1.WhatsAppSession {
+	w.t.Helper()
+	return w.holder(s, v1alpha1.PhasePairing, v1alpha1.ReasonWaitingForScan, func(next *v1alpha1.WhatsAppSessionStatus) {
+		next.HeldBy, next.HolderStart = worker, "p1"
+	})
+}
+
+// release is a worker that has closed the socket.
+func (w *world) release(s *v1alpha1.WhatsAppSession) *v1alpha1.WhatsAppSession {
+	w.t.Helper()
+	return w.holder(s, v1alpha1.PhaseDisconnected, v1alpha1.ReasonMoving, func(next *v1alpha1.WhatsAppSessionStatus) {
+		next.HeldBy, next.HolderStart = "", ""
+	})
+}
+
+// worker joins, or renews its Lease with what has changed.
+func (w *world) worker(name string, change ...func(*lease.Member)) {
+	w.t.Helper()
+	member := lease.Member{
+		Name: name, Incarnation: "i1", Pool: v1alpha1.DefaultPool, Revision: 1, Capacity: 100, Tokens: 200,
+		RenewTime: w.clock.Now(), Duration: lease.Duration,
+	}
+	for _, c := range change {
+		c(&member)
+	}
+	l := &coordinationv1.Lease{}
+	err := k8s.Get(w.t.Context(), types.NamespacedName{Namespace: w.operator, Name: lease.LeaseName(name)}, l)
+	if apierrors.IsNotFound(err) {
+		l.Namespace, l.Name = w.operator, lease.LeaseName(name)
+		member.Into(l)
+		w.Expect(k8s.Create(w.t.Context(), l)).To(Succeed())
+		return
+	}
+	w.Expect(err).NotTo(HaveOccurred())
+	member.Into(l)
+	w.Expect(k8s.Update(w.t.Context(), l)).To(Succeed())
+}
+
+func capacity(n int) func(*lease.Member)     { return func(m *lease.Member) { m.Capacity = n } }
+func inPool(name string) func(*lease.Member) { return func(m *lease.Member) { m.Pool = name } }
+func draining(m *lease.Member)               { m.Draining = true }
+
+// leaves ends a worker's membership.
+func (w *world) leaves(name string) {
+	w.t.Helper()
+	w.Expect(k8s.Delete(w.t.Context(), &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: w.operator, Name: lease.LeaseName(name)}})).To(Succeed())
+}
+
+// event waits for an Event beside the session and returns its text.
+func (w *world) event(s *v1alpha1.WhatsAppSession, reason string) string {
+	w.t.Helper()
+	var note string
+	w.Eventually(func() bool {
+		events := &eventsv1.EventList{}
+		if err := k8s.List(w.t.Context(), events, client.InNamespace(s.Namespace)); err != nil {
+			return false
+		}
+		return slices.ContainsFunc(events.Items, func(e eventsv1.Event) bool {
+			note = e.Note
+			return e.Regarding.Name == s.Name && e.Reason == reason
+		})
+	}, patience, beat).Should(BeTrue(), "an Event "+reason)
+	return note
+}
+
+// condition is "Status/Reason".
+func condition(s *v1alpha1.WhatsAppSession, kind string) string {
+	c := meta.FindStatusCondition(s.Status.Conditions, kind)
+	if c == nil {
+		return ""
+	}
+	return string(c.Status) + "/" + c.Reason
+}
+
+// fakeIDs is a store of records in memory.
+type fakeIDs struct {
+	mu       sync.Mutex
+	records  map[string]*Record
+	released map[types.UID]Release
+	err      error
+}
+
+func (f *fakeIDs) Record(_ context.Context, id string) (*Record, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if r := f.records[id]; r != nil {
+		kept := *r
+		return &kept, f.err
+	}
+	return nil, f.err
+}
+
+func (f *fakeIDs) Claim(_ context.Context, c Claimant, gone func(types.UID) bool) (bool, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.err != nil {
+		return false, f.err
+	}
+	r := f.records[c.SessionID]
+	if r == nil {
+		r = &Record{Namespace: c.Namespace, UID: c.UID}
+		f.records[c.SessionID] = r
+	}
+	if r.Namespace != c.Namespace || r.UID != c.UID && !gone(r.UID) {
+		return false, nil
+	}
+	r.UID = c.UID
+	return true, nil
+}
+
+func (f *fakeIDs) Release(_ context.Context, uid types.UID, how Release) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.released[uid] = how
+	for id, r := range f.records {
+		if r.UID == uid && (how == ReleaseForget || r.JID == "") {
+			delete(f.records, id)
+		}
+	}
+	return f.err
+}
+
+func (f *fakeIDs) link(id, jid, phone string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.records[id].JID, f.records[id].PhoneNumber = jid, phone
+}
+
+func (f *fakeIDs) has(id string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.records[id] != nil
+}
+
+func (f *fakeIDs) forget(id string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.records, id)
+}
+
+func (f *fakeIDs) how(uid types.UID) Release {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.released[uid]
+}
+
+// fakeRedis keeps what is newest, as the queue's scripts do.
+type fakeRedis struct {
+	mu      sync.Mutex
+	items   map[string]delivery.StatusItem
+	deleted map[string]bool
+	err     error
+}
+
+func (f *fakeRedis) Enqueue(_ context.Context, item delivery.StatusItem) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.err != nil {
+		return f.err
+	}
+	if old, ok := f.items[item.SessionID]; !ok || item.Newer(old.Numbers) {
+		if f.items == nil {
+			f.items, f.deleted = map[string]delivery.StatusItem{}, map[string]bool{}
+		}
+		f.items[item.SessionID] = item
+		delete(f.deleted, item.SessionID)
+	}
+	return nil
+}
+
+func (f *fakeRedis) Deleted(ctx context.Context, item delivery.StatusItem) error {
+	if err := f.Enqueue(ctx, item); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.deleted[item.SessionID] = true
+	return nil
+}
+
+func (f *fakeRedis) breaks(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.err = err
+}
+
+func (f *fakeRedis) empty() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.items = nil
+}
+
+func (f *fakeRedis) gone(id string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.deleted[id]
+}
+
+// says is "status/phase/reason" of what Redis knows of a session.
+func (f *fakeRedis) says(id string) string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	i, ok := f.items[id]
+	if !ok {
+		return ""
+	}
+	return strings.Join([]string{string(i.Status), i.Phase, i.Reason}, "/")
+}
+
+func (f *fakeRedis) numbers(id string) delivery.Numbers {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.items[id].Numbers
+}
+
+// hears waits until Redis knows this of a session.
+func (w *world) hears(id, what string) {
+	w.t.Helper()
+	w.Eventually(func() string { return w.redis.says(id) }, patience, beat).Should(Equal(what))
+}

@@ -1,0 +1,345 @@
+package controllers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr"
+	. "github.com/onsi/gomega"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/events"
+	clocktesting "k8s.io/utils/clock/testing"
+	"k8s.io/utils/ptr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/lease"
+)
+
+func TestAFullPoolHeals(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	s := w.phase(w.apply(w.a, "one"), v1alpha1.PhasePending, v1alpha1.ReasonNoWorkers)
+	w.hears("one", "pending/Pending/NoWorkers")
+	w.worker("worker-a", capacity(1))
+	w.placed(s, "worker-a")
+
+	late := w.phase(w.apply(w.a, "two"), v1alpha1.PhasePending, v1alpha1.ReasonNoCapacity)
+	w.Expect(condition(late, v1alpha1.ConditionPlaced)).To(Equal("False/NoCapacity"))
+	w.Expect(w.event(late, v1alpha1.ReasonNoCapacity)).To(ContainSubstring(`the pool "default" is full`))
+	w.hears("two", "pending/Pending/NoCapacity")
+
+	w.worker("worker-b", capacity(1))
+	healed := w.placed(late, "worker-b")
+	w.Expect(condition(healed, v1alpha1.ConditionPlaced)).To(Equal("True/Placed"))
+	w.Expect(healed.Status.Epoch).To(BeNumerically(">", late.Status.Epoch))
+	w.hears("two", "pending/Pending/Placed")
+}
+
+func TestADrainingWorkersSessionsMove(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.worker("worker-a")
+	held := w.hold(w.placed(w.apply(w.a, "held"), "worker-a"), "worker-a")
+	free := w.placed(w.apply(w.a, "free"), "worker-a")
+
+	w.worker("worker-b")
+	w.worker("worker-a", draining)
+	moved := w.placed(held, "worker-b")
+	w.Expect(moved.Status.Epoch).To(BeNumerically(">", held.Status.Epoch))
+	w.Expect(moved.Status.HeldBy).To(Equal("worker-a"))
+	moved.Status.Worker, moved.Status.Epoch = held.Status.Worker, held.Status.Epoch
+	w.Expect(moved.Status).To(Equal(held.Status), "of a held session the manager writes worker and epoch, no more")
+	w.placed(free, "worker-b")
+
+	t.Log("the old holder lets go, and the successor takes it up")
+	w.release(held)
+	handed := w.becomes(held, func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.HeldBy).To(BeEmpty()) })
+	w.Expect(handed.Status.Worker).To(Equal("worker-b"))
+	w.Expect(handed.Status.Phase).To(Equal(v1alpha1.PhaseDisconnected))
+	w.hears("held", "pending/Disconnected/Moving")
+
+	t.Log("the last worker must not wait out its grace")
+	w.hold(held, "worker-b")
+	w.leaves("worker-a")
+	w.worker("worker-b", draining)
+	w.placed(held, "")
+	w.release(held)
+	w.phase(held, v1alpha1.PhasePending, v1alpha1.ReasonNoWorkers)
+}
+
+func TestASilentWorkerKeepsWhatItHolds(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.worker("worker-a")
+	held := w.hold(w.placed(w.apply(w.a, "held"), "worker-a"), "worker-a")
+	free := w.placed(w.apply(w.a, "free"), "worker-a")
+	w.clock.SetTime(w.clock.Now().Add(lease.Duration + time.Second))
+	w.worker("worker-b")
+	w.placed(free, "worker-b")
+	now, err := w.get(held)
+	w.Expect(err).NotTo(HaveOccurred())
+	w.Expect(now.Status).To(Equal(held.Status), "nobody has declared worker-a dead")
+
+	t.Log("nor is it dead when its lease is gone")
+	w.leaves("worker-a")
+	w.placed(w.apply(w.a, "next"), "worker-b")
+	now, err = w.get(held)
+	w.Expect(err).NotTo(HaveOccurred())
+	w.Expect(now.Status).To(Equal(held.Status))
+}
+
+func TestNamespacesChooseThePoolAndTheLimit(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.worker("worker-a")
+	w.worker("worker-blue", inPool("blue"))
+	label := func(namespace string, change func(*corev1.Namespace)) {
+		ns := &corev1.Namespace{}
+		w.Expect(k8s.Get(t.Context(), types.NamespacedName{Name: namespace}, ns)).To(Succeed())
+		base := ns.DeepCopy()
+		change(ns)
+		w.Expect(k8s.Patch(t.Context(), ns, client.MergeFrom(base))).To(Succeed())
+	}
+	label(w.b, func(ns *corev1.Namespace) {
+		metav1.SetMetaDataLabel(&ns.ObjectMeta, v1alpha1.PoolLabel, "blue")
+		metav1.SetMetaDataAnnotation(&ns.ObjectMeta, v1alpha1.MaxSessionsAnnotation, "1")
+	})
+	w.placed(w.apply(w.a, "one"), "worker-a")
+	blue := w.apply(w.b, "two")
+	// The manager may see the session before the label: then it moves.
+	w.becomes(blue, func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.Worker).To(Equal("worker-blue")) })
+	third := w.phase(w.apply(w.b, "three"), v1alpha1.PhasePending, v1alpha1.ReasonTooManySessions)
+	w.Expect(w.event(third, v1alpha1.ReasonTooManySessions)).To(ContainSubstring("the 1 sessions"))
+
+	label(w.b, func(ns *corev1.Namespace) { ns.Annotations[v1alpha1.MaxSessionsAnnotation] = "2" })
+	w.placed(third, "worker-blue")
+
+	label(w.b, func(ns *corev1.Namespace) { ns.Annotations[v1alpha1.MaxSessionsAnnotation] = "many" })
+	w.placed(w.apply(w.b, "four"), "worker-blue")
+}
+
+// bare is a placement reconciler without a manager, over a client of the test's choice.
+func (w *world) bare(c client.Client) *placementReconciler {
+	r := &placementReconciler{
+		PlacementOptions: PlacementOptions{Installation: installation, Clock: w.clock, Log: logr.Discard(), Concurrency: 4},
+		client:           c, direct: k8s, events: events.NewFakeRecorder(100),
+		members: &members{clock: w.clock, log: logr.Discard(), known: map[string]sighting{}},
+		assumed: map[types.UID]assumption{}, since: map[types.UID]time.Time{}, misread: map[string]string{},
+	}
+	return r
+}
+
+// waiting makes sessions that hold their ids and wait for a worker, with no manager about.
+func (w *world) waiting(n int) []v1alpha1.WhatsAppSession {
+	w.t.Helper()
+	w.stop()
+	out := make([]v1alpha1.WhatsAppSession, n)
+	for i := range out {
+		s := w.apply(w.a, fmt.Sprintf("s%d", i))
+		w.Expect(patchStatus(w.t.Context(), k8s, s, v1alpha1.WhatsAppSessionStatus{
+			SessionID: s.Name, Installation: installation, Phase: v1alpha1.PhasePending,
+		})).To(Succeed())
+		out[i] = *s
+	}
+	return out
+}
+
+// seeing is a client whose cache shows these sessions, however old.
+func seeing(sessions *[]v1alpha1.WhatsAppSession, more interceptor.Funcs) client.Client {
+	more.List = func(ctx context.Context, c client.WithWatch, list client.ObjectList, _ ...client.ListOption) error {
+		if l, ok := list.(*v1alpha1.WhatsAppSessionList); ok {
+			l.Items = *sessions
+			return nil
+		}
+		return c.List(ctx, list)
+	}
+	return interceptor.NewClient(k8s, more)
+}
+
+func (w *world) lease(r *placementReconciler, name string, change ...func(*lease.Member)) {
+	m := lease.Member{
+		Name: name, Incarnation: "i1", Pool: v1alpha1.DefaultPool, Capacity: 100, Tokens: 100, RenewTime: w.clock.Now(), Duration: lease.Duration,
+	}
+	for _, c := range change {
+		c(&m)
+	}
+	l := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: lease.LeaseName(name)}}
+	m.Into(l)
+	w.Expect(r.members.observe(l)).To(BeTrue())
+}
+
+func (w *world) workers(sessions []v1alpha1.WhatsAppSession) map[string]int {
+	w.t.Helper()
+	counts := map[string]int{}
+	for i := range sessions {
+		now, err := w.get(&sessions[i])
+		w.Expect(err).NotTo(HaveOccurred())
+		counts[now.Status.Worker]++
+	}
+	return counts
+}
+
+func TestAStaleCacheFillsNoWorkerTwice(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	sessions := w.waiting(6)
+	first, all := sessions[:3], sessions
+	shown := first
+	r := w.bare(seeing(&shown, interceptor.Funcs{}))
+	w.lease(r, "worker-a", capacity(4))
+
+	result, err := r.Reconcile(t.Context(), everything)
+	w.Expect(err).NotTo(HaveOccurred())
+	w.Expect(result.RequeueAfter).To(Equal(lease.Duration), "the lease is looked at again when it ends")
+	w.Expect(w.workers(first)).To(Equal(map[string]int{"worker-a": 3}))
+
+	t.Log("three more come, and the cache still shows the first three as they were")
+	shown = all
+	_, err = r.Reconcile(t.Context(), everything)
+	w.Expect(err).NotTo(HaveOccurred())
+	w.Expect(w.workers(all)).To(Equal(map[string]int{"worker-a": 4, "": 2}))
+
+	t.Log("what the cache shows is assumed no more")
+	for i := range all {
+		now, err := w.get(&all[i])
+		w.Expect(err).NotTo(HaveOccurred())
+		all[i] = *now
+	}
+	_, err = r.Reconcile(t.Context(), everything)
+	w.Expect(err).NotTo(HaveOccurred())
+	w.Expect(r.assumed).To(BeEmpty())
+}
+
+func TestAWriteWithoutAnAnswer(t *testing.T) {
+	t.Parallel()
+	for _, arrives := range []bool{true, false} {
+		t.Run(fmt.Sprintf("that arrived: %t", arrives), func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			sessions := w.waiting(2)
+			shown := sessions[:1]
+			broken := true
+			r := w.bare(seeing(&shown, interceptor.Funcs{
+				SubResourcePatch: func(ctx context.Context, c client.Client, sub string, obj client.Object, patch client.Patch, o ...client.SubResourcePatchOption) error {
+					if !broken || arrives {
+						if err := c.SubResource(sub).Patch(ctx, obj, patch, o...); err != nil {
+							return err
+						}
+					}
+					if broken {
+						return errors.New("connection reset")
+					}
+					return nil
+				},
+			}))
+			w.lease(r, "worker-a", capacity(1))
+			_, err := r.Reconcile(t.Context(), everything)
+			w.Expect(err).To(MatchError(ContainSubstring("connection reset")))
+
+			broken = false
+			shown = sessions
+			_, err = r.Reconcile(t.Context(), everything)
+			w.Expect(err).NotTo(HaveOccurred())
+			w.Expect(w.workers(sessions)).To(Equal(map[string]int{"worker-a": 1, "": 1}))
+		})
+	}
+}
+
+func TestAPlacementFromAnOldPicture(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	sessions := w.waiting(1)
+	now := sessions[0].DeepCopy()
+	next := *now.Status.DeepCopy()
+	next.Worker, next.Epoch = "worker-b", w.clock.Now().Unix()+50
+	w.Expect(patchStatus(t.Context(), k8s, now, next)).To(Succeed())
+
+	r := w.bare(seeing(&sessions, interceptor.Funcs{}))
+	w.lease(r, "worker-a")
+	result, err := r.Reconcile(t.Context(), everything)
+	w.Expect(err).NotTo(HaveOccurred())
+	w.Expect(result.RequeueAfter).To(Equal(againAfterConflict))
+	after, err := w.get(now)
+	w.Expect(err).NotTo(HaveOccurred())
+	w.Expect(after).To(Equal(now))
+}
+
+func TestManySessionsAtOnce(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.worker("worker-a", capacity(30))
+	w.worker("worker-b", capacity(30))
+	var all []*v1alpha1.WhatsAppSession
+	for i := range 40 {
+		all = append(all, w.apply([]string{w.a, w.b}[i%2], fmt.Sprintf("s%d", i)))
+	}
+	counts := map[string]int{}
+	for _, s := range all {
+		counts[w.becomes(s, func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.Worker).NotTo(BeEmpty()) }).Status.Worker]++
+	}
+	w.Expect(counts).To(Equal(map[string]int{"worker-a": 20, "worker-b": 20}))
+}
+
+func TestMembers(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	start := time.Date(2026, 5, 4, 12, 0, 0, 0, time.UTC)
+	clock := clocktesting.NewFakeClock(start)
+	m := &members{clock: clock, log: logr.Discard(), known: map[string]sighting{}}
+	leaseOf := func(renewed time.Time, change ...func(*lease.Member)) *coordinationv1.Lease {
+		member := lease.Member{Name: "w", Incarnation: "i", Pool: "p", Capacity: 5, RenewTime: renewed, Duration: 15 * time.Second}
+		for _, c := range change {
+			c(&member)
+		}
+		l := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: lease.LeaseName("w")}}
+		member.Into(l)
+		return l
+	}
+	live := func() bool {
+		workers, _ := m.workers(clock.Now())
+		return len(workers) == 1 && workers[0].Live
+	}
+
+	g.Expect(m.observe(leaseOf(start))).To(BeTrue(), "a new worker")
+	g.Expect(live()).To(BeTrue())
+	clock.Step(10 * time.Second)
+	g.Expect(m.observe(leaseOf(start))).To(BeFalse(), "the same renewal, seen again")
+	clock.Step(5 * time.Second)
+	g.Expect(live()).To(BeFalse(), "15 s without a renewal")
+	g.Expect(m.observe(leaseOf(start.Add(time.Second)))).To(BeTrue(), "it is back, by whatever clock")
+	g.Expect(live()).To(BeTrue())
+	g.Expect(m.observe(leaseOf(start.Add(2*time.Second)))).To(BeFalse(), "an ordinary renewal")
+	g.Expect(m.observe(leaseOf(start.Add(3*time.Second), draining))).To(BeTrue(), "it drains")
+
+	left := leaseOf(start)
+	left.Spec.HolderIdentity = ptr.To("")
+	g.Expect(m.observe(left)).To(BeTrue(), "it has left")
+	g.Expect(m.observe(left)).To(BeFalse())
+	workers, expires := m.workers(clock.Now())
+	g.Expect(workers).To(BeEmpty())
+	g.Expect(expires).To(BeZero())
+
+	g.Expect(m.observe(leaseOf(start.Add(-time.Hour)))).To(BeTrue(), "a lease that was left behind")
+	g.Expect(live()).To(BeFalse())
+	g.Expect(m.observe(leaseOf(start.Add(time.Hour)))).To(BeTrue(), "renewed by a clock that is ahead")
+	clock.Step(16 * time.Second)
+	g.Expect(live()).To(BeFalse(), "which does not let it live longer")
+}
+
+func TestUntilFirst(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	now := time.Unix(1000, 0)
+	g.Expect(untilFirst(now, false)).To(BeZero())
+	g.Expect(untilFirst(now, false, time.Time{}, now.Add(time.Minute), now.Add(time.Second))).To(Equal(time.Second))
+	g.Expect(untilFirst(now, true, now.Add(time.Minute))).To(Equal(againAfterConflict))
+	g.Expect(untilFirst(now, false, now.Add(-time.Minute))).To(Equal(time.Millisecond))
+}

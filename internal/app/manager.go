@@ -1,0 +1,229 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/go-logr/logr"
+	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+
+	"github.com/whatsapp-operator/whatsapp-operator/controllers"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/batch"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/laravel"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/store"
+)
+
+const (
+	leaderElectionID = "whatsapp-operator-manager"
+	// cleanEvery is how often the janitor deletes what the store has kept long enough.
+	cleanEvery = 6 * time.Hour
+)
+
+func newManagerCommand() *cobra.Command {
+	config := &managerConfig{}
+	cmd := &cobra.Command{
+		Use:   "manager",
+		Short: "Place the sessions, lead them through their life, and tell Laravel",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return prepare(cmd, config.complete, &config.commonConfig, func(ctx context.Context, log logr.Logger) error {
+				return runManager(ctx, config, log)
+			})
+		},
+	}
+	config.bind(cmd.Flags())
+	return cmd
+}
+
+func runManager(ctx context.Context, config *managerConfig, log logr.Logger) (err error) {
+	f, err := lay(ctx, &config.commonConfig, log)
+	if err != nil {
+		return err
+	}
+	defer closing(closer(f.close), &err)
+
+	mgr, err := manager.New(f.rest, manager.Options{
+		Scheme: f.scheme, Logger: log, Cache: controllers.CacheOptions(config.Namespace), Metrics: f.metricsOptions(),
+		HealthProbeBindAddress: config.HealthAddress,
+		LeaderElection:         config.LeaderElect, LeaderElectionID: leaderElectionID, LeaderElectionNamespace: config.Namespace,
+		LeaderElectionReleaseOnCancel: true,
+	})
+	if err != nil {
+		return fmt.Errorf("preparing the manager: %w", err)
+	}
+	ids := &ids{store: f.store, ready: make(chan struct{})}
+	sessions, err := controllers.SetupSession(mgr, controllers.SessionOptions{
+		Installation: f.installation, IDs: ids, Announcer: &speaker{announcer{queue: f.queue, cache: f.cache}},
+		Clock: f.clock, Log: log.WithName("session"),
+	})
+	if err != nil {
+		return err
+	}
+	if err := controllers.SetupPlacement(mgr, controllers.PlacementOptions{
+		Installation: f.installation, Clock: f.clock, Log: log.WithName("placement"),
+	}); err != nil {
+		return err
+	}
+	flusher, closeClient, err := newFlusher(config, f, mgr)
+	if err != nil {
+		return err
+	}
+	defer closeClient()
+	runnables := []manager.Runnable{
+		flusher,
+		manager.RunnableFunc(func(ctx context.Context) error { return f.keepStore(ctx, ids.open) }),
+	}
+	forgot := func() {
+		if err := sessions.TellAgain(ctx); err != nil && ctx.Err() == nil {
+			log.Error(err, "The sessions that nobody holds could not be told again")
+		}
+	}
+	for _, m := range f.monitors(forgot) {
+		runnables = append(runnables, m)
+	}
+	for _, r := range runnables {
+		if err := mgr.Add(r); err != nil {
+			return fmt.Errorf("adding to the manager: %w", err)
+		}
+	}
+	if err := addChecks(mgr, healthz.Ping, f.pingRedis); err != nil {
+		return err
+	}
+	log.Info("Starting", "installation", f.installation)
+	if err := mgr.Start(ctx); err != nil {
+		return fmt.Errorf("running the manager: %w", err)
+	}
+	return nil
+}
+
+// keepStore is the leader's work on the store: the schema, whose it is, and
+// the janitor's rounds. open is called when the store may be used.
+func (f *foundation) keepStore(ctx context.Context, open func()) error {
+	if err := f.store.Migrate(ctx); err != nil {
+		return fmt.Errorf("migrating the store: %w", err)
+	}
+	if err := f.store.SetInstallation(ctx, f.installation); err != nil {
+		return fmt.Errorf("asking the store whose it is: %w", err)
+	}
+	open()
+	ticker := f.clock.NewTicker(cleanEvery)
+	defer ticker.Stop()
+	for {
+		if err := f.store.Clean(ctx); err != nil && ctx.Err() == nil {
+			f.log.Error(err, "The store could not be cleaned; it is tried again", "after", cleanEvery.String())
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C():
+		}
+	}
+}
+
+// newFlusher joins the queue and Laravel. When delivery stops, an Event beside
+// the manager's pod says so, too.
+func newFlusher(config *managerConfig, f *foundation, mgr manager.Manager) (*batch.Flusher, func(), error) {
+	client, err := laravel.New(config.Laravel, f.clock, f.log.WithName("laravel"))
+	if err != nil {
+		return nil, nil, err
+	}
+	pod, _ := os.Hostname() // a pod's host name is its name; without it the Event names nothing
+	about := &corev1.Pod{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: config.Namespace, Name: pod},
+	}
+	recorder := mgr.GetEventRecorder("whatsapp-operator")
+	options := batch.FlusherOptions{
+		Parallel: config.Parallel,
+		OnStopped: func(kind delivery.Kind, reason batch.StopReason, detail string) {
+			recorder.Eventf(about, nil, corev1.EventTypeWarning, string(reason), "Deliver", "delivery of %s updates has stopped, nothing is lost: %s", kind, detail)
+		},
+		OnRecovered: func(kind delivery.Kind) {
+			recorder.Eventf(about, nil, corev1.EventTypeNormal, "LaravelRecovered", "Deliver", "delivery of %s updates goes on", kind)
+		},
+	}
+	options.MaxItems = config.BatchSize
+	flusher, err := batch.NewFlusher(f.queue, client, f.clock, f.log.WithName("flusher"), options)
+	if err != nil {
+		client.Close()
+		return nil, nil, err
+	}
+	return flusher, client.Close, nil
+}
+
+// ids is the store in the words of the session controller. Nothing is asked of
+// it before the leader has migrated it.
+type ids struct {
+	store *store.Store
+	ready chan struct{}
+}
+
+func (i *ids) open() { close(i.ready) }
+
+func (i *ids) wait(ctx context.Context) error {
+	select {
+	case <-i.ready:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for the store's schema: %w", ctx.Err())
+	}
+}
+
+// Record implements controllers.IDs.
+func (i *ids) Record(ctx context.Context, sessionID string) (*controllers.Record, error) {
+	if err := i.wait(ctx); err != nil {
+		return nil, err
+	}
+	r, err := i.store.RecordByID(ctx, sessionID)
+	switch {
+	case errors.Is(err, store.ErrNoRecord):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	return &controllers.Record{Namespace: r.Namespace, UID: types.UID(r.UID), JID: r.JID, PhoneNumber: r.PhoneNumber()}, nil
+}
+
+// Claim implements controllers.IDs.
+func (i *ids) Claim(ctx context.Context, c controllers.Claimant, gone func(types.UID) bool) (bool, error) {
+	if err := i.wait(ctx); err != nil {
+		return false, err
+	}
+	_, err := i.store.Claim(ctx, store.Claimant{SessionID: c.SessionID, Namespace: c.Namespace, UID: string(c.UID)},
+		func(_ context.Context, uid string) (bool, error) { return gone(types.UID(uid)), nil })
+	if errors.Is(err, store.ErrTaken) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// Release implements controllers.IDs.
+func (i *ids) Release(ctx context.Context, uid types.UID, how controllers.Release) error {
+	if err := i.wait(ctx); err != nil {
+		return err
+	}
+	var err error
+	switch how {
+	case controllers.ReleaseForget:
+		err = i.store.DeleteSession(ctx, string(uid))
+	case controllers.ReleaseRetain:
+		_, err = i.store.Retain(ctx, string(uid))
+	case controllers.ReleaseOrphan:
+		_, err = i.store.MarkOrphan(ctx, string(uid))
+	default:
+		err = fmt.Errorf("there is no release %q", how)
+	}
+	if errors.Is(err, store.ErrNoRecord) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,423 @@
+package app
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr"
+	. "github.com/onsi/gomega"
+	goredis "github.com/redis/go-redis/v9"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
+
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/laravel"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
+)
+
+// runAsProgram makes a process of this test binary the program itself, race
+// detector included.
+const runAsProgram = "WHATSAPP_OPERATOR_TEST_AS_PROGRAM"
+
+var apiServer *rest.Config
+
+func TestMain(m *testing.M) {
+	if os.Getenv(runAsProgram) != "" {
+		os.Exit(Main())
+	}
+	ctrllog.SetLogger(logr.Discard()) // the processes print their own
+	config, stop, err := testenv.StartAPIServer()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	apiServer = config
+	code := m.Run()
+	if err := stop(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+	os.Exit(code)
+}
+
+const (
+	signingSecret = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
+	bearerToken   = "a-token-for-the-tests"
+	// patience bounds waits for whole stories on a loaded machine.
+	patience = 2 * time.Minute
+)
+
+// stage is everything around the program: API server, Redis, a database, the
+// simulator, Laravel, and a namespace of its own for operator and sessions.
+type stage struct {
+	*WithT
+	t         *testing.T
+	dir       string
+	namespace string
+	client    client.Client
+	redisAddr string
+	redis     *goredis.Client
+	store     string
+	simulator *simulator.Server
+	laravel   *laravelStandIn
+	kube      string
+}
+
+func newStage(t *testing.T, store string) *stage {
+	g := NewWithT(t)
+	g.SetDefaultEventuallyTimeout(patience)
+	g.SetDefaultEventuallyPollingInterval(50 * time.Millisecond)
+	s := &stage{WithT: g, t: t, dir: t.TempDir(), redisAddr: testenv.Redis(t), laravel: newLaravel(t)}
+	s.store = store
+	if store == "" {
+		s.store = "sqlite:" + filepath.Join(s.dir, "keys.db")
+	}
+	s.redis = goredis.NewClient(&goredis.Options{Addr: s.redisAddr})
+	t.Cleanup(func() { _ = s.redis.Close() })
+
+	scheme := runtime.NewScheme()
+	g.Expect(clientgoscheme.AddToScheme(scheme)).To(Succeed())
+	g.Expect(v1alpha1.AddToScheme(scheme)).To(Succeed())
+	var err error
+	s.client, err = client.New(apiServer, client.Options{Scheme: scheme})
+	g.Expect(err).NotTo(HaveOccurred())
+	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "stage-"}}
+	g.Expect(s.client.Create(t.Context(), namespace)).To(Succeed())
+	s.namespace = namespace.Name
+	t.Cleanup(s.clear)
+	s.kube = filepath.Join(s.dir, "kubeconfig")
+	g.Expect(clientcmd.WriteToFile(kubeconfig(apiServer), s.kube)).To(Succeed())
+
+	s.simulator, err = simulator.New(simulator.Options{Logger: logr.Discard()})
+	g.Expect(err).NotTo(HaveOccurred())
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- s.simulator.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error("simulator:", err)
+		}
+		stats := s.simulator.Stats()
+		if len(stats.Unknown) > 0 {
+			t.Errorf("the simulator was asked what it does not know: %v", stats.Unknown)
+		}
+		if stats.Doubled > 0 {
+			t.Errorf("doubled connections: %d", stats.Doubled)
+		}
+	})
+	return s
+}
+
+// clear takes the sessions out of the API server, which other tests use too.
+func (s *stage) clear() {
+	ctx := context.Background() // the test's own has ended
+	var all v1alpha1.WhatsAppSessionList
+	s.Expect(s.client.List(ctx, &all)).To(Succeed())
+	for _, obj := range all.Items {
+		base := obj.DeepCopy()
+		obj.Finalizers = nil
+		s.Expect(client.IgnoreNotFound(s.client.Patch(ctx, &obj, client.MergeFrom(base)))).To(Succeed())
+		s.Expect(client.IgnoreNotFound(s.client.Delete(ctx, &obj))).To(Succeed())
+	}
+}
+
+func kubeconfig(c *rest.Config) clientcmdapi.Config {
+	return clientcmdapi.Config{
+		Clusters:       map[string]*clientcmdapi.Cluster{"test": {Server: c.Host, CertificateAuthorityData: c.CAData}},
+		AuthInfos:      map[string]*clientcmdapi.AuthInfo{"test": {ClientCertificateData: c.CertData, ClientKeyData: c.KeyData, Token: c.BearerToken}},
+		Contexts:       map[string]*clientcmdapi.Context{"test": {Cluster: "test", AuthInfo: "test"}},
+		CurrentContext: "test",
+	}
+}
+
+// file writes a file into the stage's folder.
+func (s *stage) file(name, content string) string {
+	path := filepath.Join(s.dir, name)
+	s.Expect(os.WriteFile(path, []byte(content), 0o600)).To(Succeed())
+	return path
+}
+
+func (s *stage) common() []string {
+	return []string{
+		"--kubeconfig=" + s.kube, "--namespace=" + s.namespace, "--redis=" + s.redisAddr, "--store=" + s.store,
+		"--metrics-bind-address=0", "--health-bind-address=0", "--start-timeout=20s",
+	}
+}
+
+func (s *stage) manager(more ...string) *process {
+	args := append(s.common(), "--leader-elect=false", "--laravel-url="+s.laravel.URL,
+		"--laravel-token-file="+s.file("token", bearerToken), "--laravel-signing-secret-file="+s.file("secret", signingSecret))
+	return s.start("manager", append(args, more...)...)
+}
+
+func (s *stage) worker(name string, more ...string) *process {
+	args := append(s.common(), "--name="+name, "--state-dir="+filepath.Join(s.dir, name),
+		"--whatsapp-endpoint="+s.simulator.Endpoint(), fmt.Sprintf("--whatsapp-noise-root=%x", s.simulator.NoiseRoot()))
+	return s.start("worker", append(args, more...)...)
+}
+
+// process is a run of the program.
+type process struct {
+	s    *stage
+	name string
+	cmd  *exec.Cmd
+	done chan struct{}
+	mu   sync.Mutex
+	out  bytes.Buffer
+}
+
+func (p *process) Write(b []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.out.Write(b)
+}
+
+func (p *process) output() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.out.String()
+}
+
+// start runs the program; at the end of the test it must end by itself when
+// asked to, without an error and without a data race.
+func (s *stage) start(command string, args ...string) *process {
+	self, err := os.Executable()
+	s.Expect(err).NotTo(HaveOccurred())
+	p := &process{s: s, name: command, done: make(chan struct{})}
+	p.cmd = exec.Command(self, append([]string{command}, args...)...)
+	p.cmd.Env = append(os.Environ(), runAsProgram+"=1")
+	p.cmd.Stdout, p.cmd.Stderr = p, p
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	s.Expect(p.cmd.Start()).To(Succeed())
+	go func() {
+		_ = p.cmd.Wait() // the exit code says it
+		close(p.done)
+	}()
+	s.t.Cleanup(func() {
+		p.stop()
+		if strings.Contains(p.output(), "DATA RACE") {
+			s.t.Errorf("%s: a data race:\n%s", command, p.output())
+		}
+		if s.t.Failed() {
+			s.t.Logf("--- %s %s\n%s", command, strings.Join(args, " "), tail(p.output(), 12_000))
+		}
+	})
+	return p
+}
+
+func tail(s string, n int) string { return s[max(0, len(s)-n):] }
+
+// stop asks the process to end and waits until it has.
+func (p *process) stop() {
+	select {
+	case <-p.done:
+		return
+	default:
+	}
+	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-p.done:
+		if code := p.cmd.ProcessState.ExitCode(); code != 0 {
+			p.s.t.Errorf("%s ended with code %d when it was asked to end", p.name, code)
+		}
+	case <-time.After(patience):
+		_ = p.cmd.Process.Kill()
+		<-p.done
+		p.s.t.Errorf("%s did not end when it was asked to", p.name)
+	}
+}
+
+// fails waits for the process to end by itself with an error and returns what it printed last.
+func (p *process) fails() string {
+	p.s.Eventually(p.done).Should(BeClosed())
+	p.s.Expect(p.cmd.ProcessState.ExitCode()).To(Equal(1), p.output())
+	return p.output()
+}
+
+// apply creates a session.
+func (s *stage) apply(name string, change ...func(*v1alpha1.WhatsAppSession)) *v1alpha1.WhatsAppSession {
+	obj := &v1alpha1.WhatsAppSession{ObjectMeta: metav1.ObjectMeta{Namespace: s.namespace, Name: name}}
+	for _, c := range change {
+		c(obj)
+	}
+	s.Expect(s.client.Create(s.t.Context(), obj)).To(Succeed())
+	return obj
+}
+
+// change changes a session's spec or metadata.
+func (s *stage) change(name string, f func(*v1alpha1.WhatsAppSession)) {
+	obj := s.get(name)
+	base := obj.DeepCopy()
+	f(obj)
+	s.Expect(s.client.Patch(s.t.Context(), obj, client.MergeFrom(base))).To(Succeed())
+}
+
+func (s *stage) get(name string) *v1alpha1.WhatsAppSession {
+	obj := &v1alpha1.WhatsAppSession{}
+	s.Expect(s.client.Get(s.t.Context(), client.ObjectKey{Namespace: s.namespace, Name: name}, obj)).To(Succeed())
+	return obj
+}
+
+// phase waits until a session is in a phase and returns it.
+func (s *stage) phase(name string, p v1alpha1.Phase) *v1alpha1.WhatsAppSession {
+	s.t.Helper()
+	s.Eventually(func() v1alpha1.Phase { return s.get(name).Status.Phase }).Should(Equal(p), func() string {
+		status, _ := json.MarshalIndent(s.get(name).Status, "", " ")
+		return name + ": " + string(status)
+	})
+	return s.get(name)
+}
+
+// scan waits for a session's code and scans it with a phone.
+func (s *stage) scan(name, phone string) {
+	s.t.Helper()
+	s.Eventually(func() error {
+		qr := s.get(name).Status.QR
+		if qr == nil {
+			return fmt.Errorf("%s shows no code", name)
+		}
+		_, err := s.simulator.Scan(s.t.Context(), qr.Code, phone)
+		return err
+	}).Should(Succeed())
+}
+
+// hears waits until the last that Laravel has heard of a session is this.
+func (s *stage) hears(sessionID string, word delivery.Word, phase v1alpha1.Phase) delivery.StatusItem {
+	s.t.Helper()
+	var last delivery.StatusItem
+	s.Eventually(func() string {
+		last = s.laravel.status(sessionID)
+		return string(last.Status) + "/" + last.Phase
+	}).Should(Equal(string(word) + "/" + string(phase)))
+	return last
+}
+
+// laravelStandIn is a receiver that does what the contract asks of Laravel and
+// notes every breach of it by the sender.
+type laravelStandIn struct {
+	*httptest.Server
+	t  *testing.T
+	mu sync.Mutex
+	// answer, where set, answers in place of the receiver.
+	answer   http.HandlerFunc
+	statuses map[string]delivery.StatusItem
+	codes    map[string]delivery.QRItem
+	batches  map[string]string
+	requests int
+}
+
+func newLaravel(t *testing.T) *laravelStandIn {
+	l := &laravelStandIn{t: t, statuses: map[string]delivery.StatusItem{}, codes: map[string]delivery.QRItem{}, batches: map[string]string{}}
+	l.Server = httptest.NewServer(l)
+	t.Cleanup(l.Server.Close)
+	return l
+}
+
+func (l *laravelStandIn) status(sessionID string) delivery.StatusItem {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.statuses[sessionID]
+}
+
+func (l *laravelStandIn) code(sessionID string) delivery.QRItem {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.codes[sessionID]
+}
+
+func (l *laravelStandIn) answerWith(f http.HandlerFunc) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.answer = f
+}
+
+func (l *laravelStandIn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.answer != nil {
+		l.answer(w, r)
+		return
+	}
+	l.requests++
+	secret, err := laravel.ParseSecret(signingSecret)
+	if err != nil {
+		l.t.Error(err)
+	}
+	if err := laravel.Verify(r.Header, []laravel.Secret{secret}, time.Now(), laravel.DefaultTolerance, body); err != nil {
+		l.t.Error(err)
+	}
+	if r.Header.Get("Authorization") != "Bearer "+bearerToken || r.Header.Get("Accept") != "application/json" {
+		l.t.Errorf("headers: %v", r.Header)
+	}
+	var envelope struct {
+		ID    string            `json:"batch_id"`
+		Items []json.RawMessage `json:"items"`
+	}
+	if err := json.Unmarshal(body, &envelope); err != nil || envelope.ID == "" || envelope.ID != r.Header.Get(laravel.HeaderID) {
+		l.t.Errorf("envelope: %s (%v)", body, err)
+	}
+	items := fmt.Sprintf("%s", envelope.Items)
+	if before, known := l.batches[envelope.ID]; known {
+		if before != items {
+			l.t.Errorf("batch %s was repeated with other items", envelope.ID)
+		}
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
+	l.batches[envelope.ID] = items
+	for _, raw := range envelope.Items {
+		l.take(r.URL.Path, raw)
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+func (l *laravelStandIn) take(path string, raw json.RawMessage) {
+	switch path {
+	case "/qr/batch":
+		var item delivery.QRItem
+		if err := json.Unmarshal(raw, &item); err != nil {
+			l.t.Error(err)
+		}
+		if last, known := l.codes[item.SessionID]; known && !item.Newer(last.Numbers) {
+			l.t.Errorf("a code of %s came out of order", item.SessionID)
+		}
+		l.codes[item.SessionID] = item
+	case "/whatsapp/status/batch":
+		var item delivery.StatusItem
+		if err := json.Unmarshal(raw, &item); err != nil {
+			l.t.Error(err)
+		}
+		if last, known := l.statuses[item.SessionID]; known && !item.Newer(last.Numbers) {
+			l.t.Errorf("a status of %s came out of order", item.SessionID)
+		}
+		l.statuses[item.SessionID] = item
+	default:
+		l.t.Errorf("a request to %s", path)
+	}
+}

@@ -1,0 +1,331 @@
+package batch
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	. "github.com/onsi/gomega"
+	goredis "github.com/redis/go-redis/v9"
+
+	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/redis"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
+)
+
+// model is what the queue's promises are counted against: what was enqueued,
+// what is in flight, and what a Laravel has that takes every request.
+type model struct {
+	mu sync.Mutex
+	// newest is the highest number whose enqueue was answered, per session.
+	newest map[string]int64
+	// has is the highest number that Laravel has, or that is a dead letter.
+	has map[string]int64
+	// holder is the id of the batch in which a session is in flight.
+	holder map[string]string
+	// content is what each batch id carried when it was first sent.
+	content map[string]string
+
+	// attempt is the newest claim of each batch, over the batches that were finished.
+	attempt map[string]int
+	over    map[string]bool
+
+	doubled, disordered, altered, stolen, deliveries int
+}
+
+func newModel() *model {
+	return &model{newest: map[string]int64{}, has: map[string]int64{}, holder: map[string]string{}, content: map[string]string{},
+		attempt: map[string]int{}, over: map[string]bool{}}
+}
+
+// claimed notes a batch in flight. A session that another unfinished batch
+// holds is doubled.
+func (m *model) claimed(b *delivery.Batch) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.over[b.ID] {
+		return // between the answer and this note another has claimed and finished it
+	}
+	m.attempt[b.ID] = max(m.attempt[b.ID], b.Attempt)
+	for _, item := range b.Items {
+		if holder := m.holder[item.SessionID]; holder != "" && holder != b.ID {
+			m.doubled++
+		}
+		m.holder[item.SessionID] = b.ID
+	}
+}
+
+// ended notes that a batch is about to be finished or to get another id.
+func (m *model) ended(b *delivery.Batch) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.over[b.ID] = true
+	m.free(b)
+}
+
+func (m *model) free(b *delivery.Batch) {
+	for _, item := range b.Items {
+		if m.holder[item.SessionID] == b.ID {
+			m.holder[item.SessionID] = ""
+		}
+	}
+}
+
+// tooLate lets a flusher finish a batch whose claim may be over. If another has
+// claimed it since, it must have no effect.
+func (m *model) tooLate(b *delivery.Batch, finishes bool, finish func() error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if finish() != nil || m.over[b.ID] {
+		return
+	}
+	if m.attempt[b.ID] > b.Attempt {
+		m.stolen++
+	}
+	if finishes {
+		m.over[b.ID] = true
+		m.free(b)
+	}
+}
+
+// received is a request at Laravel.
+func (m *model) received(b *delivery.Batch) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	text, err := json.Marshal(b.Items)
+	if err != nil {
+		panic(err)
+	}
+	if first, known := m.content[b.ID]; known {
+		if first != string(text) {
+			m.altered++
+		}
+		return // Laravel knows the batch id
+	}
+	m.content[b.ID] = string(text)
+	m.deliveries++
+	for _, item := range b.Items {
+		// Halves of a batch carry again what may have come with the whole of it.
+		if item.Seq < m.has[item.SessionID] {
+			m.disordered++
+		}
+		m.has[item.SessionID] = max(m.has[item.SessionID], item.Seq)
+	}
+}
+
+// flaky loses one answer in twenty, after the command was carried out.
+type flaky struct{ off atomic.Bool }
+
+func (f *flaky) lost() bool { return !f.off.Load() && rand.IntN(20) == 0 }
+
+func (f *flaky) DialHook(next goredis.DialHook) goredis.DialHook { return next }
+
+func (f *flaky) ProcessHook(next goredis.ProcessHook) goredis.ProcessHook {
+	return func(ctx context.Context, cmd goredis.Cmder) error {
+		err := next(ctx, cmd)
+		if err == nil && f.lost() {
+			cmd.SetErr(errLost)
+			return errLost
+		}
+		return err
+	}
+}
+
+func (f *flaky) ProcessPipelineHook(next goredis.ProcessPipelineHook) goredis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []goredis.Cmder) error {
+		err := next(ctx, cmds)
+		if err == nil && f.lost() {
+			return errLost
+		}
+		return err
+	}
+}
+
+// TestInterleavings lets several writers and several flushers, of which some
+// die, are too slow or get no answer, work on one queue at once.
+func TestInterleavings(t *testing.T) {
+	for _, server := range []struct {
+		name   string
+		rounds int
+		addr   func(*testing.T) string
+	}{
+		{"redis", 800, func(t *testing.T) string { return testenv.Redis(t) }},
+		{"embedded", 150, func(t *testing.T) string { return miniredis.RunT(t).Addr() }},
+	} {
+		for _, kind := range delivery.Kinds {
+			t.Run(server.name+"/"+string(kind), func(t *testing.T) { interleave(t, kind, server.addr(t), server.rounds) })
+		}
+	}
+}
+
+func interleave(t *testing.T, kind delivery.Kind, addr string, rounds int) {
+	const writers, flushers, sessions = 3, 3, 40
+	g := NewWithT(t)
+	client := goredis.NewClient(&goredis.Options{Addr: addr})
+	t.Cleanup(func() { _ = client.Close() })
+	faults := &flaky{}
+	client.AddHook(faults)
+	var millisPassed atomic.Int64
+	now := func() time.Time { return start.Add(time.Duration(millisPassed.Load()) * time.Millisecond) }
+	clk := clockOf(now)
+	newQueue := func() *Queue { return NewQueue(client, redis.Keys{}, clk, Options{Now: now, DeadLetters: 1 << 20}) }
+	m := newModel()
+	var counters [sessions]atomic.Int64
+	ctx := t.Context()
+
+	expires := func() time.Time {
+		if kind == delivery.KindStatus {
+			return time.Time{}
+		}
+		return now().Add(24 * time.Hour) // expiry is another test's: here nothing may be missing
+	}
+	write := func(q *Queue) error {
+		n := 1 + rand.IntN(4)
+		items := make([]delivery.Item, 0, n)
+		for range n {
+			s := rand.IntN(sessions)
+			items = append(items, code(fmt.Sprintf("s%02d", s), counters[s].Add(1), expires()))
+			if rand.IntN(3) == 0 {
+				items[len(items)-1].Priority = delivery.High
+			}
+		}
+		for {
+			if _, err := q.Enqueue(ctx, kind, items...); err == nil {
+				break
+			} else if ctx.Err() != nil {
+				return err
+			}
+		}
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		for _, item := range items {
+			m.newest[item.SessionID] = max(m.newest[item.SessionID], item.Seq)
+		}
+		return nil
+	}
+	// again repeats a call whose answer was lost, as the flusher does.
+	repeat := func(call func() error) error {
+		for {
+			if err := call(); err == nil || !isLost(err) {
+				return err
+			}
+		}
+	}
+	again := func(call func() error) {
+		// A claim that was lost meanwhile is another's business now.
+		if err := repeat(call); err != nil && !errors.Is(err, ErrClaimLost) {
+			t.Error(err)
+		}
+	}
+	flush := func(q *Queue) {
+		batch, err := q.Claim(ctx, kind, 1+rand.IntN(8), lease)
+		if err != nil || batch == nil {
+			return
+		}
+		m.claimed(batch)
+		switch dice := rand.IntN(10); {
+		case dice == 0: // dies before it has sent
+			return
+		case dice == 1: // dies after it has sent
+			m.received(batch)
+			return
+		case dice == 2: // Laravel is down
+			again(func() error { return q.Release(ctx, batch, now().Add(time.Duration(rand.IntN(3000))*time.Millisecond)) })
+		case dice == 3 && len(batch.Items) > 1: // an item is bad
+			m.ended(batch)
+			again(func() error { return q.Split(ctx, batch) })
+		case dice == 4: // one is rejected by name
+			m.received(batch)
+			m.ended(batch)
+			again(func() error {
+				return q.Ack(ctx, batch, delivery.Rejection{SessionID: batch.Items[0].SessionID, Reason: "no"})
+			})
+		case dice == 5: // is stopped until its claim is over
+			m.received(batch)
+			millisPassed.Add(lease.Milliseconds())
+			for range 3 {
+				other, err := q.Claim(ctx, kind, 0, lease)
+				if err == nil && other != nil {
+					m.claimed(other)
+				}
+			}
+			switch rand.IntN(3) {
+			case 0:
+				m.tooLate(batch, true, func() error { return repeat(func() error { return q.Ack(ctx, batch) }) })
+			case 1:
+				m.tooLate(batch, false, func() error { return repeat(func() error { return q.Release(ctx, batch, now()) }) })
+			default:
+				if len(batch.Items) > 1 {
+					m.tooLate(batch, true, func() error { return repeat(func() error { return q.Split(ctx, batch) }) })
+				}
+			}
+		default:
+			m.received(batch)
+			m.ended(batch)
+			again(func() error { return q.Ack(ctx, batch) })
+		}
+	}
+
+	var work sync.WaitGroup
+	for range writers {
+		work.Go(func() {
+			q := newQueue()
+			for range rounds {
+				if write(q) != nil {
+					return
+				}
+				millisPassed.Add(rand.Int64N(200))
+			}
+		})
+	}
+	for range flushers {
+		work.Go(func() {
+			q := newQueue()
+			for range rounds {
+				if rand.IntN(50) == 0 {
+					q = newQueue() // a new leader, which knows nothing of lost answers
+				}
+				flush(q)
+			}
+		})
+	}
+	work.Wait()
+
+	// Everything comes to rest: what was left lying is claimed and delivered.
+	faults.off.Store(true)
+	q := newQueue()
+	for {
+		batch, err := q.Claim(ctx, kind, 50, lease)
+		g.Expect(err).NotTo(HaveOccurred())
+		if batch == nil {
+			p, err := q.Pending(ctx, kind)
+			g.Expect(err).NotTo(HaveOccurred())
+			if p.Waiting == 0 && p.Unfinished == 0 {
+				g.Expect(p).To(Equal(Pending{}))
+				break
+			}
+			millisPassed.Add(lease.Milliseconds())
+			continue
+		}
+		m.claimed(batch)
+		m.received(batch)
+		m.ended(batch)
+		g.Expect(q.Ack(ctx, batch)).To(Succeed())
+	}
+	lost := 0
+	for session, newest := range m.newest {
+		if m.has[session] != newest {
+			lost++
+		}
+	}
+	t.Logf("%d requests; lost %d, doubled %d, disordered %d, altered %d, stolen %d", m.deliveries, lost, m.doubled, m.disordered, m.altered, m.stolen)
+	g.Expect([]int{lost, m.doubled, m.disordered, m.altered, m.stolen}).To(Equal([]int{0, 0, 0, 0, 0}))
+	g.Expect(m.deliveries).To(BeNumerically(">", rounds/10))
+}

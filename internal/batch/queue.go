@@ -1,0 +1,457 @@
+package batch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	goredis "github.com/redis/go-redis/v9"
+	"k8s.io/utils/clock"
+
+	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/redis"
+)
+
+const (
+	// enqueueChunk bounds the items of one run of the script, because nothing
+	// else runs in Redis meanwhile: 200 items take it about a millisecond.
+	enqueueChunk = 200
+	// defaultRemember is how long the numbers of the last delivered item are
+	// kept. It must be longer than the oldest update that can still arrive: a
+	// worker that was paused writes at most a few minutes late, and Laravel
+	// itself ignores what is not newer.
+	defaultRemember = 7 * 24 * time.Hour
+	// defaultDeadLetters bounds the dead letters of a kind: at 64 KiB each, the
+	// most that an item may have, they take 640 MB, at an ordinary 500 bytes 5 MB.
+	defaultDeadLetters = 10_000
+	// defaultDeadLetterAge is DESIGN section 6.
+	defaultDeadLetterAge = 7 * 24 * time.Hour
+	// maxAnswer bounds what is kept of Laravel's answer in a dead letter.
+	maxAnswer = 512
+	// MinLease is the shortest claim. A request with a claimed batch ends 5 s
+	// before the claim does, so anything shorter would leave it no time.
+	MinLease = 10 * time.Second
+)
+
+var (
+	// ErrClaimLost says that the claim of a batch has ended and somebody else
+	// has claimed it since. Nothing was changed; the other will finish it.
+	ErrClaimLost = errors.New("the batch was claimed by another meanwhile")
+	// ErrDeadLettersFull says that there is no room for another dead letter:
+	// the item stays in the queue, and delivery of its kind must stop until a
+	// person has looked (DESIGN section 6).
+	ErrDeadLettersFull = errors.New("the dead letters of this kind are full")
+	// ErrInvalidItem says that an item cannot be enqueued as it is; it is a
+	// fault of the program.
+	ErrInvalidItem = errors.New("invalid item")
+)
+
+// Outcome is what became of an item that was enqueued.
+type Outcome int
+
+const (
+	// Stale: the queue holds or has delivered this item or a newer one of the
+	// session; nothing was changed.
+	Stale Outcome = iota
+	// Queued: the item waits. Also the answer to the repetition of an enqueue
+	// whose item still waits.
+	Queued
+	// Replaced: the item waits in place of an older one, which Laravel will not see.
+	Replaced
+)
+
+// Accepted reports whether the item waits in the queue now.
+func (o Outcome) Accepted() bool { return o != Stale }
+
+// Options of a Queue. The zero value is what production uses.
+type Options struct {
+	// QRInterval is how often Laravel hears of a session's QR codes at most
+	// while the last one is valid; default DefaultQRInterval.
+	QRInterval time.Duration
+	// Remember is how long the numbers of the last delivered item of a session
+	// are kept; default 7 days.
+	Remember time.Duration
+	// DeadLetters is how many are kept per kind; default 10,000.
+	DeadLetters int
+	// DeadLetterAge is how long they are kept; default 7 days.
+	DeadLetterAge time.Duration
+	// Durability decides when an enqueued item counts as in Redis; nil: when
+	// Redis has answered.
+	Durability *redis.Durability
+	// OnExpired, where set, is told how many items were dropped because they
+	// had expired before they could be sent.
+	OnExpired func(kind delivery.Kind, n int)
+	// Now, where set, stands in for Redis's own clock. It is for tests: see
+	// NewQueue.
+	Now func() time.Time
+}
+
+// Queue is the coalescing queue of each kind, in Redis. All its methods may be
+// called by any number of processes at once, and each may be repeated after an
+// error: a call whose answer was lost does nothing a second time.
+type Queue struct {
+	client goredis.UniversalClient
+	keys   redis.Keys
+	clock  clock.PassiveClock
+	opts   Options
+
+	mu sync.Mutex
+	// unanswered are the tokens of claims whose answer never came. The next
+	// claim asks with the same token and gets what the lost one claimed.
+	unanswered map[delivery.Kind][]string
+}
+
+// NewQueue makes a queue over client; it does no I/O.
+//
+// Due times and deadlines are compared by the clock of Redis, inside the
+// scripts: they are written by many workers and read by the leader of the
+// moment, and with as many clocks a worker that is ahead would delay its own
+// updates, and a leader that is ahead would repeat a batch whose request is
+// still running. clk is the caller's clock, into which the times of answers are
+// translated; it may differ from that of Redis. Only a code's ExpiresAt comes
+// from another machine, and seconds do not matter there.
+func NewQueue(client goredis.UniversalClient, keys redis.Keys, clk clock.PassiveClock, opts Options) *Queue {
+	if opts.QRInterval == 0 {
+		opts.QRInterval = DefaultQRInterval
+	}
+	if opts.Remember == 0 {
+		opts.Remember = defaultRemember
+	}
+	if opts.DeadLetters == 0 {
+		opts.DeadLetters = defaultDeadLetters
+	}
+	if opts.DeadLetterAge == 0 {
+		opts.DeadLetterAge = defaultDeadLetterAge
+	}
+	return &Queue{client: client, keys: keys, clock: clk, opts: opts, unanswered: map[delivery.Kind][]string{}}
+}
+
+// Enqueue adds items in one round trip and wakes the flusher. Of each session
+// the newest item by its Numbers is kept. The outcomes are in the order of the
+// items. After an error it is unknown which of them are in the queue: enqueue
+// them again. ErrInvalidItem: none is in the queue.
+func (q *Queue) Enqueue(ctx context.Context, kind delivery.Kind, items ...delivery.Item) ([]Outcome, error) {
+	if len(items) == 0 {
+		return nil, nil
+	}
+	var chunks [][]any
+	for start := 0; start < len(items); start += enqueueChunk {
+		args := q.args(kind)
+		for _, item := range items[start:min(start+enqueueChunk, len(items))] {
+			if err := validate(kind, item); err != nil {
+				return nil, err
+			}
+			args = append(args, item.SessionID, item.Numbers.String(), class(item.Priority), millis(item.ExpiresAt), []byte(item.Payload))
+		}
+		chunks = append(chunks, args)
+	}
+	keys := q.kindKeys(kind)
+	run := func(eval func(goredis.Pipeliner, []any) *goredis.Cmd) ([]*goredis.Cmd, error) {
+		var answers []*goredis.Cmd
+		fill := func(p goredis.Pipeliner) error {
+			answers = answers[:0]
+			for _, args := range chunks {
+				answers = append(answers, eval(p, args))
+			}
+			p.Publish(ctx, q.keys.Wake(), string(kind))
+			return nil
+		}
+		if q.opts.Durability != nil {
+			_, err := q.opts.Durability.Pipelined(ctx, keys[0], fill)
+			return answers, err
+		}
+		_, err := q.client.Pipelined(ctx, fill)
+		return answers, err
+	}
+	answers, err := run(func(p goredis.Pipeliner, args []any) *goredis.Cmd {
+		return enqueueScript.EvalSha(ctx, p, keys, args...)
+	})
+	if goredis.HasErrorPrefix(err, "NOSCRIPT") {
+		// Redis was restarted, or never saw the script: send its text.
+		answers, err = run(func(p goredis.Pipeliner, args []any) *goredis.Cmd {
+			return enqueueScript.Eval(ctx, p, keys, args...)
+		})
+	}
+	if err != nil {
+		return nil, fmt.Errorf("enqueuing %d items: %w", len(items), err)
+	}
+	outcomes := make([]Outcome, 0, len(items))
+	for _, answer := range answers {
+		codes, err := answer.Int64Slice()
+		if err != nil {
+			return nil, fmt.Errorf("reading the answer to an enqueue: %w", err)
+		}
+		for _, code := range codes {
+			outcomes = append(outcomes, Outcome(code))
+		}
+	}
+	if len(outcomes) != len(items) {
+		return nil, fmt.Errorf("the answer to an enqueue of %d items has %d outcomes", len(items), len(outcomes))
+	}
+	return outcomes, nil
+}
+
+// Withdraw takes back what waits of a session up to and including the given
+// numbers, for a QR code that was used or a session that is no more; what is
+// older and arrives later is refused. What is in flight cannot be taken back.
+func (q *Queue) Withdraw(ctx context.Context, kind delivery.Kind, sessionID string, upTo delivery.Numbers) error {
+	if err := withdrawScript.Run(ctx, q.client, q.kindKeys(kind), q.args(kind, sessionID, upTo.String())...).Err(); err != nil {
+		return fmt.Errorf("withdrawing an item: %w", err)
+	}
+	return nil
+}
+
+// WakeUps returns a channel that gets a value after enqueues of any process;
+// many of them may be one value. It is closed when ctx has ended and everything
+// behind it is stopped. A wake-up can be lost (Redis publishes to whoever is
+// connected), so a timer must stand beside it.
+func (q *Queue) WakeUps(ctx context.Context) <-chan struct{} {
+	wake := make(chan struct{}, 1)
+	subscription := q.client.Subscribe(ctx, q.keys.Wake())
+	go func() {
+		defer close(wake)
+		defer func() { _ = subscription.Close() }()
+		messages := subscription.Channel()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case _, open := <-messages:
+				if !open {
+					return
+				}
+				select {
+				case wake <- struct{}{}:
+				default: // a wake-up already waits to be seen
+				}
+			}
+		}
+	}()
+	return wake
+}
+
+// Pending is what waits of one kind. Times are in the caller's clock, zero
+// where there is nothing.
+type Pending struct {
+	// Urgent and Normal count the sessions whose item could be claimed now.
+	Urgent, Normal int
+	// UrgentSince and NormalSince are when the first of each became due.
+	UrgentSince, NormalSince time.Time
+	// NextDue is when the next item becomes due that is not due yet.
+	NextDue time.Time
+	// Waiting counts all sessions with an item that is not in flight, due or not.
+	Waiting int
+	// InFlight counts the sessions with an item in a stored batch.
+	InFlight int
+	// Unfinished counts the stored batches, claimed or not.
+	Unfinished int
+	// Claimable counts those of them that may be claimed now: released, or their claim is over.
+	Claimable int
+	// NextClaimable is when the next of the others may be claimed.
+	NextClaimable time.Time
+}
+
+// Due is how many items could be claimed now.
+func (p Pending) Due() int { return p.Urgent + p.Normal }
+
+// Since is when the first of the items became due that could be claimed now.
+func (p Pending) Since() time.Time {
+	if p.UrgentSince.IsZero() || !p.NormalSince.IsZero() && p.NormalSince.Before(p.UrgentSince) {
+		return p.NormalSince
+	}
+	return p.UrgentSince
+}
+
+// Pending looks at what waits of kind, in one round trip.
+func (q *Queue) Pending(ctx context.Context, kind delivery.Kind) (Pending, error) {
+	answer, err := pendingScript.Run(ctx, q.client, q.kindKeys(kind), q.args(kind)...).Int64Slice()
+	if err != nil {
+		return Pending{}, fmt.Errorf("looking at the queue: %w", err)
+	}
+	if len(answer) != 11 {
+		return Pending{}, fmt.Errorf("the answer to a look at the queue has %d parts", len(answer))
+	}
+	received := q.clock.Now()
+	local := func(ms int64) time.Time {
+		if ms == 0 {
+			return time.Time{}
+		}
+		return received.Add(time.Duration(ms-answer[0]) * time.Millisecond)
+	}
+	return Pending{
+		Urgent: int(answer[1]), Normal: int(answer[2]),
+		UrgentSince: local(answer[3]), NormalSince: local(answer[4]),
+		NextDue: local(answer[5]),
+		Waiting: int(answer[6]), InFlight: int(answer[7]),
+		Unfinished: int(answer[8]), Claimable: int(answer[9]), NextClaimable: local(answer[10]),
+	}, nil
+}
+
+// Claim takes a batch for the length of lease (at least MinLease). First comes
+// an unfinished one that was released or whose claim is over, the oldest first,
+// with the same id and exactly the same items; only a QR batch in which a code
+// has expired is cut anew, without it and under a new id. Otherwise it takes up
+// to limit due items of sessions of which nothing is in flight, the urgent ones
+// first, and stores them; limit 0 asks for an unfinished batch only. It returns
+// nil when there is nothing to claim.
+//
+// The batch belongs to the caller until its Deadline, which is in the caller's
+// clock and counted from before the question was sent. What is held, and may
+// Ack, Release, Split and DeadLetter it, is its ID together with its Attempt.
+func (q *Queue) Claim(ctx context.Context, kind delivery.Kind, limit int, lease time.Duration) (*delivery.Batch, error) {
+	if lease < MinLease {
+		return nil, fmt.Errorf("a claim of %s is shorter than %s", lease, MinLease)
+	}
+	// The client repeats a question that got no answer. It must not do so when
+	// the first one's batch could be finished by another already, or the second
+	// would use its id again; so it must end well before the lease.
+	ctx, cancel := context.WithTimeout(ctx, lease/2)
+	defer cancel()
+	token := q.claimToken(kind)
+	for {
+		sent := q.clock.Now()
+		answer, err := claimScript.Run(ctx, q.client, q.kindKeys(kind),
+			q.args(kind, token, newBatchID(), limit, lease.Milliseconds())...).Slice()
+		if err != nil {
+			q.keepToken(kind, token)
+			return nil, fmt.Errorf("claiming a batch: %w", err)
+		}
+		claimed, err := parseClaim(answer)
+		if err != nil {
+			return nil, fmt.Errorf("reading a claimed batch: %w", err)
+		}
+		if claimed.expired > 0 && q.opts.OnExpired != nil {
+			q.opts.OnExpired(kind, claimed.expired)
+		}
+		if claimed.id == "" {
+			if claimed.more { // the script stopped after a run of expired items
+				continue
+			}
+			return nil, nil
+		}
+		return &delivery.Batch{
+			ID: claimed.id, Kind: kind, Items: claimed.items, Attempt: claimed.attempt,
+			Deadline: sent.Add(time.Duration(claimed.until-claimed.now) * time.Millisecond),
+		}, nil
+	}
+}
+
+// Ack finishes a batch that Laravel has taken. An item that was replaced while
+// it was in flight waits on; the items that Laravel rejected by name become
+// dead letters. It returns ErrClaimLost, and changes nothing, where another has
+// claimed the batch since; nil where the batch is not stored any more. With
+// ErrDeadLettersFull the delivered items are acknowledged, and the rejected
+// ones stay in a batch of their own under a new id, claimable when this claim
+// would have ended.
+func (q *Queue) Ack(ctx context.Context, b *delivery.Batch, rejected ...delivery.Rejection) error {
+	args := q.args(b.Kind, b.ID, b.Attempt, newBatchID(), q.opts.DeadLetters, q.opts.DeadLetterAge.Milliseconds())
+	for _, r := range rejected {
+		args = append(args, r.SessionID, bounded(r.Reason))
+	}
+	return q.finish(ctx, ackScript, b, args, "acknowledging a batch")
+}
+
+// DeadLetter finishes a batch of one item that Laravel refuses for good: the
+// item goes to the dead letters together with Laravel's answer. It returns
+// ErrDeadLettersFull when there is no room; then nothing was changed and the
+// claim is still held. ErrClaimLost and nil as with Ack.
+func (q *Queue) DeadLetter(ctx context.Context, b *delivery.Batch, answer delivery.Answer) error {
+	if len(b.Items) != 1 {
+		return fmt.Errorf("a batch of %d items cannot be a dead letter: split it", len(b.Items))
+	}
+	reason := answer.Detail
+	if answer.StatusCode != 0 {
+		reason = strconv.Itoa(answer.StatusCode) + " " + reason
+	}
+	return q.Ack(ctx, b, delivery.Rejection{SessionID: b.Items[0].SessionID, Reason: reason})
+}
+
+// Release gives a batch back, to be claimed again from notBefore on (zero or
+// past: at once), with the same id and items; its sessions stay in flight. ErrClaimLost and nil as
+// with Ack.
+func (q *Queue) Release(ctx context.Context, b *delivery.Batch, notBefore time.Time) error {
+	delay := max(0, notBefore.Sub(q.clock.Now()))
+	return q.finish(ctx, releaseScript, b, q.args(b.Kind, b.ID, b.Attempt, delay.Milliseconds()), "releasing a batch")
+}
+
+// Split stores two batches in place of one, each with a new id and one half of
+// the items in their order, to be claimed at once; the first half comes first.
+// ErrClaimLost and nil as with Ack.
+func (q *Queue) Split(ctx context.Context, b *delivery.Batch) error {
+	if len(b.Items) < 2 {
+		return fmt.Errorf("a batch of %d items cannot be split", len(b.Items))
+	}
+	first, second := newBatchID(), newBatchID()
+	return q.finish(ctx, splitScript, b, q.args(b.Kind, b.ID, b.Attempt, first, second), "splitting a batch")
+}
+
+// finish runs a script that needs the claim of b.
+func (q *Queue) finish(ctx context.Context, script *goredis.Script, b *delivery.Batch, args []any, what string) error {
+	answer, err := script.Run(ctx, q.client, q.kindKeys(b.Kind), args...).Int()
+	switch {
+	case err != nil:
+		return fmt.Errorf("%s: %w", what, err)
+	case answer == claimLost:
+		return fmt.Errorf("%s: %w", what, ErrClaimLost)
+	case answer == deadLettersFull:
+		return fmt.Errorf("%s: %w", what, ErrDeadLettersFull)
+	}
+	return nil
+}
+
+// kindKeys are the KEYS of every script, in the order that scripts/lib.lua names.
+func (q *Queue) kindKeys(kind delivery.Kind) []string {
+	parts := []string{"items", "urgent", "normal", "flight", "last", "forget", "open", "claims", "content"}
+	keys := make([]string, 0, len(parts)+1)
+	for _, part := range parts {
+		keys = append(keys, q.keys.Queue(kind, part))
+	}
+	return append(keys, q.keys.DeadLetters(kind))
+}
+
+// args are the ARGV of a script: first those that scripts/lib.lua reads.
+func (q *Queue) args(kind delivery.Kind, own ...any) []any {
+	now := ""
+	if q.opts.Now != nil {
+		now = millis(q.opts.Now())
+	}
+	return append([]any{now, string(kind), q.opts.QRInterval.Milliseconds(), q.opts.Remember.Milliseconds()}, own...)
+}
+
+func (q *Queue) claimToken(kind delivery.Kind) string {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if tokens := q.unanswered[kind]; len(tokens) > 0 {
+		q.unanswered[kind] = tokens[1:]
+		return tokens[0]
+	}
+	return uuid.NewString()
+}
+
+func (q *Queue) keepToken(kind delivery.Kind, token string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.unanswered[kind] = append(q.unanswered[kind], token)
+}
+
+// newBatchID makes an id that no batch had before; ids of one process sort by
+// the time at which they were made.
+func newBatchID() string {
+	id, err := uuid.NewV7()
+	if err != nil { // the system has no randomness: nothing secure runs then
+		panic(fmt.Errorf("making a batch id: %w", err))
+	}
+	return "msg_" + id.String()
+}
+
+func bounded(s string) string {
+	if len(s) > maxAnswer {
+		s = s[:maxAnswer]
+	}
+	return strings.ToValidUTF8(s, "")
+}

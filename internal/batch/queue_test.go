@@ -1,0 +1,633 @@
+package batch
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	. "github.com/onsi/gomega"
+	goredis "github.com/redis/go-redis/v9"
+	"go.uber.org/goleak"
+	testclock "k8s.io/utils/clock/testing"
+
+	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/redis"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
+)
+
+const lease = 30 * time.Second
+
+var start = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+
+// bench is a queue with a clock that the test moves.
+type bench struct {
+	t      *testing.T
+	g      *WithT
+	ctx    context.Context
+	client goredis.UniversalClient
+	clock  *testclock.FakePassiveClock
+	*Queue
+	expired atomic.Int64
+}
+
+func newBench(t *testing.T, client goredis.UniversalClient, opts Options) *bench {
+	b := &bench{t: t, g: NewWithT(t), ctx: t.Context(), client: client, clock: testclock.NewFakePassiveClock(start)}
+	opts.Now = b.clock.Now
+	opts.OnExpired = func(_ delivery.Kind, n int) { b.expired.Add(int64(n)) }
+	b.Queue = NewQueue(client, redis.NewKeys("test:"), b.clock, opts)
+	return b
+}
+
+var scenarios = []struct {
+	name string
+	opts Options
+	run  func(*bench)
+}{
+	{"status queue", Options{}, statusQueue},
+	{"repeated batch", Options{}, repeatedBatch},
+	{"lost answer of a claim", Options{}, lostAnswerOfAClaim},
+	{"QR queue", Options{}, qrQueue},
+	{"QR batch is cut anew", Options{}, qrBatchIsCutAnew},
+	{"many expired codes", Options{}, manyExpiredCodes},
+	{"withdraw", Options{}, withdraw},
+	{"dead letters", Options{DeadLetters: 2}, deadLetters},
+	{"delivered memory is bounded", Options{Remember: time.Hour}, deliveredMemoryIsBounded},
+	{"wake ups", Options{}, wakeUps},
+	{"due rule", Options{}, dueRule},
+}
+
+// TestQueue runs every scenario on a real Redis, on one that is a cluster, and
+// on the embedded one.
+func TestQueue(t *testing.T) {
+	for _, server := range []struct {
+		name    string
+		connect func(*testing.T) func() goredis.UniversalClient
+	}{
+		{"redis", func(t *testing.T) func() goredis.UniversalClient {
+			addr := testenv.Redis(t)
+			return func() goredis.UniversalClient { return goredis.NewClient(&goredis.Options{Addr: addr}) }
+		}},
+		{"cluster", func(t *testing.T) func() goredis.UniversalClient {
+			addr := clusterOfOne(t)
+			return func() goredis.UniversalClient {
+				return goredis.NewClusterClient(&goredis.ClusterOptions{Addrs: []string{addr}})
+			}
+		}},
+		{"embedded", func(t *testing.T) func() goredis.UniversalClient {
+			addr := miniredis.RunT(t).Addr()
+			return func() goredis.UniversalClient { return goredis.NewClient(&goredis.Options{Addr: addr}) }
+		}},
+	} {
+		t.Run(server.name, func(t *testing.T) {
+			connect := server.connect(t)
+			for _, scenario := range scenarios {
+				t.Run(scenario.name, func(t *testing.T) {
+					client := connect()
+					t.Cleanup(func() { _ = client.Close() })
+					b := newBench(t, client, scenario.opts)
+					b.g.Expect(client.FlushAll(b.ctx).Err()).To(Succeed())
+					scenario.run(b)
+				})
+			}
+		})
+	}
+}
+
+func realClient(t *testing.T) goredis.UniversalClient {
+	client := goredis.NewClient(&goredis.Options{Addr: testenv.Redis(t)})
+	t.Cleanup(func() { _ = client.Close() })
+	return client
+}
+
+// clusterOfOne is a cluster of one node: it refuses scripts whose keys are not
+// on one slot as a large one does.
+func clusterOfOne(t *testing.T) string {
+	g := NewWithT(t)
+	addr := testenv.Redis(t, "--cluster-enabled", "yes")
+	node := goredis.NewClient(&goredis.Options{Addr: addr})
+	defer func() { _ = node.Close() }()
+	g.Expect(node.ClusterAddSlotsRange(t.Context(), 0, 16383).Err()).To(Succeed())
+	g.Eventually(func() (string, error) { return node.ClusterInfo(t.Context()).Result() }).
+		WithTimeout(time.Minute).Should(ContainSubstring("cluster_state:ok"))
+	return addr
+}
+
+func (b *bench) pass(d time.Duration) { b.clock.SetTime(b.clock.Now().Add(d)) }
+
+func (b *bench) enqueue(kind delivery.Kind, items ...delivery.Item) []Outcome {
+	b.t.Helper()
+	outcomes, err := b.Enqueue(b.ctx, kind, items...)
+	b.g.ExpectWithOffset(1, err).NotTo(HaveOccurred())
+	return outcomes
+}
+
+func (b *bench) claim(kind delivery.Kind, limit int) *delivery.Batch {
+	b.t.Helper()
+	batch, err := b.Claim(b.ctx, kind, limit, lease)
+	b.g.ExpectWithOffset(1, err).NotTo(HaveOccurred())
+	return batch
+}
+
+func (b *bench) pending(kind delivery.Kind) Pending {
+	b.t.Helper()
+	p, err := b.Pending(b.ctx, kind)
+	b.g.ExpectWithOffset(1, err).NotTo(HaveOccurred())
+	return p
+}
+
+func status(session string, seq int64, priority delivery.Priority) delivery.Item {
+	n := delivery.Numbers{Epoch: 1_800_000_000, Seq: delivery.FirstSeq(3) + seq}
+	payload, err := json.Marshal(map[string]any{"session_id": session, "n": seq})
+	if err != nil {
+		panic(err)
+	}
+	return delivery.Item{SessionID: session, Numbers: n, Priority: priority, Payload: payload}
+}
+
+func code(session string, seq int64, expires time.Time) delivery.Item {
+	item := status(session, seq, delivery.Normal)
+	item.ExpiresAt = expires
+	return item
+}
+
+// seqs are the items of a batch as "session/n".
+func seqs(b *delivery.Batch) []string {
+	if b == nil {
+		return nil
+	}
+	names := make([]string, 0, len(b.Items))
+	for _, item := range b.Items {
+		names = append(names, fmt.Sprintf("%s/%d", item.SessionID, item.Seq-delivery.FirstSeq(3)))
+	}
+	return names
+}
+
+func statusQueue(b *bench) {
+	g, kind := b.g, delivery.KindStatus
+
+	g.Expect(b.pending(kind)).To(Equal(Pending{}))
+	g.Expect(b.claim(kind, 50)).To(BeNil())
+
+	// The newest of a session is kept, and the first time that it became due.
+	g.Expect(b.enqueue(kind, status("a", 1, delivery.Normal), status("b", 1, delivery.High))).To(Equal([]Outcome{Queued, Queued}))
+	b.pass(time.Second)
+	g.Expect(b.enqueue(kind,
+		status("a", 3, delivery.High), status("a", 2, delivery.High), // late
+		status("b", 2, delivery.Normal), status("b", 2, delivery.Normal), // repeated
+		status("c", 1, delivery.Normal),
+	)).To(Equal([]Outcome{Replaced, Stale, Replaced, Queued, Queued}))
+	p := b.pending(kind)
+	g.Expect(p).To(Equal(Pending{
+		Urgent: 2, Normal: 1, Waiting: 3, // what replaces an urgent one is urgent
+		UrgentSince: start, NormalSince: start.Add(time.Second),
+	}))
+	g.Expect(p.Due()).To(Equal(3))
+	g.Expect(p.Since()).To(Equal(start))
+
+	// Claims take the urgent ones first, and store exactly what they took.
+	first := b.claim(kind, 2)
+	g.Expect(seqs(first)).To(Equal([]string{"a/3", "b/2"}))
+	g.Expect(first.Deadline).To(Equal(b.clock.Now().Add(lease)))
+	g.Expect(first.Attempt).To(Equal(1))
+	g.Expect(first.Items[0]).To(Equal(delivery.Item{
+		SessionID: "a", Numbers: status("a", 3, "").Numbers, Priority: delivery.High, Payload: status("a", 3, "").Payload,
+	}))
+	second := b.claim(kind, 50)
+	g.Expect(seqs(second)).To(Equal([]string{"c/1"}))
+	g.Expect(second.ID).NotTo(Equal(first.ID))
+	g.Expect(b.claim(kind, 50)).To(BeNil())
+
+	// What is newer waits behind what is in flight.
+	g.Expect(b.enqueue(kind, status("a", 4, delivery.Normal))).To(Equal([]Outcome{Queued}))
+	g.Expect(b.enqueue(kind, status("a", 5, delivery.Normal))).To(Equal([]Outcome{Replaced}))
+	g.Expect(b.claim(kind, 50)).To(BeNil())
+	g.Expect(b.pending(kind)).To(Equal(Pending{InFlight: 3, Unfinished: 2, NextClaimable: start.Add(time.Second + lease)}))
+	g.Expect(b.Ack(b.ctx, first)).To(Succeed())
+	g.Expect(b.Ack(b.ctx, first)).To(Succeed(), "the answer was lost and the acknowledgement repeated")
+	g.Expect(seqs(b.claim(kind, 50))).To(Equal([]string{"a/5"}))
+
+	// What is not newer than the last delivered one is refused.
+	g.Expect(b.enqueue(kind, status("b", 2, delivery.High), status("b", 1, delivery.High))).To(Equal([]Outcome{Stale, Stale}))
+	newEpoch := status("b", 0, delivery.Normal)
+	newEpoch.Numbers = delivery.Numbers{Epoch: 1_800_000_001}
+	g.Expect(b.enqueue(kind, newEpoch)).To(Equal([]Outcome{Queued}))
+}
+
+func repeatedBatch(b *bench) {
+	g, kind := b.g, delivery.KindStatus
+	b.enqueue(kind, status("a", 1, delivery.Normal), status("b", 1, delivery.Normal))
+	lost := b.claim(kind, 50)
+	b.enqueue(kind, status("a", 2, delivery.Normal), status("c", 1, delivery.High))
+	g.Expect(seqs(b.claim(kind, 50))).To(Equal([]string{"c/1"}))
+
+	// Its claim ends without an answer: the next leader repeats exactly it.
+	b.pass(lease - time.Millisecond)
+	g.Expect(b.claim(kind, 0)).To(BeNil())
+	b.pass(time.Millisecond)
+	g.Expect(b.pending(kind).Claimable).To(Equal(2))
+	again := b.claim(kind, 50)
+	g.Expect(again.ID).To(Equal(lost.ID))
+	g.Expect(again.Items).To(Equal(lost.Items))
+	g.Expect(again.Attempt).To(Equal(2))
+
+	// The first one wakes up too late: nothing of what it says counts.
+	g.Expect(b.Ack(b.ctx, lost)).To(MatchError(ErrClaimLost))
+	g.Expect(b.Release(b.ctx, lost, time.Time{})).To(MatchError(ErrClaimLost))
+	g.Expect(b.Split(b.ctx, lost)).To(MatchError(ErrClaimLost))
+	g.Expect(b.pending(kind).InFlight).To(Equal(3))
+
+	// Released, it comes again at the time that was asked for.
+	g.Expect(b.Release(b.ctx, again, b.clock.Now().Add(5*time.Second))).To(Succeed())
+	g.Expect(seqs(b.claim(kind, 0))).To(Equal([]string{"c/1"}), "the other batch, whose claim is over")
+	g.Expect(b.claim(kind, 0)).To(BeNil())
+	b.pass(5 * time.Second)
+	third := b.claim(kind, 0)
+	g.Expect(third.ID).To(Equal(lost.ID))
+	g.Expect(third.Items).To(Equal(lost.Items))
+	g.Expect(third.Attempt).To(Equal(3))
+
+	// Halved: new ids, the same order, and each half can be finished.
+	g.Expect(b.Split(b.ctx, third)).To(Succeed())
+	one, two := b.claim(kind, 0), b.claim(kind, 0)
+	g.Expect(seqs(one)).To(Equal([]string{"a/1"}))
+	g.Expect(seqs(two)).To(Equal([]string{"b/1"}))
+	g.Expect([]string{one.ID, two.ID}).NotTo(ContainElement(lost.ID))
+	g.Expect(one.ID < two.ID).To(BeTrue())
+	g.Expect(b.Split(b.ctx, one)).NotTo(Succeed())
+	g.Expect(b.Ack(b.ctx, one)).To(Succeed())
+	g.Expect(b.Ack(b.ctx, two)).To(Succeed())
+	g.Expect(seqs(b.claim(kind, 50))).To(Equal([]string{"a/2"}))
+}
+
+func lostAnswerOfAClaim(b *bench) {
+	g, kind := b.g, delivery.KindStatus
+	lossy := &lossy{}
+	b.client.AddHook(lossy)
+	b.enqueue(kind, status("a", 1, delivery.Normal), status("b", 1, delivery.Normal))
+	lossy.lose.Store(true)
+	_, err := b.Claim(b.ctx, kind, 1, lease)
+	g.Expect(err).To(HaveOccurred())
+	lossy.lose.Store(false)
+	g.Expect(seqs(b.claim(kind, 1))).To(Equal([]string{"a/1"}), "what the lost answer said")
+	g.Expect(seqs(b.claim(kind, 1))).To(Equal([]string{"b/1"}))
+	g.Expect(b.claim(kind, 1)).To(BeNil())
+}
+
+// lossy loses answers: the command was carried out, its caller gets an error.
+type lossy struct{ lose atomic.Bool }
+
+var errLost = errors.New("connection reset by peer")
+
+func (l *lossy) DialHook(next goredis.DialHook) goredis.DialHook { return next }
+
+func (l *lossy) ProcessHook(next goredis.ProcessHook) goredis.ProcessHook {
+	return func(ctx context.Context, cmd goredis.Cmder) error {
+		if err := next(ctx, cmd); err != nil || !l.lose.Load() {
+			return err
+		}
+		cmd.SetErr(errLost)
+		return errLost
+	}
+}
+
+func (l *lossy) ProcessPipelineHook(next goredis.ProcessPipelineHook) goredis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []goredis.Cmder) error {
+		if err := next(ctx, cmds); err != nil || !l.lose.Load() {
+			return err
+		}
+		return errLost
+	}
+}
+
+func qrQueue(b *bench) {
+	g, kind := b.g, delivery.KindQR
+	at := func(d time.Duration) time.Time { return start.Add(d) }
+
+	// The first code is due at once; the next 30 s after Laravel has taken
+	// it, for it is still valid; what comes in between replaces what waits.
+	b.enqueue(kind, code("a", 1, at(60*time.Second)))
+	g.Expect(b.Ack(b.ctx, b.claim(kind, 50))).To(Succeed())
+	b.pass(20 * time.Second)
+	g.Expect(b.enqueue(kind, code("a", 2, at(70*time.Second)))).To(Equal([]Outcome{Queued}))
+	g.Expect(b.enqueue(kind, code("a", 3, at(75*time.Second)))).To(Equal([]Outcome{Replaced}))
+	g.Expect(b.claim(kind, 50)).To(BeNil())
+	g.Expect(b.pending(kind)).To(Equal(Pending{NextDue: at(30 * time.Second), Waiting: 1}))
+	b.pass(10 * time.Second)
+	third := b.claim(kind, 50)
+	g.Expect(seqs(third)).To(Equal([]string{"a/3"}))
+	g.Expect(third.Items[0].ExpiresAt).To(Equal(at(75 * time.Second)))
+
+	// One that arrives while it is in flight: its due time is counted from the acknowledgement.
+	b.enqueue(kind, code("a", 4, at(90*time.Second)))
+	b.pass(time.Second)
+	g.Expect(b.Ack(b.ctx, third)).To(Succeed())
+	g.Expect(b.pending(kind).NextDue).To(Equal(at(61 * time.Second)))
+
+	// A code that replaces an expired one goes with the next batch.
+	b.pass(30 * time.Second)
+	g.Expect(b.Ack(b.ctx, b.claim(kind, 50))).To(Succeed()) // a/4, valid until 90 s
+	b.pass(20 * time.Second)
+	b.enqueue(kind, code("a", 5, at(120*time.Second)))
+	g.Expect(b.pending(kind).NextDue).To(Equal(at(90*time.Second)), "not after 91 s: the code that Laravel has ends before")
+	b.pass(15 * time.Second)
+	g.Expect(b.claim(kind, 50)).NotTo(BeNil())
+
+	// What has expired is not sent.
+	b.enqueue(kind, code("b", 1, at(97*time.Second)), code("c", 1, at(200*time.Second)))
+	b.pass(time.Second)
+	g.Expect(seqs(b.claim(kind, 50))).To(Equal([]string{"c/1"}))
+	g.Expect(b.expired.Load()).To(Equal(int64(1)))
+	g.Expect(b.pending(kind).Waiting).To(BeZero())
+}
+
+func qrBatchIsCutAnew(b *bench) {
+	g, kind := b.g, delivery.KindQR
+	b.enqueue(kind, code("a", 1, start.Add(20*time.Second)), code("b", 1, start.Add(60*time.Second)), code("c", 1, start.Add(20*time.Second)))
+	first := b.claim(kind, 50)
+	g.Expect(first.Items).To(HaveLen(3))
+	b.enqueue(kind, code("a", 2, start.Add(60*time.Second)))
+	g.Expect(b.Release(b.ctx, first, time.Time{})).To(Succeed())
+	again := b.claim(kind, 50)
+	g.Expect(again.ID).To(Equal(first.ID), "nothing has expired: a repeat is the same")
+	g.Expect(b.Release(b.ctx, again, time.Time{})).To(Succeed())
+
+	b.pass(25 * time.Second)
+	cut := b.claim(kind, 50)
+	g.Expect(seqs(cut)).To(Equal([]string{"b/1"}))
+	g.Expect(cut.ID).NotTo(Equal(first.ID))
+	g.Expect(cut.Attempt).To(Equal(1))
+	g.Expect(b.expired.Load()).To(Equal(int64(2)))
+	g.Expect(b.Ack(b.ctx, again)).To(Succeed(), "it is not stored any more: harmless")
+	g.Expect(seqs(b.claim(kind, 50))).To(Equal([]string{"a/2"}), "what waited behind the expired one")
+
+	// A batch of which nothing is left is no batch.
+	g.Expect(b.Release(b.ctx, cut, time.Time{})).To(Succeed())
+	b.pass(40 * time.Second)
+	g.Expect(b.claim(kind, 50)).To(BeNil())
+	g.Expect(b.pending(kind)).To(Equal(Pending{}))
+}
+
+func manyExpiredCodes(b *bench) {
+	var items []delivery.Item
+	for i := range 1200 {
+		items = append(items, code(fmt.Sprintf("s%04d", i), 1, start.Add(time.Second)))
+	}
+	items = append(items, code("z", 1, start.Add(time.Hour)))
+	b.g.Expect(b.enqueue(delivery.KindQR, items...)).To(HaveLen(1201))
+	b.pass(2 * time.Second)
+	b.g.Expect(seqs(b.claim(delivery.KindQR, 50))).To(Equal([]string{"z/1"}))
+	b.g.Expect(b.expired.Load()).To(Equal(int64(1200)))
+}
+
+func withdraw(b *bench) {
+	g, kind := b.g, delivery.KindQR
+	valid := start.Add(time.Hour)
+	b.enqueue(kind, code("a", 2, valid), code("b", 5, valid), code("c", 1, valid))
+	g.Expect(b.Withdraw(b.ctx, kind, "a", code("a", 3, valid).Numbers)).To(Succeed())
+	g.Expect(b.Withdraw(b.ctx, kind, "b", code("b", 4, valid).Numbers)).To(Succeed())
+	g.Expect(b.enqueue(kind, code("a", 3, valid))).To(Equal([]Outcome{Stale}))
+	claimed := b.claim(kind, 50)
+	g.Expect(seqs(claimed)).To(Equal([]string{"b/5", "c/1"}))
+	g.Expect(b.Withdraw(b.ctx, kind, "c", code("c", 7, valid).Numbers)).To(Succeed(), "in flight")
+	g.Expect(b.Ack(b.ctx, claimed)).To(Succeed())
+	g.Expect(b.enqueue(kind, code("c", 7, valid), code("c", 8, valid))).To(Equal([]Outcome{Stale, Queued}))
+	g.Expect(b.pending(kind).NextDue).To(Equal(start.Add(DefaultQRInterval)), "Laravel has the code that was in flight")
+}
+
+func deadLetters(b *bench) {
+	g, kind := b.g, delivery.KindStatus
+	b.enqueue(kind, status("a", 1, delivery.Normal), status("b", 1, delivery.Normal), status("c", 1, delivery.Normal))
+	batch := b.claim(kind, 50)
+	b.enqueue(kind, status("b", 2, delivery.Normal))
+	g.Expect(b.Ack(b.ctx, batch, delivery.Rejection{SessionID: "b", Reason: "unknown \xff session"},
+		delivery.Rejection{SessionID: "stranger", Reason: "not in the batch"})).To(Succeed())
+	dead, err := b.client.XRange(b.ctx, "test:batch:{queue}:dead:status", "-", "+").Result()
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(dead).To(HaveLen(1))
+	g.Expect(dead[0].Values).To(Equal(map[string]any{
+		"session_id": "b", "epoch": "1800000000", "seq": "12884901889", "batch_id": batch.ID,
+		"answer": "unknown  session", "payload": `{"n":1,"session_id":"b"}`,
+	}))
+	g.Expect(b.enqueue(kind, status("b", 1, delivery.Normal))).To(Equal([]Outcome{Stale}), "a dead letter is not enqueued again")
+	g.Expect(seqs(b.claim(kind, 50))).To(Equal([]string{"b/2"}), "a newer one may be good")
+
+	// A single bad item.
+	b.enqueue(kind, status("d", 1, delivery.Normal))
+	single := b.claim(kind, 50)
+	g.Expect(b.DeadLetter(b.ctx, single, delivery.Answer{StatusCode: 422, Detail: "bad"})).To(Succeed())
+	dead, err = b.client.XRange(b.ctx, "test:batch:{queue}:dead:status", "-", "+").Result()
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(dead[1].Values).To(HaveKeyWithValue("answer", "422 bad"))
+
+	// No room: nothing is dropped.
+	b.enqueue(kind, status("e", 1, delivery.Normal))
+	full := b.claim(kind, 50)
+	g.Expect(b.DeadLetter(b.ctx, full, delivery.Answer{Detail: "bad"})).To(MatchError(ErrDeadLettersFull))
+	g.Expect(b.Release(b.ctx, full, time.Time{})).To(Succeed(), "the claim is still held")
+	g.Expect(seqs(b.claim(kind, 50))).To(Equal([]string{"e/1"}))
+
+	b.enqueue(kind, status("f", 1, delivery.Normal), status("g", 1, delivery.Normal))
+	two := b.claim(kind, 50)
+	g.Expect(b.Ack(b.ctx, two, delivery.Rejection{SessionID: "g"})).To(MatchError(ErrDeadLettersFull))
+	g.Expect(b.enqueue(kind, status("f", 1, delivery.Normal))).To(Equal([]Outcome{Stale}), "the others are delivered")
+	g.Expect(b.Ack(b.ctx, two)).To(Succeed(), "not stored any more")
+	b.pass(lease)
+	var rest []string
+	for batch := b.claim(kind, 0); batch != nil; batch = b.claim(kind, 0) {
+		g.Expect(batch.ID).NotTo(Equal(two.ID))
+		rest = append(rest, seqs(batch)...)
+	}
+	g.Expect(rest).To(ConsistOf("b/2", "e/1", "g/1"))
+	g.Expect(b.DeadLetter(b.ctx, two, delivery.Answer{})).NotTo(Succeed(), "more than one item")
+}
+
+func TestDeadLettersAge(t *testing.T) {
+	server := miniredis.RunT(t)
+	client := goredis.NewClient(&goredis.Options{Addr: server.Addr()})
+	t.Cleanup(func() { _ = client.Close() })
+	b := newBench(t, client, Options{DeadLetters: 1})
+	kind := delivery.KindStatus
+	server.SetTime(start)
+	for i, session := range []string{"a", "b"} {
+		b.enqueue(kind, status(session, 1, delivery.Normal))
+		b.g.Expect(b.DeadLetter(b.ctx, b.claim(kind, 1), delivery.Answer{})).To(Succeed(), "%d", i)
+		server.SetTime(start.Add(8 * 24 * time.Hour))
+	}
+	b.g.Expect(client.XLen(b.ctx, "test:batch:{queue}:dead:status").Val()).To(Equal(int64(1)))
+}
+
+func deliveredMemoryIsBounded(b *bench) {
+	g, kind := b.g, delivery.KindStatus
+	memory := func() int64 { return b.client.HLen(b.ctx, "test:batch:{queue}:status:last").Val() }
+	b.enqueue(kind, status("deleted", 1, delivery.Normal))
+	g.Expect(b.Ack(b.ctx, b.claim(kind, 1))).To(Succeed())
+	b.pass(30 * time.Minute)
+	b.enqueue(kind, status("alive", 1, delivery.Normal))
+	g.Expect(b.Ack(b.ctx, b.claim(kind, 1))).To(Succeed())
+	g.Expect(memory()).To(Equal(int64(2)))
+	b.pass(40 * time.Minute)
+	b.enqueue(kind, status("alive", 2, delivery.Normal))
+	g.Expect(b.Ack(b.ctx, b.claim(kind, 1))).To(Succeed())
+	g.Expect(memory()).To(Equal(int64(1)))
+	keys := b.client.Keys(b.ctx, "*").Val()
+	g.Expect(keys).To(ConsistOf("test:batch:{queue}:status:last", "test:batch:{queue}:status:forget"), "a finished queue leaves nothing else")
+}
+
+func TestInvalidItems(t *testing.T) {
+	b := newBench(t, realClient(t), Options{})
+	good := status("a", 1, delivery.Normal)
+	for name, change := range map[string]func(*delivery.Item){
+		"no session":           func(i *delivery.Item) { i.SessionID = "" },
+		"a long session":       func(i *delivery.Item) { i.SessionID = string(make([]byte, 256)) },
+		"negative numbers":     func(i *delivery.Item) { i.Seq = -1 },
+		"no JSON":              func(i *delivery.Item) { i.Payload = json.RawMessage("{") },
+		"a large payload":      func(i *delivery.Item) { i.Payload = json.RawMessage(`"` + string(make([]byte, 70<<10)) + `"`) },
+		"expired before 1970":  func(i *delivery.Item) { i.ExpiresAt = time.Unix(-5, 0) },
+		"expires in year 9999": func(i *delivery.Item) { i.ExpiresAt = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC) },
+	} {
+		bad := good
+		change(&bad)
+		_, err := b.Enqueue(b.ctx, delivery.KindStatus, good, bad)
+		b.g.Expect(err).To(MatchError(ErrInvalidItem), name)
+	}
+	_, err := b.Enqueue(b.ctx, delivery.KindQR, good)
+	b.g.Expect(err).To(MatchError(ErrInvalidItem), "a QR code that never expires")
+	b.g.Expect(b.pending(delivery.KindStatus).Waiting).To(BeZero())
+	b.g.Expect(b.enqueue(delivery.KindStatus)).To(BeEmpty())
+	_, err = b.Claim(b.ctx, delivery.KindStatus, 50, time.Second)
+	b.g.Expect(err).To(HaveOccurred(), "a lease that leaves no time")
+}
+
+func TestRedisOwnClock(t *testing.T) {
+	g := NewWithT(t)
+	ctx := t.Context()
+	client := realClient(t)
+	// The caller's clock is a year behind; only its differences count.
+	clk := testclock.NewFakePassiveClock(time.Now().Add(-365 * 24 * time.Hour))
+	q := NewQueue(client, redis.Keys{}, clk, Options{})
+	_, err := q.Enqueue(ctx, delivery.KindStatus, status("a", 1, delivery.High))
+	g.Expect(err).NotTo(HaveOccurred())
+	p, err := q.Pending(ctx, delivery.KindStatus)
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(p.Urgent).To(Equal(1))
+	g.Expect(p.UrgentSince).To(And(BeTemporally("<=", clk.Now()), BeTemporally(">", clk.Now().Add(-time.Minute))))
+	batch, err := q.Claim(ctx, delivery.KindStatus, 1, lease)
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(batch.Deadline).To(Equal(clk.Now().Add(lease)))
+	g.Expect(q.Ack(ctx, batch)).To(Succeed())
+}
+
+func TestWakeUpsEnd(t *testing.T) {
+	client := realClient(t)
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	wakeUps(newBench(t, client, Options{}))
+}
+
+func wakeUps(b *bench) {
+	ctx, cancel := context.WithCancel(b.ctx)
+	wake := b.WakeUps(ctx)
+	n := int64(0)
+	b.g.Eventually(func() bool {
+		n++
+		b.enqueue(delivery.KindStatus, status("a", n, delivery.Normal))
+		select {
+		case <-wake:
+			return true
+		default:
+			return false
+		}
+	}).Should(BeTrue())
+	cancel()
+	b.g.Eventually(wake).Should(BeClosed())
+}
+
+func TestRestarts(t *testing.T) {
+	g := NewWithT(t)
+	server := testenv.RedisServer(t)
+	client := goredis.NewClient(&goredis.Options{Addr: server.Addr(), DialerRetries: 1})
+	t.Cleanup(func() { _ = client.Close() })
+	b := newBench(t, client, Options{Durability: redis.NewDurability(client, redis.NewKeys("test:"), redis.DurabilityAuto)})
+	kind := delivery.KindStatus
+	present := []delivery.Item{status("a", 1, delivery.Normal), status("b", 1, delivery.Normal)}
+	b.enqueue(kind, present...)
+	batch := b.claim(kind, 1)
+
+	server.Restart()
+	g.Expect(b.enqueue(kind, present...)).To(Equal([]Outcome{Queued, Queued}), "the scripts are gone with the old process, the items are not")
+	g.Expect(seqs(b.claim(kind, 50))).To(Equal([]string{"b/1"}))
+	g.Expect(b.Ack(b.ctx, batch)).To(Succeed())
+	g.Expect(b.enqueue(kind, present[0])).To(Equal([]Outcome{Stale}))
+
+	server.RestartEmpty()
+	g.Expect(b.Ack(b.ctx, batch)).To(Succeed(), "nobody knows the batch any more")
+	g.Expect(b.claim(kind, 50)).To(BeNil())
+	g.Expect(b.enqueue(kind, present...)).To(Equal([]Outcome{Queued, Queued}), "everything present is enqueued again")
+	again := b.claim(kind, 50)
+	g.Expect(seqs(again)).To(Equal([]string{"a/1", "b/1"}))
+	g.Expect(again.ID).NotTo(Equal(batch.ID))
+
+	server.Stop()
+	_, err := b.Enqueue(b.ctx, kind, status("a", 2, delivery.Normal))
+	g.Expect(err).To(HaveOccurred())
+	_, err = b.Pending(b.ctx, kind)
+	g.Expect(err).To(HaveOccurred())
+}
+
+type dueRow struct {
+	name string
+	kind delivery.Kind
+	last lastDelivered
+	want time.Time
+}
+
+func dueRows() []dueRow {
+	now := start
+	s := func(n int) time.Time { return now.Add(time.Duration(n) * time.Second) }
+	return []dueRow{
+		{"a status is due at once", delivery.KindStatus, lastDelivered{At: s(-1)}, now},
+		{"the first code is due at once", delivery.KindQR, lastDelivered{}, now},
+		{"the code that Laravel has expired before", delivery.KindQR, lastDelivered{At: s(-10), ExpiresAt: s(-1)}, now},
+		{"the code that Laravel has expires this moment", delivery.KindQR, lastDelivered{At: s(-10), ExpiresAt: now}, now},
+		{"the interval counts from the delivery", delivery.KindQR, lastDelivered{At: s(-10), ExpiresAt: s(50)}, s(20)},
+		{"the end of Laravel's code comes before the end of the interval", delivery.KindQR, lastDelivered{At: s(-10), ExpiresAt: s(10)}, s(10)},
+		{"the interval is over and the code still valid", delivery.KindQR, lastDelivered{At: s(-40), ExpiresAt: s(20)}, now},
+		{"delivered this moment", delivery.KindQR, lastDelivered{At: now, ExpiresAt: s(60)}, s(30)},
+	}
+}
+
+func TestDueRule(t *testing.T) {
+	for _, row := range dueRows() {
+		t.Run(row.name, func(t *testing.T) {
+			if got := dueAt(row.kind, start, row.last, DefaultQRInterval); !got.Equal(row.want) {
+				t.Errorf("dueAt = %s, want %s", got, row.want)
+			}
+		})
+	}
+}
+
+// dueRule holds the scripts' due times to those of dueAt.
+func dueRule(b *bench) {
+	script := goredis.NewScript(libLua + "return due_at(ARGV[5] ~= '' and ARGV[5])")
+	for _, row := range dueRows() {
+		last := ""
+		if row.last != (lastDelivered{}) {
+			last = delivery.Numbers{}.String() + millis(row.last.At) + millis(row.last.ExpiresAt)
+		}
+		got, err := script.Run(b.ctx, b.client, b.kindKeys(row.kind), b.args(row.kind, last)...).Int64()
+		b.g.Expect(err).NotTo(HaveOccurred())
+		b.g.Expect(time.UnixMilli(got).UTC()).To(Equal(row.want), row.name)
+	}
+}
+
+// clockOf is a clock that a function drives.
+type clockOf func() time.Time
+
+func (c clockOf) Now() time.Time                  { return c() }
+func (c clockOf) Since(t time.Time) time.Duration { return c().Sub(t) }
+
+func isLost(err error) bool { return errors.Is(err, errLost) }

@@ -1,0 +1,40 @@
+package batch
+
+import (
+	_ "embed" // the scripts
+
+	goredis "github.com/redis/go-redis/v9"
+)
+
+var (
+	//go:embed scripts/lib.lua
+	libLua string
+	//go:embed scripts/enqueue.lua
+	enqueueLua string
+	//go:embed scripts/withdraw.lua
+	withdrawLua string
+	//go:embed scripts/pending.lua
+	pendingLua string
+	//go:embed scripts/claim.lua
+	claimLua string
+	//go:embed scripts/ack.lua
+	ackLua string
+	//go:embed scripts/release.lua
+	releaseLua string
+	//go:embed scripts/split.lua
+	splitLua string
+
+	enqueueScript  = goredis.NewScript(libLua + enqueueLua)
+	withdrawScript = goredis.NewScript(libLua + withdrawLua)
+	pendingScript  = goredis.NewScript(libLua + pendingLua)
+	claimScript    = goredis.NewScript(libLua + claimLua)
+	ackScript      = goredis.NewScript(libLua + ackLua)
+	releaseScript  = goredis.NewScript(libLua + releaseLua)
+	splitScript    = goredis.NewScript(libLua + splitLua)
+)
+
+// Answers of the scripts that need a claim; anything else is a success.
+const (
+	claimLost       = -1
+	deadLettersFull = -2
+)

@@ -1,0 +1,54 @@
+-- ARGV: 5 id, 6 attempt, 7 a new batch id, 8 most dead letters, 9 their greatest
+-- age in milliseconds, from 10 on: session and answer of each rejected item.
+local id, new_id, most, age = ARGV[5], ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9])
+local held = holds(id, ARGV[6])
+if held == nil then
+  return GONE
+elseif not held then
+  return LOST
+end
+local answers = {}
+for i = 10, #ARGV, 2 do
+  answers[ARGV[i]] = ARGV[i + 1]
+end
+local taken, refused = {}, {}
+for _, e in ipairs(unpack_content(redis.call('HGET', CONTENT, id))) do
+  local list = answers[e.sid] and refused or taken
+  list[#list + 1] = e
+end
+
+local full = false
+if #refused > 0 then
+  -- The ids of the stream are times of Redis itself, also where a test brings its own clock.
+  local t = redis.call('TIME')
+  redis.call('XTRIM', DEAD, 'MINID', millis(math.max(0, tonumber(t[1]) * 1000 - age)) .. '-0')
+  full = redis.call('XLEN', DEAD) + #refused > most
+  if full and #taken == 0 then
+    return FULL
+  end
+end
+
+for _, e in ipairs(taken) do
+  remember(e.sid, numbers_of(e.item), expires_of(e.item))
+  land(id, e.sid, numbers_of(e.item))
+end
+local open = redis.call('ZSCORE', OPEN, id)
+discard(id)
+if full then
+  store(new_id, refused, '0:', tonumber(open))
+else
+  for _, e in ipairs(refused) do
+    local numbers = numbers_of(e.item)
+    redis.call('XADD', DEAD, '*',
+      'session_id', e.sid,
+      'epoch', (string.gsub(string.sub(numbers, 1, 19), '^0+(%d)', '%1')),
+      'seq', (string.gsub(string.sub(numbers, 20, 38), '^0+(%d)', '%1')),
+      'batch_id', id,
+      'answer', answers[e.sid],
+      'payload', string.sub(e.item, 66))
+    remember(e.sid, numbers)
+    land(id, e.sid, numbers)
+  end
+end
+forget()
+return full and FULL or DONE

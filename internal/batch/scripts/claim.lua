@@ -1,0 +1,89 @@
+-- ARGV: 5 token, 6 a new batch id, 7 limit, 8 lease in milliseconds.
+-- Answers {now, until, id, attempt, content, expired items dropped, more}.
+local token, new_id, limit, until_ = ARGV[5], ARGV[6], tonumber(ARGV[7]), NOW + tonumber(ARGV[8])
+local dropped = 0
+
+-- The claim was made and its answer was lost: answer again.
+local claims = redis.call('HGETALL', CLAIMS)
+for i = 1, #claims, 2 do
+  if string.match(claims[i + 1], '^%d+:(.*)$') == token then
+    local open = tonumber(redis.call('ZSCORE', OPEN, claims[i]))
+    if open > NOW then
+      return { NOW, open, claims[i], attempt_of(claims[i + 1]), redis.call('HGET', CONTENT, claims[i]), 0, 0 }
+    end
+  end
+end
+
+-- A stored batch that nobody holds, the oldest first.
+while true do
+  local id
+  for _, candidate in ipairs(redis.call('ZRANGEBYSCORE', OPEN, '-inf', millis(NOW), 'LIMIT', 0, 100)) do
+    if not id or candidate < id then
+      id = candidate
+    end
+  end
+  if not id then
+    break
+  end
+  local content = redis.call('HGET', CONTENT, id)
+  local attempt = attempt_of(redis.call('HGET', CLAIMS, id)) + 1
+  local entries, live = unpack_content(content), {}
+  for _, e in ipairs(entries) do
+    if not expired(e.item) then
+      live[#live + 1] = e
+    end
+  end
+  if #live < #entries then
+    for _, e in ipairs(entries) do
+      if expired(e.item) then
+        land(id, e.sid, numbers_of(e.item))
+        dropped = dropped + 1
+      end
+    end
+    discard(id)
+    id, attempt, content = new_id, 1, pack(live)
+  end
+  if #live > 0 then
+    store(id, live, attempt .. ':' .. token, until_)
+    return { NOW, until_, id, attempt, content, dropped, 0 }
+  end
+end
+
+-- A new batch. A run of expired items is dropped in slices of bounded length.
+local entries, more = {}, 0
+for _, due in ipairs({ URGENT, NORMAL }) do
+  if #entries < limit then
+    local scan = limit - #entries + 200
+    local sids = redis.call('ZRANGEBYSCORE', due, '-inf', millis(NOW), 'LIMIT', 0, scan)
+    local seen = 0
+    for _, sid in ipairs(sids) do
+      if #entries >= limit then
+        break
+      end
+      seen = seen + 1
+      redis.call('ZREM', due, sid)
+      local item = redis.call('HGET', ITEMS, sid)
+      if item and expired(item) then
+        redis.call('HDEL', ITEMS, sid)
+        dropped = dropped + 1
+      elseif item then
+        entries[#entries + 1] = { sid = sid, item = item }
+      end
+    end
+    if seen == scan then
+      more = 1
+    end
+  end
+end
+if #entries == 0 then
+  return { NOW, 0, '', 0, '', dropped, more }
+end
+table.sort(entries, function(a, b)
+  local x, y = due_of(a.item), due_of(b.item)
+  if x == y then
+    return a.sid < b.sid
+  end
+  return x < y
+end)
+store(new_id, entries, '1:' .. token, until_)
+return { NOW, until_, new_id, 1, pack(entries), dropped, 0 }

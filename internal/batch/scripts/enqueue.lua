@@ -1,0 +1,35 @@
+-- ARGV from 5 on: session, numbers, class, expires, payload of each item.
+-- Answers for each 0 stale, 1 queued, 2 replaced.
+local outcomes = {}
+for i = 5, #ARGV, 5 do
+  local sid, numbers, class, expires, payload = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
+  local outcome = 0
+  local last = redis.call('HGET', LAST, sid)
+  if not last or numbers > numbers_of(last) then
+    local old = redis.call('HGET', ITEMS, sid)
+    if old and numbers == numbers_of(old) then
+      outcome = 1 -- the answer to the first time was lost
+    elseif not old or numbers > numbers_of(old) then
+      local flight = redis.call('HGET', FLIGHT, sid)
+      local due = due_at(last)
+      outcome = 1
+      if old and not (flight and numbers_of(flight) == numbers_of(old)) then
+        -- The old one still waits: Laravel must hear from the session no later
+        -- and no less urgently than it would have.
+        outcome = 2
+        due = math.min(due, due_of(old))
+        if class_of(old) == 'h' then
+          class = 'h'
+        end
+      end
+      local item = numbers .. class .. millis(due) .. expires .. payload
+      if flight then
+        redis.call('HSET', ITEMS, sid, item)
+      else
+        wait(sid, item, class, due)
+      end
+    end
+  end
+  outcomes[#outcomes + 1] = outcome
+end
+return outcomes

@@ -1,0 +1,176 @@
+package demo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/rest"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/envtest"
+
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/config/crd"
+)
+
+// cluster is an API server with etcd, and the sessions in it.
+type cluster struct {
+	env        *envtest.Environment
+	kubeconfig string // path
+	assets     string
+	config     *rest.Config
+	client     client.Client
+
+	mu     sync.Mutex
+	known  map[string]v1alpha1.WhatsAppSession
+	events int64
+
+	stopWatch context.CancelFunc
+	watching  sync.WaitGroup
+}
+
+// startCluster starts etcd and kube-apiserver from assets, with the resource
+// installed, and writes an administrator's kubeconfig into dir.
+func startCluster(assets, dir string) (*cluster, error) {
+	definition, err := crd.WhatsAppSessions()
+	if err != nil {
+		return nil, err
+	}
+	scheme := runtime.NewScheme()
+	if err := v1alpha1.AddToScheme(scheme); err != nil {
+		return nil, fmt.Errorf("registering the resource: %w", err)
+	}
+	c := &cluster{
+		assets:     assets,
+		kubeconfig: filepath.Join(dir, "kubeconfig"),
+		known:      map[string]v1alpha1.WhatsAppSession{},
+		env: &envtest.Environment{
+			BinaryAssetsDirectory: assets,
+			CRDs:                  []*apiextensionsv1.CustomResourceDefinition{definition},
+		},
+	}
+	if c.config, err = c.env.Start(); err != nil {
+		return nil, errors.Join(fmt.Errorf("starting the API server: %w", err), c.env.Stop())
+	}
+	// What this process asks for itself is not part of what is shown.
+	c.config.QPS, c.config.Burst = 200, 400
+	if c.client, err = client.New(c.config, client.Options{Scheme: scheme}); err == nil {
+		err = os.WriteFile(c.kubeconfig, c.env.KubeConfig, 0o600)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("reaching the API server: %w", err), c.env.Stop())
+	}
+	return c, nil
+}
+
+// watch keeps what is known of the sessions current, until stop.
+func (c *cluster) watch(ctx context.Context) error {
+	sessions, err := cache.New(c.config, cache.Options{
+		Scheme:            c.client.Scheme(),
+		DefaultNamespaces: map[string]cache.Config{namespace: {}},
+	})
+	if err != nil {
+		return fmt.Errorf("watching the sessions: %w", err)
+	}
+	informer, err := sessions.GetInformer(ctx, &v1alpha1.WhatsAppSession{}, cache.BlockUntilSynced(false))
+	if err != nil {
+		return fmt.Errorf("watching the sessions: %w", err)
+	}
+	_, err = informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
+		AddFunc:    func(o any) { c.see(o) },
+		UpdateFunc: func(_, o any) { c.see(o) },
+		DeleteFunc: c.forget,
+	})
+	if err != nil {
+		return fmt.Errorf("watching the sessions: %w", err)
+	}
+	running, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	c.stopWatch = cancel
+	c.watching.Go(func() { _ = sessions.Start(running) }) // ends with running
+	return nil
+}
+
+// see takes note of a session, and counts what Laravel would have been told of
+// it one by one: each new QR code and each new state.
+func (c *cluster) see(o any) {
+	s, ok := o.(*v1alpha1.WhatsAppSession)
+	if !ok {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	before := c.known[s.Name]
+	if s.Status.QR != nil && (before.Status.QR == nil || before.Status.QR.Code != s.Status.QR.Code) {
+		c.events++
+	}
+	if s.Status.Phase != "" && (before.Status.Phase != s.Status.Phase || readyReason(&before) != readyReason(s)) {
+		c.events++
+	}
+	c.known[s.Name] = *s
+}
+
+func (c *cluster) forget(o any) {
+	if tombstone, ok := o.(toolscache.DeletedFinalStateUnknown); ok {
+		o = tombstone.Obj
+	}
+	if s, ok := o.(*v1alpha1.WhatsAppSession); ok {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.known, s.Name)
+	}
+}
+
+// sessions returns the sessions by name, and how many events they made so far.
+// What is returned is shared and must not be changed.
+func (c *cluster) sessions() ([]v1alpha1.WhatsAppSession, int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	list := make([]v1alpha1.WhatsAppSession, 0, len(c.known))
+	for _, s := range c.known {
+		list = append(list, s)
+	}
+	slices.SortFunc(list, func(a, b v1alpha1.WhatsAppSession) int { return strings.Compare(a.Name, b.Name) })
+	return list, c.events
+}
+
+// apply creates n sessions.
+func (c *cluster) apply(ctx context.Context, n int) error {
+	width := len(fmt.Sprint(n))
+	for i := 1; i <= n; i++ {
+		s := &v1alpha1.WhatsAppSession{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: fmt.Sprintf("demo-%0*d", width, i)}}
+		if err := c.client.Create(ctx, s); err != nil {
+			return fmt.Errorf("creating session %s: %w", s.Name, err)
+		}
+	}
+	return nil
+}
+
+// kubectl is what to type for kubectl: the one beside the API server where no other is installed.
+func (c *cluster) kubectl() string {
+	if _, err := exec.LookPath("kubectl"); err == nil {
+		return "kubectl"
+	}
+	return filepath.Join(c.assets, "kubectl")
+}
+
+func (c *cluster) stop() error {
+	if c.stopWatch != nil {
+		c.stopWatch()
+		c.watching.Wait()
+	}
+	if err := c.env.Stop(); err != nil {
+		return fmt.Errorf("stopping the API server: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,426 @@
+// Package demo runs the whole product on one machine, for a person who wants to
+// see it work before installing anything: `make demo`.
+//
+// It starts a Kubernetes API server with etcd, Redis (embedded), the WhatsApp
+// simulator, and a stand-in for Laravel, and then, as child processes of the same
+// binary, one manager and two workers on a SQLite file. It applies sessions,
+// draws their QR codes, scans them as a simulated phone, and shows the sessions
+// and the requests that Laravel was spared. When it ends, nothing is left: no
+// process, no file.
+//
+// # The parts
+//
+//   - demo.go: options, and the story from start to end.
+//   - cluster.go: the API server and the sessions in it.
+//   - process.go: the children, their logs, their end.
+//   - laravel.go: the stand-in for Laravel: it checks signatures and keeps the
+//     last state of each session, as the contract asks of the real one.
+//   - phones.go: who scans what, and when.
+//   - table.go: what a person sees, as pure functions; screen.go puts it on a
+//     terminal or into a log.
+package demo
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/go-logr/logr"
+	"golang.org/x/sync/errgroup"
+	"k8s.io/klog/v2"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
+
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/laravel"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
+)
+
+const (
+	// Simulated is the value of [Options.WhatsApp] for the built-in simulator.
+	Simulated = "simulated"
+	// Real is the value of [Options.WhatsApp] for WhatsApp's own servers.
+	Real = "real"
+
+	namespace = "default"
+	workers   = 2
+	// maxDrawn is up to how many sessions their QR codes are drawn: a code is 35 lines high.
+	maxDrawn = 4
+	// maxSessions is what a laptop carries.
+	maxSessions = 5000
+	// interval is how often the picture is drawn and the end is looked for.
+	interval = 250 * time.Millisecond
+)
+
+// Options say what the demo runs.
+type Options struct {
+	// Sessions to apply, 1 to 5000.
+	Sessions int
+	// Exit ends the demo once every session is Connected and Laravel has every
+	// last state; without it the demo runs until it is interrupted.
+	Exit bool
+	// WhatsApp is Simulated (default) or Real: the real servers, where a person
+	// scans the codes with a real phone.
+	WhatsApp string
+	// Redis is the address (host:port) of a Redis to use; empty: an embedded one.
+	Redis string
+	// Timeout bounds the way to the end with Exit.
+	Timeout time.Duration
+	// ScanAfter is how long a code is shown before the simulated phone scans it.
+	ScanAfter time.Duration
+	// Assets is the folder with etcd and kube-apiserver; default: $KUBEBUILDER_ASSETS.
+	Assets string
+	// Out is where a person looks; default: standard output.
+	Out *os.File
+}
+
+// Defaults are the options of `make demo` without ARGS.
+func Defaults() Options {
+	return Options{Sessions: 3, WhatsApp: Simulated, Timeout: 5 * time.Minute, ScanAfter: 4 * time.Second}
+}
+
+// Validate says everything that is wrong with the options at once.
+func (o Options) Validate() error {
+	var problems []error
+	if o.Sessions < 1 || o.Sessions > maxSessions {
+		problems = append(problems, fmt.Errorf("--sessions must be between 1 and %d", maxSessions))
+	}
+	if o.WhatsApp != Simulated && o.WhatsApp != Real {
+		problems = append(problems, fmt.Errorf("--whatsapp must be %s or %s", Simulated, Real))
+	}
+	if o.Timeout <= 0 {
+		problems = append(problems, errors.New("--timeout must be positive"))
+	}
+	if o.ScanAfter < 0 {
+		problems = append(problems, errors.New("--scan-after must not be negative"))
+	}
+	if o.Assets == "" {
+		problems = append(problems, errors.New("KUBEBUILDER_ASSETS is not set: use `make demo`, or set it to the folder that hack/envtest-assets prints"))
+	}
+	return errors.Join(problems...)
+}
+
+// Run runs the demo until ctx or the process is interrupted (then it returns
+// nil), until it is done (Exit), or until something fails. It returns when
+// everything that it started has ended.
+func Run(ctx context.Context, o Options) (err error) {
+	if o.Assets == "" {
+		o.Assets = os.Getenv("KUBEBUILDER_ASSETS")
+	}
+	if o.Out == nil {
+		o.Out = os.Stdout
+	}
+	if err := o.Validate(); err != nil {
+		return err
+	}
+	// A closed terminal is an interruption too: nothing may be left behind.
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	// The libraries' own logs would tear the picture apart; the children's are in files.
+	ctrllog.SetLogger(logr.Discard())
+	klog.SetLogger(logr.Discard())
+
+	dir, err := os.MkdirTemp("", "whatsapp-operator-demo-")
+	if err != nil {
+		return fmt.Errorf("making a temporary folder: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+
+	screen := newScreen(o.Out)
+	d := &demo{Options: o, dir: dir, screen: screen, started: time.Now()}
+	defer func() {
+		screen.close()
+		err = errors.Join(err, d.stop())
+	}()
+	if err = d.start(ctx); err == nil {
+		err = d.watch(ctx)
+	}
+	if ctx.Err() != nil { // interrupted: that is how a demo ends
+		screen.println("Stopping everything …")
+		return nil
+	}
+	if err != nil {
+		d.printLogs()
+	}
+	return err
+}
+
+// demo is one run. Its fields are set by start and read afterwards.
+type demo struct {
+	Options
+	dir     string
+	screen  *screen
+	started time.Time
+
+	cluster  *cluster
+	laravel  *standIn
+	phones   *phones // nil with the real servers
+	children []*child
+	// closers end what start started, the newest first.
+	closers []func() error
+}
+
+// start starts everything, in the order in which one part needs the other.
+func (d *demo) start(ctx context.Context) error {
+	d.screen.println("Starting a Kubernetes API server, Redis, " + map[string]string{
+		Simulated: "a WhatsApp simulator", Real: "a way to WhatsApp"}[d.WhatsApp] + ", a stand-in for Laravel, a manager and " + fmt.Sprint(workers) + " workers …")
+	var err error
+	if d.cluster, err = startCluster(d.Assets, d.dir); err != nil {
+		return err
+	}
+	d.closers = append(d.closers, d.cluster.stop)
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+
+	redis := d.Redis
+	if redis == "" {
+		if redis, err = d.startRedis(); err != nil {
+			return err
+		}
+	}
+	flags := []string{
+		"--kubeconfig=" + d.cluster.kubeconfig, "--namespace=" + namespace,
+		"--redis=" + redis, "--allow-volatile-redis", "--store=sqlite:" + filepath.Join(d.dir, "keys.db"),
+		"--metrics-bind-address=127.0.0.1:0", "--health-bind-address=127.0.0.1:0",
+	}
+
+	secrets, err := d.startLaravel()
+	if err != nil {
+		return err
+	}
+	toWhatsApp, err := d.startWhatsApp(ctx)
+	if err != nil {
+		return err
+	}
+
+	if err := d.spawn("manager", slices.Concat([]string{"manager", "--leader-elect=false"}, flags, secrets)...); err != nil {
+		return err
+	}
+	for i := 1; i <= workers; i++ {
+		name := fmt.Sprintf("worker-%d", i)
+		state := filepath.Join(d.dir, name)
+		if err := os.Mkdir(state, 0o700); err != nil {
+			return fmt.Errorf("making the state folder of %s: %w", name, err)
+		}
+		own := []string{
+			"worker", "--name=" + name, "--state-dir=" + state,
+			"--pool=" + v1alpha1.DefaultPool, fmt.Sprintf("--capacity=%d", d.Sessions),
+		}
+		if err := d.spawn(name, slices.Concat(own, flags, toWhatsApp)...); err != nil {
+			return err
+		}
+	}
+	if err := d.cluster.watch(ctx); err != nil {
+		return err
+	}
+	if err := d.cluster.apply(ctx, d.Sessions); err != nil {
+		return err
+	}
+	d.screen.println(d.introduction()...)
+	return nil
+}
+
+// startRedis starts an embedded Redis, which keeps nothing on disk.
+func (d *demo) startRedis() (address string, err error) {
+	server := miniredis.NewMiniRedis()
+	if err := server.Start(); err != nil {
+		return "", fmt.Errorf("starting the embedded Redis: %w", err)
+	}
+	// miniredis' keys expire only when it is told that time has passed.
+	done := make(chan struct{})
+	ticker := time.NewTicker(time.Second)
+	go func() {
+		last := time.Now()
+		for {
+			select {
+			case now := <-ticker.C:
+				server.FastForward(now.Sub(last))
+				last = now
+			case <-done:
+				return
+			}
+		}
+	}()
+	d.closers = append(d.closers, func() error {
+		ticker.Stop()
+		close(done)
+		server.Close()
+		return nil
+	})
+	return server.Addr(), nil
+}
+
+// startLaravel starts the stand-in and returns the flags that lead a manager to it.
+func (d *demo) startLaravel() ([]string, error) {
+	token, secret := randomText(), "whsec_"+randomText()
+	tokenFile, secretFile := filepath.Join(d.dir, "laravel-token"), filepath.Join(d.dir, "laravel-signing-secret")
+	for file, content := range map[string]string{tokenFile: token, secretFile: secret} {
+		if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+			return nil, fmt.Errorf("writing a secret: %w", err)
+		}
+	}
+	key, err := laravel.ParseSecret(secret)
+	if err != nil {
+		return nil, fmt.Errorf("making a signing secret: %w", err)
+	}
+	d.laravel = newStandIn(token, key, func(line string) { d.screen.println(line) })
+	url, closeServer, err := d.laravel.serve()
+	if err != nil {
+		return nil, err
+	}
+	d.closers = append(d.closers, closeServer)
+	return []string{"--laravel-url=" + url, "--laravel-token-file=" + tokenFile, "--laravel-signing-secret-file=" + secretFile}, nil
+}
+
+// startWhatsApp starts the simulator and returns the flags that lead a worker to
+// it; with the real servers it does nothing.
+func (d *demo) startWhatsApp(ctx context.Context) ([]string, error) {
+	if d.WhatsApp == Real {
+		return nil, nil
+	}
+	server, err := simulator.New(simulator.Options{})
+	if err != nil {
+		return nil, fmt.Errorf("starting the simulator: %w", err)
+	}
+	running, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	var group errgroup.Group
+	group.Go(func() error { return server.Run(running) })
+	d.closers = append(d.closers, func() error {
+		cancel()
+		if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+			return fmt.Errorf("running the simulator: %w", err)
+		}
+		return nil
+	})
+	d.phones = newPhones(server, d.ScanAfter)
+	d.closers = append(d.closers, d.phones.close)
+	info := server.Info()
+	return []string{"--whatsapp-endpoint=" + info.Endpoint, "--whatsapp-noise-root=" + info.NoiseRoot}, nil
+}
+
+// spawn starts a child of this binary; its log is a file of the temporary folder.
+func (d *demo) spawn(name string, args ...string) error {
+	executable, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("finding this program: %w", err)
+	}
+	c, err := startChild(name, d.dir, executable, args...)
+	if err != nil {
+		return err
+	}
+	d.children = append(d.children, c)
+	d.closers = append(d.closers, c.stop)
+	return nil
+}
+
+// watch draws and looks for the end until the demo is done, interrupted or failed.
+func (d *demo) watch(ctx context.Context) error {
+	ticker := time.NewTicker(interval)
+	defer ticker.Stop()
+	timeout := make(<-chan time.Time)
+	if d.Exit {
+		timer := time.NewTimer(d.Timeout)
+		defer timer.Stop()
+		timeout = timer.C
+	}
+	drawn := map[string]string{}
+	for {
+		v := d.view()
+		d.drawCodes(v, drawn)
+		d.screen.show(v)
+		if d.phones != nil {
+			d.phones.look(ctx, v.sessions)
+		}
+		missing := missing(v)
+		if d.Exit && len(missing) == 0 {
+			d.screen.println(summary(v, time.Since(d.started)))
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-timeout:
+			return fmt.Errorf("not done after %s:\n  %s", d.Timeout, strings.Join(missing, "\n  "))
+		case <-ticker.C:
+		}
+		for _, c := range d.children {
+			if err := c.ended(); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (d *demo) view() view {
+	sessions, events := d.cluster.sessions()
+	return view{sessions: sessions, events: events, laravel: d.laravel.state(), total: d.Sessions}
+}
+
+// drawCodes draws each session's first code, and every code where a person must scan it.
+func (d *demo) drawCodes(v view, drawn map[string]string) {
+	if d.Sessions > maxDrawn {
+		return
+	}
+	for i := range v.sessions {
+		s := &v.sessions[i]
+		qr := s.Status.QR
+		if qr == nil || drawn[s.Name] == qr.Code || (drawn[s.Name] != "" && d.WhatsApp == Simulated) {
+			continue
+		}
+		drawn[s.Name] = qr.Code
+		d.screen.println(codeLines(s)...)
+	}
+}
+
+// introduction says where things are, once everything runs.
+func (d *demo) introduction() []string {
+	lines := []string{
+		"",
+		"Look beside it in another terminal:",
+		"  export KUBECONFIG=" + d.cluster.kubeconfig,
+		"  " + d.cluster.kubectl() + " get wa --watch",
+	}
+	if d.WhatsApp == Real {
+		lines = append(lines, "", "These are WhatsApp's real servers: scan with a phone (Settings, Linked devices, Link a device).")
+	}
+	return append(lines, "")
+}
+
+// printLogs shows the end of each child's log, for a demo that failed.
+func (d *demo) printLogs() {
+	for _, c := range d.children {
+		if lines := c.tail(20); len(lines) > 0 {
+			d.screen.println("", "--- the end of the log of "+c.name)
+			d.screen.println(lines...)
+		}
+	}
+}
+
+// stop ends everything, the newest first, and says what could not be ended.
+func (d *demo) stop() error {
+	var problems []error
+	for _, closer := range slices.Backward(d.closers) {
+		if err := closer(); err != nil {
+			problems = append(problems, err)
+		}
+	}
+	return errors.Join(problems...)
+}
+
+// randomText is a secret of 32 random bytes in base64.
+func randomText() string {
+	b := make([]byte, 32)
+	_, _ = io.ReadFull(rand.Reader, b) // never fails
+	return base64.StdEncoding.EncodeToString(b)
+}

@@ -1,0 +1,93 @@
+package demo
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+)
+
+const (
+	// scansAtOnce bounds the phones that scan at the same time.
+	scansAtOnce = 16
+	// scanPatience bounds one scan; a client answers within milliseconds.
+	scanPatience = 20 * time.Second
+)
+
+// scanner is the simulated WhatsApp, as far as phones need it.
+type scanner interface {
+	Scan(ctx context.Context, qr, phone string) (jid string, err error)
+}
+
+// phones scan each session's code some time after it has begun to show them.
+type phones struct {
+	whatsApp scanner
+	after    time.Duration
+	now      func() time.Time
+
+	ctx    context.Context //nolint:containedctx // the scans outlive the look that began them
+	cancel context.CancelFunc
+	group  errgroup.Group
+
+	mu    sync.Mutex
+	since map[string]time.Time // when the session's first code was seen
+	tried map[string]string    // session → the code that was scanned last
+}
+
+func newPhones(whatsApp scanner, after time.Duration) *phones {
+	p := &phones{whatsApp: whatsApp, after: after, now: time.Now, since: map[string]time.Time{}, tried: map[string]string{}}
+	p.ctx, p.cancel = context.WithCancel(context.Background())
+	p.group.SetLimit(scansAtOnce)
+	return p
+}
+
+// look scans the codes that have been shown for long enough. A code is scanned
+// once: where that fails (it had just expired), the next one is scanned.
+func (p *phones) look(ctx context.Context, sessions []v1alpha1.WhatsAppSession) {
+	for i := range sessions {
+		s := &sessions[i]
+		if s.Status.QR == nil || ctx.Err() != nil {
+			continue
+		}
+		code := s.Status.QR.Code
+		if !p.due(s.Name, code) {
+			continue
+		}
+		started := p.group.TryGo(func() error {
+			ctx, cancel := context.WithTimeout(p.ctx, scanPatience)
+			defer cancel()
+			_, _ = p.whatsApp.Scan(ctx, code, "") // what comes of it is seen in the session's status
+			return nil
+		})
+		if !started {
+			return // every phone is busy; look again
+		}
+		p.mu.Lock()
+		p.tried[s.Name] = code
+		p.mu.Unlock()
+	}
+}
+
+func (p *phones) due(session, code string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	first, seen := p.since[session]
+	if !seen {
+		first = p.now()
+		p.since[session] = first
+	}
+	return p.tried[session] != code && p.now().Sub(first) >= p.after
+}
+
+// close ends the scans that are under way.
+func (p *phones) close() error {
+	p.cancel()
+	if err := p.group.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}

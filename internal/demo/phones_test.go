@@ -1,0 +1,82 @@
+package demo
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"time"
+
+	. "github.com/onsi/gomega"
+
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+)
+
+// whatsApp remembers what was scanned and refuses it.
+type whatsApp struct {
+	mu    sync.Mutex
+	codes []string
+}
+
+func (w *whatsApp) Scan(_ context.Context, qr, _ string) (string, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.codes = append(w.codes, qr)
+	return "", errors.New("that code has just expired")
+}
+
+func (w *whatsApp) scanned() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return append([]string(nil), w.codes...)
+}
+
+func showing(name, code string) v1alpha1.WhatsAppSession {
+	s := v1alpha1.WhatsAppSession{}
+	s.Name = name
+	if code != "" {
+		s.Status.QR = &v1alpha1.QRStatus{Code: code}
+	}
+	return s
+}
+
+func TestPhonesScanEachCodeOnceWhenItHasBeenShown(t *testing.T) {
+	g := NewWithT(t)
+	w := &whatsApp{}
+	p := newPhones(w, 4*time.Second)
+	now := time.Unix(0, 0)
+	p.now = func() time.Time { return now }
+	look := func(code string) {
+		p.look(context.Background(), []v1alpha1.WhatsAppSession{showing("a", code), showing("b", "")})
+	}
+
+	look("first")
+	now = now.Add(3 * time.Second)
+	look("first")
+	g.Expect(w.scanned()).To(BeEmpty(), "a person still looks at it")
+
+	now = now.Add(time.Second)
+	look("first")
+	look("first")
+	g.Eventually(w.scanned).Should(Equal([]string{"first"}))
+
+	look("") // between two codes
+	look("second")
+	g.Eventually(w.scanned).Should(Equal([]string{"first", "second"}), "the next code is scanned at once")
+	g.Expect(p.close()).To(Succeed())
+}
+
+func TestPhonesEndWithTheDemo(t *testing.T) {
+	g := NewWithT(t)
+	p := newPhones(waiting{}, 0)
+	p.look(context.Background(), []v1alpha1.WhatsAppSession{showing("a", "code")})
+	g.Expect(p.close()).To(Succeed())
+}
+
+// waiting is a WhatsApp that does not answer.
+type waiting struct{}
+
+func (waiting) Scan(ctx context.Context, _, _ string) (string, error) {
+	<-ctx.Done()
+	return "", ctx.Err()
+}

@@ -1,0 +1,193 @@
+package laravel
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"sync"
+	"time"
+
+	"github.com/go-logr/logr"
+	"k8s.io/utils/clock"
+
+	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
+)
+
+// errNotSent says that a request could not even be made.
+var errNotSent = errors.New("the request could not be made")
+
+// Client posts batches. Its methods may be called from many goroutines at once.
+type Client struct {
+	config Config
+	urls   map[delivery.Kind]string
+	clock  clock.PassiveClock
+	log    logr.Logger
+
+	mu      sync.Mutex
+	token   watched[string]
+	secrets []watched[[]Secret]
+	ca      *watched[*x509.CertPool]
+	http    *http.Client
+	// broken is the last complaint about a file, so that it is logged once.
+	broken string
+}
+
+// New makes a client. It does no I/O beyond reading files. Close it when done.
+func New(c Config, clk clock.PassiveClock, log logr.Logger) (*Client, error) {
+	if err := c.Validate(); err != nil {
+		return nil, fmt.Errorf("configuration of Laravel: %w", err)
+	}
+	base, err := url.Parse(c.BaseURL)
+	if err != nil {
+		return nil, errNotSent // Validate has seen to it
+	}
+	client := &Client{
+		config: c, clock: clk, log: log,
+		urls: map[delivery.Kind]string{
+			delivery.KindQR:     base.JoinPath(c.qrPath()).String(),
+			delivery.KindStatus: base.JoinPath(c.statusPath()).String(),
+		},
+		token: watched[string]{name: c.TokenFile, parse: parseToken},
+	}
+	for _, name := range c.SigningSecretFiles {
+		client.secrets = append(client.secrets, watched[[]Secret]{name: name, parse: parseSecrets})
+	}
+	if c.CAFile != "" {
+		client.ca = &watched[*x509.CertPool]{name: c.CAFile, parse: parseCA}
+	}
+	if _, _, _, err := client.load(); err != nil {
+		return nil, err
+	}
+	return client, nil
+}
+
+// Close closes the connections that idle.
+func (c *Client) Close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.http != nil {
+		c.http.CloseIdleConnections()
+	}
+}
+
+// envelope is the body of a batch.
+type envelope struct {
+	BatchID string            `json:"batch_id"`
+	SentAt  delivery.Time     `json:"sent_at"`
+	Items   []json.RawMessage `json:"items"`
+}
+
+// Send posts a batch once and says what came of it; it never repeats by
+// itself. It ends with ctx, or after the configured time-out.
+func (c *Client) Send(ctx context.Context, batch delivery.Batch) delivery.Answer {
+	ctx, cancel := context.WithTimeout(ctx, withDefault(c.config.Timeout, DefaultTimeout))
+	defer cancel()
+	status, header, body, err := c.post(ctx, batch)
+	return Classify(status, header, body, err, c.clock.Now())
+}
+
+func (c *Client) post(ctx context.Context, batch delivery.Batch) (status int, header http.Header, answer []byte, err error) {
+	target, known := c.urls[batch.Kind]
+	if !known {
+		return 0, nil, nil, fmt.Errorf("%w: Laravel has no path for batches of kind %q", errNotSent, batch.Kind)
+	}
+	now := c.clock.Now()
+	items := make([]json.RawMessage, len(batch.Items))
+	for i := range batch.Items {
+		items[i] = batch.Items[i].Payload
+	}
+	body, err := json.Marshal(envelope{BatchID: batch.ID, SentAt: delivery.Time{Time: now}, Items: items})
+	if err != nil {
+		return 0, nil, nil, fmt.Errorf("%w: an item of the batch is no JSON", errNotSent)
+	}
+	client, token, secrets := c.current()
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, target, bytes.NewReader(body))
+	if err != nil {
+		return 0, nil, nil, fmt.Errorf("%w: the URL of Laravel is malformed", errNotSent)
+	}
+	request.Header.Set("Content-Type", "application/json")
+	// Without it Laravel answers a failed validation with a redirect.
+	request.Header.Set("Accept", "application/json")
+	request.Header.Set("User-Agent", withDefault(c.config.UserAgent, DefaultUserAgent))
+	request.Header.Set("Authorization", "Bearer "+token)
+	// A batch may be repeated: with this entry, which is not sent, net/http does
+	// so by itself when an idle connection turns out to be closed.
+	request.Header["Idempotency-Key"] = nil
+	Sign(request.Header, secrets, batch.ID, now, body)
+
+	response, err := client.Do(request)
+	if err != nil {
+		return 0, nil, nil, fmt.Errorf("posting a batch: %w", err)
+	}
+	defer func() { _ = response.Body.Close() }()
+	answer, err = io.ReadAll(io.LimitReader(response.Body, maxAnswer+1))
+	if err == nil && len(answer) > maxAnswer {
+		err = errAnswerTooLong
+	}
+	return response.StatusCode, response.Header, answer, err
+}
+
+// current looks at the files and returns what to send with. A file that cannot
+// be read any more leaves in use what it held.
+func (c *Client) current() (*http.Client, string, []Secret) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	client, token, secrets, err := c.load()
+	switch {
+	case err == nil:
+		c.broken = ""
+	case c.broken != err.Error():
+		c.broken = err.Error()
+		c.log.Error(err, "a file cannot be read again; what it held before stays in use")
+	}
+	return client, token, secrets
+}
+
+func (c *Client) load() (*http.Client, string, []Secret, error) {
+	var errs []error
+	token, _, err := c.token.get()
+	errs = append(errs, err)
+	var secrets []Secret
+	for i := range c.secrets {
+		some, _, err := c.secrets[i].get()
+		errs = append(errs, err)
+		secrets = append(secrets, some...)
+	}
+	var roots *x509.CertPool
+	changed := false
+	if c.ca != nil {
+		roots, changed, err = c.ca.get()
+		errs = append(errs, err)
+	}
+	if c.http == nil || changed {
+		if c.http != nil {
+			c.http.CloseIdleConnections()
+		}
+		c.http = newHTTP(roots)
+	}
+	return c.http, token, secrets, errors.Join(errs...)
+}
+
+func newHTTP(roots *x509.CertPool) *http.Client {
+	return &http.Client{
+		Transport: &http.Transport{
+			Proxy:                 http.ProxyFromEnvironment,
+			DialContext:           (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+			TLSClientConfig:       &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots},
+			TLSHandshakeTimeout:   5 * time.Second,
+			MaxIdleConnsPerHost:   16, // more than the flusher has requests at a time
+			IdleConnTimeout:       60 * time.Second,
+			ForceAttemptHTTP2:     true,
+			ResponseHeaderTimeout: 0, // the request's own context bounds it
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}

@@ -1,0 +1,278 @@
+package laravel
+
+import (
+	"context"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr"
+	. "github.com/onsi/gomega"
+	"k8s.io/utils/clock"
+
+	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
+)
+
+const otherSecret = "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
+
+// write replaces a file as the kubelet does: whole, by a rename.
+func write(t *testing.T, name, content string) string {
+	t.Helper()
+	g := NewWithT(t)
+	g.Expect(os.WriteFile(name+".new", []byte(content), 0o600)).To(Succeed())
+	g.Expect(os.Rename(name+".new", name)).To(Succeed())
+	return name
+}
+
+func files(t *testing.T) Config {
+	dir := t.TempDir()
+	return Config{
+		TokenFile:          write(t, filepath.Join(dir, "token"), "t0ken\n"),
+		SigningSecretFiles: []string{write(t, filepath.Join(dir, "secret"), vectorSecret+"\n")},
+	}
+}
+
+func newClient(t *testing.T, c Config) *Client {
+	t.Helper()
+	client, err := New(c, clock.RealClock{}, logr.Discard())
+	NewWithT(t).Expect(err).NotTo(HaveOccurred())
+	t.Cleanup(client.Close)
+	return client
+}
+
+func aBatch(kind delivery.Kind) delivery.Batch {
+	return delivery.Batch{ID: "msg_1", Kind: kind, Items: []delivery.Item{
+		{SessionID: "a", Payload: json.RawMessage(`{"session_id":"a","qr":"2@x&y"}`)},
+		{SessionID: "b", Payload: json.RawMessage(`{"session_id":"b"}`)},
+	}}
+}
+
+// seen is a request as the receiver got it.
+type seen struct {
+	*http.Request
+	body []byte
+}
+
+type receiver struct {
+	*httptest.Server
+	mu       sync.Mutex
+	requests []seen
+}
+
+func newReceiver(t *testing.T, answer http.HandlerFunc) *receiver {
+	r := &receiver{}
+	r.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
+		body, _ := io.ReadAll(request.Body)
+		r.mu.Lock()
+		r.requests = append(r.requests, seen{request, body})
+		r.mu.Unlock()
+		answer(w, request)
+	}))
+	t.Cleanup(r.Close)
+	return r
+}
+
+func (r *receiver) last() seen {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.requests[len(r.requests)-1]
+}
+
+func TestRequest(t *testing.T) {
+	g := NewWithT(t)
+	r := newReceiver(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `{}`) })
+	config := files(t)
+	config.BaseURL, config.UserAgent = r.URL+"/api/", "whatsapp-operator/v1"
+	client := newClient(t, config)
+
+	g.Expect(client.Send(t.Context(), aBatch(delivery.KindQR))).To(Equal(delivery.Answer{Verdict: delivery.Delivered, StatusCode: 200}))
+	got := r.last()
+	g.Expect(got.Method + " " + got.URL.Path).To(Equal("POST /api/qr/batch"))
+	g.Expect(got.Header).To(And(
+		HaveKeyWithValue("Accept", []string{"application/json"}),
+		HaveKeyWithValue("Content-Type", []string{"application/json"}),
+		HaveKeyWithValue("Authorization", []string{"Bearer t0ken"}),
+		HaveKeyWithValue("User-Agent", []string{"whatsapp-operator/v1"}),
+		HaveKeyWithValue("Webhook-Id", []string{"msg_1"}),
+		Not(HaveKey("Idempotency-Key")),
+	))
+	g.Expect(Verify(got.Header, []Secret{secret(t, vectorSecret)}, time.Now(), DefaultTolerance, got.body)).To(Succeed())
+	var body map[string]json.RawMessage
+	g.Expect(json.Unmarshal(got.body, &body)).To(Succeed())
+	g.Expect(body).To(HaveLen(3))
+	g.Expect(body["batch_id"]).To(MatchJSON(`"msg_1"`))
+	g.Expect(string(body["sent_at"])).To(MatchRegexp(`^"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"$`))
+	g.Expect(body["items"]).To(MatchJSON(`[{"session_id":"a","qr":"2@x&y"},{"session_id":"b"}]`))
+
+	client.Send(t.Context(), aBatch(delivery.KindStatus))
+	g.Expect(r.last().URL.Path).To(Equal("/api/whatsapp/status/batch"))
+
+	answer := client.Send(t.Context(), aBatch("other"))
+	g.Expect(answer.Verdict).To(Equal(delivery.Misconfigured))
+}
+
+func TestRedirectIsNotFollowed(t *testing.T) {
+	g := NewWithT(t)
+	target := newReceiver(t, func(http.ResponseWriter, *http.Request) {})
+	for _, status := range []int{301, 302, 303, 307, 308} {
+		r := newReceiver(t, func(w http.ResponseWriter, request *http.Request) { http.Redirect(w, request, target.URL, status) })
+		config := files(t)
+		config.BaseURL = r.URL
+		g.Expect(newClient(t, config).Send(t.Context(), aBatch(delivery.KindQR)).Verdict).To(Equal(delivery.Misconfigured))
+	}
+	g.Expect(target.requests).To(BeEmpty())
+}
+
+func TestAnswerIsBounded(t *testing.T) {
+	r := newReceiver(t, func(w http.ResponseWriter, request *http.Request) {
+		for line := strings.Repeat(" ", 1<<16); request.Context().Err() == nil; {
+			if _, err := io.WriteString(w, line); err != nil {
+				return
+			}
+		}
+	})
+	config := files(t)
+	config.BaseURL = r.URL
+	answer := newClient(t, config).Send(t.Context(), aBatch(delivery.KindQR))
+	NewWithT(t).Expect(answer.Verdict).To(Equal(delivery.Misconfigured))
+}
+
+func TestTimeout(t *testing.T) {
+	g := NewWithT(t)
+	release := make(chan struct{})
+	r := newReceiver(t, func(http.ResponseWriter, *http.Request) { <-release })
+	t.Cleanup(func() { close(release) })
+	config := files(t)
+	config.BaseURL, config.Timeout = r.URL, 50*time.Millisecond
+	client := newClient(t, config)
+	answer := client.Send(t.Context(), aBatch(delivery.KindQR))
+	g.Expect(answer).To(Equal(delivery.Answer{Verdict: delivery.Retry, Detail: "no answer in time"}))
+
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	g.Expect(client.Send(ctx, aBatch(delivery.KindQR)).Verdict).To(Equal(delivery.Retry))
+}
+
+func TestNobodyListens(t *testing.T) {
+	r := newReceiver(t, nil)
+	r.Close()
+	config := files(t)
+	config.BaseURL = r.URL
+	answer := newClient(t, config).Send(t.Context(), aBatch(delivery.KindQR))
+	NewWithT(t).Expect(answer).To(Equal(delivery.Answer{Verdict: delivery.Retry, Detail: "the connection was refused"}))
+}
+
+func TestSecretsAreReadAgain(t *testing.T) {
+	g := NewWithT(t)
+	r := newReceiver(t, func(http.ResponseWriter, *http.Request) {})
+	config := files(t)
+	config.BaseURL = r.URL
+	config.SigningSecretFiles = append(config.SigningSecretFiles, write(t, filepath.Join(t.TempDir(), "next"), otherSecret))
+	client := newClient(t, config)
+	send := func() seen {
+		client.Send(t.Context(), aBatch(delivery.KindQR))
+		return r.last()
+	}
+	got := send()
+	g.Expect(strings.Fields(got.Header.Get(HeaderSignature))).To(HaveLen(2))
+	for _, known := range []string{vectorSecret, otherSecret} {
+		g.Expect(Verify(got.Header, []Secret{secret(t, known)}, time.Now(), DefaultTolerance, got.body)).To(Succeed())
+	}
+
+	write(t, config.TokenFile, "rotated-token")
+	write(t, config.SigningSecretFiles[0], strings.Repeat("another ", 4)+"\n"+vectorSecret)
+	got = send()
+	g.Expect(got.Header.Get("Authorization")).To(Equal("Bearer rotated-token"))
+	g.Expect(strings.Fields(got.Header.Get(HeaderSignature))).To(HaveLen(3), "several secrets may stand in one file")
+
+	write(t, config.TokenFile, "two\nlines")
+	g.Expect(os.Remove(config.SigningSecretFiles[1])).To(Succeed())
+	got = send()
+	g.Expect(got.Header.Get("Authorization")).To(Equal("Bearer rotated-token"), "a broken file changes nothing")
+	g.Expect(strings.Fields(got.Header.Get(HeaderSignature))).To(HaveLen(3))
+}
+
+func TestCertificates(t *testing.T) {
+	g := NewWithT(t)
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
+		if request.ProtoMajor != 2 {
+			w.WriteHeader(http.StatusHTTPVersionNotSupported)
+		}
+	}))
+	server.EnableHTTP2 = true
+	server.Config.ErrorLog = nil
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	own := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}))
+
+	config := files(t)
+	config.BaseURL = server.URL
+	answer := newClient(t, config).Send(t.Context(), aBatch(delivery.KindQR))
+	g.Expect(answer.Verdict).To(Equal(delivery.Misconfigured))
+	g.Expect(answer.Detail).To(ContainSubstring("certificate"))
+
+	config.CAFile = write(t, filepath.Join(t.TempDir(), "ca.pem"), own)
+	g.Expect(newClient(t, config).Send(t.Context(), aBatch(delivery.KindQR)).Verdict).To(Equal(delivery.Delivered))
+}
+
+func TestValidate(t *testing.T) {
+	dir := t.TempDir()
+	short := write(t, filepath.Join(dir, "short"), "hunter2")
+	empty := write(t, filepath.Join(dir, "empty"), "\n")
+	for _, row := range []struct {
+		name   string
+		change func(*Config)
+		want   []string
+	}{
+		{"https", func(*Config) {}, nil},
+		{"http to this host", func(c *Config) { c.BaseURL = "http://127.0.0.1:8080" }, nil},
+		{"http to this host by name", func(c *Config) { c.BaseURL = "http://localhost:8080" }, nil},
+		{"http to this host over IPv6", func(c *Config) { c.BaseURL = "http://[::1]:8080/api" }, nil},
+		{"http elsewhere", func(c *Config) { c.BaseURL = "http://laravel.example" }, []string{"not https"}},
+		{"http elsewhere, allowed", func(c *Config) { c.BaseURL, c.InsecureHTTP = "http://laravel.example", true }, nil},
+		{"a host that only looks local", func(c *Config) { c.BaseURL = "http://127.0.0.1.example" }, []string{"not https"}},
+		{"a password in the URL", func(c *Config) { c.BaseURL = "https://me:hunter2@laravel.example" }, []string{"holds a user or a password"}},
+		{"a malformed URL with a password", func(c *Config) { c.BaseURL = "https://me:hunter2@laravel example" }, []string{"not a URL"}},
+		{"a query", func(c *Config) { c.BaseURL = "https://laravel.example?token=hunter2" }, []string{"query"}},
+		{"another scheme", func(c *Config) { c.BaseURL = "ftp://laravel.example" }, []string{"not a URL"}},
+		{"no scheme", func(c *Config) { c.BaseURL = "laravel.example" }, []string{"not a URL"}},
+		{"a path that is none", func(c *Config) { c.QRPath = "qr" }, []string{"does not begin"}},
+		{"one path for both", func(c *Config) { c.QRPath = DefaultStatusPath }, []string{"are the same"}},
+		{"a token that is no header", func(c *Config) { c.TokenFile = empty }, []string{"visible ASCII"}},
+		{"a secret that is too short", func(c *Config) { c.SigningSecretFiles = []string{short} }, []string{"24 bytes"}},
+		{"a file without secrets", func(c *Config) { c.SigningSecretFiles = []string{empty} }, []string{"24 bytes"}},
+		{"a CA that is none", func(c *Config) { c.CAFile = short }, []string{"certificate"}},
+		{"a CA without TLS", func(c *Config) { c.BaseURL, c.CAFile = "http://localhost", short }, []string{"not https", "certificate"}},
+		{"a negative time-out", func(c *Config) { c.Timeout = -1 }, []string{"time-out"}},
+		{"everything at once", func(c *Config) { *c = Config{TokenFile: filepath.Join(dir, "missing"), Timeout: -1} },
+			[]string{"base URL of Laravel is missing", "no such file", "signing secret", "time-out"}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			g := NewWithT(t)
+			config := files(t)
+			config.BaseURL = "https://laravel.example/api"
+			row.change(&config)
+			err := config.Validate()
+			if row.want == nil {
+				g.Expect(err).NotTo(HaveOccurred())
+				return
+			}
+			for _, part := range row.want {
+				g.Expect(err).To(MatchError(ContainSubstring(part)))
+			}
+			var joined interface{ Unwrap() []error }
+			g.Expect(errors.As(err, &joined)).To(BeTrue())
+			g.Expect(joined.Unwrap()).To(HaveLen(len(row.want)))
+			g.Expect(err.Error()).NotTo(ContainSubstring("hunter2"))
+		})
+	}
+}

@@ -1,0 +1,171 @@
+package laravel
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+)
+
+// Defaults of Config.
+const (
+	DefaultQRPath     = "/qr/batch"
+	DefaultStatusPath = "/whatsapp/status/batch"
+	DefaultTimeout    = 15 * time.Second
+	DefaultUserAgent  = "whatsapp-operator"
+)
+
+// Config says how to reach Laravel and how to prove who we are.
+type Config struct {
+	// BaseURL is https://host[:port][/path]; the paths are appended to it.
+	BaseURL string
+	// QRPath and StatusPath are where the batches go; empty means the defaults.
+	QRPath, StatusPath string
+	// TokenFile holds the bearer token. It is read again when it changes.
+	TokenFile string
+	// SigningSecretFiles hold the Standard Webhooks secrets, one a line, as
+	// whsec_ and base64 or as plain text. Each of them signs every request, so
+	// that they can be rotated. They are read again when they change.
+	SigningSecretFiles []string
+	// Timeout bounds a request from the dial to the answer's last byte; zero
+	// means 15 s. The flusher's claim may bound it further.
+	Timeout time.Duration
+	// CAFile is a PEM file with the authorities to trust instead of the
+	// system's. It is read again when it changes.
+	CAFile string
+	// InsecureHTTP allows http to other hosts than this one: tokens and phone
+	// numbers can then be read on the way.
+	InsecureHTTP bool
+	// UserAgent; empty means "whatsapp-operator".
+	UserAgent string
+}
+
+// Validate returns everything that is wrong, each as a sentence that says what
+// to change, joined in one error. It reads the files that are named, but never
+// repeats what is in them.
+func (c Config) Validate() error {
+	var errs []error
+	wrong := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+
+	// Go's own errors of url.Parse repeat the URL, which may hold a password.
+	switch u, err := url.Parse(c.BaseURL); {
+	case c.BaseURL == "":
+		wrong("the base URL of Laravel is missing: give https://host")
+	case err != nil || u.Hostname() == "" || u.Opaque != "" || u.Scheme != "https" && u.Scheme != "http":
+		wrong("the base URL of Laravel is not a URL such as https://host")
+	case u.User != nil:
+		wrong("the base URL of Laravel holds a user or a password: put a token into the token file instead")
+	case u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
+		wrong("the base URL of Laravel has a query or a fragment: leave them out")
+	case u.Scheme == "http" && !c.InsecureHTTP && !isLoopback(u.Hostname()):
+		wrong("the base URL of Laravel is not https: use https, or allow plain http to host %s explicitly", clean(u.Hostname(), maxHost))
+	case u.Scheme == "http" && c.CAFile != "":
+		wrong("a CA file for Laravel is given, but its base URL is not https")
+	}
+	for _, path := range []string{c.qrPath(), c.statusPath()} {
+		if u, err := url.Parse(path); err != nil || !strings.HasPrefix(path, "/") || strings.HasPrefix(path, "//") || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" {
+			wrong("a path of Laravel does not begin with one / or has a query: give it as %s", DefaultStatusPath)
+		}
+	}
+	if c.qrPath() == c.statusPath() {
+		wrong("the paths of Laravel for QR codes and for statuses are the same: give each its own")
+	}
+	if c.TokenFile == "" {
+		wrong("the file with the bearer token for Laravel is missing")
+	} else if err := readFile(c.TokenFile, func(b []byte) error { _, err := parseToken(b); return err }); err != nil {
+		errs = append(errs, err)
+	}
+	if len(c.SigningSecretFiles) == 0 {
+		wrong("no file with a signing secret for Laravel is given")
+	}
+	for _, name := range c.SigningSecretFiles {
+		if err := readFile(name, func(b []byte) error { _, err := parseSecrets(b); return err }); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if c.CAFile != "" {
+		if err := readFile(c.CAFile, func(b []byte) error { _, err := parseCA(b); return err }); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if c.Timeout < 0 {
+		wrong("the time-out for Laravel is negative")
+	}
+	return errors.Join(errs...)
+}
+
+func (c Config) qrPath() string     { return withDefault(c.QRPath, DefaultQRPath) }
+func (c Config) statusPath() string { return withDefault(c.StatusPath, DefaultStatusPath) }
+
+func withDefault[T comparable](v, otherwise T) T {
+	var zero T
+	if v == zero {
+		return otherwise
+	}
+	return v
+}
+
+func isLoopback(host string) bool {
+	if strings.EqualFold(host, "localhost") {
+		return true
+	}
+	ip := net.ParseIP(host)
+	return ip != nil && ip.IsLoopback()
+}
+
+func readFile(name string, parse func([]byte) error) error {
+	content, err := os.ReadFile(name)
+	if err != nil {
+		return fmt.Errorf("reading a file for Laravel: %w", err)
+	}
+	if err := parse(content); err != nil {
+		return fmt.Errorf("file %s for Laravel: %w", name, err)
+	}
+	return nil
+}
+
+var (
+	errToken = errors.New("it must hold one line of visible ASCII characters")
+	errCA    = errors.New("it holds no certificate in PEM")
+)
+
+// parseToken reads what may stand in an Authorization header.
+func parseToken(content []byte) (string, error) {
+	token := strings.TrimRight(string(content), "\r\n")
+	if token == "" || strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return "", errToken
+	}
+	return token, nil
+}
+
+// parseSecrets reads one secret a line.
+func parseSecrets(content []byte) ([]Secret, error) {
+	var secrets []Secret
+	for line := range strings.Lines(string(content)) {
+		line = strings.TrimSpace(line)
+		if line == "" {
+			continue
+		}
+		secret, err := ParseSecret(line)
+		if err != nil {
+			return nil, err
+		}
+		secrets = append(secrets, secret)
+	}
+	if len(secrets) == 0 {
+		return nil, ErrSecret
+	}
+	return secrets, nil
+}
+
+func parseCA(content []byte) (*x509.CertPool, error) {
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(content) {
+		return nil, errCA
+	}
+	return pool, nil
+}

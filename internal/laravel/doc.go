@@ -1,0 +1,19 @@
+// Package laravel speaks to the tenant's web application: it posts batches of
+// updates and says what each answer means (DESIGN section 8).
+//
+// A request is
+//
+//	POST <base URL>/qr/batch or /whatsapp/status/batch
+//	Authorization: Bearer <token>
+//	webhook-id: <batch id>              the idempotency key, the same at each repeat
+//	webhook-timestamp: <Unix seconds>   of this attempt
+//	webhook-signature: v1,<base64>      one for each signing secret, separated by spaces
+//	{"batch_id": …, "sent_at": …, "items": […]}
+//
+// signed as the Standard Webhooks specification says
+// (https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md).
+// Classify is the table from answers to verdicts; it is pure. Client does the
+// I/O: it never follows a redirect, reads a bounded part of the answer, and
+// reads its secrets again when their files change. What it says about an
+// answer holds no secret and at most 512 bytes of the answer's text.
+package laravel

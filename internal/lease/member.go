@@ -1,0 +1,162 @@
+package lease
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"maps"
+	"strconv"
+	"strings"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+)
+
+const (
+	// ComponentLabel with ComponentWorker marks the Leases of workers.
+	ComponentLabel = "app.kubernetes.io/component"
+	// ComponentWorker is the value of ComponentLabel on a worker's Lease.
+	ComponentWorker = "worker"
+
+	// Format is the version of this encoding that this program writes. Fields are only
+	// added, so a reader takes what it knows from a newer one.
+	Format = 1
+
+	annotationPrefix = "whatsapp-operator.io/"
+	annotationFormat = annotationPrefix + "format"
+	annotationRev    = annotationPrefix + "revision"
+	annotationCap    = annotationPrefix + "capacity"
+	annotationLoad   = annotationPrefix + "load"
+	annotationTokens = annotationPrefix + "tokens"
+	annotationDrain  = annotationPrefix + "draining"
+
+	namePrefix = "whatsapp-worker-"
+	// maxName is what Kubernetes allows for the name of a Lease.
+	maxName = 253
+	// maxCount bounds the numbers of a Lease: no worker has more sessions, and sums of
+	// them stay far from overflowing.
+	maxCount = 1_000_000
+)
+
+// ErrNoHolder says that nobody holds the Lease: its worker has left.
+var ErrNoHolder = errors.New("the lease has no holder")
+
+// Member is a worker as its Lease describes it (DESIGN section 3.2).
+type Member struct {
+	// Name is the worker's, its pod's.
+	Name string
+	// Incarnation tells a worker from an earlier one of the same name.
+	Incarnation string
+	// Pool is the pool whose namespaces it serves.
+	Pool string
+	// Revision orders the versions of the workers: a higher one is newer.
+	Revision int64
+	// Format is the encoding's version; 0 is written as Format.
+	Format int
+	// Capacity is how many sessions it takes.
+	Capacity int
+	// Load is how many sessions it holds; it lags behind by up to one renewal.
+	Load int
+	// Tokens is how many logins it may begin at once; it lags behind likewise.
+	Tokens int
+	// Draining: it gives its sessions away and takes none.
+	Draining bool
+	// RenewTime is the last renewal, by the worker's own clock.
+	RenewTime time.Time
+	// Duration is how long after a renewal the worker counts as live.
+	Duration time.Duration
+}
+
+// LeaseName is the name of a worker's Lease. It differs for different workers,
+// and fits also where the worker's name is as long as a name may be.
+func LeaseName(worker string) string {
+	name := namePrefix + worker
+	if len(name) <= maxName {
+		return name
+	}
+	sum := sha256.Sum256([]byte(worker))
+	suffix := "-" + hex.EncodeToString(sum[:8])
+	return strings.TrimRight(name[:maxName-len(suffix)], "-.") + suffix
+}
+
+// FromLease reads the worker that a Lease describes. A Lease that is not a
+// worker's, or speaks for another worker than the one that it is named for, is
+// an error; ErrNoHolder says that the worker has left.
+func FromLease(l *coordinationv1.Lease) (Member, error) {
+	if l.Labels[ComponentLabel] != ComponentWorker {
+		return Member{}, errors.New("the lease is not a worker's")
+	}
+	if l.Spec.HolderIdentity == nil || *l.Spec.HolderIdentity == "" {
+		return Member{}, ErrNoHolder
+	}
+	name, incarnation, ok := strings.Cut(*l.Spec.HolderIdentity, "/")
+	if !ok || name == "" || incarnation == "" {
+		return Member{}, errors.New("the lease's holder is not of the form worker/incarnation")
+	}
+	if l.Name != LeaseName(name) {
+		return Member{}, fmt.Errorf("the lease %q speaks for worker %q", l.Name, name)
+	}
+	if l.Spec.RenewTime == nil || l.Spec.LeaseDurationSeconds == nil || *l.Spec.LeaseDurationSeconds <= 0 {
+		return Member{}, errors.New("the lease has no time of renewal or no duration")
+	}
+	m := Member{
+		Name: name, Incarnation: incarnation, Pool: l.Labels[v1alpha1.PoolLabel],
+		RenewTime: l.Spec.RenewTime.Time,
+		Duration:  time.Duration(*l.Spec.LeaseDurationSeconds) * time.Second,
+	}
+	if m.Pool == "" {
+		m.Pool = v1alpha1.DefaultPool
+	}
+	var err error
+	if m.Revision, err = strconv.ParseInt(l.Annotations[annotationRev], 10, 64); err != nil || m.Revision < 0 {
+		return Member{}, fmt.Errorf("the lease's annotation %s is not a number from 0 on", annotationRev)
+	}
+	for key, field := range map[string]*int{
+		annotationFormat: &m.Format, annotationCap: &m.Capacity, annotationLoad: &m.Load, annotationTokens: &m.Tokens,
+	} {
+		if *field, err = strconv.Atoi(l.Annotations[key]); err != nil || *field < 0 || *field > maxCount {
+			return Member{}, fmt.Errorf("the lease's annotation %s is not a number from 0 to %d", key, maxCount)
+		}
+	}
+	if m.Format == 0 {
+		return Member{}, fmt.Errorf("the lease's annotation %s is 0", annotationFormat)
+	}
+	if m.Draining, err = strconv.ParseBool(l.Annotations[annotationDrain]); err != nil {
+		return Member{}, fmt.Errorf("the lease's annotation %s is neither true nor false", annotationDrain)
+	}
+	return m, nil
+}
+
+// Into writes the member into a Lease. The Lease's own name and namespace, and
+// labels and annotations that this program does not know, stay as they are.
+func (m Member) Into(l *coordinationv1.Lease) {
+	format := m.Format
+	if format == 0 {
+		format = Format
+	}
+	labels, annotations := maps.Clone(l.Labels), maps.Clone(l.Annotations)
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	if annotations == nil {
+		annotations = map[string]string{}
+	}
+	labels[ComponentLabel] = ComponentWorker
+	labels[v1alpha1.PoolLabel] = m.Pool
+	annotations[annotationFormat] = strconv.Itoa(format)
+	annotations[annotationRev] = strconv.FormatInt(m.Revision, 10)
+	annotations[annotationCap] = strconv.Itoa(m.Capacity)
+	annotations[annotationLoad] = strconv.Itoa(m.Load)
+	annotations[annotationTokens] = strconv.Itoa(m.Tokens)
+	annotations[annotationDrain] = strconv.FormatBool(m.Draining)
+	l.Labels, l.Annotations = labels, annotations
+
+	holder := m.Name + "/" + m.Incarnation
+	seconds := int32(m.Duration / time.Second)
+	renew := metav1.NewMicroTime(m.RenewTime)
+	l.Spec.HolderIdentity, l.Spec.LeaseDurationSeconds, l.Spec.RenewTime = &holder, &seconds, &renew
+}

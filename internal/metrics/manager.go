@@ -1,0 +1,82 @@
+package metrics
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
+)
+
+var (
+	managerSessions = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Namespace: namespace, Name: "sessions",
+		Help: "Sessions by phase, as the leader sees them.",
+	}, []string{"phase"})
+	sessionsUnplaced = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Namespace: namespace, Name: "sessions_unplaced",
+		Help: "Sessions that want a worker and have none, by reason. NoCapacity is what to scale the workers on.",
+	}, []string{"reason"})
+	sessionsSilent = prometheus.NewGauge(prometheus.GaugeOpts{
+		Namespace: namespace, Name: "sessions_held_by_silent_workers",
+		Help: "Sessions held by a worker whose Lease is not being renewed, or is gone.",
+	})
+	workers = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Namespace: namespace, Name: "workers",
+		Help: "Workers by pool and state: live, draining or silent.",
+	}, []string{"pool", "state"})
+	poolCapacity = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Namespace: namespace, Name: "pool_capacity_sessions",
+		Help: "Sessions that the live workers of a pool take at most.",
+	}, []string{"pool"})
+	placements = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: namespace, Name: "placements_total",
+		Help: "Decisions of the placement: placed, moved, withdrawn, conflict (to be made again) or failed.",
+	}, []string{"result"})
+	placementSeconds = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Namespace: namespace, Name: "placement_plan_seconds",
+		Help:    "Time to compute one placement plan, without carrying it out.",
+		Buckets: prometheus.ExponentialBuckets(0.0005, 2, 12),
+	})
+)
+
+func init() {
+	metrics.Registry.MustRegister(managerSessions, sessionsUnplaced, sessionsSilent, workers, poolCapacity, placements, placementSeconds)
+}
+
+// Fleet is what the leader counts before each plan.
+type Fleet struct {
+	// Sessions by phase, Unplaced by reason.
+	Sessions, Unplaced map[string]int
+	// HeldBySilent are the sessions of workers that are not live.
+	HeldBySilent int
+	// Workers by pool and state, Capacity of the live workers by pool.
+	Workers  map[PoolState]int
+	Capacity map[string]int
+	// Planning is how long the plan took.
+	Planning time.Duration
+}
+
+// PoolState is a pool and a state of workers: live, draining or silent.
+type PoolState struct{ Pool, State string }
+
+// SetFleet publishes the counts; what they do not name any more disappears.
+func SetFleet(f Fleet) {
+	set := func(gauge *prometheus.GaugeVec, counts map[string]int) {
+		gauge.Reset()
+		for label, n := range counts {
+			gauge.WithLabelValues(label).Set(float64(n))
+		}
+	}
+	set(managerSessions, f.Sessions)
+	set(sessionsUnplaced, f.Unplaced)
+	set(poolCapacity, f.Capacity)
+	workers.Reset()
+	for label, n := range f.Workers {
+		workers.WithLabelValues(label.Pool, label.State).Set(float64(n))
+	}
+	sessionsSilent.Set(float64(f.HeldBySilent))
+	placementSeconds.Observe(f.Planning.Seconds())
+}
+
+// Placement counts a decision that was carried out, or could not be.
+func Placement(result string) { placements.WithLabelValues(result).Inc() }

@@ -1,0 +1,538 @@
+package placement_test
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	. "github.com/onsi/gomega"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/ptr"
+
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/placement"
+)
+
+var noon = time.Date(2026, 5, 4, 12, 0, 0, 0, time.UTC)
+
+type (
+	session = placement.Session
+	worker  = placement.Worker
+)
+
+// s is a session that wants a worker; the older ones have the smaller numbers.
+func s(n int, namespace string, change ...func(*session)) session {
+	out := session{
+		UID: types.UID(fmt.Sprintf("%s-%04d", namespace, n)), Namespace: namespace, Wanted: true,
+		Created: noon.Add(time.Duration(n) * time.Second),
+	}
+	for _, c := range change {
+		c(&out)
+	}
+	return out
+}
+
+func on(worker string) func(*session) {
+	return func(s *session) { s.Worker, s.HeldBy = worker, worker }
+}
+
+func placedOn(worker string) func(*session) { return func(s *session) { s.Worker = worker } }
+func heldBy(worker string) func(*session)   { return func(s *session) { s.HeldBy = worker } }
+func unwanted(s *session)                   { s.Wanted = false }
+func urgent(s *session)                     { s.Urgent = true }
+
+func since(ago time.Duration) func(*session) {
+	return func(s *session) { s.Since = noon.Add(-ago) }
+}
+
+// w is a live worker of the default pool.
+func w(name string, capacity int, change ...func(*worker)) worker {
+	out := worker{Name: name, Pool: v1alpha1.DefaultPool, Revision: 1, Capacity: capacity, Tokens: 200, Live: true}
+	for _, c := range change {
+		c(&out)
+	}
+	return out
+}
+
+func revision(n int64) func(*worker) { return func(w *worker) { w.Revision = n } }
+func tokens(n int) func(*worker)     { return func(w *worker) { w.Tokens = n } }
+func pool(name string) func(*worker) { return func(w *worker) { w.Pool = name } }
+func draining(w *worker)             { w.Draining = true }
+func silent(w *worker)               { w.Live = false }
+
+// result is a plan in a form that a table can state: session → worker, session → reason.
+type result struct {
+	moves   map[string]string
+	refused map[string]string
+	waiting []string
+	again   time.Duration
+}
+
+func plan(snapshot placement.Snapshot) result {
+	p := placement.Make(snapshot)
+	out := result{moves: map[string]string{}, refused: map[string]string{}}
+	name := func(i int) string { return string(snapshot.Sessions[i].UID) }
+	for _, m := range p.Moves {
+		out.moves[name(m.Session)] = m.To
+		if m.Refused != "" {
+			out.refused[name(m.Session)] = m.Refused
+		}
+	}
+	for _, r := range p.Refusals {
+		out.refused[name(r.Session)] = r.Reason
+	}
+	for _, i := range p.Waiting {
+		out.waiting = append(out.waiting, name(i))
+	}
+	slices.Sort(out.waiting)
+	if !p.Again.IsZero() {
+		out.again = p.Again.Sub(snapshot.Now)
+	}
+	return out
+}
+
+func TestMake(t *testing.T) {
+	tests := []struct {
+		name       string
+		sessions   []session
+		workers    []worker
+		namespaces map[string]placement.Namespace
+		want       result
+	}{
+		{name: "nothing to do"},
+		{
+			name:     "a session without a worker gets one",
+			sessions: []session{s(1, "a")},
+			workers:  []worker{w("w1", 10)},
+			want:     result{moves: map[string]string{"a-0001": "w1"}},
+		},
+		{
+			name:     "the least relative load decides, not the number of sessions",
+			sessions: []session{s(1, "a", on("small")), s(2, "a", on("big")), s(3, "a", on("big")), s(4, "a")},
+			workers:  []worker{w("small", 2), w("big", 100)},
+			want:     result{moves: map[string]string{"a-0004": "big"}},
+		},
+		{
+			name:     "a live worker keeps what it has, however unequal the load",
+			sessions: []session{s(1, "a", on("w1")), s(2, "a", on("w1")), s(3, "a", on("w1"))},
+			workers:  []worker{w("w1", 4), w("w2", 4)},
+		},
+		{
+			name:     "a worker whose capacity was lowered keeps what it has and takes nothing",
+			sessions: []session{s(1, "a", on("w1")), s(2, "a", on("w1")), s(3, "a")},
+			workers:  []worker{w("w1", 1)},
+			want:     result{refused: map[string]string{"a-0003": v1alpha1.ReasonNoCapacity}},
+		},
+		{
+			name:     "a session that is not wanted gets no worker",
+			sessions: []session{s(1, "a", unwanted)},
+			workers:  []worker{w("w1", 10)},
+		},
+		{
+			name:     "a session that is being given up takes room until it is",
+			sessions: []session{s(1, "a", unwanted, heldBy("w1")), s(2, "a")},
+			workers:  []worker{w("w1", 1)},
+			want:     result{refused: map[string]string{"a-0002": v1alpha1.ReasonNoCapacity}},
+		},
+		{
+			name:     "a session on its way takes room at both ends",
+			sessions: []session{s(1, "a", placedOn("w2"), heldBy("w1")), s(2, "a")},
+			workers:  []worker{w("w1", 1), w("w2", 1)},
+			want:     result{refused: map[string]string{"a-0002": v1alpha1.ReasonNoCapacity}},
+		},
+		{
+			name:     "a full pool refuses",
+			sessions: []session{s(1, "a", on("w1")), s(2, "a")},
+			workers:  []worker{w("w1", 1)},
+			want:     result{refused: map[string]string{"a-0002": v1alpha1.ReasonNoCapacity}},
+		},
+		{
+			name:     "no worker at all",
+			sessions: []session{s(1, "a")},
+			want:     result{refused: map[string]string{"a-0001": v1alpha1.ReasonNoWorkers}},
+		},
+		{
+			name:     "only silent and draining workers",
+			sessions: []session{s(1, "a")},
+			workers:  []worker{w("w1", 10, silent), w("w2", 10, draining)},
+			want:     result{refused: map[string]string{"a-0001": v1alpha1.ReasonNoWorkers}},
+		},
+		{
+			name:     "only workers of the namespace's pool",
+			sessions: []session{s(1, "a"), s(2, "b"), s(3, "c")},
+			workers:  []worker{w("w1", 10), w("w2", 10, pool("blue"))},
+			namespaces: map[string]placement.Namespace{
+				"b": {Pool: "blue"}, "c": {Pool: "green"},
+			},
+			want: result{
+				moves:   map[string]string{"a-0001": "w1", "b-0002": "w2"},
+				refused: map[string]string{"c-0003": v1alpha1.ReasonNoWorkers},
+			},
+		},
+		{
+			name:       "a namespace that got another pool moves there",
+			sessions:   []session{s(1, "a", on("w1"))},
+			workers:    []worker{w("w1", 10), w("w2", 10, pool("blue"))},
+			namespaces: map[string]placement.Namespace{"a": {Pool: "blue"}},
+			want:       result{moves: map[string]string{"a-0001": "w2"}},
+		},
+		{
+			name:       "but it stays connected while its pool has no room",
+			sessions:   []session{s(1, "a", on("w1"))},
+			workers:    []worker{w("w1", 10)},
+			namespaces: map[string]placement.Namespace{"a": {Pool: "blue"}},
+		},
+		{
+			name:     "a session whose worker is gone is placed elsewhere",
+			sessions: []session{s(1, "a", placedOn("gone"))},
+			workers:  []worker{w("w1", 10)},
+			want:     result{moves: map[string]string{"a-0001": "w1"}},
+		},
+		{
+			name:     "a session that its silent worker never took is placed elsewhere",
+			sessions: []session{s(1, "a", placedOn("w1"))},
+			workers:  []worker{w("w1", 10, silent), w("w2", 10)},
+			want:     result{moves: map[string]string{"a-0001": "w2"}},
+		},
+		{
+			name:     "a session that a silent worker holds stays: nobody has declared it dead",
+			sessions: []session{s(1, "a", on("w1")), s(2, "a", on("gone"))},
+			workers:  []worker{w("w1", 10, silent), w("w2", 10)},
+		},
+		{
+			name:     "a session whose worker is gone loses it when there is no other",
+			sessions: []session{s(1, "a", placedOn("gone"))},
+			want: result{
+				moves:   map[string]string{"a-0001": ""},
+				refused: map[string]string{"a-0001": v1alpha1.ReasonNoWorkers},
+			},
+		},
+		{
+			name:     "a draining worker's sessions move",
+			sessions: []session{s(1, "a", on("w1")), s(2, "a", placedOn("w1"))},
+			workers:  []worker{w("w1", 10, draining), w("w2", 10)},
+			want:     result{moves: map[string]string{"a-0001": "w2", "a-0002": "w2"}},
+		},
+		{
+			name:     "a draining worker's sessions that nobody can take are given up",
+			sessions: []session{s(1, "a", on("w1"))},
+			workers:  []worker{w("w1", 10, draining)},
+			want: result{
+				moves:   map[string]string{"a-0001": ""},
+				refused: map[string]string{"a-0001": v1alpha1.ReasonNoWorkers},
+			},
+		},
+		{
+			name:     "a wave of moves is no larger than the free login tokens",
+			sessions: []session{s(1, "a", on("w1")), s(2, "a", on("w1")), s(3, "a", on("w1"))},
+			workers:  []worker{w("w1", 10, draining), w("w2", 10, tokens(2))},
+			want: result{
+				moves:   map[string]string{"a-0001": "w2", "a-0002": "w2"},
+				waiting: []string{"a-0003"}, again: time.Second,
+			},
+		},
+		{
+			name: "the tokens of sessions that are not taken yet are spent",
+			sessions: []session{
+				s(1, "a", on("w1")), s(2, "a", placedOn("w2"), heldBy("w1")), s(3, "a", placedOn("w2")),
+			},
+			workers: []worker{w("w1", 10, draining), w("w2", 10, tokens(2))},
+			want:    result{waiting: []string{"a-0001"}, again: time.Second},
+		},
+		{
+			name:     "a wave is dealt by namespace",
+			sessions: []session{s(1, "a", on("w1")), s(2, "a", on("w1")), s(3, "a", on("w1")), s(4, "b", on("w1"))},
+			workers:  []worker{w("w1", 10, draining), w("w2", 10, tokens(2))},
+			want: result{
+				moves:   map[string]string{"a-0001": "w2", "b-0004": "w2"},
+				waiting: []string{"a-0002", "a-0003"}, again: time.Second,
+			},
+		},
+		{
+			name:     "a new session does not wait for tokens: the worker paces it",
+			sessions: []session{s(1, "a")},
+			workers:  []worker{w("w1", 10, tokens(0))},
+			want:     result{moves: map[string]string{"a-0001": "w1"}},
+		},
+		{
+			name:     "during a rollout only the newest revision",
+			sessions: []session{s(1, "a"), s(2, "a"), s(3, "a", on("old"))},
+			workers:  []worker{w("old", 1000), w("new", 2, revision(2))},
+			want:     result{moves: map[string]string{"a-0001": "new", "a-0002": "new"}},
+		},
+		{
+			name:     "a session waits for the newest revision when it is full",
+			sessions: []session{s(1, "a", on("new")), s(2, "a"), s(3, "a", since(45*time.Second))},
+			workers:  []worker{w("old", 1000), w("new", 1, revision(2))},
+			want:     result{waiting: []string{"a-0002", "a-0003"}, again: 15 * time.Second},
+		},
+		{
+			name:     "but not longer than 60 s",
+			sessions: []session{s(1, "a", on("new")), s(2, "a", since(time.Minute))},
+			workers:  []worker{w("old", 1000), w("new", 1, revision(2))},
+			want:     result{moves: map[string]string{"a-0002": "old"}},
+		},
+		{
+			name:     "it does not wait where the older revisions are full too",
+			sessions: []session{s(1, "a", on("new")), s(2, "a", on("old")), s(3, "a")},
+			workers:  []worker{w("old", 1), w("new", 1, revision(2))},
+			want:     result{refused: map[string]string{"a-0003": v1alpha1.ReasonNoCapacity}},
+		},
+		{
+			name:     "however long a move waits for a token, it does not go to an older revision",
+			sessions: []session{s(1, "a", on("w1"), since(time.Hour))},
+			workers:  []worker{w("w1", 10, draining), w("old", 1000), w("new", 10, revision(2), tokens(0))},
+			want:     result{waiting: []string{"a-0001"}, again: time.Second},
+		},
+		{
+			name:     "a draining worker's session waits for the newest revision too",
+			sessions: []session{s(1, "a", on("w1")), s(2, "a", on("new"))},
+			workers:  []worker{w("w1", 10, draining), w("old", 1000), w("new", 1, revision(2))},
+			want:     result{waiting: []string{"a-0001"}, again: time.Minute},
+		},
+		{
+			name:     "capacity is dealt by namespace",
+			sessions: []session{s(1, "a"), s(2, "a"), s(3, "a"), s(4, "b")},
+			workers:  []worker{w("w1", 2)},
+			want: result{
+				moves: map[string]string{"a-0001": "w1", "b-0004": "w1"},
+				refused: map[string]string{
+					"a-0002": v1alpha1.ReasonNoCapacity, "a-0003": v1alpha1.ReasonNoCapacity,
+				},
+			},
+		},
+		{
+			name:     "the namespace that has the least comes first",
+			sessions: []session{s(1, "a", on("w1")), s(2, "a"), s(3, "b")},
+			workers:  []worker{w("w1", 2)},
+			want: result{
+				moves:   map[string]string{"b-0003": "w1"},
+				refused: map[string]string{"a-0002": v1alpha1.ReasonNoCapacity},
+			},
+		},
+		{
+			name:     "within a namespace a session that had a worker comes first, then the oldest",
+			sessions: []session{s(1, "a"), s(2, "a"), s(3, "a", placedOn("gone"))},
+			workers:  []worker{w("w1", 2)},
+			want: result{
+				moves:   map[string]string{"a-0003": "w1", "a-0001": "w1"},
+				refused: map[string]string{"a-0002": v1alpha1.ReasonNoCapacity},
+			},
+		},
+		{
+			name:       "a namespace's limit",
+			sessions:   []session{s(1, "a", on("w1")), s(2, "a"), s(3, "a"), s(4, "b")},
+			workers:    []worker{w("w1", 10)},
+			namespaces: map[string]placement.Namespace{"a": {MaxSessions: ptr.To(2)}},
+			want: result{
+				moves:   map[string]string{"a-0002": "w1", "b-0004": "w1"},
+				refused: map[string]string{"a-0003": v1alpha1.ReasonTooManySessions},
+			},
+		},
+		{
+			name:       "a limit that was lowered takes no session's worker away",
+			sessions:   []session{s(1, "a", on("w1")), s(2, "a", on("w1"))},
+			workers:    []worker{w("w1", 10)},
+			namespaces: map[string]placement.Namespace{"a": {MaxSessions: ptr.To(0)}},
+		},
+		{
+			name:       "a session that is deleted is logged out beyond the limit, and first",
+			sessions:   []session{s(1, "a"), s(2, "a", urgent)},
+			workers:    []worker{w("w1", 1)},
+			namespaces: map[string]placement.Namespace{"a": {MaxSessions: ptr.To(1)}},
+			want: result{
+				moves:   map[string]string{"a-0002": "w1"},
+				refused: map[string]string{"a-0001": v1alpha1.ReasonTooManySessions},
+			},
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			g := NewWithT(t)
+			got := plan(placement.Snapshot{Now: noon, Sessions: tt.sessions, Workers: tt.workers, Namespaces: tt.namespaces})
+			if tt.want.moves == nil {
+				tt.want.moves = map[string]string{}
+			}
+			if tt.want.refused == nil {
+				tt.want.refused = map[string]string{}
+			}
+			g.Expect(got).To(Equal(tt.want))
+		})
+	}
+}
+
+func TestAFreshPoolFillsEvenly(t *testing.T) {
+	g := NewWithT(t)
+	snapshot := fleet(1000, 10, 7)
+	loads := map[string]int{}
+	for _, m := range placement.Make(snapshot).Moves {
+		loads[m.To]++
+	}
+	for name := range maps.Keys(loads) {
+		g.Expect(loads[name]).To(Equal(100), name)
+	}
+	g.Expect(loads).To(HaveLen(10))
+}
+
+func TestTiesAreSpreadByTheSession(t *testing.T) {
+	g := NewWithT(t)
+	chosen := map[string]int{}
+	for n := range 400 {
+		p := placement.Make(placement.Snapshot{Now: noon, Sessions: []session{s(n, "a")}, Workers: []worker{w("w1", 9), w("w2", 9), w("w3", 9), w("w4", 9)}})
+		chosen[p.Moves[0].To]++
+	}
+	for _, name := range []string{"w1", "w2", "w3", "w4"} {
+		g.Expect(chosen[name]).To(BeNumerically("~", 100, 40), name)
+	}
+}
+
+// TestAnyPlan holds every plan of random fleets to what a plan promises, and
+// carries them out until nothing moves any more.
+func TestAnyPlan(t *testing.T) {
+	for seed := range uint64(300) {
+		r := rand.New(rand.NewPCG(seed, 7))
+		snapshot := anyFleet(r)
+		check(t, seed, r, snapshot)
+		for round := 0; ; round++ {
+			p := placement.Make(snapshot)
+			if len(p.Moves) == 0 {
+				break
+			}
+			if round > 200 {
+				t.Fatalf("seed %d: sessions still move after %d rounds", seed, round)
+			}
+			for _, m := range p.Moves { // the workers take and give up at once
+				s := &snapshot.Sessions[m.Session]
+				s.Worker, s.HeldBy = m.To, m.To
+			}
+		}
+	}
+}
+
+func check(t *testing.T, seed uint64, r *rand.Rand, snapshot placement.Snapshot) {
+	t.Helper()
+	g := NewWithT(t)
+	note := fmt.Sprintf("seed %d", seed)
+	p := placement.Make(snapshot)
+
+	shuffled := snapshot
+	shuffled.Sessions, shuffled.Workers = slices.Clone(snapshot.Sessions), slices.Clone(snapshot.Workers)
+	r.Shuffle(len(shuffled.Sessions), func(i, j int) {
+		shuffled.Sessions[i], shuffled.Sessions[j] = shuffled.Sessions[j], shuffled.Sessions[i]
+	})
+	r.Shuffle(len(shuffled.Workers), func(i, j int) {
+		shuffled.Workers[i], shuffled.Workers[j] = shuffled.Workers[j], shuffled.Workers[i]
+	})
+	g.Expect(plan(shuffled)).To(Equal(plan(snapshot)), note+": the order of the input must not matter")
+
+	workers, load, before := map[string]worker{}, map[string]int{}, map[string]int{}
+	for _, w := range snapshot.Workers {
+		workers[w.Name] = w
+	}
+	for _, s := range snapshot.Sessions {
+		load[s.Worker]++
+		if s.HeldBy != s.Worker {
+			load[s.HeldBy]++
+		}
+	}
+	maps.Copy(before, load)
+	seen := map[int]bool{}
+	for _, m := range p.Moves {
+		s := snapshot.Sessions[m.Session]
+		g.Expect(seen[m.Session]).To(BeFalse(), note+": one decision for a session")
+		seen[m.Session] = true
+		g.Expect(s.Wanted).To(BeTrue(), note)
+		g.Expect(m.To).NotTo(Equal(s.Worker), note+": a move changes the worker")
+		g.Expect(m.To == "").To(Equal(m.Refused != ""), note)
+		from, known := workers[s.Worker]
+		wanted := snapshot.Namespaces[s.Namespace].Pool
+		if wanted == "" {
+			wanted = v1alpha1.DefaultPool
+		}
+		if known && from.Live && !from.Draining {
+			g.Expect(from.Pool).NotTo(Equal(wanted), note+": a live worker keeps what it has")
+		}
+		if s.Worker != "" && s.HeldBy == s.Worker {
+			g.Expect(known && from.Live).To(BeTrue(), note+": what a silent worker holds stays")
+		}
+		if m.To == "" {
+			continue
+		}
+		to := workers[m.To]
+		g.Expect(to.Live && !to.Draining).To(BeTrue(), note)
+		g.Expect(to.Pool).To(Equal(wanted), note)
+		load[m.To]++
+	}
+	for _, w := range snapshot.Workers {
+		if load[w.Name] > before[w.Name] {
+			g.Expect(load[w.Name]).To(BeNumerically("<=", w.Capacity), note+": never over capacity")
+		}
+	}
+	for _, refused := range p.Refusals {
+		g.Expect(seen[refused.Session]).To(BeFalse(), note)
+		seen[refused.Session] = true
+	}
+	for _, i := range p.Waiting {
+		g.Expect(seen[i]).To(BeFalse(), note)
+		g.Expect(p.Again).NotTo(BeZero(), note)
+	}
+}
+
+func anyFleet(r *rand.Rand) placement.Snapshot {
+	out := placement.Snapshot{Now: noon, Namespaces: map[string]placement.Namespace{
+		"b": {Pool: "blue"}, "c": {MaxSessions: ptr.To(r.IntN(6))}, "d": {Pool: "nobody"},
+	}}
+	for n := range 1 + r.IntN(7) {
+		out.Workers = append(out.Workers, worker{
+			Name: fmt.Sprintf("w%d", n), Pool: []string{v1alpha1.DefaultPool, "blue"}[r.IntN(2)], Revision: int64(r.IntN(2)),
+			Capacity: r.IntN(8), Tokens: 1 + r.IntN(4), Draining: r.IntN(4) == 0, Live: r.IntN(5) > 0,
+		})
+	}
+	any := func() string {
+		return []string{"", "gone", out.Workers[r.IntN(len(out.Workers))].Name}[r.IntN(3)]
+	}
+	for n := range r.IntN(30) {
+		one := s(n, []string{"a", "b", "c", "d"}[r.IntN(4)])
+		one.Wanted, one.Urgent = r.IntN(5) > 0, r.IntN(8) == 0
+		one.Worker = any()
+		if one.HeldBy = one.Worker; r.IntN(3) == 0 {
+			one.HeldBy = any()
+		}
+		if r.IntN(2) == 0 {
+			one.Since = noon.Add(-time.Duration(r.IntN(120)) * time.Second)
+		}
+		out.Sessions = append(out.Sessions, one)
+	}
+	return out
+}
+
+// fleet is a number of new sessions in namespaces of their own number, and empty workers with room for all.
+func fleet(sessions, workers, namespaces int) placement.Snapshot {
+	out := placement.Snapshot{Now: noon}
+	for n := range sessions {
+		out.Sessions = append(out.Sessions, s(n, fmt.Sprintf("ns-%d", n%namespaces)))
+	}
+	for n := range workers {
+		out.Workers = append(out.Workers, w(fmt.Sprintf("w%03d", n), 2*sessions/workers))
+	}
+	return out
+}
+
+// BenchmarkPlan is the promise of 50 ms for 10,000 sessions on 100 workers, all new and none new.
+func BenchmarkPlan(b *testing.B) {
+	fresh := fleet(10_000, 100, 50)
+	settled := fleet(10_000, 100, 50)
+	for _, m := range placement.Make(fresh).Moves {
+		on(m.To)(&settled.Sessions[m.Session])
+	}
+	for name, snapshot := range map[string]placement.Snapshot{"fresh": fresh, "settled": settled} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				placement.Make(snapshot)
+			}
+		})
+	}
+}

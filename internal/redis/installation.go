@@ -1,0 +1,47 @@
+package redis
+
+import (
+	"context"
+	"fmt"
+
+	goredis "github.com/redis/go-redis/v9"
+)
+
+// OwnedElsewhereError says that this Redis, under this prefix, is another
+// installation's: two would take each other's accounts.
+type OwnedElsewhereError struct {
+	// Found is the id of the installation that it belongs to.
+	Found string
+}
+
+// Error says what a person can do.
+func (e *OwnedElsewhereError) Error() string {
+	return fmt.Sprintf("this Redis belongs to the installation %q: point this one at a Redis or a key prefix of its own, "+
+		"or, if that installation is gone, take it over with `whatsapp-operator store adopt`", e.Found)
+}
+
+// ClaimInstallation remembers id in a Redis that nobody owns, and returns an
+// *OwnedElsewhereError where another one is remembered. It must be asked again
+// after Redis has forgotten.
+func ClaimInstallation(ctx context.Context, client goredis.UniversalClient, keys Keys, id string) error {
+	if err := client.SetNX(ctx, keys.Installation(), id, 0).Err(); err != nil {
+		return fmt.Errorf("claiming Redis for this installation: %w", err)
+	}
+	found, err := client.Get(ctx, keys.Installation()).Result()
+	if err != nil {
+		return fmt.Errorf("reading whose Redis this is: %w", err)
+	}
+	if found != id {
+		return &OwnedElsewhereError{Found: found}
+	}
+	return nil
+}
+
+// Adopt makes this Redis the installation's, whosever it was. Only a person may
+// decide that.
+func Adopt(ctx context.Context, client goredis.UniversalClient, keys Keys, id string) error {
+	if err := client.Set(ctx, keys.Installation(), id, 0).Err(); err != nil {
+		return fmt.Errorf("adopting Redis for this installation: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,266 @@
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"go.mau.fi/util/dbutil"
+)
+
+const (
+	// KeepMarked is how long a device that WhatsApp has logged out is kept.
+	KeepMarked = 30 * 24 * time.Hour
+	// KeepOrphans is how long keys without a resource are kept.
+	KeepOrphans = 30 * 24 * time.Hour
+	// keepEvents is how long WhatsApp itself keeps a message that was not acknowledged
+	// (whatsmeow, DeleteOldBufferedHashes).
+	keepEvents = 14 * 24 * time.Hour
+	// slice bounds one transaction of the clean-up, in rows.
+	slice = 500
+)
+
+// Why a device was marked.
+const (
+	markedLogout   = "LoggedOut"
+	markedReplaced = "Replaced"
+)
+
+// mark keeps a device's rows under another name, so that a device with the same
+// JID can be linked, and takes the device from the session that has it. The
+// foreign keys carry the other tables along.
+func (s *Store) mark(ctx context.Context, jid, reason string) error {
+	var random [8]byte
+	if _, err := rand.Read(random[:]); err != nil {
+		return err
+	}
+	user, _, _ := strings.Cut(jid, "@")
+	// Still a JID, for whoever reads whatsmeow's table.
+	marked := user + "@marked." + hex.EncodeToString(random[:])
+	for _, statement := range []struct {
+		query string
+		args  []any
+	}{
+		{"UPDATE whatsmeow_device SET jid=$2 WHERE jid=$1", []any{jid, marked}},
+		// The one table of whatsmeow without a foreign key.
+		{"UPDATE whatsmeow_privacy_tokens SET our_jid=$2 WHERE our_jid=$1", []any{jid, marked}},
+		// The session's row has followed the device.
+		{`INSERT INTO whatsapp_operator_marked_device (marked_jid, jid, session_id, reason, marked_at)
+			VALUES ($1, $2, (SELECT session_id FROM whatsapp_operator_session WHERE jid=$1), $3, $4)`, []any{marked, jid, reason, s.now()}},
+		{"UPDATE whatsapp_operator_session SET jid=NULL, updated_at=$2 WHERE jid=$1", []any{marked, s.now()}},
+	} {
+		if _, err := s.db.Exec(ctx, statement.query, statement.args...); err != nil {
+			return fmt.Errorf("marking a device: %w", err)
+		}
+	}
+	return nil
+}
+
+// DeleteSession deletes the keys and the record of a session for good, those of
+// its marked devices included, whoever has taken it: the caller must know that
+// nobody holds it. A session without a record is a success.
+func (s *Store) DeleteSession(ctx context.Context, uid string) error {
+	err := s.transaction(ctx, func(ctx context.Context) error { return s.deleteSession(ctx, uid) })
+	if err != nil {
+		return fmt.Errorf("deleting a session's keys: %w", err)
+	}
+	return nil
+}
+
+func (s *Store) deleteSession(ctx context.Context, uid string) error {
+	devices, err := s.strings(ctx, `SELECT jid FROM whatsapp_operator_session WHERE uid=$1 AND jid IS NOT NULL
+		UNION SELECT marked_jid FROM whatsapp_operator_marked_device
+			WHERE session_id=(SELECT session_id FROM whatsapp_operator_session WHERE uid=$1)`, uid)
+	if err != nil {
+		return err
+	}
+	if _, err := s.db.Exec(ctx, "DELETE FROM whatsapp_operator_session WHERE uid=$1", uid); err != nil {
+		return err
+	}
+	for _, jid := range devices {
+		if err := s.deleteDevice(ctx, jid); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// deleteDevice deletes a device's rows, its mark included.
+func (s *Store) deleteDevice(ctx context.Context, jid string) error {
+	if _, err := s.db.Exec(ctx, "DELETE FROM whatsmeow_privacy_tokens WHERE our_jid=$1", jid); err != nil {
+		return err
+	}
+	_, err := s.db.Exec(ctx, "DELETE FROM whatsmeow_device WHERE jid=$1", jid)
+	return err
+}
+
+func (s *Store) strings(ctx context.Context, query string, args ...any) ([]string, error) {
+	rows, err := s.db.Query(ctx, query, args...)
+	return dbutil.NewRowIterWithError(rows, dbutil.ScanSingleColumn[string], err).AsList()
+}
+
+// Retain keeps the keys of a session whose resource goes with the policy
+// Retain, and says whether there are any: a record without keys is deleted, so
+// that its id is free.
+func (s *Store) Retain(ctx context.Context, uid string) (kept bool, err error) {
+	err = s.transaction(ctx, func(ctx context.Context) error {
+		kept, err = s.hasKeys(ctx, uid)
+		if err != nil || kept {
+			return err
+		}
+		return s.deleteSession(ctx, uid)
+	})
+	if err != nil {
+		return false, fmt.Errorf("keeping a session's keys: %w", err)
+	}
+	return kept, nil
+}
+
+// MarkOrphan keeps the keys of a session whose resource goes without a
+// confirmed logout, for KeepOrphans, and returns the record, whose JID is what
+// a person must unlink by hand. A record without keys is deleted; ErrNoRecord
+// says that there was none.
+func (s *Store) MarkOrphan(ctx context.Context, uid string) (r Record, err error) {
+	err = s.transaction(ctx, func(ctx context.Context) error {
+		if r, err = s.Record(ctx, uid); err != nil {
+			return err
+		}
+		kept, err := s.hasKeys(ctx, uid)
+		if err != nil {
+			return err
+		}
+		if !kept {
+			return s.deleteSession(ctx, uid)
+		}
+		if !r.Orphaned.IsZero() {
+			return nil
+		}
+		now := s.now()
+		r.Orphaned = time.UnixMilli(now)
+		_, err = s.db.Exec(ctx, "UPDATE whatsapp_operator_session SET orphaned_at=$2, updated_at=$2 WHERE uid=$1", uid, now)
+		return err
+	})
+	if err != nil {
+		return Record{}, fmt.Errorf("marking an orphan: %w", err)
+	}
+	return r, nil
+}
+
+// hasKeys says whether a session has a device, be it a marked one.
+func (s *Store) hasKeys(ctx context.Context, uid string) (has bool, err error) {
+	err = s.db.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM whatsapp_operator_session WHERE uid=$1 AND jid IS NOT NULL)
+		OR EXISTS (SELECT 1 FROM whatsapp_operator_marked_device
+			WHERE session_id=(SELECT session_id FROM whatsapp_operator_session WHERE uid=$1))`, uid).Scan(&has)
+	return has, err
+}
+
+// Counts are the numbers of a store.
+type Counts struct {
+	// Sessions are the records, Devices those of them with a linked device, Orphans those
+	// without a resource; Marked are the devices that WhatsApp has logged out.
+	Sessions, Devices, Orphans, Marked int64
+}
+
+// Counts counts.
+func (s *Store) Counts(ctx context.Context) (c Counts, err error) {
+	err = s.db.QueryRow(ctx, `SELECT COUNT(*), COUNT(jid), COUNT(orphaned_at),
+		(SELECT COUNT(*) FROM whatsapp_operator_marked_device) FROM whatsapp_operator_session`).
+		Scan(&c.Sessions, &c.Devices, &c.Orphans, &c.Marked)
+	if err != nil {
+		return Counts{}, fmt.Errorf("counting the store: %w", err)
+	}
+	return c, nil
+}
+
+// Clean is the janitor's round: it deletes marked devices after KeepMarked,
+// orphans after KeepOrphans, and the hashes of messages that WhatsApp does not
+// deliver again. One process does it, a few times a day.
+func (s *Store) Clean(ctx context.Context) error {
+	now := s.clock.Now()
+	marked, errMarked := s.DeleteMarked(ctx, now.Add(-KeepMarked))
+	orphans, errOrphans := s.PurgeOrphans(ctx, now.Add(-KeepOrphans))
+	events, errEvents := s.CleanEventBuffer(ctx, now.Add(-keepEvents))
+	if marked+orphans+events > 0 {
+		s.log.Info("cleaned the store", "markedDevices", marked, "orphans", orphans, "events", events)
+	}
+	return errors.Join(errMarked, errOrphans, errEvents)
+}
+
+// DeleteMarked deletes the devices that were marked before that time, and says
+// how many.
+func (s *Store) DeleteMarked(ctx context.Context, before time.Time) (int64, error) {
+	devices, err := s.strings(ctx, "SELECT marked_jid FROM whatsapp_operator_marked_device WHERE marked_at<$1 ORDER BY marked_at", before.UnixMilli())
+	if err != nil {
+		return 0, fmt.Errorf("deleting marked devices: %w", err)
+	}
+	var n int64
+	for _, jid := range devices {
+		if err := s.transaction(ctx, func(ctx context.Context) error { return s.deleteDevice(ctx, jid) }); err != nil {
+			return n, fmt.Errorf("deleting marked devices: %w", err)
+		}
+		n++
+	}
+	return n, nil
+}
+
+// PurgeOrphans deletes keys and records that became orphans before that time,
+// and says how many.
+func (s *Store) PurgeOrphans(ctx context.Context, before time.Time) (int64, error) {
+	uids, err := s.strings(ctx, "SELECT uid FROM whatsapp_operator_session WHERE orphaned_at<$1", before.UnixMilli())
+	if err != nil {
+		return 0, fmt.Errorf("purging orphans: %w", err)
+	}
+	var n int64
+	for _, uid := range uids {
+		err := s.transaction(ctx, func(ctx context.Context) error {
+			// It may have found a resource again.
+			query := selectRecord + " WHERE uid=$1 AND orphaned_at<$2"
+			if s.postgres() {
+				query += " FOR UPDATE"
+			}
+			if _, err := scanRecord(s.db.QueryRow(ctx, query, uid, before.UnixMilli())); err != nil {
+				return err
+			}
+			return s.deleteSession(ctx, uid)
+		})
+		switch {
+		case errors.Is(err, ErrNoRecord):
+		case err != nil:
+			return n, fmt.Errorf("purging orphans: %w", err)
+		default:
+			n++
+		}
+	}
+	return n, nil
+}
+
+// CleanEventBuffer deletes what whatsmeow remembers of messages decrypted before
+// that time, in slices, and says how many there were. whatsmeow would have every
+// client do it at its first message.
+func (s *Store) CleanEventBuffer(ctx context.Context, before time.Time) (int64, error) {
+	var n int64
+	for {
+		var deleted int64
+		err := s.transaction(ctx, func(ctx context.Context) error {
+			result, err := s.db.Exec(ctx, fmt.Sprintf(`DELETE FROM whatsmeow_event_buffer WHERE (our_jid, ciphertext_hash) IN
+				(SELECT our_jid, ciphertext_hash FROM whatsmeow_event_buffer WHERE insert_timestamp<$1 ORDER BY insert_timestamp LIMIT %d)`, slice),
+				before.UnixMilli())
+			if err != nil {
+				return err
+			}
+			deleted, err = result.RowsAffected()
+			return err
+		})
+		if err != nil {
+			return n, fmt.Errorf("cleaning the event buffer: %w", err)
+		}
+		n += deleted
+		if deleted < slice {
+			return n, nil
+		}
+	}
+}

@@ -1,0 +1,598 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.mau.fi/whatsmeow/store"
+	"go.mau.fi/whatsmeow/store/sqlstore"
+	"go.mau.fi/whatsmeow/types"
+	"go.mau.fi/whatsmeow/util/keys"
+)
+
+// device stands in front of whatsmeow's stores of one device, for one
+// connection: it is every store of that store.Device and its container. It
+// fences the writes and, after the first failure, refuses everything.
+type device struct {
+	store         *Store
+	uid           string
+	epoch, starts int64
+	fail          func(error)
+
+	lost atomic.Pointer[lostError]
+
+	// keys are whatsmeow's own stores, of the device jid; nil until a phone has linked it.
+	keys *sqlstore.SQLStore
+	jid  string
+
+	// contacts is held around whatsmeow's contact cache, whose own mutex is held over a
+	// query: a reader that holds it and waits for a connection would otherwise wait for
+	// the writers that have the connections and wait for it.
+	contacts sync.Mutex
+
+	migratedMu sync.Mutex
+	migrated   map[types.JID]struct{}
+}
+
+var (
+	_ store.AllStores       = (*device)(nil)
+	_ store.DeviceContainer = (*device)(nil)
+)
+
+// lostError is what every call gets after the first failure. It is
+// context.Canceled, for only then does whatsmeow not acknowledge the message
+// that it could not store.
+type lostError struct{ cause error }
+
+func (e *lostError) Error() string {
+	return fmt.Sprintf("the connection has lost its device store: %v", e.cause)
+}
+
+// Unwrap makes the error both.
+func (e *lostError) Unwrap() []error { return []error{context.Canceled, e.cause} }
+
+// errNotLinked: whatsmeow asked for keys of a device that no phone has linked.
+var errNotLinked = errors.New("no phone has linked the device yet")
+
+// wrap puts f in the place of every store of d. whatsmeow's container sets them
+// anew when it reads a device and when it stores one for the first time.
+func (f *device) wrap(d *store.Device) {
+	if inner, ok := d.Identities.(*sqlstore.SQLStore); ok {
+		f.keys, f.jid = inner, inner.JID
+	}
+	d.Identities, d.Sessions, d.PreKeys, d.SenderKeys = f, f, f, f
+	d.AppStateKeys, d.AppState, d.Contacts, d.ChatSettings = f, f, f, f
+	d.MsgSecrets, d.PrivacyTokens, d.EventBuffer, d.LIDs = f, f, f, f
+	d.Container = f
+}
+
+// lose ends the use of the device; it returns the error of every later call.
+func (f *device) lose(cause error) error {
+	lost := &lostError{cause: cause}
+	if f.lost.CompareAndSwap(nil, lost) {
+		f.fail(cause)
+		return lost
+	}
+	return f.lost.Load()
+}
+
+// usable refuses after a failure.
+func (f *device) usable() error {
+	if lost := f.lost.Load(); lost != nil {
+		return lost
+	}
+	if f.keys == nil {
+		return f.lose(errNotLinked)
+	}
+	return nil
+}
+
+// read answers from the store, while it can be trusted.
+func read[T any](f *device, fn func() (T, error)) (T, error) {
+	var none T
+	if err := f.usable(); err != nil {
+		return none, err
+	}
+	got, err := fn()
+	if err != nil {
+		return none, f.lose(err)
+	}
+	return got, nil
+}
+
+// fenced runs fn in one transaction with the fence.
+func (f *device) fenced(ctx context.Context, how lock, fn func(ctx context.Context) error) error {
+	return f.store.transaction(ctx, func(inner context.Context) error {
+		if nested(ctx) { // the transaction of a message, which began with the fence
+			return fn(inner)
+		}
+		jid, err := f.lockRecord(inner, how)
+		if err != nil {
+			return err
+		}
+		if jid != f.jid {
+			return ErrFenced
+		}
+		return fn(inner)
+	})
+}
+
+// write changes keys.
+func (f *device) write(ctx context.Context, fn func(ctx context.Context) error) error {
+	if err := f.usable(); err != nil {
+		return err
+	}
+	if err := f.fenced(ctx, shared, fn); err != nil {
+		return f.lose(err)
+	}
+	return nil
+}
+
+// writeAndRead changes keys and returns something of them.
+func writeAndRead[T any](ctx context.Context, f *device, fn func(ctx context.Context) (T, error)) (got T, err error) {
+	err = f.write(ctx, func(ctx context.Context) (err error) {
+		got, err = fn(ctx)
+		return err
+	})
+	if err != nil {
+		var none T
+		return none, err
+	}
+	return got, nil
+}
+
+// PutDevice stores the device. For a device that a phone has just linked it
+// writes whatsmeow's row and the session's in one transaction.
+func (f *device) PutDevice(ctx context.Context, d *store.Device) error {
+	if lost := f.lost.Load(); lost != nil {
+		return lost
+	}
+	if d.ID == nil {
+		return sqlstore.ErrDeviceIDMustBeSet
+	}
+	for _, name := range []*string{&d.PushName, &d.BusinessName, &d.Platform} {
+		if fit := text(*name); fit != *name {
+			*name = fit
+		}
+	}
+	linking := f.keys == nil
+	err := f.fenced(ctx, exclusive, func(ctx context.Context) error {
+		if !linking {
+			return f.store.container.PutDevice(ctx, d)
+		}
+		// WhatsApp gives a number again once its device is unlinked. On a row that
+		// exists whatsmeow would update the names only and keep the old keys.
+		var exists bool
+		if err := f.store.db.QueryRow(ctx, "SELECT EXISTS (SELECT 1 FROM whatsmeow_device WHERE jid=$1)", d.ID).Scan(&exists); err != nil {
+			return err
+		}
+		if exists {
+			if err := f.store.mark(ctx, d.ID.String(), markedReplaced); err != nil {
+				return err
+			}
+		}
+		if err := f.store.container.PutDevice(ctx, d); err != nil {
+			return err
+		}
+		_, err := f.store.db.Exec(ctx, "UPDATE whatsapp_operator_session SET jid=$2, orphaned_at=NULL, updated_at=$3 WHERE uid=$1", f.uid, d.ID, f.store.now())
+		return err
+	})
+	f.wrap(d) // also after a failure: the device has whatsmeow's own stores then
+	if err != nil {
+		return f.lose(err)
+	}
+	return nil
+}
+
+// deletePatience bounds the marking of a device, which is not to be stopped by
+// the end of the connection that has led to it.
+const deletePatience = 5 * time.Second
+
+// DeleteDevice only marks the device: whatsmeow calls it whenever WhatsApp says
+// that the device was logged out.
+func (f *device) DeleteDevice(ctx context.Context, _ *store.Device) error {
+	if err := f.usable(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), deletePatience)
+	defer cancel()
+	err := f.fenced(ctx, exclusive, func(ctx context.Context) error {
+		return f.store.mark(ctx, f.jid, markedLogout)
+	})
+	if err != nil {
+		return f.lose(err)
+	}
+	return nil
+}
+
+// DoDecryptionTxn is the transaction of a whole message. An error of fn that no
+// store has caused is Signal's: the message is bad, not the store.
+func (f *device) DoDecryptionTxn(ctx context.Context, fn func(context.Context) error) error {
+	if err := f.usable(); err != nil {
+		return err
+	}
+	var signal error
+	err := f.fenced(ctx, shared, func(ctx context.Context) error {
+		signal = recovered(func() error { return fn(ctx) })
+		return signal
+	})
+	if err == nil {
+		return nil
+	}
+	if lost := f.lost.Load(); lost != nil {
+		return lost
+	}
+	if signal != nil {
+		return signal
+	}
+	return f.lose(err)
+}
+
+// recovered makes a panic an error: one bad message must not end the process.
+func recovered(fn func() error) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("a panic while decrypting a message: %v", r)
+		}
+	}()
+	return fn()
+}
+
+// DeleteOldBufferedHashes does nothing: it is the janitor's, see Store.Clean.
+func (f *device) DeleteOldBufferedHashes(context.Context) error { return nil }
+
+// MigratePNToLID moves a contact's keys to its other address, once per connection.
+func (f *device) MigratePNToLID(ctx context.Context, pn, lid types.JID) error {
+	if err := f.usable(); err != nil {
+		return err
+	}
+	// whatsmeow asks for each message, and remembers by the same key.
+	key := types.JID{User: pn.User, Server: pn.Server, RawAgent: pn.RawAgent}
+	f.migratedMu.Lock()
+	_, done := f.migrated[key]
+	if !done {
+		if f.migrated == nil {
+			f.migrated = make(map[types.JID]struct{})
+		}
+		f.migrated[key] = struct{}{}
+	}
+	f.migratedMu.Unlock()
+	if done {
+		return nil
+	}
+	return f.write(ctx, func(ctx context.Context) error { return f.keys.MigratePNToLID(ctx, pn, lid) })
+}
+
+// PutPushName stores a contact's name. whatsmeow calls it for each message.
+func (f *device) PutPushName(ctx context.Context, user types.JID, name string) (changed bool, previous string, err error) {
+	return f.putName(ctx, user, name, func(c types.ContactInfo) string { return c.PushName }, (*sqlstore.SQLStore).PutPushName)
+}
+
+// PutBusinessName stores a contact's business name. whatsmeow calls it for each message.
+func (f *device) PutBusinessName(ctx context.Context, user types.JID, name string) (changed bool, previous string, err error) {
+	return f.putName(ctx, user, name, func(c types.ContactInfo) string { return c.BusinessName }, (*sqlstore.SQLStore).PutBusinessName)
+}
+
+func (f *device) putName(
+	ctx context.Context, user types.JID, name string, known func(types.ContactInfo) string,
+	put func(*sqlstore.SQLStore, context.Context, types.JID, string) (bool, string, error),
+) (changed bool, previous string, err error) {
+	if err := f.usable(); err != nil {
+		return false, "", err
+	}
+	name = text(name)
+	f.contacts.Lock()
+	defer f.contacts.Unlock()
+	contact, err := read(f, func() (types.ContactInfo, error) { return f.keys.GetContact(ctx, user) })
+	if err != nil || known(contact) == name {
+		return false, "", err
+	}
+	err = f.write(ctx, func(ctx context.Context) (err error) {
+		changed, previous, err = put(f.keys, ctx, user, name)
+		return err
+	})
+	return changed, previous, err
+}
+
+func (f *device) PutContactName(ctx context.Context, user types.JID, firstName, fullName string) error {
+	f.contacts.Lock()
+	defer f.contacts.Unlock()
+	return f.write(ctx, func(ctx context.Context) error {
+		return f.keys.PutContactName(ctx, user, text(firstName), text(fullName))
+	})
+}
+
+func (f *device) PutAllContactNames(ctx context.Context, contacts []store.ContactEntry) error {
+	contacts = slices.Clone(contacts)
+	for i := range contacts {
+		contacts[i].FirstName, contacts[i].FullName = text(contacts[i].FirstName), text(contacts[i].FullName)
+	}
+	f.contacts.Lock()
+	defer f.contacts.Unlock()
+	return f.write(ctx, func(ctx context.Context) error { return f.keys.PutAllContactNames(ctx, contacts) })
+}
+
+func (f *device) PutManyRedactedPhones(ctx context.Context, entries []store.RedactedPhoneEntry) error {
+	entries = slices.Clone(entries)
+	for i := range entries {
+		entries[i].RedactedPhone = text(entries[i].RedactedPhone)
+	}
+	f.contacts.Lock()
+	defer f.contacts.Unlock()
+	return f.write(ctx, func(ctx context.Context) error { return f.keys.PutManyRedactedPhones(ctx, entries) })
+}
+
+func (f *device) GetContact(ctx context.Context, user types.JID) (types.ContactInfo, error) {
+	f.contacts.Lock()
+	defer f.contacts.Unlock()
+	return read(f, func() (types.ContactInfo, error) { return f.keys.GetContact(ctx, user) })
+}
+
+func (f *device) GetAllContacts(ctx context.Context) (map[types.JID]types.ContactInfo, error) {
+	f.contacts.Lock()
+	defer f.contacts.Unlock()
+	return read(f, func() (map[types.JID]types.ContactInfo, error) { return f.keys.GetAllContacts(ctx) })
+}
+
+// text makes a string that a stranger chose one that PostgreSQL takes. It would
+// refuse the write otherwise, that would end the connection, and the message
+// that caused it would come again.
+func text(s string) string {
+	return strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
+}
+
+// The map between phone numbers and LIDs is the container's, shared by all
+// sessions: it holds facts about WhatsApp, not keys of a device, and whoever
+// writes one writes the same. It has a mutex that it holds over its queries, so
+// it is never called inside a transaction. What it knows already is not written.
+
+func (f *device) PutLIDMapping(ctx context.Context, lid, pn types.JID) error {
+	return f.putLIDs(ctx, []store.LIDMapping{{LID: lid, PN: pn}})
+}
+
+func (f *device) PutManyLIDMappings(ctx context.Context, mappings []store.LIDMapping) error {
+	return f.putLIDs(ctx, mappings)
+}
+
+func (f *device) putLIDs(ctx context.Context, mappings []store.LIDMapping) error {
+	if err := f.usable(); err != nil {
+		return err
+	}
+	lids := f.store.container.LIDMap
+	var unknown []store.LIDMapping
+	for part := range slices.Chunk(mappings, slice) { // databases bound the parameters of a query
+		pns := make([]types.JID, 0, len(part))
+		for _, m := range part {
+			pns = append(pns, m.PN.ToNonAD())
+		}
+		known, err := read(f, func() (map[types.JID]types.JID, error) { return lids.GetManyLIDsForPNs(ctx, pns) })
+		if err != nil {
+			return err
+		}
+		for i, m := range part {
+			if m.LID.Server == types.HiddenUserServer && m.PN.Server == types.DefaultUserServer && known[pns[i]].User != m.LID.User {
+				unknown = append(unknown, m)
+			}
+		}
+	}
+	if len(unknown) == 0 {
+		return nil
+	}
+	// A transaction of its own: the fence is only asked.
+	if err := f.fenced(ctx, shared, func(context.Context) error { return nil }); err != nil {
+		return f.lose(err)
+	}
+	if err := lids.PutManyLIDMappings(ctx, unknown); err != nil {
+		return f.lose(err)
+	}
+	return nil
+}
+
+func (f *device) GetPNForLID(ctx context.Context, lid types.JID) (types.JID, error) {
+	if lid.Server != types.HiddenUserServer { // the question is bad, not the store
+		return f.store.container.LIDMap.GetPNForLID(ctx, lid)
+	}
+	return read(f, func() (types.JID, error) { return f.store.container.LIDMap.GetPNForLID(ctx, lid) })
+}
+
+func (f *device) GetLIDForPN(ctx context.Context, pn types.JID) (types.JID, error) {
+	if pn.Server != types.DefaultUserServer { // the question is bad, not the store
+		return f.store.container.LIDMap.GetLIDForPN(ctx, pn)
+	}
+	return read(f, func() (types.JID, error) { return f.store.container.LIDMap.GetLIDForPN(ctx, pn) })
+}
+
+func (f *device) GetManyLIDsForPNs(ctx context.Context, pns []types.JID) (map[types.JID]types.JID, error) {
+	return read(f, func() (map[types.JID]types.JID, error) { return f.store.container.LIDMap.GetManyLIDsForPNs(ctx, pns) })
+}
+
+// What follows only fences.
+
+func (f *device) PutIdentity(ctx context.Context, address string, key [32]byte) error {
+	return f.write(ctx, func(ctx context.Context) error { return f.keys.PutIdentity(ctx, address, key) })
+}
+
+func (f *device) DeleteAllIdentities(ctx context.Context, phone string) error {
+	return f.write(ctx, func(ctx context.Context) error { return f.keys.DeleteAllIdentities(ctx, phone) })
+}
+
+func (f *device) DeleteIdentity(ctx context.Context, address string) error {
+	return f.write(ctx, func(ctx context.Context) error { return f.keys.DeleteIdentity(ctx, address) })
+}
+
+func (f *device) IsTrustedIdentity(ctx context.Context, address string, key [32]byte) (bool, error) {
+	return read(f, func() (bool, error) { return f.keys.IsTrustedIdentity(ctx, address, key) })
+}
+
+func (f *device) GetSession(ctx context.Context, address string) ([]byte, error) {
+	return read(f, func() ([]byte, error) { return f.keys.GetSession(ctx, address) })
+}
+
+func (f *device) HasSession(ctx context.Context, address string) (bool, error) {
+	return read(f, func() (bool, error) { return f.keys.HasSession(ctx, address) })
+}
+
+func (f *device) GetManySessions(ctx context.Context, addresses []string) (map[string][]byte, error) {
+	return read(f, func() (map[string][]byte, error) { return f.keys.GetManySessions(ctx, addresses) })
+}
+
+func (f *device) PutSession(ctx context.Context, address string, session []byte) error {
+	return f.write(ctx, func(ctx context.Context) error { return f.keys.PutSession(ctx, address, session) })
+}
+
+func (f *device) PutManySessions(ctx context.Context, sessions map[string][]byte) error {
+	return f.write(ctx, func(ctx context.Context) error { return f.keys.PutManySessions(ctx, sessions) })
+}
+
+func (f *device) DeleteAllSessions(ctx context.Context, phone string) error {
+	return f.write(ctx, func(ctx context.Context) error { return f.keys.DeleteAllSessions(ctx, phone) })
+}
+
+func (f *device) DeleteSession(ctx context.Context, address string) error {
+	return f.write(ctx, func(ctx context.Context) error { return f.keys.DeleteSession(ctx, address) })
+}
+
+func (f *device) GetOrGenPreKeys(ctx context.Context, count uint32) ([]*keys.PreKey, error) {
+	return writeAndRead(ctx, f, func(ctx context.Context) ([]*keys.PreKey, error) { return f.keys.GetOrGenPreKeys(ctx, count) })
+}
+
+func (f *device) GenOnePreKey(ctx context.Context) (*keys.PreKey, error) {
+	return writeAndRead(ctx, f, func(ctx context.Context) (*keys.PreKey, error) { return f.keys.GenOnePreKey(ctx) })
+}
+
+func (f *device) GetPreKey(ctx context.Context, id uint32) (*keys.PreKey, error) {
+	return read(f, func() (*keys.PreKey, error) { return f.keys.GetPreKey(ctx, id) })
+}
+
+func (f *device) RemovePreKey(ctx context.Context, id uint32) error {
+	return f.write(ctx, func(ctx context.Context) error { return f.keys.RemovePreKey(ctx, id) })
+}
+
+func (f *device) MarkPreKeysAsUploaded(ctx context.Context, upToID uint32) error {
+	return f.write(ctx, func(ctx context.Context) error { return f.keys.MarkPreKeysAsUploaded(ctx, upToID) })
+}
+
+func (f *device) UploadedPreKeyCount(ctx context.Context) (int, error) {
+	return read(f, func() (int, error) { return f.keys.UploadedPreKeyCount(ctx) })
+}
+
+func (f *device) PutSenderKey(ctx context.Context, group, user string, session []byte) error {
+	return f.write(ctx, func(ctx context.Context) error { return f.keys.PutSenderKey(ctx, group, user, session) })
+}
+
+func (f *device) GetSenderKey(ctx context.Context, group, user string) ([]byte, error) {
+	return read(f, func() ([]byte, error) { return f.keys.GetSenderKey(ctx, group, user) })
+}
+
+func (f *device) PutAppStateSyncKey(ctx context.Context, id []byte, key store.AppStateSyncKey) error {
+	return f.write(ctx, func(ctx context.Context) error { return f.keys.PutAppStateSyncKey(ctx, id, key) })
+}
+
+func (f *device) GetAppStateSyncKey(ctx context.Context, id []byte) (*store.AppStateSyncKey, error) {
+	return read(f, func() (*store.AppStateSyncKey, error) { return f.keys.GetAppStateSyncKey(ctx, id) })
+}
+
+func (f *device) GetLatestAppStateSyncKeyID(ctx context.Context) ([]byte, error) {
+	return read(f, func() ([]byte, error) { return f.keys.GetLatestAppStateSyncKeyID(ctx) })
+}
+
+func (f *device) PutAppStateVersion(ctx context.Context, name string, version uint64, hash [128]byte) error {
+	return f.write(ctx, func(ctx context.Context) error { return f.keys.PutAppStateVersion(ctx, name, version, hash) })
+}
+
+func (f *device) GetAppStateVersion(ctx context.Context, name string) (version uint64, hash [128]byte, err error) {
+	if err := f.usable(); err != nil {
+		return 0, hash, err
+	}
+	if version, hash, err = f.keys.GetAppStateVersion(ctx, name); err != nil {
+		return 0, [128]byte{}, f.lose(err)
+	}
+	return version, hash, nil
+}
+
+func (f *device) DeleteAppStateVersion(ctx context.Context, name string) error {
+	return f.write(ctx, func(ctx context.Context) error { return f.keys.DeleteAppStateVersion(ctx, name) })
+}
+
+func (f *device) PutAppStateMutationMACs(ctx context.Context, name string, version uint64, mutations []store.AppStateMutationMAC) error {
+	return f.write(ctx, func(ctx context.Context) error {
+		return f.keys.PutAppStateMutationMACs(ctx, name, version, mutations)
+	})
+}
+
+func (f *device) DeleteAppStateMutationMACs(ctx context.Context, name string, indexMACs [][]byte) error {
+	return f.write(ctx, func(ctx context.Context) error { return f.keys.DeleteAppStateMutationMACs(ctx, name, indexMACs) })
+}
+
+func (f *device) GetAppStateMutationMAC(ctx context.Context, name string, indexMAC []byte) ([]byte, error) {
+	return read(f, func() ([]byte, error) { return f.keys.GetAppStateMutationMAC(ctx, name, indexMAC) })
+}
+
+func (f *device) PutMutedUntil(ctx context.Context, chat types.JID, mutedUntil time.Time) error {
+	return f.write(ctx, func(ctx context.Context) error { return f.keys.PutMutedUntil(ctx, chat, mutedUntil) })
+}
+
+func (f *device) PutPinned(ctx context.Context, chat types.JID, pinned bool) error {
+	return f.write(ctx, func(ctx context.Context) error { return f.keys.PutPinned(ctx, chat, pinned) })
+}
+
+func (f *device) PutArchived(ctx context.Context, chat types.JID, archived bool) error {
+	return f.write(ctx, func(ctx context.Context) error { return f.keys.PutArchived(ctx, chat, archived) })
+}
+
+func (f *device) GetChatSettings(ctx context.Context, chat types.JID) (types.LocalChatSettings, error) {
+	return read(f, func() (types.LocalChatSettings, error) { return f.keys.GetChatSettings(ctx, chat) })
+}
+
+func (f *device) PutMessageSecrets(ctx context.Context, inserts []store.MessageSecretInsert) error {
+	inserts = slices.Clone(inserts)
+	for i := range inserts {
+		inserts[i].ID = text(inserts[i].ID)
+	}
+	return f.write(ctx, func(ctx context.Context) error { return f.keys.PutMessageSecrets(ctx, inserts) })
+}
+
+func (f *device) PutMessageSecret(ctx context.Context, chat, sender types.JID, id types.MessageID, secret []byte) error {
+	return f.write(ctx, func(ctx context.Context) error { return f.keys.PutMessageSecret(ctx, chat, sender, text(id), secret) })
+}
+
+func (f *device) GetMessageSecret(ctx context.Context, chat, sender types.JID, id types.MessageID) (secret []byte, realSender types.JID, err error) {
+	if err := f.usable(); err != nil {
+		return nil, types.EmptyJID, err
+	}
+	if secret, realSender, err = f.keys.GetMessageSecret(ctx, chat, sender, text(id)); err != nil {
+		return nil, types.EmptyJID, f.lose(err)
+	}
+	return secret, realSender, nil
+}
+
+func (f *device) PutPrivacyTokens(ctx context.Context, tokens ...store.PrivacyToken) error {
+	if len(tokens) == 0 { // no statement for whatsmeow
+		return nil
+	}
+	return f.write(ctx, func(ctx context.Context) error { return f.keys.PutPrivacyTokens(ctx, tokens...) })
+}
+
+func (f *device) GetPrivacyToken(ctx context.Context, user types.JID) (*store.PrivacyToken, error) {
+	return read(f, func() (*store.PrivacyToken, error) { return f.keys.GetPrivacyToken(ctx, user) })
+}
+
+func (f *device) GetBufferedEvent(ctx context.Context, ciphertextHash [32]byte) (*store.BufferedEvent, error) {
+	return read(f, func() (*store.BufferedEvent, error) { return f.keys.GetBufferedEvent(ctx, ciphertextHash) })
+}
+
+func (f *device) PutBufferedEvent(ctx context.Context, ciphertextHash [32]byte, plaintext []byte, serverTimestamp time.Time) error {
+	return f.write(ctx, func(ctx context.Context) error {
+		return f.keys.PutBufferedEvent(ctx, ciphertextHash, plaintext, serverTimestamp)
+	})
+}
+
+func (f *device) ClearBufferedEventPlaintext(ctx context.Context, ciphertextHash [32]byte) error {
+	return f.write(ctx, func(ctx context.Context) error { return f.keys.ClearBufferedEventPlaintext(ctx, ciphertextHash) })
+}

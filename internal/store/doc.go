@@ -1,0 +1,45 @@
+// Package store keeps the keys of the linked devices, and says which session a
+// device belongs to and who may write it. It stands on whatsmeow's own tables
+// and migrations (store/sqlstore), in PostgreSQL or in SQLite.
+//
+// # Records
+//
+// Each session id has one [Record]: the namespace and the object's UID that
+// hold the id, the linked device's JID, and two numbers. A record lives as long
+// as any key of the session is kept, so nobody else can get the id meanwhile
+// ([Store.Claim]).
+//
+// # Taking and fencing
+//
+// A worker takes a session with [Store.Take] under the epoch that the manager
+// gave it. That raises the record's epoch and its starts, and waits for the
+// writes of an earlier owner that are in flight. From then on the earlier owner
+// cannot write any more: every write of a device's keys runs in one transaction
+// that first reads and locks the record and stops if the numbers or the JID in
+// it are not the writer's own.
+//
+// [Taking.Open] reads the device and wraps it: the container and every store of
+// a whatsmeow store.Device are replaced by one object (device.go) that fences
+// its writes. It is read and wrapped afresh for every connection.
+//
+// # Failing
+//
+// whatsmeow acknowledges a message when its store fails, and WhatsApp then
+// forgets it. The only way out is a context that is cancelled or an error that
+// is context.Canceled. So the first error of the store, a refusal by the fence
+// included, is told to the function given to Open, which must cancel the
+// connection's context, and from then on every call of that device, reads
+// included, fails with an error that is context.Canceled.
+//
+// # Nothing is lost by mistake
+//
+// A device that WhatsApp logs out is only marked: its rows are renamed and kept
+// for 30 days. Keys whose resource has gone without a confirmed logout are
+// orphans, kept as long. [Store.Clean] deletes what is older.
+//
+// # The files
+//
+// store.go opens the database, schema.go migrates it, record.go has the records
+// and the installation, take.go the taking, device.go the fence, clean.go the
+// deletions.
+package store

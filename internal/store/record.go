@@ -1,0 +1,201 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"go.mau.fi/util/dbutil"
+)
+
+var (
+	// ErrNoRecord: the store knows no such session.
+	ErrNoRecord = errors.New("the store has no record of this session")
+	// ErrTaken: another session holds the id. It does not say which.
+	ErrTaken = errors.New("another session holds this session id")
+	// ErrOwnedElsewhere: the store belongs to another installation; the error is an *OwnedElsewhereError.
+	ErrOwnedElsewhere = errors.New("the store belongs to another installation")
+)
+
+// Record is what the store knows of a session.
+type Record struct {
+	SessionID string
+	// Namespace and UID name the object that holds the id.
+	Namespace, UID string
+	// JID is the linked device's address; empty while there is none.
+	JID string
+	// Epoch and Starts are those of the last taking.
+	Epoch, Starts int64
+	// Orphaned is when the keys became those of no resource; zero: they are not.
+	Orphaned         time.Time
+	Created, Updated time.Time
+}
+
+// PhoneNumber is the linked account's number in E.164; empty while there is none.
+func (r Record) PhoneNumber() string {
+	user, _, _ := strings.Cut(r.JID, "@")
+	user, _, _ = strings.Cut(user, ":")
+	if user == "" {
+		return ""
+	}
+	return "+" + user
+}
+
+const selectRecord = `SELECT session_id, namespace, uid, jid, epoch, starts, orphaned_at, created_at, updated_at FROM whatsapp_operator_session`
+
+func scanRecord(row dbutil.Scannable) (r Record, err error) {
+	var jid sql.NullString
+	var orphaned sql.NullInt64
+	var created, updated int64
+	err = row.Scan(&r.SessionID, &r.Namespace, &r.UID, &jid, &r.Epoch, &r.Starts, &orphaned, &created, &updated)
+	if errors.Is(err, sql.ErrNoRows) {
+		return Record{}, ErrNoRecord
+	}
+	if err != nil {
+		return Record{}, fmt.Errorf("reading a session's record: %w", err)
+	}
+	r.JID, r.Created, r.Updated = jid.String, time.UnixMilli(created), time.UnixMilli(updated)
+	if orphaned.Valid {
+		r.Orphaned = time.UnixMilli(orphaned.Int64)
+	}
+	return r, nil
+}
+
+// Record returns the record of the object with that UID, or ErrNoRecord.
+func (s *Store) Record(ctx context.Context, uid string) (Record, error) {
+	return scanRecord(s.db.QueryRow(ctx, selectRecord+" WHERE uid=$1", uid))
+}
+
+// RecordByID returns the record of the session id, or ErrNoRecord.
+func (s *Store) RecordByID(ctx context.Context, sessionID string) (Record, error) {
+	return scanRecord(s.db.QueryRow(ctx, selectRecord+" WHERE session_id=$1", sessionID))
+}
+
+// Claimant is an object that wants a session id.
+type Claimant struct{ SessionID, Namespace, UID string }
+
+// Claim gives the id to c, unless another holds it (ErrTaken). A record of the
+// same namespace passes on from an older object only when gone says that no
+// live object has its UID. A second call changes nothing.
+//
+// Which of several objects may claim an id that nobody holds (the oldest) is
+// for the caller to decide.
+func (s *Store) Claim(ctx context.Context, c Claimant, gone func(ctx context.Context, uid string) (bool, error)) (Record, error) {
+	if c.SessionID == "" || c.Namespace == "" || c.UID == "" {
+		return Record{}, errors.New("claiming a session id: id, namespace and UID must be given")
+	}
+	r, err := s.RecordByID(ctx, c.SessionID)
+	if errors.Is(err, ErrNoRecord) {
+		if err = s.exec(ctx, `INSERT INTO whatsapp_operator_session (session_id, namespace, uid, created_at, updated_at)
+			VALUES ($1, $2, $3, $4, $4) ON CONFLICT (session_id) DO NOTHING`, c.SessionID, c.Namespace, c.UID, s.now()); err == nil {
+			r, err = s.RecordByID(ctx, c.SessionID)
+		}
+	}
+	if err != nil {
+		return Record{}, fmt.Errorf("claiming a session id: %w", err)
+	}
+	if r.Namespace != c.Namespace {
+		return Record{}, ErrTaken
+	}
+	if r.UID == c.UID && r.Orphaned.IsZero() {
+		return r, nil
+	}
+	if r.UID != c.UID {
+		passes, err := gone(ctx, r.UID)
+		if err != nil {
+			return Record{}, fmt.Errorf("looking for the holder of a session id: %w", err)
+		}
+		if !passes {
+			return Record{}, ErrTaken
+		}
+	}
+	err = s.exec(ctx, `UPDATE whatsapp_operator_session SET uid=$1, orphaned_at=NULL, updated_at=$2
+		WHERE session_id=$3 AND namespace=$4 AND uid=$5`, c.UID, s.now(), c.SessionID, c.Namespace, r.UID)
+	if err != nil {
+		return Record{}, fmt.Errorf("claiming a session id: %w", err)
+	}
+	// Whoever was quicker has it.
+	if r, err = s.RecordByID(ctx, c.SessionID); err != nil {
+		return Record{}, fmt.Errorf("claiming a session id: %w", err)
+	}
+	if r.UID != c.UID || r.Namespace != c.Namespace {
+		return Record{}, ErrTaken
+	}
+	return r, nil
+}
+
+// exec runs one statement that writes.
+func (s *Store) exec(ctx context.Context, query string, args ...any) error {
+	return s.transaction(ctx, func(ctx context.Context) error {
+		_, err := s.db.Exec(ctx, query, args...)
+		return err
+	})
+}
+
+// OwnedElsewhereError says which installation a store belongs to.
+type OwnedElsewhereError struct {
+	// Stored is the installation that the store remembers, Own the one that asked.
+	Stored, Own string
+}
+
+func (e *OwnedElsewhereError) Error() string {
+	return fmt.Sprintf("the store belongs to installation %q, and this is %q: if it moved here for good, say so with \"whatsapp-operator store adopt\"", e.Stored, e.Own)
+}
+
+// Is makes the error an ErrOwnedElsewhere.
+func (e *OwnedElsewhereError) Is(target error) bool { return target == ErrOwnedElsewhere }
+
+// Installation is the id of the installation that the store belongs to; empty
+// while it belongs to none.
+func (s *Store) Installation(ctx context.Context) (string, error) {
+	var id string
+	err := s.db.QueryRow(ctx, "SELECT id FROM whatsapp_operator_installation WHERE one=1").Scan(&id)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return "", fmt.Errorf("reading the installation of the store: %w", err)
+	}
+	return id, nil
+}
+
+// SetInstallation makes the store that of the installation, if it is nobody's.
+// An *OwnedElsewhereError says that it is another's: then nothing in it may be used.
+func (s *Store) SetInstallation(ctx context.Context, id string) error {
+	if id == "" {
+		return errors.New("an installation needs an id")
+	}
+	stored, err := s.Installation(ctx)
+	if err == nil && stored == "" {
+		err = s.exec(ctx, "INSERT INTO whatsapp_operator_installation (one, id) VALUES (1, $1) ON CONFLICT (one) DO NOTHING", id)
+		if err == nil {
+			stored, err = s.Installation(ctx)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("setting the installation of the store: %w", err)
+	}
+	if stored != id {
+		return &OwnedElsewhereError{Stored: stored, Own: id}
+	}
+	return nil
+}
+
+// Adopt makes the store that of the installation, whosever it was, and returns
+// who had it. Only a person may ask for it.
+func (s *Store) Adopt(ctx context.Context, id string) (previous string, err error) {
+	if id == "" {
+		return "", errors.New("an installation needs an id")
+	}
+	err = s.transaction(ctx, func(ctx context.Context) error {
+		if previous, err = s.Installation(ctx); err != nil {
+			return err
+		}
+		_, err = s.db.Exec(ctx, "INSERT INTO whatsapp_operator_installation (one, id) VALUES (1, $1) ON CONFLICT (one) DO UPDATE SET id=excluded.id", id)
+		return err
+	})
+	if err != nil {
+		return "", fmt.Errorf("adopting the store: %w", err)
+	}
+	return previous, nil
+}

@@ -1,0 +1,106 @@
+package store
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.mau.fi/util/dbutil"
+	"go.mau.fi/whatsmeow/store/sqlstore/upgrades"
+)
+
+//go:embed upgrades/*.sql
+var upgradeFiles embed.FS
+
+var (
+	// schema are our own tables; its length is the version that this build needs.
+	schema = func() (table dbutil.UpgradeTable) {
+		table.RegisterFSPath(upgradeFiles, "upgrades")
+		return table
+	}()
+	whatsmeowSchema = upgrades.Table
+)
+
+const (
+	// migrationLock is the key of PostgreSQL's lock; it only has to be ours.
+	migrationLock = 0x77610001
+	// schemaPoll is how often a worker looks for the schema.
+	schemaPoll = 500 * time.Millisecond
+)
+
+// ErrSchemaTooNew is a database that a newer release has migrated beyond what
+// this one can work with.
+var ErrSchemaTooNew = errors.New("a newer release has migrated the store: upgrade this process")
+
+// Migrate brings the tables of whatsmeow and our own to the version that this
+// build needs, all in one transaction under a lock, so several processes may
+// call it at once. Only the leader should.
+func (s *Store) Migrate(ctx context.Context) error {
+	err := s.transaction(ctx, func(ctx context.Context) error {
+		if s.postgres() { // SQLite: the transaction is the lock
+			if _, err := s.db.Exec(ctx, "SELECT pg_advisory_xact_lock($1)", migrationLock); err != nil {
+				return err
+			}
+		}
+		if err := s.container.Upgrade(ctx); err != nil {
+			return err
+		}
+		return s.own.Upgrade(ctx)
+	})
+	if errors.Is(err, dbutil.ErrUnsupportedDatabaseVersion) {
+		return fmt.Errorf("migrating the store: %w (%w)", ErrSchemaTooNew, err)
+	}
+	if err != nil {
+		return fmt.Errorf("migrating the store: %w", err)
+	}
+	return nil
+}
+
+// WaitForSchema returns when the leader has migrated the tables to what this
+// build needs. Until then, and when the database does not answer, it waits.
+func (s *Store) WaitForSchema(ctx context.Context) error {
+	ticker := s.clock.NewTicker(schemaPoll)
+	defer ticker.Stop()
+	for waiting := false; ; {
+		ready, err := s.schemaReady(ctx)
+		switch {
+		case ready:
+			return nil
+		case errors.Is(err, ErrSchemaTooNew):
+			return err
+		case err != nil:
+			s.log.Error(err, "looking for the schema of the store")
+		case !waiting:
+			waiting = true
+			s.log.Info("waiting until the leader has migrated the store")
+		}
+		select {
+		case <-ticker.C():
+		case <-ctx.Done():
+			return errors.Join(fmt.Errorf("waiting for the schema of the store: %w", ctx.Err()), err)
+		}
+	}
+}
+
+func (s *Store) schemaReady(ctx context.Context) (bool, error) {
+	for _, db := range []*dbutil.Database{s.db, s.own} {
+		exists, err := db.TableExists(ctx, db.VersionTable)
+		if err != nil || !exists {
+			return false, err
+		}
+		var version, compat int
+		err = db.QueryRow(ctx, "SELECT COALESCE(MAX(version), 0), COALESCE(MAX(compat), 0) FROM "+db.VersionTable).Scan(&version, &compat)
+		if err != nil {
+			return false, err
+		}
+		if compat > len(db.UpgradeTable) {
+			return false, ErrSchemaTooNew
+		}
+		if version < len(db.UpgradeTable) {
+			return false, nil
+		}
+	}
+	return true, nil
+}

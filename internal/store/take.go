@@ -1,0 +1,151 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+
+	"go.mau.fi/whatsmeow/store"
+	"go.mau.fi/whatsmeow/types"
+)
+
+// EpochBehindError says that a session was taken under a number that is not
+// below one's own any more.
+type EpochBehindError struct {
+	// Stored is the epoch of the last taking.
+	Stored int64
+}
+
+func (e *EpochBehindError) Error() string {
+	return fmt.Sprintf("the session was taken under epoch %d", e.Stored)
+}
+
+// Taking is a process's right to write a session's keys. It ends when the
+// session is taken again; nothing tells, but every write is then refused.
+type Taking struct {
+	// Record is the record as the taking left it. A pairing later on does not change it.
+	Record Record
+	store  *Store
+}
+
+// Take makes the caller the only writer of the keys of the object with that
+// UID. It waits for the writes of the owner before, which are refused from then
+// on, and counts the record's starts up. The error is an *EpochBehindError
+// where a higher epoch has taken the session, ErrNoRecord where there is none.
+func (s *Store) Take(ctx context.Context, uid string, epoch int64) (*Taking, error) {
+	t := &Taking{store: s}
+	err := s.transaction(ctx, func(ctx context.Context) (err error) {
+		t.Record, err = scanRecord(s.db.QueryRow(ctx, `UPDATE whatsapp_operator_session SET epoch=$2, starts=starts+1, updated_at=$3
+			WHERE uid=$1 AND epoch<=$2
+			RETURNING session_id, namespace, uid, jid, epoch, starts, orphaned_at, created_at, updated_at`, uid, epoch, s.now()))
+		if !errors.Is(err, ErrNoRecord) {
+			return err
+		}
+		stored, err := s.Record(ctx, uid)
+		if err != nil {
+			return err
+		}
+		return &EpochBehindError{Stored: stored.Epoch}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("taking a session: %w", err)
+	}
+	return t, nil
+}
+
+// Starts counts the takings of the session up to this one.
+func (t *Taking) Starts() int64 { return t.Record.Starts }
+
+// Open reads the device for one connection: the linked one, or a new one that
+// is stored when a phone links it. An *EpochBehindError says that the session
+// was taken again.
+//
+// fail is called at most once, with the first error of the device's store or a
+// refusal by the fence. It must cancel the context that was given to whatsmeow's
+// ConnectContext before it returns, and must not wait for anything.
+func (t *Taking) Open(ctx context.Context, fail func(error)) (*store.Device, error) {
+	r, err := t.store.Record(ctx, t.Record.UID)
+	if err != nil {
+		return nil, fmt.Errorf("opening a device: %w", err)
+	}
+	if r.Epoch != t.Record.Epoch || r.Starts != t.Record.Starts {
+		return nil, &EpochBehindError{Stored: r.Epoch}
+	}
+	f := &device{store: t.store, uid: r.UID, epoch: r.Epoch, starts: r.Starts, fail: fail}
+	if r.JID == "" {
+		d := t.store.container.NewDevice()
+		f.wrap(d)
+		return d, nil
+	}
+	jid, err := types.ParseJID(r.JID)
+	if err != nil {
+		return nil, fmt.Errorf("opening a device: %w", err)
+	}
+	d, err := t.store.container.GetDevice(ctx, jid)
+	if err != nil {
+		return nil, fmt.Errorf("opening a device: %w", err)
+	}
+	if d == nil { // logged out between the two reads
+		return nil, errors.New("opening a device: its keys are gone")
+	}
+	f.wrap(d)
+	return d, nil
+}
+
+// Forget deletes the keys and the record of the session for good, those of
+// marked devices included. A session that was taken again is not touched.
+func (t *Taking) Forget(ctx context.Context) error {
+	err := t.store.transaction(ctx, func(ctx context.Context) error {
+		f := &device{store: t.store, uid: t.Record.UID, epoch: t.Record.Epoch, starts: t.Record.Starts}
+		if _, err := f.lockRecord(ctx, exclusive); err != nil {
+			return err
+		}
+		return t.store.deleteSession(ctx, t.Record.UID)
+	})
+	if err != nil {
+		return fmt.Errorf("forgetting a session: %w", err)
+	}
+	return nil
+}
+
+// lock is how a transaction holds the record that it has read.
+type lock string
+
+const (
+	// shared keeps the session from being taken until the transaction ends.
+	shared lock = "FOR SHARE"
+	// exclusive is for those that change the record: two of them that shared it first
+	// would wait for each other.
+	exclusive lock = "FOR NO KEY UPDATE"
+)
+
+// ErrFenced: another process has taken the session, or it has another device now.
+var ErrFenced = errors.New("the session was taken by another process, or has another device now")
+
+// lockRecord is the fence: it returns the JID in the session's record and keeps
+// the record as it is until the transaction ends, or refuses with ErrFenced. A
+// client that stops in the middle of its transaction is thrown out by
+// PostgreSQL after 3 s, so that it cannot keep a successor waiting.
+func (f *device) lockRecord(ctx context.Context, how lock) (jid string, err error) {
+	query := "SELECT epoch, starts, jid FROM whatsapp_operator_session WHERE uid=$1"
+	var into []any
+	var epoch, starts int64
+	var stored sql.NullString
+	into = append(into, &epoch, &starts, &stored)
+	if f.store.postgres() {
+		var timeout string
+		query = "SELECT epoch, starts, jid, set_config('idle_in_transaction_session_timeout', '3s', true) FROM whatsapp_operator_session WHERE uid=$1 " + string(how)
+		into = append(into, &timeout)
+	}
+	err = f.store.db.QueryRow(ctx, query, f.uid).Scan(into...)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return "", ErrFenced
+	case err != nil:
+		return "", err
+	case epoch != f.epoch || starts != f.starts:
+		return "", ErrFenced
+	}
+	return stored.String, nil
+}

@@ -1,0 +1,156 @@
+package testenv
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	_ "github.com/jackc/pgx/v5/stdlib" // the driver "pgx"
+)
+
+// postgresStart bounds the wait for a cluster that starts.
+const postgresStart = 60 * time.Second
+
+// postgresKeeper makes the cluster, runs it, and ends it when its own standard
+// input ends, which also happens when the test binary is killed: no server and
+// no folder outlives the tests. $1 is the folder, $2 the programs' folder, $3
+// the port. SIGQUIT is PostgreSQL's immediate shutdown.
+const postgresKeeper = `
+"$2/initdb" -D "$1/data" -U postgres -A trust -E UTF8 --locale=C --no-sync >"$1/initdb.log" 2>&1 || exit 1
+"$2/postgres" -D "$1/data" -p "$3" -h 127.0.0.1 -k "$1" -c fsync=off -c synchronous_commit=off -c full_page_writes=off \
+	-c max_connections=200 >"$1/postgres.log" 2>&1 & server=$!
+read -r _; kill -QUIT $server 2>/dev/null; wait $server; rm -rf "$1"`
+
+var postgres struct {
+	once  sync.Once
+	err   error
+	port  int
+	admin *sql.DB
+	stdin io.WriteCloser // held open for as long as the process lives
+
+	mu        sync.Mutex
+	databases int
+}
+
+// Postgres returns the URL of a fresh, empty database in a real PostgreSQL
+// cluster, which is started on a free loopback port once for the test binary
+// and ends with it. The database is dropped when the test ends.
+func Postgres(t testing.TB) string {
+	t.Helper()
+	postgres.once.Do(func() { postgres.err = startPostgres() })
+	if postgres.err != nil {
+		t.Fatalf("these tests need PostgreSQL (Debian: apt-get install postgresql): %v", postgres.err)
+	}
+	postgres.mu.Lock()
+	postgres.databases++
+	name := fmt.Sprintf("test_%d", postgres.databases)
+	postgres.mu.Unlock()
+	if _, err := postgres.admin.ExecContext(t.Context(), "CREATE DATABASE "+name); err != nil {
+		t.Fatalf("making a database: %v", err)
+	}
+	t.Cleanup(func() {
+		if _, err := postgres.admin.ExecContext(context.Background(), "DROP DATABASE "+name+" WITH (FORCE)"); err != nil {
+			t.Errorf("dropping a database: %v", err)
+		}
+	})
+	return postgresURL(name)
+}
+
+func postgresURL(database string) string {
+	return fmt.Sprintf("postgres://postgres@127.0.0.1:%d/%s?sslmode=disable", postgres.port, database)
+}
+
+func startPostgres() error {
+	programs, err := postgresPrograms()
+	if err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "testenv-postgres-")
+	if err != nil {
+		return err
+	}
+	// Another process may take the port between the look and the start.
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	postgres.port = listener.Addr().(*net.TCPAddr).Port
+	if err := listener.Close(); err != nil {
+		return err
+	}
+	keeper := exec.Command("/bin/sh", "-c", postgresKeeper, "postgres-keeper", dir, programs, strconv.Itoa(postgres.port))
+	keeper.Dir = dir
+	if os.Geteuid() == 0 { // PostgreSQL refuses to run as root
+		if keeper.SysProcAttr, err = asPostgresUser(dir); err != nil {
+			return err
+		}
+	}
+	if postgres.stdin, err = keeper.StdinPipe(); err != nil {
+		return err
+	}
+	if err := keeper.Start(); err != nil {
+		return err
+	}
+	if postgres.admin, err = sql.Open("pgx", postgresURL("postgres")); err != nil {
+		return err
+	}
+	postgres.admin.SetMaxIdleConns(0) // no connection, and no goroutine of one, stays between tests
+	again := time.NewTicker(20 * time.Millisecond)
+	defer again.Stop()
+	end := time.Now().Add(postgresStart)
+	for err = postgres.admin.Ping(); err != nil; err = postgres.admin.Ping() {
+		if now := <-again.C; now.After(end) {
+			log, _ := os.ReadFile(filepath.Join(dir, "postgres.log"))
+			return fmt.Errorf("the cluster does not answer: %w\n%s", err, log)
+		}
+	}
+	return nil
+}
+
+// postgresPrograms is the folder of initdb and postgres: Debian's, the newest
+// first, or that of PATH.
+func postgresPrograms() (string, error) {
+	found, err := filepath.Glob("/usr/lib/postgresql/*/bin/initdb")
+	if err != nil {
+		return "", err
+	}
+	if len(found) > 0 {
+		return filepath.Dir(found[len(found)-1]), nil
+	}
+	program, err := exec.LookPath("initdb")
+	if err != nil {
+		return "", errors.New("initdb is neither in /usr/lib/postgresql nor in PATH")
+	}
+	return filepath.Dir(program), nil
+}
+
+func asPostgresUser(dir string) (*syscall.SysProcAttr, error) {
+	account, err := user.Lookup("postgres")
+	if err != nil {
+		return nil, err
+	}
+	uid, err := strconv.ParseUint(account.Uid, 10, 32)
+	if err != nil {
+		return nil, err
+	}
+	gid, err := strconv.ParseUint(account.Gid, 10, 32)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chown(dir, int(uid), int(gid)); err != nil {
+		return nil, err
+	}
+	return &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}, nil
+}

@@ -1,0 +1,216 @@
+package testenv
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// redisServer is where Debian's package puts the server; another one is taken
+// from PATH.
+const redisServer = "/usr/bin/redis-server"
+
+// redisStart bounds the wait for a server that starts; two loaded cores need
+// far less.
+const redisStart = 30 * time.Second
+
+// redisKeeper runs the server and ends it when its own standard input ends,
+// which also happens when the test binary is killed or runs into its time-out:
+// no server outlives its test. A line on standard input asks for an orderly end;
+// it is asked for again and again, because a server that rewrites its
+// append-only file refuses, and forced after ten seconds.
+const redisKeeper = `
+"$@" >/dev/null 2>&1 &
+server=$!
+if read -r orderly; then
+	tries=0
+	while [ $tries -lt 500 ] && kill -TERM $server 2>/dev/null; do
+		tries=$((tries + 1))
+		sleep 0.02
+	done
+fi
+kill -KILL $server 2>/dev/null
+wait $server
+exit 0`
+
+// RedisProcess is a real redis-server on a free loopback port with a folder of
+// its own. It shares nothing with any other. Its methods may be called from
+// the test's goroutine only, because they end the test when they fail.
+type RedisProcess struct {
+	t    testing.TB
+	args []string
+	port int
+	dir  string
+	runs int
+
+	keeper *exec.Cmd
+	stdin  io.WriteCloser
+}
+
+// Redis starts a server and returns its address (host:port). It ends with the
+// test. args are options of redis-server, "--name", "value", …; they come after
+// the defaults: noeviction, and an append-only file.
+func Redis(t testing.TB, args ...string) string {
+	t.Helper()
+	return RedisServer(t, args...).Addr()
+}
+
+// RedisServer is Redis for a test that stops and restarts its server. A first
+// argument that is no option is a configuration file, as on the command line of
+// redis-server.
+func RedisServer(t testing.TB, args ...string) *RedisProcess {
+	t.Helper()
+	p := &RedisProcess{t: t, args: args, dir: t.TempDir()}
+	t.Cleanup(p.Kill)
+	// Another process may take the port between the look and the start.
+	for range 10 {
+		p.port = freePort(t)
+		if p.start() {
+			return p
+		}
+	}
+	t.Fatal("redis-server found no free port")
+	return nil
+}
+
+// Addr is the server's host:port; it stays the same over restarts.
+func (p *RedisProcess) Addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(p.port)) }
+
+// Port is the port of Addr.
+func (p *RedisProcess) Port() int { return p.port }
+
+// Stop ends the server in an orderly way (SIGTERM: what it knows is on disk)
+// and waits for its end.
+func (p *RedisProcess) Stop() { p.end(true) }
+
+// Kill ends the server as a crash does (SIGKILL) and waits for its end.
+func (p *RedisProcess) Kill() { p.end(false) }
+
+// Restart starts the server again, after a Stop where it still runs, on the
+// same port with the data on its disk.
+func (p *RedisProcess) Restart() {
+	p.t.Helper()
+	p.Stop()
+	if !p.start() {
+		p.t.Fatalf("redis-server could not be started again on port %d", p.port)
+	}
+}
+
+// RestartEmpty is Restart with nothing on the disk: Redis has forgotten
+// everything.
+func (p *RedisProcess) RestartEmpty() {
+	p.t.Helper()
+	p.Kill()
+	p.dir = p.t.TempDir()
+	if !p.start() {
+		p.t.Fatalf("redis-server could not be started again on port %d", p.port)
+	}
+}
+
+// start runs the server and waits until it serves. It returns false when the
+// port is taken.
+func (p *RedisProcess) start() bool {
+	p.t.Helper()
+	server := redisServer
+	if _, err := os.Stat(server); err != nil {
+		if server, err = exec.LookPath("redis-server"); err != nil {
+			p.t.Fatalf("these tests need redis-server (Debian: apt-get install redis-server): %v", err)
+		}
+	}
+	p.runs++
+	logFile := filepath.Join(p.dir, fmt.Sprintf("redis-%d.log", p.runs))
+	command, options := []string{"-c", redisKeeper, "redis-keeper", server}, p.args
+	if len(options) > 0 && !strings.HasPrefix(options[0], "--") {
+		command, options = append(command, options[0]), options[1:]
+	}
+	command = append(command,
+		"--bind", "127.0.0.1", "--port", strconv.Itoa(p.port), "--dir", p.dir, "--logfile", logFile,
+		"--maxmemory-policy", "noeviction", "--appendonly", "yes", "--save", "")
+	command = append(command, options...)
+	p.keeper = exec.Command("/bin/sh", command...)
+	stdin, err := p.keeper.StdinPipe()
+	if err == nil {
+		err = p.keeper.Start()
+	}
+	if err != nil {
+		p.t.Fatalf("starting redis-server: %v", err)
+	}
+	p.stdin = stdin
+	for end := time.Now().Add(redisStart); time.Now().Before(end); {
+		switch state, line := readLog(logFile); state {
+		case serving:
+			return true
+		case portTaken:
+			p.Kill()
+			return false
+		case broken:
+			p.t.Fatalf("redis-server does not start: %s", line)
+		}
+		<-time.After(5 * time.Millisecond)
+	}
+	text, _ := os.ReadFile(logFile)
+	p.t.Fatalf("redis-server was not ready within %s; its log: %s", redisStart, text)
+	return false
+}
+
+func (p *RedisProcess) end(orderly bool) {
+	if p.keeper == nil {
+		return
+	}
+	if orderly {
+		_, _ = io.WriteString(p.stdin, "end\n")
+	}
+	_ = p.stdin.Close()
+	_ = p.keeper.Wait()
+	p.keeper = nil
+}
+
+type logState int
+
+const (
+	starting logState = iota
+	serving
+	portTaken
+	broken
+)
+
+// readLog finds out from the server's log how far it is. A question over TCP
+// could be answered by somebody else's server on the same port, and would need
+// the password where the test sets one.
+func readLog(name string) (logState, string) {
+	f, err := os.Open(name)
+	if err != nil {
+		return starting, ""
+	}
+	defer func() { _ = f.Close() }()
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		line := lines.Text()
+		switch {
+		case strings.Contains(line, "Ready to accept connections"), strings.Contains(line, "Sentinel ID is"):
+			return serving, line
+		case strings.Contains(line, "Address already in use"):
+			return portTaken, line
+		case strings.Contains(line, "Fatal"), strings.Contains(line, "FATAL"):
+			return broken, line
+		}
+	}
+	return starting, ""
+}
+
+func freePort(t testing.TB) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatalf("looking for a free port: %v", err)
+	}
+	defer func() { _ = l.Close() }()
+	return l.Addr().(*net.TCPAddr).Port
+}

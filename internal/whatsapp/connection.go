@@ -1,0 +1,456 @@
+package whatsapp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-logr/logr"
+	"go.mau.fi/whatsmeow"
+	waBinary "go.mau.fi/whatsmeow/binary"
+	"go.mau.fi/whatsmeow/proto/waCompanionReg"
+	"go.mau.fi/whatsmeow/proto/waWa6"
+	"go.mau.fi/whatsmeow/store"
+	"go.mau.fi/whatsmeow/types"
+	"go.mau.fi/whatsmeow/types/events"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
+)
+
+const (
+	// explainPatience is how long the end of a socket waits for an event that says why.
+	explainPatience = time.Second
+	// deletePatience is how long a logout waits until the store has marked the device. The
+	// store itself takes no longer than 5 s.
+	deletePatience = 6 * time.Second
+	// pairPatience is how long the 515 after a scan waits for the library to be done with it.
+	pairPatience = 5 * time.Second
+	// readerPatience is how long Close waits for the reader of a closed socket.
+	readerPatience = 100 * time.Millisecond
+	// silentPeriods is how many keep-alives in a row may be lost on a silent connection.
+	silentPeriods = 3
+)
+
+// MessageHandler takes a message over. WhatsApp gets its acknowledgement when
+// it returns nil. ctx ends with the connection.
+type MessageHandler func(ctx context.Context, message *events.Message) error
+
+// Options are those of one connection.
+type Options struct {
+	// Device is read for this connection alone. One without an ID offers codes to scan.
+	Device *store.Device
+	// DeviceName is what the phone shows; empty: the factory's.
+	DeviceName string
+	// Proxy is the way out; nil: direct, or what HTTPS_PROXY names.
+	Proxy *url.URL
+	Log   logr.Logger
+	// Events is told what happens, one call at a time. It must return soon, and must
+	// neither call Close nor wait for somebody who does.
+	Events func(Event)
+	// Accept takes messages over; nil: whatever could be decrypted and stored is acknowledged.
+	Accept MessageHandler
+}
+
+// Connection is one login, or one attempt at pairing. Its methods may be called
+// from any goroutine, Connect only once.
+type Connection struct {
+	factory *Factory
+	options Options
+	client  *whatsmeow.Client
+	// container is what the client deletes its device with.
+	container *watchedContainer
+	log       logr.Logger
+	// jid and pushName are the device's at the beginning: the library empties its own when
+	// the device is logged out.
+	jid      types.JID
+	pushName string
+
+	// ctx is the connection's life; it and cancel are set by Connect.
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	link   atomic.Pointer[link]
+
+	// refused: a message was refused, so all that follow are.
+	refused atomic.Bool
+	// deleting: the library has begun to delete the device; deleted is closed when it has ended.
+	deleting    atomic.Bool
+	deleted     chan struct{}
+	deletedOnce sync.Once
+
+	// pairEnded is closed when the library has ended a pairing, well or badly.
+	pairEnded     chan struct{}
+	pairEndedOnce sync.Once
+
+	// gone is closed by Close: nobody waits any more.
+	gone     chan struct{}
+	goneOnce sync.Once
+
+	// mu is held while Events runs and guards the rest.
+	mu     sync.Mutex
+	begun  bool // Connect was called
+	opened bool // Connect has succeeded
+	over   bool // the end was told
+	closed bool // Close was called
+}
+
+// New prepares a connection. It does nothing on the network.
+func (f *Factory) New(o Options) (*Connection, error) {
+	if o.Device == nil || o.Events == nil {
+		return nil, errors.New("a connection needs a device and somebody who hears its events")
+	}
+	if o.Proxy != nil {
+		if err := checkProxy(o.Proxy); err != nil {
+			return nil, err
+		}
+	}
+	if o.DeviceName == "" {
+		o.DeviceName = f.deviceName
+	}
+	c := &Connection{factory: f, options: o, log: o.Log, pushName: o.Device.PushName, deleted: make(chan struct{}), pairEnded: make(chan struct{}), gone: make(chan struct{})}
+	if o.Device.ID != nil {
+		c.jid = *o.Device.ID
+	}
+	c.container = &watchedContainer{DeviceContainer: o.Device.Container, connection: c}
+	o.Device.Container = c.container
+
+	client := whatsmeow.NewClient(o.Device, newClientLog(o.Log))
+	websocket, media := f.clients(o.Proxy, c.dial)
+	client.SetPreLoginHTTPClient(websocket)
+	client.SetWebsocketHTTPClient(websocket)
+	client.SetMediaHTTPClient(media)
+	client.GetClientPayload = c.payload
+	// The supervisor decides when to connect again, and does it with a new client.
+	client.EnableAutoReconnect, client.DisableLoginAutoReconnect = false, true
+	// A message is acknowledged after the handler has taken it, and can be read again
+	// from the buffer when it has not.
+	client.SynchronousAck, client.EnableDecryptedEventBuffer = true, true
+	// Linking a hundred phones must not need gigabytes.
+	client.ManualHistorySyncDownload = true
+	client.AddEventHandlerWithSuccessStatus(c.handle)
+	c.client = client
+	return c, nil
+}
+
+// payload is what the client says of itself. It is the library's own but for the
+// version and the device's name, which the library keeps for the whole process.
+func (c *Connection) payload() *waWa6.ClientPayload {
+	p := c.options.Device.GetClientPayload()
+	version := c.factory.webVersion()
+	p.UserAgent.AppVersion = version.ProtoAppVersion()
+	if p.DevicePairingData != nil {
+		props := proto.Clone(store.DeviceProps).(*waCompanionReg.DeviceProps)
+		props.Os = proto.String(c.options.DeviceName)
+		if encoded, err := proto.Marshal(props); err == nil {
+			p.DevicePairingData.DeviceProps = encoded
+		}
+		hash := version.Hash()
+		p.DevicePairingData.BuildHash = hash[:]
+	}
+	return p
+}
+
+// Connect opens the connection. ctx is the connection's life: when it ends the
+// socket is closed at once, also in the middle of Connect. A nil error means
+// that the servers have been reached; whether they let the device in is an event.
+// Connect takes at most 40 s. The error is a *ConnectError, or ctx's cause.
+func (c *Connection) Connect(ctx context.Context) error {
+	c.mu.Lock()
+	if c.begun || c.closed {
+		c.mu.Unlock()
+		return errors.New("a connection is used once")
+	}
+	c.begun = true
+	c.ctx, c.cancel = context.WithCancelCause(ctx)
+	c.mu.Unlock()
+
+	// whatsmeow's handshake does not look at its context.
+	done := make(chan error, 1)
+	go func() { done <- c.client.ConnectContext(c.ctx) }()
+	var err error
+	select {
+	case err = <-done:
+	case <-c.ctx.Done():
+		err = c.ctx.Err()
+	}
+	if err != nil {
+		if cause := context.Cause(c.ctx); cause != nil {
+			err = cause
+		} else {
+			err = explain(err, c.options.Proxy != nil)
+		}
+		c.end(err)
+		return err
+	}
+
+	c.mu.Lock()
+	c.opened = true
+	c.mu.Unlock()
+	context.AfterFunc(c.ctx, c.onEnd)
+	if l := c.link.Load(); l != nil && l.isClosed.Load() { // before it counted as opened
+		go c.onEnd()
+	}
+	return nil
+}
+
+// dial opens the socket of the websocket.
+func (c *Connection) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	conn, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	l := newLink(conn, c.factory.clock.Now, func() { go c.onEnd() })
+	c.link.Store(l)
+	if c.ctx.Err() != nil { // closed meanwhile
+		return nil, errors.Join(context.Cause(c.ctx), l.Close())
+	}
+	return l, nil
+}
+
+// onEnd tells the end of a socket or of the context, unless an event explains it better.
+func (c *Connection) onEnd() {
+	c.mu.Lock()
+	skip := !c.opened || c.over || c.closed
+	c.mu.Unlock()
+	if skip {
+		return
+	}
+	c.pause(explainPatience, nil)
+	if c.deleting.Load() {
+		c.pause(deletePatience, c.deleted)
+		c.pause(explainPatience, nil)
+	}
+	e := socketClosed
+	if cause := context.Cause(c.ctx); cause != nil && !errors.Is(cause, errSocketEnded) {
+		e = over(EventDisconnected, "Cancelled", "the worker ended the connection")
+		if !errors.Is(cause, context.Canceled) {
+			e = over(EventDisconnected, "StoreFailed", "the connection was ended to keep its messages: %v", cause)
+		}
+	}
+	c.tell(e)
+}
+
+// errSocketEnded is the cause of a context whose socket has ended first.
+var errSocketEnded = errors.New("the socket has ended")
+
+// pause waits for early, but no longer than d and not after Close.
+func (c *Connection) pause(d time.Duration, early <-chan struct{}) {
+	timer := c.factory.clock.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C():
+	case <-early:
+	case <-c.gone:
+	}
+}
+
+// tell passes an event on. After the end, and after Close, there is none. With
+// the end it closes the socket: the library would wait for the server to do it.
+func (c *Connection) tell(e Event) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	defer func() {
+		if r := recover(); r != nil {
+			c.log.Error(fmt.Errorf("%v", r), "a panic while an event was heard", "event", e.Type, "stack", string(debug.Stack()))
+		}
+	}()
+	if c.over || c.closed {
+		return
+	}
+	if c.over = e.Over(); c.over {
+		go c.end(errSocketEnded)
+	}
+	c.options.Events(e)
+}
+
+// end closes the socket and everything that hangs on it.
+func (c *Connection) end(cause error) {
+	if l := c.link.Load(); l != nil {
+		_ = l.Close() // it may be closed already
+		// The library's reader would wait for ever for a consumer that the context has ended.
+		timer := c.factory.clock.NewTimer(readerPatience)
+		defer timer.Stop()
+		select {
+		case <-timer.C():
+		case <-l.ended:
+		}
+	}
+	c.cancel(cause)
+}
+
+// Close ends the connection; its socket is closed when Close returns, which
+// takes a tenth of a second at most. No event comes after it. It may be called
+// more than once.
+func (c *Connection) Close() {
+	c.mu.Lock()
+	c.closed = true
+	begun := c.begun
+	c.mu.Unlock()
+	c.goneOnce.Do(func() { close(c.gone) })
+	if begun {
+		c.end(context.Canceled)
+	}
+}
+
+// LastSeen is when the last byte came from the server; zero: never.
+func (c *Connection) LastSeen() time.Time {
+	l := c.link.Load()
+	if l == nil {
+		return time.Time{}
+	}
+	return time.Unix(0, l.seen.Load())
+}
+
+// Paired reports whether the connection logs in a device; the others offer codes.
+func (c *Connection) Paired() bool { return !c.jid.IsEmpty() }
+
+// Logout unlinks the device at WhatsApp and marks its keys. A device that is
+// unlinked already is a success. No event comes after a success.
+func (c *Connection) Logout(ctx context.Context) error {
+	if !c.Paired() {
+		return nil
+	}
+	// Client.Logout does the same, but then closes the socket in up to 5 s and empties
+	// the device in a race with the stream error that WhatsApp sends after its answer.
+	_, err := c.client.DangerousInternals().SendIQ(ctx, whatsmeow.DangerousInfoQuery{
+		Namespace: "md", Type: "set", To: types.ServerJID, NoRetry: true,
+		Content: []waBinary.Node{{Tag: "remove-companion-device", Attrs: waBinary.Attrs{"jid": c.jid, "reason": "user_initiated"}}},
+	})
+	if err != nil && !c.unlinked(err) {
+		return fmt.Errorf("unlinking the device: %w", err)
+	}
+	c.mu.Lock()
+	c.over = true
+	c.mu.Unlock()
+	if err := c.container.DeleteDevice(ctx, c.options.Device); err != nil && !errors.Is(err, errDeleting) {
+		// It is of no use to anybody any more; who forgets the session deletes it.
+		c.log.Info("the keys of a device that was unlinked could not be marked", "reason", err.Error())
+	}
+	return nil
+}
+
+// unlinked finds out whether a logout that failed says that there is nothing to log out.
+func (c *Connection) unlinked(err error) bool {
+	if errors.Is(err, whatsmeow.ErrIQNotFound) {
+		return true
+	}
+	// The library deletes the device only when WhatsApp has unlinked it. Its answer may
+	// be overtaken by the end of the connection that follows it.
+	c.pause(explainPatience, c.deleted)
+	return c.deleting.Load()
+}
+
+// handle is told every event of the library. false: it was not taken, so the
+// node that brought it must not be acknowledged.
+func (c *Connection) handle(evt any) (taken bool) {
+	defer func() {
+		if r := recover(); r != nil {
+			c.log.Error(fmt.Errorf("%v", r), "a panic while handling an event", "event", fmt.Sprintf("%T", evt), "stack", string(debug.Stack()))
+			c.refused.Store(true)
+			taken = false
+		}
+	}()
+	now := c.factory.clock.Now()
+	switch e := evt.(type) {
+	case *events.Message:
+		return c.accept(e)
+	case *events.KeepAliveTimeout:
+		if silent(e, c.LastSeen(), now) {
+			c.tell(over(EventDisconnected, "KeepAliveTimeout", "WhatsApp has not answered since %s", e.LastSuccess.UTC().Format(time.RFC3339)))
+		}
+	case *events.LoggedOut:
+		// The device is being deleted at this moment; who hears of the logout may read it.
+		c.pause(deletePatience, c.deleted)
+		c.translate(e, now)
+	case *events.Disconnected:
+		if c.ctx.Err() == nil { // else onEnd knows better why
+			c.translate(e, now)
+		}
+	case *events.PairSuccess:
+		c.translate(e, now)
+		c.pairEndedOnce.Do(func() { close(c.pairEnded) })
+	case *events.PairError:
+		c.pairEndedOnce.Do(func() { close(c.pairEnded) })
+		c.translate(e, now)
+		c.tell(over(EventDisconnected, "PairingRefused", "the pairing was refused"))
+	case *events.ManualLoginReconnect:
+		if !c.Paired() {
+			// The 515 can overtake the return of the write that it answers. If the socket
+			// were closed now, the library would take that write for failed and delete the device.
+			c.pause(pairPatience, c.pairEnded)
+		}
+		c.translate(e, now)
+	default:
+		c.translate(e, now)
+	}
+	return c.ctx.Err() == nil
+}
+
+func (c *Connection) translate(evt any, now time.Time) {
+	e, ok := Translate(evt, now)
+	if !ok {
+		return
+	}
+	if e.Type == EventConnected {
+		e.JID, e.PhoneNumber, e.PushName = address(c.jid), phoneNumber(c.jid), status.Clean(c.pushName, maxName)
+	}
+	c.tell(e)
+}
+
+// accept hands a message over, once and in order.
+func (c *Connection) accept(m *events.Message) bool {
+	// A store that has failed meanwhile has ended the context.
+	if c.refused.Load() || c.ctx.Err() != nil {
+		return false
+	}
+	if c.options.Accept == nil {
+		return true
+	}
+	if err := c.options.Accept(c.ctx, m); err != nil {
+		c.refused.Store(true)
+		c.log.Info("a message was refused, and so are all that follow on this connection", "reason", err.Error())
+		return false
+	}
+	return true
+}
+
+// silent: the proof of life has failed. Neither a byte nor the answer to a
+// keep-alive has come for some periods, or no answer for as long as the library
+// itself would wait before it connects again.
+func silent(e *events.KeepAliveTimeout, seen, now time.Time) bool {
+	if now.Sub(e.LastSuccess) > whatsmeow.KeepAliveMaxFailTime {
+		return true
+	}
+	return e.ErrorCount >= silentPeriods && now.Sub(seen) >= silentPeriods*whatsmeow.KeepAliveIntervalMin
+}
+
+// errDeleting: the device is being deleted, or is deleted, by another goroutine.
+var errDeleting = errors.New("the device is deleted already")
+
+// watchedContainer knows when the library deletes the device.
+type watchedContainer struct {
+	store.DeviceContainer
+	connection *Connection
+}
+
+// PutDevice implements store.DeviceContainer.
+func (w *watchedContainer) PutDevice(ctx context.Context, d *store.Device) error {
+	err := w.DeviceContainer.PutDevice(ctx, d)
+	d.Container = w // the inner one has put itself there
+	return err
+}
+
+// DeleteDevice implements store.DeviceContainer.
+func (w *watchedContainer) DeleteDevice(ctx context.Context, d *store.Device) error {
+	if !w.connection.deleting.CompareAndSwap(false, true) {
+		return errDeleting // the library would empty the device a second time
+	}
+	defer w.connection.deletedOnce.Do(func() { close(w.connection.deleted) })
+	return w.DeviceContainer.DeleteDevice(ctx, d)
+}

@@ -1,0 +1,712 @@
+package whatsapp
+
+import (
+	"bufio"
+	"context"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr"
+	"github.com/go-logr/logr/funcr"
+	. "github.com/onsi/gomega"
+	"go.mau.fi/whatsmeow"
+	wastore "go.mau.fi/whatsmeow/store"
+	"go.mau.fi/whatsmeow/types/events"
+	"go.uber.org/goleak"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/store"
+)
+
+// rootKey signs the certificates of all simulators but one: a process believes one root.
+var rootKey = [32]byte{4, 5, 6}
+
+func TestMain(m *testing.M) {
+	// Globals of the library, read by goroutines of its clients: set once, before the first.
+	whatsmeow.KeepAliveIntervalMin = 100 * time.Millisecond
+	whatsmeow.KeepAliveIntervalMax = 200 * time.Millisecond
+	whatsmeow.KeepAliveResponseDeadline = 400 * time.Millisecond
+	goleak.VerifyTestMain(m,
+		// The library's reader of a socket stays for ever where a frame arrives after
+		// its consumer was stopped (socket/framesocket.go, frameComplete).
+		goleak.IgnoreTopFunction("go.mau.fi/whatsmeow/socket.(*FrameSocket).frameComplete"))
+}
+
+func wait(t *testing.T) *WithT {
+	t.Helper()
+	g := NewWithT(t)
+	g.SetDefaultEventuallyTimeout(20 * time.Second)
+	g.SetDefaultEventuallyPollingInterval(5 * time.Millisecond)
+	return g
+}
+
+// world is a simulated WhatsApp, a store and a factory.
+type world struct {
+	t         *testing.T
+	g         *WithT
+	simulator *simulator.Server
+	store     *store.Store
+	factory   *Factory
+	log       logr.Logger
+}
+
+func newWorld(t *testing.T, change ...func(*simulator.Options)) *world {
+	t.Helper()
+	w := &world{t: t, g: wait(t), log: logr.Discard()}
+	options := simulator.Options{RootKey: &rootKey, CloseDelay: 200 * time.Millisecond}
+	for _, f := range change {
+		f(&options)
+	}
+	var err error
+	w.simulator, err = simulator.New(options)
+	w.g.Expect(err).NotTo(HaveOccurred())
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- w.simulator.Run(ctx) }()
+	t.Cleanup(func() {
+		w.g.Expect(w.simulator.Stats().Unknown).To(BeEmpty())
+		cancel()
+		w.g.Eventually(ended).Should(Receive(BeNil()))
+	})
+
+	w.store, err = store.Open(t.Context(), store.Config{URL: filepath.Join(t.TempDir(), "keys.db")}, logr.Discard())
+	w.g.Expect(err).NotTo(HaveOccurred())
+	t.Cleanup(func() { w.g.Expect(w.store.Close()).To(Succeed()) })
+	w.g.Expect(w.store.Migrate(t.Context())).To(Succeed())
+	_, err = w.store.Claim(t.Context(), store.Claimant{SessionID: "shop", Namespace: "a", UID: "u"}, nil)
+	w.g.Expect(err).NotTo(HaveOccurred())
+
+	cfg := Config{DeviceName: "Test", Endpoint: w.simulator.Endpoint(), NoiseRoot: root(w.simulator)}
+	if ca := w.simulator.CA(); ca != nil {
+		cfg.CAFile = filepath.Join(t.TempDir(), "ca.pem")
+		w.g.Expect(os.WriteFile(cfg.CAFile, ca, 0o600)).To(Succeed())
+	}
+	w.factory, err = Setup(cfg, logr.Discard())
+	w.g.Expect(err).NotTo(HaveOccurred())
+	return w
+}
+
+func root(s *simulator.Server) string {
+	key := s.NoiseRoot()
+	return hex.EncodeToString(key[:])
+}
+
+// session is a connection, and what it has told.
+type session struct {
+	*Connection
+	w  *world
+	mu sync.Mutex
+	// told are the events, messages the texts that were accepted.
+	told     []Event
+	messages []string
+}
+
+func (s *session) events() []Event {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]Event(nil), s.told...)
+}
+
+func (s *session) texts() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]string(nil), s.messages...)
+}
+
+// event waits for one of that type.
+func (s *session) event(kind EventType) (found Event) {
+	s.w.t.Helper()
+	s.w.g.Eventually(func() bool {
+		for _, e := range s.events() {
+			if e.Type == kind {
+				found = e
+				return true
+			}
+		}
+		return false
+	}).Should(BeTrue(), func() string { return fmt.Sprintf("waiting for %s, told %v", kind, s.events()) })
+	return found
+}
+
+// take makes the test the owner of the session.
+func (w *world) take() *store.Taking {
+	w.t.Helper()
+	r, err := w.store.Record(w.t.Context(), "u")
+	w.g.Expect(err).NotTo(HaveOccurred())
+	taking, err := w.store.Take(w.t.Context(), "u", r.Epoch+1)
+	w.g.Expect(err).NotTo(HaveOccurred())
+	return taking
+}
+
+// prepare makes a connection as the worker does, without connecting it.
+func (w *world) prepare(taking *store.Taking, change ...func(*Options)) (*session, context.Context) {
+	w.t.Helper()
+	ctx, cancel := context.WithCancelCause(context.Background())
+	device, err := taking.Open(w.t.Context(), cancel)
+	w.g.Expect(err).NotTo(HaveOccurred())
+	s := &session{w: w}
+	o := Options{Device: device, Log: w.log, Events: func(e Event) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.told = append(s.told, e)
+	}, Accept: func(_ context.Context, m *events.Message) error {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.messages = append(s.messages, m.Message.GetConversation())
+		return nil
+	}}
+	for _, f := range change {
+		f(&o)
+	}
+	s.Connection, err = w.factory.New(o)
+	w.g.Expect(err).NotTo(HaveOccurred())
+	w.t.Cleanup(func() {
+		s.Close()
+		cancel(nil)
+	})
+	return s, ctx
+}
+
+// connect makes a connection and opens it.
+func (w *world) connect(taking *store.Taking, change ...func(*Options)) *session {
+	w.t.Helper()
+	s, ctx := w.prepare(taking, change...)
+	w.g.Expect(s.Connect(ctx)).To(Succeed())
+	return s
+}
+
+// pair links a device and ends the connection that did it.
+func (w *world) pair(taking *store.Taking, phone string, change ...func(*Options)) {
+	w.t.Helper()
+	s := w.connect(taking, change...)
+	_, err := w.simulator.Scan(w.t.Context(), s.event(EventQR).Codes[0], phone)
+	w.g.Expect(err).NotTo(HaveOccurred())
+	s.event(EventDisconnected)
+	s.Close()
+}
+
+// linked is a session that has been paired and is connected.
+func linked(t *testing.T, change ...func(*simulator.Options)) (*world, *store.Taking, *session) {
+	t.Helper()
+	w := newWorld(t, change...)
+	taking := w.take()
+	w.pair(taking, phone)
+	s := w.connect(taking)
+	s.event(EventConnected)
+	return w, taking, s
+}
+
+const phone = "15551234567"
+
+func TestFromTheCodeToTheFirstMessage(t *testing.T) {
+	for name, withTLS := range map[string]bool{"ws": false, "wss": true} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, func(o *simulator.Options) { o.TLS = withTLS })
+			taking := w.take()
+			s := w.connect(taking)
+			w.g.Expect(s.Paired()).To(BeFalse())
+			codes := s.event(EventQR).Codes
+			w.g.Expect(codes).To(HaveLen(6))
+			jid, err := w.simulator.Scan(t.Context(), codes[0], "+"+phone)
+			w.g.Expect(err).NotTo(HaveOccurred())
+			scanned := s.event(EventPairSuccess)
+			w.g.Expect(scanned).To(Equal(Event{Type: EventPairSuccess, JID: jid, PhoneNumber: "+" + phone}))
+			w.g.Expect(s.event(EventDisconnected).Reason).To(Equal("StreamError515"))
+			s.Close()
+			r, err := w.store.Record(t.Context(), "u")
+			w.g.Expect(err).NotTo(HaveOccurred())
+			w.g.Expect(r.JID).To(Equal(jid))
+
+			s = w.connect(taking)
+			w.g.Expect(s.Paired()).To(BeTrue())
+			w.g.Expect(s.event(EventConnected)).To(Equal(Event{Type: EventConnected, JID: jid, PhoneNumber: "+" + phone}))
+			_, err = w.simulator.Send(t.Context(), phone, "", "hello")
+			w.g.Expect(err).NotTo(HaveOccurred())
+			w.g.Eventually(s.texts).Should(Equal([]string{"hello"}))
+			w.g.Eventually(func() int { return w.simulator.Stats().Unacknowledged }).Should(BeZero())
+			w.g.Expect(s.LastSeen()).To(BeTemporally("~", time.Now(), time.Minute))
+			s.Close()
+
+			// Another process, later.
+			s = w.connect(w.take())
+			s.event(EventConnected)
+			_, err = w.simulator.Send(t.Context(), phone, "", "again")
+			w.g.Expect(err).NotTo(HaveOccurred())
+			w.g.Eventually(s.texts).Should(Equal([]string{"again"}))
+			w.g.Expect(w.simulator.Stats().Doubled).To(BeZero())
+		})
+	}
+}
+
+func TestEnds(t *testing.T) {
+	w, taking, s := linked(t)
+	s.Close()
+	for name, row := range map[string]struct {
+		fault simulator.Fault
+		// login: the fault meets the login, not the connection.
+		login  bool
+		kind   EventType
+		reason string
+		// gone: the device is marked.
+		gone bool
+	}{
+		"dropped":              {fault: simulator.Fault{Kind: simulator.FaultDrop}, kind: EventDisconnected, reason: "SocketClosed"},
+		"the server restarts":  {fault: simulator.Fault{Kind: simulator.FaultStreamError, Code: "503"}, kind: EventDisconnected, reason: "SocketClosed"},
+		"unlinked":             {fault: simulator.Fault{Kind: simulator.FaultStreamError, Code: "device_removed"}, kind: EventLoggedOut, reason: "DeviceRemoved", gone: true},
+		"replaced":             {fault: simulator.Fault{Kind: simulator.FaultStreamError, Code: "replaced"}, kind: EventReplaced, reason: "Replaced"},
+		"515 later on":         {fault: simulator.Fault{Kind: simulator.FaultStreamError, Code: "515"}, kind: EventDisconnected, reason: "StreamError515"},
+		"no keep-alive answer": {fault: simulator.Fault{Kind: simulator.FaultFreeze}, kind: EventDisconnected, reason: "KeepAliveTimeout"},
+		"logged out":           {fault: simulator.Fault{Kind: simulator.FaultFailure, Reason: 401}, login: true, kind: EventLoggedOut, reason: "LoggedOut", gone: true},
+		"locked":               {fault: simulator.Fault{Kind: simulator.FaultFailure, Reason: 403}, login: true, kind: EventLoggedOut, reason: "AccountLocked", gone: true},
+		"banned for good":      {fault: simulator.Fault{Kind: simulator.FaultFailure, Reason: 406}, login: true, kind: EventLoggedOut, reason: "AccountBanned", gone: true},
+		"banned":               {fault: simulator.Fault{Kind: simulator.FaultFailure, Reason: 402, Expire: metav1.Duration{Duration: time.Hour}}, login: true, kind: EventBanned, reason: "TemporaryBan101"},
+		"outdated":             {fault: simulator.Fault{Kind: simulator.FaultFailure, Reason: 405}, login: true, kind: EventOutdated, reason: "ClientOutdated"},
+		"unavailable":          {fault: simulator.Fault{Kind: simulator.FaultFailure, Reason: 503}, login: true, kind: EventDisconnected, reason: "SocketClosed"},
+		"an unknown failure":   {fault: simulator.Fault{Kind: simulator.FaultFailure, Reason: 418}, login: true, kind: EventDisconnected, reason: "ConnectFailure418"},
+		"the login is refused": {fault: simulator.Fault{Kind: simulator.FaultRefuse, Device: phone}, login: true, kind: EventDisconnected, reason: "SocketClosed"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var s *session
+			if !row.login {
+				s = w.connect(taking)
+				s.event(EventConnected)
+			}
+			_, err := w.simulator.Inject(row.fault)
+			w.g.Expect(err).NotTo(HaveOccurred())
+			if row.login {
+				s = w.connect(taking)
+			}
+			end := s.event(row.kind)
+			w.g.Expect(end.Reason).To(Equal(row.reason))
+			w.g.Expect(end.Message).NotTo(BeEmpty())
+			if row.kind == EventBanned {
+				w.g.Expect(end.Until).To(BeTemporally("~", time.Now().Add(time.Hour), time.Minute))
+			}
+
+			// The device is there, or marked, when the end is told.
+			r, err := w.store.Record(t.Context(), "u")
+			w.g.Expect(err).NotTo(HaveOccurred())
+			w.g.Expect(r.JID == "").To(Equal(row.gone))
+			w.g.Consistently(s.events, "100ms").Should(ContainElement(HaveField("Type", row.kind)))
+			ends := 0
+			for _, e := range s.events() {
+				if e.Over() {
+					ends++
+				}
+			}
+			w.g.Expect(ends).To(Equal(1), "%v", s.events())
+
+			// And life goes on.
+			_, err = w.simulator.Clear("", "")
+			w.g.Expect(err).NotTo(HaveOccurred())
+			s.Close()
+			if row.gone {
+				w.pair(taking, phone)
+			}
+			s = w.connect(taking)
+			s.event(EventConnected)
+			s.Close()
+		})
+	}
+}
+
+// whatsmeow tells nothing when the last node of a pairing is lost with its socket.
+func TestALost515IsAnEnd(t *testing.T) {
+	w := newWorld(t)
+	_, err := w.simulator.Inject(simulator.Fault{Kind: simulator.FaultLoseEnd})
+	w.g.Expect(err).NotTo(HaveOccurred())
+	taking := w.take()
+	s := w.connect(taking)
+	_, err = w.simulator.Scan(t.Context(), s.event(EventQR).Codes[0], phone)
+	w.g.Expect(err).NotTo(HaveOccurred())
+	s.event(EventPairSuccess)
+	w.g.Expect(s.event(EventDisconnected).Reason).To(Equal("SocketClosed"))
+	s.Close()
+	_, err = w.simulator.Clear("", "")
+	w.g.Expect(err).NotTo(HaveOccurred())
+	w.connect(taking).event(EventConnected)
+}
+
+func TestCodesRunOut(t *testing.T) {
+	w := newWorld(t, func(o *simulator.Options) { o.RefLifetime = 20 * time.Millisecond })
+	s := w.connect(w.take())
+	s.event(EventQR)
+	w.g.Expect(s.event(EventDisconnected).Reason).To(Equal("SocketClosed"))
+}
+
+func TestABadPairingIsRefused(t *testing.T) {
+	for kind, message := range map[simulator.FaultKind]string{
+		simulator.FaultBadHMAC:      "invalid device identity HMAC",
+		simulator.FaultBadSignature: "invalid device signature",
+	} {
+		t.Run(string(kind), func(t *testing.T) {
+			w := newWorld(t)
+			_, err := w.simulator.Inject(simulator.Fault{Kind: kind})
+			w.g.Expect(err).NotTo(HaveOccurred())
+			s := w.connect(w.take())
+			_, err = w.simulator.Scan(t.Context(), s.event(EventQR).Codes[0], phone)
+			w.g.Expect(err).To(HaveOccurred())
+			w.g.Expect(s.event(EventPairError).Message).To(ContainSubstring(message))
+			s.event(EventDisconnected)
+			counts, err := w.store.Counts(t.Context())
+			w.g.Expect(err).NotTo(HaveOccurred())
+			w.g.Expect(counts).To(Equal(store.Counts{Sessions: 1}))
+		})
+	}
+}
+
+func TestLogout(t *testing.T) {
+	w, taking, s := linked(t)
+	w.g.Expect(s.Logout(t.Context())).To(Succeed())
+	w.g.Expect(w.simulator.Devices()).To(BeEmpty())
+	s.Close()
+	w.g.Expect(s.events()).To(HaveExactElements(HaveField("Type", EventConnected)))
+	w.g.Expect(taking.Forget(t.Context())).To(Succeed())
+	w.g.Expect(w.store.Counts(t.Context())).To(BeZero())
+}
+
+func TestLogoutOfADeviceThatIsUnlinked(t *testing.T) {
+	w, _, s := linked(t)
+	// The answer to the logout is lost with the socket: the stream error says it.
+	_, err := w.simulator.Inject(simulator.Fault{Kind: simulator.FaultStreamError, Code: "device_removed"})
+	w.g.Expect(err).NotTo(HaveOccurred())
+	w.g.Expect(s.Logout(t.Context())).To(Succeed())
+}
+
+func TestLogoutThatFails(t *testing.T) {
+	w, _, s := linked(t)
+	_, err := w.simulator.Inject(simulator.Fault{Kind: simulator.FaultFreeze})
+	w.g.Expect(err).NotTo(HaveOccurred())
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	w.g.Expect(s.Logout(ctx)).To(MatchError(context.DeadlineExceeded))
+	r, err := w.store.Record(t.Context(), "u")
+	w.g.Expect(err).NotTo(HaveOccurred())
+	w.g.Expect(r.JID).NotTo(BeEmpty(), "the keys stay for the next attempt")
+}
+
+// A successor takes the session while a message is on its way: the old owner
+// must neither move the ratchet nor acknowledge, and the successor gets it.
+func TestTheFenceInTheMiddleOfAMessage(t *testing.T) {
+	w, _, old := linked(t)
+	successor := w.take()
+	_, err := w.simulator.Send(t.Context(), phone, "", "for the successor")
+	w.g.Expect(err).NotTo(HaveOccurred())
+	end := old.event(EventDisconnected)
+	w.g.Expect(end.Reason).To(Equal("StoreFailed"))
+	w.g.Expect(end.Message).To(ContainSubstring("taken by another process"))
+	w.g.Expect(old.texts()).To(BeEmpty())
+	w.g.Expect(w.simulator.Stats().Unacknowledged).To(Equal(1))
+	w.g.Expect(w.simulator.Stats().Retries).To(BeZero(), "no request to encrypt it again")
+	old.Close()
+
+	s := w.connect(successor)
+	s.event(EventConnected)
+	w.g.Eventually(s.texts).Should(Equal([]string{"for the successor"}))
+	w.g.Eventually(func() int { return w.simulator.Stats().Unacknowledged }).Should(BeZero())
+	w.g.Expect(w.simulator.Stats().Redelivered).To(BeEquivalentTo(1))
+	w.g.Expect(w.simulator.Stats().Retries).To(BeZero())
+}
+
+// One refused message refuses the rest, and all come again in their order.
+func TestARefusedMessage(t *testing.T) {
+	for name, refuse := range map[string]func() error{
+		"with an error": func() error { return errors.New("Redis is full") },
+		"with a panic":  func() error { panic("a bug") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			taking := w.take()
+			w.pair(taking, phone)
+			var mu sync.Mutex
+			var asked []string
+			s := w.connect(taking, func(o *Options) {
+				o.Accept = func(_ context.Context, m *events.Message) error {
+					mu.Lock()
+					defer mu.Unlock()
+					asked = append(asked, m.Message.GetConversation())
+					if len(asked) == 2 {
+						return refuse()
+					}
+					return nil
+				}
+			})
+			s.event(EventConnected)
+			for _, text := range []string{"one", "two", "three", "four"} {
+				_, err := w.simulator.Send(t.Context(), phone, "", text)
+				w.g.Expect(err).NotTo(HaveOccurred())
+			}
+			hearing := func() []string {
+				mu.Lock()
+				defer mu.Unlock()
+				return append([]string(nil), asked...)
+			}
+			w.g.Eventually(hearing).Should(Equal([]string{"one", "two"}))
+			w.g.Consistently(hearing, "100ms").Should(HaveLen(2))
+			w.g.Expect(w.simulator.Stats().Unacknowledged).To(Equal(3))
+			s.Close()
+
+			next := w.connect(taking)
+			w.g.Eventually(next.texts).Should(Equal([]string{"two", "three", "four"}))
+			w.g.Eventually(func() int { return w.simulator.Stats().Unacknowledged }).Should(BeZero())
+		})
+	}
+}
+
+func TestCloseDoesNotWaitForADeadPeer(t *testing.T) {
+	w, taking, s := linked(t)
+	_, err := w.simulator.Inject(simulator.Fault{Kind: simulator.FaultFreeze})
+	w.g.Expect(err).NotTo(HaveOccurred())
+	closed := make(chan struct{})
+	go func() { s.Close(); close(closed) }()
+	w.g.Eventually(closed, "4s").Should(BeClosed()) // whatsmeow's own Disconnect takes 5 s
+	_, err = w.simulator.Clear("", "")
+	w.g.Expect(err).NotTo(HaveOccurred())
+
+	_, err = w.simulator.Inject(simulator.Fault{Kind: simulator.FaultSlowUpgrade, Delay: metav1.Duration{Duration: time.Hour}})
+	w.g.Expect(err).NotTo(HaveOccurred())
+	hanging, ctx := w.prepare(taking)
+	result := make(chan error, 1)
+	go func() { result <- hanging.Connect(ctx) }()
+	w.g.Eventually(func() bool { return hanging.link.Load() != nil }).Should(BeTrue())
+	w.g.Consistently(result, "50ms").ShouldNot(Receive())
+	hanging.Close()
+	w.g.Eventually(result).Should(Receive(MatchError(context.Canceled)))
+	w.g.Expect(hanging.events()).To(BeEmpty())
+	_, err = w.simulator.Clear("", "")
+	w.g.Expect(err).NotTo(HaveOccurred())
+}
+
+func TestTheEndOfItsContextClosesTheSocket(t *testing.T) {
+	w := newWorld(t)
+	taking := w.take()
+	w.pair(taking, phone)
+	s, _ := w.prepare(taking)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	w.g.Expect(s.Connect(ctx)).To(Succeed())
+	s.event(EventConnected)
+	cancel()
+	w.g.Eventually(func() int { return w.simulator.Stats().Connected }).Should(BeZero())
+	w.g.Expect(s.event(EventDisconnected).Reason).To(Equal("Cancelled"))
+	w.g.Expect(s.Connect(t.Context())).NotTo(Succeed(), "it is used once")
+}
+
+func TestAServerThatRefuses(t *testing.T) {
+	w := newWorld(t)
+	_, err := w.simulator.Inject(simulator.Fault{Kind: simulator.FaultRefuse})
+	w.g.Expect(err).NotTo(HaveOccurred())
+	s, ctx := w.prepare(w.take())
+	err = s.Connect(ctx)
+	var refused *ConnectError
+	w.g.Expect(errors.As(err, &refused)).To(BeTrue(), "%v", err)
+	w.g.Expect(refused.Reason).To(Equal("Refused"))
+	w.g.Expect(err).To(MatchError("WhatsApp refused the connection with HTTP status 503"))
+	w.g.Expect(s.events()).To(BeEmpty(), "the error says it")
+}
+
+func TestAnotherRootIsRefused(t *testing.T) {
+	w := newWorld(t)
+	other := newSimulator(t, &[32]byte{9})
+	_, err := Setup(Config{Endpoint: other.Endpoint(), NoiseRoot: root(other)}, logr.Discard())
+	w.g.Expect(err).To(MatchError(ContainSubstring("trusts another")))
+
+	w.factory.endpoint, err = parseEndpoint(other.Endpoint())
+	w.g.Expect(err).NotTo(HaveOccurred())
+	s, ctx := w.prepare(w.take())
+	err = s.Connect(ctx)
+	var refused *ConnectError
+	w.g.Expect(errors.As(err, &refused)).To(BeTrue(), "%v", err)
+	w.g.Expect(refused.Reason).To(Equal("CertificateRefused"))
+}
+
+func newSimulator(t *testing.T, key *[32]byte) *simulator.Server {
+	t.Helper()
+	g := wait(t)
+	s, err := simulator.New(simulator.Options{RootKey: key})
+	g.Expect(err).NotTo(HaveOccurred())
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		g.Eventually(ended).Should(Receive(BeNil()))
+	})
+	return s
+}
+
+func TestAnotherAuthorityIsRefused(t *testing.T) {
+	w := newWorld(t, func(o *simulator.Options) { o.TLS = true })
+	var err error
+	w.factory, err = Setup(Config{Endpoint: w.simulator.Endpoint(), NoiseRoot: root(w.simulator)}, logr.Discard())
+	w.g.Expect(err).NotTo(HaveOccurred())
+	s, ctx := w.prepare(w.take())
+	w.g.Expect(s.Connect(ctx)).To(MatchError(ContainSubstring("certificate")))
+}
+
+// proxyServer is an HTTP proxy that knows CONNECT, with a password.
+type proxyServer struct {
+	listener net.Listener
+	mu       sync.Mutex
+	targets  []string
+	wg       sync.WaitGroup
+}
+
+func startProxy(t *testing.T) *proxyServer {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &proxyServer{listener: listener}
+	p.wg.Add(1)
+	go func() {
+		defer p.wg.Done()
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			p.wg.Add(1)
+			go func() {
+				defer p.wg.Done()
+				p.serve(conn)
+			}()
+		}
+	}()
+	t.Cleanup(func() {
+		if err := listener.Close(); err != nil {
+			t.Error(err)
+		}
+		p.wg.Wait()
+	})
+	return p
+}
+
+func (p *proxyServer) serve(client net.Conn) {
+	defer func() { _ = client.Close() }()
+	reader := bufio.NewReader(client)
+	req, err := http.ReadRequest(reader)
+	if err != nil {
+		return
+	}
+	wanted := "Basic " + base64.StdEncoding.EncodeToString([]byte("tenant:hunter2"))
+	if req.Method != http.MethodConnect || req.Header.Get("Proxy-Authorization") != wanted {
+		_, _ = io.WriteString(client, "HTTP/1.1 407 Say hunter2\r\nContent-Length: 0\r\n\r\n")
+		return
+	}
+	p.mu.Lock()
+	p.targets = append(p.targets, req.Host)
+	p.mu.Unlock()
+	server, err := net.Dial("tcp", req.Host)
+	if err != nil {
+		return
+	}
+	defer func() { _ = server.Close() }()
+	if _, err := io.WriteString(client, "HTTP/1.1 200 OK\r\n\r\n"); err != nil {
+		return
+	}
+	go func() {
+		_, _ = io.Copy(server, reader)
+		_ = server.Close()
+	}()
+	_, _ = io.Copy(client, server)
+}
+
+func TestProxy(t *testing.T) {
+	w := newWorld(t, func(o *simulator.Options) { o.TLS = true })
+	p := startProxy(t)
+	through := func(user string, port string) func(*Options) {
+		u, err := ParseProxy(fmt.Sprintf("http://%s@%s", user, port))
+		w.g.Expect(err).NotTo(HaveOccurred())
+		return func(o *Options) { o.Proxy = u }
+	}
+	own := through("tenant:hunter2", p.listener.Addr().String())
+	taking := w.take()
+	w.pair(taking, phone, own)
+	s := w.connect(taking, own)
+	s.event(EventConnected)
+	simulated, err := url.Parse(w.simulator.Endpoint())
+	w.g.Expect(err).NotTo(HaveOccurred())
+	p.mu.Lock()
+	w.g.Expect(p.targets).To(HaveExactElements(simulated.Host, simulated.Host))
+	p.mu.Unlock()
+	s.Close()
+
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	w.g.Expect(err).NotTo(HaveOccurred())
+	nobody := free.Addr().String()
+	w.g.Expect(free.Close()).To(Succeed())
+	for reason, option := range map[string]func(*Options){
+		"ProxyRefused":     through("tenant:hunter3", p.listener.Addr().String()),
+		"ProxyUnreachable": through("tenant:hunter2", nobody),
+	} {
+		s, ctx := w.prepare(taking, option)
+		err := s.Connect(ctx)
+		var failed *ConnectError
+		w.g.Expect(errors.As(err, &failed)).To(BeTrue(), "%v", err)
+		w.g.Expect(failed.Reason).To(Equal(reason))
+		w.g.Expect(err.Error()).NotTo(Or(ContainSubstring("hunter"), ContainSubstring("127.0.0.1")), "nothing of the Secret")
+	}
+}
+
+func TestTheLogHoldsNoSecret(t *testing.T) {
+	w := newWorld(t)
+	var mu sync.Mutex
+	var lines string
+	w.log = funcr.New(func(prefix, args string) {
+		mu.Lock()
+		defer mu.Unlock()
+		lines += prefix + args + "\n"
+	}, funcr.Options{Verbosity: 9})
+	taking := w.take()
+	s := w.connect(taking)
+	code := s.event(EventQR).Codes[0]
+	_, err := w.simulator.Scan(t.Context(), code, phone)
+	w.g.Expect(err).NotTo(HaveOccurred())
+	s.event(EventDisconnected)
+	s.Close()
+	s = w.connect(taking)
+	s.event(EventConnected)
+	_, err = w.simulator.Send(t.Context(), phone, "", "a secret text")
+	w.g.Expect(err).NotTo(HaveOccurred())
+	w.g.Eventually(s.texts).Should(HaveLen(1))
+	s.Close()
+	mu.Lock()
+	defer mu.Unlock()
+	w.g.Expect(lines).To(ContainSubstring("Successfully authenticated"))
+	w.g.Expect(lines).NotTo(Or(ContainSubstring(code[:20]), ContainSubstring("a secret text"), ContainSubstring("<iq")))
+}
+
+func TestTheNameThatThePhoneShows(t *testing.T) {
+	w := newWorld(t)
+	device, err := w.take().Open(t.Context(), func(error) {})
+	w.g.Expect(err).NotTo(HaveOccurred())
+	for want, name := range map[string]string{"Test": "", "Shop 1": "Shop 1"} {
+		c, err := w.factory.New(Options{Device: device, DeviceName: name, Events: func(Event) {}})
+		w.g.Expect(err).NotTo(HaveOccurred())
+		w.g.Expect(string(c.payload().DevicePairingData.DeviceProps)).To(ContainSubstring(want))
+	}
+	newer := wastore.WAVersionContainer{2, 3000, 4_000_000_000}
+	w.factory.version.Store(&newer)
+	c, err := w.factory.New(Options{Device: device, Events: func(Event) {}})
+	w.g.Expect(err).NotTo(HaveOccurred())
+	w.g.Expect(c.payload().UserAgent.AppVersion.GetTertiary()).To(Equal(uint32(4_000_000_000)))
+
+	_, err = w.factory.New(Options{Device: device})
+	w.g.Expect(err).To(HaveOccurred())
+	_, err = w.factory.New(Options{Device: device, Events: func(Event) {}, Proxy: &url.URL{Scheme: "gopher"}})
+	w.g.Expect(err).To(MatchError(ErrBadProxy))
+}

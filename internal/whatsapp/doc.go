@@ -1,0 +1,31 @@
+// Package whatsapp is the connector: the only package, but for the simulator,
+// that uses the whatsmeow library's client. It hides it behind a few verbs
+// (connect, log out, close) and one kind of [Event].
+//
+// [Setup] is called once in a process and returns the [Factory] of all
+// connections. A [Connection] is one login of one device, or one attempt at
+// pairing, and is never used twice: whatsmeow's queue of received nodes outlives
+// a reconnect and would hand over what was queued before what is redelivered. So
+// also the login after a pairing is a new connection.
+//
+// # What ends a connection
+//
+// The context given to [Connection.Connect] is the connection's life: when it
+// ends, the socket is closed at once. Every connection that was opened tells its
+// end with exactly one event for which [Event.Over] holds, unless it is closed
+// first. whatsmeow has several ends without an event of its own (a lost last
+// node, an unpaired client, the close after 515), so the socket itself is
+// watched, see link.go.
+//
+// # Messages
+//
+// WhatsApp gets its acknowledgement when [Options.Accept] has returned without
+// an error. One refusal refuses all that follow on the connection, so that their
+// order is kept; WhatsApp delivers them again at the next login.
+//
+// # The files
+//
+// setup.go: what is set once; connection.go: one connection; translate.go: the
+// table of events; link.go: the socket; proxy.go: the way out; errors.go: what is
+// said of a failed attempt; log.go: the library's log.
+package whatsapp

@@ -1,0 +1,63 @@
+package whatsapp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+
+	"go.mau.fi/whatsmeow/socket"
+)
+
+// ConnectError is a failed attempt to connect, in words for people. It shows
+// nothing of a proxy's URL, which is a secret, and has nothing of it in Error.
+type ConnectError struct {
+	// Reason is a CamelCase word for logs and metrics.
+	Reason string
+	// Message is a sentence.
+	Message string
+	cause   error
+}
+
+func (e *ConnectError) Error() string { return e.Message }
+
+// Unwrap is the library's error. It may name the proxy: it is for errors.Is and
+// errors.As, not for printing.
+func (e *ConnectError) Unwrap() error { return e.cause }
+
+// proxyRefusal is a proxy that answers, but with no connection.
+type proxyRefusal struct{ status int }
+
+func (e *proxyRefusal) Error() string {
+	return fmt.Sprintf("the proxy answered with status %d", e.status)
+}
+
+// explain makes an error of ConnectContext one for people.
+func explain(err error, proxied bool) error {
+	var refusal *proxyRefusal
+	var status socket.ErrWithStatusCode
+	var network *net.OpError
+	say := func(reason, format string, args ...any) error {
+		return &ConnectError{Reason: reason, Message: sentence(format, args...), cause: err}
+	}
+	switch {
+	case errors.As(err, &refusal):
+		return say("ProxyRefused", "the proxy refused the connection with status %d", refusal.status)
+	case errors.As(err, &status):
+		return say("Refused", "WhatsApp refused the connection with HTTP status %d", status.StatusCode)
+	case strings.Contains(err.Error(), "failed to verify server cert"):
+		return say("CertificateRefused", "the server's certificate is not signed by WhatsApp's root: something stands between")
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), strings.Contains(err.Error(), "timed out waiting for handshake"):
+		return say("Timeout", "WhatsApp did not answer in time")
+	case proxied && errors.As(err, &network) && (network.Op == "dial" || network.Op == "proxyconnect"):
+		return say("ProxyUnreachable", "the proxy cannot be reached")
+	case proxied:
+		return say("ProxyFailed", "the connection through the proxy failed")
+	case errors.As(err, &network) && network.Op == "dial":
+		return say("Unreachable", "WhatsApp cannot be reached: %v", network)
+	default:
+		return say("ConnectFailed", "connecting to WhatsApp failed: %v", err)
+	}
+}

@@ -1,0 +1,50 @@
+package whatsapp
+
+import (
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// link is the socket under a connection's websocket. It knows two things that
+// whatsmeow does not tell: when the last byte came, and that the socket is closed.
+type link struct {
+	net.Conn
+	now func() time.Time
+	// seen is when the last byte came, in Unix nanoseconds.
+	seen atomic.Int64
+	// ended is closed when reading has failed: the reader is gone.
+	ended     chan struct{}
+	endedOnce sync.Once
+	// closed is called once, after isClosed is set: whoever used the socket has given it up.
+	closed   func()
+	isClosed atomic.Bool
+}
+
+func newLink(conn net.Conn, now func() time.Time, closed func()) *link {
+	l := &link{Conn: conn, now: now, ended: make(chan struct{}), closed: closed}
+	l.seen.Store(now().UnixNano())
+	return l
+}
+
+// Read implements net.Conn.
+func (l *link) Read(b []byte) (int, error) {
+	n, err := l.Conn.Read(b)
+	if n > 0 {
+		l.seen.Store(l.now().UnixNano())
+	}
+	if err != nil {
+		l.endedOnce.Do(func() { close(l.ended) })
+	}
+	return n, err
+}
+
+// Close implements net.Conn.
+func (l *link) Close() error {
+	err := l.Conn.Close()
+	if l.isClosed.CompareAndSwap(false, true) {
+		l.closed()
+	}
+	return err
+}
