@@ -44,7 +44,7 @@ func runBare(ctx context.Context, o bareOptions) error {
 	if err != nil {
 		return fmt.Errorf("opening the database: %w", err)
 	}
-	defer db.Close()
+	defer func() { _ = db.Close() }()
 	container := sqlstore.NewWithDB(db, "sqlite", nil)
 	if err := container.Upgrade(ctx); err != nil {
 		return fmt.Errorf("making the tables: %w", err)

@@ -80,13 +80,13 @@ func main() {
 	flag.IntVar(&bare.pair, "bare-pair", 0, "")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
 	var err error
 	if *role == "bare" {
 		err = runBare(ctx, bare)
 	} else {
 		err = run(ctx, o)
 	}
+	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench worker:", err)
 		os.Exit(1)

@@ -65,8 +65,8 @@ func prepare(cmd *cobra.Command, complete func() error, config *commonConfig, ru
 	klog.SetLogger(log.WithName("kubernetes"))
 	log.Info("Configuration", append([]any{"command", cmd.Name(), "version", Version}, settings(cmd)...)...)
 	err := run(cmd.Context(), log)
-	if errors.Is(err, context.Canceled) && cmd.Context().Err() != nil {
-		return nil
+	if cmd.Context().Err() != nil && errors.Is(err, context.Canceled) {
+		err = nil // it was asked to end
 	}
 	return err
 }

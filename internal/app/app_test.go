@@ -267,7 +267,7 @@ func TestBadInput(t *testing.T) {
 		}
 		s.Expect(s.event("proxied", v1alpha1.ReasonProxySecretInvalid)).NotTo(ContainSubstring("hunter2"))
 	})
-	t.Run("Laravel answers HTML, then a redirect; nothing is lost", func(t *testing.T) {
+	t.Run("Laravel answers HTML, then a redirect; nothing is lost", func(*testing.T) {
 		s.laravel.answerWith(func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "text/html")
 			fmt.Fprint(w, "<html>login</html>")

@@ -80,7 +80,10 @@ func layGround(ctx context.Context, config *commonConfig, log logr.Logger) (_ *f
 	if err := f.identify(ctx); err != nil {
 		return nil, err
 	}
-	return f, f.layRedis(ctx)
+	if err := f.layRedis(ctx); err != nil {
+		return nil, err
+	}
+	return f, nil
 }
 
 func (f *foundation) close() error {

@@ -21,9 +21,15 @@ const (
 	// 5): Redis and the next leader must not believe a batch free while its
 	// request may still be answered.
 	requestMargin = 5 * time.Second
-	// lookGap is the least time between two looks at a kind that publishes ask
-	// for: a thousand of them at once must not become a thousand questions.
-	lookGap = 2 * time.Millisecond
+	// The least time between two looks at a kind that publishes ask for: a
+	// thousand of them at once must not become a thousand questions. While
+	// nothing is known to wait, the first may be urgent.
+	gapQuiet = 2 * time.Millisecond
+	// Statuses that wait go at a known time, unless a more urgent one or the
+	// fiftieth comes.
+	gapWaiting = 10 * time.Millisecond
+	// Codes go at a known time within seconds, unless the fiftieth comes.
+	gapQR = 100 * time.Millisecond
 	// queuePause is the wait after an error of the queue.
 	queuePause = 500 * time.Millisecond
 	// finishTimeout bounds one attempt to record an answer in the queue, which
@@ -144,8 +150,12 @@ func (f *Flusher) Start(ctx context.Context) error {
 	r := &run{Flusher: f, requests: requests, ended: make(chan *lane, f.opts.Parallel)}
 	for _, kind := range []delivery.Kind{delivery.KindStatus, delivery.KindQR} {
 		r.lanes = append(r.lanes, &lane{kind: kind, stale: true})
-		defer metrics.ForgetDelivery(kind)
 	}
+	defer func() {
+		for _, l := range r.lanes {
+			metrics.ForgetDelivery(l.kind)
+		}
+	}()
 	wake := f.queue.WakeUps(ctx)
 	f.log.V(1).Info("delivery to Laravel begins", "parallel", f.opts.Parallel, "batch", f.opts.MaxItems)
 
@@ -212,6 +222,18 @@ type lane struct {
 	breaker breaker
 }
 
+// gap is the least time until the next look that a publish asks for.
+func (l *lane) gap() time.Duration {
+	switch {
+	case l.kind == delivery.KindQR:
+		return gapQR
+	case l.pending.Due() > 0:
+		return gapWaiting
+	default:
+		return gapQuiet
+	}
+}
+
 // land notes that a delivery has ended.
 func (r *run) land(l *lane) {
 	l.inFlight--
@@ -266,12 +288,12 @@ func (r *run) next(ctx context.Context, l *lane) (sent bool, at time.Time, err e
 	}
 	at = never
 	switch {
-	case now.Sub(l.looked) >= r.opts.Poll, l.stale && now.Sub(l.looked) >= lookGap:
+	case now.Sub(l.looked) >= r.opts.Poll, l.stale && now.Sub(l.looked) >= l.gap():
 		if err := r.look(ctx, l, now); err != nil {
 			return false, never, err
 		}
 	case l.stale:
-		at = l.looked.Add(lookGap)
+		at = l.looked.Add(l.gap())
 	}
 	d := r.opts.decide(l.kind, l.pending, l.windows, r.clock.Now())
 	if !d.Claim && probe && l.pending.Due() > 0 {
@@ -288,8 +310,8 @@ func (r *run) next(ctx context.Context, l *lane) (sent bool, at time.Time, err e
 	now = r.clock.Now()
 	l.stale = true
 	if batch == nil { // it has expired, or another process has it
-		l.looked = now
-		return false, now.Add(lookGap), nil
+		l.looked, l.pending = now, Pending{}
+		return false, now.Add(l.gap()), nil
 	}
 	l.looked = never // what is left may be a full batch
 	l.windows.sent(r.opts.Rules, now)
@@ -338,7 +360,7 @@ func (r *run) deliver(l *lane, batch *delivery.Batch) {
 	begun := r.clock.Now()
 	left := batch.Deadline.Sub(begun) - requestMargin
 	if left <= 0 { // the process was stopped for a while
-		r.finish(log, batch, func(ctx context.Context) error { return r.queue.Release(ctx, batch, begun) })
+		_ = r.finish(log, batch, func(ctx context.Context) error { return r.queue.Release(ctx, batch, begun) })
 		return
 	}
 	ctx, cancel := context.WithTimeout(r.requests, left)
@@ -346,7 +368,7 @@ func (r *run) deliver(l *lane, batch *delivery.Batch) {
 	cancel()
 	now := r.clock.Now()
 	if r.requests.Err() != nil && answer.StatusCode == 0 { // cut off by us: it says nothing about Laravel
-		r.finish(log, batch, func(ctx context.Context) error { return r.queue.Release(ctx, batch, now) })
+		_ = r.finish(log, batch, func(ctx context.Context) error { return r.queue.Release(ctx, batch, now) })
 		return
 	}
 	metrics.DeliveryRequest(batch.Kind, answer.Verdict, len(batch.Items), now.Sub(begun))

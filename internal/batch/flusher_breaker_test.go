@@ -14,7 +14,7 @@ func half() float64 { return 0.5 }
 
 func TestBreaker(t *testing.T) {
 	noon := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
-	at := func(d time.Duration) time.Time { return noon.Add(d) }
+	at := noon.Add
 	const ms, s = time.Millisecond, time.Second
 	unavailable := delivery.Answer{Verdict: delivery.Retry, StatusCode: 503}
 	noAnswer := delivery.Answer{Verdict: delivery.Retry}

@@ -12,7 +12,7 @@ import (
 func TestDecide(t *testing.T) {
 	r := Rules{}.withDefaults()
 	noon := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
-	at := func(d time.Duration) time.Time { return noon.Add(d) }
+	at := noon.Add
 	// The times of a row count from noon, which is now.
 	quiet := windows{}
 	closed := windows{highEnd: at(-time.Millisecond), normalEnd: at(-time.Millisecond)}

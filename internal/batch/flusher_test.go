@@ -584,7 +584,7 @@ func TestRedisRestarts(t *testing.T) {
 // When there is no room for dead letters delivery stops and says so, and it
 // goes on when there is room.
 func TestNoRoomForDeadLetters(t *testing.T) {
-	s := newStandIn(t, func(_ int, _ delivery.Kind, items []delivery.StatusItem) outcome {
+	s := newStandIn(t, func(int, delivery.Kind, []delivery.StatusItem) outcome {
 		return fails(http.StatusUnprocessableEntity, "no")
 	})
 	w := newWorld(t, shared(t), 0, s)

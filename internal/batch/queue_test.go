@@ -306,7 +306,7 @@ func (l *lossy) ProcessPipelineHook(next goredis.ProcessPipelineHook) goredis.Pr
 
 func qrQueue(b *bench) {
 	g, kind := b.g, delivery.KindQR
-	at := func(d time.Duration) time.Time { return start.Add(d) }
+	at := start.Add
 
 	// The first code is due at once; the next 30 s after Laravel has taken
 	// it, for it is still valid; what comes in between replaces what waits.

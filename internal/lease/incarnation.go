@@ -1,3 +1,5 @@
+// Package lease is a worker's place among the workers: its incarnation, the
+// Lease that it renews, and how that Lease is written and read.
 package lease
 
 import (

@@ -37,7 +37,9 @@ func RedisFit(fit bool) {
 }
 
 // QueueExpired counts updates that expired in their queue.
-func QueueExpired(kind delivery.Kind, n int) { queueExpired.WithLabelValues(string(kind)).Add(float64(n)) }
+func QueueExpired(kind delivery.Kind, n int) {
+	queueExpired.WithLabelValues(string(kind)).Add(float64(n))
+}
 
 // sessions collects the number of a worker's sessions by phase when it is asked.
 type sessions struct {

@@ -236,7 +236,7 @@ func TestDurability(t *testing.T) {
 	modern := miniredis.RunT(t)
 	var written atomic.Int64
 	written.Store(1)
-	modern.Server().SetPreHook(func(p *server.Peer, command string, args ...string) bool {
+	modern.Server().SetPreHook(func(p *server.Peer, command string, _ ...string) bool {
 		switch command {
 		case "INFO":
 			p.WriteBulk("aof_enabled:1\r\n")

@@ -9,7 +9,11 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"time"
 )
+
+// controlTimeout is longer than a scan takes: it waits for the client's signature.
+const controlTimeout = time.Minute
 
 // Control drives a simulator that runs in another process, over its control
 // API. Its methods do what those of [Server] of the same name do, with the same
@@ -102,7 +106,7 @@ func call[T any](ctx context.Context, c Control, method, path string, body any) 
 	request.Header.Set("Content-Type", "application/json")
 	client := c.HTTP
 	if client == nil {
-		client = http.DefaultClient
+		client = &http.Client{Timeout: controlTimeout}
 	}
 	response, err := client.Do(request)
 	if err != nil {

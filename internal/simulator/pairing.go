@@ -60,7 +60,7 @@ type scan struct {
 }
 
 func (s *Server) ref(id pairingID, index byte) string {
-	raw := append(id[:], index)
+	raw := slices.Concat(id[:], []byte{index})
 	proof := hmac.New(sha512.New, s.refKey[:])
 	proof.Write(raw)
 	return refPrefix + base64.StdEncoding.EncodeToString(proof.Sum(raw)[:refLength])

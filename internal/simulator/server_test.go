@@ -404,7 +404,7 @@ func TestQuestions(t *testing.T) {
 	g.Expect(err).To(HaveOccurred())
 	_, err = c.GetServerPushNotificationConfig(ctx)
 	g.Expect(err).NotTo(HaveOccurred())
-	media, err := c.DangerousInternals().RefreshMediaConn(ctx, true)
+	media, err := c.DangerousInternals().RefreshMediaConn(ctx, true) //nolint:staticcheck // the only way to ask for it alone
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(media.Hosts).To(ConsistOf(HaveField("Hostname", s.address())))
 	g.Expect(c.SetPassive(ctx, true)).To(Succeed())

@@ -88,13 +88,11 @@ func newSupervisor(d dependencies, log logr.Logger, obj *v1alpha1.WhatsAppSessio
 	}
 }
 
-// post hands f to the supervisor's goroutine; it reports false when that has ended.
-func (s *supervisor) post(f func()) bool {
+// post hands f to the supervisor's goroutine, unless that has ended.
+func (s *supervisor) post(f func()) {
 	select {
 	case s.inbox <- f:
-		return true
 	case <-s.finished:
-		return false
 	}
 }
 
