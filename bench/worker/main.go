@@ -340,40 +340,50 @@ func (b *bench) measureWorker(r *result) error {
 	return nil
 }
 
+// wave is how many sessions are paired at a time: a code lives a minute, and a
+// pairing costs a tenth of a second.
+const wave = 50
+
 // pair applies the sessions, scans their codes, and waits until all are connected.
 func (b *bench) pair() error {
 	b.say("applying %d sessions and scanning their codes", b.sessions)
-	group, ctx := errgroup.WithContext(b.ctx)
-	group.SetLimit(8)
-	for i := range b.sessions {
-		group.Go(func() error {
-			s := &v1alpha1.WhatsAppSession{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: fmt.Sprintf("bench-%05d", i)}}
-			return b.client.Create(ctx, s)
-		})
-	}
-	if err := group.Wait(); err != nil {
-		return fmt.Errorf("applying the sessions: %w", err)
-	}
-	scanned := map[string]bool{}
-	return b.until("sessions connected", 30*time.Minute, func() (int, error) {
-		var all v1alpha1.WhatsAppSessionList
-		if err := b.client.List(b.ctx, &all, client.InNamespace("default")); err != nil {
-			return 0, fmt.Errorf("listing the sessions: %w", err)
+	for first := 0; first < b.sessions; first += wave {
+		group, ctx := errgroup.WithContext(b.ctx)
+		group.SetLimit(8)
+		for i := first; i < min(first+wave, b.sessions); i++ {
+			group.Go(func() error { return b.pairOne(ctx, i) })
 		}
-		ready := 0
-		for _, s := range all.Items {
-			switch {
-			case s.Status.Phase == v1alpha1.PhaseConnected:
-				ready++
-			case s.Status.QR != nil && !scanned[s.Status.QR.Code]:
-				scanned[s.Status.QR.Code] = true
-				if _, err := b.control.Scan(b.ctx, s.Status.QR.Code, fmt.Sprintf("+3461%07d", len(scanned))); err != nil {
-					b.say("a code was refused: %v", err)
-				}
+		if err := group.Wait(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *bench) pairOne(ctx context.Context, i int) error {
+	s := &v1alpha1.WhatsAppSession{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: fmt.Sprintf("bench-%05d", i)}}
+	if err := b.client.Create(ctx, s); err != nil {
+		return fmt.Errorf("applying a session: %w", err)
+	}
+	scanned := ""
+	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); {
+		if err := b.client.Get(ctx, client.ObjectKeyFromObject(s), s); err != nil {
+			return fmt.Errorf("reading a session: %w", err)
+		}
+		if s.Status.Phase == v1alpha1.PhaseConnected {
+			return nil
+		}
+		if qr := s.Status.QR; qr != nil && qr.Code != scanned {
+			scanned = qr.Code
+			if _, err := b.control.Scan(ctx, qr.Code, fmt.Sprintf("+3461%07d", i)); err != nil {
+				b.say("a code was refused, the next one is scanned: %v", err)
 			}
 		}
-		return ready, nil
-	})
+		if err := b.pause(100 * time.Millisecond); err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("the session %s is still %s after two minutes", s.Name, s.Status.Phase)
 }
 
 // connected waits until every session has logged in again since the count was since.
