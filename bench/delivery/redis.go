@@ -45,7 +45,7 @@ func startRedis(ctx context.Context, dir string) (*redisServer, error) {
 	_ = listener.Close()
 	s := &redisServer{addr: addr, client: goredis.NewClient(&goredis.Options{Addr: addr})}
 	// Not bound to ctx: stop ends it in an orderly way.
-	s.keeper = exec.Command("/bin/sh", "-c", keeper, "redis-keeper", path, "--bind", "127.0.0.1", "--port", port, //nolint:noctx // see above
+	s.keeper = exec.Command("/bin/sh", "-c", keeper, "redis-keeper", path, "--bind", "127.0.0.1", "--port", port,
 		"--dir", dir, "--maxmemory-policy", "noeviction", "--appendonly", "yes", "--save", "")
 	if s.stdin, err = s.keeper.StdinPipe(); err != nil {
 		return nil, fmt.Errorf("starting Redis: %w", err)

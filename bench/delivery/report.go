@@ -116,10 +116,10 @@ func (f *figures) report(w io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("encoding the result: %w", err)
 	}
-	if err := os.MkdirAll(filepath.Dir(f.o.out), 0o755); err != nil { //nolint:gosec // for everybody to read
+	if err := os.MkdirAll(filepath.Dir(f.o.out), 0o755); err != nil {
 		return fmt.Errorf("writing the result: %w", err)
 	}
-	if err := os.WriteFile(f.o.out, append(text, '\n'), 0o644); err != nil { //nolint:gosec // likewise
+	if err := os.WriteFile(f.o.out, append(text, '\n'), 0o644); err != nil {
 		return fmt.Errorf("writing the result: %w", err)
 	}
 	fmt.Fprintln(w, "written to", f.o.out)

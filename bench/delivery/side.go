@@ -333,7 +333,7 @@ func burst(ctx context.Context, c sideConfig, emit func(context.Context, event, 
 		instant = time.Now()
 		close(ready)
 		events, err := m.wait()
-		if err = errors.Join(err, drain()); err != nil {
+		if err := errors.Join(err, drain()); err != nil {
 			return nil, err
 		}
 		all = append(all, events...)
@@ -352,7 +352,7 @@ func alone(ctx context.Context, c sideConfig, emit func(context.Context, event, 
 		m := newEmitter(ctx, c, emit)
 		m.happen(planned{kind: delivery.KindStatus, session: n % c.Sessions, n: int64(n) + 1, priority: delivery.High}, nil, time.Now)
 		events, err := m.wait()
-		if err = errors.Join(err, drain()); err != nil {
+		if err := errors.Join(err, drain()); err != nil {
 			return nil, err
 		}
 		all = append(all, events...)

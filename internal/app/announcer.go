@@ -3,7 +3,6 @@ package app
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"github.com/whatsapp-operator/whatsapp-operator/internal/batch"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/cache"
@@ -14,8 +13,20 @@ import (
 // announcer brings a session's state to Redis: the queues first, because
 // Laravel waits, then the cache keys.
 type announcer struct {
-	queue *batch.Queue
-	cache *cache.Cache
+	queue           *batch.Queue
+	cache           *cache.Cache
+	statuses, codes *together
+}
+
+func newAnnouncer(queue *batch.Queue, c *cache.Cache) *announcer {
+	enqueue := func(ctx context.Context, kind delivery.Kind, items ...delivery.Item) error {
+		_, err := queue.Enqueue(ctx, kind, items...)
+		return err
+	}
+	return &announcer{
+		queue: queue, cache: c,
+		statuses: newTogether(delivery.KindStatus, enqueue), codes: newTogether(delivery.KindQR, enqueue),
+	}
 }
 
 // Announce implements worker.Announcer.
@@ -41,10 +52,7 @@ func (a *announcer) enqueue(ctx context.Context, status delivery.StatusItem) err
 	if err != nil {
 		return err
 	}
-	if _, err := a.queue.Enqueue(ctx, delivery.KindStatus, item); err != nil {
-		return fmt.Errorf("enqueueing the status: %w", err)
-	}
-	return nil
+	return a.statuses.Enqueue(ctx, item)
 }
 
 // code writes the QR code to the cache and, if it is new there, into its queue.
@@ -66,10 +74,7 @@ func (a *announcer) code(ctx context.Context, what worker.Announcement) error {
 	if err != nil {
 		return err
 	}
-	if _, err := a.queue.Enqueue(ctx, delivery.KindQR, item); err != nil {
-		return fmt.Errorf("enqueueing the QR code: %w", err)
-	}
-	return nil
+	return a.codes.Enqueue(ctx, item)
 }
 
 func qr(item delivery.QRItem) cache.QR {
@@ -105,7 +110,7 @@ func entry(what worker.Announcement, withCode bool) cache.Entry {
 }
 
 // speaker is the manager's voice: for sessions that nobody holds.
-type speaker struct{ announcer }
+type speaker struct{ *announcer }
 
 // Enqueue says a session's present status.
 func (s *speaker) Enqueue(ctx context.Context, status delivery.StatusItem) error {

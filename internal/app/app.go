@@ -60,7 +60,7 @@ func prepare(cmd *cobra.Command, complete func() error, config *commonConfig, ru
 	if err := errors.Join(fromEnvironment(cmd.Flags()), complete()); err != nil {
 		return fmt.Errorf("the configuration is not right:\n%w", err)
 	}
-	log := zap.New(zap.Level(zapcore.Level(-config.Verbosity)), zap.JSONEncoder())
+	log := zap.New(zap.Level(zapcore.Level(-config.Verbosity)), zap.JSONEncoder(), zap.StacktraceLevel(zapcore.PanicLevel))
 	ctrl.SetLogger(log)
 	klog.SetLogger(log.WithName("kubernetes"))
 	log.Info("Configuration", append([]any{"command", cmd.Name(), "version", Version}, settings(cmd)...)...)

@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"net/url"
+	"time"
 
+	"golang.org/x/sync/semaphore"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
@@ -16,13 +18,40 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/worker"
 )
 
+const (
+	// apiRequests bounds a worker's requests to the API server at a time: when a thousand
+	// sessions come back at once, they wait here and not in the API server, where each
+	// would use up its time.
+	apiRequests = 32
+	// apiPatience bounds one request, from the moment in which it is sent.
+	apiPatience = 10 * time.Second
+)
+
 // sessions is the API server for a supervisor; its client must not read from a cache.
-type sessions struct{ client client.Client }
+type sessions struct {
+	client client.Client
+	slots  *semaphore.Weighted
+}
+
+func newSessions(c client.Client) *sessions {
+	return &sessions{client: c, slots: semaphore.NewWeighted(apiRequests)}
+}
+
+// request calls f when it is its turn.
+func (s *sessions) request(ctx context.Context, f func(context.Context) error) error {
+	if err := s.slots.Acquire(ctx, 1); err != nil {
+		return fmt.Errorf("waiting for a turn at the API server: %w", err)
+	}
+	defer s.slots.Release(1)
+	ctx, cancel := context.WithTimeout(ctx, apiPatience)
+	defer cancel()
+	return f(ctx)
+}
 
 // Get implements worker.Sessions.
 func (s *sessions) Get(ctx context.Context, key types.NamespacedName) (*v1alpha1.WhatsAppSession, error) {
 	obj := &v1alpha1.WhatsAppSession{}
-	if err := s.client.Get(ctx, key, obj); err != nil {
+	if err := s.request(ctx, func(ctx context.Context) error { return s.client.Get(ctx, key, obj) }); err != nil {
 		return nil, fmt.Errorf("reading the session: %w", err)
 	}
 	obj.ManagedFields = nil
@@ -33,7 +62,8 @@ func (s *sessions) Get(ctx context.Context, key types.NamespacedName) (*v1alpha1
 func (s *sessions) PatchStatus(ctx context.Context, base *v1alpha1.WhatsAppSession, status v1alpha1.WhatsAppSessionStatus) (*v1alpha1.WhatsAppSession, error) {
 	obj := base.DeepCopy()
 	obj.Status = status
-	if err := s.client.Status().Patch(ctx, obj, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); err != nil {
+	patch := client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})
+	if err := s.request(ctx, func(ctx context.Context) error { return s.client.Status().Patch(ctx, obj, patch) }); err != nil {
 		return nil, fmt.Errorf("writing the session's status: %w", err)
 	}
 	obj.ManagedFields = nil

@@ -439,8 +439,9 @@ func (r *run) recovered(log logr.Logger, kind delivery.Kind) {
 
 // roomAgain notes that a dead letter was stored.
 func (r *run) roomAgain(log logr.Logger, l *lane) {
+	now := r.clock.Now()
 	r.mu.Lock()
-	ended := l.breaker.roomAgain()
+	ended := l.breaker.roomAgain(now)
 	r.mu.Unlock()
 	if ended {
 		r.recovered(log, l.kind)

@@ -103,8 +103,9 @@ type reaction struct {
 func (b *breaker) react(batch *delivery.Batch, answer delivery.Answer, now time.Time, random func() float64) reaction {
 	switch answer.Verdict {
 	case delivery.Delivered:
-		if b.stopped == DeadLettersFull && len(answer.Rejected) > 0 {
-			return reaction{step: stepAck} // whether there is room is not known yet
+		b.passed = true
+		if b.stopped == DeadLettersFull && (len(answer.Rejected) > 0 || !b.halfOpen(now)) {
+			return reaction{step: stepAck} // it does not say whether there is room
 		}
 		return reaction{step: stepAck, recovered: b.reset()}
 	case delivery.Refused, delivery.TooLarge:
@@ -167,8 +168,11 @@ func (b *breaker) full(now time.Time) StopReason {
 	return b.stop(DeadLettersFull)
 }
 
-// roomAgain notes that a dead letter was stored, and reports whether that ends a stop.
-func (b *breaker) roomAgain() bool { return b.stopped == DeadLettersFull && b.reset() }
+// roomAgain notes that a dead letter was stored, and reports whether that ends
+// a stop. One that was on its way when the others found no room does not.
+func (b *breaker) roomAgain(now time.Time) bool {
+	return b.stopped == DeadLettersFull && b.halfOpen(now) && b.reset()
+}
 
 // reset closes the breaker after a success, and reports whether that ends a stop.
 func (b *breaker) reset() bool {

@@ -72,7 +72,9 @@ func TestBreaker(t *testing.T) {
 		{"too large", closed, 2, 1, tooLarge, reaction{step: stepSplit}, closed},
 		{"too large alone", closed, 1, 1, tooLarge, reaction{step: stepDeadLetter}, closed},
 		{"a refusal does not close it", openTo(0), 1, 2, refused, reaction{step: stepDeadLetter}, breaker{until: at(0), trips: 1, stopped: LaravelUnavailable}},
-		{"full, and another rejected item", breaker{until: at(0), stopped: DeadLettersFull}, 2, 1, takenBut, reaction{step: stepAck}, breaker{until: at(0), stopped: DeadLettersFull}},
+		{"full, and another rejected item", breaker{until: at(0), stopped: DeadLettersFull}, 2, 1, takenBut, reaction{step: stepAck}, breaker{passed: true, until: at(0), stopped: DeadLettersFull}},
+		{"full, and a delivery that was on its way", breaker{until: at(s), stopped: DeadLettersFull}, 2, 1, taken, reaction{step: stepAck}, breaker{passed: true, until: at(s), stopped: DeadLettersFull}},
+		{"full, and a probe that passes", breaker{until: at(0), stopped: DeadLettersFull}, 2, 1, taken, reaction{step: stepAck, recovered: true}, closed},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			g := NewWithT(t)
@@ -114,7 +116,8 @@ func TestDeadLettersFull(t *testing.T) {
 	g.Expect(b.full(noon)).To(Equal(DeadLettersFull))
 	g.Expect(b.until).To(Equal(noon.Add(fullPause)))
 	g.Expect(b.full(noon.Add(fullPause))).To(BeEmpty(), "people are told once")
-	g.Expect(b.roomAgain()).To(BeTrue())
+	g.Expect(b.roomAgain(noon.Add(fullPause))).To(BeFalse(), "it was on its way before")
+	g.Expect(b.roomAgain(noon.Add(2 * fullPause))).To(BeTrue())
 	g.Expect(b).To(Equal(breaker{passed: true}))
-	g.Expect(b.roomAgain()).To(BeFalse())
+	g.Expect(b.roomAgain(noon.Add(2 * fullPause))).To(BeFalse())
 }

@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -71,6 +70,7 @@ type standIn struct {
 	taken    map[string]bool
 	newest   map[string]delivery.Numbers // what came, taken or not
 	has      map[string]delivery.Numbers // what was taken
+	owed     map[string]string           // what came and was not taken yet, with its session
 	faults   []string
 
 	running, runningQR, mostRunning, mostRunningQR int
@@ -78,7 +78,7 @@ type standIn struct {
 
 func newStandIn(t *testing.T, decide func(n int, kind delivery.Kind, items []delivery.StatusItem) outcome) *standIn {
 	s := &standIn{decide: decide, batches: map[string]string{}, taken: map[string]bool{},
-		newest: map[string]delivery.Numbers{}, has: map[string]delivery.Numbers{}}
+		newest: map[string]delivery.Numbers{}, has: map[string]delivery.Numbers{}, owed: map[string]string{}}
 	s.Server = httptest.NewServer(http.HandlerFunc(s.serve))
 	t.Cleanup(s.Close)
 	return s
@@ -136,17 +136,20 @@ func (s *standIn) handle(request *http.Request, body []byte) outcome {
 			fault("%s: %v after %v", key, item.Numbers, s.newest[key])
 		}
 		s.newest[key] = item.Numbers
+		s.owed[key+"/"+item.Numbers.String()] = item.SessionID
 	}
 	result := s.decide(s.requests, kind, items)
-	if result.process && !s.taken[envelope.BatchID] {
-		s.taken[envelope.BatchID] = true
-		for _, item := range items {
-			key := string(kind) + "/" + item.SessionID
-			if item.Numbers.Newer(s.has[key]) {
-				s.has[key] = item.Numbers
-			}
+	if !result.process {
+		return result
+	}
+	for _, item := range items {
+		key := string(kind) + "/" + item.SessionID
+		delete(s.owed, key+"/"+item.Numbers.String())
+		if !s.taken[envelope.BatchID] && item.Numbers.Newer(s.has[key]) {
+			s.has[key] = item.Numbers
 		}
 	}
+	s.taken[envelope.BatchID] = true
 	return result
 }
 
@@ -280,7 +283,7 @@ func (w *world) settled(sessions, rounds int, but ...string) {
 	w.t.Helper()
 	w.g.Eventually(func(g Gomega) {
 		for i := range sessions {
-			if name := sessionName(i); !strings.Contains(strings.Join(but, " "), name) {
+			if name := sessionName(i); !slices.Contains(but, name) {
 				g.Expect(w.standIn.numbers(delivery.KindStatus, name)).To(Equal(delivery.Numbers{Epoch: 1, Seq: int64(rounds)}), name)
 			}
 		}
@@ -291,6 +294,11 @@ func (w *world) settled(sessions, rounds int, but ...string) {
 	w.standIn.mu.Lock()
 	defer w.standIn.mu.Unlock()
 	w.g.Expect(w.standIn.faults).To(BeEmpty())
+	for item, session := range w.standIn.owed {
+		if !slices.Contains(but, session) {
+			w.t.Errorf("%s was sent, not taken, and not sent again", item)
+		}
+	}
 }
 
 // shared is one Redis for the tests that do not stop it.

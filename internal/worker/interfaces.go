@@ -14,7 +14,7 @@ import (
 )
 
 // Sessions is the API server as a supervisor needs it. Both methods are
-// uncached; calls may run concurrently.
+// uncached and end in bounded time; calls may run concurrently.
 type Sessions interface {
 	// Get reads a session from the API server itself.
 	Get(ctx context.Context, key types.NamespacedName) (*v1alpha1.WhatsAppSession, error)

@@ -428,8 +428,6 @@ func (s *supervisor) write(ctx context.Context, now time.Time) {
 // patch writes a status. After an error the answer may have been lost, or the
 // base was old: what the API server has now is read in any case.
 func (s *supervisor) patch(ctx context.Context, base *v1alpha1.WhatsAppSession, desired v1alpha1.WhatsAppSessionStatus) (*v1alpha1.WhatsAppSession, error) {
-	ctx, cancel := context.WithTimeout(ctx, requestPatience)
-	defer cancel()
 	written, err := s.Sessions.PatchStatus(ctx, base, desired)
 	if err == nil {
 		return written, nil

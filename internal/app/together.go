@@ -1,0 +1,83 @@
+package app
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
+)
+
+// enqueuePatience bounds one round trip to the queue. A Redis that answers only
+// after its disk has (WAITAOF) may take a second.
+const enqueuePatience = 10 * time.Second
+
+// together lets callers that come at the same time share one round trip to the
+// queue: where Redis must reach its disk or a replica before it answers, a
+// thousand sessions must not wait for it one after the other. A caller that
+// comes alone waits for nobody.
+type together struct {
+	kind    delivery.Kind
+	enqueue func(ctx context.Context, kind delivery.Kind, items ...delivery.Item) error
+	// turn is taken by the one who makes the round trip.
+	turn chan struct{}
+
+	mu      sync.Mutex
+	waiting []*joined
+}
+
+type joined struct {
+	item delivery.Item
+	done chan struct{}
+	err  error // valid when done is closed
+}
+
+func newTogether(kind delivery.Kind, enqueue func(context.Context, delivery.Kind, ...delivery.Item) error) *together {
+	return &together{kind: kind, enqueue: enqueue, turn: make(chan struct{}, 1)}
+}
+
+// Enqueue returns when the item is in the queue. After an error it may be there
+// or come there yet; its numbers make that harmless.
+func (t *together) Enqueue(ctx context.Context, item delivery.Item) error {
+	mine := &joined{item: item, done: make(chan struct{})}
+	t.mu.Lock()
+	t.waiting = append(t.waiting, mine)
+	t.mu.Unlock()
+	select {
+	case <-mine.done:
+	case t.turn <- struct{}{}:
+		t.take(ctx)
+		<-t.turn
+		<-mine.done // by us, or by who had the turn before
+	case <-ctx.Done():
+		return fmt.Errorf("waiting to enqueue: %w", ctx.Err())
+	}
+	return mine.err
+}
+
+// take makes the round trip for everyone who waits. It is not cut short by the
+// context of the one whose turn it is.
+func (t *together) take(ctx context.Context) {
+	t.mu.Lock()
+	all := t.waiting
+	t.waiting = nil
+	t.mu.Unlock()
+	if len(all) == 0 {
+		return
+	}
+	items := make([]delivery.Item, len(all))
+	for i, j := range all {
+		items[i] = j.item
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), enqueuePatience)
+	defer cancel()
+	err := t.enqueue(ctx, t.kind, items...)
+	if err != nil {
+		err = fmt.Errorf("enqueueing %s updates: %w", t.kind, err)
+	}
+	for _, j := range all {
+		j.err = err
+		close(j.done)
+	}
+}

@@ -1,0 +1,88 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+
+	. "github.com/onsi/gomega"
+
+	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
+)
+
+func TestTogether(t *testing.T) {
+	g := NewWithT(t)
+	hold, trips := make(chan struct{}), make(chan int, 1000)
+	var mu sync.Mutex
+	got := map[string]int{}
+	q := newTogether(delivery.KindStatus, func(_ context.Context, _ delivery.Kind, items ...delivery.Item) error {
+		trips <- len(items)
+		<-hold
+		mu.Lock()
+		defer mu.Unlock()
+		for _, item := range items {
+			got[item.SessionID]++
+		}
+		return nil
+	})
+	var all sync.WaitGroup
+	enqueue := func(i int) {
+		all.Go(func() {
+			g.Expect(q.Enqueue(t.Context(), delivery.Item{SessionID: fmt.Sprint(i)})).To(Succeed())
+		})
+	}
+	enqueue(0)
+	g.Eventually(trips).Should(Receive(Equal(1)), "one that comes alone goes at once")
+	for i := 1; i <= 500; i++ {
+		enqueue(i)
+	}
+	g.Eventually(func() int {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		return len(q.waiting)
+	}).Should(Equal(500))
+	close(hold)
+	all.Wait()
+	g.Expect(trips).To(Receive(Equal(500)), "the others share one round trip")
+	g.Expect(got).To(HaveLen(501))
+	for id, n := range got {
+		g.Expect(n).To(Equal(1), id)
+	}
+}
+
+func TestTogetherTellsEveryoneOfAnError(t *testing.T) {
+	g := NewWithT(t)
+	down := errors.New("connection refused")
+	q := newTogether(delivery.KindStatus, func(context.Context, delivery.Kind, ...delivery.Item) error { return down })
+	var all sync.WaitGroup
+	for i := range 50 {
+		all.Go(func() {
+			g.Expect(q.Enqueue(t.Context(), delivery.Item{SessionID: fmt.Sprint(i)})).To(MatchError(down))
+		})
+	}
+	all.Wait()
+}
+
+func TestTogetherIsNotHeldUpByOneWhoGivesUp(t *testing.T) {
+	g := NewWithT(t)
+	hold := make(chan struct{})
+	q := newTogether(delivery.KindStatus, func(ctx context.Context, _ delivery.Kind, _ ...delivery.Item) error {
+		<-hold
+		return ctx.Err()
+	})
+	impatient, giveUp := context.WithCancel(t.Context())
+	var all sync.WaitGroup
+	all.Go(func() { // has the turn: its round trip is also the others'
+		g.Expect(q.Enqueue(impatient, delivery.Item{SessionID: "a"})).To(Succeed())
+	})
+	g.Eventually(q.turn).Should(HaveLen(1))
+	waits := make(chan error, 1)
+	all.Go(func() { waits <- q.Enqueue(impatient, delivery.Item{SessionID: "b"}) })
+	giveUp()
+	g.Eventually(waits).Should(Receive(MatchError(context.Canceled)))
+	all.Go(func() { g.Expect(q.Enqueue(t.Context(), delivery.Item{SessionID: "c"})).To(Succeed()) })
+	close(hold)
+	all.Wait()
+}
