@@ -2,10 +2,12 @@ package app
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
 
+	"github.com/whatsapp-operator/whatsapp-operator/internal/batch"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 )
 
@@ -73,11 +75,14 @@ func (t *together) take(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), enqueuePatience)
 	defer cancel()
 	err := t.enqueue(ctx, t.kind, items...)
-	if err != nil {
-		err = fmt.Errorf("enqueueing %s updates: %w", t.kind, err)
-	}
 	for _, j := range all {
 		j.err = err
+		if errors.Is(err, batch.ErrInvalidItem) && len(all) > 1 { // one bad item must not hold up the others
+			j.err = t.enqueue(ctx, t.kind, j.item)
+		}
+		if j.err != nil {
+			j.err = fmt.Errorf("enqueueing a %s update: %w", t.kind, j.err)
+		}
 		close(j.done)
 	}
 }
