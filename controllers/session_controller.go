@@ -112,11 +112,6 @@ type SessionOptions struct {
 }
 
 // SessionReconciler leads every session through its life (DESIGN section 2).
-//
-// +kubebuilder:rbac:groups=whatsapp-operator.io,resources=whatsappsessions,verbs=get;list;watch;patch
-// +kubebuilder:rbac:groups=whatsapp-operator.io,resources=whatsappsessions/status,verbs=patch
-// +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
-// +kubebuilder:rbac:groups="",resources=events,verbs=create;patch
 type SessionReconciler struct {
 	SessionOptions
 	client client.Client

@@ -16,11 +16,13 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/yaml"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	clocktesting "k8s.io/utils/clock/testing"
@@ -75,10 +77,53 @@ func start() (stop func() error, err error) {
 	if restConfig, stop, err = testenv.StartAPIServer(); err != nil {
 		return nil, err
 	}
-	if k8s, err = client.NewWithWatch(restConfig, client.Options{Scheme: scheme}); err != nil {
+	if k8s, err = client.NewWithWatch(restConfig, client.Options{Scheme: scheme}); err == nil {
+		err = readRoles()
+	}
+	if err != nil {
 		return nil, errors.Join(err, stop())
 	}
 	return stop, nil
+}
+
+// The managers of these tests have the rights that the generated roles give,
+// and no others.
+const managerUser = "whatsapp-operator-manager"
+
+var managerRole rbacv1.Role // of the operator's namespace
+
+func readRoles() error {
+	file, err := os.Open("../config/rbac/manager_role.yaml")
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	var clusterRole rbacv1.ClusterRole
+	documents := yaml.NewYAMLOrJSONDecoder(file, 4096)
+	if err := errors.Join(documents.Decode(&clusterRole), documents.Decode(&managerRole)); err != nil {
+		return err
+	}
+	return errors.Join(
+		k8s.Create(context.Background(), &clusterRole),
+		k8s.Create(context.Background(), &rbacv1.ClusterRoleBinding{
+			ObjectMeta: metav1.ObjectMeta{Name: managerUser},
+			Subjects:   []rbacv1.Subject{{Kind: rbacv1.UserKind, APIGroup: rbacv1.GroupName, Name: managerUser}},
+			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: clusterRole.Name},
+		}),
+	)
+}
+
+// grant gives the manager its role in the operator's namespace.
+func (w *world) grant() {
+	w.t.Helper()
+	role := managerRole.DeepCopy()
+	role.Namespace = w.operator
+	w.Expect(k8s.Create(w.t.Context(), role)).To(Succeed())
+	w.Expect(k8s.Create(w.t.Context(), &rbacv1.RoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Namespace: w.operator, Name: managerUser},
+		Subjects:   []rbacv1.Subject{{Kind: rbacv1.UserKind, APIGroup: rbacv1.GroupName, Name: managerUser}},
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: role.Name},
+	})).To(Succeed())
 }
 
 // world is a manager with all that it talks to. The test plays the workers.
@@ -102,6 +147,7 @@ func newWorld(t *testing.T) *world {
 		clock: clocktesting.NewFakeClock(time.Now().Truncate(time.Second)),
 	}
 	w.operator, w.a, w.b = w.namespace("operator-"), w.namespace("a-"), w.namespace("b-")
+	w.grant()
 	w.start()
 	return w
 }
@@ -124,7 +170,9 @@ func (w *world) start() {
 		}
 	}
 	skip := true
-	mgr, err := ctrl.NewManager(restConfig, ctrl.Options{
+	manager := rest.CopyConfig(restConfig)
+	manager.Impersonate.UserName = managerUser
+	mgr, err := ctrl.NewManager(manager, ctrl.Options{
 		Scheme: scheme, Cache: cacheOptions, Metrics: metricsserver.Options{BindAddress: "0"},
 		Controller: config.Controller{SkipNameValidation: &skip}, Logger: logr.Discard(),
 	})

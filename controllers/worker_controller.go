@@ -54,11 +54,6 @@ type PlacementOptions struct {
 //
 // A run reads the cache, which may be behind its own writes; so it remembers
 // what it wrote until the cache shows it, and no worker is filled twice.
-//
-// +kubebuilder:rbac:groups=whatsapp-operator.io,resources=whatsappsessions,verbs=get;list;watch
-// +kubebuilder:rbac:groups=whatsapp-operator.io,resources=whatsappsessions/status,verbs=patch
-// +kubebuilder:rbac:groups="",resources=namespaces,verbs=get;list;watch
-// +kubebuilder:rbac:groups=coordination.k8s.io,resources=leases,verbs=get;list;watch;create;update,namespace=whatsapp-operator-system
 type placementReconciler struct {
 	PlacementOptions
 	client  client.Client

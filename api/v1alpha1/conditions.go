@@ -84,6 +84,10 @@ const (
 	ReasonProxySecretInvalid = "ProxySecretInvalid"
 	// ReasonStoreUnavailable: the database does not answer; it is tried again.
 	ReasonStoreUnavailable = "StoreUnavailable"
+	// ReasonRecordMissing: the database has no record of the session, as after a restore from an older copy; delete the session and apply it again.
+	ReasonRecordMissing = "RecordMissing"
+	// ReasonPairingMethodUnsupported: this version cannot link a phone in this way; set spec.pairing.method to QRCode.
+	ReasonPairingMethodUnsupported = "PairingMethodUnsupported"
 	// ReasonRedisUnavailable: Redis does not answer; it is tried again.
 	ReasonRedisUnavailable = "RedisUnavailable"
 

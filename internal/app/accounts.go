@@ -77,8 +77,8 @@ type connection struct {
 
 // Close implements worker.Connection.
 func (c *connection) Close() {
-	c.cancel(context.Canceled)
 	c.Connection.Close()
+	c.cancel(context.Canceled)
 }
 
 func inWorkersWords(err error) error {

@@ -31,8 +31,10 @@ func newAnnouncer(queue *batch.Queue, c *cache.Cache) *announcer {
 
 // Announce implements worker.Announcer.
 func (a *announcer) Announce(ctx context.Context, what worker.Announcement) error {
-	if err := a.enqueue(ctx, what.Status); err != nil {
-		return err
+	if what.NewStatus {
+		if err := a.enqueue(ctx, what.Status); err != nil {
+			return err
+		}
 	}
 	return errors.Join(a.code(ctx, what), a.cache.RefreshAll(ctx, []cache.Entry{entry(what, false)}))
 }
@@ -67,7 +69,7 @@ func (a *announcer) code(ctx context.Context, what worker.Announcement) error {
 		)
 	}
 	isNew, err := a.cache.SetQR(ctx, qr(*what.QR))
-	if err != nil || !isNew {
+	if err != nil || !isNew && !what.NewQR {
 		return err
 	}
 	item, err := what.QR.Item()

@@ -3,6 +3,7 @@ package app
 import (
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"regexp"
 	"slices"
@@ -86,7 +87,7 @@ func (c *commonConfig) complete() error {
 		errs = append(errs, errors.New("no database for the device keys is given: set --store or --store-file"))
 	case c.StoreURL != "" && c.StoreURLFile != "":
 		errs = append(errs, errors.New("--store and --store-file are both given: keep one"))
-	case passwordInURL.MatchString(c.StoreURL):
+	case holdsPassword(c.StoreURL):
 		errs = append(errs, errors.New("--store holds a password, which everybody who may list processes can read: put the URL into a file and name it with --store-file"))
 	case c.StoreURLFile != "":
 		if _, err := c.storeURL(); err != nil {
@@ -96,7 +97,18 @@ func (c *commonConfig) complete() error {
 	return errors.Join(errs...)
 }
 
-var passwordInURL = regexp.MustCompile(`^[a-z]+://[^/@]*:[^/@]+@|[?&]password=`)
+// holdsPassword errs on the side of caution: what cannot be parsed and has an @ may hold one.
+func holdsPassword(text string) bool {
+	if strings.Contains(strings.ToLower(text), "password=") {
+		return true
+	}
+	u, err := url.Parse(text)
+	if err != nil {
+		return strings.Contains(text, "@")
+	}
+	_, has := u.User.Password()
+	return has
+}
 
 func (c *commonConfig) storeURL() (string, error) {
 	if c.StoreURLFile == "" {
@@ -260,4 +272,4 @@ func settings(cmd *cobra.Command) []any {
 	return slices.Clip(pairs)
 }
 
-var credentials = regexp.MustCompile(`//[^/@]*@`)
+var credentials = regexp.MustCompile(`//.*@`)

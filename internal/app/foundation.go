@@ -184,8 +184,8 @@ func (f *foundation) monitors(forgot func()) []everywhere {
 			f.log.Error(err, "Redis is not fit")
 		}
 	}}
-	watch := func(ctx context.Context) error {
-		ctx, stop := context.WithCancelCause(ctx)
+	watch := func(life context.Context) error {
+		ctx, stop := context.WithCancelCause(life)
 		defer stop(nil)
 		watcher := &redis.Watcher{Client: f.redis, Keys: f.keys, Clock: f.clock, Log: f.log.WithName("redis"), Forgot: func(reason redis.Reason) {
 			f.log.Info("Redis may have forgotten: the present state is told again", "reason", string(reason))
@@ -202,10 +202,10 @@ func (f *foundation) monitors(forgot func()) []everywhere {
 		if err := watcher.Start(ctx); err != nil {
 			return fmt.Errorf("watching Redis: %w", err)
 		}
-		if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
-			return cause
+		if life.Err() != nil {
+			return nil
 		}
-		return nil
+		return context.Cause(ctx)
 	}
 	return []everywhere{{monitor.Start}, {watch}}
 }

@@ -70,7 +70,7 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 
 	placed := sessionsWhere("status.worker", config.Name)
 	held := sessionsWhere("status.heldBy", config.Name)
-	drain := config.DrainTimeout + 5*time.Second
+	drain := config.DrainTimeout + 15*time.Second
 	mgr, err := manager.New(f.rest, manager.Options{
 		Scheme: f.scheme, Logger: log, Cache: placed, Metrics: f.metricsOptions(),
 		HealthProbeBindAddress: config.HealthAddress, GracefulShutdownTimeout: &drain,

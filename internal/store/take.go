@@ -94,11 +94,15 @@ func (t *Taking) Open(ctx context.Context, fail func(error)) (*store.Device, err
 }
 
 // Forget deletes the keys and the record of the session for good, those of
-// marked devices included. A session that was taken again is not touched.
+// marked devices included. A session that was taken again is not touched; one
+// that is forgotten already is a success.
 func (t *Taking) Forget(ctx context.Context) error {
 	err := t.store.transaction(ctx, func(ctx context.Context) error {
 		f := &device{store: t.store, uid: t.Record.UID, epoch: t.Record.Epoch, starts: t.Record.Starts}
 		if _, err := f.lockRecord(ctx, exclusive); err != nil {
+			if _, gone := t.store.Record(ctx, t.Record.UID); errors.Is(gone, ErrNoRecord) {
+				return nil // the answer to an earlier call was lost
+			}
 			return err
 		}
 		return t.store.deleteSession(ctx, t.Record.UID)

@@ -158,7 +158,8 @@ func (c *Connection) payload() *waWa6.ClientPayload {
 
 // Connect opens the connection. ctx is the connection's life: when it ends the
 // socket is closed at once, also in the middle of Connect. A nil error means
-// that the servers have been reached; whether they let the device in is an event.
+// that the servers have been reached; whether they let the device in is an event,
+// which may come before Connect returns.
 // Connect takes at most 40 s. The error is a *ConnectError, or ctx's cause.
 func (c *Connection) Connect(ctx context.Context) error {
 	c.mu.Lock()
@@ -180,10 +181,19 @@ func (c *Connection) Connect(ctx context.Context) error {
 		err = c.ctx.Err()
 	}
 	if err != nil {
-		if cause := context.Cause(c.ctx); cause != nil {
+		cause := context.Cause(c.ctx)
+		switch {
+		case errors.Is(cause, errSocketEnded): // an event has told the end already
+			return nil
+		case cause != nil:
 			err = cause
-		} else {
+		default:
 			err = explain(err, c.options.Proxy != nil)
+		}
+		select {
+		case <-c.gone: // Close ends the socket first, then the context
+			err = context.Canceled
+		default:
 		}
 		c.end(err)
 		return err
@@ -318,10 +328,11 @@ func (c *Connection) Logout(ctx context.Context) error {
 	}
 	// Client.Logout does the same, but then closes the socket in up to 5 s and empties
 	// the device in a race with the stream error that WhatsApp sends after its answer.
-	_, err := c.client.DangerousInternals().SendIQ(ctx, whatsmeow.DangerousInfoQuery{
-		Namespace: "md", Type: "set", To: types.ServerJID, NoRetry: true,
-		Content: []waBinary.Node{{Tag: "remove-companion-device", Attrs: waBinary.Attrs{"jid": c.jid, "reason": "user_initiated"}}},
-	})
+	_, err := c.client.DangerousInternals().SendIQ( //nolint:staticcheck // "deprecated" only says that it is dangerous
+		ctx, whatsmeow.DangerousInfoQuery{
+			Namespace: "md", Type: "set", To: types.ServerJID, NoRetry: true,
+			Content: []waBinary.Node{{Tag: "remove-companion-device", Attrs: waBinary.Attrs{"jid": c.jid, "reason": "user_initiated"}}},
+		})
 	if err != nil && !c.unlinked(err) {
 		return fmt.Errorf("unlinking the device: %w", err)
 	}

@@ -14,6 +14,9 @@ type link struct {
 	now func() time.Time
 	// seen is when the last byte came, in Unix nanoseconds.
 	seen atomic.Int64
+	// steps orders what was done before a write and what is done after a read: whatsmeow
+	// looks at its websocket without a lock when it sends, and drops it when reading fails.
+	steps atomic.Uint64
 	// ended is closed when reading has failed: the reader is gone.
 	ended     chan struct{}
 	endedOnce sync.Once
@@ -31,6 +34,7 @@ func newLink(conn net.Conn, now func() time.Time, closed func()) *link {
 // Read implements net.Conn.
 func (l *link) Read(b []byte) (int, error) {
 	n, err := l.Conn.Read(b)
+	l.steps.Add(1)
 	if n > 0 {
 		l.seen.Store(l.now().UnixNano())
 	}
@@ -38,6 +42,12 @@ func (l *link) Read(b []byte) (int, error) {
 		l.endedOnce.Do(func() { close(l.ended) })
 	}
 	return n, err
+}
+
+// Write implements net.Conn.
+func (l *link) Write(b []byte) (int, error) {
+	l.steps.Add(1)
+	return l.Conn.Write(b)
 }
 
 // Close implements net.Conn.

@@ -11,6 +11,7 @@ package worker
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"sync"
 	"time"
 
@@ -66,6 +67,7 @@ type Agent struct {
 	draining    bool
 	ended       bool // nothing is started any more
 	supervisors map[types.NamespacedName]*supervisor
+	starts      int // supervisors begun
 	running     sync.WaitGroup
 	life        context.Context
 	end         context.CancelFunc
@@ -179,7 +181,7 @@ func (a *Agent) supervisor(key types.NamespacedName, obj *v1alpha1.WhatsAppSessi
 	s := newSupervisor(dependencies{
 		Sessions: a.o.Sessions, Accounts: a.o.Accounts, Proxies: a.o.Proxies, Announcer: a.o.Announcer,
 		Limiter: a.o.Limiter, Events: a.o.Events, Clock: a.o.Clock,
-	}, a.o.Log, obj, a.o.Worker, a.o.Process)
+	}, a.o.Log, obj, a.o.Worker, a.nextStart())
 	s.m.draining = a.draining
 	a.supervisors[key] = s
 	a.running.Go(func() {
@@ -196,6 +198,13 @@ func (a *Agent) supervisor(key types.NamespacedName, obj *v1alpha1.WhatsAppSessi
 	return s
 }
 
+// nextStart names a supervisor: what an earlier one of the same process has
+// claimed is claimed anew, so that a cache that is behind cannot pass for a claim.
+func (a *Agent) nextStart() string {
+	a.starts++
+	return a.o.Process + "-" + strconv.Itoa(a.starts)
+}
+
 // Start runs the agent until ctx ends, then gives up every session and leaves.
 func (a *Agent) Start(ctx context.Context) error {
 	lease, endLease := context.WithCancel(context.WithoutCancel(ctx))
@@ -203,10 +212,13 @@ func (a *Agent) Start(ctx context.Context) error {
 	go func() { ended <- a.o.Membership.Run(lease, a.join, a.load) }()
 
 	err := a.serve(ctx, ended)
-	a.drain(context.WithoutCancel(ctx))
+	released := a.drain(context.WithoutCancel(ctx))
 	endLease()
 	if err == nil {
 		err = <-ended
+	}
+	if !released { // a restart in place takes the rest up; until then nobody may think them free
+		return err
 	}
 	leave, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestPatience)
 	defer cancel()
@@ -277,8 +289,9 @@ func (a *Agent) load() (sessions, tokens int) {
 	return len(a.supervisors), a.o.Limiter.Free()
 }
 
-// drain gives up every session, for at most the drain's time-out.
-func (a *Agent) drain(ctx context.Context) {
+// drain gives up every session, for at most the drain's time-out, and reports
+// whether it could.
+func (a *Agent) drain(ctx context.Context) (released bool) {
 	ctx, cancel := context.WithTimeout(ctx, a.o.DrainTimeout)
 	defer cancel()
 	a.mu.Lock()
@@ -287,6 +300,7 @@ func (a *Agent) drain(ctx context.Context) {
 	if err := a.o.Membership.Drain(ctx); err != nil {
 		a.o.Log.Error(err, "The lease could not be marked as draining")
 	}
+	released = a.superviseHeld(ctx)
 	all := a.all()
 	a.o.Log.Info("Giving up all sessions", "sessions", len(all))
 	for _, s := range all {
@@ -296,6 +310,7 @@ func (a *Agent) drain(ctx context.Context) {
 		select {
 		case <-s.finished:
 		case <-ctx.Done():
+			released = false
 			a.o.Log.Info("Not every session could be given up in time; their sockets are closed and a restart takes them up", "session", s.key.Name, "namespace", s.key.Namespace)
 		}
 	}
@@ -304,6 +319,24 @@ func (a *Agent) drain(ctx context.Context) {
 	a.mu.Unlock()
 	a.end()
 	a.running.Wait()
+	return released
+}
+
+// superviseHeld starts a supervisor for what this worker holds and nobody has
+// looked at yet: a former process's sessions are given up, too.
+func (a *Agent) superviseHeld(ctx context.Context) bool {
+	var held v1alpha1.WhatsAppSessionList
+	if err := a.held.List(ctx, &held); err != nil {
+		a.o.Log.Error(err, "What this worker holds could not be listed")
+		return false
+	}
+	for i := range held.Items {
+		obj := &held.Items[i]
+		if s := a.supervisor(client.ObjectKeyFromObject(obj), obj); s != nil {
+			s.post(func() { s.observe(obj) })
+		}
+	}
+	return true
 }
 
 // TellAgain has every session's state announced once more: Redis forgot it.

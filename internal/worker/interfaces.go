@@ -95,6 +95,8 @@ type Announcement struct {
 	QR *delivery.QRItem
 	// QRGone: a code was shown under this holder, and it has expired or was used.
 	QRGone bool
+	// NewStatus and NewQR: Laravel has not been told of it yet. The cache is written in any case.
+	NewStatus, NewQR bool
 	// ConnectedSince is zero unless the session is connected.
 	ConnectedSince time.Time
 	Worker         string

@@ -124,6 +124,8 @@ type model struct {
 	told delivery.StatusItem
 	// toldQR is the last code announced.
 	toldQR string
+	// tellAll: both are to be told again.
+	tellAll bool
 	// changedAt is when the status last changed for Laravel.
 	changedAt time.Time
 	// telling: an announcement is under way or waits.
@@ -231,7 +233,6 @@ var resting = map[v1alpha1.Phase]bool{
 	v1alpha1.PhaseLoggedOut:      true,
 	v1alpha1.PhaseBanned:         true,
 	v1alpha1.PhaseReplaced:       true,
-	v1alpha1.PhaseFailed:         true,
 }
 
 func readyMessage(s v1alpha1.WhatsAppSessionStatus) string {
@@ -254,7 +255,7 @@ func (m *model) phase(p v1alpha1.Phase, reason, message string, now time.Time) {
 
 // restart acts upon restartedAt.
 func (m *model) restart(now time.Time) {
-	if !m.obj.RestartWanted() || now.Before(m.restartFrom()) {
+	if !m.restartWanted() || now.Before(m.restartFrom()) {
 		return
 	}
 	m.want.ObservedRestartedAt = m.obj.RestartedAt()
@@ -265,12 +266,18 @@ func (m *model) restart(now time.Time) {
 	}
 	m.tell(corev1.EventTypeNormal, v1alpha1.ReasonRestarted, "restartedAt changed: the session begins anew")
 	m.attempts, m.want.Failures, m.want.RetryAfter, m.want.PairingDeadline, m.codeCount = 0, 0, nil, nil, 0
-	m.hideCode()
 	m.phase(v1alpha1.PhaseConnecting, v1alpha1.ReasonRestarted, "restartedAt changed", now)
 	m.retryAt = now
 	if m.socket != socketNone {
-		m.socket = socketOver
+		m.drop()
 	}
+}
+
+// restartWanted: restartedAt has a value that was not acted upon here, whether
+// or not that could be written yet.
+func (m *model) restartWanted() bool {
+	value := m.obj.RestartedAt()
+	return value != "" && value != m.want.ObservedRestartedAt
 }
 
 // restartFrom is the earliest time at which restartedAt counts again.
@@ -296,6 +303,9 @@ func (m *model) onTaken(a Account, now time.Time) {
 	case resting[m.want.Phase]:
 		m.retryAt = time.Time{}
 	case m.want.JID == "":
+		if m.pairingOver(now) { // while nobody held the session and no code was shown
+			m.want.PairingDeadline = nil
+		}
 		m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonWaitingForScan, "waiting for a QR code from WhatsApp", now)
 	}
 	m.restart(now)
@@ -303,12 +313,24 @@ func (m *model) onTaken(a Account, now time.Time) {
 
 // onDialed takes note of an open socket.
 func (m *model) onDialed(paired bool, spec dialSpec, now time.Time) {
-	m.dialed = spec
-	if paired {
+	m.dialed, m.loggedOut = spec, false
+	switch {
+	case paired:
 		m.socket, m.watchdog = socketLogin, now.Add(loginPatience)
-		return
+	case m.want.JID == "":
+		m.socket, m.watchdog = socketPairing, now.Add(codesPatience)
+	case m.logoutWanted():
+		m.onLoggedOut(now)
+	default: // the logout came while the last connection was being closed
+		m.drop()
+		endings[whatsapp.EventLoggedOut](m, whatsapp.Event{Message: "WhatsApp has unlinked the device"}, now)
 	}
-	m.socket, m.watchdog = socketPairing, now.Add(codesPatience)
+}
+
+// drop gives the socket up; the rules close it.
+func (m *model) drop() {
+	m.socket, m.watchdog, m.stableAt = socketOver, time.Time{}, time.Time{}
+	m.hideCode()
 }
 
 // failed takes note of an attempt that failed, and backs off.
@@ -351,18 +373,18 @@ func (m *model) behind(stored int64, now time.Time) {
 	m.want.StoredEpoch = stored
 	m.taken = false
 	if m.socket != socketNone {
-		m.socket = socketOver
+		m.drop()
 	}
 	m.phase(v1alpha1.PhaseDisconnected, v1alpha1.ReasonEpochBehind, "the store knows a higher epoch; the manager places the session again", now)
 }
 
 // onLoggedOut takes note that the logout that was asked for is done.
 func (m *model) onLoggedOut(now time.Time) {
-	m.loggedOut = true
-	m.socket = socketOver
+	m.drop()
 	phone := m.want.PhoneNumber
 	m.want.JID = ""
 	if m.logoutWanted() {
+		m.loggedOut, m.retryAt = true, now
 		return
 	}
 	m.want.PhoneNumber = ""
@@ -405,6 +427,9 @@ func (m *model) hideCode() {
 
 // tick acts upon the time.
 func (m *model) tick(now time.Time) {
+	if m.stays(now) {
+		m.releaseBy = time.Time{}
+	}
 	if m.held() && m.taken && m.epoch == m.obj.Status.Epoch && m.obj.DeletionTimestamp.IsZero() {
 		m.restart(now)
 	}
@@ -425,12 +450,13 @@ func (m *model) tick(now time.Time) {
 func (m *model) tickPairing(now time.Time) {
 	switch {
 	case m.want.JID != "": // scanned; the socket is about to end
-	case m.pairingOver(now):
-		m.socket = socketOver
+	case m.pairingOver(now) && !m.logoutWanted():
+		m.drop()
 		m.expirePairing(now)
 	case m.code != nil && !now.Before(m.codeUntil) && !m.showNext(now):
 		// The codes of a connection run out: the next connection brings new ones.
-		m.socket, m.retryAt = socketOver, now
+		m.drop()
+		m.retryAt = now
 	}
 }
 
@@ -439,6 +465,9 @@ func (m *model) pairingOver(now time.Time) bool {
 }
 
 func (m *model) expirePairing(now time.Time) {
+	if m.logoutWanted() {
+		return
+	}
 	m.hideCode()
 	m.retryAt = time.Time{}
 	message := "no phone scanned a code within " + m.pairingTimeout().String() + ": change the annotation " + v1alpha1.RestartedAtAnnotation + " to offer codes again"
@@ -453,43 +482,33 @@ func (m *model) pairingTimeout() time.Duration {
 	return defaultPairingTimeout
 }
 
-// wakeAt is the earliest time at which tick or decide would do something; zero: none.
-func (m *model) wakeAt() time.Time {
-	var earliest time.Time
-	add := func(t time.Time) {
-		if !t.IsZero() && (earliest.IsZero() || t.Before(earliest)) {
-			earliest = t
-		}
-	}
+// wakeAt lists the times at which tick or decide would do something; some may
+// be zero or past.
+func (m *model) wakeAt() []time.Time {
 	if m.gone {
-		return earliest
+		return nil
 	}
-	add(m.releaseBy)
-	if !m.taken {
-		add(m.retryAt)
-		return earliest
-	}
-	add(m.stableAt)
-	add(m.watchdog)
-	add(m.codeUntil)
-	if m.socket == socketNone || m.logoutWanted() || m.wrongPhone() {
-		add(m.retryAt)
-	}
+	times := []time.Time{m.releaseBy, m.retryAt, m.stableAt, m.watchdog, m.codeUntil}
 	if m.want.PairingDeadline != nil && m.want.Phase == v1alpha1.PhasePairing {
-		add(m.want.PairingDeadline.Time)
+		times = append(times, m.want.PairingDeadline.Time)
 	}
-	if m.obj.RestartWanted() {
-		add(m.restartFrom())
+	if m.restartWanted() {
+		times = append(times, m.restartFrom())
 	}
 	if m.logoutWanted() {
-		add(m.obj.DeletionTimestamp.Add(logoutPatience))
+		times = append(times, m.obj.DeletionTimestamp.Add(logoutPatience))
 	}
-	return earliest
+	return times
 }
 
 // rendered is the status that this process wants written, and whether it may write one.
 func (m *model) rendered(now time.Time) (v1alpha1.WhatsAppSessionStatus, bool) {
-	if m.gone || !m.heldHere() && (!m.hold || m.obj.Status.HeldBy != "" || !m.placed()) {
+	switch {
+	case m.gone:
+		return v1alpha1.WhatsAppSessionStatus{}, false
+	case !m.heldHere() && (!m.hold || m.obj.Status.HeldBy != "" || !m.placed()):
+		return v1alpha1.WhatsAppSessionStatus{}, false
+	case m.heldHere() && !m.hold && m.stays(now): // a former process's hold, until ours is claimed
 		return v1alpha1.WhatsAppSessionStatus{}, false
 	}
 	s := *m.want.DeepCopy()
@@ -515,15 +534,19 @@ func (m *model) announcement(now time.Time) (Announcement, bool) {
 	if m.code != nil {
 		code = m.code.QR
 	}
-	if item == m.told && code == m.toldQR {
+	newStatus, newCode := item != m.told, code != m.toldQR
+	if !newStatus && !newCode && !m.tellAll {
 		return Announcement{}, false
 	}
-	if item != m.told {
+	if newStatus {
 		m.changedAt = now
 	}
 	m.told, m.toldQR = item, code
 	m.n++
-	return m.present(), true
+	a := m.present()
+	a.NewStatus, a.NewQR = newStatus || m.tellAll, newCode || m.tellAll
+	m.tellAll = false
+	return a, true
 }
 
 // present is the announcement of what was told last, under the last number given.
@@ -546,7 +569,7 @@ func (m *model) present() Announcement {
 }
 
 // tellAgain has the present state told again, under a new number: Redis forgot it.
-func (m *model) tellAgain() { m.told, m.toldQR = delivery.StatusItem{}, "" }
+func (m *model) tellAgain() { m.tellAll = true }
 
 func at(t time.Time) *metav1.Time {
 	stamp := metav1.NewTime(t.Truncate(time.Second))
@@ -565,7 +588,11 @@ func (m *model) dialSpec() dialSpec {
 // endings says what each end of a connection makes of the session: the table of DESIGN section 4.
 var endings = map[whatsapp.EventType]func(m *model, e whatsapp.Event, now time.Time){
 	whatsapp.EventDisconnected: func(m *model, e whatsapp.Event, now time.Time) {
-		m.failed(v1alpha1.ReasonReconnecting, e.Message, now)
+		reason := v1alpha1.ReasonReconnecting
+		if m.reason == v1alpha1.ReasonPairingFailed { // the connection ends with the refused pairing
+			reason = m.reason
+		}
+		m.failed(reason, e.Message, now)
 	},
 	whatsapp.EventLoggedOut: func(m *model, e whatsapp.Event, now time.Time) {
 		m.want.JID = ""
@@ -667,8 +694,7 @@ func (m *model) connected(e whatsapp.Event, now time.Time) {
 // over takes note of the end of the present connection.
 func (m *model) over(e whatsapp.Event, now time.Time) {
 	scanned := m.socket == socketPairing && m.want.JID != ""
-	m.socket, m.watchdog, m.stableAt = socketOver, time.Time{}, time.Time{}
-	m.hideCode()
+	m.drop()
 	switch {
 	case e.Type == whatsapp.EventLoggedOut && (m.logoutWanted() || m.running == opLogout):
 		m.onLoggedOut(now)

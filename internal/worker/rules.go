@@ -35,7 +35,7 @@ var rules = []rule{
 		},
 		then: func(m *model, now time.Time) operation {
 			m.leaving(now)
-			m.socket = socketOver
+			m.drop()
 			return opClose
 		},
 	},
@@ -45,8 +45,8 @@ var rules = []rule{
 			return m.socket != socketNone && m.dialed.proxySecret != m.dialSpec().proxySecret
 		},
 		then: func(m *model, now time.Time) operation {
-			m.socket, m.retryAt = socketOver, now
-			m.hideCode()
+			m.drop()
+			m.retryAt = now
 			m.phase(v1alpha1.PhaseConnecting, v1alpha1.ReasonConnecting, "spec.proxy changed", now)
 			return opClose
 		},
@@ -82,12 +82,12 @@ var rules = []rule{
 	},
 	{
 		name: "a login token comes before the claim",
-		when: func(m *model, _ time.Time) bool { return !m.held() && !m.token },
+		when: func(m *model, _ time.Time) bool { return (!m.held() || !m.hold) && !m.token },
 		then: start(opToken),
 	},
 	{
 		name: "the claim is written and confirmed before the device is taken",
-		when: func(m *model, _ time.Time) bool { return !m.held() },
+		when: func(m *model, _ time.Time) bool { return !m.held() || !m.hold },
 		then: func(m *model, _ time.Time) operation { m.hold = true; return opNone },
 	},
 	{
@@ -101,9 +101,20 @@ var rules = []rule{
 		then: nothing,
 	},
 	{
-		name: "the keys of a deleted session without a device are deleted",
+		name: "a deleted session offers no codes; its record is read again, for a scan may just have succeeded",
 		when: func(m *model, _ time.Time) bool {
-			return m.logoutWanted() && m.socket == socketNone && (m.loggedOut || m.want.JID == "")
+			return m.logoutWanted() && m.socket == socketPairing && m.want.JID == ""
+		},
+		then: func(m *model, _ time.Time) operation {
+			m.drop()
+			m.taken = false
+			return opClose
+		},
+	},
+	{
+		name: "the keys of a deleted session without a device are deleted",
+		when: func(m *model, now time.Time) bool {
+			return m.logoutWanted() && m.socket == socketNone && (m.loggedOut || m.want.JID == "") && !now.Before(m.retryAt)
 		},
 		then: start(opForget),
 	},
@@ -145,8 +156,10 @@ func (m *model) decide(now time.Time) (string, operation) {
 // cancels reports whether the operation under way is of no use any more.
 func (m *model) cancels(now time.Time) bool {
 	switch m.running {
-	case opToken, opTake, opDial, opLogout:
+	case opToken:
 		return !m.stays(now)
+	case opTake, opDial, opLogout:
+		return !m.stays(now) || !m.held()
 	default:
 		return false
 	}
@@ -156,6 +169,12 @@ func (m *model) cancels(now time.Time) bool {
 func (m *model) leaving(now time.Time) {
 	m.hideCode()
 	m.stableAt, m.watchdog = time.Time{}, time.Time{}
+	if m.obj.Spec.Suspend { // its time does not count against the pairing, nor against the pause after Replaced
+		m.want.PairingDeadline = nil
+		if m.want.Phase == v1alpha1.PhaseReplaced {
+			m.want.RetryAfter = nil
+		}
+	}
 	switch m.want.Phase {
 	case v1alpha1.PhaseConnected, v1alpha1.PhaseConnecting, v1alpha1.PhasePairing, v1alpha1.PhaseDisconnected:
 	default:

@@ -105,7 +105,8 @@ func (s *supervisor) run(ctx context.Context) {
 		timer.Stop()
 		cancelOps()
 		s.drainWork()
-		s.work.Go(func() { s.closeSocket()(ctx) })
+		closeSocket := s.closeSocket()
+		s.work.Go(func() { closeSocket(ctx) })
 		s.drainWork() // again: Close waits for events that are on their way to the inbox
 		close(s.finished)
 	}()
@@ -124,8 +125,8 @@ func (s *supervisor) run(ctx context.Context) {
 			}
 		}
 		timer.Stop()
-		if wake := s.wakeAt(); !wake.IsZero() {
-			timer.Reset(max(wake.Sub(now), time.Millisecond))
+		if wake := s.wakeAt(now); !wake.IsZero() {
+			timer.Reset(wake.Sub(now))
 		}
 		select {
 		case f := <-s.inbox:
@@ -151,18 +152,17 @@ func (s *supervisor) drainWork() {
 	}
 }
 
-func (s *supervisor) wakeAt() time.Time {
-	earliest := s.m.wakeAt()
+// wakeAt is the next time after now at which there is something to do; zero:
+// none. What was due by now has been done, or waits for something else.
+func (s *supervisor) wakeAt(now time.Time) (earliest time.Time) {
 	if s.m.obj == nil {
 		return earliest
 	}
-	consider := func(wanted bool, t time.Time) {
-		if wanted && !t.IsZero() && (earliest.IsZero() || t.Before(earliest)) {
+	for _, t := range append(s.m.wakeAt(), s.writeAfter, s.announceAfter) {
+		if t.After(now) && (earliest.IsZero() || t.Before(earliest)) {
 			earliest = t
 		}
 	}
-	consider(!s.writing, s.writeAfter)
-	consider(s.pending != nil && !s.announcing, s.announceAfter)
 	return earliest
 }
 
@@ -252,6 +252,11 @@ func (s *supervisor) take() func(context.Context) func(time.Time) {
 			switch {
 			case errors.Is(err, ErrNoRecord) && s.m.logoutWanted():
 				s.m.forgotten = true
+			case errors.Is(err, ErrNoRecord):
+				s.fail("", "", &Refusal{
+					Reason:  v1alpha1.ReasonRecordMissing,
+					Message: "the database has no record of this session; if it was restored from an older copy, delete the session and apply it again",
+				}, now)
 			case err != nil:
 				s.fail(v1alpha1.ReasonStoreUnavailable, "the database did not give the device's keys", err, now)
 			case obj.Status.Epoch != s.m.obj.Status.Epoch || !s.m.held():
@@ -280,7 +285,12 @@ func (s *supervisor) fail(reason, sentence string, err error, now time.Time) {
 		s.m.refused(refusal, now)
 	default:
 		s.log.Error(err, "An attempt failed", "reason", reason, "epoch", s.m.obj.Status.Epoch, "attempts", s.m.attempts)
-		s.m.failed(reason, sentence+": "+status.Clean(err.Error(), 256), now)
+		// The text of other errors names hosts and users that are none of the tenant's business.
+		var refused *whatsapp.ConnectError
+		if errors.As(err, &refused) {
+			sentence += ": " + status.Clean(refused.Message, 256)
+		}
+		s.m.failed(reason, sentence, now)
 	}
 }
 
@@ -303,6 +313,9 @@ func (s *supervisor) connect(life context.Context) func(context.Context) func(ti
 				if err := s.Limiter.Wait(ctx, egress, pairing); err != nil {
 					return nil, err
 				}
+			}
+			if pairing && obj.Spec.Pairing.Method == v1alpha1.PairingPhoneCode {
+				return nil, &Refusal{Reason: v1alpha1.ReasonPairingMethodUnsupported, Message: "this version links phones by QR code only: set spec.pairing.method to QRCode"}
 			}
 			proxy, err := s.Proxies.Proxy(ctx, obj)
 			if err != nil {
@@ -343,11 +356,11 @@ func (s *supervisor) closeSocket() func(context.Context) func(time.Time) {
 	conn, hangUp := s.conn, s.hangUp
 	s.dial++ // what the old connection still says is of no interest
 	return func(context.Context) func(time.Time) {
+		if conn != nil {
+			conn.Close() // before its context ends: whatsmeow's reader would wait for ever
+		}
 		if hangUp != nil {
 			hangUp()
-		}
-		if conn != nil {
-			conn.Close()
 		}
 		return func(time.Time) { s.conn, s.hangUp, s.m.socket = nil, nil, socketNone }
 	}
@@ -360,13 +373,13 @@ func (s *supervisor) logout() func(context.Context) func(time.Time) {
 		defer cancel()
 		err := conn.Logout(ctx)
 		return func(now time.Time) {
-			if s.m.loggedOut {
+			if s.m.socket == socketOver {
 				return // the connection's own event came first
 			}
 			if err != nil {
 				s.log.Error(err, "The logout failed", "epoch", s.m.epoch)
 				s.m.backOff(now)
-				s.m.message = "the logout failed and is repeated: " + status.Clean(err.Error(), 256)
+				s.m.message = "the logout failed and is repeated"
 				return
 			}
 			s.log.Info("Logged out", "epoch", s.m.epoch)
@@ -446,7 +459,7 @@ func (s *supervisor) patch(ctx context.Context, base *v1alpha1.WhatsAppSession, 
 // announce brings to Redis what changed, the newest only, one call at a time.
 func (s *supervisor) announce(ctx context.Context, now time.Time) {
 	if a, changed := s.m.announcement(now); changed {
-		s.pending = &a
+		s.wait(&a, s.pending)
 	}
 	s.m.telling = s.pending != nil || s.announcing
 	if s.pending == nil || s.announcing || now.Before(s.announceAfter) {
@@ -469,11 +482,23 @@ func (s *supervisor) announce(ctx context.Context, now time.Time) {
 			s.log.Error(err, "Redis did not take the session's state; it is tried again", "epoch", a.Status.Epoch)
 			if s.pending == nil {
 				s.pending = a
+			} else {
+				s.wait(s.pending, a)
 			}
 			s.announceAfter = s.Clock.Now().Add(pause(s.announceFails))
 			s.announceFails++
 		})
 	})
+}
+
+// wait has an announcement wait in place of an older one, which Laravel may not
+// have been told of.
+func (s *supervisor) wait(a, older *Announcement) {
+	if older != nil {
+		a.NewStatus = a.NewStatus || older.NewStatus
+		a.NewQR = a.QR != nil && (a.NewQR || older.NewQR)
+	}
+	s.pending = a
 }
 
 // notify records the Events that the model asks for.

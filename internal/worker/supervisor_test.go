@@ -37,11 +37,15 @@ type world struct {
 	takeErr    error
 	dialErr    error
 	logoutErr  error
-	starts     int64
-	device     account
-	events     func(whatsapp.Event)
-	open       int
-	told       []Announcement
+	forgetErr  error
+
+	forgetCalls int
+
+	starts int64
+	device account
+	events func(whatsapp.Event)
+	open   int
+	told   []Announcement
 }
 
 var errDown = errors.New("connection refused")
@@ -130,7 +134,13 @@ func (a *liveAccount) Dial(_ context.Context, o DialOptions) (Connection, error)
 }
 
 func (a *liveAccount) Forget(context.Context) error {
-	a.w.locked(func() { a.w.note("forget") })
+	a.w.mu.Lock()
+	defer a.w.mu.Unlock()
+	a.w.forgetCalls++
+	if a.w.forgetErr != nil {
+		return a.w.forgetErr
+	}
+	a.w.note("forget")
 	return nil
 }
 
@@ -338,6 +348,33 @@ func TestAMoveToItselfTakesTheKeysAnew(t *testing.T) {
 	st.dials(2)
 	st.Expect(st.lines()).To(HaveExactElements(`heldBy="worker-a"`, "take 100", "dial", "event Connected",
 		"close", `heldBy=""`, `heldBy="worker-a"`, "take 101", "dial"))
+}
+
+func TestARestartInPlaceWritesOneClaim(t *testing.T) {
+	st := newStage(t, session(func(s *v1alpha1.WhatsAppSession) {
+		s.Status.HeldBy, s.Status.HolderStart, s.Status.Phase = me, "p0", v1alpha1.PhaseConnected
+	}), account{jid: jid, phone: phone})
+	st.connect()
+	st.Expect(st.lines()).To(HaveExactElements("take 100", "dial", "event Connected"), "the hold is never given up")
+	st.Expect(st.status().HolderStart).To(Equal(process))
+}
+
+func TestAForgetThatFailsIsRepeated(t *testing.T) {
+	st := newStage(t, session(), account{jid: jid, phone: phone})
+	st.connect()
+	st.locked(func() { st.forgetErr = errDown })
+	st.change(deleted)
+	st.Eventually(st.lines).Should(ContainElement("close"))
+	st.Eventually(func() int32 { return int32(st.forgets()) }).Should(BeNumerically(">=", 1))
+	st.locked(func() { st.forgetErr = nil })
+	st.Eventually(func() string { st.clock.Step(time.Second); return st.status().HeldBy }).Should(BeEmpty())
+	st.Expect(st.forgets()).To(BeNumerically("<", 50), "with pauses in between")
+}
+
+func (st *stage) forgets() int {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.forgetCalls
 }
 
 func TestAConflictIsReadAndDecidedAgain(t *testing.T) {

@@ -1,0 +1,187 @@
+package controllers
+
+import (
+	"testing"
+	"time"
+
+	. "github.com/onsi/gomega"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
+)
+
+var noon = time.Date(2026, 5, 4, 12, 0, 0, 0, time.UTC)
+
+// was is a status as its last writer left it.
+func was(phase v1alpha1.Phase, reason string, s v1alpha1.WhatsAppSessionStatus) v1alpha1.WhatsAppSessionStatus {
+	return status.Summarize(s, status.Facts{Generation: 1, Phase: phase, Reason: reason, Message: "as the holder said"}, noon)
+}
+
+func TestUnheld(t *testing.T) {
+	t.Parallel()
+	onWorker := v1alpha1.WhatsAppSessionStatus{Worker: "worker-a"}
+	nowhere := v1alpha1.WhatsAppSessionStatus{}
+	tests := []struct {
+		name   string
+		spec   v1alpha1.WhatsAppSessionSpec
+		gone   bool
+		next   v1alpha1.WhatsAppSessionStatus
+		why    refusal
+		phase  v1alpha1.Phase
+		reason string
+		placed string
+	}{
+		{name: "new", next: nowhere, phase: v1alpha1.PhasePending, reason: v1alpha1.ReasonWaitingForPlacement, placed: "False/WaitingForPlacement"},
+		{name: "placed", next: onWorker, phase: v1alpha1.PhasePending, reason: v1alpha1.ReasonPlaced, placed: "True/Placed"},
+		{
+			name: "refused", next: nowhere, why: refusal{v1alpha1.ReasonNoCapacity, "full"},
+			phase: v1alpha1.PhasePending, reason: v1alpha1.ReasonNoCapacity, placed: "False/NoCapacity",
+		},
+		{
+			name: "given up by its holder, and on its way", next: was(v1alpha1.PhaseDisconnected, v1alpha1.ReasonMoving, onWorker),
+			phase: v1alpha1.PhaseDisconnected, reason: v1alpha1.ReasonMoving, placed: "True/Placed",
+		},
+		{
+			name: "given up by its holder, and nobody is to take it", next: was(v1alpha1.PhaseDisconnected, v1alpha1.ReasonMoving, nowhere),
+			phase: v1alpha1.PhasePending, reason: v1alpha1.ReasonWaitingForPlacement, placed: "False/WaitingForPlacement",
+		},
+		{
+			name: "a proxy that was wrong: the next worker tries", next: was(v1alpha1.PhaseFailed, v1alpha1.ReasonProxySecretMissing, onWorker),
+			phase: v1alpha1.PhasePending, reason: v1alpha1.ReasonPlaced, placed: "True/Placed",
+		},
+		{
+			name: "logged out, and moved", next: was(v1alpha1.PhaseLoggedOut, v1alpha1.ReasonLoggedOut, onWorker),
+			phase: v1alpha1.PhaseLoggedOut, reason: v1alpha1.ReasonLoggedOut, placed: "True/Placed",
+		},
+		{
+			name: "logged out, and without a worker", next: was(v1alpha1.PhaseLoggedOut, v1alpha1.ReasonLoggedOut, nowhere),
+			why:   refusal{v1alpha1.ReasonNoWorkers, "none"},
+			phase: v1alpha1.PhaseLoggedOut, reason: v1alpha1.ReasonLoggedOut, placed: "False/NoWorkers",
+		},
+		{
+			name: "suspended", spec: v1alpha1.WhatsAppSessionSpec{Suspend: true}, next: was(v1alpha1.PhaseLoggedOut, v1alpha1.ReasonLoggedOut, nowhere),
+			why:   refusal{v1alpha1.ReasonNoWorkers, "none"},
+			phase: v1alpha1.PhaseSuspended, reason: v1alpha1.ReasonSuspended, placed: "False/Suspended",
+		},
+		{
+			name: "resumed", next: was(v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended, nowhere),
+			phase: v1alpha1.PhasePending, reason: v1alpha1.ReasonWaitingForPlacement, placed: "False/WaitingForPlacement",
+		},
+		{
+			name: "resumed during a ban",
+			next: was(v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended, v1alpha1.WhatsAppSessionStatus{
+				Worker: "worker-a", RetryAfter: &metav1.Time{Time: noon.Add(time.Hour)},
+			}),
+			phase: v1alpha1.PhaseBanned, reason: v1alpha1.ReasonBanned, placed: "True/Placed",
+		},
+		{
+			name: "deleted while suspended", spec: v1alpha1.WhatsAppSessionSpec{Suspend: true}, gone: true, next: onWorker,
+			phase: v1alpha1.PhaseTerminating, reason: v1alpha1.ReasonDeleting, placed: "True/Placed",
+		},
+		{
+			name: "deleted, and no worker is there to log out", gone: true, next: nowhere, why: refusal{v1alpha1.ReasonNoWorkers, "none"},
+			phase: v1alpha1.PhaseTerminating, reason: v1alpha1.ReasonDeleting, placed: "False/NoWorkers",
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			g := NewWithT(t)
+			s := &v1alpha1.WhatsAppSession{Spec: tt.spec, Status: tt.next}
+			if tt.gone {
+				s.DeletionTimestamp = &metav1.Time{Time: noon}
+			}
+			got := status.Summarize(tt.next, unheld(s, tt.next, tt.why, noon), noon)
+			g.Expect(got.Phase).To(Equal(tt.phase))
+			g.Expect(status.Reason(got)).To(Equal(tt.reason))
+			s.Status = got
+			g.Expect(condition(s, v1alpha1.ConditionPlaced)).To(Equal(tt.placed))
+
+			again := status.Summarize(got, unheld(s, got, refused(s), noon), noon.Add(time.Minute))
+			g.Expect(again).To(Equal(got), "the next look changes nothing")
+		})
+	}
+}
+
+func TestSpeak(t *testing.T) {
+	t.Parallel()
+	before := was(v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended, v1alpha1.WhatsAppSessionStatus{SessionID: "acme", Epoch: 5})
+	after := func(phase v1alpha1.Phase, reason string, epoch int64) v1alpha1.WhatsAppSessionStatus {
+		return was(phase, reason, v1alpha1.WhatsAppSessionStatus{SessionID: "acme", Epoch: epoch})
+	}
+	for _, tt := range []struct {
+		name string
+		next v1alpha1.WhatsAppSessionStatus
+		want int64
+	}{
+		{name: "nothing new", next: after(v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended, 5), want: 5},
+		{name: "something new", next: after(v1alpha1.PhaseTerminating, v1alpha1.ReasonDeleted, 5), want: noon.Unix()},
+		{name: "something new, placed in the same patch", next: after(v1alpha1.PhasePending, v1alpha1.ReasonPlaced, 9), want: 9},
+		{name: "what a placement overtakes in a moment", next: after(v1alpha1.PhasePending, v1alpha1.ReasonWaitingForPlacement, 5), want: 5},
+	} {
+		s := &v1alpha1.WhatsAppSession{Status: before}
+		NewWithT(t).Expect(speak(s, tt.next, noon).Epoch).To(Equal(tt.want), tt.name)
+	}
+}
+
+func TestNextEpoch(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	now := noon.Unix()
+	g.Expect(nextEpoch(v1alpha1.WhatsAppSessionStatus{}, noon)).To(Equal(now))
+	g.Expect(nextEpoch(v1alpha1.WhatsAppSessionStatus{Epoch: now}, noon)).To(Equal(now + 1))
+	g.Expect(nextEpoch(v1alpha1.WhatsAppSessionStatus{Epoch: 3, StoredEpoch: now + 7}, noon)).To(Equal(now + 8))
+}
+
+func TestHowItEnds(t *testing.T) {
+	t.Parallel()
+	linked := &Record{JID: "34600111222:3@s.whatsapp.net", PhoneNumber: "+34600111222"}
+	bare := &Record{}
+	tests := []struct {
+		name    string
+		held    bool
+		policy  v1alpha1.DeletionPolicy
+		record  *Record
+		after   time.Duration
+		reason  string // empty: it does not end yet
+		release Release
+		wait    time.Duration
+	}{
+		{name: "linked and held: the holder logs out", held: true, record: linked, wait: 5 * time.Minute},
+		{name: "linked and held, however late", held: true, record: linked, after: time.Hour},
+		{name: "Retain and held", held: true, policy: v1alpha1.DeletionRetain, record: linked, wait: 5 * time.Minute},
+		{name: "not linked and held: the holder deletes the record", held: true, record: bare, wait: 5 * time.Minute},
+		{name: "not linked and held, late: it was told to give up", held: true, record: bare, after: 5 * time.Minute, wait: time.Minute},
+		{
+			name: "not linked, and its holder never answers", held: true, record: bare, after: 6 * time.Minute,
+			reason: v1alpha1.ReasonDeleted, release: ReleaseForget,
+		},
+		{name: "logged out, and its holder about to let go", held: true, wait: 5 * time.Minute},
+		{name: "logged out, and its holder died of it", held: true, after: 6 * time.Minute, reason: v1alpha1.ReasonDeleted},
+		{name: "logged out", reason: v1alpha1.ReasonDeleted},
+		{name: "not linked", record: bare, reason: v1alpha1.ReasonDeleted, release: ReleaseForget},
+		{name: "not linked, Retain", policy: v1alpha1.DeletionRetain, record: bare, reason: v1alpha1.ReasonDeleted, release: ReleaseForget},
+		{name: "Retain", policy: v1alpha1.DeletionRetain, record: linked, reason: v1alpha1.ReasonDeleted, release: ReleaseRetain},
+		{name: "linked: a worker is to log out", record: linked, after: time.Minute, wait: 4 * time.Minute},
+		{name: "linked, and no worker did", record: linked, after: 5 * time.Minute, reason: v1alpha1.ReasonLogoutUnconfirmed, release: ReleaseOrphan},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			g := NewWithT(t)
+			s := &v1alpha1.WhatsAppSession{ObjectMeta: metav1.ObjectMeta{DeletionTimestamp: &metav1.Time{Time: noon}}}
+			s.Spec.DeletionPolicy = tt.policy
+			if tt.held {
+				s.Status.HeldBy = "worker-a"
+			}
+			e, wait := howItEnds(s, tt.record, noon.Add(tt.after))
+			g.Expect(wait).To(Equal(tt.wait))
+			if tt.reason == "" {
+				g.Expect(e).To(BeNil())
+				return
+			}
+			g.Expect(e.reason).To(Equal(tt.reason))
+			g.Expect(e.release).To(Equal(tt.release))
+			g.Expect(e.message).NotTo(BeEmpty())
+		})
+	}
+}
