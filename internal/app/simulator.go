@@ -23,7 +23,7 @@ func newSimulatorCommand() *cobra.Command {
 Workers are pointed at it with --whatsapp-endpoint and --whatsapp-noise-root (and
 --whatsapp-ca-file with --tls), whose values are printed at the start. The HTTP
 control API scans codes, sends and shows messages, counts logins and doubled
-connections, and injects faults; GET / lists what it can do.`,
+connections, and injects faults; docs/simulate.md lists its paths.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := fromEnvironment(cmd.Flags()); err != nil {
