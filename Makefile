@@ -69,7 +69,7 @@ fmt: $(GOLANGCI_LINT) ## Format the code
 $(GOLANGCI_LINT): hack/golangci/go.mod hack/golangci/go.sum hack/golangci/main.go
 	@echo "building golangci-lint with kube-api-linter (two minutes the first time)" >&2
 	cd hack/golangci && CGO_ENABLED=0 GOFLAGS=-mod=readonly GOWORK=off go build -trimpath \
-		-ldflags "-s -w -X github.com/whatsapp-operator/whatsapp-operator/internal/app.Version=$$(go list -m -f '{{.Version}}' github.com/golangci/golangci-lint/v2)" -o $(CURDIR)/$@ .
+		-ldflags "-s -w -X main.version=$$(go list -m -f '{{.Version}}' github.com/golangci/golangci-lint/v2)" -o $(CURDIR)/$@ .
 
 .PHONY: check-generated
 check-generated: generate manifests ## Fail if generated files are not what the generators write
