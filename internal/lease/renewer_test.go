@@ -42,7 +42,7 @@ func renew(t *testing.T, api client.Client, incarnation string) *renewal {
 	}()
 	t.Cleanup(func() {
 		cancel()
-		for range n.ended { //nolint:revive // until it is closed
+		for range n.ended { // until it is closed
 		}
 		goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	})

@@ -236,7 +236,7 @@ func (s *Server) Run(ctx context.Context) error {
 	_ = chat.Close()
 	_ = control.Close()
 	for ; running > 0; running-- {
-		_ = <-failed // the first error is the one that counts
+		<-failed //nolint:errcheck // the first error is the one that counts
 	}
 	_ = s.Close()
 	if err != nil {
