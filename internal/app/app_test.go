@@ -309,6 +309,55 @@ func (s *stage) refused(redis string, more ...string) *process {
 	}, more...)...)
 }
 
+// TestRestartInPlace: a process that comes back in its state folder takes up its
+// own sessions, under the same epoch, and nothing moves.
+func TestRestartInPlace(t *testing.T) {
+	s := newStage(t, "")
+	s.manager()
+	first := s.worker("worker-1")
+	for i, name := range []string{"a", "b"} {
+		s.apply(name)
+		s.scan(name, fmt.Sprintf("+3480011122%d", i))
+		s.phase(name, v1alpha1.PhaseConnected)
+	}
+	s.apply("unscanned")
+	s.phase("unscanned", v1alpha1.PhasePairing)
+	before := s.get("a").Status
+	s.worker("worker-2") // has room, but nothing is to move
+
+	first.kill()
+	s.worker("worker-1")
+	for _, name := range []string{"a", "b"} {
+		s.Eventually(func() int64 { return s.get(name).Status.Reconnects }).Should(BeEquivalentTo(1))
+		s.phase(name, v1alpha1.PhaseConnected)
+		s.hears(name, delivery.Active, v1alpha1.PhaseConnected)
+	}
+	after := s.get("a").Status
+	s.Expect(after.Worker).To(Equal("worker-1"))
+	s.Expect(after.Epoch).To(Equal(before.Epoch))
+	s.Expect(after.HolderStart).NotTo(Equal(before.HolderStart), "another process, another claim")
+	s.Expect(s.laravel.status("a").Seq).To(BeNumerically(">", delivery.FirstSeq(2)), "its numbers rise over the restart")
+	s.scan("unscanned", "+34800111229")
+	s.phase("unscanned", v1alpha1.PhaseConnected)
+}
+
+// TestLaravelIsAwayAtFirst: what happened meanwhile is told when it is there.
+func TestLaravelIsAwayAtFirst(t *testing.T) {
+	s := newStage(t, "")
+	s.laravel.answerWith(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) })
+	s.manager()
+	s.worker("worker-1")
+	for i, name := range []string{"a", "b", "c"} {
+		s.apply(name)
+		s.scan(name, fmt.Sprintf("+3490011122%d", i))
+		s.phase(name, v1alpha1.PhaseConnected)
+	}
+	s.laravel.answerWith(nil)
+	for _, name := range []string{"a", "b", "c"} {
+		s.hears(name, delivery.Active, v1alpha1.PhaseConnected)
+	}
+}
+
 // TestStartIsRefused with a sentence that says what to change.
 func TestStartIsRefused(t *testing.T) {
 	s := newStage(t, "")

@@ -249,6 +249,12 @@ func (p *process) stop() {
 	}
 }
 
+// kill ends the process as a crash does.
+func (p *process) kill() {
+	p.s.Expect(p.cmd.Process.Kill()).To(Succeed())
+	<-p.done
+}
+
 // fails waits for the process to end by itself with an error and returns what it printed last.
 func (p *process) fails() string {
 	p.s.Eventually(p.done).Should(BeClosed())
