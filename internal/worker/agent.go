@@ -11,8 +11,10 @@ package worker
 import (
 	"context"
 	"fmt"
+	"runtime/debug"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -68,6 +70,7 @@ type Agent struct {
 	ended       bool // nothing is started any more
 	supervisors map[types.NamespacedName]*supervisor
 	starts      int // supervisors begun
+	dials       atomic.Int64
 	running     sync.WaitGroup
 	life        context.Context
 	end         context.CancelFunc
@@ -180,7 +183,7 @@ func (a *Agent) supervisor(key types.NamespacedName, obj *v1alpha1.WhatsAppSessi
 	}
 	s := newSupervisor(dependencies{
 		Sessions: a.o.Sessions, Accounts: a.o.Accounts, Proxies: a.o.Proxies, Announcer: a.o.Announcer,
-		Limiter: a.o.Limiter, Events: a.o.Events, Clock: a.o.Clock,
+		Limiter: a.o.Limiter, Events: a.o.Events, Clock: a.o.Clock, Dials: &a.dials,
 	}, a.o.Log, obj, a.o.Worker, a.nextStart())
 	s.m.draining = a.draining
 	a.supervisors[key] = s
@@ -235,6 +238,7 @@ func (a *Agent) NeedLeaderElection() bool { return false }
 func (a *Agent) serve(ctx context.Context, left <-chan error) error {
 	ticker := a.o.Clock.NewTicker(refreshEvery)
 	defer ticker.Stop()
+	memory := burst{}
 	for {
 		select {
 		case <-ctx.Done():
@@ -246,8 +250,28 @@ func (a *Agent) serve(ctx context.Context, left <-chan error) error {
 			return err
 		case <-ticker.C():
 			a.refresh(ctx)
+			if memory.isOver(a.dials.Load()) {
+				debug.FreeOSMemory()
+			}
 		}
 	}
+}
+
+// burst tells when a burst of logins is over. A thousand logins leave garbage
+// of the size of all that the sessions keep, and an idle worker allocates so
+// little that it would hold on to it for minutes.
+type burst struct {
+	seen    int64
+	running bool
+}
+
+// isOver is given the count of dials at each look, and is true once after those
+// in which it rose.
+func (b *burst) isOver(dials int64) bool {
+	rose := dials != b.seen
+	over := b.running && !rose
+	b.seen, b.running = dials, rose
+	return over
 }
 
 func (a *Agent) refresh(ctx context.Context) {

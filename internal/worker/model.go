@@ -214,6 +214,7 @@ func (m *model) vanish() { m.gone = true }
 func (m *model) inherit() {
 	m.want = *m.obj.Status.DeepCopy()
 	m.want.QR, m.want.PairingCode = nil, ""
+	m.want.Conditions = nil // computed anew at each write
 	if m.want.StoredEpoch < m.obj.Status.Epoch {
 		m.want.StoredEpoch = 0
 	}

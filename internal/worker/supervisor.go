@@ -39,6 +39,8 @@ type dependencies struct {
 	Limiter   Limiter
 	Events    Events
 	Clock     clock.Clock
+	// Dials counts the connections that were begun.
+	Dials *atomic.Int64
 }
 
 // supervisor owns one session: its goroutine alone touches the model; blocking
@@ -300,6 +302,7 @@ func (s *supervisor) connect(life context.Context) func(context.Context) func(ti
 	pairing, egress := s.m.want.JID == "", s.egress()
 	s.m.token = false
 	s.dial++
+	s.Dials.Add(1)
 	s.early = nil
 	number := s.dial
 	life, hangUp := context.WithCancel(life)

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -203,7 +204,7 @@ func newStage(t *testing.T, obj *v1alpha1.WhatsAppSession, device account) *stag
 	w := &world{obj: obj, device: device, version: 1}
 	fake := clocktesting.NewFakeClock(noon)
 	s := newSupervisor(dependencies{
-		Sessions: w, Accounts: w, Proxies: w, Announcer: w, Limiter: w, Events: w, Clock: fake,
+		Sessions: w, Accounts: w, Proxies: w, Announcer: w, Limiter: w, Events: w, Clock: fake, Dials: new(atomic.Int64),
 	}, testr.NewWithOptions(t, testr.Options{Verbosity: 1}), obj, me, process)
 	ctx, cancel := context.WithCancel(t.Context())
 	go s.run(ctx)
