@@ -160,7 +160,7 @@ func TestHowItEnds(t *testing.T) {
 		{name: "logged out, and its holder died of it", held: true, after: 6 * time.Minute, reason: v1alpha1.ReasonDeleted},
 		{name: "logged out", reason: v1alpha1.ReasonDeleted},
 		{name: "not linked", record: bare, reason: v1alpha1.ReasonDeleted, release: ReleaseForget},
-		{name: "not linked, Retain", policy: v1alpha1.DeletionRetain, record: bare, reason: v1alpha1.ReasonDeleted, release: ReleaseForget},
+		{name: "not linked, Retain: what may be restored is kept", policy: v1alpha1.DeletionRetain, record: bare, reason: v1alpha1.ReasonDeleted, release: ReleaseRetain},
 		{name: "Retain", policy: v1alpha1.DeletionRetain, record: linked, reason: v1alpha1.ReasonDeleted, release: ReleaseRetain},
 		{name: "linked: a worker is to log out", record: linked, after: time.Minute, wait: 4 * time.Minute},
 		{name: "linked, and no worker did", record: linked, after: 5 * time.Minute, reason: v1alpha1.ReasonLogoutUnconfirmed, release: ReleaseOrphan},

@@ -595,6 +595,8 @@ func howItEnds(s *v1alpha1.WhatsAppSession, record *Record, now time.Time) (*end
 		return nil, deadlineAfter(now, deadline, deadline.Add(releasePatience))
 	case record == nil:
 		return &ending{reason: v1alpha1.ReasonDeleted, message: "the device is unlinked and its keys are deleted"}, 0
+	case !linked && retain: // a device that WhatsApp has logged out is kept for a person to restore
+		return &ending{reason: v1alpha1.ReasonDeleted, message: "no device is linked", release: ReleaseRetain}, 0
 	case !linked:
 		return &ending{reason: v1alpha1.ReasonDeleted, message: "no device was linked", release: ReleaseForget}, 0
 	case retain:

@@ -88,8 +88,6 @@ const (
 	ReasonRecordMissing = "RecordMissing"
 	// ReasonPairingMethodUnsupported: this version cannot link a phone in this way; set spec.pairing.method to QRCode.
 	ReasonPairingMethodUnsupported = "PairingMethodUnsupported"
-	// ReasonRedisUnavailable: Redis does not answer; it is tried again.
-	ReasonRedisUnavailable = "RedisUnavailable"
 
 	// ReasonDeleting: the device is being unlinked.
 	ReasonDeleting = "Deleting"
@@ -99,8 +97,6 @@ const (
 	ReasonLogoutUnconfirmed = "LogoutUnconfirmed"
 	// ReasonRestarted: restartedAt changed and was acted upon.
 	ReasonRestarted = "Restarted"
-	// ReasonRestartTooSoon: restartedAt counts at most once a minute; it is acted upon then.
-	ReasonRestartTooSoon = "RestartTooSoon"
 	// ReasonSucceeded: Reconciling or Stalled is False because all is well.
 	ReasonSucceeded = "Succeeded"
 	// ReasonProgressing: Stalled is False because the session is on its way.

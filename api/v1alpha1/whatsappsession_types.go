@@ -1,6 +1,8 @@
 package v1alpha1
 
 import (
+	"strings"
+
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
@@ -392,7 +394,8 @@ func (s *WhatsAppSession) RestartWanted() bool {
 // RestartedAt is the annotation's value, cut to what status.observedRestartedAt can hold.
 func (s *WhatsAppSession) RestartedAt() string {
 	value := s.Annotations[RestartedAtAnnotation]
-	return value[:min(len(value), 64)]
+	// A cut character would be stored as another one, and never be equal again.
+	return strings.ToValidUTF8(value[:min(len(value), 64)], "")
 }
 
 // GetConditions returns the conditions of the session.

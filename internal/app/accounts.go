@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/go-logr/logr"
 	"k8s.io/apimachinery/pkg/types"
@@ -12,6 +13,9 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/whatsapp"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/worker"
 )
+
+// storePatience bounds what is asked of the store before anything else can be done.
+const storePatience = 10 * time.Second
 
 // accounts joins the store and the connector: a device is read from the one
 // and connected by the other.
@@ -49,7 +53,9 @@ func (a *account) Forget(ctx context.Context) error {
 // that the connection is over.
 func (a *account) Dial(ctx context.Context, o worker.DialOptions) (worker.Connection, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	device, err := a.taking.Open(ctx, cancel)
+	reading, done := context.WithTimeout(ctx, storePatience)
+	device, err := a.taking.Open(reading, cancel)
+	done()
 	if err != nil {
 		cancel(err)
 		return nil, inWorkersWords(err)

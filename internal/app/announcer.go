@@ -18,6 +18,10 @@ type announcer struct {
 	statuses, codes *together
 }
 
+// roundTrips is how many calls of a kind may wait for Redis at a time: one that
+// waits for the disk must not keep the next change from being sent.
+const roundTrips = 4
+
 func newAnnouncer(queue *batch.Queue, c *cache.Cache) *announcer {
 	enqueue := func(ctx context.Context, kind delivery.Kind, items ...delivery.Item) error {
 		_, err := queue.Enqueue(ctx, kind, items...)
@@ -25,18 +29,18 @@ func newAnnouncer(queue *batch.Queue, c *cache.Cache) *announcer {
 	}
 	return &announcer{
 		queue: queue, cache: c,
-		statuses: newTogether(delivery.KindStatus, enqueue), codes: newTogether(delivery.KindQR, enqueue),
+		statuses: newTogether(delivery.KindStatus, roundTrips, enqueue), codes: newTogether(delivery.KindQR, roundTrips, enqueue),
 	}
 }
 
 // Announce implements worker.Announcer.
 func (a *announcer) Announce(ctx context.Context, what worker.Announcement) error {
+	var told error
 	if what.NewStatus {
-		if err := a.enqueue(ctx, what.Status); err != nil {
-			return err
-		}
+		told = a.enqueue(ctx, what.Status)
 	}
-	return errors.Join(a.code(ctx, what), a.cache.RefreshAll(ctx, []cache.Entry{entry(what, false)}))
+	// People scan from the cache: it does not wait for a queue that fails.
+	return errors.Join(told, a.code(ctx, what), a.cache.RefreshAll(ctx, []cache.Entry{entry(what, false)}))
 }
 
 // Refresh implements worker.Announcer.

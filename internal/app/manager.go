@@ -183,6 +183,8 @@ func (i *ids) Record(ctx context.Context, sessionID string) (*controllers.Record
 	if err := i.wait(ctx); err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithTimeout(ctx, storePatience)
+	defer cancel()
 	r, err := i.store.RecordByID(ctx, sessionID)
 	switch {
 	case errors.Is(err, store.ErrNoRecord):
@@ -198,6 +200,8 @@ func (i *ids) Claim(ctx context.Context, c controllers.Claimant, gone func(types
 	if err := i.wait(ctx); err != nil {
 		return false, err
 	}
+	ctx, cancel := context.WithTimeout(ctx, storePatience)
+	defer cancel()
 	_, err := i.store.Claim(ctx, store.Claimant{SessionID: c.SessionID, Namespace: c.Namespace, UID: string(c.UID)},
 		func(_ context.Context, uid string) (bool, error) { return gone(types.UID(uid)), nil })
 	if errors.Is(err, store.ErrTaken) {
@@ -211,6 +215,8 @@ func (i *ids) Release(ctx context.Context, uid types.UID, how controllers.Releas
 	if err := i.wait(ctx); err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, storePatience)
+	defer cancel()
 	var err error
 	switch how {
 	case controllers.ReleaseForget:

@@ -83,6 +83,8 @@ func (p *proxies) Proxy(ctx context.Context, session *v1alpha1.WhatsAppSession) 
 	if session.Spec.Proxy == nil {
 		return nil, nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, apiPatience)
+	defer cancel()
 	name := session.Spec.Proxy.SecretRef.Name
 	secret := &corev1.Secret{}
 	err := p.client.Get(ctx, types.NamespacedName{Namespace: session.Namespace, Name: name}, secret)

@@ -17,12 +17,12 @@ const enqueuePatience = 10 * time.Second
 
 // together lets callers that come at the same time share one round trip to the
 // queue: where Redis must reach its disk or a replica before it answers, a
-// thousand sessions must not wait for it one after the other. A caller that
-// comes alone waits for nobody.
+// thousand sessions must not wait for it one after the other. A few round trips
+// may be under way at a time; their order does not matter, the items' numbers do.
 type together struct {
 	kind    delivery.Kind
 	enqueue func(ctx context.Context, kind delivery.Kind, items ...delivery.Item) error
-	// turn is taken by the one who makes the round trip.
+	// turn is taken by who makes a round trip.
 	turn chan struct{}
 
 	mu      sync.Mutex
@@ -35,8 +35,8 @@ type joined struct {
 	err  error // valid when done is closed
 }
 
-func newTogether(kind delivery.Kind, enqueue func(context.Context, delivery.Kind, ...delivery.Item) error) *together {
-	return &together{kind: kind, enqueue: enqueue, turn: make(chan struct{}, 1)}
+func newTogether(kind delivery.Kind, trips int, enqueue func(context.Context, delivery.Kind, ...delivery.Item) error) *together {
+	return &together{kind: kind, enqueue: enqueue, turn: make(chan struct{}, trips)}
 }
 
 // Enqueue returns when the item is in the queue. After an error it may be there

@@ -17,7 +17,7 @@ func TestTogether(t *testing.T) {
 	hold, trips := make(chan struct{}), make(chan int, 1000)
 	var mu sync.Mutex
 	got := map[string]int{}
-	q := newTogether(delivery.KindStatus, func(_ context.Context, _ delivery.Kind, items ...delivery.Item) error {
+	q := newTogether(delivery.KindStatus, 1, func(_ context.Context, _ delivery.Kind, items ...delivery.Item) error {
 		trips <- len(items)
 		<-hold
 		mu.Lock()
@@ -55,7 +55,7 @@ func TestTogether(t *testing.T) {
 func TestTogetherTellsEveryoneOfAnError(t *testing.T) {
 	g := NewWithT(t)
 	down := errors.New("connection refused")
-	q := newTogether(delivery.KindStatus, func(context.Context, delivery.Kind, ...delivery.Item) error { return down })
+	q := newTogether(delivery.KindStatus, 1, func(context.Context, delivery.Kind, ...delivery.Item) error { return down })
 	var all sync.WaitGroup
 	for i := range 50 {
 		all.Go(func() {
@@ -68,7 +68,7 @@ func TestTogetherTellsEveryoneOfAnError(t *testing.T) {
 func TestTogetherIsNotHeldUpByOneWhoGivesUp(t *testing.T) {
 	g := NewWithT(t)
 	hold := make(chan struct{})
-	q := newTogether(delivery.KindStatus, func(ctx context.Context, _ delivery.Kind, _ ...delivery.Item) error {
+	q := newTogether(delivery.KindStatus, 1, func(ctx context.Context, _ delivery.Kind, _ ...delivery.Item) error {
 		<-hold
 		return ctx.Err()
 	})

@@ -164,7 +164,7 @@ func deleteRules(b *bench) {
 	g.Expect(b.RefreshAll(ctx, []Entry{{Status: new(status(s, "Connected", at(5, 9)))}})).To(Succeed())
 	g.Expect(b.Status(ctx, s)).To(BeNil())
 	g.Expect(b.SetStatus(ctx, status(s, "Pairing", at(8, 0)))).To(Equal(Written), "applied again")
-	g.Expect(b.client.PTTL(ctx, "{p:session:deleted-1:status}:gone").Val()).To(BeNumerically(">", 0), "it does not stay for ever")
+	g.Expect(b.client.PTTL(ctx, "p:gone:{p:session:deleted-1:status}").Val()).To(BeNumerically(">", 0), "it does not stay for ever")
 }
 
 func refreshRules(b *bench) {

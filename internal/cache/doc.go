@@ -25,6 +25,6 @@
 // this program; it is overwritten.
 //
 // What was deleted leaves its numbers for ten minutes in a second key on the
-// same node of a Redis Cluster, {session:<sid>:qr}:gone, so that an older write
+// same node of a Redis Cluster, gone:{session:<sid>:qr}, so that an older write
 // that arrives late does not bring it back.
 package cache

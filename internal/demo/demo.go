@@ -183,15 +183,19 @@ func (d *demo) start(ctx context.Context) error {
 		return err
 	}
 
-	redis := d.Redis
+	redis, prefix := d.Redis, ""
 	if redis == "" {
 		if redis, err = d.startRedis(); err != nil {
 			return err
 		}
+	} else {
+		// Each demo is an installation of its own, and leaves nothing in a Redis that stays.
+		prefix = "demo-" + strings.ToLower(rand.Text()) + ":"
+		d.closers = append(d.closers, func() error { return clearRedis(redis, prefix) })
 	}
 	flags := []string{
 		"--kubeconfig=" + d.cluster.kubeconfig, "--namespace=" + namespace,
-		"--redis=" + redis, "--allow-volatile-redis", "--store=sqlite:" + filepath.Join(d.dir, "keys.db"),
+		"--redis=" + redis, "--redis-key-prefix=" + prefix, "--allow-volatile-redis", "--store=sqlite:" + filepath.Join(d.dir, "keys.db"),
 		"--metrics-bind-address=127.0.0.1:0", "--health-bind-address=127.0.0.1:0",
 	}
 

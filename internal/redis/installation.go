@@ -16,7 +16,7 @@ type OwnedElsewhereError struct {
 
 // Error says what a person can do.
 func (e *OwnedElsewhereError) Error() string {
-	return fmt.Sprintf("this Redis belongs to the installation %q: point this one at a Redis or a key prefix of its own, "+
+	return fmt.Sprintf("StoreOwnedElsewhere: this Redis belongs to the installation %q: point this one at a Redis or a key prefix of its own, "+
 		"or, if that installation is gone, take it over with `whatsapp-operator store adopt`", e.Found)
 }
 

@@ -31,7 +31,7 @@ func (k Keys) Connection(sessionID string) string {
 
 // Sibling is a second key on the same node of a Redis Cluster as key: the
 // braces make the whole of key its hash tag.
-func (k Keys) Sibling(key, suffix string) string { return "{" + key + "}:" + suffix }
+func (k Keys) Sibling(key, suffix string) string { return k.prefix + suffix + ":{" + key + "}" }
 
 // Queue is a part of the queue of one kind.
 func (k Keys) Queue(kind delivery.Kind, part string) string {

@@ -86,7 +86,7 @@ func TestKeys(t *testing.T) {
 		k.QR("s"), k.Status("s"), k.Connection("s"), k.Sibling(k.QR("s"), "gone"), k.Queue(delivery.KindQR, "items"),
 		k.DeadLetters(delivery.KindStatus), k.Wake(), k.Marker(), k.Installation(), k.Key("x"),
 	}).To(Equal([]string{
-		"wa:session:s:qr", "wa:session:s:status", "wa:session:s:connection", "{wa:session:s:qr}:gone", "wa:batch:{queue}:qr:items",
+		"wa:session:s:qr", "wa:session:s:status", "wa:session:s:connection", "wa:gone:{wa:session:s:qr}", "wa:batch:{queue}:qr:items",
 		"wa:batch:{queue}:dead:status", "wa:batch:{queue}:wake", "wa:operator:marker", "wa:operator:installation", "wa:x",
 	}))
 	g.Expect(Keys{}.QR("s")).To(Equal("session:s:qr"))

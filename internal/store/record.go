@@ -142,7 +142,7 @@ type OwnedElsewhereError struct {
 }
 
 func (e *OwnedElsewhereError) Error() string {
-	return fmt.Sprintf("the store belongs to installation %q, and this is %q: if it moved here for good, say so with \"whatsapp-operator store adopt\"", e.Stored, e.Own)
+	return fmt.Sprintf("StoreOwnedElsewhere: the store belongs to installation %q, and this is %q: if it moved here for good, say so with \"whatsapp-operator store adopt\"", e.Stored, e.Own)
 }
 
 // Is makes the error an ErrOwnedElsewhere.

@@ -240,7 +240,8 @@ func (c *Connection) onEnd() {
 	if cause := context.Cause(c.ctx); cause != nil && !errors.Is(cause, errSocketEnded) {
 		e = over(EventDisconnected, "Cancelled", "the worker ended the connection")
 		if !errors.Is(cause, context.Canceled) {
-			e = over(EventDisconnected, "StoreFailed", "the connection was ended to keep its messages: %v", cause)
+			c.log.Error(cause, "The store failed: the connection ends before a message can be lost")
+			e = over(EventDisconnected, "StoreFailed", "the database failed or another process has taken the session: the connection was ended to keep its messages")
 		}
 	}
 	c.tell(e)

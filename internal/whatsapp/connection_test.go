@@ -414,7 +414,7 @@ func TestTheFenceInTheMiddleOfAMessage(t *testing.T) {
 	w.g.Expect(err).NotTo(HaveOccurred())
 	end := old.event(EventDisconnected)
 	w.g.Expect(end.Reason).To(Equal("StoreFailed"))
-	w.g.Expect(end.Message).To(ContainSubstring("taken by another process"))
+	w.g.Expect(end.Message).To(ContainSubstring("another process has taken the session"))
 	w.g.Expect(old.texts()).To(BeEmpty())
 	w.g.Expect(w.simulator.Stats().Unacknowledged).To(Equal(1))
 	w.g.Expect(w.simulator.Stats().Retries).To(BeZero(), "no request to encrypt it again")

@@ -424,9 +424,9 @@ func (s *supervisor) write(ctx context.Context, now time.Time) {
 		s.post(func() {
 			s.writing = false
 			switch {
-			case err == nil, apierrors.IsConflict(err), written != nil && written.ResourceVersion != base.ResourceVersion:
+			case written != nil && written.ResourceVersion != base.ResourceVersion:
 				s.writeFails, s.writeAfter = 0, time.Time{}
-			default:
+			default: // also a write that changed nothing: the API server keeps something else than was written
 				s.log.Error(err, "The status could not be written")
 				s.writeAfter = s.Clock.Now().Add(pause(s.writeFails))
 				s.writeFails++
