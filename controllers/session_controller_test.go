@@ -264,7 +264,7 @@ func TestDeletion(t *testing.T) {
 		{
 			name:    "Retain, but there is nothing to retain",
 			change:  retain,
-			release: ReleaseRetain, says: "inactive/Terminating/Deleted", event: "no device was linked",
+			release: ReleaseRetain, says: "inactive/Terminating/Deleted", event: "no device is linked",
 		},
 	}
 	for _, tt := range tests {
