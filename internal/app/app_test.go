@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"path/filepath"
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	. "github.com/onsi/gomega"
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
@@ -18,6 +20,7 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/store"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
 
@@ -403,6 +406,24 @@ func TestStartIsRefused(t *testing.T) {
 				return s.refused(s.redisAddr)
 			},
 			says: []string{"cluster-x/prod/whatsapp-operator", "store adopt"},
+		},
+		{
+			name: "the store belongs to another installation",
+			run: func() *process {
+				s.store = "sqlite:" + filepath.Join(s.dir, "others.db")
+				other := s.manager("--release=other", "--redis-key-prefix=other:")
+				s.Eventually(func() (string, error) {
+					opened, err := store.Open(t.Context(), store.Config{URL: s.store}, logr.Discard())
+					if err != nil {
+						return "", err
+					}
+					defer func() { _ = opened.Close() }()
+					return opened.Installation(t.Context())
+				}).Should(HaveSuffix("/other"))
+				other.stop()
+				return s.refused(s.redisAddr)
+			},
+			says: []string{"StoreOwnedElsewhere", "/other", "store adopt"},
 		},
 	}
 	for _, tt := range tests {
