@@ -339,7 +339,7 @@ func TestRestartInPlace(t *testing.T) {
 	s.Expect(after.Worker).To(Equal("worker-1"))
 	s.Expect(after.Epoch).To(Equal(before.Epoch))
 	s.Expect(after.HolderStart).NotTo(Equal(before.HolderStart), "another process, another claim")
-	s.Expect(s.laravel.status("a").Seq).To(BeNumerically(">", delivery.FirstSeq(2)), "its numbers rise over the restart")
+	s.Eventually(func() int64 { return s.laravel.status("a").Seq }).Should(BeNumerically(">", delivery.FirstSeq(2)), "its numbers rise over the restart")
 	s.scan("unscanned", "+34800111229")
 	s.phase("unscanned", v1alpha1.PhaseConnected)
 }

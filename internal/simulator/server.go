@@ -16,6 +16,8 @@ import (
 	"github.com/go-logr/logr"
 	"go.mau.fi/whatsmeow/socket"
 	"k8s.io/utils/clock"
+
+	_ "github.com/whatsapp-operator/whatsapp-operator/internal/signallog" // before the first connection
 )
 
 // Options configure a [Server]. The zero value is a server on a free port of

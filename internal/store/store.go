@@ -18,6 +18,8 @@ import (
 	"go.mau.fi/whatsmeow/store/sqlstore"
 	"k8s.io/utils/clock"
 	_ "modernc.org/sqlite" // the driver "sqlite", in pure Go
+
+	_ "github.com/whatsapp-operator/whatsapp-operator/internal/signallog" // before the first connection
 )
 
 const (

@@ -20,6 +20,8 @@ import (
 	"go.mau.fi/whatsmeow"
 	"go.mau.fi/whatsmeow/store"
 	"k8s.io/utils/clock"
+
+	_ "github.com/whatsapp-operator/whatsapp-operator/internal/signallog" // before the first connection
 )
 
 const (
