@@ -1,0 +1,20 @@
+package app
+
+import (
+	"testing"
+
+	. "github.com/onsi/gomega"
+)
+
+func TestWhoseRaceItIs(t *testing.T) {
+	g := NewWithT(t)
+	report := func(a, b string) string {
+		return "WARNING: DATA RACE\nRead at 0x00c000 by goroutine 1:\n  " + a + "\n      /x.go:1 +0x1\n\nPrevious write at 0x00c000 by goroutine 2:\n  " + b + "\n      /y.go:1 +0x1\n"
+	}
+	library := "go.mau.fi/whatsmeow/socket.(*FrameSocket).SendFrame()"
+	ours := "github.com/whatsapp-operator/whatsapp-operator/internal/worker.(*Agent).Start()"
+	g.Expect(librarysOwn(report(library, library))).To(BeTrue())
+	g.Expect(librarysOwn(report(library, ours))).To(BeFalse())
+	g.Expect(librarysOwn(report(ours, library))).To(BeFalse())
+	g.Expect(librarysOwn("WARNING: DATA RACE")).To(BeFalse())
+}
