@@ -192,6 +192,8 @@ type workerConfig struct {
 	GCPercent      int
 	Pace           worker.Pace
 	WhatsApp       whatsapp.Config
+	// accounts take the place of WhatsApp's where they are set.
+	accounts worker.Accounts
 }
 
 func (c *workerConfig) bind(f *pflag.FlagSet) {

@@ -26,8 +26,12 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/worker"
 )
 
-func newWorkerCommand() *cobra.Command {
-	config := &workerConfig{}
+func newWorkerCommand() *cobra.Command { return NewWorkerCommand(nil) }
+
+// NewWorkerCommand is the worker with these accounts in place of WhatsApp's (nil:
+// those): a benchmark holds more sessions than one machine can hold connections.
+func NewWorkerCommand(accounts worker.Accounts) *cobra.Command {
+	config := &workerConfig{accounts: accounts}
 	cmd := &cobra.Command{
 		Use:   "worker",
 		Short: "Hold the connections of the sessions that are placed here",
@@ -70,6 +74,11 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 		return fmt.Errorf("preparing the WhatsApp client: %w", err)
 	}
 
+	var devices worker.Accounts = &accounts{store: f.store, connector: connector, log: log.WithName("whatsapp")}
+	if config.accounts != nil {
+		devices = config.accounts
+	}
+
 	placed := sessionsWhere("status.worker", config.Name)
 	held := sessionsWhere("status.heldBy", config.Name)
 	drain := config.DrainTimeout + 15*time.Second
@@ -100,7 +109,7 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 			},
 		},
 		Sessions:  newSessions(f.direct),
-		Accounts:  &accounts{store: f.store, connector: connector, log: log.WithName("whatsapp")},
+		Accounts:  devices,
 		Proxies:   &proxies{client: f.direct, serviceAccount: config.Namespace + ":" + config.ServiceAccount},
 		Announcer: newAnnouncer(f.queue, f.cache),
 		Limiter:   limiter,

@@ -66,6 +66,9 @@ type device struct {
 	preKeys  []preKey
 	conn     *conn // the newest connection; nil without one
 	logins   int64
+	loggedIn time.Time     // the last login
+	lost     time.Time     // when the last connection ended; zero while there is one
+	away     time.Duration // the time between connections
 	queue    queue
 	received []Message
 }
@@ -106,6 +109,11 @@ type Device struct {
 	// Connected says that it has a connection that is logged in.
 	Connected bool  `json:"connected"`
 	Logins    int64 `json:"logins"`
+	// LoggedIn is the last login.
+	LoggedIn time.Time `json:"logged_in"`
+	// Away is how long it has been without a connection since its first login, in
+	// nanoseconds.
+	Away time.Duration `json:"away"`
 	// Waiting counts the messages without a receipt.
 	Waiting int       `json:"waiting"`
 	Linked  time.Time `json:"linked"`
@@ -118,9 +126,13 @@ func (s *Server) Devices() []Device {
 	out := []Device{}
 	for _, a := range s.byPhone {
 		for _, d := range a.devices {
+			away := d.away
+			if !d.lost.IsZero() {
+				away += s.clock.Since(d.lost)
+			}
 			out = append(out, Device{
 				JID: d.jid().String(), LID: d.lidJID().String(), Connected: d.conn != nil,
-				Logins: d.logins, Waiting: d.queue.messages(), Linked: d.linked,
+				Logins: d.logins, LoggedIn: d.loggedIn, Away: away, Waiting: d.queue.messages(), Linked: d.linked,
 			})
 		}
 	}
