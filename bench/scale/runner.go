@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -150,6 +151,10 @@ func (r *runner) place() error {
 	if err != nil {
 		return err
 	}
+	spent, err := stage.Spent()
+	if err != nil {
+		return err
+	}
 	stage.Say("applying %d sessions", r.load.Sessions)
 	begun := time.Now()
 	if _, err := g.apply(r.ctx); err != nil {
@@ -171,6 +176,9 @@ func (r *runner) place() error {
 	}
 	r.Placed = t.lastPlaced.Sub(begun).Seconds()
 	stage.Say("placed in %.1f s", r.Placed)
+	if err := stage.SaySpent(spent); err != nil {
+		return err
+	}
 	if err := r.count(before, asked); err != nil {
 		return err
 	}
@@ -193,6 +201,12 @@ func (r *runner) count(before, asked stage.Metrics) error {
 	answered, err := r.manager.Metrics(r.ctx)
 	if err != nil {
 		return err
+	}
+	requests := after.Requests(before)
+	for _, name := range slices.Sorted(maps.Keys(requests)) {
+		if n := requests[name]; n >= float64(r.load.Sessions)/100 {
+			stage.Say("  %8.0f  %s", n, name)
+		}
 	}
 	sent := stage.Labels{"method": "PATCH", "code": "200"}
 	finalizers := stage.Labels{"verb": "PATCH", "code": "200", "resource": "whatsappsessions", "subresource": ""}
@@ -254,9 +268,16 @@ func (r *runner) raw() error {
 		return err
 	}
 	stage.Say("doing the manager's writes with a bare client")
+	before, err := stage.Spent()
+	if err != nil {
+		return err
+	}
 	spent, err := rawPatch(r.ctx, r.Client, sessions, r.written, r.load.Workers)
+	if err != nil {
+		return err
+	}
 	r.RawPatch = spent.Seconds()
-	return err
+	return stage.SaySpent(before)
 }
 
 func (r *runner) show() {

@@ -150,3 +150,24 @@ func (m Metrics) Writes() (sum float64) {
 	}
 	return sum
 }
+
+// Requests counts the API server's requests since before, by verb, resource and answer.
+func (m Metrics) Requests(before Metrics) map[string]float64 {
+	counts := map[string]float64{}
+	count := func(sign float64, from Metrics) {
+		from.each("apiserver_request_total", nil, func(metric *dto.Metric) {
+			label := map[string]string{}
+			for _, pair := range metric.GetLabel() {
+				label[pair.GetName()] = pair.GetValue()
+			}
+			name := label["resource"]
+			if label["subresource"] != "" {
+				name += "/" + label["subresource"]
+			}
+			counts[label["verb"]+" "+name+" "+label["code"]] += sign * metric.GetCounter().GetValue()
+		})
+	}
+	count(1, m)
+	count(-1, before)
+	return counts
+}

@@ -1,13 +1,16 @@
 package stage
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -118,14 +121,81 @@ const clockTick = 10 * time.Millisecond
 
 // CPU is the time that the process has spent, in user and system mode.
 func (p *Process) CPU() (time.Duration, error) {
-	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+	stat, err := readStat(p.cmd.Process.Pid)
+	return stat.spent, err
+}
+
+// stat is what the kernel's books have of a process.
+type stat struct {
+	name   string
+	parent int
+	spent  time.Duration
+}
+
+func readStat(pid int) (s stat, err error) {
+	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return 0, fmt.Errorf("reading a process's times: %w", err)
+		return s, fmt.Errorf("reading a process's times: %w", err)
 	}
-	fields := strings.Fields(string(content[strings.LastIndexByte(string(content), ')')+1:]))
-	user, err1 := strconv.ParseInt(fields[11], 10, 64)
-	system, err2 := strconv.ParseInt(fields[12], 10, 64)
-	return time.Duration(user+system) * clockTick, errors.Join(err1, err2)
+	text := string(content)
+	open, end := strings.IndexByte(text, '('), strings.LastIndexByte(text, ')')
+	s.name = text[open+1 : end]
+	fields := strings.Fields(text[end+1:])
+	var user, system int64
+	var errs [3]error
+	s.parent, errs[0] = strconv.Atoi(fields[1])
+	user, errs[1] = strconv.ParseInt(fields[11], 10, 64)
+	system, errs[2] = strconv.ParseInt(fields[12], 10, 64)
+	s.spent = time.Duration(user+system) * clockTick
+	return s, errors.Join(errs[:]...)
+}
+
+// Spent is the CPU time so far of this process (under the name "") and of those
+// that it has started, theirs included, by the name of their program.
+func Spent() (map[string]time.Duration, error) {
+	folders, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return nil, fmt.Errorf("listing the processes: %w", err)
+	}
+	all := map[int]stat{}
+	for _, folder := range folders {
+		pid, err := strconv.Atoi(filepath.Base(folder))
+		if err != nil {
+			continue
+		}
+		if s, err := readStat(pid); err == nil { // another has ended meanwhile
+			all[pid] = s
+		}
+	}
+	spent := map[string]time.Duration{}
+	for pid, s := range all {
+		for parent := pid; parent > 1; parent = all[parent].parent {
+			if parent != os.Getpid() {
+				continue
+			}
+			if pid == parent {
+				s.name = ""
+			}
+			spent[s.name] += s.spent
+			break
+		}
+	}
+	return spent, nil
+}
+
+// SaySpent says who has spent the machine's time since before: a run on a machine
+// that others use too can be told from a slow one by it.
+func SaySpent(before map[string]time.Duration) error {
+	after, err := Spent()
+	if err != nil {
+		return err
+	}
+	for _, name := range slices.Sorted(maps.Keys(after)) {
+		if spent := after[name] - before[name]; spent >= time.Second/2 {
+			Say("  CPU %6.1f s  %s", spent.Seconds(), cmp.Or(name, "this process"))
+		}
+	}
+	return nil
 }
 
 func freePort() (string, error) {
