@@ -88,12 +88,12 @@ func (o *Observer) Start(ctx context.Context) error {
 func (o *Observer) NeedLeaderElection() bool { return false }
 
 // Dead reports whether the worker of that name is declared dead by the last
-// look. It does no I/O.
+// look. A look that is older than 5 s proves nothing. It does no I/O.
 func (o *Observer) Dead(worker string) bool {
 	o.init()
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.watch.dead(worker)
+	return o.Elapsed()-o.watch.last <= sightGap && o.watch.dead(worker)
 }
 
 // Changed gets a value after a verdict has changed.
