@@ -77,7 +77,7 @@ func runManager(ctx context.Context, config *managerConfig, log logr.Logger) (er
 		return err
 	}
 	if err := controllers.SetupPlacement(mgr, controllers.PlacementOptions{
-		Installation: f.installation, Clock: f.clock, Log: log.WithName("placement"), Verdicts: undecided{},
+		Installation: f.installation, Clock: f.clock, Log: log.WithName("placement"), Verdicts: observer,
 	}); err != nil {
 		return err
 	}
@@ -114,15 +114,6 @@ func runManager(ctx context.Context, config *managerConfig, log logr.Logger) (er
 	}
 	return nil
 }
-
-// undecided declares nobody dead.
-type undecided struct{}
-
-// Dead implements controllers.Verdicts.
-func (undecided) Dead(string) bool { return false }
-
-// Changed implements controllers.Verdicts.
-func (undecided) Changed() <-chan struct{} { return nil }
 
 // keepStore is the leader's work on the store: the schema, whose it is, and
 // the janitor's rounds. open is called when the store may be used.
