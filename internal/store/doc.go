@@ -41,5 +41,5 @@
 //
 // store.go opens the database, schema.go migrates it, record.go has the records
 // and the installation, take.go the taking, device.go the fence, clean.go the
-// deletions.
+// deletions, lids.go the map between phone numbers and LIDs.
 package store

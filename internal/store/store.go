@@ -50,6 +50,7 @@ type Store struct {
 	db        *dbutil.Database
 	own       *dbutil.Database // the same database, with our own schema's version
 	container *sqlstore.Container
+	lids      *lids // in the place of the container's own map, which is never used
 	clock     clock.WithTicker
 	log       logr.Logger
 	// writer is held by the one transaction that writes: SQLite has one writer, and
@@ -100,6 +101,7 @@ func Open(ctx context.Context, cfg Config, log logr.Logger) (*Store, error) {
 	s.db.UpgradeTable, s.db.VersionTable = whatsmeowSchema, "whatsmeow_version"
 	s.own = s.db.Child("whatsapp_operator_version", schema, nil)
 	s.container = sqlstore.NewWithWrappedDB(s.db, nil)
+	s.lids = newLIDs(s, s.clock)
 	return s, nil
 }
 
@@ -172,6 +174,9 @@ func (s *Store) postgres() bool { return s.db.Dialect == dbutil.Postgres }
 
 func (s *Store) now() int64 { return s.clock.Now().UnixMilli() }
 
+// txn is what a transaction carries in its context.
+type txn struct{ after []func() }
+
 type inTransaction struct{}
 
 // transaction runs fn in one transaction, or in the one that ctx carries. A
@@ -188,14 +193,29 @@ func (s *Store) transaction(ctx context.Context, fn func(ctx context.Context) er
 			return ctx.Err()
 		}
 	}
-	return s.db.DoTxn(ctx, nil, func(ctx context.Context) (err error) {
+	t := &txn{}
+	err := s.db.DoTxn(ctx, nil, func(ctx context.Context) (err error) {
 		defer func() {
 			if r := recover(); r != nil {
 				err = fmt.Errorf("a panic in a transaction of the store: %v\n%s", r, debug.Stack())
 			}
 		}()
-		return fn(context.WithValue(ctx, inTransaction{}, true))
+		return fn(context.WithValue(ctx, inTransaction{}, t))
 	})
+	if err != nil {
+		return err
+	}
+	for _, after := range t.after {
+		after()
+	}
+	return nil
 }
 
 func nested(ctx context.Context) bool { return ctx.Value(inTransaction{}) != nil }
+
+// afterCommit has fn called when the transaction of ctx is committed. It must be
+// called by the goroutine that runs the transaction.
+func afterCommit(ctx context.Context, fn func()) {
+	t := ctx.Value(inTransaction{}).(*txn)
+	t.after = append(t.after, fn)
+}
