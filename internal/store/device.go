@@ -168,6 +168,9 @@ func (f *device) PutDevice(ctx context.Context, d *store.Device) error {
 		}
 		// WhatsApp gives a number again once its device is unlinked. On a row that
 		// exists whatsmeow would update the names only and keep the old keys.
+		if err := f.store.lockHolder(ctx, d.ID.String()); err != nil {
+			return err
+		}
 		var exists bool
 		if err := f.store.db.QueryRow(ctx, "SELECT EXISTS (SELECT 1 FROM whatsmeow_device WHERE jid=$1)", d.ID).Scan(&exists); err != nil {
 			return err

@@ -45,6 +45,27 @@ type Config struct {
 	Clock clock.WithTicker
 }
 
+// Validate returns everything that is wrong, in the words of the flags. It shows
+// nothing of the URL.
+func (c Config) Validate() error {
+	var errs []error
+	if c.MaxConns < 0 {
+		errs = append(errs, fmt.Errorf("--store-max-connections is %d: choose 1 or more, or 0 for the default", c.MaxConns))
+	}
+	if isPostgres(c.URL) {
+		if _, err := parsePostgres(c.URL); err != nil {
+			errs = append(errs, err)
+		}
+	} else if _, err := parseSQLite(c.URL); err != nil {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+func isPostgres(url string) bool {
+	return strings.HasPrefix(url, "postgres://") || strings.HasPrefix(url, "postgresql://")
+}
+
 // Store is the database. Its methods may be called from any goroutine.
 type Store struct {
 	db        *dbutil.Database
@@ -64,6 +85,9 @@ var ErrBadURL = errors.New("the URL of the store must be postgres://USER:PASSWOR
 // Open connects to the database and checks that it answers. It changes
 // nothing in it but, for SQLite, that the file exists and has a write-ahead log.
 func Open(ctx context.Context, cfg Config, log logr.Logger) (*Store, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
 	s := &Store{clock: cfg.Clock, log: log}
 	if s.clock == nil {
 		s.clock = clock.RealClock{}
@@ -72,7 +96,7 @@ func Open(ctx context.Context, cfg Config, log logr.Logger) (*Store, error) {
 	var dialect string
 	var err error
 	conns := cfg.MaxConns
-	if strings.HasPrefix(cfg.URL, "postgres://") || strings.HasPrefix(cfg.URL, "postgresql://") {
+	if isPostgres(cfg.URL) {
 		dialect = "pgx"
 		if conns == 0 {
 			conns = postgresConns
@@ -106,10 +130,9 @@ func Open(ctx context.Context, cfg Config, log logr.Logger) (*Store, error) {
 }
 
 func openPostgres(dsn string) (*sql.DB, error) {
-	cfg, err := pgx.ParseConfig(dsn)
+	cfg, err := parsePostgres(dsn)
 	if err != nil {
-		// The error quotes the URL.
-		return nil, ErrBadURL
+		return nil, err
 	}
 	if cfg.RuntimeParams["application_name"] == "" {
 		cfg.RuntimeParams["application_name"] = "whatsapp-operator"
@@ -117,13 +140,30 @@ func openPostgres(dsn string) (*sql.DB, error) {
 	return stdlib.OpenDB(*cfg), nil
 }
 
-func openSQLite(ctx context.Context, dsn string) (*sql.DB, error) {
-	path := strings.TrimPrefix(dsn, "sqlite:")
-	if path == "" || strings.HasPrefix(path, "file:") || strings.Contains(path, "://") {
+func parsePostgres(dsn string) (*pgx.ConnConfig, error) {
+	cfg, err := pgx.ParseConfig(dsn)
+	if err != nil {
+		// The error quotes the URL.
 		return nil, ErrBadURL
 	}
-	path, err := filepath.Abs(path)
+	return cfg, nil
+}
+
+// parseSQLite returns the path of the file.
+func parseSQLite(dsn string) (string, error) {
+	path := strings.TrimPrefix(dsn, "sqlite:")
+	if path == "" || strings.HasPrefix(path, "file:") || strings.Contains(path, "://") {
+		return "", ErrBadURL
+	}
+	return path, nil
+}
+
+func openSQLite(ctx context.Context, dsn string) (*sql.DB, error) {
+	path, err := parseSQLite(dsn)
 	if err != nil {
+		return nil, err
+	}
+	if path, err = filepath.Abs(path); err != nil {
 		return nil, fmt.Errorf("the path of the store: %w", err)
 	}
 	// Immediate: a transaction that begins by reading its record must not find, at its
