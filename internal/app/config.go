@@ -89,10 +89,12 @@ func (c *commonConfig) complete() error {
 		errs = append(errs, errors.New("--store and --store-file are both given: keep one"))
 	case holdsPassword(c.StoreURL):
 		errs = append(errs, errors.New("--store holds a password, which everybody who may list processes can read: put the URL into a file and name it with --store-file"))
-	case c.StoreURLFile != "":
-		if _, err := c.storeURL(); err != nil {
-			errs = append(errs, err)
+	default:
+		store, err := c.storeConfig()
+		if err == nil {
+			err = store.Validate()
 		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
