@@ -50,6 +50,9 @@ type Account interface {
 type DialOptions struct {
 	// DeviceName is what the phone shows; empty: the installation's default.
 	DeviceName string
+	// PairPhone is the phone, in E.164, on which a code is to be typed if there is no
+	// device yet; empty: codes to scan are offered.
+	PairPhone string
 	// Proxy is the way out; nil: direct.
 	Proxy *url.URL
 	// Events is told what happens, in order. It must not be called after Close has returned.

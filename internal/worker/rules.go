@@ -115,6 +115,21 @@ var rules = []rule{
 		},
 	},
 	{
+		name: "another way of pairing means another connection",
+		when: func(m *model, _ time.Time) bool {
+			return m.want.JID == "" && m.want.Phase == v1alpha1.PhasePairing && m.dialed.pairPhone != m.dialSpec().pairPhone
+		},
+		then: func(m *model, now time.Time) operation {
+			m.awaitCodes(now)
+			m.retryAt = now
+			if m.socket == socketNone { // it may have been waiting after a refusal
+				return opNone
+			}
+			m.drop()
+			return opClose
+		},
+	},
+	{
 		name: "the keys of a deleted session without a device are deleted",
 		when: func(m *model, now time.Time) bool {
 			return m.logoutWanted() && m.socket == socketNone && (m.loggedOut || m.want.JID == "") && !now.Before(m.retryAt)

@@ -47,6 +47,8 @@ type world struct {
 	events func(whatsapp.Event)
 	open   int
 	told   []Announcement
+	// pairPhones are the phones that codes were to be typed on, of each connection.
+	pairPhones []string
 }
 
 var errDown = errors.New("connection refused")
@@ -130,6 +132,7 @@ func (a *liveAccount) Dial(_ context.Context, o DialOptions) (Connection, error)
 	}
 	a.w.open++
 	a.w.events = o.Events
+	a.w.pairPhones = append(a.w.pairPhones, o.PairPhone)
 	a.w.note("dial")
 	return &liveConnection{w: a.w, paired: a.w.device.jid != ""}, nil
 }
