@@ -48,13 +48,15 @@ const (
 
 	// ReasonWaitingForScan: scan status.qr with the phone (Linked devices → Link a device).
 	ReasonWaitingForScan = "WaitingForScan"
-	// ReasonWaitingForCode: type status.pairingCode on the phone.
+	// ReasonWaitingForCode: type status.pairingCode on the phone (Linked devices → Link a device → Link with phone number instead).
 	ReasonWaitingForCode = "WaitingForCode"
+	// ReasonPairingCodeRefused: WhatsApp gives the number no code to type; correct spec.pairing.phoneNumber, wait, or set spec.pairing.method to QRCode.
+	ReasonPairingCodeRefused = "PairingCodeRefused"
 	// ReasonPaired: a phone has linked the device.
 	ReasonPaired = "Paired"
 	// ReasonPairingFailed: the phone's answer was refused; scan the next code.
 	ReasonPairingFailed = "PairingFailed"
-	// ReasonPairingExpired: no phone scanned in time; change restartedAt to begin again.
+	// ReasonPairingExpired: no phone was linked in time; change restartedAt to begin again.
 	ReasonPairingExpired = "PairingExpired"
 	// ReasonWrongPhone: another phone than spec.pairing.phoneNumber was linked and has been logged out; scan with the right one.
 	ReasonWrongPhone = "WrongPhone"
@@ -86,8 +88,6 @@ const (
 	ReasonStoreUnavailable = "StoreUnavailable"
 	// ReasonRecordMissing: the database has no record of the session, as after a restore from an older copy; delete the session and apply it again.
 	ReasonRecordMissing = "RecordMissing"
-	// ReasonPairingMethodUnsupported: this version cannot link a phone in this way; set spec.pairing.method to QRCode.
-	ReasonPairingMethodUnsupported = "PairingMethodUnsupported"
 
 	// ReasonDeleting: the device is being unlinked.
 	ReasonDeleting = "Deleting"

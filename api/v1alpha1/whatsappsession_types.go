@@ -283,7 +283,8 @@ type WhatsAppSessionStatus struct {
 	// +optional
 	QR *QRStatus `json:"qr,omitempty"`
 
-	// pairingCode is typed on the phone when spec.pairing.method is PhoneCode.
+	// pairingCode is typed on the phone when spec.pairing.method is PhoneCode; absent when it
+	// has expired or was used.
 	// +optional
 	// +kubebuilder:validation:MaxLength=16
 	PairingCode string `json:"pairingCode,omitempty"`
