@@ -33,15 +33,12 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	coordinationv1 "k8s.io/api/coordination/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/bench/stage"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
-	"github.com/whatsapp-operator/whatsapp-operator/internal/lease"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
 )
 
@@ -154,8 +151,7 @@ func (b *bench) start() (err error) {
 	if b.store, err = b.Postgres(); err != nil {
 		return err
 	}
-	// Nothing is moved for balance: a new worker must not take from what is measured.
-	if b.manager, err = b.Manager(b.store, "--rebalance=false"); err != nil {
+	if b.manager, err = b.Manager(b.store); err != nil {
 		return err
 	}
 	stage.Say("starting %d workers", workers)
@@ -167,7 +163,8 @@ func (b *bench) start() (err error) {
 	return nil
 }
 
-// hire starts a worker under a new name and waits until it has joined.
+// hire starts a worker under a new name and waits until the manager counts it:
+// it is then as far as a pod that a rolling upgrade calls ready.
 func (b *bench) hire(revision int) (*stage.Process, error) {
 	b.started++
 	w, err := b.worker(fmt.Sprintf("worker-%d", b.started), revision)
@@ -175,15 +172,9 @@ func (b *bench) hire(revision int) (*stage.Process, error) {
 		return nil, err
 	}
 	b.fleet = append(b.fleet, w)
-	key := client.ObjectKey{Namespace: stage.Namespace, Name: lease.LeaseName(w.Name)}
 	return w, stage.Until(b.ctx, "workers have joined", time.Minute, 50*time.Millisecond, func() (int, int, error) {
-		switch err := b.Client.Get(b.ctx, key, &coordinationv1.Lease{}); {
-		case apierrors.IsNotFound(err):
-			return 0, 1, w.Running()
-		case err != nil:
-			return 0, 1, fmt.Errorf("reading a lease: %w", err)
-		}
-		return 1, 1, nil
+		m, err := b.manager.Metrics(b.ctx)
+		return int(m.Sum("whatsapp_operator_workers", stage.Labels{"state": "live"})), len(b.fleet), errors.Join(err, w.Running())
 	})
 }
 
@@ -450,12 +441,12 @@ func (b *bench) kill() error {
 	if err != nil {
 		return err
 	}
+	before := b.look()
+	b.fleet[0].Kill()
 	spent, err := stage.Spent()
 	if err != nil {
 		return err
 	}
-	before := b.look()
-	b.fleet[0].Kill()
 	c, err := b.back(before, true)
 	if err != nil {
 		return err
