@@ -12,8 +12,8 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/worker"
 )
 
-// accounts are devices that are linked already and connect at once, without a
-// network and without keys.
+// accounts are devices that a phone links and WhatsApp lets in the moment they
+// are dialled, without a network and without keys.
 type accounts struct{}
 
 // Take implements worker.Accounts.
@@ -26,15 +26,17 @@ func (accounts) Take(_ context.Context, uid types.UID, _ int64) (worker.Account,
 type account struct{ phone string }
 
 func (account) Starts() int64                { return 1 }
-func (a account) JID() string                { return a.phone + ":1@s.whatsapp.net" }
-func (a account) PhoneNumber() string        { return "+" + a.phone }
+func (account) JID() string                  { return "" }
+func (account) PhoneNumber() string          { return "" }
 func (account) Forget(context.Context) error { return nil }
 
 // Dial implements worker.Account.
 func (a account) Dial(_ context.Context, o worker.DialOptions) (worker.Connection, error) {
 	c := &connection{}
 	c.telling.Go(func() {
-		o.Events(whatsapp.Event{Type: whatsapp.EventConnected, JID: a.JID(), PhoneNumber: a.PhoneNumber(), PushName: "Bench"})
+		o.Events(whatsapp.Event{
+			Type: whatsapp.EventConnected, JID: a.phone + ":1@s.whatsapp.net", PhoneNumber: "+" + a.phone, PushName: "Bench",
+		})
 	})
 	return c, nil
 }

@@ -10,10 +10,12 @@
 //	recorder   notes when each session is placed, held and connected
 //	checker    compares the figures with ranges.yaml
 //
-// The time to place all is from the first request of the generator to the last
-// session's worker, seen in the API server. Beside it stands the raw time of the
-// manager's own writes: as many of each kind as it made, by a bare client with
-// its concurrency, against the same API server, when everything else is gone.
+// The time to place all is the manager's own: while the generator applies the
+// sessions no manager runs, so that all of them are there at once, and the time
+// is from the start of its process to the last session's worker, seen in the API
+// server. Beside it stands the raw time of the manager's writes: as many of each
+// kind as it made, by a bare client with its concurrency, against the same API
+// server, when everything else is gone.
 package main
 
 import (

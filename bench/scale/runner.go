@@ -21,7 +21,7 @@ import (
 // result is bench/results/scale.json.
 type result struct {
 	Sessions int `json:"sessions"`
-	// Applied is how long the generator took, within Placed.
+	// Applied is how long the generator took, before the manager started.
 	Applied float64 `json:"applied_s"`
 	Placed  float64 `json:"placed_s"`
 	// Connected is when the last session was; the pace of pairings bounds it.
@@ -96,6 +96,7 @@ type runner struct {
 	result
 	load     load
 	ctx      context.Context //nolint:containedctx // a program's one context
+	store    string
 	manager  *stage.Process
 	workers  []*stage.Process
 	recorder *recorder
@@ -103,12 +104,14 @@ type runner struct {
 	written  writes
 }
 
-// start starts the manager and the workers and waits until all have joined.
+// start has a manager prepare the database, starts the workers, waits until all
+// have joined, and ends the manager.
 func (r *runner) start() error {
 	store, err := r.Postgres()
 	if err != nil {
 		return err
 	}
+	r.store = store
 	if r.manager, err = r.Manager(store); err != nil {
 		return err
 	}
@@ -120,20 +123,28 @@ func (r *runner) start() error {
 	for i := range r.load.Workers {
 		name := fmt.Sprintf("worker-%d", i)
 		w, err := r.Start(name, self, append([]string{"worker", "--name=" + name, "--state-dir=" + filepath.Join(r.Dir, name),
-			fmt.Sprintf("--capacity=%d", r.load.Capacity)}, r.Common(store)...)...)
+			fmt.Sprintf("--capacity=%d", r.load.Capacity), fmt.Sprintf("--pairings-per-second=%d", r.load.Pairings),
+			fmt.Sprintf("--pairing-burst=%d", r.load.Pairings)}, r.Common(store)...)...)
 		if err != nil {
 			return err
 		}
 		r.workers = append(r.workers, w)
 	}
-	return stage.Until(r.ctx, "workers have joined", time.Minute, 200*time.Millisecond, func() (int, int, error) {
+	err = stage.Until(r.ctx, "workers have joined", time.Minute, 200*time.Millisecond, func() (int, int, error) {
 		m, err := r.manager.Metrics(r.ctx)
 		return int(m.Sum("whatsapp_operator_workers", stage.Labels{"state": "live"})), r.load.Workers, err
 	})
+	if err != nil {
+		return err
+	}
+	if err := r.manager.Ask(); err != nil {
+		return err
+	}
+	return r.manager.Ended(r.ctx, time.Minute)
 }
 
-// place applies the sessions and waits until all are placed, and then until all
-// are connected.
+// place applies the sessions, starts the manager and waits until all are placed,
+// and then until all are connected.
 func (r *runner) place() error {
 	g := &generator{load: r.load, client: r.Client, prefix: "scale"}
 	if err := g.prepare(r.ctx); err != nil {
@@ -143,11 +154,14 @@ func (r *runner) place() error {
 	if r.recorder, r.stop, err = record(r.ctx, r.Config, g.prefix); err != nil {
 		return err
 	}
-	before, err := r.APIServer()
-	if err != nil {
+	stage.Say("applying %d sessions", r.load.Sessions)
+	begun := time.Now()
+	if _, err := g.apply(r.ctx); err != nil {
 		return err
 	}
-	asked, err := r.manager.Metrics(r.ctx)
+	r.Applied = time.Since(begun).Seconds()
+	stage.Say("applied in %.1f s; starting the manager", r.Applied)
+	before, err := r.APIServer()
 	if err != nil {
 		return err
 	}
@@ -155,13 +169,10 @@ func (r *runner) place() error {
 	if err != nil {
 		return err
 	}
-	stage.Say("applying %d sessions", r.load.Sessions)
-	begun := time.Now()
-	if _, err := g.apply(r.ctx); err != nil {
+	begun = time.Now()
+	if r.manager, err = r.Manager(r.store); err != nil {
 		return err
 	}
-	r.Applied = time.Since(begun).Seconds()
-	stage.Say("applied in %.1f s", r.Applied)
 	var t tally
 	until := func(what string, patience time.Duration, count func() int) error {
 		return stage.Until(r.ctx, what, patience, 100*time.Millisecond, func() (int, int, error) {
@@ -179,7 +190,7 @@ func (r *runner) place() error {
 	if err := stage.SaySpent(spent); err != nil {
 		return err
 	}
-	if err := r.count(before, asked); err != nil {
+	if err := r.count(before); err != nil {
 		return err
 	}
 	if err := until("sessions connected", 10*time.Minute, func() int { return t.connected }); err != nil {
@@ -193,7 +204,7 @@ func (r *runner) place() error {
 // count counts the manager's writes: all that the manager itself has sent and
 // that were not refused, of which the finalizers are those that the API server
 // counts beside the statuses, because no worker writes any.
-func (r *runner) count(before, asked stage.Metrics) error {
+func (r *runner) count(before stage.Metrics) error {
 	after, err := r.APIServer()
 	if err != nil {
 		return err
@@ -210,14 +221,14 @@ func (r *runner) count(before, asked stage.Metrics) error {
 	}
 	sent := stage.Labels{"method": "PATCH", "code": "200"}
 	finalizers := stage.Labels{"verb": "PATCH", "code": "200", "resource": "whatsappsessions", "subresource": ""}
-	all := answered.Sum("rest_client_requests_total", sent) - asked.Sum("rest_client_requests_total", sent)
+	all := answered.Sum("rest_client_requests_total", sent)
 	r.written.finalizer = int(after.Sum("apiserver_request_total", finalizers) - before.Sum("apiserver_request_total", finalizers))
 	r.written.status = int(all) - r.written.finalizer
 	r.WritesPerSession = all / float64(r.load.Sessions)
-	r.ReconcileP99 = 1000 * answered.Quantile(0.99, "controller_runtime_reconcile_time_seconds", sessionController, asked)
+	r.ReconcileP99 = 1000 * answered.Quantile(0.99, "controller_runtime_reconcile_time_seconds", sessionController, nil)
 	for _, code := range []string{"409", "429", "500", "504"} {
 		refused := stage.Labels{"method": "PATCH", "code": code}
-		if n := answered.Sum("rest_client_requests_total", refused) - asked.Sum("rest_client_requests_total", refused); n > 0 {
+		if n := answered.Sum("rest_client_requests_total", refused); n > 0 {
 			stage.Say("the manager got %s %.0f times", code, n)
 		}
 	}
