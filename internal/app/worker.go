@@ -89,7 +89,7 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 		return fmt.Errorf("adding the second cache: %w", err)
 	}
 
-	limiter := worker.NewPerEgress(config.Pace)
+	limiter := worker.NewPerEgress(config.Pace, f.clock)
 	agent := worker.NewAgent(worker.Options{
 		Worker: config.Name, Process: strings.ToLower(rand.Text()), DrainTimeout: config.DrainTimeout,
 		Membership: &lease.Renewer{

@@ -228,20 +228,25 @@ func (s *supervisor) begin(life context.Context, op operation) {
 }
 
 func (s *supervisor) getToken() func(context.Context) func(time.Time) {
-	pairing, egress := s.m.obj.Status.JID == "", s.egress()
+	login := s.login(s.m.obj.Status.JID == "")
 	return func(ctx context.Context) func(time.Time) {
-		err := s.Limiter.Wait(ctx, egress, pairing)
+		err := s.Limiter.Wait(ctx, login)
 		return func(time.Time) { s.m.token = err == nil }
 	}
 }
 
-// egress names the way out that the session's logins are paced with: its proxy,
-// or (empty) the worker's own address.
-func (s *supervisor) egress() string {
-	if secret := s.m.dialSpec().proxySecret; secret != "" {
-		return s.key.Namespace + "/" + secret
+// login is the session's next attempt, as the limiter is to see it. A session
+// that has failed since its last stable minute counts as unproven, too: to have
+// been connected once does not make the hundredth attempt of a loop a good one.
+func (s *supervisor) login(pairing bool) Login {
+	l := Login{
+		Namespace: s.key.Namespace, Pairing: pairing,
+		Unproven: !pairing && (s.m.want.LastConnectedTime == nil || s.m.want.Failures > 0),
 	}
-	return ""
+	if secret := s.m.dialSpec().proxySecret; secret != "" {
+		l.Egress = s.key.Namespace + "/" + secret
+	}
+	return l
 }
 
 func (s *supervisor) take() func(context.Context) func(time.Time) {
@@ -299,7 +304,8 @@ func (s *supervisor) fail(reason, sentence string, err error, now time.Time) {
 func (s *supervisor) connect(life context.Context) func(context.Context) func(time.Time) {
 	obj, account, hasToken := s.m.obj, s.account, s.m.token
 	spec := s.m.dialSpec()
-	pairing, egress := s.m.want.JID == "", s.egress()
+	pairing := s.m.want.JID == ""
+	login := s.login(pairing)
 	s.m.token = false
 	s.dial++
 	s.Dials.Add(1)
@@ -313,7 +319,7 @@ func (s *supervisor) connect(life context.Context) func(context.Context) func(ti
 		defer release()
 		conn, err := func() (Connection, error) {
 			if !hasToken {
-				if err := s.Limiter.Wait(ctx, egress, pairing); err != nil {
+				if err := s.Limiter.Wait(ctx, login); err != nil {
 					return nil, err
 				}
 			}

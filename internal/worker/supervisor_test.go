@@ -184,8 +184,8 @@ func (w *world) Announce(_ context.Context, a Announcement) error {
 
 func (w *world) Refresh(context.Context, []Announcement) error { return nil }
 
-func (w *world) Wait(ctx context.Context, _ string, _ bool) error { return ctx.Err() }
-func (w *world) Free() int                                        { return 1 }
+func (w *world) Wait(ctx context.Context, _ Login) error { return ctx.Err() }
+func (w *world) Free() int                               { return 1 }
 
 func (w *world) Event(_ *v1alpha1.WhatsAppSession, _, reason, _ string) {
 	w.locked(func() { w.note("event %s", reason) })
