@@ -99,14 +99,17 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 				Format: lease.Format, Capacity: config.Capacity,
 			},
 		},
-		Sessions:  newSessions(f.direct),
-		Accounts:  &accounts{store: f.store, connector: connector, log: log.WithName("whatsapp")},
-		Proxies:   &proxies{client: f.direct, serviceAccount: config.Namespace + ":" + config.ServiceAccount},
-		Announcer: newAnnouncer(f.queue, f.cache),
-		Limiter:   limiter,
-		Events:    &recorder{events: mgr.GetEventRecorder("whatsapp-operator-worker")},
-		Clock:     f.clock,
-		Log:       log.WithName("session"),
+		Sessions:   newSessions(f.direct),
+		Accounts:   &accounts{store: f.store, connector: connector, log: log.WithName("whatsapp")},
+		Proxies:    &proxies{client: f.direct, serviceAccount: config.Namespace + ":" + config.ServiceAccount},
+		Announcer:  newAnnouncer(f.queue, f.cache),
+		Limiter:    limiter,
+		Version:    connector,
+		Quarantine: config.Quarantine,
+		Outdated:   config.Outdated,
+		Events:     &recorder{events: mgr.GetEventRecorder("whatsapp-operator-worker")},
+		Clock:      f.clock,
+		Log:        log.WithName("session"),
 	}, mgr.GetCache(), heldCache)
 	if err := agent.SetupWithManager(mgr, mgr.GetCache(), heldCache); err != nil {
 		return err
@@ -118,6 +121,9 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 		}
 		return counts
 	}); err != nil {
+		return fmt.Errorf("registering the metrics: %w", err)
+	}
+	if err := metrics.RegisterLife(agent.Life); err != nil {
 		return fmt.Errorf("registering the metrics: %w", err)
 	}
 	for _, m := range f.monitors(agent.TellAgain) {

@@ -31,6 +31,10 @@ const (
 	EventPushName EventType = "PushName"
 )
 
+// ReasonSocketClosed is that of an end which nobody has explained: the node that
+// would have done it may be lost.
+const ReasonSocketClosed = "SocketClosed"
+
 // Event is what the connector tells of a connection, in its own words: text
 // from outside is cleaned and bounded. Fields that the type does not use are zero.
 type Event struct {
@@ -47,6 +51,9 @@ type Event struct {
 	Reason string
 	// Message is a sentence for people (all endings, EventPairError).
 	Message string
+	// Ours: the end was this process's own doing (EventDisconnected), and says nothing of
+	// the session.
+	Ours bool
 	// Until is when a ban ends (EventBanned); zero: WhatsApp did not say.
 	Until time.Time
 }
