@@ -255,10 +255,22 @@ type WhatsAppSessionStatus struct {
 	// +optional
 	RetryAfter *metav1.Time `json:"retryAfter,omitempty"`
 
-	// failures counts attempts that failed in a row in the same way.
+	// failures counts connections that ended in a row in the same way, none of which had lasted
+	// a minute.
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	Failures int32 `json:"failures,omitempty"`
+
+	// failureReason is the way in which they failed, in one word.
+	// +optional
+	// +kubebuilder:validation:MaxLength=64
+	FailureReason string `json:"failureReason,omitempty"`
+
+	// replacements counts the logins elsewhere that ended this session's connection, until it
+	// stays connected for a minute: after the first it is tried once more, then no more.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	Replacements int32 `json:"replacements,omitempty"`
 
 	// pairingDeadline is when the offering of codes ends.
 	// +optional

@@ -194,6 +194,8 @@ type workerConfig struct {
 	DrainTimeout   time.Duration
 	GCPercent      int
 	Pace           worker.Pace
+	Quarantine     worker.Quarantine
+	Outdated       worker.Outdated
 	WhatsApp       whatsapp.Config
 }
 
@@ -213,6 +215,12 @@ func (c *workerConfig) bind(f *pflag.FlagSet) {
 	f.IntVar(&c.Pace.LoginBurst, "login-burst", 200, "most logins at once by one egress")
 	f.Float64Var(&c.Pace.PairingsPerSecond, "pairings-per-second", 20, "pace of new pairings by one egress")
 	f.IntVar(&c.Pace.PairingBurst, "pairing-burst", 20, "most new pairings at once by one egress")
+	f.IntVar(&c.Quarantine.After, "quarantine-after", worker.DefaultQuarantineAfter, "failures in a row, in the same way and without a minute connected, after which a session is tried only after hours")
+	f.DurationVar(&c.Quarantine.First, "quarantine-first", worker.DefaultQuarantineFirst, "the first of these pauses; each further failure doubles it")
+	f.DurationVar(&c.Quarantine.Most, "quarantine-most", worker.DefaultQuarantineMost, "the longest of these pauses")
+	f.IntVar(&c.Outdated.Sessions, "outdated-sessions", worker.DefaultOutdatedSessions, "sessions whose client WhatsApp must refuse as outdated before all are held back and the newest version is tried with one")
+	f.DurationVar(&c.Outdated.Within, "outdated-within", worker.DefaultOutdatedWithin, "time within which they must be refused")
+	f.DurationVar(&c.Outdated.Pause, "outdated-pause", worker.DefaultOutdatedPause, "how long all are held back when the newest version is refused as well")
 	w := &c.WhatsApp
 	f.StringVar(&w.DeviceName, "device-name", "WhatsApp operator", "what phones show under linked devices where spec.deviceName says nothing")
 	f.StringVar(&w.Endpoint, "whatsapp-endpoint", "", "ws:// or wss:// URL of a simulator instead of WhatsApp's servers; for tests and demos only")
@@ -243,6 +251,12 @@ func (c *workerConfig) complete() error {
 	}
 	if c.Revision < 0 {
 		wrong("--revision is %d: choose 0 or more", c.Revision)
+	}
+	if q := c.Quarantine; q.After < 1 || q.First < time.Second || q.Most < q.First {
+		wrong("the quarantine must begin after at least 1 failure (--quarantine-after) and last at least 1s (--quarantine-first), at most --quarantine-most, which is not shorter")
+	}
+	if o := c.Outdated; o.Sessions < 1 || o.Within < time.Second || o.Pause < time.Second {
+		wrong("--outdated-sessions must be at least 1, --outdated-within and --outdated-pause at least 1s")
 	}
 	if c.DrainTimeout < time.Second {
 		wrong("--drain-timeout is %s: choose at least 1s", c.DrainTimeout)
