@@ -227,9 +227,7 @@ func (r *placementReconciler) onLease() handler.EventHandler {
 
 // Reconcile makes a plan and carries it out.
 func (r *placementReconciler) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, error) {
-	if err := r.resolve(ctx); err != nil {
-		return ctrl.Result{}, err
-	}
+	unresolved := r.resolve(ctx) // these sessions stay as they are assumed to be; the others need not wait for them
 	now := r.Clock.Now()
 	sessions, snapshot, again, err := r.snapshot(ctx, now)
 	if err != nil {
@@ -242,7 +240,7 @@ func (r *placementReconciler) Reconcile(ctx context.Context, _ ctrl.Request) (ct
 	r.decline(sessions, plan)
 
 	conflicts, err := r.carryOut(ctx, sessions, snapshot, plan, now)
-	if err != nil {
+	if err := errors.Join(unresolved, err); err != nil {
 		return ctrl.Result{}, err
 	}
 	return ctrl.Result{RequeueAfter: untilFirst(now, conflicts, plan.Again, again)}, nil
@@ -267,6 +265,7 @@ func untilFirst(now time.Time, conflicts bool, instants ...time.Time) time.Durat
 
 // resolve asks the API server about the writes that got no answer.
 func (r *placementReconciler) resolve(ctx context.Context) error {
+	var errs []error
 	for uid, a := range r.assumed {
 		if !a.uncertain {
 			continue
@@ -277,13 +276,13 @@ func (r *placementReconciler) resolve(ctx context.Context) error {
 		case apierrors.IsNotFound(err), err == nil && (s.UID != uid || s.Status.Epoch < a.epoch):
 			delete(r.assumed, uid)
 		case err != nil:
-			return fmt.Errorf("asking for a session whose placement got no answer: %w", err)
+			errs = append(errs, fmt.Errorf("asking for a session whose placement got no answer: %w", err))
 		default:
 			a.uncertain = false
 			r.assumed[uid] = a
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // snapshot reads the cache. The sessions are the cache's own and must not be

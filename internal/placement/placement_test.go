@@ -595,17 +595,49 @@ func fleet(sessions, workers, namespaces int) placement.Snapshot {
 	return out
 }
 
-// BenchmarkPlan is the promise of 50 ms for 10,000 sessions on 100 workers, all new and none new.
+// BenchmarkPlan is the promise of 50 ms for 10,000 sessions on 100 workers: all
+// new, none new, ten workers dead, ten draining, and unequal loads.
 func BenchmarkPlan(b *testing.B) {
 	fresh := fleet(10_000, 100, 50)
-	settled := fleet(10_000, 100, 50)
-	for _, m := range placement.Make(fresh).Moves {
-		on(m.To)(&settled.Sessions[m.Session])
+	settled := func() placement.Snapshot {
+		out := fleet(10_000, 100, 50)
+		for _, m := range placement.Make(fresh).Moves {
+			on(m.To)(&out.Sessions[m.Session])
+			out.Sessions[m.Session].Connected = noon.Add(-time.Hour)
+		}
+		out.Rebalance = &placement.Rebalance{Threshold: 0.1, Every: 10 * time.Second}
+		return out
 	}
-	for name, snapshot := range map[string]placement.Snapshot{"fresh": fresh, "settled": settled} {
-		b.Run(name, func(b *testing.B) {
+	of := func(out placement.Snapshot, worker func(*worker), session func(*session)) placement.Snapshot {
+		chosen := map[string]bool{}
+		for i := range out.Workers[:10] {
+			worker(&out.Workers[i])
+			chosen[out.Workers[i].Name] = true
+		}
+		for i := range out.Sessions {
+			if chosen[out.Sessions[i].Worker] {
+				session(&out.Sessions[i])
+			}
+		}
+		return out
+	}
+	unchanged := func(*session) {}
+	for _, row := range []struct {
+		name     string
+		snapshot placement.Snapshot
+		moves    int
+	}{
+		{"fresh", fresh, 10_000},
+		{"settled", settled(), 0},
+		{"dead", of(settled(), silent, func(s *session) { s.HeldBy, s.Lost = "", true }), 1000},
+		{"draining", of(settled(), draining, unchanged), 1000},
+		{"unequal", of(settled(), func(w *worker) { w.Capacity *= 10 }, unchanged), 1},
+	} {
+		b.Run(row.name, func(b *testing.B) {
 			for b.Loop() {
-				placement.Make(snapshot)
+				if p := placement.Make(row.snapshot); len(p.Moves) != row.moves {
+					b.Fatalf("%d sessions move, not %d", len(p.Moves), row.moves)
+				}
 			}
 		})
 	}
