@@ -151,6 +151,11 @@ type managerConfig struct {
 	Laravel     laravel.Config
 	BatchSize   int
 	Parallel    int
+	// Rebalance, RebalanceInterval and RebalanceAfter say whether, how often and with
+	// which workers unequal loads are made equal.
+	Rebalance         bool
+	RebalanceInterval time.Duration
+	RebalanceAfter    time.Duration
 }
 
 func (c *managerConfig) bind(f *pflag.FlagSet) {
@@ -167,6 +172,9 @@ func (c *managerConfig) bind(f *pflag.FlagSet) {
 	f.BoolVar(&l.InsecureHTTP, "insecure-laravel-http", false, "allow http:// to an address that is not loopback: codes and numbers cross the network in the clear")
 	f.IntVar(&c.BatchSize, "batch-size", 50, "most items in a batch")
 	f.IntVar(&c.Parallel, "laravel-max-requests", 4, "most requests at Laravel at a time; QR batches take at most half")
+	f.BoolVar(&c.Rebalance, "rebalance", true, "move sessions from workers that have more to do than others, slowly, while nothing else is under way")
+	f.DurationVar(&c.RebalanceInterval, "rebalance-interval", 10*time.Second, "one session of a pool is rebalanced in this time at most")
+	f.DurationVar(&c.RebalanceAfter, "rebalance-after", 5*time.Minute, "how long a worker must have been up before sessions of others are moved to it")
 }
 
 func (c *managerConfig) complete() error {
@@ -177,7 +185,21 @@ func (c *managerConfig) complete() error {
 	if c.Parallel < 1 || c.Parallel > 64 {
 		errs = append(errs, fmt.Errorf("--laravel-max-requests is %d: choose 1 to 64", c.Parallel))
 	}
+	if c.RebalanceInterval < time.Second {
+		errs = append(errs, fmt.Errorf("--rebalance-interval is %s: choose at least 1s, or switch it off with --rebalance=false", c.RebalanceInterval))
+	}
+	if c.RebalanceAfter < 0 {
+		errs = append(errs, fmt.Errorf("--rebalance-after is %s: choose 0 or more", c.RebalanceAfter))
+	}
 	return errors.Join(errs...)
+}
+
+// rebalanceEvery is the pace of the rebalancing; zero: it is off.
+func (c *managerConfig) rebalanceEvery() time.Duration {
+	if !c.Rebalance {
+		return 0
+	}
+	return c.RebalanceInterval
 }
 
 // workerConfig configures `worker`.
