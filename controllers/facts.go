@@ -88,7 +88,7 @@ func unheld(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, wh
 
 // obituary says what became of the worker that held a session.
 func obituary(worker string) string {
-	return "worker " + worker + " died while it held the session: the session is placed anew and connects again"
+	return "worker " + worker + " died while it held the session"
 }
 
 // lose takes next, the status of a session whose holder is dead, from the holder.
@@ -105,7 +105,7 @@ func lose(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, now 
 		return next
 	}
 	return status.Summarize(next, status.Facts{
-		Generation: s.Generation, Phase: v1alpha1.PhaseDisconnected, Reason: v1alpha1.ReasonWorkerLost, Message: why,
+		Generation: s.Generation, Phase: v1alpha1.PhaseDisconnected, Reason: v1alpha1.ReasonWorkerLost, Message: why + ": it is placed anew and connects again",
 	}, now)
 }
 

@@ -302,6 +302,7 @@ func (r *placementReconciler) snapshot(ctx context.Context, now time.Time) (sess
 		ns := &namespaces.Items[i]
 		out.Namespaces[ns.Name] = placement.Namespace{Pool: ns.Labels[v1alpha1.PoolLabel], MaxSessions: r.limit(ns)}
 	}
+	r.claims.forget()
 	dead := r.verdicts(list.Items, &again)
 	var expires time.Time
 	out.Workers, expires = r.members.workers(now)
@@ -473,34 +474,35 @@ func (r *placementReconciler) carryOut(
 	ctx context.Context, sessions []v1alpha1.WhatsAppSession, snapshot placement.Snapshot, plan placement.Plan, now time.Time,
 ) (conflicts bool, err error) {
 	type write struct {
-		session int
-		to      string
-		why     refusal
-		cause   placement.Cause
-		assume  assumption
-		err     error
+		decision
+		assume assumption
+		err    error
 	}
 	writes := make([]write, 0, len(plan.Moves)+len(plan.Refusals))
+	add := func(i int, to, refused string, cause placement.Cause) {
+		writes = append(writes, write{decision: decision{
+			cached: &sessions[i], planned: &snapshot.Sessions[i], to: to, cause: cause, why: r.explain(refused, sessions[i].Namespace, snapshot),
+		}})
+	}
 	for _, m := range plan.Moves {
-		writes = append(writes, write{session: m.Session, to: m.To, cause: m.Cause, why: r.explain(m.Refused, sessions[m.Session].Namespace, snapshot)})
+		add(m.Session, m.To, m.Refused, m.Cause)
 	}
 	for _, refused := range plan.Refusals {
-		writes = append(writes, write{session: refused.Session, why: r.explain(refused.Reason, sessions[refused.Session].Namespace, snapshot)})
+		add(refused.Session, "", refused.Reason, "")
 	}
 	var group errgroup.Group
 	group.SetLimit(r.Concurrency)
 	for i := range writes {
 		w := &writes[i]
 		group.Go(func() error {
-			planned := &snapshot.Sessions[w.session]
-			w.assume, w.err = r.write(ctx, &sessions[w.session], planned, w.to, w.why, w.cause, now)
+			w.assume, w.err = r.write(ctx, w.decision, now)
 			return nil // one session's trouble does not keep the others waiting
 		})
 	}
 	_ = group.Wait() // always nil
 	var errs []error
 	for _, w := range writes {
-		uid := sessions[w.session].UID
+		uid := w.cached.UID
 		switch {
 		case w.err == nil && w.assume.epoch != 0:
 			r.assumed[uid] = w.assume
@@ -517,42 +519,49 @@ func (r *placementReconciler) carryOut(
 	return conflicts, errors.Join(errs...)
 }
 
+// decision is what is to be written of a session.
+type decision struct {
+	cached  *v1alpha1.WhatsAppSession
+	planned *placement.Session // the session as the plan was made with
+	to      string
+	why     refusal
+	cause   placement.Cause
+}
+
 // write gives a session its worker, or says why it has none, and clears a holder
-// that is dead, all in one patch. planned is the session as the plan was made
-// with. The zero assumption says that nothing was to be written.
-func (r *placementReconciler) write(
-	ctx context.Context, cached *v1alpha1.WhatsAppSession, planned *placement.Session, to string, why refusal, cause placement.Cause, now time.Time,
-) (assumption, error) {
-	from := planned.Worker
-	if from == "" && to == "" && !planned.Lost && (cached.Status.HeldBy != "" || says(cached, why)) {
+// that is dead, all in one patch. The zero assumption says that nothing was to be
+// written.
+func (r *placementReconciler) write(ctx context.Context, d decision, now time.Time) (assumption, error) {
+	lost := d.planned.Lost
+	if d.planned.Worker == "" && d.to == "" && !lost && (d.cached.Status.HeldBy != "" || says(d.cached, d.why)) {
 		return assumption{}, nil
 	}
-	s := cached.DeepCopy()
+	s := d.cached.DeepCopy()
 	next := *s.Status.DeepCopy()
-	if next.Worker != to || planned.Lost {
-		next.Worker, next.Epoch = to, nextEpoch(next, now)
+	if next.Worker != d.to || lost {
+		next.Worker, next.Epoch = d.to, nextEpoch(next, now)
 	}
-	if planned.Lost {
+	if lost {
 		next = lose(s, next, now)
 	}
 	if next.HeldBy == "" {
-		next = status.Summarize(next, unheld(s, next, why, now), now)
+		next = status.Summarize(next, unheld(s, next, d.why, now), now)
 		next = speak(s, next, now)
 	}
 	if equality.Semantic.DeepEqual(s.Status, next) {
 		return assumption{}, nil
 	}
-	if planned.Lost {
+	if lost {
 		// Many writes may have come before this one.
-		if dead, _ := r.dead(cached.Status.HeldBy); !dead {
+		if dead, _ := r.dead(d.cached.Status.HeldBy); !dead {
 			return assumption{}, errAlive
 		}
 	}
-	a := assumption{key: client.ObjectKeyFromObject(s), worker: to, heldBy: next.HeldBy, epoch: next.Epoch}
+	a := assumption{key: client.ObjectKeyFromObject(s), worker: d.to, heldBy: next.HeldBy, epoch: next.Epoch}
 	if err := patchStatus(ctx, r.client, s, next); err != nil {
 		return a, err
 	}
-	r.report(s, planned, cached.Status.HeldBy, to, why, cause)
+	r.report(s, d)
 	return a, nil
 }
 
@@ -562,31 +571,43 @@ func says(s *v1alpha1.WhatsAppSession, why refusal) bool {
 	return placed != nil && s.Status.Worker == "" && placed.Reason == why.reason && placed.Message == why.message && placed.ObservedGeneration == s.Generation
 }
 
-func (r *placementReconciler) report(s *v1alpha1.WhatsAppSession, planned *placement.Session, holder, to string, why refusal, cause placement.Cause) {
-	from := planned.Worker
+// report says what was written; s is the session as it is now.
+func (r *placementReconciler) report(s *v1alpha1.WhatsAppSession, d decision) {
+	from, to := d.planned.Worker, d.to
 	log := r.Log.WithValues("namespace", s.Namespace, "session", s.Name, "sessionID", s.Status.SessionID, "epoch", s.Status.Epoch)
+	warn := func(reason, message string) {
+		r.events.Eventf(s, nil, corev1.EventTypeWarning, reason, "Place", "%s", message)
+	}
 	switch {
-	case planned.Lost:
-		log.V(1).Info("Taken from a dead worker", "worker", to, "from", holder, "reason", why.reason)
+	case d.planned.Lost:
+		// One line for all of a worker's sessions was written before.
+		log.V(1).Info("Taken from a dead worker", "worker", to, "from", d.cached.Status.HeldBy, "reason", d.why.reason)
 		metrics.Placement("failed_over")
-		r.events.Eventf(s, nil, corev1.EventTypeWarning, v1alpha1.ReasonWorkerLost, "Place", "%s", obituary(holder))
-		if why.reason != "" {
-			r.events.Eventf(s, nil, corev1.EventTypeWarning, why.reason, "Place", "%s", why.message)
+		message := obituary(d.cached.Status.HeldBy)
+		if to != "" {
+			message += ": it goes on on worker " + to
+		}
+		warn(v1alpha1.ReasonWorkerLost, message)
+		if d.why.reason != "" {
+			warn(d.why.reason, d.why.message)
 		}
 	case to != "" && from == "":
 		log.Info("Placed", "worker", to)
 		metrics.Placement("placed")
 	case to != "":
-		log.Info("Moved", "worker", to, "from", from, "cause", string(cause))
-		metrics.Placement(map[placement.Cause]string{placement.Asked: "moved_as_asked", placement.Balanced: "rebalanced", "": "moved"}[cause])
+		log.Info("Moved", "worker", to, "from", from, "cause", string(d.cause))
+		metrics.Placement(moved[d.cause])
 	case from != "":
-		log.Info("Withdrawn: no other worker can take the session", "worker", from, "reason", why.reason)
+		log.Info("Withdrawn: no other worker can take the session", "worker", from, "reason", d.why.reason)
 		metrics.Placement("withdrawn")
 	default:
-		log.Info("Not placed", "reason", why.reason)
-		r.events.Eventf(s, nil, corev1.EventTypeWarning, why.reason, "Place", "%s", why.message)
+		log.Info("Not placed", "reason", d.why.reason)
+		warn(d.why.reason, d.why.message)
 	}
 }
+
+// moved are the metric's words for the causes of moves.
+var moved = map[placement.Cause]string{"": "moved", placement.Asked: "moved_as_asked", placement.Balanced: "rebalanced"}
 
 // explain makes a sentence of the reason why a session has no worker.
 func (r *placementReconciler) explain(reason, namespace string, snapshot placement.Snapshot) refusal {
