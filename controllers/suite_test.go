@@ -261,6 +261,16 @@ func (w *world) gone(s *v1alpha1.WhatsAppSession) {
 	}, patience, beat).Should(BeTrue())
 }
 
+// late is that much later than now, also by the API server's clock, which writes
+// the time of a deletion.
+func (w *world) late(d time.Duration) {
+	now := w.clock.Now()
+	if real := time.Now(); real.After(now) {
+		now = real.Truncate(time.Second)
+	}
+	w.clock.SetTime(now.Add(d))
+}
+
 func (w *world) delete(s *v1alpha1.WhatsAppSession) {
 	w.t.Helper()
 	w.Expect(k8s.Delete(w.t.Context(), s)).To(Succeed())
