@@ -378,7 +378,7 @@ func TestNoPairingCode(t *testing.T) {
 		"a number that is none":        {phone: "+123", kind: EventCodeRefused, reason: "PhoneNumberInvalid"},
 		"an outage":                    {phone: "+" + phone, fault: 503, kind: EventDisconnected, reason: "PairingCodeFailed"},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(name, func(*testing.T) {
 			if row.fault != 0 {
 				_, err := w.simulator.Inject(simulator.Fault{Kind: simulator.FaultRefuseCode, Reason: row.fault})
 				w.g.Expect(err).NotTo(HaveOccurred())
