@@ -512,6 +512,9 @@ func TestAStoppedWriterDoesNotKeepItsSuccessorWaiting(t *testing.T) {
 	g.Expect(err).To(MatchError(context.Canceled))
 	g.Expect(f.all()).To(HaveLen(1))
 	g.Expect(rows(t, s, "%")).NotTo(HaveKey("whatsmeow_sessions"))
+	var idle int
+	g.Expect(successor.db.QueryRow(ctx, "SELECT COUNT(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%' AND datname=current_database()").Scan(&idle)).To(Succeed())
+	g.Expect(idle).To(BeZero())
 }
 
 func TestASignalErrorIsNotTheStores(t *testing.T) {
