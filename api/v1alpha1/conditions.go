@@ -35,6 +35,8 @@ const (
 	ReasonPlaced = "Placed"
 	// ReasonMoving: the session is on its way to another worker; wait.
 	ReasonMoving = "Moving"
+	// ReasonMoveRefused: the worker that the annotation move-to names cannot take the session; the message says why. Name another worker or remove the annotation.
+	ReasonMoveRefused = "MoveRefused"
 	// ReasonNoCapacity: every worker of the pool is full; add workers.
 	ReasonNoCapacity = "NoCapacity"
 	// ReasonNoWorkers: the pool has no live worker; start one, or correct the namespace's pool label.

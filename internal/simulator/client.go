@@ -75,6 +75,18 @@ func (c Control) Received(ctx context.Context, device string) ([]Message, error)
 	return call[[]Message](ctx, c, http.MethodGet, "/received?"+url.Values{"device": {device}}.Encode(), nil)
 }
 
+// WebVersion is the version that the page names.
+func (c Control) WebVersion(ctx context.Context) (uint32, error) {
+	out, err := call[versionBody](ctx, c, http.MethodGet, "/version", nil)
+	return out.WebVersion, err
+}
+
+// SetWebVersion has the page name another version; 0 is the library's own again.
+func (c Control) SetWebVersion(ctx context.Context, version uint32) error {
+	_, err := call[versionBody](ctx, c, http.MethodPost, "/version", versionBody{WebVersion: version})
+	return err
+}
+
 // Inject makes something go wrong, and returns how many connections it befell.
 func (c Control) Inject(ctx context.Context, f Fault) (int, error) {
 	out, err := call[faultAnswer](ctx, c, http.MethodPost, "/fault", f)

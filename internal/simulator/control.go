@@ -45,6 +45,9 @@ type (
 	sendAnswer struct {
 		ID string `json:"id"`
 	}
+	versionBody struct {
+		WebVersion uint32 `json:"web_version"`
+	}
 	faultAnswer struct {
 		Connections int `json:"connections"`
 	}
@@ -86,6 +89,11 @@ func (s *Server) controlHandler() http.Handler {
 	mux.HandleFunc("POST /send", post(func(r *http.Request, in sendRequest) (any, error) {
 		id, err := s.Send(r.Context(), in.Device, in.From, in.Text)
 		return sendAnswer{ID: id}, err
+	}))
+	get("/version", func(*http.Request) (any, error) { return versionBody{WebVersion: s.WebVersion()}, nil })
+	mux.HandleFunc("POST /version", post(func(_ *http.Request, in versionBody) (any, error) {
+		s.SetWebVersion(in.WebVersion)
+		return versionBody{WebVersion: s.WebVersion()}, nil
 	}))
 	mux.HandleFunc("POST /fault", post(func(_ *http.Request, in Fault) (any, error) {
 		n, err := s.Inject(in)

@@ -19,6 +19,7 @@
 //   - iq.go: the answers to the questions that a client asks; account.go: phones
 //     and the devices linked to them; handset.go: a phone's Signal keys;
 //     messages.go: messages both ways, with what waits for a receipt.
+//   - web.go: the page that names the newest web version, and clients too old.
 //   - fault.go: everything that can be made to go wrong.
 //   - control.go: the HTTP API below; client.go: [Control], its Go client.
 //
@@ -38,6 +39,8 @@
 //	GET    /received  ?device=       list of [Message]: what devices sent, as the recipient's phone decrypted it
 //	GET    /doubled                  list of [Doubled]: second logins while the first connection was alive
 //	GET    /unknown                  {"name": count}: what clients asked that the simulator does not know
+//	GET    /version                  {"web_version"}: what the page of WhatsApp Web names
+//	POST   /version   {"web_version"} have it name another version; 0 is the library's own
 //	POST   /fault     [Fault]        {"connections"}: make something go wrong
 //	GET    /fault                    list of the faults that stand
 //	DELETE /fault     ?kind=&device= {"cleared"}: end the faults that stand (all of them without parameters)

@@ -43,6 +43,10 @@ const (
 	// (logged out), 402 (banned, for Fault.Expire), 403 (locked), 405 (client
 	// outdated), 406 (banned), or another.
 	FaultFailure FaultKind = "failure"
+	// FaultMinVersion refuses clients that name a web version below Fault.Version
+	// with 405 (client outdated): their logins, and, for all, their pairings.
+	// Connections that stand are left alone.
+	FaultMinVersion FaultKind = "min-version"
 	// FaultCloseAtOnce closes a connection right after its last node (a stream
 	// error, a failure), which the client can then lose.
 	FaultCloseAtOnce FaultKind = "close-at-once"
@@ -77,6 +81,8 @@ type Fault struct {
 	Expire metav1.Duration `json:"expire,omitzero"`
 	// Code is for [FaultStreamError].
 	Code string `json:"code,omitempty"`
+	// Version is for [FaultMinVersion]: the last of the three numbers.
+	Version uint32 `json:"version,omitempty"`
 }
 
 // streamCodes are the codes of a stream error.
@@ -127,6 +133,10 @@ func (f Fault) check() (target types.JID, once bool, err error) {
 		}
 		if f.Reason < 400 || f.Reason > 599 {
 			return bad("%s needs a reason: 429, 400 or another from 400 to 599", f.Kind)
+		}
+	case FaultMinVersion:
+		if f.Version == 0 {
+			return bad("%s needs a version", f.Kind)
 		}
 	case FaultBadHMAC, FaultBadSignature:
 		if f.Device != "" {

@@ -51,6 +51,9 @@ type Options struct {
 	// error, a failure) and its end (default 300 ms). A client can lose that
 	// node when the socket closes at once; the fault [FaultCloseAtOnce] does that.
 	CloseDelay time.Duration
+	// WebVersion is the newest version of WhatsApp Web that the page names
+	// (default: the library's own), see [Server.SetWebVersion].
+	WebVersion uint32
 }
 
 const (
@@ -65,6 +68,8 @@ const (
 	writePatience = 10 * time.Second
 	// chatPath is where WhatsApp's websocket is.
 	chatPath = "/ws/chat"
+	// pagePath is WhatsApp's page, and nothing else.
+	pagePath = "GET /{$}"
 )
 
 // Server is a simulated WhatsApp: make it with [New], serve with
@@ -94,9 +99,11 @@ type Server struct {
 	byLID     map[string]*account
 	lastPhone int
 	faults    []standingFault
-	doubled   []Doubled
-	counts    counts
-	unknown   map[string]int64
+	// webVersion is what the page names, see web.go.
+	webVersion uint32
+	doubled    []Doubled
+	counts     counts
+	unknown    map[string]int64
 }
 
 // New binds the two listeners and makes the server's keys. The server answers
@@ -139,6 +146,7 @@ func New(opts Options) (*Server, error) {
 		unknown:  map[string]int64{},
 	}
 	_, _ = rand.Read(s.refKey[:]) // never fails
+	s.SetWebVersion(opts.WebVersion)
 	var err error
 	if s.authority, err = newAuthority(opts.RootKey, s.clock.Now()); err != nil {
 		return nil, err
@@ -206,6 +214,7 @@ func (s *Server) Run(ctx context.Context) error {
 	errorLog := slog.NewLogLogger(logr.ToSlogHandler(s.log.V(1)), slog.LevelDebug)
 	mux := http.NewServeMux()
 	mux.HandleFunc(chatPath, s.accept)
+	mux.HandleFunc(pagePath, s.page)
 	chat := &http.Server{
 		Handler:           mux,
 		ReadHeaderTimeout: handshakePatience,

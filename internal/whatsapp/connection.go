@@ -268,6 +268,7 @@ func (c *Connection) onEnd() {
 			c.log.Error(cause, "The store failed: the connection ends before a message can be lost")
 			e = over(EventDisconnected, "StoreFailed", "the database failed or another process has taken the session: the connection was ended to keep its messages")
 		}
+		e.Ours = true
 	}
 	c.tell(e)
 }

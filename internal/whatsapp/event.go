@@ -38,6 +38,10 @@ const (
 	EventPushName EventType = "PushName"
 )
 
+// ReasonSocketClosed is that of an end which nobody has explained: the node that
+// would have done it may be lost.
+const ReasonSocketClosed = "SocketClosed"
+
 // Event is what the connector tells of a connection, in its own words: text
 // from outside is cleaned and bounded. Fields that the type does not use are zero.
 type Event struct {
@@ -56,6 +60,9 @@ type Event struct {
 	Reason string
 	// Message is a sentence for people (all endings, EventPairError).
 	Message string
+	// Ours: the end was this process's own doing (EventDisconnected), and says nothing of
+	// the session.
+	Ours bool
 	// Until is when a ban ends (EventBanned; zero: WhatsApp did not say), or a code (EventPairingCode).
 	Until time.Time
 }

@@ -244,6 +244,9 @@ func TestLiveness(t *testing.T) {
 		p.clock.Step(beatEvery)
 		p.Eventually(p.agent.Alive).Should(Succeed())
 	}
-	p.Eventually(func() error { p.agent.beat.Store(p.clock.Now().Add(-2 * stuckAfter).UnixNano()); return p.agent.Alive() }).
+	p.Eventually(func() error {
+		p.agent.beat.Store(p.clock.Now().Add(-2 * stuckAfter).UnixNano())
+		return p.agent.Alive()
+	}).
 		Should(MatchError(ContainSubstring("has not gone round")))
 }

@@ -116,9 +116,8 @@ type Announcer interface {
 
 // Limiter paces logins and pairings.
 type Limiter interface {
-	// Wait returns when an attempt may begin, or with ctx's error. egress names the way
-	// out (a proxy); empty: the worker's own address.
-	Wait(ctx context.Context, egress string, pairing bool) error
+	// Wait returns when an attempt may begin, or with ctx's error; then it has cost nothing.
+	Wait(ctx context.Context, login Login) error
 	// Free is how many logins may begin at once by the worker's own address.
 	Free() int
 }

@@ -190,7 +190,7 @@ func (m *model) leaving(now time.Time) {
 	if m.obj.Spec.Suspend { // its time does not count against the pairing, nor against the pause after Replaced
 		m.want.PairingDeadline = nil
 		if m.want.Phase == v1alpha1.PhaseReplaced {
-			m.want.RetryAfter = nil
+			m.want.RetryAfter, m.want.Replacements = nil, min(m.want.Replacements, 1)
 		}
 	}
 	switch m.want.Phase {
@@ -200,7 +200,7 @@ func (m *model) leaving(now time.Time) {
 	}
 	reason, message := v1alpha1.ReasonMoving, "the session is moving to another worker"
 	switch {
-	case m.reason == v1alpha1.ReasonEpochBehind:
+	case m.reason == v1alpha1.ReasonEpochBehind, m.stalled() && !m.obj.Spec.Suspend:
 		return
 	case m.obj.Spec.Suspend:
 		reason, message = v1alpha1.ReasonSuspended, "spec.suspend is true"

@@ -187,8 +187,8 @@ func (w *world) Announce(_ context.Context, a Announcement) error {
 
 func (w *world) Refresh(context.Context, []Announcement) error { return nil }
 
-func (w *world) Wait(ctx context.Context, _ string, _ bool) error { return ctx.Err() }
-func (w *world) Free() int                                        { return 1 }
+func (w *world) Wait(ctx context.Context, _ Login) error { return ctx.Err() }
+func (w *world) Free() int                               { return 1 }
 
 func (w *world) Event(_ *v1alpha1.WhatsAppSession, _, reason, _ string) {
 	w.locked(func() { w.note("event %s", reason) })
@@ -208,6 +208,7 @@ func newStage(t *testing.T, obj *v1alpha1.WhatsAppSession, device account) *stag
 	fake := clocktesting.NewFakeClock(noon)
 	s := newSupervisor(dependencies{
 		Sessions: w, Accounts: w, Proxies: w, Announcer: w, Limiter: w, Events: w, Clock: fake, Dials: new(atomic.Int64),
+		Fleet: newFleet(Outdated{}, nil, fake, testr.New(t), func() int { return 100 }, func() {}),
 	}, testr.NewWithOptions(t, testr.Options{Verbosity: 1}), obj, me, process)
 	ctx, cancel := context.WithCancel(t.Context())
 	go s.run(ctx)
