@@ -5,7 +5,6 @@ import (
 	"testing"
 
 	. "github.com/onsi/gomega"
-	"go.mau.fi/whatsmeow/store"
 	"k8s.io/apimachinery/pkg/api/meta"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
@@ -74,7 +73,7 @@ func TestAVersionThatGrowsOld(t *testing.T) {
 		s.phase(name, v1alpha1.PhaseConnected)
 	}
 
-	newest := store.GetWAVersion()[2] + 10
+	newest := s.simulator.WebVersion() + 10
 	inject := func(f simulator.Fault) {
 		t.Helper()
 		_, err := s.simulator.Inject(f)
