@@ -16,6 +16,12 @@ const (
 	// It counts at most once a minute.
 	RestartedAtAnnotation = "whatsapp-operator.io/restartedAt"
 
+	// MoveToAnnotation names the worker on which a person wants the session. It moves
+	// there when that worker is live, not draining, of the session's pool, and has room,
+	// at most once a minute; until then an Event says why not. While the annotation is
+	// set, the session is not rebalanced.
+	MoveToAnnotation = "whatsapp-operator.io/move-to"
+
 	// PoolLabel on a Namespace chooses the pool of workers for its sessions.
 	PoolLabel = "whatsapp-operator.io/pool"
 
@@ -295,7 +301,8 @@ type WhatsAppSessionStatus struct {
 	// +optional
 	QR *QRStatus `json:"qr,omitempty"`
 
-	// pairingCode is typed on the phone when spec.pairing.method is PhoneCode.
+	// pairingCode is typed on the phone when spec.pairing.method is PhoneCode; absent when it
+	// has expired or was used.
 	// +optional
 	// +kubebuilder:validation:MaxLength=16
 	PairingCode string `json:"pairingCode,omitempty"`

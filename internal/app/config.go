@@ -89,10 +89,12 @@ func (c *commonConfig) complete() error {
 		errs = append(errs, errors.New("--store and --store-file are both given: keep one"))
 	case holdsPassword(c.StoreURL):
 		errs = append(errs, errors.New("--store holds a password, which everybody who may list processes can read: put the URL into a file and name it with --store-file"))
-	case c.StoreURLFile != "":
-		if _, err := c.storeURL(); err != nil {
-			errs = append(errs, err)
+	default:
+		store, err := c.storeConfig()
+		if err == nil {
+			err = store.Validate()
 		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
@@ -149,6 +151,11 @@ type managerConfig struct {
 	Laravel     laravel.Config
 	BatchSize   int
 	Parallel    int
+	// Rebalance, RebalanceInterval and RebalanceAfter say whether, how often and with
+	// which workers unequal loads are made equal.
+	Rebalance         bool
+	RebalanceInterval time.Duration
+	RebalanceAfter    time.Duration
 }
 
 func (c *managerConfig) bind(f *pflag.FlagSet) {
@@ -165,6 +172,9 @@ func (c *managerConfig) bind(f *pflag.FlagSet) {
 	f.BoolVar(&l.InsecureHTTP, "insecure-laravel-http", false, "allow http:// to an address that is not loopback: codes and numbers cross the network in the clear")
 	f.IntVar(&c.BatchSize, "batch-size", 50, "most items in a batch")
 	f.IntVar(&c.Parallel, "laravel-max-requests", 4, "most requests at Laravel at a time; QR batches take at most half")
+	f.BoolVar(&c.Rebalance, "rebalance", true, "move sessions from workers that have more to do than others, slowly, while nothing else is under way")
+	f.DurationVar(&c.RebalanceInterval, "rebalance-interval", 10*time.Second, "one session of a pool is rebalanced in this time at most")
+	f.DurationVar(&c.RebalanceAfter, "rebalance-after", 5*time.Minute, "how long a worker must have been up before sessions of others are moved to it")
 }
 
 func (c *managerConfig) complete() error {
@@ -175,7 +185,21 @@ func (c *managerConfig) complete() error {
 	if c.Parallel < 1 || c.Parallel > 64 {
 		errs = append(errs, fmt.Errorf("--laravel-max-requests is %d: choose 1 to 64", c.Parallel))
 	}
+	if c.RebalanceInterval < time.Second {
+		errs = append(errs, fmt.Errorf("--rebalance-interval is %s: choose at least 1s, or switch it off with --rebalance=false", c.RebalanceInterval))
+	}
+	if c.RebalanceAfter < 0 {
+		errs = append(errs, fmt.Errorf("--rebalance-after is %s: choose 0 or more", c.RebalanceAfter))
+	}
 	return errors.Join(errs...)
+}
+
+// rebalanceEvery is the pace of the rebalancing; zero: it is off.
+func (c *managerConfig) rebalanceEvery() time.Duration {
+	if !c.Rebalance {
+		return 0
+	}
+	return c.RebalanceInterval
 }
 
 // workerConfig configures `worker`.
@@ -188,6 +212,7 @@ type workerConfig struct {
 	Pool           string
 	Capacity       int
 	Revision       int64
+	PodUID         string
 	DrainTimeout   time.Duration
 	GCPercent      int
 	Pace           worker.Pace
@@ -204,8 +229,9 @@ func (c *workerConfig) bind(f *pflag.FlagSet) {
 	f.StringVar(&c.StateDir, "state-dir", "/var/lib/whatsapp-operator", "folder of this worker alone that lives as long as its pod")
 	f.StringVar(&c.Pool, "pool", "default", "pool of workers that this one belongs to")
 	f.IntVar(&c.Capacity, "capacity", 1000, "most sessions that are placed here")
-	f.Int64Var(&c.Revision, "revision", 0, "revision of the Deployment: a newer one takes the sessions over")
-	f.DurationVar(&c.DrainTimeout, "drain-timeout", 25*time.Second, "how long giving up all sessions may take at shutdown")
+	f.Int64Var(&c.Revision, "revision", 0, "orders the versions of the workers: a newer one takes the sessions over; 0: the revision of the Deployment that the pod belongs to")
+	f.StringVar(&c.PodUID, "pod-uid", "", "UID of the pod: the kubelet's word on this pod's end is then believed at once")
+	f.DurationVar(&c.DrainTimeout, "drain-timeout", 25*time.Second, "how long handing over all sessions may take at shutdown; shorter than the pod's terminationGracePeriodSeconds")
 	f.IntVar(&c.GCPercent, "gc-percent", 50, "garbage collector's GOGC: many idle connections want memory more than CPU; the variable GOGC wins")
 	f.Float64Var(&c.Pace.LoginsPerSecond, "logins-per-second", 200, "pace of logins by one egress")
 	f.IntVar(&c.Pace.LoginBurst, "login-burst", 200, "most logins at once by one egress")
@@ -244,6 +270,9 @@ func (c *workerConfig) complete() error {
 	}
 	if c.Pace.LoginsPerSecond <= 0 || c.Pace.PairingsPerSecond <= 0 || c.Pace.LoginBurst < 1 || c.Pace.PairingBurst < 1 {
 		wrong("the pace of logins and pairings must be above zero")
+	}
+	if c.Revision < 0 {
+		wrong("--revision is %d: choose 0 or more", c.Revision)
 	}
 	if q := c.Quarantine; q.After < 1 || q.First < time.Second || q.Most < q.First {
 		wrong("the quarantine must begin after at least 1 failure (--quarantine-after) and last at least 1s (--quarantine-first), at most --quarantine-most, which is not shorter")

@@ -35,7 +35,7 @@ func TestReasonsAreBounded(t *testing.T) {
 	g := NewWithT(t)
 	for reason, want := range map[string]string{
 		"SocketClosed": "SocketClosed", "StreamError515": "StreamError", "StreamErrorUnknown": "StreamError",
-		"ConnectFailure418": "ConnectFailure", "ConnectFailed": "ConnectFailed", "TemporaryBan101": "TemporaryBan",
+		"ConnectFailure418": "ConnectFailure", "ConnectFailed": "ConnectFailed", "TemporaryBan101": "TemporaryBan", "PairingCodeRefused429": "PairingCodeRefused",
 		"": "Other", "Something": "Other",
 	} {
 		g.Expect(bounded(reason)).To(Equal(want), "%q", reason)

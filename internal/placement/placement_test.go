@@ -26,7 +26,7 @@ type (
 // s is a session that wants a worker; the older ones have the smaller numbers.
 func s(n int, namespace string, change ...func(*session)) session {
 	out := session{
-		UID: types.UID(fmt.Sprintf("%s-%04d", namespace, n)), Namespace: namespace, Wanted: true,
+		UID: types.UID(fmt.Sprintf("%s-%04d", namespace, n)), Namespace: namespace, Wanted: true, Paired: true,
 		Created: noon.Add(time.Duration(n) * time.Second),
 	}
 	for _, c := range change {
@@ -41,6 +41,8 @@ func on(worker string) func(*session) {
 
 func placedOn(worker string) func(*session) { return func(s *session) { s.Worker = worker } }
 func heldBy(worker string) func(*session)   { return func(s *session) { s.HeldBy = worker } }
+func lost(s *session)                       { s.Lost = true }
+func unpaired(s *session)                   { s.Paired = false }
 func unwanted(s *session)                   { s.Wanted = false }
 func urgent(s *session)                     { s.Urgent = true }
 
@@ -291,7 +293,19 @@ func TestMake(t *testing.T) {
 			name:     "a draining worker's session waits for the newest revision too",
 			sessions: []session{s(1, "a", on("w1")), s(2, "a", on("new"))},
 			workers:  []worker{w("w1", 10, draining), w("old", 1000), w("new", 1, revision(2))},
-			want:     result{waiting: []string{"a-0001"}, again: time.Minute},
+			want:     result{waiting: []string{"a-0001"}, again: 15 * time.Second},
+		},
+		{
+			name:     "but not until that worker gives up",
+			sessions: []session{s(1, "a", on("w1"), since(15*time.Second)), s(2, "a", on("new"))},
+			workers:  []worker{w("w1", 10, draining), w("old", 1000), w("new", 1, revision(2))},
+			want:     result{moves: map[string]string{"a-0001": "old"}},
+		},
+		{
+			name:     "a session without a device owes no login and waits for none",
+			sessions: []session{s(1, "a", on("w1")), s(2, "a", placedOn("w2"), unpaired), s(3, "a", on("w1"), unpaired), s(4, "a", on("w1"), unpaired)},
+			workers:  []worker{w("w1", 10, draining), w("w2", 10, tokens(1))},
+			want:     result{moves: map[string]string{"a-0001": "w2", "a-0003": "w2", "a-0004": "w2"}},
 		},
 		{
 			name:     "capacity is dealt by namespace",
@@ -347,6 +361,54 @@ func TestMake(t *testing.T) {
 				moves:   map[string]string{"a-0002": "w1"},
 				refused: map[string]string{"a-0001": v1alpha1.ReasonTooManySessions},
 			},
+		},
+		{
+			name:     "a dead worker's sessions come before all others",
+			sessions: []session{s(1, "a", urgent), s(2, "b", placedOn("dead"), lost)},
+			workers:  []worker{w("w1", 1), w("dead", 10, silent)},
+			want: result{
+				moves:   map[string]string{"b-0002": "w1"},
+				refused: map[string]string{"a-0001": v1alpha1.ReasonNoCapacity},
+			},
+		},
+		{
+			name:     "a dead worker's sessions do not wait for tokens, nor for the newest revision",
+			sessions: []session{s(1, "a", on("new")), s(2, "a", placedOn("dead"), lost)},
+			workers:  []worker{w("old", 10, tokens(0)), w("new", 1, revision(2))},
+			want:     result{moves: map[string]string{"a-0002": "old"}},
+		},
+		{
+			name:     "a dead worker's session that was on its way goes on",
+			sessions: []session{s(1, "a", placedOn("w1"), lost)},
+			workers:  []worker{w("w1", 10), w("w2", 10)},
+			want:     result{moves: map[string]string{"a-0001": "w1"}},
+		},
+		{
+			name:     "a dead worker's session whose successor drains goes elsewhere at once",
+			sessions: []session{s(1, "a", placedOn("w1"), lost)},
+			workers:  []worker{w("w1", 10, draining), w("w2", 10)},
+			want:     result{moves: map[string]string{"a-0001": "w2"}},
+		},
+		{
+			name:     "a dead worker's session that nobody can take is freed",
+			sessions: []session{s(1, "a", placedOn("dead"), lost), s(2, "a", lost)},
+			want: result{
+				moves:   map[string]string{"a-0001": ""},
+				refused: map[string]string{"a-0001": v1alpha1.ReasonNoWorkers, "a-0002": v1alpha1.ReasonNoWorkers},
+			},
+		},
+		{
+			name:     "a dead worker's session that is not wanted is freed and gets no worker",
+			sessions: []session{s(1, "a", placedOn("dead"), lost, unwanted)},
+			workers:  []worker{w("w1", 10)},
+			want:     result{moves: map[string]string{"a-0001": ""}},
+		},
+		{
+			name:       "a limit that was lowered does not count for a dead worker's sessions",
+			sessions:   []session{s(1, "a", placedOn("dead"), lost)},
+			workers:    []worker{w("w1", 10)},
+			namespaces: map[string]placement.Namespace{"a": {MaxSessions: ptr.To(0)}},
+			want:       result{moves: map[string]string{"a-0001": "w1"}},
 		},
 	}
 	for _, tt := range tests {
@@ -406,7 +468,7 @@ func TestAnyPlan(t *testing.T) {
 			}
 			for _, m := range p.Moves { // the workers take and give up at once
 				s := &snapshot.Sessions[m.Session]
-				s.Worker, s.HeldBy = m.To, m.To
+				s.Worker, s.HeldBy, s.Lost = m.To, m.To, false
 			}
 		}
 	}
@@ -444,13 +506,19 @@ func check(t *testing.T, seed uint64, r *rand.Rand, snapshot placement.Snapshot)
 		s := snapshot.Sessions[m.Session]
 		g.Expect(seen[m.Session]).To(BeFalse(), note+": one decision for a session")
 		seen[m.Session] = true
-		g.Expect(s.Wanted).To(BeTrue(), note)
-		g.Expect(m.To).NotTo(Equal(s.Worker), note+": a move changes the worker")
+		if !s.Wanted {
+			g.Expect(s.Lost && m == placement.Move{Session: m.Session}).To(BeTrue(), note+": it is freed of its dead holder, no more")
+			continue
+		}
 		g.Expect(m.To == "").To(Equal(m.Refused != ""), note)
 		from, known := workers[s.Worker]
 		wanted := snapshot.Namespaces[s.Namespace].Pool
 		if wanted == "" {
 			wanted = v1alpha1.DefaultPool
+		}
+		if m.To == s.Worker {
+			g.Expect(s.Lost && from.Live && !from.Draining && from.Pool == wanted).To(BeTrue(), note+": a move changes the worker, or frees of a dead holder")
+			continue
 		}
 		if known && from.Live && !from.Draining {
 			g.Expect(from.Pool).NotTo(Equal(wanted), note+": a live worker keeps what it has")
@@ -474,6 +542,9 @@ func check(t *testing.T, seed uint64, r *rand.Rand, snapshot placement.Snapshot)
 	for _, refused := range p.Refusals {
 		g.Expect(seen[refused.Session]).To(BeFalse(), note)
 		seen[refused.Session] = true
+	}
+	for i, s := range snapshot.Sessions {
+		g.Expect(seen[i] || !s.Lost).To(BeTrue(), note+": each lost session is decided at once")
 	}
 	for _, i := range p.Waiting {
 		g.Expect(seen[i]).To(BeFalse(), note)
@@ -501,6 +572,9 @@ func anyFleet(r *rand.Rand) placement.Snapshot {
 		if one.HeldBy = one.Worker; r.IntN(3) == 0 {
 			one.HeldBy = any()
 		}
+		if one.Lost = r.IntN(5) == 0; one.Lost {
+			one.HeldBy = ""
+		}
 		if r.IntN(2) == 0 {
 			one.Since = noon.Add(-time.Duration(r.IntN(120)) * time.Second)
 		}
@@ -521,17 +595,49 @@ func fleet(sessions, workers, namespaces int) placement.Snapshot {
 	return out
 }
 
-// BenchmarkPlan is the promise of 50 ms for 10,000 sessions on 100 workers, all new and none new.
+// BenchmarkPlan is the promise of 50 ms for 10,000 sessions on 100 workers: all
+// new, none new, ten workers dead, ten draining, and unequal loads.
 func BenchmarkPlan(b *testing.B) {
 	fresh := fleet(10_000, 100, 50)
-	settled := fleet(10_000, 100, 50)
-	for _, m := range placement.Make(fresh).Moves {
-		on(m.To)(&settled.Sessions[m.Session])
+	settled := func() placement.Snapshot {
+		out := fleet(10_000, 100, 50)
+		for _, m := range placement.Make(fresh).Moves {
+			on(m.To)(&out.Sessions[m.Session])
+			out.Sessions[m.Session].Connected = noon.Add(-time.Hour)
+		}
+		out.Rebalance = &placement.Rebalance{Threshold: 0.1, Every: 10 * time.Second}
+		return out
 	}
-	for name, snapshot := range map[string]placement.Snapshot{"fresh": fresh, "settled": settled} {
-		b.Run(name, func(b *testing.B) {
+	of := func(out placement.Snapshot, worker func(*worker), session func(*session)) placement.Snapshot {
+		chosen := map[string]bool{}
+		for i := range out.Workers[:10] {
+			worker(&out.Workers[i])
+			chosen[out.Workers[i].Name] = true
+		}
+		for i := range out.Sessions {
+			if chosen[out.Sessions[i].Worker] {
+				session(&out.Sessions[i])
+			}
+		}
+		return out
+	}
+	unchanged := func(*session) {}
+	for _, row := range []struct {
+		name     string
+		snapshot placement.Snapshot
+		moves    int
+	}{
+		{"fresh", fresh, 10_000},
+		{"settled", settled(), 0},
+		{"dead", of(settled(), silent, func(s *session) { s.HeldBy, s.Lost = "", true }), 1000},
+		{"draining", of(settled(), draining, unchanged), 1000},
+		{"unequal", of(settled(), func(w *worker) { w.Capacity *= 10 }, unchanged), 1},
+	} {
+		b.Run(row.name, func(b *testing.B) {
 			for b.Loop() {
-				placement.Make(snapshot)
+				if p := placement.Make(row.snapshot); len(p.Moves) != row.moves {
+					b.Fatalf("%d sessions move, not %d", len(p.Moves), row.moves)
+				}
 			}
 		})
 	}

@@ -57,6 +57,13 @@ func (c Control) Scan(ctx context.Context, qr, phone string) (string, error) {
 	return out.JID, err
 }
 
+// EnterCode types a pairing code on the phone with that number, and returns the
+// JID of the device.
+func (c Control) EnterCode(ctx context.Context, phone, code string) (string, error) {
+	out, err := call[scanAnswer](ctx, c, http.MethodPost, "/enter-code", enterCodeRequest{Phone: phone, Code: code})
+	return out.JID, err
+}
+
 // Send lets a contact write to a device, and returns the message's id.
 func (c Control) Send(ctx context.Context, device, from, text string) (string, error) {
 	out, err := call[sendAnswer](ctx, c, http.MethodPost, "/send", sendRequest{Device: device, From: from, Text: text})

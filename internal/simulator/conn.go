@@ -341,6 +341,7 @@ func (s *Server) forget(c *conn) {
 	}
 	if c.pairing != nil {
 		delete(s.pairings, c.pairing.id)
+		s.forgetCodeLocked(c.pairing)
 	}
 }
 

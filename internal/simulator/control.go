@@ -30,6 +30,10 @@ type (
 		QR    string `json:"qr"`
 		Phone string `json:"phone,omitempty"`
 	}
+	enterCodeRequest struct {
+		Phone string `json:"phone"`
+		Code  string `json:"code"`
+	}
 	scanAnswer struct {
 		JID string `json:"jid"`
 	}
@@ -76,6 +80,10 @@ func (s *Server) controlHandler() http.Handler {
 	get("/received", func(r *http.Request) (any, error) { return s.Received(r.URL.Query().Get("device")) })
 	mux.HandleFunc("POST /scan", post(func(r *http.Request, in scanRequest) (any, error) {
 		jid, err := s.Scan(r.Context(), in.QR, in.Phone)
+		return scanAnswer{JID: jid}, err
+	}))
+	mux.HandleFunc("POST /enter-code", post(func(r *http.Request, in enterCodeRequest) (any, error) {
+		jid, err := s.EnterCode(r.Context(), in.Phone, in.Code)
 		return scanAnswer{JID: jid}, err
 	}))
 	mux.HandleFunc("POST /send", post(func(r *http.Request, in sendRequest) (any, error) {

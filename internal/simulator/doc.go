@@ -13,8 +13,9 @@
 //   - server.go: options, listeners, start and end; link.go: a network
 //     connection that can be frozen; tls.go: the self-signed authority.
 //   - noise.go: the responder's side of the handshake; conn.go: one connection.
-//   - pairing.go: QR codes and their scan; login.go: logins, refusals, and the
-//     judge of "never two connections for one device".
+//   - pairing.go: QR codes and their scan; phonecode.go: codes that are typed on
+//     the phone; login.go: logins, refusals, and the judge of "never two
+//     connections for one device".
 //   - iq.go: the answers to the questions that a client asks; account.go: phones
 //     and the devices linked to them; handset.go: a phone's Signal keys;
 //     messages.go: messages both ways, with what waits for a receipt.
@@ -33,6 +34,7 @@
 //	GET    /stats                    [Stats]
 //	GET    /devices                  list of [Device]
 //	POST   /scan      {"qr","phone"} {"jid"}: scan a code as a phone; without a number one is made up
+//	POST   /enter-code {"phone","code"}  {"jid"}: type a pairing code on that phone
 //	POST   /send      {"device","from","text"}  {"id"}: a contact writes to a device
 //	GET    /received  ?device=       list of [Message]: what devices sent, as the recipient's phone decrypted it
 //	GET    /doubled                  list of [Doubled]: second logins while the first connection was alive
@@ -49,8 +51,7 @@
 //
 // # What it leaves out
 //
-// Groups, channels, media files, the phone's history and its settings, and
-// pairing by code. Questions about those are refused with an error a client can
-// handle, never left open, and those that the simulator does not know are
-// counted.
+// Groups, channels, media files, and the phone's history and its settings.
+// Questions about those are refused with an error a client can handle, never left
+// open, and those that the simulator does not know are counted.
 package simulator

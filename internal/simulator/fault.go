@@ -57,6 +57,9 @@ const (
 	// that a client must refuse.
 	FaultBadHMAC      FaultKind = "bad-hmac"
 	FaultBadSignature FaultKind = "bad-signature"
+	// FaultRefuseCode refuses clients a code to type on the phone, with Fault.Reason:
+	// 429 (asked too often), 400 (malformed), or another.
+	FaultRefuseCode FaultKind = "refuse-code"
 	// FaultSenderOffline leaves requests for a message that could not be decrypted
 	// without an answer.
 	FaultSenderOffline FaultKind = "sender-offline"
@@ -72,7 +75,7 @@ type Fault struct {
 	For metav1.Duration `json:"for,omitzero"`
 	// Delay is for the slow ones.
 	Delay metav1.Duration `json:"delay,omitzero"`
-	// Reason is for [FaultFailure].
+	// Reason is for [FaultFailure] and [FaultRefuseCode].
 	Reason int `json:"reason,omitempty"`
 	// Expire is how long a ban (reason 402) lasts, in whole seconds.
 	Expire metav1.Duration `json:"expire,omitzero"`
@@ -123,6 +126,13 @@ func (f Fault) check() (target types.JID, once bool, err error) {
 	case FaultFailure:
 		if f.Reason < 400 || f.Reason > 599 {
 			return bad("a failure needs a reason: 401, 402, 403, 405, 406 or another from 400 to 599")
+		}
+	case FaultRefuseCode:
+		if f.Device != "" {
+			return bad("%s concerns all: there is no device yet", f.Kind)
+		}
+		if f.Reason < 400 || f.Reason > 599 {
+			return bad("%s needs a reason: 429, 400 or another from 400 to 599", f.Kind)
 		}
 	case FaultMinVersion:
 		if f.Version == 0 {

@@ -263,6 +263,8 @@ func TestBadFaults(t *testing.T) {
 		"slow without delay":          {Kind: FaultSlowHandshake},
 		"a slow upgrade of a device":  {Kind: FaultSlowUpgrade, Device: "15551234567", Delay: d(1)},
 		"a bad hmac of a device":      {Kind: FaultBadHMAC, Device: "15551234567"},
+		"no code without reason":      {Kind: FaultRefuseCode},
+		"no code for a device":        {Kind: FaultRefuseCode, Device: "15551234567", Reason: 429},
 		"no minimum version":          {Kind: FaultMinVersion},
 		"a negative time":             {Kind: FaultMute, For: d(-1)},
 		"a device that is none":       {Kind: FaultDrop, Device: "nobody"},

@@ -35,6 +35,16 @@ const (
 	pairPatience = 5 * time.Second
 	// readerPatience is how long Close waits for the reader of a closed socket.
 	readerPatience = 100 * time.Millisecond
+	// codePatience is how long WhatsApp may take to register a code that is typed on a phone.
+	codePatience = 30 * time.Second
+	// codeLifetime is how long such a code is good for. WhatsApp does not say; it ends
+	// with the connection at the latest, whose six QR codes last 60 s and five times
+	// 20 s (whatsmeow's pair-code.go and qrchan.go).
+	codeLifetime = 160 * time.Second
+	// codeClient is what a phone is told that it is to be linked with: a browser and a
+	// system, in this form, or WhatsApp refuses it (whatsmeow's pair-code.go). The
+	// device's own name appears when it is linked.
+	codeClient = "Chrome (Linux)"
 )
 
 // MessageHandler takes a message over. WhatsApp gets its acknowledgement when
@@ -47,9 +57,15 @@ type Options struct {
 	Device *store.Device
 	// DeviceName is what the phone shows; empty: the factory's.
 	DeviceName string
+	// PairPhone is the number, in E.164, of the phone on which a code is to be typed
+	// where the device has no ID; empty: codes to scan are offered.
+	PairPhone string
 	// Proxy is the way out; nil: direct, or what HTTPS_PROXY names.
 	Proxy *url.URL
 	Log   logr.Logger
+	// Allowed is asked before every dial and every write to WhatsApp; an error closes the
+	// socket. nil: always.
+	Allowed func() error
 	// Events is told what happens, one call at a time. It must return soon, and must
 	// neither call Close nor wait for somebody who does.
 	Events func(Event)
@@ -75,6 +91,9 @@ type Connection struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	link   atomic.Pointer[link]
+
+	// asked: a code to type was asked for.
+	asked atomic.Bool
 
 	// refused: a message was refused, so all that follow are.
 	refused atomic.Bool
@@ -113,6 +132,9 @@ func (f *Factory) New(o Options) (*Connection, error) {
 	}
 	if o.DeviceName == "" {
 		o.DeviceName = f.deviceName
+	}
+	if o.Allowed == nil {
+		o.Allowed = func() error { return nil }
 	}
 	c := &Connection{factory: f, options: o, log: o.Log, pushName: o.Device.PushName, deleted: make(chan struct{}), pairEnded: make(chan struct{}), gone: make(chan struct{})}
 	if o.Device.ID != nil {
@@ -213,11 +235,14 @@ func (c *Connection) Connect(ctx context.Context) error {
 
 // dial opens the socket of the websocket.
 func (c *Connection) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	if err := c.options.Allowed(); err != nil {
+		return nil, err
+	}
 	conn, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, network, address)
 	if err != nil {
 		return nil, err
 	}
-	l := newLink(conn, c.factory.clock.Now, func() { go c.onEnd() })
+	l := newLink(conn, c.factory.clock.Now, c.options.Allowed, func() { go c.onEnd() })
 	c.link.Store(l)
 	if c.ctx.Err() != nil { // closed meanwhile
 		return nil, errors.Join(context.Cause(c.ctx), l.Close())
@@ -390,6 +415,13 @@ func (c *Connection) handle(evt any) (taken bool) {
 		if c.ctx.Err() == nil { // else onEnd knows better why
 			c.translate(e, now)
 		}
+	case *events.QR:
+		// The connection stands now, which a code to type needs too.
+		if c.options.PairPhone == "" {
+			c.translate(e, now)
+		} else if c.asked.CompareAndSwap(false, true) {
+			go c.askForCode(now)
+		}
 	case *events.PairSuccess:
 		c.translate(e, now)
 		c.pairEndedOnce.Do(func() { close(c.pairEnded) })
@@ -419,6 +451,20 @@ func (c *Connection) translate(evt any, now time.Time) {
 		e.JID, e.PhoneNumber, e.PushName = address(c.jid), phoneNumber(c.jid), status.Clean(c.pushName, maxName)
 	}
 	c.tell(e)
+}
+
+// askForCode asks for a code to type on the phone and tells it. It waits for
+// WhatsApp's answer, so it must not hold up the library's events; it ends with
+// the connection.
+func (c *Connection) askForCode(from time.Time) {
+	ctx, cancel := context.WithTimeout(c.ctx, codePatience)
+	defer cancel()
+	code, err := c.client.PairPhone(ctx, c.options.PairPhone, true, whatsmeow.PairClientChrome, codeClient)
+	if err != nil {
+		c.tell(codeRefused(err))
+		return
+	}
+	c.tell(Event{Type: EventPairingCode, Code: code, Until: from.Add(codeLifetime)})
 }
 
 // accept hands a message over, once and in order.

@@ -67,7 +67,7 @@ func TestTheAgeOfTheLastByteIsASpan(t *testing.T) {
 	g := NewWithT(t)
 	client, server := net.Pipe()
 	defer func() { g.Expect(client.Close()).To(Succeed()) }()
-	l := newLink(client, time.Now, func() {})
+	l := newLink(client, time.Now, func() error { return nil }, func() {})
 	born := l.lastSeen()
 	go func() { _, _ = server.Write([]byte("x")); _ = server.Close() }()
 	_, err := l.Read(make([]byte, 1))

@@ -50,6 +50,9 @@ type Account interface {
 type DialOptions struct {
 	// DeviceName is what the phone shows; empty: the installation's default.
 	DeviceName string
+	// PairPhone is the phone, in E.164, on which a code is to be typed if there is no
+	// device yet; empty: codes to scan are offered.
+	PairPhone string
 	// Proxy is the way out; nil: direct.
 	Proxy *url.URL
 	// Events is told what happens, in order. It must not be called after Close has returned.
@@ -130,6 +133,9 @@ type Membership interface {
 	// Run joins, and renews until ctx ends. joined is called once, when the worker may
 	// hold sessions. load is asked at each renewal.
 	Run(ctx context.Context, joined func(), load func() (sessions, tokens int)) error
+	// Lost is closed when this process must take itself for declared dead: it may hold no
+	// connection any more, whatever the next renewal says.
+	Lost() <-chan struct{}
 	// Drain says at once that the worker takes nothing more.
 	Drain(ctx context.Context) error
 	// Leave ends the membership, so that nobody waits for a time-out.

@@ -37,6 +37,9 @@ const (
 	codesPatience = 60 * time.Second
 	// flushPatience bounds how long a release waits for what is still to be announced.
 	flushPatience = time.Second
+	// codeRefusedPause is how long WhatsApp is not asked again for a code to type: it
+	// limits how many a number gets, and counts on.
+	codeRefusedPause = 5 * time.Minute
 	// defaultPairingTimeout is spec.pairing.timeout where the object was made without defaults.
 	defaultPairingTimeout = 10 * time.Minute
 )
@@ -69,9 +72,11 @@ const (
 // supervisor feeds it inputs and carries out what it decides.
 type model struct {
 	worker, process string
-	draining        bool
-	random          func() float64
-	quarantine      Quarantine
+	// draining: nothing is claimed any more, and what is held waits for its successor;
+	// evicted: it waits no longer.
+	draining, evicted bool
+	random            func() float64
+	quarantine        Quarantine
 	// around is what concerns the other sessions of this worker, too.
 	around around
 	// restarted: a person has asked for a new beginning since this was last looked at.
@@ -113,7 +118,7 @@ type model struct {
 	stableAt time.Time
 	// watchdog is when a silent socket is given up; zero: no watch.
 	watchdog time.Time
-	// codes wait to be shown; the one shown expires at codeUntil.
+	// codes wait to be shown; the one shown (or status.pairingCode) expires at codeUntil.
 	codes     []string
 	code      *delivery.QRItem
 	codeUntil time.Time
@@ -139,8 +144,9 @@ type model struct {
 	notes []note
 }
 
-// dialSpec is what of the spec a connection depends on.
-type dialSpec struct{ proxySecret, deviceName string }
+// dialSpec is what of the spec a connection depends on. pairPhone is set where a
+// code is to be typed on that phone.
+type dialSpec struct{ proxySecret, deviceName, pairPhone string }
 
 type note struct{ kind, reason, message string }
 
@@ -153,7 +159,7 @@ func newModel(worker, process string, random func() float64) *model {
 
 // placed: the manager wants the session here, and it may be opened.
 func (m *model) placed() bool {
-	return !m.gone && m.obj.Status.Worker == m.worker && m.obj.Status.SessionID != "" && !m.draining
+	return !m.gone && m.obj.Status.Worker == m.worker && m.obj.Status.SessionID != ""
 }
 
 // heldHere: the API server names this worker as the holder, in whichever process.
@@ -178,6 +184,8 @@ func (m *model) stays(now time.Time) bool {
 	switch {
 	case !m.placed(), m.forgotten, m.taken && m.epoch != m.obj.Status.Epoch:
 		return false
+	case m.evicted, m.draining && !m.held():
+		return false
 	case m.want.StoredEpoch >= m.obj.Status.Epoch && m.want.StoredEpoch > 0:
 		return false
 	case m.logoutWanted() && !now.Before(m.obj.DeletionTimestamp.Add(logoutPatience)):
@@ -189,7 +197,7 @@ func (m *model) stays(now time.Time) bool {
 
 // done: nothing of the session is left in this process.
 func (m *model) done() bool {
-	return m.running == opNone && m.socket == socketNone && (m.gone || !m.heldHere() && !m.placed())
+	return m.running == opNone && m.socket == socketNone && (m.gone || !m.heldHere() && (!m.placed() || m.draining))
 }
 
 // observe takes note of an object. An older one than the known one must not be given.
@@ -319,7 +327,7 @@ func (m *model) onTaken(a Account, now time.Time) {
 		if m.pairingOver(now) { // while nobody held the session and no code was shown
 			m.want.PairingDeadline = nil
 		}
-		m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonWaitingForScan, "waiting for a QR code from WhatsApp", now)
+		m.awaitCodes(now)
 	}
 	m.restart(now)
 	if m.retryAt.IsZero() || now.Before(m.retryAt) { // the token is not for an attempt hours from now
@@ -348,6 +356,23 @@ func (m *model) onDialed(paired bool, spec dialSpec, now time.Time) {
 	default: // the logout came while the last connection was being closed
 		m.drop()
 		endings[whatsapp.EventLoggedOut](m, whatsapp.Event{Message: "WhatsApp has unlinked the device"}, now)
+	}
+}
+
+// awaitCodes is the time until WhatsApp gives a code of the sort that the spec asks for.
+func (m *model) awaitCodes(now time.Time) {
+	m.dialed.pairPhone = m.dialSpec().pairPhone
+	reason, message := v1alpha1.ReasonWaitingForScan, "waiting for a QR code from WhatsApp"
+	if m.dialed.pairPhone != "" {
+		reason, message = v1alpha1.ReasonWaitingForCode, "waiting for a pairing code from WhatsApp"
+	}
+	m.phase(v1alpha1.PhasePairing, reason, message, now)
+}
+
+// beginPairing starts the time for which codes are offered.
+func (m *model) beginPairing(now time.Time) {
+	if m.want.PairingDeadline == nil {
+		m.want.PairingDeadline = at(now.Add(m.pairingTimeout()))
 	}
 }
 
@@ -449,7 +474,7 @@ func (m *model) showNext(now time.Time) bool {
 }
 
 func (m *model) hideCode() {
-	m.codes, m.code, m.codeUntil, m.want.QR = nil, nil, time.Time{}, nil
+	m.codes, m.code, m.codeUntil, m.want.QR, m.want.PairingCode = nil, nil, time.Time{}, nil, ""
 }
 
 // tick acts upon the time.
@@ -481,7 +506,8 @@ func (m *model) tickPairing(now time.Time) {
 	case m.pairingOver(now) && !m.logoutWanted():
 		m.drop()
 		m.expirePairing(now)
-	case m.code != nil && !now.Before(m.codeUntil) && !m.showNext(now):
+	case m.code != nil && !now.Before(m.codeUntil) && !m.showNext(now),
+		m.want.PairingCode != "" && !now.Before(m.codeUntil):
 		// The codes of a connection run out: the next connection brings new ones.
 		m.drop()
 		m.retryAt = now
@@ -498,7 +524,7 @@ func (m *model) expirePairing(now time.Time) {
 	}
 	m.hideCode()
 	m.retryAt = time.Time{}
-	message := "no phone scanned a code within " + m.pairingTimeout().String() + ": change the annotation " + v1alpha1.RestartedAtAnnotation + " to offer codes again"
+	message := "no phone was linked within " + m.pairingTimeout().String() + ": change the annotation " + v1alpha1.RestartedAtAnnotation + " to offer codes again"
 	m.tell(corev1.EventTypeWarning, v1alpha1.ReasonPairingExpired, message)
 	m.phase(v1alpha1.PhasePairingExpired, v1alpha1.ReasonPairingExpired, message, now)
 }
@@ -610,6 +636,9 @@ func (m *model) dialSpec() dialSpec {
 	if m.obj.Spec.Proxy != nil {
 		d.proxySecret = m.obj.Spec.Proxy.SecretRef.Name
 	}
+	if m.obj.Spec.Pairing.Method == v1alpha1.PairingPhoneCode {
+		d.pairPhone = m.obj.Spec.Pairing.PhoneNumber
+	}
 	return d
 }
 
@@ -621,6 +650,12 @@ var endings = map[whatsapp.EventType]func(m *model, e whatsapp.Event, now time.T
 			reason = m.reason
 		}
 		m.failed(reason, e.Message, now)
+	},
+	whatsapp.EventCodeRefused: func(m *model, e whatsapp.Event, now time.Time) {
+		m.beginPairing(now) // it must not go on for ever without a code either
+		m.retryAt = now.Add(codeRefusedPause)
+		m.tell(corev1.EventTypeWarning, v1alpha1.ReasonPairingCodeRefused, e.Message)
+		m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonPairingCodeRefused, e.Message, now)
 	},
 	whatsapp.EventLoggedOut: func(m *model, e whatsapp.Event, now time.Time) {
 		m.want.JID = ""
@@ -654,13 +689,21 @@ func (m *model) event(e whatsapp.Event, now time.Time) {
 			return
 		}
 		m.codes, m.code, m.watchdog = e.Codes, nil, time.Time{}
-		if m.want.PairingDeadline == nil {
-			m.want.PairingDeadline = at(now.Add(m.pairingTimeout()))
-		}
+		m.beginPairing(now)
 		if m.showNext(now) {
 			m.uncount()
 			m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonWaitingForScan, "scan status.qr with the phone: Linked devices, Link a device", now)
 		}
+	case whatsapp.EventPairingCode:
+		if m.want.JID != "" {
+			return
+		}
+		m.beginPairing(now)
+		m.watchdog = time.Time{}
+		m.uncount()
+		m.want.PairingCode, m.codeUntil = e.Code, e.Until
+		m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonWaitingForCode,
+			"type status.pairingCode on the phone "+m.dialed.pairPhone+": Linked devices, Link a device, Link with phone number instead", now)
 	case whatsapp.EventPairSuccess:
 		m.hideCode()
 		m.want.JID, m.want.PhoneNumber = e.JID, e.PhoneNumber
@@ -675,7 +718,7 @@ func (m *model) event(e whatsapp.Event, now time.Time) {
 		m.connected(e, now)
 	case whatsapp.EventPushName:
 		m.want.PushName = e.PushName
-	case whatsapp.EventDisconnected, whatsapp.EventLoggedOut, whatsapp.EventReplaced, whatsapp.EventBanned, whatsapp.EventOutdated:
+	case whatsapp.EventDisconnected, whatsapp.EventCodeRefused, whatsapp.EventLoggedOut, whatsapp.EventReplaced, whatsapp.EventBanned, whatsapp.EventOutdated:
 		m.over(e, now)
 	}
 }

@@ -347,14 +347,11 @@ func (s *supervisor) connect(life context.Context) func(context.Context) func(ti
 					return nil, err
 				}
 			}
-			if pairing && obj.Spec.Pairing.Method == v1alpha1.PairingPhoneCode {
-				return nil, &Refusal{Reason: v1alpha1.ReasonPairingMethodUnsupported, Message: "this version links phones by QR code only: set spec.pairing.method to QRCode"}
-			}
 			proxy, err := s.Proxies.Proxy(ctx, obj)
 			if err != nil {
 				return nil, err
 			}
-			return account.Dial(life, DialOptions{DeviceName: spec.deviceName, Proxy: proxy, Events: func(e whatsapp.Event) {
+			return account.Dial(life, DialOptions{DeviceName: spec.deviceName, PairPhone: spec.pairPhone, Proxy: proxy, Events: func(e whatsapp.Event) {
 				s.post(func() { s.onEvent(number, e) })
 			}})
 		}()

@@ -47,6 +47,8 @@ type world struct {
 	events func(whatsapp.Event)
 	open   int
 	told   []Announcement
+	// pairPhones are the phones that codes were to be typed on, of each connection.
+	pairPhones []string
 }
 
 var errDown = errors.New("connection refused")
@@ -130,6 +132,7 @@ func (a *liveAccount) Dial(_ context.Context, o DialOptions) (Connection, error)
 	}
 	a.w.open++
 	a.w.events = o.Events
+	a.w.pairPhones = append(a.w.pairPhones, o.PairPhone)
 	a.w.note("dial")
 	return &liveConnection{w: a.w, paired: a.w.device.jid != ""}, nil
 }
@@ -504,10 +507,22 @@ func TestShutdownGivesTheDeviceUp(t *testing.T) {
 	st := newStage(t, session(), account{jid: jid, phone: phone})
 	st.connect()
 	st.s.post(func() { st.s.m.draining = true })
+	st.change(func(s *v1alpha1.WhatsAppSession) { s.Status.Worker, s.Status.Epoch = "", 101 })
 	st.Eventually(st.s.finished).Should(BeClosed())
 	st.Expect(st.status().HeldBy).To(BeEmpty())
 	lines := st.lines()
 	st.Expect(slices.Index(lines, "close")).To(BeNumerically("<", slices.Index(lines, `heldBy=""`)))
+}
+
+func TestAtTheEndOfTheGraceNobodyIsWaitedFor(t *testing.T) {
+	st := newStage(t, session(), account{jid: jid, phone: phone})
+	st.connect()
+	st.s.post(func() { st.s.m.draining = true })
+	st.Consistently(st.s.finished, "100ms").ShouldNot(BeClosed())
+	st.s.post(func() { st.s.m.evicted = true })
+	st.Eventually(st.s.finished).Should(BeClosed())
+	st.Expect(st.status().HeldBy).To(BeEmpty())
+	st.Expect(st.status().Worker).To(Equal(me), "worker is the manager's")
 }
 
 func TestEventsOfAnOldConnectionAreIgnored(t *testing.T) {
