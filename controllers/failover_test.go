@@ -150,7 +150,7 @@ func TestADeletedSessionWhoseHolderDies(t *testing.T) {
 
 	t.Log("and whose successor dies, too, when the time for the logout is over")
 	w.hold(logout, "worker-b")
-	w.clock.SetTime(w.clock.Now().Add(logoutPatience))
+	w.late(logoutPatience)
 	w.worker("worker-b")
 	w.dies("worker-b")
 	w.gone(logout)

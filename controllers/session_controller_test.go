@@ -155,7 +155,7 @@ func TestARetainedIDPassesOnInItsNamespace(t *testing.T) {
 
 func TestDeletion(t *testing.T) {
 	t.Parallel()
-	late := func(w *world, d time.Duration) { w.clock.SetTime(w.clock.Now().Add(d)) }
+	late := (*world).late
 	tests := []struct {
 		name string
 		// change is the manifest's.

@@ -261,6 +261,16 @@ func (w *world) gone(s *v1alpha1.WhatsAppSession) {
 	}, patience, beat).Should(BeTrue())
 }
 
+// late is that much later than now, also by the API server's clock, which writes
+// the time of a deletion.
+func (w *world) late(d time.Duration) {
+	now := w.clock.Now()
+	if real := time.Now(); real.After(now) {
+		now = real.Truncate(time.Second)
+	}
+	w.clock.SetTime(now.Add(d))
+}
+
 func (w *world) delete(s *v1alpha1.WhatsAppSession) {
 	w.t.Helper()
 	w.Expect(k8s.Delete(w.t.Context(), s)).To(Succeed())
@@ -276,9 +286,13 @@ func (w *world) edit(s *v1alpha1.WhatsAppSession, change func(*v1alpha1.WhatsApp
 	w.Expect(k8s.Patch(w.t.Context(), now, client.MergeFrom(base))).To(Succeed())
 }
 
-// touch makes the manager look at a session, as the timer would that a fake clock cannot move.
+// touch makes the manager look at a session, as the timer would that a fake clock
+// cannot move, unless it has done so already and the session is gone.
 func (w *world) touch(s *v1alpha1.WhatsAppSession) {
 	w.t.Helper()
+	if _, err := w.get(s); apierrors.IsNotFound(err) {
+		return
+	}
 	w.edit(s, func(s *v1alpha1.WhatsAppSession) {
 		metav1.SetMetaDataAnnotation(&s.ObjectMeta, "test/touched", w.clock.Now().Format(time.RFC3339Nano)+s.ResourceVersion)
 	})
