@@ -49,7 +49,7 @@ func TestManyWritersOfOneSession(t *testing.T) {
 			})
 			run(func(i int) error {
 				return d.EventBuffer.DoDecryptionTxn(ctx, func(ctx context.Context) error {
-					return errors.Join(d.Sessions.PutSession(ctx, fmt.Sprint("a", n), []byte{byte(i)}), d.Container.PutDevice(ctx, d))
+					return d.Sessions.PutSession(ctx, fmt.Sprint("a", n), []byte{byte(i)})
 				})
 			})
 		}
