@@ -506,7 +506,9 @@ type watchedContainer struct {
 // PutDevice implements store.DeviceContainer.
 func (w *watchedContainer) PutDevice(ctx context.Context, d *store.Device) error {
 	err := w.DeviceContainer.PutDevice(ctx, d)
-	d.Container = w // the inner one has put itself there
+	if d.Container != w { // the inner one has put itself there
+		d.Container = w
+	}
 	return err
 }
 
