@@ -483,11 +483,29 @@ func (f *fakeIDs) how(uid types.UID) Release {
 type fakeVerdicts struct {
 	mu      sync.Mutex
 	dead    map[string]bool
+	renewed map[string]bool // what the next look will show
 	changed chan struct{}
 }
 
 func newFakeVerdicts() *fakeVerdicts {
-	return &fakeVerdicts{dead: map[string]bool{}, changed: make(chan struct{}, 1)}
+	return &fakeVerdicts{dead: map[string]bool{}, renewed: map[string]bool{}, changed: make(chan struct{}, 1)}
+}
+
+// renews is a worker that was declared dead and renews its witnesses: nobody
+// knows before the next look.
+func (f *fakeVerdicts) renews(worker string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.renewed[worker] = true
+}
+
+func (f *fakeVerdicts) Confirm(context.Context) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for worker := range f.renewed {
+		f.dead[worker] = false
+	}
+	return nil
 }
 
 func (f *fakeVerdicts) Dead(worker string) bool {
@@ -501,6 +519,7 @@ func (f *fakeVerdicts) Changed() <-chan struct{} { return f.changed }
 func (f *fakeVerdicts) say(worker string, dead bool) {
 	f.mu.Lock()
 	f.dead[worker] = dead
+	delete(f.renewed, worker)
 	f.mu.Unlock()
 	select {
 	case f.changed <- struct{}{}:

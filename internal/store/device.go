@@ -186,7 +186,11 @@ func (f *device) PutDevice(ctx context.Context, d *store.Device) error {
 		_, err := f.store.db.Exec(ctx, "UPDATE whatsapp_operator_session SET jid=$2, orphaned_at=NULL, updated_at=$3 WHERE uid=$1", f.uid, d.ID, f.store.now())
 		return err
 	})
-	f.wrap(d) // also after a failure: the device has whatsmeow's own stores then
+	if linking {
+		// Also after a failure: the device has whatsmeow's own stores then. A device that
+		// was linked before keeps ours, which others read at this moment.
+		f.wrap(d)
+	}
 	if err != nil {
 		return f.lose(err)
 	}

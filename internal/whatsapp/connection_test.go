@@ -36,7 +36,8 @@ var rootKey = [32]byte{4, 5, 6}
 func TestMain(m *testing.M) {
 	// Globals of the library, read by goroutines of its clients: set once, before the first.
 	whatsmeow.KeepAliveIntervalMin = 100 * time.Millisecond
-	whatsmeow.KeepAliveIntervalMax = 200 * time.Millisecond
+	// Three of these are the proof of life: long enough for a machine that is busy.
+	whatsmeow.KeepAliveIntervalMax = 2 * time.Second
 	whatsmeow.KeepAliveResponseDeadline = 400 * time.Millisecond
 	goleak.VerifyTestMain(m,
 		// The library's reader of a socket stays for ever where a frame arrives after

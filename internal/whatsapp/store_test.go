@@ -60,15 +60,18 @@ func ratchets(w *world, db *sql.DB) map[string]string {
 		"identity": "SELECT their_id, identity FROM whatsmeow_identity_keys",
 		"event":    "SELECT our_jid, ciphertext_hash FROM whatsmeow_event_buffer",
 	} {
-		rows, err := db.QueryContext(w.t.Context(), query)
-		w.g.Expect(err).NotTo(HaveOccurred())
-		for rows.Next() {
-			var name string
-			var value []byte
-			w.g.Expect(rows.Scan(&name, &value)).To(Succeed())
-			found[table+" "+name] = string(value)
-		}
-		w.g.Expect(rows.Err()).NotTo(HaveOccurred())
+		func() {
+			rows, err := db.QueryContext(w.t.Context(), query)
+			w.g.Expect(err).NotTo(HaveOccurred())
+			defer func() { _ = rows.Close() }()
+			for rows.Next() {
+				var name string
+				var value []byte
+				w.g.Expect(rows.Scan(&name, &value)).To(Succeed())
+				found[table+" "+name] = string(value)
+			}
+			w.g.Expect(rows.Err()).NotTo(HaveOccurred())
+		}()
 	}
 	return found
 }
@@ -212,7 +215,7 @@ func (w *world) stopped(taking *store.Taking, text string) (s *session, wake fun
 // has logged in and while the server would still hear it: it moves no key and
 // acknowledges nothing, and the message is the successor's.
 func TestADeadOwnerWakesUpWithAMessage(t *testing.T) {
-	onBoth(t, func(t *testing.T, w *world) {
+	onBoth(t, func(_ *testing.T, w *world) {
 		taking := w.take()
 		w.pair(taking, phone)
 		db := w.db()
@@ -376,7 +379,7 @@ func TestASendWhileTheStoreRefuses(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			onBoth(t, func(t *testing.T, w *world) {
+			onBoth(t, func(_ *testing.T, w *world) {
 				taking := w.take()
 				w.pair(taking, phone)
 				s := w.connect(taking)
