@@ -15,6 +15,9 @@ ARGS ?=
 TEST_TIMEOUT ?= 10m
 FUZZ_TIME ?= 10s
 
+# What the race detector is not to report: a race of a library with itself.
+export GORACE := suppressions=$(CURDIR)/hack/race-suppressions
+
 # Asked only by the targets that start an API server: finding or building it may take minutes.
 assets = KUBEBUILDER_ASSETS="$$(hack/envtest-assets)"
 
