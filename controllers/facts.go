@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
@@ -18,6 +19,8 @@ const (
 	releasePatience = time.Minute
 	// restartEvery bounds how often restartedAt counts.
 	restartEvery = time.Minute
+	// maxReason bounds status.lastDisconnectReason.
+	maxReason = 512
 )
 
 // resting are the phases that end only by a person or a date: they stay as they
@@ -62,7 +65,7 @@ func unheld(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, wh
 	case next.Phase == v1alpha1.PhaseSuspended && next.RetryAfter != nil && now.Before(next.RetryAfter.Time):
 		f.Phase, f.Reason = v1alpha1.PhaseBanned, v1alpha1.ReasonBanned
 		f.Message = "no attempt is made before " + next.RetryAfter.UTC().Format(time.RFC3339)
-	case resting[next.Phase], next.Phase == v1alpha1.PhaseDisconnected && next.Worker != "":
+	case resting[next.Phase], next.Phase == v1alpha1.PhaseDisconnected && (next.Worker != "" || status.Reason(next) == v1alpha1.ReasonWorkerLost):
 		f.Phase, f.Reason = next.Phase, status.Reason(next)
 		f.Stalled = meta.IsStatusConditionTrue(next.Conditions, v1alpha1.ConditionStalled)
 		if c := meta.FindStatusCondition(next.Conditions, v1alpha1.ConditionReady); c != nil {
@@ -79,6 +82,29 @@ func unheld(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, wh
 		f.Reason = string(f.Phase)
 	}
 	return f
+}
+
+// obituary says what became of the worker that held a session.
+func obituary(worker string) string {
+	return "worker " + worker + " died while it held the session: the session is placed anew and connects again"
+}
+
+// lose takes next, the status of a session whose holder is dead, from the holder.
+// What a person or a date must end, and what stands still, stays as it is.
+func lose(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, now time.Time) v1alpha1.WhatsAppSessionStatus {
+	why := obituary(next.HeldBy)
+	next.HeldBy, next.HolderStart, next.QR, next.PairingCode = "", "", nil, ""
+	if next.Phase == v1alpha1.PhaseConnected {
+		next.LastDisconnectedTime = &metav1.Time{Time: now.Truncate(time.Second)}
+		next.LastDisconnectReason = status.Clean(why, maxReason)
+	}
+	quarantined := next.Phase == v1alpha1.PhaseDisconnected && meta.IsStatusConditionTrue(next.Conditions, v1alpha1.ConditionStalled)
+	if resting[next.Phase] || next.Phase == v1alpha1.PhaseTerminating || quarantined {
+		return next
+	}
+	return status.Summarize(next, status.Facts{
+		Generation: s.Generation, Phase: v1alpha1.PhaseDisconnected, Reason: v1alpha1.ReasonWorkerLost, Message: why,
+	}, now)
 }
 
 // speak makes next, a status that the manager writes for a session that nobody

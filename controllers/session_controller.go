@@ -590,7 +590,7 @@ func howItEnds(s *v1alpha1.WhatsAppSession, record *Record, now time.Time) (*end
 	linked := record != nil && record.JID != ""
 	switch {
 	case s.Status.HeldBy != "" && linked:
-		return nil, max(deadline.Sub(now), 0) // only the holder's release ends this
+		return nil, max(deadline.Sub(now), 0) // only the holder's release ends this, or its death, which placement writes
 	case s.Status.HeldBy != "" && now.Before(deadline.Add(releasePatience)):
 		return nil, deadlineAfter(now, deadline, deadline.Add(releasePatience))
 	case record == nil:

@@ -133,6 +133,8 @@ type world struct {
 	ids   *fakeIDs
 	redis *fakeRedis
 	clock *clocktesting.FakeClock
+	// verdicts are the observer's.
+	verdicts *fakeVerdicts
 
 	operator, a, b string // namespaces: the operator's and two tenants'
 	reconciler     *SessionReconciler
@@ -144,7 +146,7 @@ func newWorld(t *testing.T) *world {
 	w := &world{
 		WithT: NewWithT(t), t: t, redis: &fakeRedis{},
 		ids:   &fakeIDs{records: map[string]*Record{}, released: map[types.UID]Release{}},
-		clock: clocktesting.NewFakeClock(time.Now().Truncate(time.Second)),
+		clock: clocktesting.NewFakeClock(time.Now().Truncate(time.Second)), verdicts: newFakeVerdicts(),
 	}
 	w.operator, w.a, w.b = w.namespace("operator-"), w.namespace("a-"), w.namespace("b-")
 	w.grant()
@@ -181,7 +183,9 @@ func (w *world) start() {
 		Installation: installation, IDs: w.ids, Announcer: w.redis, Clock: w.clock, Log: logr.Discard(), Concurrency: 4,
 	})
 	w.Expect(err).NotTo(HaveOccurred())
-	w.Expect(SetupPlacement(mgr, PlacementOptions{Installation: installation, Clock: w.clock, Log: logr.Discard()})).To(Succeed())
+	w.Expect(SetupPlacement(mgr, PlacementOptions{
+		Installation: installation, Clock: w.clock, Log: logr.Discard(), Verdicts: w.verdicts,
+	})).To(Succeed())
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- mgr.Start(ctx) }()
@@ -458,6 +462,35 @@ func (f *fakeIDs) how(uid types.UID) Release {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.released[uid]
+}
+
+// fakeVerdicts are what a test says of workers.
+type fakeVerdicts struct {
+	mu      sync.Mutex
+	dead    map[string]bool
+	changed chan struct{}
+}
+
+func newFakeVerdicts() *fakeVerdicts {
+	return &fakeVerdicts{dead: map[string]bool{}, changed: make(chan struct{}, 1)}
+}
+
+func (f *fakeVerdicts) Dead(worker string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.dead[worker]
+}
+
+func (f *fakeVerdicts) Changed() <-chan struct{} { return f.changed }
+
+func (f *fakeVerdicts) say(worker string, dead bool) {
+	f.mu.Lock()
+	f.dead[worker] = dead
+	f.mu.Unlock()
+	select {
+	case f.changed <- struct{}{}:
+	default:
+	}
 }
 
 // fakeRedis keeps what is newest, as the queue's scripts do.

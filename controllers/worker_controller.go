@@ -23,7 +23,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/lease"
@@ -43,8 +45,11 @@ var everything = reconcile.Request{NamespacedName: types.NamespacedName{Name: "p
 type PlacementOptions struct {
 	// Installation is the id of this installation: only its sessions are placed.
 	Installation string
-	Clock        clock.PassiveClock
+	Clock        clock.WithTicker
 	Log          logr.Logger
+	// Verdicts tells which workers are dead, so that what they hold is placed anew. Calls
+	// may run concurrently.
+	Verdicts Verdicts
 	// Concurrency is how many sessions are written at a time; default 16.
 	Concurrency int
 }
@@ -60,11 +65,15 @@ type placementReconciler struct {
 	direct  client.Reader // the API server itself
 	events  events.EventRecorder
 	members *members
+	claims  *claims
+	changed chan event.GenericEvent // a verdict has changed
 
 	// assumed are decisions that were written and that the cache does not show yet.
 	assumed map[types.UID]assumption
 	// since is when a session began to want a worker, or another one.
 	since map[types.UID]time.Time
+	// lost are the workers of which it was said that they are dead.
+	lost map[string]bool
 	// misread are the values of max-sessions that are no numbers, by namespace, so that
 	// each is said once.
 	misread map[string]string
@@ -73,9 +82,9 @@ type placementReconciler struct {
 // assumption is a placement as it was written. The epoch only rises, so it
 // tells whether the cache is behind.
 type assumption struct {
-	key    types.NamespacedName
-	worker string
-	epoch  int64
+	key            types.NamespacedName
+	worker, heldBy string
+	epoch          int64
 	// uncertain: the write got no answer; the API server must be asked.
 	uncertain bool
 }
@@ -86,21 +95,33 @@ func SetupPlacement(mgr ctrl.Manager, o PlacementOptions) error {
 	if o.Concurrency == 0 {
 		o.Concurrency = 16
 	}
-	r := &placementReconciler{
-		PlacementOptions: o, client: mgr.GetClient(), direct: mgr.GetAPIReader(), events: mgr.GetEventRecorder("whatsapp-operator"),
-		members: &members{clock: o.Clock, log: o.Log, known: map[string]sighting{}},
-		assumed: map[types.UID]assumption{}, since: map[types.UID]time.Time{}, misread: map[string]string{},
-	}
+	r := newPlacementReconciler(o, mgr.GetClient(), mgr.GetAPIReader(), mgr.GetEventRecorder("whatsapp-operator"))
 	err := ctrl.NewControllerManagedBy(mgr).Named("placement").
-		Watches(&v1alpha1.WhatsAppSession{}, onChange(sessionChanged)).
+		Watches(&v1alpha1.WhatsAppSession{}, r.onSession()).
 		Watches(&coordinationv1.Lease{}, r.onLease()).
 		WatchesMetadata(&corev1.Namespace{}, onChange(namespaceChanged)).
+		WatchesRawSource(source.Channel(r.changed, handler.Funcs{
+			GenericFunc: func(_ context.Context, _ event.GenericEvent, q queue) { q.Add(everything) },
+		})).
 		WithOptions(options(1, o.Log)).
 		Complete(r)
 	if err != nil {
 		return fmt.Errorf("setting up the placement: %w", err)
 	}
+	if err := mgr.Add(manager.RunnableFunc(r.passOn)); err != nil {
+		return fmt.Errorf("setting up the placement: %w", err)
+	}
 	return nil
+}
+
+func newPlacementReconciler(o PlacementOptions, c client.Client, direct client.Reader, recorder events.EventRecorder) *placementReconciler {
+	return &placementReconciler{
+		PlacementOptions: o, client: c, direct: direct, events: recorder,
+		members: &members{clock: o.Clock, log: o.Log, known: map[string]sighting{}},
+		claims:  &claims{clock: o.Clock, seen: map[string]time.Time{}},
+		changed: make(chan event.GenericEvent),
+		assumed: map[types.UID]assumption{}, since: map[types.UID]time.Time{}, lost: map[string]bool{}, misread: map[string]string{},
+	}
 }
 
 type queue = workqueue.TypedRateLimitingInterface[reconcile.Request]
@@ -115,6 +136,21 @@ func onChange(changed func(before, after client.Object) bool) handler.EventHandl
 			}
 		},
 		DeleteFunc: func(_ context.Context, _ event.DeleteEvent, q queue) { q.AddAfter(everything, gather) },
+	}
+}
+
+func (r *placementReconciler) onSession() handler.EventHandler {
+	plain := onChange(sessionChanged).(handler.Funcs)
+	return handler.Funcs{
+		CreateFunc: func(ctx context.Context, e event.CreateEvent, q queue) {
+			r.claims.observe(nil, e.Object.(*v1alpha1.WhatsAppSession))
+			plain.CreateFunc(ctx, e, q)
+		},
+		UpdateFunc: func(ctx context.Context, e event.UpdateEvent, q queue) {
+			r.claims.observe(e.ObjectOld.(*v1alpha1.WhatsAppSession), e.ObjectNew.(*v1alpha1.WhatsAppSession))
+			plain.UpdateFunc(ctx, e, q)
+		},
+		DeleteFunc: plain.DeleteFunc,
 	}
 }
 
@@ -165,10 +201,11 @@ func (r *placementReconciler) Reconcile(ctx context.Context, _ ctrl.Request) (ct
 		return ctrl.Result{}, err
 	}
 	now := r.Clock.Now()
-	sessions, snapshot, expires, err := r.snapshot(ctx, now)
+	sessions, snapshot, again, err := r.snapshot(ctx, now)
 	if err != nil {
 		return ctrl.Result{}, err
 	}
+	r.mourn(sessions, snapshot)
 	plan := placement.Make(snapshot)
 	r.count(sessions, snapshot, plan, r.Clock.Since(now))
 	r.remember(snapshot, plan, now)
@@ -177,7 +214,7 @@ func (r *placementReconciler) Reconcile(ctx context.Context, _ ctrl.Request) (ct
 	if err != nil {
 		return ctrl.Result{}, err
 	}
-	return ctrl.Result{RequeueAfter: untilFirst(now, conflicts, plan.Again, expires)}, nil
+	return ctrl.Result{RequeueAfter: untilFirst(now, conflicts, plan.Again, again)}, nil
 }
 
 // untilFirst is how long to wait for the first of the instants that are not zero.
@@ -218,9 +255,10 @@ func (r *placementReconciler) resolve(ctx context.Context) error {
 	return nil
 }
 
-// snapshot reads the cache. The sessions are the cache's own and must not be changed.
-func (r *placementReconciler) snapshot(ctx context.Context, now time.Time) ([]v1alpha1.WhatsAppSession, placement.Snapshot, time.Time, error) {
-	out := placement.Snapshot{Now: now, Namespaces: map[string]placement.Namespace{}}
+// snapshot reads the cache. The sessions are the cache's own and must not be
+// changed. again is when the snapshot may change by time alone.
+func (r *placementReconciler) snapshot(ctx context.Context, now time.Time) (sessions []v1alpha1.WhatsAppSession, out placement.Snapshot, again time.Time, err error) {
+	out = placement.Snapshot{Now: now, Namespaces: map[string]placement.Namespace{}}
 	list := &v1alpha1.WhatsAppSessionList{}
 	if err := r.client.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
 		return nil, out, time.Time{}, fmt.Errorf("listing the sessions: %w", err)
@@ -234,25 +272,81 @@ func (r *placementReconciler) snapshot(ctx context.Context, now time.Time) ([]v1
 		ns := &namespaces.Items[i]
 		out.Namespaces[ns.Name] = placement.Namespace{Pool: ns.Labels[v1alpha1.PoolLabel], MaxSessions: r.limit(ns)}
 	}
+	dead := r.verdicts(list.Items, &again)
 	var expires time.Time
 	out.Workers, expires = r.members.workers(now)
+	again = earlier(again, expires)
+	for i := range out.Workers {
+		w := &out.Workers[i]
+		w.Live = w.Live && !r.Verdicts.Dead(w.Name) // the kubelet's word may come before the Lease ends
+	}
 
 	out.Sessions = make([]placement.Session, len(list.Items))
 	assumed := make(map[types.UID]assumption, len(r.assumed))
 	for i := range list.Items {
 		s := &list.Items[i]
-		worker := s.Status.Worker
+		worker, heldBy := s.Status.Worker, s.Status.HeldBy
 		if a, ok := r.assumed[s.UID]; ok && a.epoch > s.Status.Epoch {
-			worker, assumed[s.UID] = a.worker, a
+			worker, heldBy, assumed[s.UID] = a.worker, a.heldBy, a
+		}
+		lost := dead[heldBy] && s.Status.Installation == r.Installation
+		if lost {
+			heldBy = ""
 		}
 		out.Sessions[i] = placement.Session{
 			UID: s.UID, Namespace: s.Namespace, Created: s.CreationTimestamp.Time,
-			Worker: worker, HeldBy: s.Status.HeldBy, Since: r.since[s.UID],
+			Worker: worker, HeldBy: heldBy, Lost: lost, Since: r.since[s.UID],
 			Wanted: wantsWorker(s, r.Installation, now), Urgent: !s.DeletionTimestamp.IsZero(),
 		}
 	}
 	r.assumed = assumed
-	return list.Items, out, expires, nil
+	return list.Items, out, again, nil
+}
+
+// verdicts are the dead among the holders of the sessions. again is brought
+// forward to when a late claim does not count any more.
+func (r *placementReconciler) verdicts(sessions []v1alpha1.WhatsAppSession, again *time.Time) map[string]bool {
+	dead := map[string]bool{}
+	for i := range sessions {
+		holder := sessions[i].Status.HeldBy
+		if _, known := dead[holder]; known || holder == "" {
+			continue
+		}
+		is, until := r.dead(holder)
+		dead[holder] = is
+		*again = earlier(*again, until)
+	}
+	return dead
+}
+
+// earlier is the first of two instants, of which zero means never.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// mourn says once of each worker that it is dead.
+func (r *placementReconciler) mourn(sessions []v1alpha1.WhatsAppSession, snapshot placement.Snapshot) {
+	held := map[string]int{}
+	for i := range snapshot.Sessions {
+		if snapshot.Sessions[i].Lost {
+			held[sessions[i].Status.HeldBy]++
+		}
+	}
+	for worker, n := range held {
+		if !r.lost[worker] {
+			r.lost[worker] = true
+			r.Log.Info("A worker is dead: its sessions are placed anew", "worker", worker, "sessions", n)
+			metrics.WorkerLost()
+		}
+	}
+	for worker := range r.lost {
+		if !r.Verdicts.Dead(worker) {
+			delete(r.lost, worker)
+		}
+	}
 }
 
 // limit reads max-sessions. What is no number is no limit, and said.
@@ -322,7 +416,8 @@ func (r *placementReconciler) carryOut(
 	for i := range writes {
 		w := &writes[i]
 		group.Go(func() error {
-			w.assume, w.err = r.write(ctx, &sessions[w.session], snapshot.Sessions[w.session].Worker, w.to, w.why, now)
+			planned := &snapshot.Sessions[w.session]
+			w.assume, w.err = r.write(ctx, &sessions[w.session], planned, w.to, w.why, now)
 			return nil // one session's trouble does not keep the others waiting
 		})
 	}
@@ -333,7 +428,7 @@ func (r *placementReconciler) carryOut(
 		switch {
 		case w.err == nil && w.assume.epoch != 0:
 			r.assumed[uid] = w.assume
-		case apierrors.IsConflict(w.err), apierrors.IsNotFound(w.err):
+		case apierrors.IsConflict(w.err), apierrors.IsNotFound(w.err), errors.Is(w.err, errAlive):
 			conflicts = true
 			metrics.Placement("conflict")
 		case w.err != nil:
@@ -346,18 +441,23 @@ func (r *placementReconciler) carryOut(
 	return conflicts, errors.Join(errs...)
 }
 
-// write gives a session its worker, or says why it has none. from is the worker
-// that the plan was made with. The zero assumption says that nothing was to be written.
+// write gives a session its worker, or says why it has none, and clears a holder
+// that is dead, all in one patch. planned is the session as the plan was made
+// with. The zero assumption says that nothing was to be written.
 func (r *placementReconciler) write(
-	ctx context.Context, cached *v1alpha1.WhatsAppSession, from, to string, why refusal, now time.Time,
+	ctx context.Context, cached *v1alpha1.WhatsAppSession, planned *placement.Session, to string, why refusal, now time.Time,
 ) (assumption, error) {
-	if from == "" && to == "" && (cached.Status.HeldBy != "" || says(cached, why)) {
+	from := planned.Worker
+	if from == "" && to == "" && !planned.Lost && (cached.Status.HeldBy != "" || says(cached, why)) {
 		return assumption{}, nil
 	}
 	s := cached.DeepCopy()
 	next := *s.Status.DeepCopy()
-	if next.Worker != to {
+	if next.Worker != to || planned.Lost {
 		next.Worker, next.Epoch = to, nextEpoch(next, now)
+	}
+	if planned.Lost {
+		next = lose(s, next, now)
 	}
 	if next.HeldBy == "" {
 		next = status.Summarize(next, unheld(s, next, why, now), now)
@@ -366,11 +466,17 @@ func (r *placementReconciler) write(
 	if equality.Semantic.DeepEqual(s.Status, next) {
 		return assumption{}, nil
 	}
-	a := assumption{key: client.ObjectKeyFromObject(s), worker: to, epoch: next.Epoch}
+	if planned.Lost {
+		// Many writes may have come before this one.
+		if dead, _ := r.dead(cached.Status.HeldBy); !dead {
+			return assumption{}, errAlive
+		}
+	}
+	a := assumption{key: client.ObjectKeyFromObject(s), worker: to, heldBy: next.HeldBy, epoch: next.Epoch}
 	if err := patchStatus(ctx, r.client, s, next); err != nil {
 		return a, err
 	}
-	r.report(s, from, to, why)
+	r.report(s, planned, cached.Status.HeldBy, to, why)
 	return a, nil
 }
 
@@ -380,9 +486,17 @@ func says(s *v1alpha1.WhatsAppSession, why refusal) bool {
 	return placed != nil && s.Status.Worker == "" && placed.Reason == why.reason && placed.Message == why.message && placed.ObservedGeneration == s.Generation
 }
 
-func (r *placementReconciler) report(s *v1alpha1.WhatsAppSession, from, to string, why refusal) {
+func (r *placementReconciler) report(s *v1alpha1.WhatsAppSession, planned *placement.Session, holder, to string, why refusal) {
+	from := planned.Worker
 	log := r.Log.WithValues("namespace", s.Namespace, "session", s.Name, "sessionID", s.Status.SessionID, "epoch", s.Status.Epoch)
 	switch {
+	case planned.Lost:
+		log.V(1).Info("Taken from a dead worker", "worker", to, "from", holder, "reason", why.reason)
+		metrics.Placement("failed_over")
+		r.events.Eventf(s, nil, corev1.EventTypeWarning, v1alpha1.ReasonWorkerLost, "Place", "%s", obituary(holder))
+		if why.reason != "" {
+			r.events.Eventf(s, nil, corev1.EventTypeWarning, why.reason, "Place", "%s", why.message)
+		}
 	case to != "" && from == "":
 		log.Info("Placed", "worker", to)
 		metrics.Placement("placed")
@@ -426,6 +540,8 @@ func (r *placementReconciler) count(sessions []v1alpha1.WhatsAppSession, snapsho
 	for _, w := range snapshot.Workers {
 		state := metrics.PoolState{Pool: w.Pool, State: "live"}
 		switch {
+		case r.Verdicts.Dead(w.Name):
+			state.State = "dead"
 		case !w.Live:
 			state.State = "silent"
 		case w.Draining:

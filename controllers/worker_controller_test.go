@@ -128,13 +128,9 @@ func TestNamespacesChooseThePoolAndTheLimit(t *testing.T) {
 
 // bare is a placement reconciler without a manager, over a client of the test's choice.
 func (w *world) bare(c client.Client) *placementReconciler {
-	r := &placementReconciler{
-		PlacementOptions: PlacementOptions{Installation: installation, Clock: w.clock, Log: logr.Discard(), Concurrency: 4},
-		client:           c, direct: k8s, events: events.NewFakeRecorder(100),
-		members: &members{clock: w.clock, log: logr.Discard(), known: map[string]sighting{}},
-		assumed: map[types.UID]assumption{}, since: map[types.UID]time.Time{}, misread: map[string]string{},
-	}
-	return r
+	return newPlacementReconciler(
+		PlacementOptions{Installation: installation, Clock: w.clock, Log: logr.Discard(), Verdicts: w.verdicts, Concurrency: 4},
+		c, k8s, events.NewFakeRecorder(100))
 }
 
 // waiting makes sessions that hold their ids and wait for a worker, with no manager about.

@@ -22,7 +22,9 @@ const storePatience = 10 * time.Second
 type accounts struct {
 	store     *store.Store
 	connector *whatsapp.Factory
-	log       logr.Logger
+	// allowed is nil while this process may hold connections.
+	allowed func() error
+	log     logr.Logger
 }
 
 // Take implements worker.Accounts.
@@ -61,7 +63,7 @@ func (a *account) Dial(ctx context.Context, o worker.DialOptions) (worker.Connec
 		return nil, inWorkersWords(err)
 	}
 	conn, err := a.connector.New(whatsapp.Options{
-		Device: device, DeviceName: o.DeviceName, Proxy: o.Proxy, Events: o.Events,
+		Device: device, DeviceName: o.DeviceName, Proxy: o.Proxy, Events: o.Events, Allowed: a.allowed,
 		Log: a.log.WithValues("sessionID", a.taking.Record.SessionID),
 	})
 	if err != nil {

@@ -188,6 +188,7 @@ type workerConfig struct {
 	Pool           string
 	Capacity       int
 	Revision       int64
+	PodUID         string
 	DrainTimeout   time.Duration
 	GCPercent      int
 	Pace           worker.Pace
@@ -202,8 +203,9 @@ func (c *workerConfig) bind(f *pflag.FlagSet) {
 	f.StringVar(&c.StateDir, "state-dir", "/var/lib/whatsapp-operator", "folder of this worker alone that lives as long as its pod")
 	f.StringVar(&c.Pool, "pool", "default", "pool of workers that this one belongs to")
 	f.IntVar(&c.Capacity, "capacity", 1000, "most sessions that are placed here")
-	f.Int64Var(&c.Revision, "revision", 0, "revision of the Deployment: a newer one takes the sessions over")
-	f.DurationVar(&c.DrainTimeout, "drain-timeout", 25*time.Second, "how long giving up all sessions may take at shutdown")
+	f.Int64Var(&c.Revision, "revision", 0, "orders the versions of the workers: a newer one takes the sessions over; 0: the revision of the Deployment that the pod belongs to")
+	f.StringVar(&c.PodUID, "pod-uid", "", "UID of the pod: the kubelet's word on this pod's end is then believed at once")
+	f.DurationVar(&c.DrainTimeout, "drain-timeout", 25*time.Second, "how long handing over all sessions may take at shutdown; shorter than the pod's terminationGracePeriodSeconds")
 	f.IntVar(&c.GCPercent, "gc-percent", 50, "garbage collector's GOGC: many idle connections want memory more than CPU; the variable GOGC wins")
 	f.Float64Var(&c.Pace.LoginsPerSecond, "logins-per-second", 200, "pace of logins by one egress")
 	f.IntVar(&c.Pace.LoginBurst, "login-burst", 200, "most logins at once by one egress")
@@ -236,6 +238,9 @@ func (c *workerConfig) complete() error {
 	}
 	if c.Pace.LoginsPerSecond <= 0 || c.Pace.PairingsPerSecond <= 0 || c.Pace.LoginBurst < 1 || c.Pace.PairingBurst < 1 {
 		wrong("the pace of logins and pairings must be above zero")
+	}
+	if c.Revision < 0 {
+		wrong("--revision is %d: choose 0 or more", c.Revision)
 	}
 	if c.DrainTimeout < time.Second {
 		wrong("--drain-timeout is %s: choose at least 1s", c.DrainTimeout)

@@ -35,13 +35,16 @@ type foundation struct {
 	direct       client.Client // reads from the API server itself
 	installation string
 	redis        goredis.UniversalClient
-	keys         redis.Keys
-	durability   *redis.Durability
-	queue        *batch.Queue
-	cache        *cache.Cache
-	store        *store.Store
-	clock        clock.WithTicker
-	log          logr.Logger
+	// witness has connections of its own: the workers' proof of life must not wait behind
+	// a thousand sessions.
+	witness    goredis.UniversalClient
+	keys       redis.Keys
+	durability *redis.Durability
+	queue      *batch.Queue
+	cache      *cache.Cache
+	store      *store.Store
+	clock      clock.WithTicker
+	log        logr.Logger
 }
 
 // lay reaches the API server, Redis and the store, and refuses to go on with
@@ -91,8 +94,10 @@ func (f *foundation) close() error {
 	if f.store != nil {
 		errs = append(errs, f.store.Close())
 	}
-	if f.redis != nil {
-		errs = append(errs, f.redis.Close())
+	for _, c := range []goredis.UniversalClient{f.redis, f.witness} {
+		if c != nil {
+			errs = append(errs, c.Close())
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -134,6 +139,9 @@ func (f *foundation) layRedis(ctx context.Context) error {
 	redis.LogTo(f.log.WithName("redis"))
 	var err error
 	if f.redis, err = redis.New(f.config.Redis); err != nil {
+		return err
+	}
+	if f.witness, err = redis.New(f.config.Redis); err != nil {
 		return err
 	}
 	f.keys = f.config.Redis.Keys()

@@ -19,6 +19,8 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/batch"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/laravel"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/lease"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/redis"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/store"
 )
 
@@ -26,6 +28,8 @@ const (
 	leaderElectionID = "whatsapp-operator-manager"
 	// cleanEvery is how often the janitor deletes what the store has kept long enough.
 	cleanEvery = 6 * time.Hour
+	// sweepEvery is how often the witnesses of workers that have long been dead are removed.
+	sweepEvery = 10 * time.Minute
 )
 
 func newManagerCommand() *cobra.Command {
@@ -60,6 +64,10 @@ func runManager(ctx context.Context, config *managerConfig, log logr.Logger) (er
 	if err != nil {
 		return fmt.Errorf("preparing the manager: %w", err)
 	}
+	observer := &lease.Observer{
+		Client: f.direct, Namespace: config.Namespace, Keys: redis.NewWitness(f.witness, f.keys),
+		Elapsed: lease.Elapsed, Clock: f.clock, Log: log.WithName("observer"),
+	}
 	ids := &ids{store: f.store, ready: make(chan struct{})}
 	sessions, err := controllers.SetupSession(mgr, controllers.SessionOptions{
 		Installation: f.installation, IDs: ids, Announcer: &speaker{newAnnouncer(f.queue, f.cache)},
@@ -69,7 +77,7 @@ func runManager(ctx context.Context, config *managerConfig, log logr.Logger) (er
 		return err
 	}
 	if err := controllers.SetupPlacement(mgr, controllers.PlacementOptions{
-		Installation: f.installation, Clock: f.clock, Log: log.WithName("placement"),
+		Installation: f.installation, Clock: f.clock, Log: log.WithName("placement"), Verdicts: observer,
 	}); err != nil {
 		return err
 	}
@@ -80,6 +88,8 @@ func runManager(ctx context.Context, config *managerConfig, log logr.Logger) (er
 	defer closeClient()
 	runnables := []manager.Runnable{
 		flusher,
+		observer,
+		manager.RunnableFunc(func(ctx context.Context) error { return f.sweepWorkers(ctx, observer) }),
 		manager.RunnableFunc(func(ctx context.Context) error { return f.keepStore(ctx, ids.open) }),
 	}
 	forgot := func() {
@@ -125,6 +135,22 @@ func (f *foundation) keepStore(ctx context.Context, open func()) error {
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C():
+		}
+	}
+}
+
+// sweepWorkers is the leader's round among the witnesses of dead workers.
+func (f *foundation) sweepWorkers(ctx context.Context, observer *lease.Observer) error {
+	ticker := f.clock.NewTicker(sweepEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C():
+		}
+		if err := observer.Sweep(ctx); err != nil && ctx.Err() == nil {
+			f.log.Error(err, "The witnesses of dead workers could not be removed; it is tried again", "after", sweepEvery.String())
 		}
 	}
 }

@@ -13,15 +13,16 @@ import (
 	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/lease"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/metrics"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/redis"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/whatsapp"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/worker"
 )
@@ -72,10 +73,9 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 
 	placed := sessionsWhere("status.worker", config.Name)
 	held := sessionsWhere("status.heldBy", config.Name)
-	drain := config.DrainTimeout + 15*time.Second
 	mgr, err := manager.New(f.rest, manager.Options{
 		Scheme: f.scheme, Logger: log, Cache: placed, Metrics: f.metricsOptions(),
-		HealthProbeBindAddress: config.HealthAddress, GracefulShutdownTimeout: &drain,
+		HealthProbeBindAddress: config.HealthAddress,
 	})
 	if err != nil {
 		return fmt.Errorf("preparing the worker: %w", err)
@@ -89,18 +89,24 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 		return fmt.Errorf("adding the second cache: %w", err)
 	}
 
+	guard := lease.NewGuard(lease.Elapsed)
+	revision := newRevision(f.direct, config, log)
+	revision.refresh(ctx) // the first Lease says it
 	limiter := worker.NewPerEgress(config.Pace)
 	agent := worker.NewAgent(worker.Options{
-		Worker: config.Name, Process: strings.ToLower(rand.Text()), DrainTimeout: config.DrainTimeout,
-		Membership: &lease.Renewer{
-			Client: f.direct, Namespace: config.Namespace, Clock: f.clock, Log: log.WithName("lease"),
-			Self: lease.Member{
-				Name: config.Name, Incarnation: incarnation.ID, Pool: config.Pool, Revision: config.Revision,
-				Format: lease.Format, Capacity: config.Capacity,
+		Worker: config.Name, Process: strings.ToLower(rand.Text()), DrainTimeout: config.DrainTimeout, Stop: ctx.Done(),
+		Membership: &lease.Membership{
+			Renewer: lease.Renewer{
+				Client: f.direct, Namespace: config.Namespace, Clock: f.clock, Log: log.WithName("lease"), Revision: revision.number,
+				Self: lease.Member{
+					Name: config.Name, Incarnation: incarnation.ID, PodUID: types.UID(config.PodUID), Pool: config.Pool,
+					Format: lease.Format, Capacity: config.Capacity,
+				},
 			},
+			Keys: redis.NewWitness(f.witness, f.keys), Guard: guard,
 		},
 		Sessions:  newSessions(f.direct),
-		Accounts:  &accounts{store: f.store, connector: connector, log: log.WithName("whatsapp")},
+		Accounts:  &accounts{store: f.store, connector: connector, allowed: guard.Check, log: log.WithName("whatsapp")},
 		Proxies:   &proxies{client: f.direct, serviceAccount: config.Namespace + ":" + config.ServiceAccount},
 		Announcer: newAnnouncer(f.queue, f.cache),
 		Limiter:   limiter,
@@ -110,6 +116,22 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 	}, mgr.GetCache(), heldCache)
 	if err := agent.SetupWithManager(mgr, mgr.GetCache(), heldCache); err != nil {
 		return err
+	}
+	// What feeds the agent must outlive the signal to end: an agent that hands its sessions
+	// over learns from it who takes them.
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	for _, r := range []everywhere{
+		{func(ctx context.Context) error {
+			defer end()
+			return agent.Start(ctx)
+		}},
+		{func(ctx context.Context) error { return exitWhenLost(ctx, guard.Lost(), log) }},
+		{revision.run},
+	} {
+		if err := mgr.Add(r); err != nil {
+			return fmt.Errorf("adding the agent: %w", err)
+		}
 	}
 	if err := metrics.RegisterSessions(func() map[string]int {
 		counts := map[string]int{}
@@ -131,12 +153,28 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 		}
 		return nil
 	}
-	if err := addChecks(mgr, healthz.Ping, ready); err != nil {
+	if err := addChecks(mgr, func(*http.Request) error { return agent.Alive() }, ready); err != nil {
 		return err
 	}
 	log.Info("Starting", "incarnation", incarnation.ID, "restarted", incarnation.Restarted, "installation", f.installation, "pool", config.Pool, "capacity", config.Capacity)
-	if err := mgr.Start(ctx); err != nil {
+	if err := mgr.Start(life); err != nil {
 		return fmt.Errorf("running the worker: %w", err)
+	}
+	return nil
+}
+
+// exitPatience is how long a worker that must take itself for declared dead may
+// take to end in order (DESIGN section 3.6). Its sockets are closed by then.
+const exitPatience = 1500 * time.Millisecond
+
+// exitWhenLost ends the process when its right to hold connections has ended,
+// whatever still waits for a database or a server that does not answer.
+func exitWhenLost(ctx context.Context, lost <-chan struct{}, log logr.Logger) error {
+	select {
+	case <-ctx.Done():
+	case <-lost:
+		log.Info("FENCED: neither the API server nor Redis was reached in time: all connections are closed and the process ends")
+		time.AfterFunc(exitPatience, func() { os.Exit(1) })
 	}
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 )
@@ -33,6 +34,7 @@ const (
 	annotationLoad   = annotationPrefix + "load"
 	annotationTokens = annotationPrefix + "tokens"
 	annotationDrain  = annotationPrefix + "draining"
+	annotationPod    = annotationPrefix + "pod-uid"
 
 	namePrefix = "whatsapp-worker-"
 	// maxName is what Kubernetes allows for the name of a Lease.
@@ -51,6 +53,8 @@ type Member struct {
 	Name string
 	// Incarnation tells a worker from an earlier one of the same name.
 	Incarnation string
+	// PodUID is its pod's, where it has one: the kubelet's word is believed of that pod only.
+	PodUID types.UID
 	// Pool is the pool whose namespaces it serves.
 	Pool string
 	// Revision orders the versions of the workers: a higher one is newer.
@@ -104,7 +108,7 @@ func FromLease(l *coordinationv1.Lease) (Member, error) {
 		return Member{}, errors.New("the lease has no time of renewal or no duration")
 	}
 	m := Member{
-		Name: name, Incarnation: incarnation, Pool: l.Labels[v1alpha1.PoolLabel],
+		Name: name, Incarnation: incarnation, Pool: l.Labels[v1alpha1.PoolLabel], PodUID: types.UID(l.Annotations[annotationPod]),
 		RenewTime: l.Spec.RenewTime.Time,
 		Duration:  time.Duration(*l.Spec.LeaseDurationSeconds) * time.Second,
 	}
@@ -153,6 +157,11 @@ func (m Member) Into(l *coordinationv1.Lease) {
 	annotations[annotationLoad] = strconv.Itoa(m.Load)
 	annotations[annotationTokens] = strconv.Itoa(m.Tokens)
 	annotations[annotationDrain] = strconv.FormatBool(m.Draining)
+	if m.PodUID != "" {
+		annotations[annotationPod] = string(m.PodUID)
+	} else {
+		delete(annotations, annotationPod)
+	}
 	l.Labels, l.Annotations = labels, annotations
 
 	holder := m.Name + "/" + m.Incarnation

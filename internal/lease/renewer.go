@@ -16,69 +16,41 @@ import (
 )
 
 const (
-	// RenewEvery is how often a worker renews its Lease (DESIGN section 3.5).
+	// RenewEvery is how often a worker renews each of its witnesses (DESIGN section 3.5).
 	RenewEvery = 3 * time.Second
-	// Duration is how long a Lease speaks for its worker.
+	// Duration is how long after a renewal of its Lease a worker is given new sessions.
 	Duration = 15 * time.Second
 	// attemptPatience bounds one renewal, counted from its sending.
 	attemptPatience = 2 * time.Second
 )
 
-// errTaken says that another incarnation of the worker renews the Lease.
+// errTaken says that another incarnation of the worker renews a witness.
 var errTaken = errors.New("another process has taken over this worker's name: give each worker a name of its own")
 
-// Renewer keeps a worker's Lease. Nobody else writes it.
+// Renewer is the first witness: a worker's Lease. Nobody else writes it.
 type Renewer struct {
 	// Client must read from the API server itself.
 	Client    client.Client
 	Namespace string
 	// Self is the member as it announces itself; Load, Tokens and RenewTime are filled in.
-	Self  Member
-	Clock clock.WithTicker
-	Log   logr.Logger
+	Self Member
+	// Revision is asked at each renewal where it is set; see Member.Revision.
+	Revision func() int64
+	Clock    clock.WithTicker
+	Log      logr.Logger
 
+	// lease is as it was last written; nil: it must be read. One goroutine at a time uses it.
 	lease    *coordinationv1.Lease
 	draining atomic.Bool
-	// foreign is the last renewal seen of another incarnation, and since when it has not changed.
-	foreign      string
-	foreignSince time.Time
-	load         func() (sessions, tokens int)
-}
-
-// Run joins and renews until ctx ends; joined is called once, after the first
-// renewal. A Lease that another incarnation of the same name still renews is
-// waited for; one that takes the Lease away ends Run with an error.
-func (r *Renewer) Run(ctx context.Context, joined func(), load func() (sessions, tokens int)) error {
-	r.load = load
-	ticker := r.Clock.NewTicker(RenewEvery)
-	defer ticker.Stop()
-	member := false
-	for {
-		err := r.renew(ctx)
-		switch {
-		case err == nil && !member:
-			member = true
-			r.Log.Info("Joined", "worker", r.Self.Name, "incarnation", r.Self.Incarnation)
-			joined()
-		case errors.Is(err, errTaken) && member:
-			return err
-		case errors.Is(err, errTaken):
-			r.Log.Info("Waiting for another incarnation of this worker to fall silent", "worker", r.Self.Name)
-		case err != nil && ctx.Err() == nil:
-			r.Log.Error(err, "The lease could not be renewed; it is tried again", "worker", r.Self.Name)
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-ticker.C():
-		}
-	}
+	load     func() (sessions, tokens int)
 }
 
 // Drain announces at once, not with the next renewal, that the worker takes
 // nothing more. It may run beside Run.
 func (r *Renewer) Drain(ctx context.Context) error {
 	r.draining.Store(true)
+	ctx, cancel := context.WithTimeout(ctx, attemptPatience)
+	defer cancel()
 	current, err := r.get(ctx)
 	if err != nil || current == nil {
 		return err
@@ -96,7 +68,7 @@ func (r *Renewer) Drain(ctx context.Context) error {
 	return nil
 }
 
-// Leave deletes the Lease. Run must have ended.
+// Leave deletes the Lease. No renewal may be under way.
 func (r *Renewer) Leave(ctx context.Context) error {
 	current, err := r.get(ctx)
 	if err != nil || current == nil {
@@ -115,6 +87,8 @@ func (r *Renewer) Leave(ctx context.Context) error {
 }
 
 func (r *Renewer) get(ctx context.Context) (*coordinationv1.Lease, error) {
+	ctx, cancel := context.WithTimeout(ctx, attemptPatience)
+	defer cancel()
 	current := &coordinationv1.Lease{}
 	err := r.Client.Get(ctx, client.ObjectKey{Namespace: r.Namespace, Name: LeaseName(r.Self.Name)}, current)
 	switch {
@@ -126,25 +100,35 @@ func (r *Renewer) get(ctx context.Context) (*coordinationv1.Lease, error) {
 	return current, nil
 }
 
-// renew writes the Lease once, with the resourceVersion that it was computed from.
+// renew writes the Lease once. One that another incarnation has is errTaken.
 func (r *Renewer) renew(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, attemptPatience)
-	defer cancel()
 	if r.lease == nil {
 		current, err := r.get(ctx)
 		if err != nil {
 			return err
 		}
-		if current != nil && !r.mine(current) {
-			return errTaken
+		if current != nil {
+			if member, err := FromLease(current); err != nil || member.Incarnation != r.Self.Incarnation {
+				return errTaken
+			}
 		}
 		r.lease = current
 	}
+	return r.write(ctx)
+}
+
+// write writes the Lease with the resourceVersion that it was computed from.
+func (r *Renewer) write(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, attemptPatience)
+	defer cancel()
 	desired := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: r.Namespace, Name: LeaseName(r.Self.Name)}}
 	if r.lease != nil {
 		desired = r.lease.DeepCopy()
 	}
 	self := r.Self
+	if r.Revision != nil {
+		self.Revision = r.Revision()
+	}
 	self.Load, self.Tokens = r.load()
 	self.Draining = r.draining.Load()
 	self.RenewTime, self.Duration = r.Clock.Now(), Duration
@@ -162,18 +146,4 @@ func (r *Renewer) renew(ctx context.Context) error {
 	}
 	r.lease = desired
 	return nil
-}
-
-// mine reports whether the Lease may be written: it is this incarnation's, or
-// another's that has not changed for its whole duration of our own clock.
-func (r *Renewer) mine(current *coordinationv1.Lease) bool {
-	member, err := FromLease(current)
-	if err == nil && member.Incarnation == r.Self.Incarnation {
-		return true
-	}
-	if r.foreign != current.ResourceVersion {
-		r.foreign, r.foreignSince = current.ResourceVersion, r.Clock.Now()
-		return false
-	}
-	return r.Clock.Since(r.foreignSince) >= Duration
 }

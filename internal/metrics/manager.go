@@ -22,7 +22,7 @@ var (
 	})
 	workers = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Namespace: namespace, Name: "workers",
-		Help: "Workers by pool and state: live, draining or silent.",
+		Help: "Workers by pool and state: live, draining, silent or dead.",
 	}, []string{"pool", "state"})
 	poolCapacity = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Namespace: namespace, Name: "pool_capacity_sessions",
@@ -30,8 +30,12 @@ var (
 	}, []string{"pool"})
 	placements = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: namespace, Name: "placements_total",
-		Help: "Decisions of the placement: placed, moved, withdrawn, conflict (to be made again) or failed.",
+		Help: "Decisions of the placement: placed, moved, failed_over (taken from a dead worker), withdrawn, conflict (to be made again) or failed.",
 	}, []string{"result"})
+	workersLost = prometheus.NewCounter(prometheus.CounterOpts{
+		Namespace: namespace, Name: "workers_lost_total",
+		Help: "Workers that were declared dead while they held sessions.",
+	})
 	placementSeconds = prometheus.NewHistogram(prometheus.HistogramOpts{
 		Namespace: namespace, Name: "placement_plan_seconds",
 		Help:    "Time to compute one placement plan, without carrying it out.",
@@ -40,7 +44,7 @@ var (
 )
 
 func init() {
-	metrics.Registry.MustRegister(managerSessions, sessionsUnplaced, sessionsSilent, workers, poolCapacity, placements, placementSeconds)
+	metrics.Registry.MustRegister(managerSessions, sessionsUnplaced, sessionsSilent, workers, poolCapacity, placements, workersLost, placementSeconds)
 }
 
 // Fleet is what the leader counts before each plan.
@@ -56,7 +60,7 @@ type Fleet struct {
 	Planning time.Duration
 }
 
-// PoolState is a pool and a state of workers: live, draining or silent.
+// PoolState is a pool and a state of workers: live, draining, silent or dead.
 type PoolState struct{ Pool, State string }
 
 // SetFleet publishes the counts; what they do not name any more disappears.
@@ -77,6 +81,9 @@ func SetFleet(f Fleet) {
 	sessionsSilent.Set(float64(f.HeldBySilent))
 	placementSeconds.Observe(f.Planning.Seconds())
 }
+
+// WorkerLost counts a worker that died with its sessions.
+func WorkerLost() { workersLost.Inc() }
 
 // Placement counts a decision that was carried out, or could not be.
 func Placement(result string) { placements.WithLabelValues(result).Inc() }

@@ -7,7 +7,8 @@
 // namespace's pool stays where it is. A session without a worker goes to the
 // one with the least relative load. A session on a draining worker moves in
 // waves that its successors can log in. The rest is said to be refused, with
-// the reason.
+// the reason. A session whose worker died comes before all others and does not
+// wait for the newest revision: it is down, and another move costs it less.
 //
 // The workers of a pool are scanned for each session instead of being kept in
 // a heap: ties are frequent (a fresh pool is one big tie) and are decided by
@@ -44,6 +45,9 @@ type Session struct {
 	Worker string
 	// HeldBy is the worker that owns its device.
 	HeldBy string
+	// Lost: the worker that owned its device has been declared dead; HeldBy is empty then.
+	// Each lost session is in the plan's moves or refusals, so that its holder is cleared.
+	Lost bool
 	// Wanted: the session is to have a worker. One that is not wanted only takes room
 	// as long as a worker has it.
 	Wanted bool
@@ -89,9 +93,10 @@ type Snapshot struct {
 type Move struct {
 	// Session is its index in the snapshot.
 	Session int
-	// To is the worker; empty: nobody can take the session, and its present worker has to give it up.
+	// To is the worker; empty: nobody can take the session, and its present worker has to
+	// give it up. It is the present worker where a lost session was on its way there.
 	To string
-	// Refused is why To is empty.
+	// Refused is why To is empty; of a lost session that is not wanted it is empty, too.
 	Refused string
 }
 
@@ -118,7 +123,8 @@ type Plan struct {
 func Make(s Snapshot) Plan {
 	p := planner{Snapshot: s, workers: map[string]*worker{}, pools: map[string]*pool{}, placed: map[string]int{}}
 	p.takeWorkers()
-	waiting, moving := p.takeSessions()
+	lost, waiting, moving := p.takeSessions()
+	p.deal(lost, p.place) // they were connected: each second is an outage
 	p.deal(waiting, p.place)
 	p.deal(moving, p.move)
 	return p.plan
@@ -167,9 +173,10 @@ func (p *planner) takeWorkers() {
 	}
 }
 
-// takeSessions counts what every worker has, and returns the sessions that need
-// a worker (waiting) and those that have one but must leave it (moving).
-func (p *planner) takeSessions() (waiting, moving []int) {
+// takeSessions counts what every worker has, and returns the sessions whose
+// worker died (lost), those that need a worker (waiting) and those that have one
+// but must leave it (moving).
+func (p *planner) takeSessions() (lost, waiting, moving []int) {
 	for i := range p.Sessions {
 		s := &p.Sessions[i]
 		w := p.workers[s.Worker]
@@ -183,12 +190,20 @@ func (p *planner) takeSessions() (waiting, moving []int) {
 			holder.load++ // until it has given the session up
 		}
 		if !s.Wanted {
+			if s.Lost {
+				p.plan.Moves = append(p.plan.Moves, Move{Session: i})
+			}
 			continue
 		}
 		held := s.Worker != "" && s.HeldBy == s.Worker
 		switch {
 		case w != nil && w.Live && !w.Draining && w.Pool == p.pool(s):
 			p.placed[s.Namespace]++ // a live worker keeps what it has
+			if s.Lost {
+				p.plan.Moves = append(p.plan.Moves, Move{Session: i, To: s.Worker})
+			}
+		case s.Lost:
+			lost = append(lost, i)
 		case w != nil && w.Live && (held || !w.Draining):
 			p.placed[s.Namespace]++
 			moving = append(moving, i)
@@ -198,7 +213,7 @@ func (p *planner) takeSessions() (waiting, moving []int) {
 			waiting = append(waiting, i)
 		}
 	}
-	return waiting, moving
+	return lost, waiting, moving
 }
 
 func (p *planner) pool(s *Session) string {
@@ -254,7 +269,8 @@ func first(a, b bool) int {
 // place finds a worker for a session that has none.
 func (p *planner) place(i int) {
 	s := &p.Sessions[i]
-	if limit := p.Namespaces[s.Namespace].MaxSessions; limit != nil && !s.Urgent && p.placed[s.Namespace] >= *limit {
+	// A limit that was lowered takes no session's worker away, nor does a worker's death.
+	if limit := p.Namespaces[s.Namespace].MaxSessions; limit != nil && !s.Urgent && !s.Lost && p.placed[s.Namespace] >= *limit {
 		p.refuse(i, v1alpha1.ReasonTooManySessions)
 		return
 	}
@@ -301,7 +317,7 @@ func (p *planner) find(s *Session) (workers []*worker, reason string) {
 	switch {
 	case n < 0:
 		return nil, v1alpha1.ReasonNoCapacity
-	case n > 0 && p.Now.Before(p.since(s).Add(NewestPatience)):
+	case n > 0 && !s.Lost && p.Now.Before(p.since(s).Add(NewestPatience)):
 		return nil, ""
 	default:
 		return group.revisions[n], ""

@@ -41,6 +41,7 @@ func on(worker string) func(*session) {
 
 func placedOn(worker string) func(*session) { return func(s *session) { s.Worker = worker } }
 func heldBy(worker string) func(*session)   { return func(s *session) { s.HeldBy = worker } }
+func lost(s *session)                       { s.Lost = true }
 func unwanted(s *session)                   { s.Wanted = false }
 func urgent(s *session)                     { s.Urgent = true }
 
@@ -348,6 +349,54 @@ func TestMake(t *testing.T) {
 				refused: map[string]string{"a-0001": v1alpha1.ReasonTooManySessions},
 			},
 		},
+		{
+			name:     "a dead worker's sessions come before all others",
+			sessions: []session{s(1, "a", urgent), s(2, "b", placedOn("dead"), lost)},
+			workers:  []worker{w("w1", 1), w("dead", 10, silent)},
+			want: result{
+				moves:   map[string]string{"b-0002": "w1"},
+				refused: map[string]string{"a-0001": v1alpha1.ReasonNoCapacity},
+			},
+		},
+		{
+			name:     "a dead worker's sessions do not wait for tokens, nor for the newest revision",
+			sessions: []session{s(1, "a", on("new")), s(2, "a", placedOn("dead"), lost)},
+			workers:  []worker{w("old", 10, tokens(0)), w("new", 1, revision(2))},
+			want:     result{moves: map[string]string{"a-0002": "old"}},
+		},
+		{
+			name:     "a dead worker's session that was on its way goes on",
+			sessions: []session{s(1, "a", placedOn("w1"), lost)},
+			workers:  []worker{w("w1", 10), w("w2", 10)},
+			want:     result{moves: map[string]string{"a-0001": "w1"}},
+		},
+		{
+			name:     "a dead worker's session whose successor drains goes elsewhere at once",
+			sessions: []session{s(1, "a", placedOn("w1"), lost)},
+			workers:  []worker{w("w1", 10, draining), w("w2", 10)},
+			want:     result{moves: map[string]string{"a-0001": "w2"}},
+		},
+		{
+			name:     "a dead worker's session that nobody can take is freed",
+			sessions: []session{s(1, "a", placedOn("dead"), lost), s(2, "a", lost)},
+			want: result{
+				moves:   map[string]string{"a-0001": ""},
+				refused: map[string]string{"a-0001": v1alpha1.ReasonNoWorkers, "a-0002": v1alpha1.ReasonNoWorkers},
+			},
+		},
+		{
+			name:     "a dead worker's session that is not wanted is freed and gets no worker",
+			sessions: []session{s(1, "a", placedOn("dead"), lost, unwanted)},
+			workers:  []worker{w("w1", 10)},
+			want:     result{moves: map[string]string{"a-0001": ""}},
+		},
+		{
+			name:       "a limit that was lowered does not count for a dead worker's sessions",
+			sessions:   []session{s(1, "a", placedOn("dead"), lost)},
+			workers:    []worker{w("w1", 10)},
+			namespaces: map[string]placement.Namespace{"a": {MaxSessions: ptr.To(0)}},
+			want:       result{moves: map[string]string{"a-0001": "w1"}},
+		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -406,7 +455,7 @@ func TestAnyPlan(t *testing.T) {
 			}
 			for _, m := range p.Moves { // the workers take and give up at once
 				s := &snapshot.Sessions[m.Session]
-				s.Worker, s.HeldBy = m.To, m.To
+				s.Worker, s.HeldBy, s.Lost = m.To, m.To, false
 			}
 		}
 	}
@@ -444,13 +493,19 @@ func check(t *testing.T, seed uint64, r *rand.Rand, snapshot placement.Snapshot)
 		s := snapshot.Sessions[m.Session]
 		g.Expect(seen[m.Session]).To(BeFalse(), note+": one decision for a session")
 		seen[m.Session] = true
-		g.Expect(s.Wanted).To(BeTrue(), note)
-		g.Expect(m.To).NotTo(Equal(s.Worker), note+": a move changes the worker")
+		if !s.Wanted {
+			g.Expect(s.Lost && m == placement.Move{Session: m.Session}).To(BeTrue(), note+": it is freed of its dead holder, no more")
+			continue
+		}
 		g.Expect(m.To == "").To(Equal(m.Refused != ""), note)
 		from, known := workers[s.Worker]
 		wanted := snapshot.Namespaces[s.Namespace].Pool
 		if wanted == "" {
 			wanted = v1alpha1.DefaultPool
+		}
+		if m.To == s.Worker {
+			g.Expect(s.Lost && from.Live && !from.Draining && from.Pool == wanted).To(BeTrue(), note+": a move changes the worker, or frees of a dead holder")
+			continue
 		}
 		if known && from.Live && !from.Draining {
 			g.Expect(from.Pool).NotTo(Equal(wanted), note+": a live worker keeps what it has")
@@ -474,6 +529,9 @@ func check(t *testing.T, seed uint64, r *rand.Rand, snapshot placement.Snapshot)
 	for _, refused := range p.Refusals {
 		g.Expect(seen[refused.Session]).To(BeFalse(), note)
 		seen[refused.Session] = true
+	}
+	for i, s := range snapshot.Sessions {
+		g.Expect(seen[i] || !s.Lost).To(BeTrue(), note+": each lost session is decided at once")
 	}
 	for _, i := range p.Waiting {
 		g.Expect(seen[i]).To(BeFalse(), note)
@@ -500,6 +558,9 @@ func anyFleet(r *rand.Rand) placement.Snapshot {
 		one.Worker = any()
 		if one.HeldBy = one.Worker; r.IntN(3) == 0 {
 			one.HeldBy = any()
+		}
+		if one.Lost = r.IntN(5) == 0; one.Lost {
+			one.HeldBy = ""
 		}
 		if r.IntN(2) == 0 {
 			one.Since = noon.Add(-time.Duration(r.IntN(120)) * time.Second)

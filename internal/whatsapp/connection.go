@@ -51,6 +51,9 @@ type Options struct {
 	// Proxy is the way out; nil: direct, or what HTTPS_PROXY names.
 	Proxy *url.URL
 	Log   logr.Logger
+	// Allowed is asked before every dial and every write to WhatsApp; an error closes the
+	// socket. nil: always.
+	Allowed func() error
 	// Events is told what happens, one call at a time. It must return soon, and must
 	// neither call Close nor wait for somebody who does.
 	Events func(Event)
@@ -112,6 +115,9 @@ func (f *Factory) New(o Options) (*Connection, error) {
 	}
 	if o.DeviceName == "" {
 		o.DeviceName = f.deviceName
+	}
+	if o.Allowed == nil {
+		o.Allowed = func() error { return nil }
 	}
 	c := &Connection{factory: f, options: o, log: o.Log, pushName: o.Device.PushName, deleted: make(chan struct{}), pairEnded: make(chan struct{}), gone: make(chan struct{})}
 	if o.Device.ID != nil {
@@ -211,11 +217,14 @@ func (c *Connection) Connect(ctx context.Context) error {
 
 // dial opens the socket of the websocket.
 func (c *Connection) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	if err := c.options.Allowed(); err != nil {
+		return nil, err
+	}
 	conn, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, network, address)
 	if err != nil {
 		return nil, err
 	}
-	l := newLink(conn, c.factory.clock.Now, func() { go c.onEnd() })
+	l := newLink(conn, c.factory.clock.Now, c.options.Allowed, func() { go c.onEnd() })
 	c.link.Store(l)
 	if c.ctx.Err() != nil { // closed meanwhile
 		return nil, errors.Join(context.Cause(c.ctx), l.Close())

@@ -1,6 +1,7 @@
 package whatsapp
 
 import (
+	"errors"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -8,10 +9,12 @@ import (
 )
 
 // link is the socket under a connection's websocket. It knows two things that
-// whatsmeow does not tell: when the last byte came, and that the socket is closed.
+// whatsmeow does not tell: when the last byte came, and that the socket is
+// closed. And it asks before every write whether this process may still speak.
 type link struct {
 	net.Conn
-	now func() time.Time
+	now     func() time.Time
+	allowed func() error
 	// seen is when the last byte came, in Unix nanoseconds.
 	seen atomic.Int64
 	// steps orders what was done before a write and what is done after a read: whatsmeow
@@ -25,8 +28,8 @@ type link struct {
 	isClosed atomic.Bool
 }
 
-func newLink(conn net.Conn, now func() time.Time, closed func()) *link {
-	l := &link{Conn: conn, now: now, ended: make(chan struct{}), closed: closed}
+func newLink(conn net.Conn, now func() time.Time, allowed func() error, closed func()) *link {
+	l := &link{Conn: conn, now: now, allowed: allowed, ended: make(chan struct{}), closed: closed}
 	l.seen.Store(now().UnixNano())
 	return l
 }
@@ -46,6 +49,9 @@ func (l *link) Read(b []byte) (int, error) {
 
 // Write implements net.Conn.
 func (l *link) Write(b []byte) (int, error) {
+	if err := l.allowed(); err != nil {
+		return 0, errors.Join(err, l.Close())
+	}
 	l.steps.Add(1)
 	return l.Conn.Write(b)
 }

@@ -9,7 +9,9 @@
 package worker
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"runtime/debug"
 	"strconv"
@@ -38,11 +40,27 @@ import (
 // two refreshes in a row may fail.
 const refreshEvery = 40 * time.Second
 
+const (
+	// drainEvery is how often a drain looks at what is left.
+	drainEvery = 100 * time.Millisecond
+	// answerPatience is how long a drain waits for the manager to name successors, counted
+	// from the last session that went, and evictBefore how long before the end of the
+	// grace it waits no longer (DESIGN section 3.9).
+	answerPatience = 30 * time.Second
+	evictBefore    = 5 * time.Second
+	// beatEvery is how often the agent shows that it goes round, and stuckAfter when it is
+	// taken for stuck: a slow refresh of the cache is not.
+	beatEvery  = 5 * time.Second
+	stuckAfter = time.Minute
+)
+
 // Options are what an agent needs.
 type Options struct {
 	// Worker is this pod's name; Process identifies this process of it.
 	Worker, Process string
-	// DrainTimeout bounds the giving up of all sessions at shutdown.
+	// Stop is closed when the process is asked to end: the sessions are then handed over.
+	Stop <-chan struct{}
+	// DrainTimeout bounds the handing over of all sessions at shutdown: the pod's grace.
 	DrainTimeout time.Duration
 	Membership   Membership
 	Sessions     Sessions
@@ -64,9 +82,13 @@ type Agent struct {
 	again chan event.GenericEvent
 	ready chan struct{}
 
+	// beat is when the agent last went round, in Unix nanoseconds.
+	beat atomic.Int64
+
 	mu          sync.Mutex
 	joined      bool
 	draining    bool
+	evicting    bool // the drain waits for no successor any more
 	ended       bool // nothing is started any more
 	supervisors map[types.NamespacedName]*supervisor
 	starts      int // supervisors begun
@@ -88,7 +110,9 @@ func NewAgent(o Options, placed, held client.Reader) *Agent {
 	return a
 }
 
-// SetupWithManager has the manager run the agent and feed it from both caches.
+// SetupWithManager has the manager feed the agent from both caches. Start is
+// left to the caller, because the manager must outlive it: an agent that hands
+// its sessions over still learns who takes them.
 func (a *Agent) SetupWithManager(mgr manager.Manager, placed, held cache.Cache) error {
 	c, err := controller.New("agent", mgr, controller.Options{Reconciler: a, MaxConcurrentReconciles: 4})
 	if err != nil {
@@ -103,9 +127,6 @@ func (a *Agent) SetupWithManager(mgr manager.Manager, placed, held cache.Cache) 
 		if err := c.Watch(s); err != nil {
 			return fmt.Errorf("watching the sessions of this worker: %w", err)
 		}
-	}
-	if err := mgr.Add(a); err != nil {
-		return fmt.Errorf("adding the agent: %w", err)
 	}
 	return nil
 }
@@ -185,7 +206,7 @@ func (a *Agent) supervisor(key types.NamespacedName, obj *v1alpha1.WhatsAppSessi
 		Sessions: a.o.Sessions, Accounts: a.o.Accounts, Proxies: a.o.Proxies, Announcer: a.o.Announcer,
 		Limiter: a.o.Limiter, Events: a.o.Events, Clock: a.o.Clock, Dials: &a.dials,
 	}, a.o.Log, obj, a.o.Worker, a.nextStart())
-	s.m.draining = a.draining
+	s.m.draining, s.m.evicted = a.draining, a.evicting
 	a.supervisors[key] = s
 	a.running.Go(func() {
 		s.run(a.life)
@@ -208,17 +229,27 @@ func (a *Agent) nextStart() string {
 	return a.o.Process + "-" + strconv.Itoa(a.starts)
 }
 
-// Start runs the agent until ctx ends, then gives up every session and leaves.
+// Start runs the agent until the process is asked to end, then hands every
+// session over and leaves. It returns earlier, without a hand-over, when ctx
+// ends or this worker must take itself for declared dead.
 func (a *Agent) Start(ctx context.Context) error {
 	lease, endLease := context.WithCancel(context.WithoutCancel(ctx))
+	defer endLease()
 	ended := make(chan error, 1)
-	go func() { ended <- a.o.Membership.Run(lease, a.join, a.load) }()
+	go func() {
+		ended <- a.o.Membership.Run(lease, a.join, a.load)
+		close(ended)
+	}()
 
 	err := a.serve(ctx, ended)
-	released := a.drain(context.WithoutCancel(ctx))
-	endLease()
+	released := false
 	if err == nil {
-		err = <-ended
+		released = a.drain(ctx)
+	}
+	a.finish()
+	endLease()
+	for runErr := range ended {
+		err = cmp.Or(err, runErr)
 	}
 	if !released { // a restart in place takes the rest up; until then nobody may think them free
 		return err
@@ -226,35 +257,63 @@ func (a *Agent) Start(ctx context.Context) error {
 	leave, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestPatience)
 	defer cancel()
 	if leaveErr := a.o.Membership.Leave(leave); leaveErr != nil {
-		a.o.Log.Error(leaveErr, "The lease could not be given back; the others wait for it to expire")
+		a.o.Log.Error(leaveErr, "The witnesses could not be taken away; the others wait for their silence")
 	}
 	return err
 }
 
-// NeedLeaderElection implements manager.LeaderElectionRunnable: every worker works.
-func (a *Agent) NeedLeaderElection() bool { return false }
+// finish ends what is left of the supervisors: their sockets are closed.
+func (a *Agent) finish() {
+	a.mu.Lock()
+	a.ended = true
+	a.mu.Unlock()
+	a.end()
+	a.running.Wait()
+}
 
-// serve refreshes the cache until ctx or the membership ends.
+// errLost ends the process: a restart in place begins anew.
+var errLost = errors.New("this worker must take itself for declared dead: all its connections are closed")
+
+// serve refreshes the cache until the process is asked to end (nil), or cannot go on.
 func (a *Agent) serve(ctx context.Context, left <-chan error) error {
-	ticker := a.o.Clock.NewTicker(refreshEvery)
-	defer ticker.Stop()
+	refresh, beat := a.o.Clock.NewTicker(refreshEvery), a.o.Clock.NewTicker(beatEvery)
+	defer refresh.Stop()
+	defer beat.Stop()
 	memory := burst{}
 	for {
+		a.beat.Store(a.o.Clock.Now().UnixNano())
 		select {
+		case <-a.o.Membership.Lost():
+			a.end() // at once: nothing else comes before the sockets
+			return errLost
+		case <-a.o.Stop:
+			return nil
 		case <-ctx.Done():
 			return nil
 		case err := <-left:
-			if err == nil && ctx.Err() == nil {
-				err = fmt.Errorf("the membership ended")
+			a.end()
+			if err == nil {
+				err = errors.New("the membership ended")
 			}
 			return err
-		case <-ticker.C():
+		case <-beat.C():
+		case <-refresh.C():
 			a.refresh(ctx)
 			if memory.isOver(a.dials.Load()) {
 				debug.FreeOSMemory()
 			}
 		}
 	}
+}
+
+// Alive is the liveness check: the agent goes round. Sessions that are in
+// trouble never make it fail.
+func (a *Agent) Alive() error {
+	beat := a.beat.Load()
+	if silent := a.o.Clock.Now().Sub(time.Unix(0, beat)); beat != 0 && silent > stuckAfter {
+		return fmt.Errorf("the agent has not gone round for %s", silent.Round(time.Second))
+	}
+	return nil
 }
 
 // burst tells when a burst of logins is over. A thousand logins leave garbage
@@ -313,37 +372,60 @@ func (a *Agent) load() (sessions, tokens int) {
 	return len(a.supervisors), a.o.Limiter.Free()
 }
 
-// drain gives up every session, for at most the drain's time-out, and reports
-// whether it could.
+// drain hands every session over: each is given up when the manager has named
+// its successor, or says that there is none. It reports whether nothing is held
+// any more. Without an answer for a while, or shortly before the grace ends,
+// everything is given up: the others then wait for nothing but the placement.
 func (a *Agent) drain(ctx context.Context) (released bool) {
-	ctx, cancel := context.WithTimeout(ctx, a.o.DrainTimeout)
-	defer cancel()
 	a.mu.Lock()
 	a.draining = true
 	a.mu.Unlock()
 	if err := a.o.Membership.Drain(ctx); err != nil {
-		a.o.Log.Error(err, "The lease could not be marked as draining")
+		a.o.Log.Error(err, "The lease could not be marked as draining at once; the next renewal says it")
 	}
-	released = a.superviseHeld(ctx)
+	if !a.superviseHeld(ctx) {
+		return false
+	}
 	all := a.all()
-	a.o.Log.Info("Giving up all sessions", "sessions", len(all))
+	a.o.Log.Info("Handing over all sessions", "sessions", len(all))
 	for _, s := range all {
 		s.post(func() { s.m.draining = true })
 	}
-	for _, s := range all {
+	begun := a.o.Clock.Now()
+	left, progress, evicted := len(all), begun, false
+	ticker := a.o.Clock.NewTicker(drainEvery)
+	defer ticker.Stop()
+	for {
+		now := a.o.Clock.Now()
+		a.beat.Store(now.UnixNano())
+		all := a.all()
+		switch {
+		case len(all) == 0:
+			return true
+		case !now.Before(begun.Add(a.o.DrainTimeout)):
+			for _, s := range all {
+				a.o.Log.Info("Not every session could be given up in time; their sockets are closed and a restart takes them up", "session", s.key.Name, "namespace", s.key.Namespace)
+			}
+			return false
+		case evicted:
+		case !now.Before(progress.Add(answerPatience)), !now.Before(begun.Add(a.o.DrainTimeout - evictBefore)), ctx.Err() != nil:
+			evicted = true
+			a.mu.Lock()
+			a.evicting = true
+			a.mu.Unlock()
+			a.o.Log.Info("Giving up all sessions without waiting for their successors", "sessions", len(all))
+			for _, s := range all {
+				s.post(func() { s.m.evicted = true })
+			}
+		case len(all) != left:
+			left, progress = len(all), now
+		}
 		select {
-		case <-s.finished:
-		case <-ctx.Done():
-			released = false
-			a.o.Log.Info("Not every session could be given up in time; their sockets are closed and a restart takes them up", "session", s.key.Name, "namespace", s.key.Namespace)
+		case <-ticker.C():
+		case <-a.o.Membership.Lost():
+			return false
 		}
 	}
-	a.mu.Lock()
-	a.ended = true
-	a.mu.Unlock()
-	a.end()
-	a.running.Wait()
-	return released
 }
 
 // superviseHeld starts a supervisor for what this worker holds and nobody has

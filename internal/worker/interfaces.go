@@ -131,6 +131,9 @@ type Membership interface {
 	// Run joins, and renews until ctx ends. joined is called once, when the worker may
 	// hold sessions. load is asked at each renewal.
 	Run(ctx context.Context, joined func(), load func() (sessions, tokens int)) error
+	// Lost is closed when this process must take itself for declared dead: it may hold no
+	// connection any more, whatever the next renewal says.
+	Lost() <-chan struct{}
 	// Drain says at once that the worker takes nothing more.
 	Drain(ctx context.Context) error
 	// Leave ends the membership, so that nobody waits for a time-out.

@@ -69,8 +69,10 @@ const (
 // supervisor feeds it inputs and carries out what it decides.
 type model struct {
 	worker, process string
-	draining        bool
-	random          func() float64
+	// draining: nothing is claimed any more, and what is held waits for its successor;
+	// evicted: it waits no longer.
+	draining, evicted bool
+	random            func() float64
 
 	// obj is the newest object known; gone: the API server has it no more.
 	obj  *v1alpha1.WhatsAppSession
@@ -145,7 +147,7 @@ func newModel(worker, process string, random func() float64) *model {
 
 // placed: the manager wants the session here, and it may be opened.
 func (m *model) placed() bool {
-	return !m.gone && m.obj.Status.Worker == m.worker && m.obj.Status.SessionID != "" && !m.draining
+	return !m.gone && m.obj.Status.Worker == m.worker && m.obj.Status.SessionID != ""
 }
 
 // heldHere: the API server names this worker as the holder, in whichever process.
@@ -170,6 +172,8 @@ func (m *model) stays(now time.Time) bool {
 	switch {
 	case !m.placed(), m.forgotten, m.taken && m.epoch != m.obj.Status.Epoch:
 		return false
+	case m.evicted, m.draining && !m.held():
+		return false
 	case m.want.StoredEpoch >= m.obj.Status.Epoch && m.want.StoredEpoch > 0:
 		return false
 	case m.logoutWanted() && !now.Before(m.obj.DeletionTimestamp.Add(logoutPatience)):
@@ -181,7 +185,7 @@ func (m *model) stays(now time.Time) bool {
 
 // done: nothing of the session is left in this process.
 func (m *model) done() bool {
-	return m.running == opNone && m.socket == socketNone && (m.gone || !m.heldHere() && !m.placed())
+	return m.running == opNone && m.socket == socketNone && (m.gone || !m.heldHere() && (!m.placed() || m.draining))
 }
 
 // observe takes note of an object. An older one than the known one must not be given.

@@ -105,7 +105,16 @@ func TestRules(t *testing.T) {
 				m.token = true
 				return m
 			},
-			rule: "nothing is done for a session that is not placed here",
+			rule: "the old holder is waited for",
+		},
+		{
+			name: "a login token is fetched while the old holder still has the device",
+			model: func() *model {
+				m := newModel(me, process, nil)
+				m.observe(session(func(s *v1alpha1.WhatsAppSession) { s.Status.HeldBy = "worker-b" }), noon)
+				return m
+			},
+			rule: "a login token comes before the claim", op: opToken,
 		},
 		{
 			name: "a session without its id is not opened",
@@ -289,9 +298,57 @@ func TestRules(t *testing.T) {
 			rule: "a deleted session and a wrong phone are logged out", op: opLogout,
 		},
 		{
-			name:  "shutting down: the socket first",
+			name:  "shutting down: what is held waits for its successor",
 			model: func() *model { m := connectedModel(); m.draining = true; return m },
+		},
+		{
+			name: "shutting down, and the successor is known: the socket first",
+			model: func() *model {
+				m := connectedModel()
+				m.draining = true
+				m.observe(session(heldByMe, func(s *v1alpha1.WhatsAppSession) {
+					s.Status.HolderStart, s.Status.Worker, s.Status.Epoch = process, "worker-b", 101
+				}), noon)
+				return m
+			},
+			rule: "a device that is not held, or not to be held, has no socket", op: opClose,
+		},
+		{
+			name: "shutting down, and nobody can take it: it is given up",
+			model: func() *model {
+				m := connectedModel()
+				m.draining = true
+				m.observe(session(heldByMe, func(s *v1alpha1.WhatsAppSession) {
+					s.Status.HolderStart, s.Status.Worker, s.Status.Epoch = process, "", 101
+				}), noon)
+				return m
+			},
+			rule: "a device that is not held, or not to be held, has no socket", op: opClose,
+		},
+		{
+			name:  "shutting down, and the grace is over: the socket first",
+			model: func() *model { m := connectedModel(); m.draining, m.evicted = true, true; return m },
 			rule:  "a device that is not held, or not to be held, has no socket", op: opClose,
+		},
+		{
+			name: "shutting down: nothing is claimed any more",
+			model: func() *model {
+				m := newModel(me, process, nil)
+				m.draining = true
+				m.observe(session(), noon)
+				return m
+			},
+			rule: "nothing is done for a session that is not placed here",
+		},
+		{
+			name: "shutting down: the hold of a former process is given up",
+			model: func() *model {
+				m := newModel(me, process, nil)
+				m.draining = true
+				m.observe(session(heldByMe, func(s *v1alpha1.WhatsAppSession) { s.Status.HolderStart = "former" }), noon)
+				return m
+			},
+			rule: "a device that is not to be held is given up",
 		},
 		{
 			name:  "connected and wanted: nothing",

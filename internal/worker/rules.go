@@ -75,15 +75,18 @@ var rules = []rule{
 	},
 	{
 		name: "nothing is done for a session that is not placed here",
-		when: func(m *model, now time.Time) bool {
-			return !m.stays(now) || m.obj.Status.HeldBy != "" && !m.heldHere()
-		},
+		when: func(m *model, now time.Time) bool { return !m.stays(now) },
 		then: nothing,
 	},
 	{
 		name: "a login token comes before the claim",
 		when: func(m *model, _ time.Time) bool { return (!m.held() || !m.hold) && !m.token },
 		then: start(opToken),
+	},
+	{
+		name: "the old holder is waited for",
+		when: func(m *model, _ time.Time) bool { return m.obj.Status.HeldBy != "" && !m.heldHere() },
+		then: nothing,
 	},
 	{
 		name: "the claim is written and confirmed before the device is taken",
@@ -186,7 +189,7 @@ func (m *model) leaving(now time.Time) {
 		return
 	case m.obj.Spec.Suspend:
 		reason, message = v1alpha1.ReasonSuspended, "spec.suspend is true"
-	case m.draining:
+	case m.evicted:
 		message = "worker " + m.worker + " is shutting down"
 	}
 	m.phase(v1alpha1.PhaseDisconnected, reason, message, now)

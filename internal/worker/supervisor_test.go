@@ -503,10 +503,22 @@ func TestShutdownGivesTheDeviceUp(t *testing.T) {
 	st := newStage(t, session(), account{jid: jid, phone: phone})
 	st.connect()
 	st.s.post(func() { st.s.m.draining = true })
+	st.change(func(s *v1alpha1.WhatsAppSession) { s.Status.Worker, s.Status.Epoch = "", 101 })
 	st.Eventually(st.s.finished).Should(BeClosed())
 	st.Expect(st.status().HeldBy).To(BeEmpty())
 	lines := st.lines()
 	st.Expect(slices.Index(lines, "close")).To(BeNumerically("<", slices.Index(lines, `heldBy=""`)))
+}
+
+func TestAtTheEndOfTheGraceNobodyIsWaitedFor(t *testing.T) {
+	st := newStage(t, session(), account{jid: jid, phone: phone})
+	st.connect()
+	st.s.post(func() { st.s.m.draining = true })
+	st.Consistently(st.s.finished, "100ms").ShouldNot(BeClosed())
+	st.s.post(func() { st.s.m.evicted = true })
+	st.Eventually(st.s.finished).Should(BeClosed())
+	st.Expect(st.status().HeldBy).To(BeEmpty())
+	st.Expect(st.status().Worker).To(Equal(me), "worker is the manager's")
 }
 
 func TestEventsOfAnOldConnectionAreIgnored(t *testing.T) {

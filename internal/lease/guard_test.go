@@ -1,0 +1,110 @@
+package lease
+
+import (
+	"context"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	. "github.com/onsi/gomega"
+	clocktesting "k8s.io/utils/clock/testing"
+)
+
+// stopwatch is a monotonic clock that a test moves.
+type stopwatch struct{ now atomic.Int64 }
+
+func (s *stopwatch) elapsed() time.Duration { return time.Duration(s.now.Load()) }
+
+func (s *stopwatch) at(d time.Duration) { s.now.Store(int64(d)) }
+
+func TestTheRightToHoldConnections(t *testing.T) {
+	const s = time.Second
+	type renewal struct{ sent, known time.Duration }
+	tests := []struct {
+		name     string
+		renewals []renewal
+		check    time.Duration
+		err      error
+	}{
+		{name: "before the first renewal there is none", check: 0, err: errNotJoined},
+		{name: "it lasts for ten seconds", renewals: []renewal{{0, s}}, check: 10 * s},
+		{name: "and not longer", renewals: []renewal{{0, s}}, check: 10*s + 1, err: ErrFenced},
+		{name: "a renewal counts from its sending", renewals: []renewal{{0, 0}, {3 * s, 5 * s}}, check: 13*s + 1, err: ErrFenced},
+		{name: "either witness will do", renewals: []renewal{{0, 0}, {9 * s, 9 * s}, {18 * s, 18 * s}, {27 * s, 27 * s}}, check: 37 * s},
+		{name: "an answer that comes late does not take away what came before", renewals: []renewal{{0, 0}, {6 * s, 6 * s}, {4 * s, 7 * s}}, check: 16 * s},
+		{name: "stopped for a minute, the next renewal succeeds: it is lost all the same", renewals: []renewal{{0, 0}, {60 * s, 60 * s}}, check: 60 * s, err: ErrFenced},
+		{name: "and stays lost", renewals: []renewal{{0, 0}, {60 * s, 60 * s}, {61 * s, 61 * s}}, check: 61 * s, err: ErrFenced},
+		{name: "a renewal that was sent in time but is known too late comes after the loss", renewals: []renewal{{0, 0}, {9 * s, 12 * s}}, check: 12 * s},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			g := NewWithT(t)
+			clock := &stopwatch{}
+			guard := NewGuard(clock.elapsed)
+			for _, r := range tt.renewals {
+				clock.at(r.known)
+				guard.Renewed(r.sent)
+			}
+			clock.at(tt.check)
+			if tt.err == nil {
+				g.Expect(guard.Check()).To(Succeed())
+				g.Expect(guard.Lost()).NotTo(BeClosed())
+				return
+			}
+			g.Expect(guard.Check()).To(MatchError(tt.err))
+			if tt.err == ErrFenced { //nolint:errorlint // it is ours
+				g.Expect(guard.Lost()).To(BeClosed())
+			}
+		})
+	}
+}
+
+func TestWhoAsksAfterTheGapLosesTheRight(t *testing.T) {
+	g := NewWithT(t)
+	clock := &stopwatch{}
+	guard := NewGuard(clock.elapsed)
+	guard.Renewed(0)
+	clock.at(11 * time.Second)
+	g.Expect(guard.Check()).To(MatchError(ErrFenced))
+	guard.Renewed(9 * time.Second) // sent in time, but somebody has been refused already
+	g.Expect(guard.Check()).To(MatchError(ErrFenced))
+}
+
+func TestTheGuardLooksWhereNobodyWrites(t *testing.T) {
+	g := NewWithT(t)
+	clock, ticks := &stopwatch{}, clocktesting.NewFakeClock(time.Unix(0, 0))
+	guard := NewGuard(clock.elapsed)
+	guard.Renewed(0)
+	ended := make(chan error, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() { ended <- guard.Run(ctx, ticks) }()
+	clock.at(11 * time.Second)
+	g.Eventually(func() error {
+		ticks.Step(guardEvery)
+		select {
+		case err := <-ended:
+			return err
+		default:
+			return nil
+		}
+	}).Should(MatchError(ErrFenced))
+}
+
+func TestElapsedGoesForward(t *testing.T) {
+	g := NewWithT(t)
+	first := Elapsed()
+	g.Expect(first).To(BeNumerically(">", 0))
+	g.Eventually(Elapsed).Should(BeNumerically(">", first))
+}
+
+func BenchmarkGuardCheck(b *testing.B) {
+	guard := NewGuard(Elapsed)
+	guard.Renewed(guard.Sending())
+	for b.Loop() {
+		guard.Renewed(guard.Sending())
+		if err := guard.Check(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,290 @@
+package lease
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr"
+	. "github.com/onsi/gomega"
+	"go.uber.org/goleak"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	clocktesting "k8s.io/utils/clock/testing"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+)
+
+// keys stands for Redis.
+type keys struct {
+	mu     sync.Mutex
+	values map[string]string
+	run    string
+	down   bool
+	raised int
+}
+
+var errDown = errors.New("connection refused")
+
+func (k *keys) locked(f func()) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	f()
+}
+
+func (k *keys) Raise(_ context.Context, worker, incarnation, replacing string) (err error) {
+	k.locked(func() {
+		count := 0
+		found := k.values[worker]
+		switch {
+		case k.down:
+			err = errDown
+			return
+		case found == "":
+		case incarnationOf(found) == incarnation:
+			_, _ = fmt.Sscanf(found[len(incarnation)+1:], "%d", &count)
+		case incarnationOf(found) != replacing:
+			err = errors.New("another incarnation's")
+			return
+		}
+		k.raised++
+		k.values[worker] = fmt.Sprintf("%s/%d", incarnation, count+1)
+	})
+	return err
+}
+
+func (k *keys) Remove(_ context.Context, worker, incarnation string) error {
+	k.locked(func() {
+		if incarnationOf(k.values[worker]) == incarnation {
+			delete(k.values, worker)
+		}
+	})
+	return nil
+}
+
+func (k *keys) Read(context.Context) (run string, values map[string]string, err error) {
+	k.locked(func() {
+		run, values = k.run, maps.Clone(k.values)
+		if k.down {
+			err = errDown
+		}
+	})
+	return run, values, err
+}
+
+// renewal is a Membership that runs, with a clock, an API server and a Redis to look at.
+type renewal struct {
+	*WithT
+	r      *Membership
+	api    client.Client
+	keys   *keys
+	clock  *clocktesting.FakeClock
+	watch  *stopwatch
+	joined atomic.Int32
+	ended  chan error
+	stop   context.CancelFunc
+}
+
+func renew(t *testing.T, api client.Client, k *keys, incarnation string) *renewal {
+	n := &renewal{WithT: NewWithT(t), api: api, keys: k, watch: &stopwatch{}, clock: clocktesting.NewFakeClock(time.Unix(1_800_000_000, 0)), ended: make(chan error, 1)}
+	n.r = &Membership{
+		Renewer: Renewer{
+			Client: api, Namespace: "ops", Clock: n.clock, Log: logr.Discard(),
+			Self: Member{Name: "w", Incarnation: incarnation, PodUID: "pod", Pool: "default", Capacity: 10},
+		},
+		Keys: k, Guard: NewGuard(n.watch.elapsed),
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	n.stop = cancel
+	go func() {
+		n.ended <- n.r.Run(ctx, func() { n.joined.Add(1) }, func() (int, int) { return 3, 7 })
+		close(n.ended)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		for range n.ended { // until it is closed
+		}
+		goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	})
+	return n
+}
+
+func (n *renewal) member() Member {
+	var l coordinationv1.Lease
+	n.Expect(n.api.Get(context.Background(), client.ObjectKey{Namespace: "ops", Name: LeaseName("w")}, &l)).To(Succeed())
+	m, err := FromLease(&l)
+	n.Expect(err).NotTo(HaveOccurred())
+	return m
+}
+
+// pass lets a second of time pass at a time.
+func (n *renewal) pass(d time.Duration) {
+	for ; d > 0; d -= time.Second {
+		n.Eventually(n.clock.HasWaiters).Should(BeTrue())
+		n.watch.at(n.watch.elapsed() + time.Second)
+		n.clock.Step(time.Second)
+	}
+}
+
+func newAPI(objects ...client.Object) client.Client {
+	return fake.NewClientBuilder().WithScheme(clientgoscheme.Scheme).WithObjects(objects...).Build()
+}
+
+func newKeys() *keys { return &keys{values: map[string]string{}, run: "r"} }
+
+func TestRenewing(t *testing.T) {
+	n := renew(t, newAPI(), newKeys(), "one")
+	n.Eventually(n.joined.Load).Should(BeEquivalentTo(1))
+	n.Expect(n.r.Guard.Check()).To(Succeed())
+	m := n.member()
+	n.Expect(m.Load).To(Equal(3))
+	n.Expect(m.Tokens).To(Equal(7))
+	n.Expect(m.Capacity).To(Equal(10))
+	n.Expect(m.PodUID).To(BeEquivalentTo("pod"))
+	before := m.RenewTime
+	n.Eventually(func() time.Time { n.pass(time.Second); return n.member().RenewTime }).Should(BeTemporally(">", before))
+	n.Eventually(func() (raised int) {
+		n.pass(time.Second)
+		n.keys.locked(func() { raised = n.keys.raised })
+		return raised
+	}).Should(BeNumerically(">", 1))
+
+	t.Log("draining is announced at once, and stays")
+	n.Expect(n.r.Drain(context.Background())).To(Succeed())
+	n.Expect(n.member().Draining).To(BeTrue())
+	before = n.member().RenewTime
+	n.Eventually(func() time.Time { n.pass(time.Second); return n.member().RenewTime }).Should(BeTemporally(">", before))
+	n.Expect(n.member().Draining).To(BeTrue())
+
+	t.Log("a clean exit leaves nothing to wait for")
+	n.stop()
+	n.Eventually(n.ended).Should(Receive(BeNil()))
+	n.Expect(n.r.Leave(context.Background())).To(Succeed())
+	err := n.api.Get(context.Background(), client.ObjectKey{Namespace: "ops", Name: LeaseName("w")}, &coordinationv1.Lease{})
+	n.Expect(apierrors.IsNotFound(err)).To(BeTrue())
+	n.Expect(n.keys.values).To(BeEmpty())
+	n.Expect(n.joined.Load()).To(BeEquivalentTo(1))
+}
+
+func TestOneWitnessIsEnough(t *testing.T) {
+	n := renew(t, newAPI(), newKeys(), "one")
+	n.Eventually(n.joined.Load).Should(BeEquivalentTo(1))
+	n.keys.locked(func() { n.keys.down = true })
+	before := n.member().RenewTime
+	for range 20 { // the Lease alone keeps the right, for as long as one likes
+		n.Eventually(func() time.Time { n.pass(time.Second); return n.member().RenewTime }).Should(BeTemporally(">", before))
+		before = n.member().RenewTime
+	}
+	n.Expect(n.r.Guard.Check()).To(Succeed())
+	n.keys.locked(func() { n.keys.down, n.keys.values = false, map[string]string{} })
+	n.Eventually(func() (value string) {
+		n.pass(time.Second)
+		n.keys.locked(func() { value = n.keys.values["w"] })
+		return value
+	}).Should(HavePrefix("one/"), "an emptied Redis is filled again")
+}
+
+func TestWithoutEitherWitnessItEnds(t *testing.T) {
+	down := atomic.Bool{}
+	api := interceptor.NewClient(newAPI().(client.WithWatch), interceptor.Funcs{
+		Update: func(ctx context.Context, c client.WithWatch, obj client.Object, opts ...client.UpdateOption) error {
+			if down.Load() {
+				return errDown
+			}
+			return c.Update(ctx, obj, opts...)
+		},
+	})
+	n := renew(t, api, newKeys(), "one")
+	n.Eventually(n.joined.Load).Should(BeEquivalentTo(1))
+	down.Store(true)
+	n.keys.locked(func() { n.keys.down = true })
+	n.pass(FenceAfter + 2*time.Second)
+	n.Eventually(n.ended).Should(Receive(MatchError(ErrFenced)))
+	n.Expect(n.r.Lost()).To(BeClosed())
+}
+
+// foreign is the Lease of another incarnation of the same name.
+func foreign() *coordinationv1.Lease {
+	l := &coordinationv1.Lease{}
+	l.Namespace, l.Name = "ops", LeaseName("w")
+	Member{Name: "w", Incarnation: "other", Pool: "default", Capacity: 1, RenewTime: time.Unix(0, 0), Duration: Duration}.Into(l)
+	return l
+}
+
+func TestAnotherIncarnationIsWaitedFor(t *testing.T) {
+	tests := []struct {
+		name       string
+		lease, key bool // which of its witnesses are there
+		renew      func(n *renewal)
+	}{
+		{name: "its Lease renews", lease: true, key: true, renew: func(n *renewal) {
+			l := foreign()
+			n.Expect(n.api.Get(context.Background(), client.ObjectKeyFromObject(l), l)).To(Succeed())
+			l.Annotations["x"] = n.clock.Now().String()
+			n.Expect(n.api.Update(context.Background(), l)).To(Succeed())
+		}},
+		{name: "its key renews, and it is cut off from the API server", lease: true, key: true, renew: func(n *renewal) {
+			n.Expect(n.keys.Raise(context.Background(), "w", "other", "")).To(Succeed())
+		}},
+		{name: "only its key is there: somebody has deleted its Lease", key: true, renew: func(n *renewal) {
+			n.Expect(n.keys.Raise(context.Background(), "w", "other", "")).To(Succeed())
+		}},
+		{name: "only its Lease is there: Redis was emptied", lease: true, renew: func(n *renewal) {
+			n.Expect(n.keys.Raise(context.Background(), "w", "other", "")).To(Succeed())
+		}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			api, k := newAPI(), newKeys()
+			if tt.lease {
+				api = newAPI(foreign())
+			}
+			if tt.key {
+				k.values["w"] = "other/41"
+			}
+			n := renew(t, api, k, "one")
+			n.pass(Silence - 3*time.Second)
+			n.Expect(n.joined.Load()).To(BeZero())
+
+			t.Log("it renews: its silence begins anew, whatever its own clock says")
+			tt.renew(n)
+			n.pass(Silence - 3*time.Second)
+			n.Expect(n.joined.Load()).To(BeZero())
+			n.Expect(n.r.Guard.Check()).NotTo(Succeed())
+
+			n.Eventually(func() int32 { n.pass(time.Second); return n.joined.Load() }).Should(BeEquivalentTo(1))
+			n.Expect(n.member().Incarnation).To(Equal("one"))
+			n.keys.locked(func() { n.Expect(n.keys.values["w"]).To(HavePrefix("one/")) })
+		})
+	}
+}
+
+func TestTheSameIncarnationDoesNotWait(t *testing.T) {
+	l := foreign()
+	k := newKeys()
+	k.values["w"] = "other/41"
+	n := renew(t, newAPI(l), k, "other")
+	n.Eventually(n.joined.Load).Should(BeEquivalentTo(1))
+	n.Expect(k.values["w"]).To(Equal("other/42"))
+}
+
+func TestAMemberThatIsReplacedEnds(t *testing.T) {
+	api := newAPI()
+	n := renew(t, api, newKeys(), "one")
+	n.Eventually(n.joined.Load).Should(BeEquivalentTo(1))
+	l := &coordinationv1.Lease{}
+	n.Expect(api.Get(context.Background(), client.ObjectKey{Namespace: "ops", Name: LeaseName("w")}, l)).To(Succeed())
+	Member{Name: "w", Incarnation: "other", Pool: "default", Capacity: 1, RenewTime: time.Unix(0, 0), Duration: Duration}.Into(l)
+	n.Expect(api.Update(context.Background(), l)).To(Succeed())
+	n.pass(2 * RenewEvery) // one renewal that is refused, one that reads why
+	n.Eventually(n.ended).Should(Receive(MatchError(ContainSubstring("a name of its own"))))
+	n.Expect(n.r.Leave(context.Background())).To(Succeed())
+	n.Expect(n.member().Incarnation).To(Equal("other"), "another's Lease is not deleted")
+}

@@ -1,0 +1,175 @@
+package redis
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	goredis "github.com/redis/go-redis/v9"
+)
+
+const (
+	// witnessWait is how long a renewal may take to a replica; the whole renewal has 2 s
+	// (DESIGN section 3.5).
+	witnessWait = "1000"
+	// staleReplica is how many seconds a replica may have been silent and still show that
+	// this primary is not cut off. A replica reports each second.
+	staleReplica = 5
+)
+
+// ErrNoPrimary says that what answers is no primary, or one that its replicas
+// may have left behind: what it says of the workers is no sight of them.
+var ErrNoPrimary = errors.New("no redis primary answers")
+
+// ForeignError says that a worker's name is another incarnation's.
+type ForeignError struct {
+	// Incarnation is the one that Redis has.
+	Incarnation string
+}
+
+func (e *ForeignError) Error() string {
+	return "another incarnation of this worker is written in Redis"
+}
+
+// Witness is the workers' second witness: a hash with a value for each worker,
+// "incarnation/count", that the worker raises. A missing value says nothing:
+// Redis may have been emptied. It may be used by many goroutines.
+type Witness struct {
+	client goredis.UniversalClient
+	key    string
+}
+
+// NewWitness does no I/O. The client should be one of its own: a renewal must
+// not wait for a connection behind a thousand sessions.
+func NewWitness(client goredis.UniversalClient, keys Keys) *Witness {
+	return &Witness{client: client, key: keys.Workers()}
+}
+
+// raise compares the incarnation and raises the count in one step. ARGV: worker,
+// incarnation, the incarnation that may be replaced. It returns what stands in
+// the way, or an empty string.
+var raise = `
+local found = redis.call('HGET', KEYS[1], ARGV[1])
+local count = 0
+if found then
+	local incarnation, n = string.match(found, '^(.*)/(%d+)$')
+	if incarnation == ARGV[2] then
+		count = tonumber(n)
+	elseif incarnation and incarnation ~= ARGV[3] then
+		return incarnation
+	end
+end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2] .. '/' .. string.format('%.0f', count + 1))
+return ''`
+
+// remove deletes a worker's value if it is that of the incarnation (ARGV: worker, incarnation).
+var remove = `
+local found = redis.call('HGET', KEYS[1], ARGV[1])
+if found and string.match(found, '^(.*)/%d+$') == ARGV[2] then
+	redis.call('HDEL', KEYS[1], ARGV[1])
+end
+return ''`
+
+// Raise renews the worker's witness. Another incarnation's value is a
+// *ForeignError, unless it is the one that may be replaced. Where the primary
+// has replicas it succeeds only when one of them has the value, so that a
+// fail-over of Redis does not undo it.
+func (w *Witness) Raise(ctx context.Context, worker, incarnation, replacing string) error {
+	node, err := w.node(ctx)
+	if err != nil {
+		return err
+	}
+	replication, err := info(ctx, node, "replication")
+	if err != nil {
+		return err
+	}
+	var written, waited *goredis.Cmd
+	_, err = node.Pipelined(ctx, func(p goredis.Pipeliner) error {
+		written = p.Eval(ctx, raise, []string{w.key}, worker, incarnation, replacing)
+		if replicas(replication) > 0 {
+			waited = p.Do(ctx, "WAIT", 1, witnessWait)
+		}
+		return nil
+	})
+	found, evalErr := written.Text()
+	switch {
+	case evalErr != nil:
+		return fmt.Errorf("renewing in Redis: %w", evalErr)
+	case found != "":
+		return &ForeignError{Incarnation: found}
+	case waited != nil && !reached(waited):
+		return fmt.Errorf("renewing in Redis: %w", ErrNotDurable)
+	case err != nil:
+		return fmt.Errorf("renewing in Redis: %w", err)
+	}
+	return nil
+}
+
+// Remove deletes the worker's value if it is that of the incarnation.
+func (w *Witness) Remove(ctx context.Context, worker, incarnation string) error {
+	if err := w.client.Eval(ctx, remove, []string{w.key}, worker, incarnation).Err(); err != nil {
+		return fmt.Errorf("removing a worker from Redis: %w", err)
+	}
+	return nil
+}
+
+// Read is what the primary says of all workers: the server's run id (empty
+// where it has no INFO) and each worker's value. ErrNoPrimary says that nothing
+// was seen.
+func (w *Witness) Read(ctx context.Context) (run string, values map[string]string, err error) {
+	node, err := w.node(ctx)
+	if err != nil {
+		return "", nil, err
+	}
+	fields, err := info(ctx, node, "server", "replication")
+	if err != nil {
+		return "", nil, err
+	}
+	if role := fields["role"]; role != "" && role != "master" || stale(fields) {
+		return "", nil, ErrNoPrimary
+	}
+	if values, err = node.HGetAll(ctx, w.key).Result(); err != nil {
+		return "", nil, fmt.Errorf("reading the workers in Redis: %w", err)
+	}
+	return fields["run_id"], values, nil
+}
+
+// Incarnation is the part of a value that names who wrote it.
+func Incarnation(value string) string {
+	if i := strings.LastIndexByte(value, '/'); i >= 0 {
+		return value[:i]
+	}
+	return ""
+}
+
+func replicas(fields map[string]string) int {
+	n, _ := strconv.Atoi(fields["connected_slaves"]) // without INFO there are none that count
+	return n
+}
+
+// stale reports a primary whose replicas are all silent: it may be cut off, and
+// another one may have taken its place.
+func stale(fields map[string]string) bool {
+	n := replicas(fields)
+	for i := range n {
+		_, lag, found := strings.Cut(fields["slave"+strconv.Itoa(i)], "lag=")
+		if seconds, err := strconv.Atoi(lag); !found || err == nil && seconds <= staleReplica {
+			return false
+		}
+	}
+	return n > 0
+}
+
+func (w *Witness) node(ctx context.Context) (goredis.UniversalClient, error) {
+	cluster, ok := w.client.(*goredis.ClusterClient)
+	if !ok {
+		return w.client, nil
+	}
+	node, err := cluster.MasterForKey(ctx, w.key)
+	if err != nil {
+		return nil, fmt.Errorf("looking for the node of a key: %w", err)
+	}
+	return node, nil
+}

@@ -1,0 +1,95 @@
+package redis
+
+import (
+	"testing"
+	"time"
+
+	. "github.com/onsi/gomega"
+	goredis "github.com/redis/go-redis/v9"
+
+	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
+)
+
+func TestWitness(t *testing.T) {
+	g := NewWithT(t)
+	server := testenv.RedisServer(t)
+	client := goredis.NewClient(&goredis.Options{Addr: server.Addr()})
+	t.Cleanup(func() { _ = client.Close() })
+	w := NewWitness(client, NewKeys("p:"))
+	read := func() (string, map[string]string) {
+		run, values, err := w.Read(t.Context())
+		g.Expect(err).NotTo(HaveOccurred())
+		return run, values
+	}
+
+	run, values := read()
+	g.Expect(run).NotTo(BeEmpty())
+	g.Expect(values).To(BeEmpty())
+	for range 11 {
+		g.Expect(w.Raise(t.Context(), "a", "one", "")).To(Succeed())
+	}
+	_, values = read()
+	g.Expect(values).To(Equal(map[string]string{"a": "one/11"}))
+
+	var foreign *ForeignError
+	g.Expect(w.Raise(t.Context(), "a", "two", "")).To(MatchError(ContainSubstring("another incarnation")))
+	g.Expect(w.Raise(t.Context(), "a", "two", "three")).To(BeAssignableToTypeOf(foreign))
+	g.Expect(w.Remove(t.Context(), "a", "two")).To(Succeed())
+	_, values = read()
+	g.Expect(values).To(HaveKeyWithValue("a", "one/11"), "another's is neither raised nor removed")
+
+	g.Expect(w.Raise(t.Context(), "a", "two", "one")).To(Succeed())
+	_, values = read()
+	g.Expect(values).To(HaveKeyWithValue("a", "two/1"))
+	g.Expect(w.Remove(t.Context(), "a", "two")).To(Succeed())
+	_, values = read()
+	g.Expect(values).To(BeEmpty())
+
+	server.Restart()
+	g.Eventually(func() string {
+		again, _, err := w.Read(t.Context())
+		if err != nil {
+			return run
+		}
+		return again
+	}).ShouldNot(Equal(run), "a restart shows")
+}
+
+func TestWitnessWithAReplica(t *testing.T) {
+	g := NewWithT(t)
+	primary, replica := testenv.RedisServer(t), testenv.RedisServer(t)
+	client := goredis.NewClient(&goredis.Options{Addr: primary.Addr()})
+	second := goredis.NewClient(&goredis.Options{Addr: replica.Addr()})
+	t.Cleanup(func() { _, _ = client.Close(), second.Close() })
+	g.Expect(second.Do(t.Context(), "REPLICAOF", "127.0.0.1", primary.Port()).Err()).To(Succeed())
+	w := NewWitness(client, NewKeys(""))
+	g.Eventually(func() (int, error) {
+		fields, err := info(t.Context(), client, "replication")
+		return replicas(fields), err
+	}).WithTimeout(time.Minute).Should(Equal(1))
+	g.Eventually(func() error { return w.Raise(t.Context(), "a", "one", "") }).WithTimeout(time.Minute).Should(Succeed())
+	g.Expect(second.HGet(t.Context(), "operator:workers", "a").Result()).To(HavePrefix("one/"), "it counts when the replica has it")
+
+	_, _, err := NewWitness(second, NewKeys("")).Read(t.Context())
+	g.Expect(err).To(MatchError(ErrNoPrimary), "what a replica says is no sight")
+}
+
+func TestAPrimaryThatItsReplicasHaveLeft(t *testing.T) {
+	tests := []struct {
+		name   string
+		fields map[string]string
+		stale  bool
+	}{
+		{"none", map[string]string{"connected_slaves": "0"}, false},
+		{"one that answers", map[string]string{"connected_slaves": "1", "slave0": "ip=h,port=1,state=online,offset=1,lag=1"}, false},
+		{"one that does not", map[string]string{"connected_slaves": "1", "slave0": "ip=h,port=1,state=online,offset=1,lag=9"}, true},
+		{"one of two answers", map[string]string{"connected_slaves": "2", "slave0": "lag=9", "slave1": "lag=0"}, false},
+		{"a server that does not say", map[string]string{"connected_slaves": "1", "slave0": "ip=h"}, false},
+		{"no INFO", map[string]string{}, false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			NewWithT(t).Expect(stale(tt.fields)).To(Equal(tt.stale))
+		})
+	}
+}
