@@ -1,0 +1,194 @@
+package testenv
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// serverKeeper runs the server in the data of $1 until a line on standard input
+// asks for its end: "stop" for an orderly one (SIGINT is PostgreSQL's fast
+// shutdown), "kill" for a crash (SIGQUIT: nothing is written any more, the next
+// start recovers from the log). Where its standard input ends without a line the
+// test binary is gone, and so are server and folder then.
+//
+// The data survive a crash of the server, not of the machine: a commit is
+// answered when it is written, but nothing waits for the disk.
+const serverKeeper = `
+dir=$1 program=$2 port=$3 log=$4
+shift 4
+"$program" -D "$dir/data" -p "$port" -h 127.0.0.1 -c unix_socket_directories= -c fsync=off -c full_page_writes=off \
+	-c max_connections=200 "$@" >"$log" 2>&1 & server=$!
+read -r how
+case $how in
+stop) kill -INT $server 2>/dev/null ;;
+*) kill -QUIT $server 2>/dev/null ;;
+esac
+wait $server
+[ -n "$how" ] || rm -rf "$dir"
+exit 0`
+
+// PostgresProcess is a real PostgreSQL server of one test on a free loopback
+// port, with data of its own. Its methods may be called from the test's
+// goroutine only, because they end the test when they fail.
+type PostgresProcess struct {
+	t        testing.TB
+	programs string
+	account  *syscall.SysProcAttr
+	options  []string
+	dir      string
+	port     int
+	runs     int
+
+	keeper *exec.Cmd
+	stdin  io.WriteCloser
+}
+
+// PostgresServer is Postgres for a test that stops and restarts its server. It
+// ends with the test. args are options of postgres, "-c", "name=value", …; they
+// come after the defaults.
+func PostgresServer(t testing.TB, args ...string) *PostgresProcess {
+	t.Helper()
+	programs, err := postgresPrograms()
+	if err != nil {
+		t.Fatalf("these tests need PostgreSQL (Debian: apt-get install postgresql): %v", err)
+	}
+	// Not a folder of t.TempDir, which only its owner may enter.
+	dir, err := os.MkdirTemp("", "testenv-postgres-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &PostgresProcess{t: t, programs: programs, options: args, dir: dir}
+	t.Cleanup(func() {
+		p.Kill()
+		if err := os.RemoveAll(dir); err != nil {
+			t.Errorf("removing the data of PostgreSQL: %v", err)
+		}
+	})
+	if os.Geteuid() == 0 { // PostgreSQL refuses to run as root
+		if p.account, err = asPostgresUser(p.dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	initdb := p.command(filepath.Join(programs, "initdb"), "-D", filepath.Join(p.dir, "data"), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+	if out, err := initdb.CombinedOutput(); err != nil {
+		t.Fatalf("making a PostgreSQL cluster: %v\n%s", err, out)
+	}
+	// Another process may take the port between the look and the start.
+	for range 10 {
+		p.port = freePort(t)
+		if p.start() {
+			return p
+		}
+	}
+	t.Fatal("PostgreSQL found no free port")
+	return nil
+}
+
+// Addr is the server's host:port; it stays the same over restarts.
+func (p *PostgresProcess) Addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(p.port)) }
+
+// Port is the port of Addr.
+func (p *PostgresProcess) Port() int { return p.port }
+
+// URL is that of the server's one database; it stays the same over restarts.
+func (p *PostgresProcess) URL() string { return p.URLVia(p.Addr()) }
+
+// URLVia is URL by another way to the server, host:port, such as a proxy's.
+func (p *PostgresProcess) URLVia(address string) string {
+	return fmt.Sprintf("postgres://postgres@%s/postgres?sslmode=disable", address)
+}
+
+// Stop ends the server in an orderly way: it throws its clients out, writes its
+// data, and ends.
+func (p *PostgresProcess) Stop() { p.end("stop") }
+
+// Kill ends the server as a crash does: clients lose their connections and
+// their open transactions, what was committed stays. It waits for the end.
+func (p *PostgresProcess) Kill() { p.end("kill") }
+
+// Restart starts the server again, after a Stop where it still runs, on the
+// same port with the data on its disk.
+func (p *PostgresProcess) Restart() {
+	p.t.Helper()
+	p.Stop()
+	if !p.start() {
+		p.t.Fatalf("PostgreSQL could not be started again on port %d", p.port)
+	}
+}
+
+// Terminate ends all other connections to the server, as an administrator or a
+// fail-over does, and says how many there were.
+func (p *PostgresProcess) Terminate() (n int) {
+	p.t.Helper()
+	db, err := sql.Open("pgx", p.URL())
+	if err == nil {
+		defer func() { _ = db.Close() }()
+		// The second argument waits for the end of each.
+		err = db.QueryRowContext(context.Background(), `SELECT COUNT(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity
+			WHERE pid<>pg_backend_pid() AND backend_type='client backend'`).Scan(&n)
+	}
+	if err != nil {
+		p.t.Fatalf("ending the connections to PostgreSQL: %v", err)
+	}
+	return n
+}
+
+func (p *PostgresProcess) command(name string, args ...string) *exec.Cmd {
+	cmd := exec.Command(name, args...)
+	cmd.Dir, cmd.SysProcAttr = p.dir, p.account
+	return cmd
+}
+
+// start runs the server and waits until it serves. It returns false when the
+// port is taken.
+func (p *PostgresProcess) start() bool {
+	p.t.Helper()
+	p.runs++
+	logFile := filepath.Join(p.dir, fmt.Sprintf("postgres-%d.log", p.runs))
+	p.keeper = p.command("/bin/sh", append([]string{"-c", serverKeeper, "postgres-keeper",
+		p.dir, filepath.Join(p.programs, "postgres"), strconv.Itoa(p.port), logFile}, p.options...)...)
+	stdin, err := p.keeper.StdinPipe()
+	if err == nil {
+		err = p.keeper.Start()
+	}
+	if err != nil {
+		p.t.Fatalf("starting PostgreSQL: %v", err)
+	}
+	p.stdin = stdin
+	// The log and not a question over TCP, which somebody else's server could answer.
+	for end := time.Now().Add(postgresStart); time.Now().Before(end); {
+		text, _ := os.ReadFile(logFile)
+		switch log := string(text); {
+		case strings.Contains(log, "database system is ready to accept connections"):
+			return true
+		case strings.Contains(log, "could not create any TCP/IP sockets"):
+			p.Kill()
+			return false
+		}
+		<-time.After(5 * time.Millisecond)
+	}
+	text, _ := os.ReadFile(logFile)
+	p.t.Fatalf("PostgreSQL was not ready within %s; its log: %s", postgresStart, text)
+	return false
+}
+
+func (p *PostgresProcess) end(how string) {
+	if p.keeper == nil {
+		return
+	}
+	_, _ = io.WriteString(p.stdin, how+"\n")
+	_ = p.stdin.Close()
+	_ = p.keeper.Wait()
+	p.keeper = nil
+}
