@@ -268,13 +268,9 @@ func (w *world) try(t *testing.T, f fault) verdict {
 	w.eventually("all to be well before the fault", w.missing)
 	c := w.begin(f.name)
 	f.do(w)
-	all, most := c.loggedIn(w)
-	if f.keeps && all > 0 {
-		w.complain("%d logins while no connection had a reason to end", all)
-	}
 	w.heal()
 	v := w.judge(t, c)
-	all, most = c.loggedIn(w)
+	all, most := c.loggedIn(w)
 	switch {
 	case f.keeps && (all > 0 || len(v.absences) > 0):
 		t.Errorf("%d logins although no connection had a reason to end; %s", all, describe(v.absences))

@@ -68,7 +68,7 @@ func (w *world) newPod(name string, upstream map[service]string, args func(p *po
 		deleted: make(chan struct{}), done: make(chan struct{}), again: restartAfter,
 	}
 	for to, address := range upstream {
-		p.links[to] = testenv.NewLink(w.t, address)
+		p.links[to] = testenv.NewLink(w.root, address)
 	}
 	p.args = args(p)
 	w.mu.Lock()

@@ -88,7 +88,7 @@ type world struct {
 // newWorld makes one for a test, which may share it among its cases; t is the
 // first of them.
 func newWorld(root, t *testing.T, sessions int, managerFlags ...string) *world {
-	dir, err := os.MkdirTemp("", "faults-")
+	dir, err := os.MkdirTemp("", "faults-") //nolint:usetesting // the logs outlive a test that fails
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -192,6 +192,9 @@ func (w *world) endPods() {
 			w.root.Errorf("%s: a data race:\n%s", p.name, race)
 		}
 		_ = p.log.Close()
+		for _, l := range p.links {
+			l.Close()
+		}
 	}
 }
 

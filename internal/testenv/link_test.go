@@ -2,6 +2,7 @@ package testenv
 
 import (
 	"bufio"
+	"errors"
 	"io"
 	"net"
 	"testing"
@@ -47,8 +48,8 @@ func TestLink(t *testing.T) {
 		return err
 	}
 	isTimeout := func(err error) bool {
-		timeout, ok := err.(net.Error)
-		return ok && timeout.Timeout()
+		var timeout net.Error
+		return errors.As(err, &timeout) && timeout.Timeout()
 	}
 
 	c, r := dial()
