@@ -11,6 +11,10 @@
 // patch with the resourceVersion that it was computed from, so a decision that
 // was made from an old picture fails, and is made again.
 //
+// What a dead worker holds is taken from it in the patch that places it anew. Who
+// is dead is the observer's word (Verdicts); a claim that was just seen outweighs
+// it, for the observer may not know of it yet.
+//
 // What Redis, and through it Laravel, is to hear of a session that nobody holds
 // is said by the SessionReconciler: under an epoch that was raised in the very
 // patch that changed the status, and again by every new leader.

@@ -62,6 +62,8 @@ func unheld(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, wh
 	case s.Spec.Suspend:
 		f.Phase, f.Reason, f.Message = v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended, "spec.suspend is true: set it to false to connect"
 		f.NotPlaced, f.NotPlacedMessage = "", ""
+	case (next.Phase == v1alpha1.PhaseSuspended || next.Worker == "" && !resting[next.Phase]) && status.Quarantined(next, now):
+		f.Phase, f.Reason, f.Message, f.Stalled = v1alpha1.PhaseDisconnected, v1alpha1.ReasonQuarantined, status.QuarantineMessage(next), true
 	case next.Phase == v1alpha1.PhaseSuspended && next.RetryAfter != nil && now.Before(next.RetryAfter.Time):
 		f.Phase, f.Reason = v1alpha1.PhaseBanned, v1alpha1.ReasonBanned
 		f.Message = "no attempt is made before " + next.RetryAfter.UTC().Format(time.RFC3339)
@@ -86,7 +88,7 @@ func unheld(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, wh
 
 // obituary says what became of the worker that held a session.
 func obituary(worker string) string {
-	return "worker " + worker + " died while it held the session: the session is placed anew and connects again"
+	return "worker " + worker + " died while it held the session"
 }
 
 // lose takes next, the status of a session whose holder is dead, from the holder.
@@ -103,7 +105,7 @@ func lose(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, now 
 		return next
 	}
 	return status.Summarize(next, status.Facts{
-		Generation: s.Generation, Phase: v1alpha1.PhaseDisconnected, Reason: v1alpha1.ReasonWorkerLost, Message: why,
+		Generation: s.Generation, Phase: v1alpha1.PhaseDisconnected, Reason: v1alpha1.ReasonWorkerLost, Message: why + ": it is placed anew and connects again",
 	}, now)
 }
 

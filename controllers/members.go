@@ -30,6 +30,8 @@ type members struct {
 type sighting struct {
 	lease.Member
 	seen time.Time
+	// since is when the worker was seen to become live.
+	since time.Time
 }
 
 func (s sighting) expires() time.Time { return s.seen.Add(s.Duration) }
@@ -47,12 +49,15 @@ func (m *members) observe(l *coordinationv1.Lease) bool {
 	defer m.mu.Unlock()
 	now := m.clock.Now()
 	before, known := m.known[l.Name]
-	after := sighting{Member: member, seen: now}
+	after := sighting{Member: member, seen: now, since: now}
 	switch {
 	case !known && member.RenewTime.Before(now):
 		after.seen = member.RenewTime
 	case known && member.RenewTime.Equal(before.RenewTime) && member.Incarnation == before.Incarnation:
 		after.seen = before.seen
+	}
+	if known && before.Incarnation == member.Incarnation && now.Before(before.expires()) {
+		after.since = before.since
 	}
 	m.known[l.Name] = after
 	return !known || !now.Before(before.expires()) && now.Before(after.expires()) ||
@@ -80,7 +85,7 @@ func (m *members) workers(now time.Time) (workers []placement.Worker, expires ti
 			expires = s.expires()
 		}
 		workers = append(workers, placement.Worker{
-			Name: s.Name, Pool: s.Pool, Revision: s.Revision, Capacity: s.Capacity, Tokens: s.Tokens, Draining: s.Draining, Live: live,
+			Name: s.Name, Pool: s.Pool, Revision: s.Revision, Capacity: s.Capacity, Tokens: s.Tokens, Draining: s.Draining, Live: live, Since: s.since,
 		})
 	}
 	return workers, expires

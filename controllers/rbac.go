@@ -4,7 +4,8 @@ package controllers
 // Secret. Namespaces are read for their pool, their limit, and the name of this
 // cluster (kube-system); Leases are the workers' and its own for the election,
 // whose Events still use the older group. The Lease of a worker that has long
-// been dead is deleted. Pods are read for the kubelet's word on their end.
+// been dead is deleted. Pods are read for the kubelet's
+// word on their end, and get a deletion cost.
 //
 // +kubebuilder:rbac:groups=whatsapp-operator.io,resources=whatsappsessions,verbs=get;list;watch;patch
 // +kubebuilder:rbac:groups=whatsapp-operator.io,resources=whatsappsessions/status,verbs=patch
@@ -12,4 +13,4 @@ package controllers
 // +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
 // +kubebuilder:rbac:groups="",resources=events,verbs=create;patch,namespace=whatsapp-operator-system
 // +kubebuilder:rbac:groups=coordination.k8s.io,resources=leases,verbs=get;list;watch;create;update;delete,namespace=whatsapp-operator-system
-// +kubebuilder:rbac:groups="",resources=pods,verbs=get,namespace=whatsapp-operator-system
+// +kubebuilder:rbac:groups="",resources=pods,verbs=get;patch,namespace=whatsapp-operator-system

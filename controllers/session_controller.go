@@ -462,7 +462,8 @@ func restart(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, n
 		return next, from.Sub(now), false
 	}
 	next.ObservedRestartedAt, next.RestartedTime = s.RestartedAt(), &metav1.Time{Time: now.Truncate(time.Second)}
-	next.Phase, next.RetryAfter, next.Failures, next.PairingDeadline = v1alpha1.PhasePending, nil, 0, nil
+	next.Phase, next.RetryAfter, next.PairingDeadline = v1alpha1.PhasePending, nil, nil
+	next.Failures, next.FailureReason, next.Replacements = 0, "", 0
 	return next, 0, true
 }
 

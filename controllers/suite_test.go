@@ -184,7 +184,8 @@ func (w *world) start() {
 	})
 	w.Expect(err).NotTo(HaveOccurred())
 	w.Expect(SetupPlacement(mgr, PlacementOptions{
-		Installation: installation, Clock: w.clock, Log: logr.Discard(), Verdicts: w.verdicts,
+		Installation: installation, Clock: w.clock, Log: logr.Discard(), Verdicts: w.verdicts, Namespace: w.operator,
+		RebalanceEvery: 10 * time.Second, RebalanceAfter: 5 * time.Minute,
 	})).To(Succeed())
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)

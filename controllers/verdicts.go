@@ -3,6 +3,7 @@ package controllers
 import (
 	"context"
 	"errors"
+	"maps"
 	"sync"
 	"time"
 
@@ -63,15 +64,18 @@ func (c *claims) outweigh(worker string) (until time.Time, yes bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	until = c.seen[worker].Add(claimOutweighs)
-	if now := c.clock.Now(); !now.Before(until) {
-		for name, seen := range c.seen { // what is old says nothing any more
-			if !now.Before(seen.Add(claimOutweighs)) {
-				delete(c.seen, name)
-			}
-		}
+	if !c.clock.Now().Before(until) {
 		return time.Time{}, false
 	}
 	return until, true
+}
+
+// forget drops the claims that say nothing any more.
+func (c *claims) forget() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.clock.Now()
+	maps.DeleteFunc(c.seen, func(_ string, seen time.Time) bool { return !now.Before(seen.Add(claimOutweighs)) })
 }
 
 // dead reports whether what the worker holds may be taken from it; where only a

@@ -34,6 +34,15 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
 )
 
+const (
+	// rebalanceThreshold is the difference of relative loads up to which nothing is
+	// rebalanced: a tenth of a worker is within what a fleet's ordinary changes make.
+	rebalanceThreshold = 0.1
+	// phasesGather is the same as gather for changes of the phase alone, on which a plan
+	// hardly depends: a thousand sessions that fail again and again shall not keep it busy.
+	phasesGather = time.Second
+)
+
 // gather is how long a run waits after the first change, for the changes that
 // come with it: a manifest with many sessions, a worker with many claims.
 const gather = 20 * time.Millisecond
@@ -41,7 +50,7 @@ const gather = 20 * time.Millisecond
 // everything is the one request of the placement reconciler: a plan is for all sessions.
 var everything = reconcile.Request{NamespacedName: types.NamespacedName{Name: "placement"}}
 
-// PlacementOptions configure SetupPlacement. All but Concurrency are required.
+// PlacementOptions configure SetupPlacement. All but Concurrency and the rebalancing are required.
 type PlacementOptions struct {
 	// Installation is the id of this installation: only its sessions are placed.
 	Installation string
@@ -50,6 +59,12 @@ type PlacementOptions struct {
 	// Verdicts tells which workers are dead, so that what they hold is placed anew. Calls
 	// may run concurrently.
 	Verdicts Verdicts
+	// Namespace is the operator's, where the workers' pods are.
+	Namespace string
+	// RebalanceEvery is the pace at which sessions leave workers that have more to do than
+	// others; zero: they do not. RebalanceAfter is how long a worker must have been live
+	// before it takes over any.
+	RebalanceEvery, RebalanceAfter time.Duration
 	// Concurrency is how many sessions are written at a time; default 16.
 	Concurrency int
 }
@@ -74,6 +89,10 @@ type placementReconciler struct {
 	since map[types.UID]time.Time
 	// lost are the workers of which it was said that they are dead.
 	lost map[string]bool
+	// rebalanced is when each pool was rebalanced last.
+	rebalanced map[string]time.Time
+	// declined are the values of move-to of which it was said that they cannot be followed.
+	declined map[types.UID]string
 	// misread are the values of max-sessions that are no numbers, by namespace, so that
 	// each is said once.
 	misread map[string]string
@@ -99,7 +118,7 @@ func SetupPlacement(mgr ctrl.Manager, o PlacementOptions) error {
 	err := ctrl.NewControllerManagedBy(mgr).Named("placement").
 		Watches(&v1alpha1.WhatsAppSession{}, r.onSession()).
 		Watches(&coordinationv1.Lease{}, r.onLease()).
-		WatchesMetadata(&corev1.Namespace{}, onChange(namespaceChanged)).
+		WatchesMetadata(&corev1.Namespace{}, onNamespace()).
 		WatchesRawSource(source.Channel(r.changed, handler.Funcs{
 			GenericFunc: func(_ context.Context, _ event.GenericEvent, q queue) { q.Add(everything) },
 		})).
@@ -108,8 +127,13 @@ func SetupPlacement(mgr ctrl.Manager, o PlacementOptions) error {
 	if err != nil {
 		return fmt.Errorf("setting up the placement: %w", err)
 	}
-	if err := mgr.Add(manager.RunnableFunc(r.passOn)); err != nil {
-		return fmt.Errorf("setting up the placement: %w", err)
+	costs := &deletionCosts{
+		namespace: o.Namespace, clock: o.Clock, log: o.Log, client: r.client, direct: r.direct, members: r.members, written: map[string]int{},
+	}
+	for _, runnable := range []manager.Runnable{manager.RunnableFunc(r.passOn), costs} {
+		if err := mgr.Add(runnable); err != nil {
+			return fmt.Errorf("setting up the placement: %w", err)
+		}
 	}
 	return nil
 }
@@ -120,18 +144,19 @@ func newPlacementReconciler(o PlacementOptions, c client.Client, direct client.R
 		members: &members{clock: o.Clock, log: o.Log, known: map[string]sighting{}},
 		claims:  &claims{clock: o.Clock, seen: map[string]time.Time{}},
 		changed: make(chan event.GenericEvent),
-		assumed: map[types.UID]assumption{}, since: map[types.UID]time.Time{}, lost: map[string]bool{}, misread: map[string]string{},
+		assumed: map[types.UID]assumption{}, since: map[types.UID]time.Time{}, misread: map[string]string{},
+		lost: map[string]bool{}, rebalanced: map[string]time.Time{}, declined: map[types.UID]string{},
 	}
 }
 
 type queue = workqueue.TypedRateLimitingInterface[reconcile.Request]
 
-// onChange asks for a run when an object comes, goes, or changes in what a plan depends on.
-func onChange(changed func(before, after client.Object) bool) handler.EventHandler {
+// onNamespace asks for a run when a namespace comes, goes, or changes in what a plan depends on.
+func onNamespace() handler.EventHandler {
 	return handler.Funcs{
 		CreateFunc: func(_ context.Context, _ event.CreateEvent, q queue) { q.AddAfter(everything, gather) },
 		UpdateFunc: func(_ context.Context, e event.UpdateEvent, q queue) {
-			if changed(e.ObjectOld, e.ObjectNew) {
+			if namespaceChanged(e.ObjectOld, e.ObjectNew) {
 				q.AddAfter(everything, gather)
 			}
 		},
@@ -139,34 +164,39 @@ func onChange(changed func(before, after client.Object) bool) handler.EventHandl
 	}
 }
 
+// onSession asks for one when a session does, and takes note of claims.
 func (r *placementReconciler) onSession() handler.EventHandler {
-	plain := onChange(sessionChanged).(handler.Funcs)
 	return handler.Funcs{
-		CreateFunc: func(ctx context.Context, e event.CreateEvent, q queue) {
+		CreateFunc: func(_ context.Context, e event.CreateEvent, q queue) {
 			r.claims.observe(nil, e.Object.(*v1alpha1.WhatsAppSession))
-			plain.CreateFunc(ctx, e, q)
+			q.AddAfter(everything, gather)
 		},
-		UpdateFunc: func(ctx context.Context, e event.UpdateEvent, q queue) {
-			r.claims.observe(e.ObjectOld.(*v1alpha1.WhatsAppSession), e.ObjectNew.(*v1alpha1.WhatsAppSession))
-			plain.UpdateFunc(ctx, e, q)
+		UpdateFunc: func(_ context.Context, e event.UpdateEvent, q queue) {
+			before, after := e.ObjectOld.(*v1alpha1.WhatsAppSession), e.ObjectNew.(*v1alpha1.WhatsAppSession)
+			r.claims.observe(before, after)
+			switch {
+			case sessionChanged(before, after):
+				q.AddAfter(everything, gather)
+			case before.Status.Phase != after.Status.Phase:
+				q.AddAfter(everything, phasesGather)
+			}
 		},
-		DeleteFunc: plain.DeleteFunc,
+		DeleteFunc: func(_ context.Context, _ event.DeleteEvent, q queue) { q.AddAfter(everything, gather) },
 	}
 }
 
-func sessionChanged(before, after client.Object) bool {
-	a, b := before.(*v1alpha1.WhatsAppSession), after.(*v1alpha1.WhatsAppSession)
+func sessionChanged(a, b *v1alpha1.WhatsAppSession) bool {
 	type facts struct {
 		suspend, deleted, linked                bool
 		policy                                  v1alpha1.DeletionPolicy
-		phase                                   v1alpha1.Phase
 		id, installation, worker, heldBy, start string
+		moveTo                                  string
 		epoch                                   int64
 	}
 	of := func(s *v1alpha1.WhatsAppSession) facts {
 		return facts{
 			suspend: s.Spec.Suspend, deleted: !s.DeletionTimestamp.IsZero(), linked: s.Status.JID != "",
-			policy: s.Spec.DeletionPolicy, phase: s.Status.Phase, id: s.Status.SessionID, installation: s.Status.Installation,
+			policy: s.Spec.DeletionPolicy, moveTo: s.Annotations[v1alpha1.MoveToAnnotation], id: s.Status.SessionID, installation: s.Status.Installation,
 			worker: s.Status.Worker, heldBy: s.Status.HeldBy, start: s.Status.HolderStart, epoch: s.Status.Epoch,
 		}
 	}
@@ -197,9 +227,7 @@ func (r *placementReconciler) onLease() handler.EventHandler {
 
 // Reconcile makes a plan and carries it out.
 func (r *placementReconciler) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, error) {
-	if err := r.resolve(ctx); err != nil {
-		return ctrl.Result{}, err
-	}
+	unresolved := r.resolve(ctx) // these sessions stay as they are assumed to be; the others need not wait for them
 	now := r.Clock.Now()
 	sessions, snapshot, again, err := r.snapshot(ctx, now)
 	if err != nil {
@@ -209,9 +237,10 @@ func (r *placementReconciler) Reconcile(ctx context.Context, _ ctrl.Request) (ct
 	plan := placement.Make(snapshot)
 	r.count(sessions, snapshot, plan, r.Clock.Since(now))
 	r.remember(snapshot, plan, now)
+	r.decline(sessions, plan)
 
 	conflicts, err := r.carryOut(ctx, sessions, snapshot, plan, now)
-	if err != nil {
+	if err := errors.Join(unresolved, err); err != nil {
 		return ctrl.Result{}, err
 	}
 	return ctrl.Result{RequeueAfter: untilFirst(now, conflicts, plan.Again, again)}, nil
@@ -236,6 +265,7 @@ func untilFirst(now time.Time, conflicts bool, instants ...time.Time) time.Durat
 
 // resolve asks the API server about the writes that got no answer.
 func (r *placementReconciler) resolve(ctx context.Context) error {
+	var errs []error
 	for uid, a := range r.assumed {
 		if !a.uncertain {
 			continue
@@ -246,13 +276,13 @@ func (r *placementReconciler) resolve(ctx context.Context) error {
 		case apierrors.IsNotFound(err), err == nil && (s.UID != uid || s.Status.Epoch < a.epoch):
 			delete(r.assumed, uid)
 		case err != nil:
-			return fmt.Errorf("asking for a session whose placement got no answer: %w", err)
+			errs = append(errs, fmt.Errorf("asking for a session whose placement got no answer: %w", err))
 		default:
 			a.uncertain = false
 			r.assumed[uid] = a
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // snapshot reads the cache. The sessions are the cache's own and must not be
@@ -272,6 +302,7 @@ func (r *placementReconciler) snapshot(ctx context.Context, now time.Time) (sess
 		ns := &namespaces.Items[i]
 		out.Namespaces[ns.Name] = placement.Namespace{Pool: ns.Labels[v1alpha1.PoolLabel], MaxSessions: r.limit(ns)}
 	}
+	r.claims.forget()
 	dead := r.verdicts(list.Items, &again)
 	var expires time.Time
 	out.Workers, expires = r.members.workers(now)
@@ -297,10 +328,25 @@ func (r *placementReconciler) snapshot(ctx context.Context, now time.Time) (sess
 			UID: s.UID, Namespace: s.Namespace, Created: s.CreationTimestamp.Time,
 			Worker: worker, HeldBy: heldBy, Lost: lost, Since: r.since[s.UID],
 			Wanted: wantsWorker(s, r.Installation, now), Urgent: !s.DeletionTimestamp.IsZero(),
+			Paired: s.Status.JID != "", Idle: resting[s.Status.Phase], Connected: connectedSince(s),
+			MoveTo: s.Annotations[v1alpha1.MoveToAnnotation], Placed: time.Unix(s.Status.Epoch, 0), // DESIGN section 3.8
 		}
 	}
 	r.assumed = assumed
+	if r.RebalanceEvery > 0 {
+		out.Rebalance = &placement.Rebalance{
+			Threshold: rebalanceThreshold, Patience: r.RebalanceAfter, Every: r.RebalanceEvery, Last: r.rebalanced,
+		}
+	}
 	return list.Items, out, again, nil
+}
+
+// connectedSince is since when the session is connected; zero: it is not.
+func connectedSince(s *v1alpha1.WhatsAppSession) time.Time {
+	if s.Status.Phase != v1alpha1.PhaseConnected || s.Status.LastConnectedTime == nil {
+		return time.Time{}
+	}
+	return s.Status.LastConnectedTime.Time
 }
 
 // verdicts are the dead among the holders of the sessions. again is brought
@@ -369,7 +415,34 @@ func (r *placementReconciler) limit(ns *metav1.PartialObjectMetadata) *int {
 	return &limit
 }
 
-// remember keeps since when each session has wanted a worker.
+// decline says once of each value of move-to why it cannot be followed.
+func (r *placementReconciler) decline(sessions []v1alpha1.WhatsAppSession, plan placement.Plan) {
+	declined := map[types.UID]string{}
+	for _, d := range plan.Declined {
+		s := &sessions[d.Session]
+		value := s.Annotations[v1alpha1.MoveToAnnotation]
+		declined[s.UID] = value
+		if r.declined[s.UID] == value {
+			continue
+		}
+		worker := status.Clean(value, 253) // the longest name of a pod
+		r.Log.Info("A session cannot go where its annotation wants it", "namespace", s.Namespace, "session", s.Name, "worker", worker, "reason", string(d.Why))
+		r.events.Eventf(s, nil, corev1.EventTypeWarning, v1alpha1.ReasonMoveRefused, "Move",
+			"the annotation %s names worker %q, %s", v1alpha1.MoveToAnnotation, worker, declines[d.Why])
+	}
+	r.declined = declined
+}
+
+// declines say why a session stays where it is.
+var declines = map[placement.Decline]string{
+	placement.DeclinedUnknown:  "which does not exist: name another or remove the annotation",
+	placement.DeclinedSilent:   "which does not renew its Lease: the session moves when it does",
+	placement.DeclinedDraining: "which is shutting down: name another or remove the annotation",
+	placement.DeclinedPool:     "which is of another pool: the label " + v1alpha1.PoolLabel + " of the namespace chooses the pool",
+	placement.DeclinedFull:     "which is full: the session moves when there is room",
+}
+
+// remember keeps since when each session has wanted a worker, and when each pool was rebalanced.
 func (r *placementReconciler) remember(snapshot placement.Snapshot, plan placement.Plan, now time.Time) {
 	since := map[types.UID]time.Time{}
 	keep := func(i int) {
@@ -388,6 +461,9 @@ func (r *placementReconciler) remember(snapshot placement.Snapshot, plan placeme
 		if m.To == "" {
 			keep(m.Session)
 		}
+		if m.Cause == placement.Balanced {
+			r.rebalanced[snapshot.Pool(snapshot.Sessions[m.Session].Namespace)] = now
+		}
 	}
 	r.since = since
 }
@@ -398,33 +474,35 @@ func (r *placementReconciler) carryOut(
 	ctx context.Context, sessions []v1alpha1.WhatsAppSession, snapshot placement.Snapshot, plan placement.Plan, now time.Time,
 ) (conflicts bool, err error) {
 	type write struct {
-		session int
-		to      string
-		why     refusal
-		assume  assumption
-		err     error
+		decision
+		assume assumption
+		err    error
 	}
 	writes := make([]write, 0, len(plan.Moves)+len(plan.Refusals))
+	add := func(i int, to, refused string, cause placement.Cause) {
+		writes = append(writes, write{decision: decision{
+			cached: &sessions[i], planned: &snapshot.Sessions[i], to: to, cause: cause, why: r.explain(refused, sessions[i].Namespace, snapshot),
+		}})
+	}
 	for _, m := range plan.Moves {
-		writes = append(writes, write{session: m.Session, to: m.To, why: r.explain(m.Refused, sessions[m.Session].Namespace, snapshot)})
+		add(m.Session, m.To, m.Refused, m.Cause)
 	}
 	for _, refused := range plan.Refusals {
-		writes = append(writes, write{session: refused.Session, why: r.explain(refused.Reason, sessions[refused.Session].Namespace, snapshot)})
+		add(refused.Session, "", refused.Reason, "")
 	}
 	var group errgroup.Group
 	group.SetLimit(r.Concurrency)
 	for i := range writes {
 		w := &writes[i]
 		group.Go(func() error {
-			planned := &snapshot.Sessions[w.session]
-			w.assume, w.err = r.write(ctx, &sessions[w.session], planned, w.to, w.why, now)
+			w.assume, w.err = r.write(ctx, w.decision, now)
 			return nil // one session's trouble does not keep the others waiting
 		})
 	}
 	_ = group.Wait() // always nil
 	var errs []error
 	for _, w := range writes {
-		uid := sessions[w.session].UID
+		uid := w.cached.UID
 		switch {
 		case w.err == nil && w.assume.epoch != 0:
 			r.assumed[uid] = w.assume
@@ -441,42 +519,49 @@ func (r *placementReconciler) carryOut(
 	return conflicts, errors.Join(errs...)
 }
 
+// decision is what is to be written of a session.
+type decision struct {
+	cached  *v1alpha1.WhatsAppSession
+	planned *placement.Session // the session as the plan was made with
+	to      string
+	why     refusal
+	cause   placement.Cause
+}
+
 // write gives a session its worker, or says why it has none, and clears a holder
-// that is dead, all in one patch. planned is the session as the plan was made
-// with. The zero assumption says that nothing was to be written.
-func (r *placementReconciler) write(
-	ctx context.Context, cached *v1alpha1.WhatsAppSession, planned *placement.Session, to string, why refusal, now time.Time,
-) (assumption, error) {
-	from := planned.Worker
-	if from == "" && to == "" && !planned.Lost && (cached.Status.HeldBy != "" || says(cached, why)) {
+// that is dead, all in one patch. The zero assumption says that nothing was to be
+// written.
+func (r *placementReconciler) write(ctx context.Context, d decision, now time.Time) (assumption, error) {
+	lost := d.planned.Lost
+	if d.planned.Worker == "" && d.to == "" && !lost && (d.cached.Status.HeldBy != "" || says(d.cached, d.why)) {
 		return assumption{}, nil
 	}
-	s := cached.DeepCopy()
+	s := d.cached.DeepCopy()
 	next := *s.Status.DeepCopy()
-	if next.Worker != to || planned.Lost {
-		next.Worker, next.Epoch = to, nextEpoch(next, now)
+	if next.Worker != d.to || lost {
+		next.Worker, next.Epoch = d.to, nextEpoch(next, now)
 	}
-	if planned.Lost {
+	if lost {
 		next = lose(s, next, now)
 	}
 	if next.HeldBy == "" {
-		next = status.Summarize(next, unheld(s, next, why, now), now)
+		next = status.Summarize(next, unheld(s, next, d.why, now), now)
 		next = speak(s, next, now)
 	}
 	if equality.Semantic.DeepEqual(s.Status, next) {
 		return assumption{}, nil
 	}
-	if planned.Lost {
+	if lost {
 		// Many writes may have come before this one.
-		if dead, _ := r.dead(cached.Status.HeldBy); !dead {
+		if dead, _ := r.dead(d.cached.Status.HeldBy); !dead {
 			return assumption{}, errAlive
 		}
 	}
-	a := assumption{key: client.ObjectKeyFromObject(s), worker: to, heldBy: next.HeldBy, epoch: next.Epoch}
+	a := assumption{key: client.ObjectKeyFromObject(s), worker: d.to, heldBy: next.HeldBy, epoch: next.Epoch}
 	if err := patchStatus(ctx, r.client, s, next); err != nil {
 		return a, err
 	}
-	r.report(s, planned, cached.Status.HeldBy, to, why)
+	r.report(s, d)
 	return a, nil
 }
 
@@ -486,39 +571,47 @@ func says(s *v1alpha1.WhatsAppSession, why refusal) bool {
 	return placed != nil && s.Status.Worker == "" && placed.Reason == why.reason && placed.Message == why.message && placed.ObservedGeneration == s.Generation
 }
 
-func (r *placementReconciler) report(s *v1alpha1.WhatsAppSession, planned *placement.Session, holder, to string, why refusal) {
-	from := planned.Worker
+// report says what was written; s is the session as it is now.
+func (r *placementReconciler) report(s *v1alpha1.WhatsAppSession, d decision) {
+	from, to := d.planned.Worker, d.to
 	log := r.Log.WithValues("namespace", s.Namespace, "session", s.Name, "sessionID", s.Status.SessionID, "epoch", s.Status.Epoch)
+	warn := func(reason, message string) {
+		r.events.Eventf(s, nil, corev1.EventTypeWarning, reason, "Place", "%s", message)
+	}
 	switch {
-	case planned.Lost:
-		log.V(1).Info("Taken from a dead worker", "worker", to, "from", holder, "reason", why.reason)
+	case d.planned.Lost:
+		// One line for all of a worker's sessions was written before.
+		log.V(1).Info("Taken from a dead worker", "worker", to, "from", d.cached.Status.HeldBy, "reason", d.why.reason)
 		metrics.Placement("failed_over")
-		r.events.Eventf(s, nil, corev1.EventTypeWarning, v1alpha1.ReasonWorkerLost, "Place", "%s", obituary(holder))
-		if why.reason != "" {
-			r.events.Eventf(s, nil, corev1.EventTypeWarning, why.reason, "Place", "%s", why.message)
+		message := obituary(d.cached.Status.HeldBy)
+		if to != "" {
+			message += ": it goes on on worker " + to
+		}
+		warn(v1alpha1.ReasonWorkerLost, message)
+		if d.why.reason != "" {
+			warn(d.why.reason, d.why.message)
 		}
 	case to != "" && from == "":
 		log.Info("Placed", "worker", to)
 		metrics.Placement("placed")
 	case to != "":
-		log.Info("Moved", "worker", to, "from", from)
-		metrics.Placement("moved")
+		log.Info("Moved", "worker", to, "from", from, "cause", string(d.cause))
+		metrics.Placement(moved[d.cause])
 	case from != "":
-		log.Info("Withdrawn: no other worker can take the session", "worker", from, "reason", why.reason)
+		log.Info("Withdrawn: no other worker can take the session", "worker", from, "reason", d.why.reason)
 		metrics.Placement("withdrawn")
 	default:
-		log.Info("Not placed", "reason", why.reason)
-		r.events.Eventf(s, nil, corev1.EventTypeWarning, why.reason, "Place", "%s", why.message)
+		log.Info("Not placed", "reason", d.why.reason)
+		warn(d.why.reason, d.why.message)
 	}
 }
 
+// moved are the metric's words for the causes of moves.
+var moved = map[placement.Cause]string{"": "moved", placement.Asked: "moved_as_asked", placement.Balanced: "rebalanced"}
+
 // explain makes a sentence of the reason why a session has no worker.
 func (r *placementReconciler) explain(reason, namespace string, snapshot placement.Snapshot) refusal {
-	ns := snapshot.Namespaces[namespace]
-	pool := ns.Pool
-	if pool == "" {
-		pool = v1alpha1.DefaultPool
-	}
+	ns, pool := snapshot.Namespaces[namespace], snapshot.Pool(namespace)
 	switch reason {
 	case v1alpha1.ReasonNoCapacity:
 		return refusal{reason, fmt.Sprintf("every worker of the pool %q is full: add workers", pool)}

@@ -160,7 +160,8 @@ func seeing(sessions *[]v1alpha1.WhatsAppSession, more interceptor.Funcs) client
 	return interceptor.NewClient(k8s, more)
 }
 
-func (w *world) lease(r *placementReconciler, name string, change ...func(*lease.Member)) {
+// leaseOf is a worker's Lease, renewed now.
+func (w *world) leaseOf(name string, change ...func(*lease.Member)) *coordinationv1.Lease {
 	m := lease.Member{
 		Name: name, Incarnation: "i1", Pool: v1alpha1.DefaultPool, Capacity: 100, Tokens: 100, RenewTime: w.clock.Now(), Duration: lease.Duration,
 	}
@@ -169,7 +170,12 @@ func (w *world) lease(r *placementReconciler, name string, change ...func(*lease
 	}
 	l := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: lease.LeaseName(name)}}
 	m.Into(l)
-	w.Expect(r.members.observe(l)).To(BeTrue())
+	return l
+}
+
+// lease shows r a worker that has just come up.
+func (w *world) lease(r *placementReconciler, name string, change ...func(*lease.Member)) {
+	w.Expect(r.members.observe(w.leaseOf(name, change...))).To(BeTrue())
 }
 
 func (w *world) workers(sessions []v1alpha1.WhatsAppSession) map[string]int {
@@ -315,6 +321,13 @@ func TestMembers(t *testing.T) {
 	g.Expect(m.observe(leaseOf(start.Add(2*time.Second)))).To(BeFalse(), "an ordinary renewal")
 	g.Expect(m.observe(leaseOf(start.Add(3*time.Second), draining))).To(BeTrue(), "it drains")
 
+	since := func() time.Time {
+		workers, _ := m.workers(clock.Now())
+		return workers[0].Since
+	}
+	g.Expect(since()).To(Equal(start.Add(15*time.Second)), "when it came back")
+	m.observe(leaseOf(start.Add(4*time.Second), func(l *lease.Member) { l.Incarnation = "j" }))
+	g.Expect(since()).To(Equal(clock.Now()), "another incarnation is another worker")
 	left := leaseOf(start)
 	left.Spec.HolderIdentity = ptr.To("")
 	g.Expect(m.observe(left)).To(BeTrue(), "it has left")

@@ -35,6 +35,8 @@ const (
 	ReasonPlaced = "Placed"
 	// ReasonMoving: the session is on its way to another worker; wait.
 	ReasonMoving = "Moving"
+	// ReasonMoveRefused: the worker that the annotation move-to names cannot take the session; the message says why. Name another worker or remove the annotation.
+	ReasonMoveRefused = "MoveRefused"
 	// ReasonNoCapacity: every worker of the pool is full; add workers.
 	ReasonNoCapacity = "NoCapacity"
 	// ReasonNoWorkers: the pool has no live worker; start one, or correct the namespace's pool label.
@@ -48,13 +50,15 @@ const (
 
 	// ReasonWaitingForScan: scan status.qr with the phone (Linked devices → Link a device).
 	ReasonWaitingForScan = "WaitingForScan"
-	// ReasonWaitingForCode: type status.pairingCode on the phone.
+	// ReasonWaitingForCode: type status.pairingCode on the phone (Linked devices → Link a device → Link with phone number instead).
 	ReasonWaitingForCode = "WaitingForCode"
+	// ReasonPairingCodeRefused: WhatsApp gives the number no code to type; correct spec.pairing.phoneNumber, wait, or set spec.pairing.method to QRCode.
+	ReasonPairingCodeRefused = "PairingCodeRefused"
 	// ReasonPaired: a phone has linked the device.
 	ReasonPaired = "Paired"
 	// ReasonPairingFailed: the phone's answer was refused; scan the next code.
 	ReasonPairingFailed = "PairingFailed"
-	// ReasonPairingExpired: no phone scanned in time; change restartedAt to begin again.
+	// ReasonPairingExpired: no phone was linked in time; change restartedAt to begin again.
 	ReasonPairingExpired = "PairingExpired"
 	// ReasonWrongPhone: another phone than spec.pairing.phoneNumber was linked and has been logged out; scan with the right one.
 	ReasonWrongPhone = "WrongPhone"
@@ -86,8 +90,6 @@ const (
 	ReasonStoreUnavailable = "StoreUnavailable"
 	// ReasonRecordMissing: the database has no record of the session, as after a restore from an older copy; delete the session and apply it again.
 	ReasonRecordMissing = "RecordMissing"
-	// ReasonPairingMethodUnsupported: this version cannot link a phone in this way; set spec.pairing.method to QRCode.
-	ReasonPairingMethodUnsupported = "PairingMethodUnsupported"
 
 	// ReasonDeleting: the device is being unlinked.
 	ReasonDeleting = "Deleting"

@@ -16,6 +16,12 @@ const (
 	// It counts at most once a minute.
 	RestartedAtAnnotation = "whatsapp-operator.io/restartedAt"
 
+	// MoveToAnnotation names the worker on which a person wants the session. It moves
+	// there when that worker is live, not draining, of the session's pool, and has room,
+	// at most once a minute; until then an Event says why not. While the annotation is
+	// set, the session is not rebalanced.
+	MoveToAnnotation = "whatsapp-operator.io/move-to"
+
 	// PoolLabel on a Namespace chooses the pool of workers for its sessions.
 	PoolLabel = "whatsapp-operator.io/pool"
 
@@ -255,10 +261,22 @@ type WhatsAppSessionStatus struct {
 	// +optional
 	RetryAfter *metav1.Time `json:"retryAfter,omitempty"`
 
-	// failures counts attempts that failed in a row in the same way.
+	// failures counts connections that ended in a row in the same way, none of which had lasted
+	// a minute.
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	Failures int32 `json:"failures,omitempty"`
+
+	// failureReason is the way in which they failed, in one word.
+	// +optional
+	// +kubebuilder:validation:MaxLength=64
+	FailureReason string `json:"failureReason,omitempty"`
+
+	// replacements counts the logins elsewhere that ended this session's connection, until it
+	// stays connected for a minute: after the first it is tried once more, then no more.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	Replacements int32 `json:"replacements,omitempty"`
 
 	// pairingDeadline is when the offering of codes ends.
 	// +optional
@@ -283,7 +301,8 @@ type WhatsAppSessionStatus struct {
 	// +optional
 	QR *QRStatus `json:"qr,omitempty"`
 
-	// pairingCode is typed on the phone when spec.pairing.method is PhoneCode.
+	// pairingCode is typed on the phone when spec.pairing.method is PhoneCode; absent when it
+	// has expired or was used.
 	// +optional
 	// +kubebuilder:validation:MaxLength=16
 	PairingCode string `json:"pairingCode,omitempty"`

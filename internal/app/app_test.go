@@ -378,6 +378,20 @@ func TestStartIsRefused(t *testing.T) {
 			says: []string{"host:port", "--store-file", "Laravel"},
 		},
 		{
+			name: "a database's URL that is none, and a bound below zero",
+			run: func() *process {
+				return s.start("manager", "--redis=nonsense", "--store=mysql://h/d", "--store-max-connections=-1", "--laravel-url=gopher://x", "--namespace=x")
+			},
+			says: []string{"host:port", "the URL of the store must be", "--store-max-connections is -1", "Laravel"},
+		},
+		{
+			name: "a file with a database's URL that is none",
+			run: func() *process {
+				return s.refused(s.redisAddr, "--store=", "--store-file="+s.file("bad", "postgres://u:hunter2@h:port/d"), "--capacity=0")
+			},
+			says: []string{"the URL of the store must be", "--capacity"},
+		},
+		{
 			name: "Redis is not there",
 			run: func() *process {
 				return s.refused("127.0.0.1:1", "--start-timeout=2s")

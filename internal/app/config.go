@@ -89,10 +89,12 @@ func (c *commonConfig) complete() error {
 		errs = append(errs, errors.New("--store and --store-file are both given: keep one"))
 	case holdsPassword(c.StoreURL):
 		errs = append(errs, errors.New("--store holds a password, which everybody who may list processes can read: put the URL into a file and name it with --store-file"))
-	case c.StoreURLFile != "":
-		if _, err := c.storeURL(); err != nil {
-			errs = append(errs, err)
+	default:
+		store, err := c.storeConfig()
+		if err == nil {
+			err = store.Validate()
 		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
@@ -149,6 +151,11 @@ type managerConfig struct {
 	Laravel     laravel.Config
 	BatchSize   int
 	Parallel    int
+	// Rebalance, RebalanceInterval and RebalanceAfter say whether, how often and with
+	// which workers unequal loads are made equal.
+	Rebalance         bool
+	RebalanceInterval time.Duration
+	RebalanceAfter    time.Duration
 }
 
 func (c *managerConfig) bind(f *pflag.FlagSet) {
@@ -165,6 +172,9 @@ func (c *managerConfig) bind(f *pflag.FlagSet) {
 	f.BoolVar(&l.InsecureHTTP, "insecure-laravel-http", false, "allow http:// to an address that is not loopback: codes and numbers cross the network in the clear")
 	f.IntVar(&c.BatchSize, "batch-size", 50, "most items in a batch")
 	f.IntVar(&c.Parallel, "laravel-max-requests", 4, "most requests at Laravel at a time; QR batches take at most half")
+	f.BoolVar(&c.Rebalance, "rebalance", true, "move sessions from workers that have more to do than others, slowly, while nothing else is under way")
+	f.DurationVar(&c.RebalanceInterval, "rebalance-interval", 10*time.Second, "one session of a pool is rebalanced in this time at most")
+	f.DurationVar(&c.RebalanceAfter, "rebalance-after", 5*time.Minute, "how long a worker must have been up before sessions of others are moved to it")
 }
 
 func (c *managerConfig) complete() error {
@@ -175,7 +185,21 @@ func (c *managerConfig) complete() error {
 	if c.Parallel < 1 || c.Parallel > 64 {
 		errs = append(errs, fmt.Errorf("--laravel-max-requests is %d: choose 1 to 64", c.Parallel))
 	}
+	if c.RebalanceInterval < time.Second {
+		errs = append(errs, fmt.Errorf("--rebalance-interval is %s: choose at least 1s, or switch it off with --rebalance=false", c.RebalanceInterval))
+	}
+	if c.RebalanceAfter < 0 {
+		errs = append(errs, fmt.Errorf("--rebalance-after is %s: choose 0 or more", c.RebalanceAfter))
+	}
 	return errors.Join(errs...)
+}
+
+// rebalanceEvery is the pace of the rebalancing; zero: it is off.
+func (c *managerConfig) rebalanceEvery() time.Duration {
+	if !c.Rebalance {
+		return 0
+	}
+	return c.RebalanceInterval
 }
 
 // workerConfig configures `worker`.
@@ -192,6 +216,8 @@ type workerConfig struct {
 	DrainTimeout   time.Duration
 	GCPercent      int
 	Pace           worker.Pace
+	Quarantine     worker.Quarantine
+	Outdated       worker.Outdated
 	WhatsApp       whatsapp.Config
 }
 
@@ -211,6 +237,12 @@ func (c *workerConfig) bind(f *pflag.FlagSet) {
 	f.IntVar(&c.Pace.LoginBurst, "login-burst", 200, "most logins at once by one egress")
 	f.Float64Var(&c.Pace.PairingsPerSecond, "pairings-per-second", 20, "pace of new pairings by one egress")
 	f.IntVar(&c.Pace.PairingBurst, "pairing-burst", 20, "most new pairings at once by one egress")
+	f.IntVar(&c.Quarantine.After, "quarantine-after", worker.DefaultQuarantineAfter, "failures in a row, in the same way and without a minute connected, after which a session is tried only after hours")
+	f.DurationVar(&c.Quarantine.First, "quarantine-first", worker.DefaultQuarantineFirst, "the first of these pauses; each further failure doubles it")
+	f.DurationVar(&c.Quarantine.Most, "quarantine-most", worker.DefaultQuarantineMost, "the longest of these pauses")
+	f.IntVar(&c.Outdated.Sessions, "outdated-sessions", worker.DefaultOutdatedSessions, "sessions whose client WhatsApp must refuse as outdated before all are held back and the newest version is tried with one")
+	f.DurationVar(&c.Outdated.Within, "outdated-within", worker.DefaultOutdatedWithin, "time within which they must be refused")
+	f.DurationVar(&c.Outdated.Pause, "outdated-pause", worker.DefaultOutdatedPause, "how long all are held back when the newest version is refused as well")
 	w := &c.WhatsApp
 	f.StringVar(&w.DeviceName, "device-name", "WhatsApp operator", "what phones show under linked devices where spec.deviceName says nothing")
 	f.StringVar(&w.Endpoint, "whatsapp-endpoint", "", "ws:// or wss:// URL of a simulator instead of WhatsApp's servers; for tests and demos only")
@@ -241,6 +273,12 @@ func (c *workerConfig) complete() error {
 	}
 	if c.Revision < 0 {
 		wrong("--revision is %d: choose 0 or more", c.Revision)
+	}
+	if q := c.Quarantine; q.After < 1 || q.First < time.Second || q.Most < q.First {
+		wrong("the quarantine must begin after at least 1 failure (--quarantine-after) and last at least 1s (--quarantine-first), at most --quarantine-most, which is not shorter")
+	}
+	if o := c.Outdated; o.Sessions < 1 || o.Within < time.Second || o.Pause < time.Second {
+		wrong("--outdated-sessions must be at least 1, --outdated-within and --outdated-pause at least 1s")
 	}
 	if c.DrainTimeout < time.Second {
 		wrong("--drain-timeout is %s: choose at least 1s", c.DrainTimeout)

@@ -64,13 +64,20 @@ func lay(ctx context.Context, config *commonConfig, log logr.Logger) (*foundatio
 }
 
 // layGround reaches the API server and Redis, whosever Redis is.
-func layGround(ctx context.Context, config *commonConfig, log logr.Logger) (_ *foundation, err error) {
+func layGround(ctx context.Context, config *commonConfig, log logr.Logger) (*foundation, error) {
+	f, err := layCluster(ctx, config, log)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.layRedis(ctx); err != nil {
+		return nil, errors.Join(err, f.close())
+	}
+	return f, nil
+}
+
+// layCluster reaches the API server, which names the installation.
+func layCluster(ctx context.Context, config *commonConfig, log logr.Logger) (_ *foundation, err error) {
 	f := &foundation{config: config, scheme: runtime.NewScheme(), clock: clock.RealClock{}, log: log}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, f.close())
-		}
-	}()
 	if err := errors.Join(clientgoscheme.AddToScheme(f.scheme), v1alpha1.AddToScheme(f.scheme)); err != nil {
 		return nil, fmt.Errorf("registering the kinds: %w", err)
 	}
@@ -83,8 +90,27 @@ func layGround(ctx context.Context, config *commonConfig, log logr.Logger) (_ *f
 	if err := f.identify(ctx); err != nil {
 		return nil, err
 	}
-	if err := f.layRedis(ctx); err != nil {
+	return f, nil
+}
+
+// layStore opens the store for a person's command, once it has its schema. It
+// refuses another installation's.
+func layStore(ctx context.Context, config *commonConfig, log logr.Logger) (*foundation, error) {
+	f, err := layCluster(ctx, config, log)
+	if err != nil {
 		return nil, err
+	}
+	if err := f.openStore(ctx); err != nil {
+		return nil, errors.Join(err, f.close())
+	}
+	waiting, done := context.WithTimeout(ctx, config.StartPatience)
+	defer done()
+	err = f.store.WaitForSchema(waiting)
+	if err == nil {
+		err = f.store.SetInstallation(ctx, f.installation)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.close())
 	}
 	return f, nil
 }

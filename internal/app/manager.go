@@ -77,7 +77,8 @@ func runManager(ctx context.Context, config *managerConfig, log logr.Logger) (er
 		return err
 	}
 	if err := controllers.SetupPlacement(mgr, controllers.PlacementOptions{
-		Installation: f.installation, Clock: f.clock, Log: log.WithName("placement"), Verdicts: observer,
+		Installation: f.installation, Clock: f.clock, Log: log.WithName("placement"), Verdicts: observer, Namespace: config.Namespace,
+		RebalanceEvery: config.rebalanceEvery(), RebalanceAfter: config.RebalanceAfter,
 	}); err != nil {
 		return err
 	}

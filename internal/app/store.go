@@ -2,17 +2,24 @@ package app
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
 
 	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
 
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/redis"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/store"
 )
 
 func newStoreCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "store", Short: "Work on the store of device keys"}
-	cmd.AddCommand(newAdoptCommand())
+	cmd.AddCommand(newAdoptCommand(), newMarkedCommand(), newRestoreCommand(), newOrphansCommand(), newPurgeCommand())
 	return cmd
 }
 
@@ -53,4 +60,148 @@ WhatsApp accounts.`,
 	}
 	config.bind(cmd.Flags())
 	return cmd
+}
+
+// storeCommand completes a command that works on this installation's store.
+func storeCommand(cmd *cobra.Command, run func(ctx context.Context, s *store.Store, args []string, out io.Writer, log logr.Logger) error) *cobra.Command {
+	config := &commonConfig{}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		return prepare(cmd, config.complete, config, func(ctx context.Context, log logr.Logger) (err error) {
+			f, err := layStore(ctx, config, log)
+			if err != nil {
+				return err
+			}
+			defer closing(closer(f.close), &err)
+			return run(ctx, f.store, args, cmd.OutOrStdout(), log)
+		})
+	}
+	config.bind(cmd.Flags())
+	return cmd
+}
+
+func newMarkedCommand() *cobra.Command {
+	return storeCommand(&cobra.Command{
+		Use:   "marked",
+		Short: "List the devices that WhatsApp has logged out and whose keys are still kept",
+		Args:  cobra.NoArgs,
+	}, func(ctx context.Context, s *store.Store, _ []string, out io.Writer, _ logr.Logger) error {
+		marked, err := s.Marked(ctx)
+		if err != nil {
+			return err
+		}
+		rows := make([][]string, 0, len(marked))
+		for _, m := range marked {
+			rows = append(rows, []string{m.SessionID, m.JID, m.Reason, stamp(m.At), stamp(m.Until)})
+		}
+		return table(out, []string{"SESSION-ID", "JID", "REASON", "SINCE", "KEPT-UNTIL"}, rows)
+	})
+}
+
+func newRestoreCommand() *cobra.Command {
+	var jid string
+	cmd := storeCommand(&cobra.Command{
+		Use:   "restore SESSION_ID",
+		Short: "Give a device that WhatsApp has logged out back to its session",
+		Long: `Give a device that WhatsApp has logged out back to its session.
+
+It is of use when the logout was a mistake and WhatsApp still knows the device;
+one that was really unlinked is logged out again at its next login. Afterwards
+change the annotation ` + v1alpha1.RestartedAtAnnotation + ` of the session: it
+then logs in without a scan.`,
+		Args: cobra.ExactArgs(1),
+	}, func(ctx context.Context, s *store.Store, args []string, _ io.Writer, log logr.Logger) error {
+		record, err := s.Restore(ctx, args[0], jid)
+		if err != nil {
+			return restoreRefused(err)
+		}
+		log.Info("Restored: change the annotation "+v1alpha1.RestartedAtAnnotation+" of the session to have it log in",
+			"sessionID", record.SessionID, "namespace", record.Namespace, "jid", record.JID)
+		return nil
+	})
+	cmd.Flags().StringVar(&jid, "jid", "", "the device, where the session has lost several")
+	return cmd
+}
+
+// restoreRefused says what a person may do.
+func restoreRefused(err error) error {
+	var ambiguous *store.AmbiguousError
+	switch {
+	case errors.Is(err, store.ErrNoRecord):
+		return fmt.Errorf("%w: \"store marked\" lists the ids of those that can be restored", err)
+	case errors.Is(err, store.ErrHasDevice):
+		return fmt.Errorf("%w: it cannot have two; delete the resource with deletionPolicy Logout, or unlink the device on the phone, if the lost one is to take its place", err)
+	case errors.Is(err, store.ErrNoMark):
+		return fmt.Errorf("%w: \"store marked\" lists those that can be restored; scan again for any other", err)
+	case errors.Is(err, store.ErrLinkedElsewhere):
+		return fmt.Errorf("%w: WhatsApp has given it away, so the old keys are of no use; scan again", err)
+	case errors.As(err, &ambiguous):
+		return fmt.Errorf("%w: choose one with --jid", err)
+	default:
+		return err
+	}
+}
+
+func newOrphansCommand() *cobra.Command {
+	return storeCommand(&cobra.Command{
+		Use:   "orphans",
+		Short: "List the keys whose session was deleted without a confirmed logout",
+		Args:  cobra.NoArgs,
+	}, func(ctx context.Context, s *store.Store, _ []string, out io.Writer, _ logr.Logger) error {
+		orphans, err := s.Orphans(ctx)
+		if err != nil {
+			return err
+		}
+		rows := make([][]string, 0, len(orphans))
+		for _, r := range orphans {
+			rows = append(rows, []string{r.SessionID, r.Namespace, r.JID, stamp(r.Orphaned), stamp(r.Orphaned.Add(store.KeepOrphans))})
+		}
+		return table(out, []string{"SESSION-ID", "NAMESPACE", "JID", "SINCE", "KEPT-UNTIL"}, rows)
+	})
+}
+
+func newPurgeCommand() *cobra.Command {
+	var sure bool
+	cmd := storeCommand(&cobra.Command{
+		Use:   "purge SESSION_ID",
+		Short: "Delete the keys of an orphan for good",
+		Long: `Delete the keys of an orphan for good, before the janitor does.
+
+Unlink its device on the phone first: without its keys nobody else can.`,
+		Args: cobra.ExactArgs(1),
+	}, func(ctx context.Context, s *store.Store, args []string, _ io.Writer, log logr.Logger) error {
+		if !sure {
+			return fmt.Errorf("the keys of %s would be deleted for good: say --yes if that is meant", args[0])
+		}
+		record, err := s.PurgeOrphan(ctx, args[0])
+		switch {
+		case errors.Is(err, store.ErrNoRecord), errors.Is(err, store.ErrNotOrphan):
+			return fmt.Errorf("%w: \"store orphans\" lists those that can be purged", err)
+		case err != nil:
+			return err
+		}
+		log.Info("Purged", "sessionID", record.SessionID, "namespace", record.Namespace, "jid", record.JID)
+		return nil
+	})
+	cmd.Flags().BoolVar(&sure, "yes", false, "delete them")
+	return cmd
+}
+
+// stamp is a time as tables show it.
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
+// table prints rows in columns; what is empty is a dash.
+func table(out io.Writer, head []string, rows [][]string) error {
+	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
+	for _, row := range append([][]string{head}, rows...) {
+		for i, cell := range row {
+			if cell == "" {
+				row[i] = "-"
+			}
+		}
+		fmt.Fprintln(w, strings.Join(row, "\t")) // Flush has its error
+	}
+	if err := w.Flush(); err != nil {
+		return fmt.Errorf("printing: %w", err)
+	}
+	return nil
 }

@@ -92,7 +92,7 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 	guard := lease.NewGuard(lease.Elapsed)
 	revision := newRevision(f.direct, config, log)
 	revision.refresh(ctx) // the first Lease says it
-	limiter := worker.NewPerEgress(config.Pace)
+	limiter := worker.NewPerEgress(config.Pace, f.clock)
 	agent := worker.NewAgent(worker.Options{
 		Worker: config.Name, Process: strings.ToLower(rand.Text()), DrainTimeout: config.DrainTimeout, Stop: ctx.Done(),
 		Membership: &lease.Membership{
@@ -105,14 +105,17 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 			},
 			Keys: redis.NewWitness(f.witness, f.keys), Guard: guard,
 		},
-		Sessions:  newSessions(f.direct),
-		Accounts:  &accounts{store: f.store, connector: connector, allowed: guard.Check, log: log.WithName("whatsapp")},
-		Proxies:   &proxies{client: f.direct, serviceAccount: config.Namespace + ":" + config.ServiceAccount},
-		Announcer: newAnnouncer(f.queue, f.cache),
-		Limiter:   limiter,
-		Events:    &recorder{events: mgr.GetEventRecorder("whatsapp-operator-worker")},
-		Clock:     f.clock,
-		Log:       log.WithName("session"),
+		Sessions:   newSessions(f.direct),
+		Accounts:   &accounts{store: f.store, connector: connector, allowed: guard.Check, log: log.WithName("whatsapp")},
+		Proxies:    &proxies{client: f.direct, serviceAccount: config.Namespace + ":" + config.ServiceAccount},
+		Announcer:  newAnnouncer(f.queue, f.cache),
+		Limiter:    limiter,
+		Version:    connector,
+		Quarantine: config.Quarantine,
+		Outdated:   config.Outdated,
+		Events:     &recorder{events: mgr.GetEventRecorder("whatsapp-operator-worker")},
+		Clock:      f.clock,
+		Log:        log.WithName("session"),
 	}, mgr.GetCache(), heldCache)
 	if err := agent.SetupWithManager(mgr, mgr.GetCache(), heldCache); err != nil {
 		return err
@@ -140,6 +143,9 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 		}
 		return counts
 	}); err != nil {
+		return fmt.Errorf("registering the metrics: %w", err)
+	}
+	if err := metrics.RegisterLife(agent.Life); err != nil {
 		return fmt.Errorf("registering the metrics: %w", err)
 	}
 	for _, m := range f.monitors(agent.TellAgain) {

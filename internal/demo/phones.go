@@ -21,9 +21,10 @@ const (
 // scanner is the simulated WhatsApp, as far as phones need it.
 type scanner interface {
 	Scan(ctx context.Context, qr, phone string) (jid string, err error)
+	EnterCode(ctx context.Context, phone, code string) (jid string, err error)
 }
 
-// phones scan each session's code some time after it has begun to show them.
+// phones scan (or type) each session's code some time after it has begun to show them.
 type phones struct {
 	whatsApp scanner
 	after    time.Duration
@@ -50,17 +51,18 @@ func newPhones(whatsApp scanner, after time.Duration) *phones {
 func (p *phones) look(ctx context.Context, sessions []v1alpha1.WhatsAppSession) {
 	for i := range sessions {
 		s := &sessions[i]
-		if s.Status.QR == nil || ctx.Err() != nil {
-			continue
+		phone, code, link := s.Spec.Pairing.PhoneNumber, s.Status.PairingCode, p.whatsApp.EnterCode
+		if s.Status.QR != nil {
+			code = s.Status.QR.Code
+			link = func(ctx context.Context, phone, qr string) (string, error) { return p.whatsApp.Scan(ctx, qr, phone) }
 		}
-		code := s.Status.QR.Code
-		if !p.due(s.Name, code) {
+		if code == "" || ctx.Err() != nil || !p.due(s.Name, code) {
 			continue
 		}
 		started := p.group.TryGo(func() error {
 			ctx, cancel := context.WithTimeout(p.ctx, scanPatience)
 			defer cancel()
-			_, _ = p.whatsApp.Scan(ctx, code, "") // what comes of it is seen in the session's status
+			_, _ = link(ctx, phone, code) // what comes of it is seen in the session's status
 			return nil
 		})
 		if !started {

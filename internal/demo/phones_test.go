@@ -25,6 +25,10 @@ func (w *whatsApp) Scan(_ context.Context, qr, _ string) (string, error) {
 	return "", errors.New("that code has just expired")
 }
 
+func (w *whatsApp) EnterCode(ctx context.Context, phone, code string) (string, error) {
+	return w.Scan(ctx, phone+" types "+code, phone)
+}
+
 func (w *whatsApp) scanned() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -66,6 +70,17 @@ func TestPhonesScanEachCodeOnceWhenItHasBeenShown(t *testing.T) {
 	g.Expect(p.close()).To(Succeed())
 }
 
+func TestPhonesTypeCodesToo(t *testing.T) {
+	g := NewWithT(t)
+	w := &whatsApp{}
+	p := newPhones(w, 0)
+	s := showing("a", "")
+	s.Spec.Pairing.PhoneNumber, s.Status.PairingCode = "+34600111222", "ABCD-1234"
+	p.look(context.Background(), []v1alpha1.WhatsAppSession{s})
+	g.Eventually(w.scanned).Should(Equal([]string{"+34600111222 types ABCD-1234"}))
+	g.Expect(p.close()).To(Succeed())
+}
+
 func TestPhonesEndWithTheDemo(t *testing.T) {
 	g := NewWithT(t)
 	p := newPhones(waiting{}, 0)
@@ -79,4 +94,8 @@ type waiting struct{}
 func (waiting) Scan(ctx context.Context, _, _ string) (string, error) {
 	<-ctx.Done()
 	return "", ctx.Err()
+}
+
+func (w waiting) EnterCode(ctx context.Context, phone, code string) (string, error) {
+	return w.Scan(ctx, code, phone)
 }

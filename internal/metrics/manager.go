@@ -30,7 +30,7 @@ var (
 	}, []string{"pool"})
 	placements = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: namespace, Name: "placements_total",
-		Help: "Decisions of the placement: placed, moved, failed_over (taken from a dead worker), withdrawn, conflict (to be made again) or failed.",
+		Help: "Decisions of the placement: placed, moved (off a draining worker or to another pool), moved_as_asked (move-to), rebalanced, failed_over (taken from a dead worker), withdrawn, conflict (to be made again) or failed.",
 	}, []string{"result"})
 	workersLost = prometheus.NewCounter(prometheus.CounterOpts{
 		Namespace: namespace, Name: "workers_lost_total",

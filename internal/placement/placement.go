@@ -6,7 +6,9 @@
 // It moves nothing without a reason. A session on a live worker of its
 // namespace's pool stays where it is. A session without a worker goes to the
 // one with the least relative load. A session on a draining worker moves in
-// waves that its successors can log in. The rest is said to be refused, with
+// waves that its successors can log in. One that a person wants elsewhere goes
+// there. Where nothing else is to be done, unequal loads are made equal, one
+// session at a time (see rebalance.go). The rest is said to be refused, with
 // the reason. A session whose worker died comes before all others and does not
 // wait for the newest revision: it is down, and another move costs it less.
 //
@@ -31,6 +33,17 @@ const (
 	// NewestPatience is how long a session waits for room on the newest revision
 	// before it goes to an older one: during a rollout it would have to move again.
 	NewestPatience = 60 * time.Second
+	// drainPatience is the same for what a draining worker has: it is shorter than the
+	// 30 s after which such a worker releases everything by itself, and then what it had
+	// is down.
+	drainPatience = 15 * time.Second
+	// DefaultWave is how many sessions are on their way to a worker at a time. From the
+	// release by the old holder to the successor's login a session is down, so a wave is
+	// no larger than what a busy machine takes up in a moment; the next session goes
+	// when one of them has arrived.
+	DefaultWave = 25
+	// MoveEvery is how often a session moves at most because a person asks for it.
+	MoveEvery = time.Minute
 	// paceEvery is when to look again at moves that wait for login tokens.
 	paceEvery = time.Second
 )
@@ -56,6 +69,16 @@ type Session struct {
 	Urgent bool
 	// Since is when the session began to want another worker; zero: just now.
 	Since time.Time
+	// Paired: it has a device, so that taking it up is a login, which costs a token.
+	Paired bool
+	// Idle: it has no connection, and is to have none before a person or a date says so.
+	Idle bool
+	// Connected is since when it is connected; zero: it is not.
+	Connected time.Time
+	// MoveTo is the worker on which a person wants it; empty: whichever.
+	MoveTo string
+	// Placed is when it was placed last, or spoken for.
+	Placed time.Time
 }
 
 // Worker is what counts of a worker.
@@ -71,6 +94,8 @@ type Worker struct {
 	Draining bool
 	// Live: its Lease is being renewed.
 	Live bool
+	// Since is when it became live; zero: long ago.
+	Since time.Time
 }
 
 // Namespace is what counts of a namespace.
@@ -87,7 +112,29 @@ type Snapshot struct {
 	Sessions   []Session
 	Workers    []Worker
 	Namespaces map[string]Namespace
+	// Wave is how many sessions are on their way to a worker at a time; 0: DefaultWave.
+	Wave int
+	// Rebalance is how unequal loads are made equal; nil: they are not.
+	Rebalance *Rebalance
 }
+
+// Pool is the pool whose workers serve a namespace.
+func (s *Snapshot) Pool(namespace string) string {
+	if name := s.Namespaces[namespace].Pool; name != "" {
+		return name
+	}
+	return v1alpha1.DefaultPool
+}
+
+// Cause is why a session moves that could stay.
+type Cause string
+
+const (
+	// Asked: a person wants it on that worker.
+	Asked Cause = "Asked"
+	// Balanced: its worker has more to do than others.
+	Balanced Cause = "Balanced"
+)
 
 // Move gives a session another worker.
 type Move struct {
@@ -98,6 +145,8 @@ type Move struct {
 	To string
 	// Refused is why To is empty; of a lost session that is not wanted it is empty, too.
 	Refused string
+	// Cause is empty where the session could not stay.
+	Cause Cause
 }
 
 // Refusal says why a session that wants a worker gets none.
@@ -108,25 +157,52 @@ type Refusal struct {
 	Reason string
 }
 
+// Decline is why a session cannot go where a person wants it.
+type Decline string
+
+// The worker that MoveTo names is not known, silent, draining, of another pool, or full.
+const (
+	DeclinedUnknown  Decline = "Unknown"
+	DeclinedSilent   Decline = "Silent"
+	DeclinedDraining Decline = "Draining"
+	DeclinedPool     Decline = "Pool"
+	DeclinedFull     Decline = "Full"
+)
+
+// Declined is a session that stays where it is although a person wants it elsewhere.
+type Declined struct {
+	// Session is its index in the snapshot.
+	Session int
+	Why     Decline
+}
+
 // Plan is what to do.
 type Plan struct {
 	Moves    []Move
 	Refusals []Refusal
 	// Waiting are the indexes of sessions that want another worker and will get one
-	// later: the newest revision is full for the moment, or its logins are paced.
-	Waiting []int
+	// later: the newest revision is full for the moment, or moves are paced.
+	Waiting  []int
+	Declined []Declined
 	// Again is when the plan may change by time alone; zero: never.
 	Again time.Time
 }
 
 // Make plans the snapshot.
 func Make(s Snapshot) Plan {
-	p := planner{Snapshot: s, workers: map[string]*worker{}, pools: map[string]*pool{}, placed: map[string]int{}}
+	p := planner{Snapshot: s, workers: map[string]*worker{}, pools: map[string]*pool{}, placed: map[string]int{}, busy: map[string]bool{}}
+	if p.Wave == 0 {
+		p.Wave = DefaultWave
+	}
 	p.takeWorkers()
-	lost, waiting, moving := p.takeSessions()
-	p.deal(lost, p.place) // they were connected: each second is an outage
-	p.deal(waiting, p.place)
-	p.deal(moving, p.move)
+	todo := p.takeSessions()
+	p.deal(todo.lost, p.place) // they were connected: each second is an outage
+	p.deal(todo.waiting, p.place)
+	p.deal(todo.moving, p.move)
+	p.deal(todo.asked, p.obey)
+	if p.Rebalance != nil {
+		p.rebalance()
+	}
 	return p.plan
 }
 
@@ -135,6 +211,7 @@ type worker struct {
 	hash   uint64
 	load   int // sessions that it has or is to have
 	budget int // logins that it can begin, less those that it owes
+	coming int // sessions with a device that are placed here and not held here yet
 }
 
 // pool is the workers that can take sessions, newest revision first.
@@ -144,7 +221,8 @@ type planner struct {
 	Snapshot
 	workers map[string]*worker
 	pools   map[string]*pool
-	placed  map[string]int // by namespace
+	placed  map[string]int  // by namespace
+	busy    map[string]bool // pools in which something is under way
 	plan    Plan
 }
 
@@ -156,6 +234,9 @@ func (p *planner) takeWorkers() {
 	for _, known := range sorted {
 		w := &worker{Worker: known, hash: hash(known.Name), budget: known.Tokens}
 		p.workers[w.Name] = w
+		if w.Draining {
+			p.busy[w.Pool] = true
+		}
 		if !w.Live || w.Draining {
 			continue
 		}
@@ -173,17 +254,25 @@ func (p *planner) takeWorkers() {
 	}
 }
 
-// takeSessions counts what every worker has, and returns the sessions whose
-// worker died (lost), those that need a worker (waiting) and those that have one
-// but must leave it (moving).
-func (p *planner) takeSessions() (lost, waiting, moving []int) {
+// todo are the sessions for which a worker is to be found.
+type todo struct {
+	lost    []int // their worker died
+	waiting []int // they have none
+	moving  []int // they have one and must leave it
+	asked   []int // a person wants them elsewhere
+}
+
+// takeSessions counts what every worker has, and sorts the sessions for which
+// a worker is to be found.
+func (p *planner) takeSessions() (todo todo) {
 	for i := range p.Sessions {
 		s := &p.Sessions[i]
 		w := p.workers[s.Worker]
 		if w != nil {
 			w.load++
-			if s.HeldBy != s.Worker {
+			if s.HeldBy != s.Worker && s.Paired {
 				w.budget--
+				w.coming++
 			}
 		}
 		if holder := p.workers[s.HeldBy]; holder != nil && s.HeldBy != s.Worker {
@@ -196,32 +285,34 @@ func (p *planner) takeSessions() (lost, waiting, moving []int) {
 			continue
 		}
 		held := s.Worker != "" && s.HeldBy == s.Worker
+		stays := w != nil && w.Live && !w.Draining && w.Pool == p.pool(s)
+		if s.Worker != "" && !(held && stays) {
+			p.busy[p.pool(s)] = true
+		}
 		switch {
-		case w != nil && w.Live && !w.Draining && w.Pool == p.pool(s):
-			p.placed[s.Namespace]++ // a live worker keeps what it has
+		case stays: // a live worker keeps what it has
+			p.placed[s.Namespace]++
 			if s.Lost {
 				p.plan.Moves = append(p.plan.Moves, Move{Session: i, To: s.Worker})
 			}
+			if held && s.MoveTo != "" && s.MoveTo != s.Worker {
+				todo.asked = append(todo.asked, i)
+			}
 		case s.Lost:
-			lost = append(lost, i)
+			todo.lost = append(todo.lost, i)
 		case w != nil && w.Live && (held || !w.Draining):
 			p.placed[s.Namespace]++
-			moving = append(moving, i)
+			todo.moving = append(todo.moving, i)
 		case held:
 			p.placed[s.Namespace]++ // silent, but not declared dead: it may still hold the connection
 		default:
-			waiting = append(waiting, i)
+			todo.waiting = append(todo.waiting, i)
 		}
 	}
-	return lost, waiting, moving
+	return todo
 }
 
-func (p *planner) pool(s *Session) string {
-	if name := p.Namespaces[s.Namespace].Pool; name != "" {
-		return name
-	}
-	return v1alpha1.DefaultPool
-}
+func (p *planner) pool(s *Session) string { return p.Pool(s.Namespace) }
 
 // deal hands the sessions to each, one of every namespace in turn, beginning
 // with the namespaces that have the fewest placed.
@@ -274,11 +365,16 @@ func (p *planner) place(i int) {
 		p.refuse(i, v1alpha1.ReasonTooManySessions)
 		return
 	}
+	p.busy[p.pool(s)] = true
 	workers, reason := p.find(s)
+	wish, declined := p.wish(s)
 	switch {
+	case wish != nil && declined == "":
+		p.placed[s.Namespace]++
+		p.assign(i, wish, "")
 	case workers != nil:
 		p.placed[s.Namespace]++
-		p.assign(i, pick(s, workers, (*worker).hasRoom))
+		p.assign(i, pick(s, workers, (*worker).hasRoom), "")
 	case reason != "":
 		p.refuse(i, reason)
 	default:
@@ -290,18 +386,59 @@ func (p *planner) place(i int) {
 func (p *planner) move(i int) {
 	s := &p.Sessions[i]
 	workers, reason := p.find(s)
+	wish, declined := p.wish(s)
 	switch {
+	case wish != nil && declined == "" && p.fits(s)(wish):
+		p.assign(i, wish, "")
 	case workers != nil:
-		if to := pick(s, workers, (*worker).canLogin); to != nil {
-			p.assign(i, to)
+		if to := pick(s, workers, p.fits(s)); to != nil {
+			p.assign(i, to, "")
 			return
 		}
-		p.plan.Waiting = append(p.plan.Waiting, i)
-		p.again(p.Now.Add(paceEvery))
+		p.waitUntil(i, p.Now.Add(paceEvery))
 	case reason == "":
 		p.wait(i)
 	case p.workers[s.Worker].Draining:
 		p.refuse(i, reason)
+	}
+}
+
+// obey moves a session to where a person wants it.
+func (p *planner) obey(i int) {
+	s := &p.Sessions[i]
+	switch to, declined := p.wish(s); {
+	case declined != "":
+		p.plan.Declined = append(p.plan.Declined, Declined{Session: i, Why: declined})
+	case p.Now.Before(s.Placed.Add(MoveEvery)):
+		p.waitUntil(i, s.Placed.Add(MoveEvery))
+	case !p.fits(s)(to):
+		p.waitUntil(i, p.Now.Add(paceEvery))
+	default:
+		p.busy[to.Pool] = true
+		p.assign(i, to, Asked)
+	}
+}
+
+// wish is the worker on which a person wants the session, and why it cannot go
+// there; without such a wish both are empty.
+func (p *planner) wish(s *Session) (*worker, Decline) {
+	if s.MoveTo == "" {
+		return nil, ""
+	}
+	w := p.workers[s.MoveTo]
+	switch {
+	case w == nil:
+		return nil, DeclinedUnknown
+	case !w.Live:
+		return w, DeclinedSilent
+	case w.Draining:
+		return w, DeclinedDraining
+	case w.Pool != p.pool(s):
+		return w, DeclinedPool
+	case !w.hasRoom():
+		return w, DeclinedFull
+	default:
+		return w, ""
 	}
 }
 
@@ -317,11 +454,19 @@ func (p *planner) find(s *Session) (workers []*worker, reason string) {
 	switch {
 	case n < 0:
 		return nil, v1alpha1.ReasonNoCapacity
-	case n > 0 && !s.Lost && p.Now.Before(p.since(s).Add(NewestPatience)):
+	case n > 0 && !s.Lost && p.Now.Before(p.since(s).Add(p.patience(s))):
 		return nil, ""
 	default:
 		return group.revisions[n], ""
 	}
+}
+
+// patience is how long a session waits for the newest revision.
+func (p *planner) patience(s *Session) time.Duration {
+	if w := p.workers[s.Worker]; w != nil && w.Draining {
+		return drainPatience
+	}
+	return NewestPatience
 }
 
 func (p *planner) since(s *Session) time.Time {
@@ -356,13 +501,24 @@ func pick(s *Session, workers []*worker, fits func(*worker) bool) *worker {
 	return best
 }
 
-func (w *worker) hasRoom() bool  { return w.load < w.Capacity }
-func (w *worker) canLogin() bool { return w.hasRoom() && w.budget > 0 }
+func (w *worker) hasRoom() bool { return w.load < w.Capacity }
 
-func (p *planner) assign(i int, to *worker) {
+// fits tells the workers to which the session can move now. One without a device
+// has no login to make and no connection to lose.
+func (p *planner) fits(s *Session) func(*worker) bool {
+	if !s.Paired {
+		return (*worker).hasRoom
+	}
+	return func(w *worker) bool { return w.hasRoom() && w.budget > 0 && w.coming < p.Wave }
+}
+
+func (p *planner) assign(i int, to *worker, cause Cause) {
 	to.load++
-	to.budget--
-	p.plan.Moves = append(p.plan.Moves, Move{Session: i, To: to.Name})
+	if p.Sessions[i].Paired {
+		to.budget--
+		to.coming++
+	}
+	p.plan.Moves = append(p.plan.Moves, Move{Session: i, To: to.Name, Cause: cause})
 }
 
 // refuse says why a session gets no worker; it loses the one that it had.
@@ -376,8 +532,13 @@ func (p *planner) refuse(i int, reason string) {
 
 // wait has the session wait for the newest revision.
 func (p *planner) wait(i int) {
+	s := &p.Sessions[i]
+	p.waitUntil(i, p.since(s).Add(p.patience(s)))
+}
+
+func (p *planner) waitUntil(i int, t time.Time) {
 	p.plan.Waiting = append(p.plan.Waiting, i)
-	p.again(p.since(&p.Sessions[i]).Add(NewestPatience))
+	p.again(t)
 }
 
 func (p *planner) again(t time.Time) {

@@ -26,7 +26,7 @@ type (
 // s is a session that wants a worker; the older ones have the smaller numbers.
 func s(n int, namespace string, change ...func(*session)) session {
 	out := session{
-		UID: types.UID(fmt.Sprintf("%s-%04d", namespace, n)), Namespace: namespace, Wanted: true,
+		UID: types.UID(fmt.Sprintf("%s-%04d", namespace, n)), Namespace: namespace, Wanted: true, Paired: true,
 		Created: noon.Add(time.Duration(n) * time.Second),
 	}
 	for _, c := range change {
@@ -42,6 +42,7 @@ func on(worker string) func(*session) {
 func placedOn(worker string) func(*session) { return func(s *session) { s.Worker = worker } }
 func heldBy(worker string) func(*session)   { return func(s *session) { s.HeldBy = worker } }
 func lost(s *session)                       { s.Lost = true }
+func unpaired(s *session)                   { s.Paired = false }
 func unwanted(s *session)                   { s.Wanted = false }
 func urgent(s *session)                     { s.Urgent = true }
 
@@ -292,7 +293,19 @@ func TestMake(t *testing.T) {
 			name:     "a draining worker's session waits for the newest revision too",
 			sessions: []session{s(1, "a", on("w1")), s(2, "a", on("new"))},
 			workers:  []worker{w("w1", 10, draining), w("old", 1000), w("new", 1, revision(2))},
-			want:     result{waiting: []string{"a-0001"}, again: time.Minute},
+			want:     result{waiting: []string{"a-0001"}, again: 15 * time.Second},
+		},
+		{
+			name:     "but not until that worker gives up",
+			sessions: []session{s(1, "a", on("w1"), since(15*time.Second)), s(2, "a", on("new"))},
+			workers:  []worker{w("w1", 10, draining), w("old", 1000), w("new", 1, revision(2))},
+			want:     result{moves: map[string]string{"a-0001": "old"}},
+		},
+		{
+			name:     "a session without a device owes no login and waits for none",
+			sessions: []session{s(1, "a", on("w1")), s(2, "a", placedOn("w2"), unpaired), s(3, "a", on("w1"), unpaired), s(4, "a", on("w1"), unpaired)},
+			workers:  []worker{w("w1", 10, draining), w("w2", 10, tokens(1))},
+			want:     result{moves: map[string]string{"a-0001": "w2", "a-0003": "w2", "a-0004": "w2"}},
 		},
 		{
 			name:     "capacity is dealt by namespace",
@@ -582,17 +595,49 @@ func fleet(sessions, workers, namespaces int) placement.Snapshot {
 	return out
 }
 
-// BenchmarkPlan is the promise of 50 ms for 10,000 sessions on 100 workers, all new and none new.
+// BenchmarkPlan is the promise of 50 ms for 10,000 sessions on 100 workers: all
+// new, none new, ten workers dead, ten draining, and unequal loads.
 func BenchmarkPlan(b *testing.B) {
 	fresh := fleet(10_000, 100, 50)
-	settled := fleet(10_000, 100, 50)
-	for _, m := range placement.Make(fresh).Moves {
-		on(m.To)(&settled.Sessions[m.Session])
+	settled := func() placement.Snapshot {
+		out := fleet(10_000, 100, 50)
+		for _, m := range placement.Make(fresh).Moves {
+			on(m.To)(&out.Sessions[m.Session])
+			out.Sessions[m.Session].Connected = noon.Add(-time.Hour)
+		}
+		out.Rebalance = &placement.Rebalance{Threshold: 0.1, Every: 10 * time.Second}
+		return out
 	}
-	for name, snapshot := range map[string]placement.Snapshot{"fresh": fresh, "settled": settled} {
-		b.Run(name, func(b *testing.B) {
+	of := func(out placement.Snapshot, worker func(*worker), session func(*session)) placement.Snapshot {
+		chosen := map[string]bool{}
+		for i := range out.Workers[:10] {
+			worker(&out.Workers[i])
+			chosen[out.Workers[i].Name] = true
+		}
+		for i := range out.Sessions {
+			if chosen[out.Sessions[i].Worker] {
+				session(&out.Sessions[i])
+			}
+		}
+		return out
+	}
+	unchanged := func(*session) {}
+	for _, row := range []struct {
+		name     string
+		snapshot placement.Snapshot
+		moves    int
+	}{
+		{"fresh", fresh, 10_000},
+		{"settled", settled(), 0},
+		{"dead", of(settled(), silent, func(s *session) { s.HeldBy, s.Lost = "", true }), 1000},
+		{"draining", of(settled(), draining, unchanged), 1000},
+		{"unequal", of(settled(), func(w *worker) { w.Capacity *= 10 }, unchanged), 1},
+	} {
+		b.Run(row.name, func(b *testing.B) {
 			for b.Loop() {
-				placement.Make(snapshot)
+				if p := placement.Make(row.snapshot); len(p.Moves) != row.moves {
+					b.Fatalf("%d sessions move, not %d", len(p.Moves), row.moves)
+				}
 			}
 		})
 	}

@@ -57,6 +57,13 @@ func (c Control) Scan(ctx context.Context, qr, phone string) (string, error) {
 	return out.JID, err
 }
 
+// EnterCode types a pairing code on the phone with that number, and returns the
+// JID of the device.
+func (c Control) EnterCode(ctx context.Context, phone, code string) (string, error) {
+	out, err := call[scanAnswer](ctx, c, http.MethodPost, "/enter-code", enterCodeRequest{Phone: phone, Code: code})
+	return out.JID, err
+}
+
 // Send lets a contact write to a device, and returns the message's id.
 func (c Control) Send(ctx context.Context, device, from, text string) (string, error) {
 	out, err := call[sendAnswer](ctx, c, http.MethodPost, "/send", sendRequest{Device: device, From: from, Text: text})
@@ -66,6 +73,18 @@ func (c Control) Send(ctx context.Context, device, from, text string) (string, e
 // Received lists what a device sent, or all if it is empty.
 func (c Control) Received(ctx context.Context, device string) ([]Message, error) {
 	return call[[]Message](ctx, c, http.MethodGet, "/received?"+url.Values{"device": {device}}.Encode(), nil)
+}
+
+// WebVersion is the version that the page names.
+func (c Control) WebVersion(ctx context.Context) (uint32, error) {
+	out, err := call[versionBody](ctx, c, http.MethodGet, "/version", nil)
+	return out.WebVersion, err
+}
+
+// SetWebVersion has the page name another version; 0 is the library's own again.
+func (c Control) SetWebVersion(ctx context.Context, version uint32) error {
+	_, err := call[versionBody](ctx, c, http.MethodPost, "/version", versionBody{WebVersion: version})
+	return err
 }
 
 // Inject makes something go wrong, and returns how many connections it befell.

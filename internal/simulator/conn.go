@@ -68,10 +68,13 @@ func (c *conn) serve() {
 		c.srv.log.V(1).Info("handshake failed", "remote", c.remote, "reason", err.Error())
 		return
 	}
-	if payload.GetDevicePairingData() != nil {
-		err = c.offerCodes(payload.GetDevicePairingData())
-	} else {
+	switch {
+	case payload.GetDevicePairingData() == nil:
 		err = c.login(payload)
+	case c.srv.outdated(payload, nil):
+		err = c.fail(Fault{Reason: 405})
+	default:
+		err = c.offerCodes(payload.GetDevicePairingData())
 	}
 	for err == nil {
 		err = c.next(c.handle)
@@ -338,6 +341,7 @@ func (s *Server) forget(c *conn) {
 	}
 	if c.pairing != nil {
 		delete(s.pairings, c.pairing.id)
+		s.forgetCodeLocked(c.pairing)
 	}
 }
 

@@ -30,6 +30,10 @@ type (
 		QR    string `json:"qr"`
 		Phone string `json:"phone,omitempty"`
 	}
+	enterCodeRequest struct {
+		Phone string `json:"phone"`
+		Code  string `json:"code"`
+	}
 	scanAnswer struct {
 		JID string `json:"jid"`
 	}
@@ -40,6 +44,9 @@ type (
 	}
 	sendAnswer struct {
 		ID string `json:"id"`
+	}
+	versionBody struct {
+		WebVersion uint32 `json:"web_version"`
 	}
 	faultAnswer struct {
 		Connections int `json:"connections"`
@@ -75,9 +82,18 @@ func (s *Server) controlHandler() http.Handler {
 		jid, err := s.Scan(r.Context(), in.QR, in.Phone)
 		return scanAnswer{JID: jid}, err
 	}))
+	mux.HandleFunc("POST /enter-code", post(func(r *http.Request, in enterCodeRequest) (any, error) {
+		jid, err := s.EnterCode(r.Context(), in.Phone, in.Code)
+		return scanAnswer{JID: jid}, err
+	}))
 	mux.HandleFunc("POST /send", post(func(r *http.Request, in sendRequest) (any, error) {
 		id, err := s.Send(r.Context(), in.Device, in.From, in.Text)
 		return sendAnswer{ID: id}, err
+	}))
+	get("/version", func(*http.Request) (any, error) { return versionBody{WebVersion: s.WebVersion()}, nil })
+	mux.HandleFunc("POST /version", post(func(_ *http.Request, in versionBody) (any, error) {
+		s.SetWebVersion(in.WebVersion)
+		return versionBody{WebVersion: s.WebVersion()}, nil
 	}))
 	mux.HandleFunc("POST /fault", post(func(_ *http.Request, in Fault) (any, error) {
 		n, err := s.Inject(in)

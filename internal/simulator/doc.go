@@ -13,11 +13,13 @@
 //   - server.go: options, listeners, start and end; link.go: a network
 //     connection that can be frozen; tls.go: the self-signed authority.
 //   - noise.go: the responder's side of the handshake; conn.go: one connection.
-//   - pairing.go: QR codes and their scan; login.go: logins, refusals, and the
-//     judge of "never two connections for one device".
+//   - pairing.go: QR codes and their scan; phonecode.go: codes that are typed on
+//     the phone; login.go: logins, refusals, and the judge of "never two
+//     connections for one device".
 //   - iq.go: the answers to the questions that a client asks; account.go: phones
 //     and the devices linked to them; handset.go: a phone's Signal keys;
 //     messages.go: messages both ways, with what waits for a receipt.
+//   - web.go: the page that names the newest web version, and clients too old.
 //   - fault.go: everything that can be made to go wrong.
 //   - control.go: the HTTP API below; client.go: [Control], its Go client.
 //
@@ -32,10 +34,13 @@
 //	GET    /stats                    [Stats]
 //	GET    /devices                  list of [Device]
 //	POST   /scan      {"qr","phone"} {"jid"}: scan a code as a phone; without a number one is made up
+//	POST   /enter-code {"phone","code"}  {"jid"}: type a pairing code on that phone
 //	POST   /send      {"device","from","text"}  {"id"}: a contact writes to a device
 //	GET    /received  ?device=       list of [Message]: what devices sent, as the recipient's phone decrypted it
 //	GET    /doubled                  list of [Doubled]: second logins while the first connection was alive
 //	GET    /unknown                  {"name": count}: what clients asked that the simulator does not know
+//	GET    /version                  {"web_version"}: what the page of WhatsApp Web names
+//	POST   /version   {"web_version"} have it name another version; 0 is the library's own
 //	POST   /fault     [Fault]        {"connections"}: make something go wrong
 //	GET    /fault                    list of the faults that stand
 //	DELETE /fault     ?kind=&device= {"cleared"}: end the faults that stand (all of them without parameters)
@@ -46,8 +51,7 @@
 //
 // # What it leaves out
 //
-// Groups, channels, media files, the phone's history and its settings, and
-// pairing by code. Questions about those are refused with an error a client can
-// handle, never left open, and those that the simulator does not know are
-// counted.
+// Groups, channels, media files, and the phone's history and its settings.
+// Questions about those are refused with an error a client can handle, never left
+// open, and those that the simulator does not know are counted.
 package simulator

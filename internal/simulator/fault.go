@@ -43,6 +43,10 @@ const (
 	// (logged out), 402 (banned, for Fault.Expire), 403 (locked), 405 (client
 	// outdated), 406 (banned), or another.
 	FaultFailure FaultKind = "failure"
+	// FaultMinVersion refuses clients that name a web version below Fault.Version
+	// with 405 (client outdated): their logins, and, for all, their pairings.
+	// Connections that stand are left alone.
+	FaultMinVersion FaultKind = "min-version"
 	// FaultCloseAtOnce closes a connection right after its last node (a stream
 	// error, a failure), which the client can then lose.
 	FaultCloseAtOnce FaultKind = "close-at-once"
@@ -53,6 +57,9 @@ const (
 	// that a client must refuse.
 	FaultBadHMAC      FaultKind = "bad-hmac"
 	FaultBadSignature FaultKind = "bad-signature"
+	// FaultRefuseCode refuses clients a code to type on the phone, with Fault.Reason:
+	// 429 (asked too often), 400 (malformed), or another.
+	FaultRefuseCode FaultKind = "refuse-code"
 	// FaultSenderOffline leaves requests for a message that could not be decrypted
 	// without an answer.
 	FaultSenderOffline FaultKind = "sender-offline"
@@ -68,12 +75,14 @@ type Fault struct {
 	For metav1.Duration `json:"for,omitzero"`
 	// Delay is for the slow ones.
 	Delay metav1.Duration `json:"delay,omitzero"`
-	// Reason is for [FaultFailure].
+	// Reason is for [FaultFailure] and [FaultRefuseCode].
 	Reason int `json:"reason,omitempty"`
 	// Expire is how long a ban (reason 402) lasts, in whole seconds.
 	Expire metav1.Duration `json:"expire,omitzero"`
 	// Code is for [FaultStreamError].
 	Code string `json:"code,omitempty"`
+	// Version is for [FaultMinVersion]: the last of the three numbers.
+	Version uint32 `json:"version,omitempty"`
 }
 
 // streamCodes are the codes of a stream error.
@@ -117,6 +126,17 @@ func (f Fault) check() (target types.JID, once bool, err error) {
 	case FaultFailure:
 		if f.Reason < 400 || f.Reason > 599 {
 			return bad("a failure needs a reason: 401, 402, 403, 405, 406 or another from 400 to 599")
+		}
+	case FaultRefuseCode:
+		if f.Device != "" {
+			return bad("%s concerns all: there is no device yet", f.Kind)
+		}
+		if f.Reason < 400 || f.Reason > 599 {
+			return bad("%s needs a reason: 429, 400 or another from 400 to 599", f.Kind)
+		}
+	case FaultMinVersion:
+		if f.Version == 0 {
+			return bad("%s needs a version", f.Kind)
 		}
 	case FaultBadHMAC, FaultBadSignature:
 		if f.Device != "" {

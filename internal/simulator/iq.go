@@ -58,6 +58,11 @@ var answers = map[string]func(c *conn, iq *waBinary.Node) (reply, bool){
 	"w:qr/set":                    always(notYours),
 }
 
+// answersBeforeLogin is the same for a client that is not paired.
+var answersBeforeLogin = map[string]func(c *conn, iq *waBinary.Node) (reply, bool){
+	"md/set": (*conn).answerLinkCode,
+}
+
 // privacySettings are those of a new account.
 var privacySettings = func() []waBinary.Node {
 	var out []waBinary.Node
@@ -98,7 +103,11 @@ func (c *conn) handleIQ(iq *waBinary.Node) error {
 		return c.send(waBinary.Node{Tag: "iq", Attrs: fromServer(waBinary.Attrs{"type": "result", "id": id, "t": c.srv.seconds()})})
 	}
 	r, known := reply{code: 501, text: "feature-not-implemented"}, false
-	if answer := answers[namespace+"/"+kind]; answer != nil && c.device != nil {
+	answer := answers[namespace+"/"+kind]
+	if c.device == nil {
+		answer = answersBeforeLogin[namespace+"/"+kind]
+	}
+	if answer != nil {
 		if r2, ok := answer(c, iq); ok {
 			r, known = r2, true
 		}

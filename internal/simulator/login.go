@@ -66,6 +66,9 @@ func (c *conn) login(payload *waWa6.ClientPayload) error {
 	if f, ok := s.standing(FaultFailure, d); ok {
 		return c.fail(f)
 	}
+	if s.outdated(payload, d) {
+		return c.fail(Fault{Reason: 405})
+	}
 
 	s.mu.Lock()
 	if d.account.devices[d.index] != d { // unlinked meanwhile

@@ -48,9 +48,10 @@ type pairing struct {
 
 	// Guarded by Server.mu.
 	scan *scan
+	link *linkCode // nil unless the client shows a code to type
 }
 
-// scan is a code that was scanned, until the client has answered.
+// scan is a code that was scanned (or typed), until the client has answered.
 type scan struct {
 	id      string // of the iq
 	account *account
@@ -165,7 +166,12 @@ func (s *Server) Scan(ctx context.Context, qr, phone string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	pairSuccess, err := s.sign(c, p, found)
+	return s.complete(ctx, c.adv, p, found)
+}
+
+// complete tells a client who it is from now on, and waits until it has agreed.
+func (s *Server) complete(ctx context.Context, adv [32]byte, p *pairing, found *scan) (string, error) {
+	pairSuccess, err := s.sign(adv, p, found)
 	if err != nil {
 		return "", err
 	}
@@ -212,26 +218,32 @@ func (s *Server) beginScan(c code, id pairingID, index byte, phone string) (*pai
 	if err != nil {
 		return nil, nil, err
 	}
+	found, err := s.newScanLocked(p, a)
+	return p, found, err
+}
+
+// newScanLocked gives a client the next number of an account. The caller holds s.mu.
+func (s *Server) newScanLocked(p *pairing, a *account) (*scan, error) {
 	number, err := a.newIndexLocked()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	p.scan = &scan{
 		id:      newID(),
 		account: a,
 		device: &device{
-			account: a, index: number, noise: c.noise, identity: p.identity,
+			account: a, index: number, noise: p.conn.static, identity: p.identity,
 			registration: p.registration, signed: p.signed, linked: s.clock.Now(),
 		},
 		result: make(chan error, 1),
 	}
-	return p, p.scan, nil
+	return p.scan, nil
 }
 
 // sign makes the phone's answer to a code: the device's identity, signed by the
-// account, under an HMAC with the secret that only the code holds. The layout is
+// account, under an HMAC with the adv secret that only the code holds. The layout is
 // that which whatsmeow verifies (pair.go, handlePair).
-func (s *Server) sign(c code, p *pairing, found *scan) (waBinary.Node, error) {
+func (s *Server) sign(adv [32]byte, p *pairing, found *scan) (waBinary.Node, error) {
 	private := found.account.identity.PrivateKey()
 	public := found.account.identity.PublicKey().PublicKey()
 	details, err := proto.Marshal(&waAdv.ADVDeviceIdentity{
@@ -254,7 +266,7 @@ func (s *Server) sign(c code, p *pairing, found *scan) (waBinary.Node, error) {
 	if err != nil {
 		return waBinary.Node{}, fmt.Errorf("encode a signed device identity: %w", err)
 	}
-	mac := hmac.New(sha256.New, c.adv[:])
+	mac := hmac.New(sha256.New, adv[:])
 	mac.Write(signed)
 	sum := mac.Sum(nil)
 	if _, ok := s.standing(FaultBadHMAC, nil); ok {

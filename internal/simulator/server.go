@@ -42,15 +42,25 @@ type Options struct {
 	// (default 20 s). The first of the six lasts three times as long, and after
 	// the last one the connection is closed, as at WhatsApp.
 	RefLifetime time.Duration
+	// CodeLifetime is how long a code can be typed on the phone after the client has
+	// asked for it (default 160 s). WhatsApp's own time is not documented; whatsmeow
+	// says that a code ends with its connection at the latest, which is when the six
+	// QR codes of that have run out.
+	CodeLifetime time.Duration
 	// CloseDelay is the time between the last node of a connection (a stream
 	// error, a failure) and its end (default 300 ms). A client can lose that
 	// node when the socket closes at once; the fault [FaultCloseAtOnce] does that.
 	CloseDelay time.Duration
+	// WebVersion is the newest version of WhatsApp Web that the page names
+	// (default: the library's own), see [Server.SetWebVersion].
+	WebVersion uint32
 }
 
 const (
 	defaultRefLifetime = 20 * time.Second
 	defaultCloseDelay  = 300 * time.Millisecond
+	// defaultCodeLifetime is that of six refs by default, see Server.expiry.
+	defaultCodeLifetime = (refCount + 2) * defaultRefLifetime
 	// handshakePatience bounds the time from the upgrade to the login, without
 	// the faults that slow it down; whatsmeow itself gives up after 20 s.
 	handshakePatience = 30 * time.Second
@@ -58,6 +68,8 @@ const (
 	writePatience = 10 * time.Second
 	// chatPath is where WhatsApp's websocket is.
 	chatPath = "/ws/chat"
+	// pagePath is WhatsApp's page, and nothing else.
+	pagePath = "GET /{$}"
 )
 
 // Server is a simulated WhatsApp: make it with [New], serve with
@@ -82,13 +94,16 @@ type Server struct {
 	closed    bool
 	conns     map[*conn]struct{}
 	pairings  map[pairingID]*pairing
+	byCode    map[string]*pairing // who shows a code to type, by the phone that it is for
 	byPhone   map[string]*account
 	byLID     map[string]*account
 	lastPhone int
 	faults    []standingFault
-	doubled   []Doubled
-	counts    counts
-	unknown   map[string]int64
+	// webVersion is what the page names, see web.go.
+	webVersion uint32
+	doubled    []Doubled
+	counts     counts
+	unknown    map[string]int64
 }
 
 // New binds the two listeners and makes the server's keys. The server answers
@@ -106,10 +121,13 @@ func New(opts Options) (*Server, error) {
 	if opts.RefLifetime == 0 {
 		opts.RefLifetime = defaultRefLifetime
 	}
+	if opts.CodeLifetime == 0 {
+		opts.CodeLifetime = defaultCodeLifetime
+	}
 	if opts.CloseDelay == 0 {
 		opts.CloseDelay = defaultCloseDelay
 	}
-	if opts.RefLifetime < 0 || opts.CloseDelay < 0 {
+	if opts.RefLifetime < 0 || opts.CodeLifetime < 0 || opts.CloseDelay < 0 {
 		return nil, errors.New("the lifetime of a code and the delay before a close cannot be negative")
 	}
 	if opts.Logger.GetSink() == nil {
@@ -122,11 +140,13 @@ func New(opts Options) (*Server, error) {
 		done:     make(chan struct{}),
 		conns:    map[*conn]struct{}{},
 		pairings: map[pairingID]*pairing{},
+		byCode:   map[string]*pairing{},
 		byPhone:  map[string]*account{},
 		byLID:    map[string]*account{},
 		unknown:  map[string]int64{},
 	}
 	_, _ = rand.Read(s.refKey[:]) // never fails
+	s.SetWebVersion(opts.WebVersion)
 	var err error
 	if s.authority, err = newAuthority(opts.RootKey, s.clock.Now()); err != nil {
 		return nil, err
@@ -194,6 +214,7 @@ func (s *Server) Run(ctx context.Context) error {
 	errorLog := slog.NewLogLogger(logr.ToSlogHandler(s.log.V(1)), slog.LevelDebug)
 	mux := http.NewServeMux()
 	mux.HandleFunc(chatPath, s.accept)
+	mux.HandleFunc(pagePath, s.page)
 	chat := &http.Server{
 		Handler:           mux,
 		ReadHeaderTimeout: handshakePatience,

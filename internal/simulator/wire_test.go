@@ -61,6 +61,7 @@ func TestSilenceOnTheWire(t *testing.T) {
 func TestNewRefusesBadOptions(t *testing.T) {
 	for name, opts := range map[string]Options{
 		"a negative lifetime":   {RefLifetime: -1},
+		"a code of the past":    {CodeLifetime: -1},
 		"a negative delay":      {CloseDelay: -1},
 		"an address for nobody": {Listen: "nowhere"},
 		"a control for nobody":  {ControlListen: "nowhere"},

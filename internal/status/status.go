@@ -6,6 +6,7 @@ package status
 
 import (
 	"cmp"
+	"fmt"
 	"strings"
 	"time"
 	"unicode"
@@ -163,6 +164,19 @@ func Reason(s v1alpha1.WhatsAppSessionStatus) string {
 		return c.Reason
 	}
 	return ""
+}
+
+// Quarantined reports whether the session has failed so often that it is left
+// alone until status.retryAfter. Of all that set retryAfter, only a quarantine
+// has failures beside it.
+func Quarantined(s v1alpha1.WhatsAppSessionStatus, now time.Time) bool {
+	return s.Failures > 0 && s.RetryAfter != nil && now.Before(s.RetryAfter.Time)
+}
+
+// QuarantineMessage says why a session is in quarantine, and what to do.
+func QuarantineMessage(s v1alpha1.WhatsAppSessionStatus) string {
+	return fmt.Sprintf("%d connections in a row ended in the same way (%s) within a minute: the next attempt is made at %s; find the cause, then change the annotation %s to try at once",
+		s.Failures, s.FailureReason, s.RetryAfter.UTC().Format(time.RFC3339), v1alpha1.RestartedAtAnnotation)
 }
 
 // Clean makes text from outside fit for a status, an Event or a terminal: no

@@ -60,6 +60,18 @@ func (s *Store) mark(ctx context.Context, jid, reason string) error {
 	return nil
 }
 
+// lockHolder waits for the writes of the session that has the device, and keeps
+// it from beginning others until the transaction ends. The renaming of a device
+// takes the device's row first and the session's second; a write in flight has
+// the session's and asks for the device's, so each would wait for the other.
+func (s *Store) lockHolder(ctx context.Context, jid string) error {
+	if !s.postgres() {
+		return nil
+	}
+	_, err := s.strings(ctx, "SELECT uid FROM whatsapp_operator_session WHERE jid=$1 FOR UPDATE", jid)
+	return err
+}
+
 // DeleteSession deletes the keys and the record of a session for good, those of
 // its marked devices included, whoever has taken it: the caller must know that
 // nobody holds it. A session without a record is a success.

@@ -168,6 +168,9 @@ func (f *device) PutDevice(ctx context.Context, d *store.Device) error {
 		}
 		// WhatsApp gives a number again once its device is unlinked. On a row that
 		// exists whatsmeow would update the names only and keep the old keys.
+		if err := f.store.lockHolder(ctx, d.ID.String()); err != nil {
+			return err
+		}
 		var exists bool
 		if err := f.store.db.QueryRow(ctx, "SELECT EXISTS (SELECT 1 FROM whatsmeow_device WHERE jid=$1)", d.ID).Scan(&exists); err != nil {
 			return err
@@ -347,48 +350,21 @@ func text(s string) string {
 	return strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
 }
 
-// The map between phone numbers and LIDs is the container's, shared by all
-// sessions: it holds facts about WhatsApp, not keys of a device, and whoever
-// writes one writes the same. It has a mutex that it holds over its queries, so
-// it is never called inside a transaction. What it knows already is not written.
+// The map between phone numbers and LIDs is the store's, shared by all sessions
+// (lids.go). A device that was lost must neither ask nor change it.
 
 func (f *device) PutLIDMapping(ctx context.Context, lid, pn types.JID) error {
-	return f.putLIDs(ctx, []store.LIDMapping{{LID: lid, PN: pn}})
+	return f.PutManyLIDMappings(ctx, []store.LIDMapping{{LID: lid, PN: pn}})
 }
 
 func (f *device) PutManyLIDMappings(ctx context.Context, mappings []store.LIDMapping) error {
-	return f.putLIDs(ctx, mappings)
-}
-
-func (f *device) putLIDs(ctx context.Context, mappings []store.LIDMapping) error {
 	if err := f.usable(); err != nil {
 		return err
 	}
-	lids := f.store.container.LIDMap
-	var unknown []store.LIDMapping
-	for part := range slices.Chunk(mappings, slice) { // databases bound the parameters of a query
-		pns := make([]types.JID, 0, len(part))
-		for _, m := range part {
-			pns = append(pns, m.PN.ToNonAD())
-		}
-		known, err := read(f, func() (map[types.JID]types.JID, error) { return lids.GetManyLIDsForPNs(ctx, pns) })
-		if err != nil {
-			return err
-		}
-		for i, m := range part {
-			if m.LID.Server == types.HiddenUserServer && m.PN.Server == types.DefaultUserServer && known[pns[i]].User != m.LID.User {
-				unknown = append(unknown, m)
-			}
-		}
-	}
-	if len(unknown) == 0 {
-		return nil
-	}
-	// A transaction of its own: the fence is only asked.
-	if err := f.fenced(ctx, shared, func(context.Context) error { return nil }); err != nil {
-		return f.lose(err)
-	}
-	if err := lids.PutManyLIDMappings(ctx, unknown); err != nil {
+	err := f.store.lids.put(ctx, mappings, func(ctx context.Context, fn func(context.Context) error) error {
+		return f.fenced(ctx, shared, fn)
+	})
+	if err != nil {
 		return f.lose(err)
 	}
 	return nil
@@ -396,20 +372,20 @@ func (f *device) putLIDs(ctx context.Context, mappings []store.LIDMapping) error
 
 func (f *device) GetPNForLID(ctx context.Context, lid types.JID) (types.JID, error) {
 	if lid.Server != types.HiddenUserServer { // the question is bad, not the store
-		return f.store.container.LIDMap.GetPNForLID(ctx, lid)
+		return f.store.lids.pnOf(ctx, lid)
 	}
-	return read(f, func() (types.JID, error) { return f.store.container.LIDMap.GetPNForLID(ctx, lid) })
+	return read(f, func() (types.JID, error) { return f.store.lids.pnOf(ctx, lid) })
 }
 
 func (f *device) GetLIDForPN(ctx context.Context, pn types.JID) (types.JID, error) {
 	if pn.Server != types.DefaultUserServer { // the question is bad, not the store
-		return f.store.container.LIDMap.GetLIDForPN(ctx, pn)
+		return f.store.lids.lidOf(ctx, pn)
 	}
-	return read(f, func() (types.JID, error) { return f.store.container.LIDMap.GetLIDForPN(ctx, pn) })
+	return read(f, func() (types.JID, error) { return f.store.lids.lidOf(ctx, pn) })
 }
 
 func (f *device) GetManyLIDsForPNs(ctx context.Context, pns []types.JID) (map[types.JID]types.JID, error) {
-	return read(f, func() (map[types.JID]types.JID, error) { return f.store.container.LIDMap.GetManyLIDsForPNs(ctx, pns) })
+	return read(f, func() (map[types.JID]types.JID, error) { return f.store.lids.lidsOf(ctx, pns) })
 }
 
 // What follows only fences.

@@ -35,11 +35,13 @@
 //
 // A device that WhatsApp logs out is only marked: its rows are renamed and kept
 // for 30 days. Keys whose resource has gone without a confirmed logout are
-// orphans, kept as long. [Store.Clean] deletes what is older.
+// orphans, kept as long. [Store.Clean] deletes what is older; [Store.Restore] gives
+// a marked device back.
 //
 // # The files
 //
 // store.go opens the database, schema.go migrates it, record.go has the records
 // and the installation, take.go the taking, device.go the fence, clean.go the
-// deletions.
+// deletions, restore.go what a person may do about them, lids.go the map between
+// phone numbers and LIDs.
 package store

@@ -45,11 +45,33 @@ type Config struct {
 	Clock clock.WithTicker
 }
 
+// Validate returns everything that is wrong, in the words of the flags. It shows
+// nothing of the URL.
+func (c Config) Validate() error {
+	var errs []error
+	if c.MaxConns < 0 {
+		errs = append(errs, fmt.Errorf("--store-max-connections is %d: choose 1 or more, or 0 for the default", c.MaxConns))
+	}
+	if isPostgres(c.URL) {
+		if _, err := parsePostgres(c.URL); err != nil {
+			errs = append(errs, err)
+		}
+	} else if _, err := parseSQLite(c.URL); err != nil {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+func isPostgres(url string) bool {
+	return strings.HasPrefix(url, "postgres://") || strings.HasPrefix(url, "postgresql://")
+}
+
 // Store is the database. Its methods may be called from any goroutine.
 type Store struct {
 	db        *dbutil.Database
 	own       *dbutil.Database // the same database, with our own schema's version
 	container *sqlstore.Container
+	lids      *lids // in the place of the container's own map, which is never used
 	clock     clock.WithTicker
 	log       logr.Logger
 	// writer is held by the one transaction that writes: SQLite has one writer, and
@@ -63,6 +85,9 @@ var ErrBadURL = errors.New("the URL of the store must be postgres://USER:PASSWOR
 // Open connects to the database and checks that it answers. It changes
 // nothing in it but, for SQLite, that the file exists and has a write-ahead log.
 func Open(ctx context.Context, cfg Config, log logr.Logger) (*Store, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
 	s := &Store{clock: cfg.Clock, log: log}
 	if s.clock == nil {
 		s.clock = clock.RealClock{}
@@ -71,7 +96,7 @@ func Open(ctx context.Context, cfg Config, log logr.Logger) (*Store, error) {
 	var dialect string
 	var err error
 	conns := cfg.MaxConns
-	if strings.HasPrefix(cfg.URL, "postgres://") || strings.HasPrefix(cfg.URL, "postgresql://") {
+	if isPostgres(cfg.URL) {
 		dialect = "pgx"
 		if conns == 0 {
 			conns = postgresConns
@@ -100,14 +125,14 @@ func Open(ctx context.Context, cfg Config, log logr.Logger) (*Store, error) {
 	s.db.UpgradeTable, s.db.VersionTable = whatsmeowSchema, "whatsmeow_version"
 	s.own = s.db.Child("whatsapp_operator_version", schema, nil)
 	s.container = sqlstore.NewWithWrappedDB(s.db, nil)
+	s.lids = newLIDs(s, s.clock)
 	return s, nil
 }
 
 func openPostgres(dsn string) (*sql.DB, error) {
-	cfg, err := pgx.ParseConfig(dsn)
+	cfg, err := parsePostgres(dsn)
 	if err != nil {
-		// The error quotes the URL.
-		return nil, ErrBadURL
+		return nil, err
 	}
 	if cfg.RuntimeParams["application_name"] == "" {
 		cfg.RuntimeParams["application_name"] = "whatsapp-operator"
@@ -115,13 +140,30 @@ func openPostgres(dsn string) (*sql.DB, error) {
 	return stdlib.OpenDB(*cfg), nil
 }
 
-func openSQLite(ctx context.Context, dsn string) (*sql.DB, error) {
-	path := strings.TrimPrefix(dsn, "sqlite:")
-	if path == "" || strings.HasPrefix(path, "file:") || strings.Contains(path, "://") {
+func parsePostgres(dsn string) (*pgx.ConnConfig, error) {
+	cfg, err := pgx.ParseConfig(dsn)
+	if err != nil {
+		// The error quotes the URL.
 		return nil, ErrBadURL
 	}
-	path, err := filepath.Abs(path)
+	return cfg, nil
+}
+
+// parseSQLite returns the path of the file.
+func parseSQLite(dsn string) (string, error) {
+	path := strings.TrimPrefix(dsn, "sqlite:")
+	if path == "" || strings.HasPrefix(path, "file:") || strings.Contains(path, "://") {
+		return "", ErrBadURL
+	}
+	return path, nil
+}
+
+func openSQLite(ctx context.Context, dsn string) (*sql.DB, error) {
+	path, err := parseSQLite(dsn)
 	if err != nil {
+		return nil, err
+	}
+	if path, err = filepath.Abs(path); err != nil {
 		return nil, fmt.Errorf("the path of the store: %w", err)
 	}
 	// Immediate: a transaction that begins by reading its record must not find, at its
@@ -172,6 +214,9 @@ func (s *Store) postgres() bool { return s.db.Dialect == dbutil.Postgres }
 
 func (s *Store) now() int64 { return s.clock.Now().UnixMilli() }
 
+// txn is what a transaction carries in its context.
+type txn struct{ after []func() }
+
 type inTransaction struct{}
 
 // transaction runs fn in one transaction, or in the one that ctx carries. A
@@ -188,14 +233,29 @@ func (s *Store) transaction(ctx context.Context, fn func(ctx context.Context) er
 			return ctx.Err()
 		}
 	}
-	return s.db.DoTxn(ctx, nil, func(ctx context.Context) (err error) {
+	t := &txn{}
+	err := s.db.DoTxn(ctx, nil, func(ctx context.Context) (err error) {
 		defer func() {
 			if r := recover(); r != nil {
 				err = fmt.Errorf("a panic in a transaction of the store: %v\n%s", r, debug.Stack())
 			}
 		}()
-		return fn(context.WithValue(ctx, inTransaction{}, true))
+		return fn(context.WithValue(ctx, inTransaction{}, t))
 	})
+	if err != nil {
+		return err
+	}
+	for _, after := range t.after {
+		after()
+	}
+	return nil
 }
 
 func nested(ctx context.Context) bool { return ctx.Value(inTransaction{}) != nil }
+
+// afterCommit has fn called when the transaction of ctx is committed. It must be
+// called by the goroutine that runs the transaction.
+func afterCommit(ctx context.Context, fn func()) {
+	t := ctx.Value(inTransaction{}).(*txn)
+	t.after = append(t.after, fn)
+}

@@ -823,8 +823,52 @@ func TestBadURLs(t *testing.T) {
 			g.Expect(err).To(HaveOccurred())
 			g.Expect(err.Error()).NotTo(ContainSubstring("hunter2"))
 			g.Expect(strings.ContainsAny(err.Error(), "\x00")).To(BeFalse())
+			switch name {
+			case "nobody listens", "a folder that is none": // only the attempt tells
+				g.Expect(Config{URL: url}.Validate()).To(Succeed())
+			default:
+				g.Expect(Config{URL: url}.Validate()).To(MatchError(ErrBadURL))
+			}
 		})
 	}
+}
+
+func TestTheBoundOnConnections(t *testing.T) {
+	g := NewWithT(t)
+	ctx := t.Context()
+	g.Expect(Config{URL: "mysql://x", MaxConns: -1}.Validate()).To(And(MatchError(ErrBadURL), MatchError(ContainSubstring("--store-max-connections is -1"))), "all errors at once")
+	_, err := Open(ctx, Config{URL: "x.db", MaxConns: -1}, logr.Discard())
+	g.Expect(err).To(HaveOccurred(), "for database/sql it would be no bound at all")
+
+	s, err := Open(ctx, Config{URL: testenv.Postgres(t), MaxConns: 3}, logr.Discard())
+	g.Expect(err).NotTo(HaveOccurred())
+	defer func() { g.Expect(s.Close()).To(Succeed()) }()
+	g.Expect(s.Migrate(ctx)).To(Succeed())
+	most := 0
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for i := range 12 {
+		_, d, _ := paired(t, s, fmt.Sprint(i), jidOf(fmt.Sprint("491510000", i)))
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			for range 10 {
+				err := d.EventBuffer.DoDecryptionTxn(ctx, func(ctx context.Context) error {
+					var n int
+					err := s.db.QueryRow(ctx, "SELECT COUNT(*) FROM pg_stat_activity WHERE datname=current_database() AND backend_type='client backend'").Scan(&n)
+					mu.Lock()
+					defer mu.Unlock()
+					most = max(most, n)
+					return err
+				})
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		}()
+	}
+	wg.Wait()
+	g.Expect(most).To(Equal(3))
 }
 
 // Readers hold whatsmeow's contact mutex while they wait for a connection to

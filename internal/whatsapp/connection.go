@@ -34,6 +34,16 @@ const (
 	pairPatience = 5 * time.Second
 	// readerPatience is how long Close waits for the reader of a closed socket.
 	readerPatience = 100 * time.Millisecond
+	// codePatience is how long WhatsApp may take to register a code that is typed on a phone.
+	codePatience = 30 * time.Second
+	// codeLifetime is how long such a code is good for. WhatsApp does not say; it ends
+	// with the connection at the latest, whose six QR codes last 60 s and five times
+	// 20 s (whatsmeow's pair-code.go and qrchan.go).
+	codeLifetime = 160 * time.Second
+	// codeClient is what a phone is told that it is to be linked with: a browser and a
+	// system, in this form, or WhatsApp refuses it (whatsmeow's pair-code.go). The
+	// device's own name appears when it is linked.
+	codeClient = "Chrome (Linux)"
 	// silentPeriods is how many keep-alives in a row may be lost on a silent connection.
 	silentPeriods = 3
 )
@@ -48,6 +58,9 @@ type Options struct {
 	Device *store.Device
 	// DeviceName is what the phone shows; empty: the factory's.
 	DeviceName string
+	// PairPhone is the number, in E.164, of the phone on which a code is to be typed
+	// where the device has no ID; empty: codes to scan are offered.
+	PairPhone string
 	// Proxy is the way out; nil: direct, or what HTTPS_PROXY names.
 	Proxy *url.URL
 	Log   logr.Logger
@@ -79,6 +92,9 @@ type Connection struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	link   atomic.Pointer[link]
+
+	// asked: a code to type was asked for.
+	asked atomic.Bool
 
 	// refused: a message was refused, so all that follow are.
 	refused atomic.Bool
@@ -252,6 +268,7 @@ func (c *Connection) onEnd() {
 			c.log.Error(cause, "The store failed: the connection ends before a message can be lost")
 			e = over(EventDisconnected, "StoreFailed", "the database failed or another process has taken the session: the connection was ended to keep its messages")
 		}
+		e.Ours = true
 	}
 	c.tell(e)
 }
@@ -393,6 +410,13 @@ func (c *Connection) handle(evt any) (taken bool) {
 		if c.ctx.Err() == nil { // else onEnd knows better why
 			c.translate(e, now)
 		}
+	case *events.QR:
+		// The connection stands now, which a code to type needs too.
+		if c.options.PairPhone == "" {
+			c.translate(e, now)
+		} else if c.asked.CompareAndSwap(false, true) {
+			go c.askForCode(now)
+		}
 	case *events.PairSuccess:
 		c.translate(e, now)
 		c.pairEndedOnce.Do(func() { close(c.pairEnded) })
@@ -422,6 +446,20 @@ func (c *Connection) translate(evt any, now time.Time) {
 		e.JID, e.PhoneNumber, e.PushName = address(c.jid), phoneNumber(c.jid), status.Clean(c.pushName, maxName)
 	}
 	c.tell(e)
+}
+
+// askForCode asks for a code to type on the phone and tells it. It waits for
+// WhatsApp's answer, so it must not hold up the library's events; it ends with
+// the connection.
+func (c *Connection) askForCode(from time.Time) {
+	ctx, cancel := context.WithTimeout(c.ctx, codePatience)
+	defer cancel()
+	code, err := c.client.PairPhone(ctx, c.options.PairPhone, true, whatsmeow.PairClientChrome, codeClient)
+	if err != nil {
+		c.tell(codeRefused(err))
+		return
+	}
+	c.tell(Event{Type: EventPairingCode, Code: code, Until: from.Add(codeLifetime)})
 }
 
 // accept hands a message over, once and in order.

@@ -330,6 +330,94 @@ func TestEnds(t *testing.T) {
 	}
 }
 
+func TestPairingByCode(t *testing.T) {
+	w := newWorld(t)
+	taking := w.take()
+	byCode := func(o *Options) { o.PairPhone = "+" + phone }
+	s := w.connect(taking, byCode)
+	shown := s.event(EventPairingCode)
+	w.g.Expect(shown.Until).To(BeTemporally("~", time.Now().Add(codeLifetime), 20*time.Second))
+
+	// The right code in the wrong place, and a wrong one: nobody is linked.
+	_, err := w.simulator.EnterCode(t.Context(), "15557654321", shown.Code)
+	w.g.Expect(err).To(MatchError(simulator.ErrNotNow))
+	wrong := "1111-1111"
+	w.g.Expect(shown.Code).NotTo(Equal(wrong))
+	_, err = w.simulator.EnterCode(t.Context(), phone, wrong)
+	w.g.Expect(err).To(MatchError(simulator.ErrBadInput))
+	w.g.Expect(s.events()).To(HaveExactElements(shown), "no QR code, and nothing of the mistakes")
+
+	jid, err := w.simulator.EnterCode(t.Context(), phone, shown.Code)
+	w.g.Expect(err).NotTo(HaveOccurred())
+	w.g.Expect(s.event(EventPairSuccess)).To(Equal(Event{Type: EventPairSuccess, JID: jid, PhoneNumber: "+" + phone}))
+	w.g.Expect(s.event(EventDisconnected).Reason).To(Equal("StreamError515"))
+	s.Close()
+
+	s = w.connect(taking, byCode) // a linked device asks for no code
+	s.event(EventConnected)
+	_, err = w.simulator.Send(t.Context(), phone, "", "hello")
+	w.g.Expect(err).NotTo(HaveOccurred())
+	w.g.Eventually(s.texts).Should(Equal([]string{"hello"}))
+	w.settled()
+	w.g.Expect(s.events()).To(HaveExactElements(HaveField("Type", EventConnected)))
+}
+
+// A code that WhatsApp does not give is the end of the connection, with a sentence.
+func TestNoPairingCode(t *testing.T) {
+	w := newWorld(t)
+	taking := w.take()
+	for name, row := range map[string]struct {
+		phone  string
+		fault  int
+		kind   EventType
+		reason string
+	}{
+		"asked too often":              {phone: "+" + phone, fault: 429, kind: EventCodeRefused, reason: "PairingCodeRefused429"},
+		"a number that WhatsApp lacks": {phone: "+" + phone, fault: 404, kind: EventCodeRefused, reason: "PairingCodeRefused404"},
+		"a bad number":                 {phone: "+1555123456789012", kind: EventCodeRefused, reason: "PairingCodeRefused400"},
+		"a number that is none":        {phone: "+123", kind: EventCodeRefused, reason: "PhoneNumberInvalid"},
+		"an outage":                    {phone: "+" + phone, fault: 503, kind: EventDisconnected, reason: "PairingCodeFailed"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if row.fault != 0 {
+				_, err := w.simulator.Inject(simulator.Fault{Kind: simulator.FaultRefuseCode, Reason: row.fault})
+				w.g.Expect(err).NotTo(HaveOccurred())
+			}
+			s := w.connect(taking, func(o *Options) { o.PairPhone = row.phone })
+			end := s.event(row.kind)
+			w.g.Expect(end.Reason).To(Equal(row.reason))
+			w.g.Expect(end.Message).NotTo(BeEmpty())
+			w.g.Expect(end.Over()).To(BeTrue())
+			w.g.Eventually(func() int { return w.simulator.Stats().Pairing }).Should(BeZero(), "the socket is closed")
+			w.g.Expect(s.events()).To(HaveExactElements(end), "the end is told once")
+			_, err := w.simulator.Clear("", "")
+			w.g.Expect(err).NotTo(HaveOccurred())
+		})
+	}
+}
+
+func TestDroppedWhileACodeIsShown(t *testing.T) {
+	w := newWorld(t)
+	s := w.connect(w.take(), func(o *Options) { o.PairPhone = "+" + phone })
+	s.event(EventPairingCode)
+	_, err := w.simulator.Inject(simulator.Fault{Kind: simulator.FaultDrop})
+	w.g.Expect(err).NotTo(HaveOccurred())
+	w.g.Expect(s.event(EventDisconnected).Reason).To(Equal("SocketClosed"))
+}
+
+// Nothing waits for a code after Close; the check for leaks is in TestMain.
+func TestClosedWhileACodeIsAskedFor(t *testing.T) {
+	w := newWorld(t)
+	taking := w.take()
+	for range 5 {
+		s := w.connect(taking, func(o *Options) { o.PairPhone = "+" + phone })
+		s.Close()
+		told := s.events()
+		w.g.Eventually(func() int { return w.simulator.Stats().Pairing }).Should(BeZero())
+		w.g.Expect(s.events()).To(Equal(told), "nothing is told after Close")
+	}
+}
+
 // whatsmeow tells nothing when the last node of a pairing is lost with its socket.
 func TestALost515IsAnEnd(t *testing.T) {
 	w := newWorld(t)

@@ -17,6 +17,13 @@
 // node, an unpaired client, the close after 515), so the socket itself is
 // watched, see link.go.
 //
+// # Pairing
+//
+// A device without an ID offers codes to scan ([EventQR]) or, with
+// [Options.PairPhone], asks for a code to type on that phone
+// ([EventPairingCode]). Either way a phone's consent is [EventPairSuccess], and the
+// device logs in on the next connection.
+//
 // # Messages
 //
 // WhatsApp gets its acknowledgement when [Options.Accept] has returned without

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 
+	"go.mau.fi/whatsmeow"
 	"go.mau.fi/whatsmeow/socket"
 )
 
@@ -59,5 +60,27 @@ func explain(err error, proxied bool) error {
 		return say("Unreachable", "WhatsApp cannot be reached: %v", network)
 	default:
 		return say("ConnectFailed", "connecting to WhatsApp failed: %v", err)
+	}
+}
+
+// codeRefused is what PairPhone's error means. A refusal is one that asking again
+// soon does not mend.
+func codeRefused(err error) Event {
+	var answer *whatsmeow.IQError
+	errors.As(err, &answer)
+	switch {
+	case errors.Is(err, whatsmeow.ErrPhoneNumberTooShort), errors.Is(err, whatsmeow.ErrPhoneNumberIsNotInternational):
+		return over(EventCodeRefused, "PhoneNumberInvalid", "the phone number is not an international one: correct spec.pairing.phoneNumber")
+	case answer == nil, answer.Code >= 500, answer.Code == 0:
+		return over(EventDisconnected, "PairingCodeFailed", "WhatsApp did not give a pairing code in time")
+	case answer.Code == 429:
+		return over(EventCodeRefused, "PairingCodeRefused429",
+			"WhatsApp gives no pairing code for this number at present, because too many were asked for: wait some hours, or set spec.pairing.method to QRCode")
+	case answer.Code == 400, answer.Code == 404, answer.Code == 406:
+		return over(EventCodeRefused, fmt.Sprintf("PairingCodeRefused%d", answer.Code),
+			"WhatsApp gives no pairing code for this number (code %d): check that spec.pairing.phoneNumber is right and that its phone uses WhatsApp, or set spec.pairing.method to QRCode", answer.Code)
+	default:
+		return over(EventCodeRefused, fmt.Sprintf("PairingCodeRefused%d", answer.Code),
+			"WhatsApp refuses a pairing code with code %d: set spec.pairing.method to QRCode", answer.Code)
 	}
 }

@@ -9,6 +9,13 @@ const (
 	// EventQR brings the codes of an unpaired connection; each is shown in turn,
 	// the first for 60 s, the others for 20 s (whatsmeow's qrchan.go).
 	EventQR EventType = "QR"
+	// EventPairingCode brings the code of a connection that asked for one
+	// (Options.PairPhone). It is typed on that phone, until Until.
+	EventPairingCode EventType = "PairingCode"
+	// EventCodeRefused: WhatsApp gives the number no code to type: it was asked too
+	// often, or the number is wrong. The connection is over, and asking again soon
+	// makes it worse.
+	EventCodeRefused EventType = "CodeRefused"
 	// EventPairSuccess: a phone has linked the device and its keys are stored. WhatsApp
 	// ends the connection with 515 after it; the device then logs in on a new one.
 	EventPairSuccess EventType = "PairSuccess"
@@ -31,12 +38,18 @@ const (
 	EventPushName EventType = "PushName"
 )
 
+// ReasonSocketClosed is that of an end which nobody has explained: the node that
+// would have done it may be lost.
+const ReasonSocketClosed = "SocketClosed"
+
 // Event is what the connector tells of a connection, in its own words: text
 // from outside is cleaned and bounded. Fields that the type does not use are zero.
 type Event struct {
 	Type EventType
 	// Codes are the QR payloads of EventQR, in the order in which they are to be shown.
 	Codes []string
+	// Code is what is typed on the phone (EventPairingCode).
+	Code string
 	// JID is the device's address (EventPairSuccess, EventConnected).
 	JID string
 	// PhoneNumber is the account's, in E.164 (EventPairSuccess, EventConnected).
@@ -47,14 +60,17 @@ type Event struct {
 	Reason string
 	// Message is a sentence for people (all endings, EventPairError).
 	Message string
-	// Until is when a ban ends (EventBanned); zero: WhatsApp did not say.
+	// Ours: the end was this process's own doing (EventDisconnected), and says nothing of
+	// the session.
+	Ours bool
+	// Until is when a ban ends (EventBanned; zero: WhatsApp did not say), or a code (EventPairingCode).
 	Until time.Time
 }
 
 // Over reports whether the connection has ended with this event.
 func (e Event) Over() bool {
 	switch e.Type {
-	case EventDisconnected, EventLoggedOut, EventReplaced, EventBanned, EventOutdated:
+	case EventDisconnected, EventCodeRefused, EventLoggedOut, EventReplaced, EventBanned, EventOutdated:
 		return true
 	default:
 		return false

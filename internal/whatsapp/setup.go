@@ -173,7 +173,7 @@ func (f *Factory) redirect(cfg Config) (err error) {
 }
 
 // RefreshVersion asks WhatsApp's page for the web version of today, which the
-// connections made from then on name, and says whether it is another than
+// connections made from then on name, and says whether it is newer than
 // before. An old one is refused one day, with EventOutdated.
 func (f *Factory) RefreshVersion(ctx context.Context) (changed bool, err error) {
 	client := &http.Client{Transport: f.media.Transport, Timeout: upgradeTimeout}
@@ -182,8 +182,11 @@ func (f *Factory) RefreshVersion(ctx context.Context) (changed bool, err error) 
 		return false, fmt.Errorf("asking for WhatsApp's web version: %w", err)
 	}
 	before := f.webVersion()
+	if !before.LessThan(*newest) { // a page from some cache must not make the client older
+		return false, nil
+	}
 	f.version.Store(newest)
-	return before != *newest, nil
+	return true, nil
 }
 
 func (f *Factory) webVersion() store.WAVersionContainer {

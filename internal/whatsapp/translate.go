@@ -81,7 +81,7 @@ func Translate(evt any, now time.Time) (Event, bool) {
 }
 
 // socketClosed is the end that nobody has explained.
-var socketClosed = Event{Type: EventDisconnected, Reason: "SocketClosed", Message: "the connection was closed"}
+var socketClosed = Event{Type: EventDisconnected, Reason: ReasonSocketClosed, Message: "the connection was closed"}
 
 func over(kind EventType, reason, format string, args ...any) Event {
 	return Event{Type: kind, Reason: reason, Message: sentence(format, args...)}

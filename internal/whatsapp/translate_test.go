@@ -1,6 +1,7 @@
 package whatsapp
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -133,6 +134,35 @@ func TestProofOfLife(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			got := silent(&events.KeepAliveTimeout{ErrorCount: row.lost, LastSuccess: ago(row.answered)}, ago(row.seen), noon)
 			NewWithT(t).Expect(got).To(Equal(row.want))
+		})
+	}
+}
+
+func TestCodeRefused(t *testing.T) {
+	for name, row := range map[string]struct {
+		err      error
+		kind     EventType
+		reason   string
+		sentence string
+	}{
+		"too short":         {whatsmeow.ErrPhoneNumberTooShort, EventCodeRefused, "PhoneNumberInvalid", "correct spec.pairing.phoneNumber"},
+		"not international": {whatsmeow.ErrPhoneNumberIsNotInternational, EventCodeRefused, "PhoneNumberInvalid", "correct spec.pairing.phoneNumber"},
+		"rate limit":        {whatsmeow.ErrIQRateOverLimit, EventCodeRefused, "PairingCodeRefused429", "too many were asked for"},
+		"bad number":        {whatsmeow.ErrIQBadRequest, EventCodeRefused, "PairingCodeRefused400", "check that spec.pairing.phoneNumber is right"},
+		"not on WhatsApp":   {whatsmeow.ErrIQNotFound, EventCodeRefused, "PairingCodeRefused404", "its phone uses WhatsApp"},
+		"forbidden":         {whatsmeow.ErrIQForbidden, EventCodeRefused, "PairingCodeRefused403", "set spec.pairing.method to QRCode"},
+		"outage":            {whatsmeow.ErrIQServiceUnavailable, EventDisconnected, "PairingCodeFailed", "in time"},
+		"no answer":         {context.DeadlineExceeded, EventDisconnected, "PairingCodeFailed", "in time"},
+		"the socket ended":  {whatsmeow.ErrIQDisconnected, EventDisconnected, "PairingCodeFailed", "in time"},
+		"a strange answer":  {&whatsmeow.IQError{}, EventDisconnected, "PairingCodeFailed", "in time"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := NewWithT(t)
+			got := codeRefused(row.err)
+			g.Expect(got.Type).To(Equal(row.kind))
+			g.Expect(got.Reason).To(Equal(row.reason))
+			g.Expect(got.Message).To(ContainSubstring(row.sentence))
+			g.Expect(got.Over()).To(BeTrue())
 		})
 	}
 }

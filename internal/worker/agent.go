@@ -68,9 +68,14 @@ type Options struct {
 	Proxies      Proxies
 	Announcer    Announcer
 	Limiter      Limiter
-	Events       Events
-	Clock        clock.WithTicker
-	Log          logr.Logger
+	// Version is refreshed at the start, and when WhatsApp refuses it; nil: it never is.
+	Version Version
+	// Quarantine and Outdated may be zero: the defaults.
+	Quarantine Quarantine
+	Outdated   Outdated
+	Events     Events
+	Clock      clock.WithTicker
+	Log        logr.Logger
 }
 
 // Agent supervises the sessions of one worker.
@@ -93,6 +98,7 @@ type Agent struct {
 	supervisors map[types.NamespacedName]*supervisor
 	starts      int // supervisors begun
 	dials       atomic.Int64
+	fleet       *fleet
 	running     sync.WaitGroup
 	life        context.Context
 	end         context.CancelFunc
@@ -107,6 +113,7 @@ func NewAgent(o Options, placed, held client.Reader) *Agent {
 	}
 	// The supervisors outlive the manager's context: they are drained after it has ended.
 	a.life, a.end = context.WithCancel(context.Background())
+	a.fleet = newFleet(o.Outdated, o.Version, o.Clock, o.Log, a.sessions, a.retryOutdated)
 	return a
 }
 
@@ -205,6 +212,7 @@ func (a *Agent) supervisor(key types.NamespacedName, obj *v1alpha1.WhatsAppSessi
 	s := newSupervisor(dependencies{
 		Sessions: a.o.Sessions, Accounts: a.o.Accounts, Proxies: a.o.Proxies, Announcer: a.o.Announcer,
 		Limiter: a.o.Limiter, Events: a.o.Events, Clock: a.o.Clock, Dials: &a.dials,
+		Quarantine: a.o.Quarantine, Fleet: a.fleet,
 	}, a.o.Log, obj, a.o.Worker, a.nextStart())
 	s.m.draining, s.m.evicted = a.draining, a.evicting
 	a.supervisors[key] = s
@@ -235,6 +243,7 @@ func (a *Agent) nextStart() string {
 func (a *Agent) Start(ctx context.Context) error {
 	lease, endLease := context.WithCancel(context.WithoutCancel(ctx))
 	defer endLease()
+	a.running.Go(func() { a.fleet.run(a.life) })
 	ended := make(chan error, 1)
 	go func() {
 		ended <- a.o.Membership.Run(lease, a.join, a.load)

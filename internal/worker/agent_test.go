@@ -1,9 +1,22 @@
 package worker
 
 import (
+	"context"
+	"sync"
 	"testing"
+	"time"
 
+	"github.com/go-logr/logr/testr"
 	. "github.com/onsi/gomega"
+	"go.uber.org/goleak"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	clocktesting "k8s.io/utils/clock/testing"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/whatsapp"
 )
 
 func TestTheEndOfABurst(t *testing.T) {
@@ -16,4 +29,224 @@ func TestTheEndOfABurst(t *testing.T) {
 	for i, look := range looks {
 		g.Expect(b.isOver(look.dials)).To(Equal(look.over), "look %d", i)
 	}
+}
+
+// shown is a world as an agent's cache shows it.
+type shown struct{ *world }
+
+func (s shown) Get(_ context.Context, _ client.ObjectKey, into client.Object, _ ...client.GetOption) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.obj == nil {
+		return apierrors.NewNotFound(schema.GroupResource{}, "shop")
+	}
+	s.obj.DeepCopyInto(into.(*v1alpha1.WhatsAppSession))
+	return nil
+}
+
+func (s shown) List(_ context.Context, into client.ObjectList, _ ...client.ListOption) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list := into.(*v1alpha1.WhatsAppSessionList)
+	if s.obj != nil && s.obj.Status.HeldBy == me {
+		list.Items = append(list.Items, *s.obj.DeepCopy())
+	}
+	return nil
+}
+
+// membership joins at once.
+type membership struct {
+	lost     chan struct{}
+	mu       sync.Mutex
+	draining bool
+	left     bool
+}
+
+func (m *membership) Run(ctx context.Context, joined func(), _ func() (int, int)) error {
+	joined()
+	<-ctx.Done()
+	return nil
+}
+
+func (m *membership) Lost() <-chan struct{} { return m.lost }
+
+func (m *membership) Drain(context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.draining = true
+	return nil
+}
+
+func (m *membership) Leave(context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.left = true
+	return nil
+}
+
+func (m *membership) is(what *bool) func() bool {
+	return func() bool {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return *what
+	}
+}
+
+// workplace is an agent with one session, which is connected.
+type workplace struct {
+	*WithT
+	*world
+	agent      *Agent
+	membership *membership
+	clock      *clocktesting.FakeClock
+	stop       func()
+	ended      chan error
+}
+
+func newWorkplace(t *testing.T) *workplace {
+	p := &workplace{
+		WithT: NewWithT(t), world: &world{obj: session(), device: account{jid: jid, phone: phone}, version: 1},
+		membership: &membership{lost: make(chan struct{})}, clock: clocktesting.NewFakeClock(noon), ended: make(chan error, 1),
+	}
+	stop := make(chan struct{})
+	p.stop = sync.OnceFunc(func() { close(stop) })
+	p.agent = NewAgent(Options{
+		Worker: me, Process: process, Stop: stop, DrainTimeout: time.Minute, Membership: p.membership,
+		Sessions: p.world, Accounts: p.world, Proxies: p.world, Announcer: p.world, Limiter: p.world, Events: p.world,
+		Clock: p.clock, Log: testr.New(t),
+	}, shown{p.world}, shown{p.world})
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		p.ended <- p.agent.Start(ctx)
+		close(p.ended)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		p.stop()
+		p.Eventually(func() bool {
+			p.clock.Step(time.Second)
+			select {
+			case _, open := <-p.ended:
+				return !open
+			default:
+				return false
+			}
+		}).Should(BeTrue())
+		goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	})
+	p.Eventually(func() string { p.look(); return p.status().HeldBy }).Should(Equal(me))
+	p.Eventually(func() func(whatsapp.Event) {
+		p.look()
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.events
+	}).ShouldNot(BeNil())
+	p.mu.Lock()
+	events := p.events
+	p.mu.Unlock()
+	events(whatsapp.Event{Type: whatsapp.EventConnected, JID: jid, PhoneNumber: phone})
+	p.Eventually(func() v1alpha1.Phase { return p.status().Phase }).Should(Equal(v1alpha1.PhaseConnected))
+	return p
+}
+
+// look has the agent look at the session as a watch would.
+func (p *workplace) look() {
+	_, err := p.agent.Reconcile(context.Background(), reconcile.Request{NamespacedName: client.ObjectKeyFromObject(session())})
+	p.Expect(err).NotTo(HaveOccurred())
+}
+
+func (p *workplace) status() v1alpha1.WhatsAppSessionStatus {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return *p.obj.Status.DeepCopy()
+}
+
+func (p *workplace) sockets() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.open
+}
+
+func (p *workplace) place(worker string) {
+	p.locked(func() {
+		p.obj = p.obj.DeepCopy()
+		p.obj.Status.Worker = worker
+		p.obj.Status.Epoch++
+		p.bump()
+	})
+	p.look()
+}
+
+func TestADrainWaitsForTheSuccessor(t *testing.T) {
+	p := newWorkplace(t)
+	p.stop()
+	p.Eventually(p.membership.is(&p.membership.draining)).Should(BeTrue())
+	for range 20 {
+		p.clock.Step(time.Second)
+	}
+	p.Expect(p.status().HeldBy).To(Equal(me), "nobody can take it yet")
+	p.Expect(p.sockets()).To(Equal(1))
+
+	p.place("worker-b")
+	p.Eventually(func() string { p.clock.Step(time.Second); return p.status().HeldBy }).Should(BeEmpty())
+	p.Eventually(func() bool { p.look(); p.clock.Step(time.Second); return p.membership.is(&p.membership.left)() }).Should(BeTrue())
+	p.Expect(p.ended).To(Receive(BeNil()))
+	p.Expect(p.sockets()).To(BeZero())
+}
+
+func TestADrainThatNobodyAnswersGivesUpEverything(t *testing.T) {
+	p := newWorkplace(t)
+	p.stop()
+	p.Eventually(p.membership.is(&p.membership.draining)).Should(BeTrue())
+	begun := p.clock.Now()
+	p.Eventually(func() string { p.look(); p.clock.Step(time.Second); return p.status().HeldBy }).Should(BeEmpty())
+	p.Expect(p.clock.Since(begun)).To(BeNumerically(">=", answerPatience))
+	p.Eventually(p.membership.is(&p.membership.left)).Should(BeTrue())
+}
+
+func TestADrainThatCannotReleaseLeavesItsWitnesses(t *testing.T) {
+	p := newWorkplace(t)
+	p.locked(func() { p.apiDown = true })
+	p.stop()
+	p.Eventually(func() bool {
+		p.clock.Step(time.Second)
+		select {
+		case <-p.ended:
+			return true
+		default:
+			return false
+		}
+	}).WithTimeout(10 * time.Second).Should(BeTrue())
+	p.Expect(p.membership.is(&p.membership.left)()).To(BeFalse(), "what it holds is not free: the others wait for its silence")
+	p.Expect(p.sockets()).To(BeZero())
+	p.Expect(p.status().HeldBy).To(Equal(me))
+}
+
+func TestAWorkerThatLosesItsRightClosesEverythingAtOnce(t *testing.T) {
+	for _, draining := range []bool{false, true} {
+		p := newWorkplace(t)
+		if draining {
+			p.stop()
+			p.Eventually(p.membership.is(&p.membership.draining)).Should(BeTrue())
+		}
+		close(p.membership.lost)
+		p.Eventually(p.sockets).Should(BeZero())
+		p.Eventually(p.ended).Should(Receive())
+		p.Expect(p.membership.is(&p.membership.left)()).To(BeFalse())
+		p.Expect(p.status().HeldBy).To(Equal(me), "whoever declares it dead takes it")
+	}
+}
+
+func TestLiveness(t *testing.T) {
+	p := newWorkplace(t)
+	p.Expect(p.agent.Alive()).To(Succeed())
+	for range 100 { // it goes round as time passes
+		p.clock.Step(beatEvery)
+		p.Eventually(p.agent.Alive).Should(Succeed())
+	}
+	p.Eventually(func() error {
+		p.agent.beat.Store(p.clock.Now().Add(-2 * stuckAfter).UnixNano())
+		return p.agent.Alive()
+	}).
+		Should(MatchError(ContainSubstring("has not gone round")))
 }

@@ -50,6 +50,9 @@ type Account interface {
 type DialOptions struct {
 	// DeviceName is what the phone shows; empty: the installation's default.
 	DeviceName string
+	// PairPhone is the phone, in E.164, on which a code is to be typed if there is no
+	// device yet; empty: codes to scan are offered.
+	PairPhone string
 	// Proxy is the way out; nil: direct.
 	Proxy *url.URL
 	// Events is told what happens, in order. It must not be called after Close has returned.
@@ -113,9 +116,8 @@ type Announcer interface {
 
 // Limiter paces logins and pairings.
 type Limiter interface {
-	// Wait returns when an attempt may begin, or with ctx's error. egress names the way
-	// out (a proxy); empty: the worker's own address.
-	Wait(ctx context.Context, egress string, pairing bool) error
+	// Wait returns when an attempt may begin, or with ctx's error; then it has cost nothing.
+	Wait(ctx context.Context, login Login) error
 	// Free is how many logins may begin at once by the worker's own address.
 	Free() int
 }

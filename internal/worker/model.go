@@ -37,6 +37,9 @@ const (
 	codesPatience = 60 * time.Second
 	// flushPatience bounds how long a release waits for what is still to be announced.
 	flushPatience = time.Second
+	// codeRefusedPause is how long WhatsApp is not asked again for a code to type: it
+	// limits how many a number gets, and counts on.
+	codeRefusedPause = 5 * time.Minute
 	// defaultPairingTimeout is spec.pairing.timeout where the object was made without defaults.
 	defaultPairingTimeout = 10 * time.Minute
 )
@@ -73,6 +76,11 @@ type model struct {
 	// evicted: it waits no longer.
 	draining, evicted bool
 	random            func() float64
+	quarantine        Quarantine
+	// around is what concerns the other sessions of this worker, too.
+	around around
+	// restarted: a person has asked for a new beginning since this was last looked at.
+	restarted bool
 
 	// obj is the newest object known; gone: the API server has it no more.
 	obj  *v1alpha1.WhatsAppSession
@@ -110,7 +118,7 @@ type model struct {
 	stableAt time.Time
 	// watchdog is when a silent socket is given up; zero: no watch.
 	watchdog time.Time
-	// codes wait to be shown; the one shown expires at codeUntil.
+	// codes wait to be shown; the one shown (or status.pairingCode) expires at codeUntil.
 	codes     []string
 	code      *delivery.QRItem
 	codeUntil time.Time
@@ -136,13 +144,17 @@ type model struct {
 	notes []note
 }
 
-// dialSpec is what of the spec a connection depends on.
-type dialSpec struct{ proxySecret, deviceName string }
+// dialSpec is what of the spec a connection depends on. pairPhone is set where a
+// code is to be typed on that phone.
+type dialSpec struct{ proxySecret, deviceName, pairPhone string }
 
 type note struct{ kind, reason, message string }
 
 func newModel(worker, process string, random func() float64) *model {
-	return &model{worker: worker, process: process, random: random, socket: socketNone}
+	return &model{
+		worker: worker, process: process, random: random, socket: socketNone,
+		quarantine: Quarantine{}.orDefault(), around: alone{},
+	}
 }
 
 // placed: the manager wants the session here, and it may be opened.
@@ -199,26 +211,30 @@ func (m *model) observe(obj *v1alpha1.WhatsAppSession, now time.Time) {
 		if !m.placed() && !m.heldHere() {
 			m.hold, m.token = false, false
 		}
-		m.inherit()
+		m.inherit(now)
 		return
 	}
 	if m.taken && m.epoch == obj.Status.Epoch && obj.DeletionTimestamp.IsZero() {
 		m.restart(now)
 	}
 	if m.logoutWanted() && m.want.Phase != v1alpha1.PhaseTerminating {
+		m.retryAt = m.logoutFrom(now)
 		m.phase(v1alpha1.PhaseTerminating, v1alpha1.ReasonDeleting, "the device is being unlinked", now)
-		m.retryAt = now
 	}
 }
+
+// stalled: the session is given up for hours, though its phase usually goes on by itself.
+func (m *model) stalled() bool { return m.reason == v1alpha1.ReasonQuarantined }
 
 // vanish takes note that the API server has the session no more.
 func (m *model) vanish() { m.gone = true }
 
 // inherit takes up the status that the last writer left, as the claim is to write it.
-func (m *model) inherit() {
+func (m *model) inherit(now time.Time) {
 	m.want = *m.obj.Status.DeepCopy()
 	m.want.QR, m.want.PairingCode = nil, ""
 	m.want.Conditions = nil // computed anew at each write
+	m.attempts = int(m.want.Failures)
 	if m.want.StoredEpoch < m.obj.Status.Epoch {
 		m.want.StoredEpoch = 0
 	}
@@ -226,7 +242,9 @@ func (m *model) inherit() {
 	case m.logoutWanted():
 		m.want.Phase, m.reason, m.message = v1alpha1.PhaseTerminating, v1alpha1.ReasonDeleting, "the device is being unlinked"
 	case resting[m.want.Phase]:
+		m.recall(now)
 		m.reason, m.message = status.Reason(m.obj.Status), readyMessage(m.obj.Status)
+	case m.recall(now):
 	default:
 		m.want.Phase, m.reason, m.message = v1alpha1.PhaseConnecting, v1alpha1.ReasonConnecting, "the worker is taking the device"
 	}
@@ -265,12 +283,14 @@ func (m *model) restart(now time.Time) {
 	}
 	m.want.ObservedRestartedAt = m.obj.RestartedAt()
 	m.want.RestartedTime = at(now)
-	if m.want.Phase == v1alpha1.PhaseBanned && m.want.RetryAfter != nil && now.Before(m.want.RetryAfter.Time) {
+	if m.banned(now) {
 		m.tell(corev1.EventTypeWarning, v1alpha1.ReasonBanned, "restartedAt changed, but WhatsApp bans the account until "+m.want.RetryAfter.UTC().Format(time.RFC3339)+": no attempt is made before")
 		return
 	}
 	m.tell(corev1.EventTypeNormal, v1alpha1.ReasonRestarted, "restartedAt changed: the session begins anew")
-	m.attempts, m.want.Failures, m.want.RetryAfter, m.want.PairingDeadline, m.codeCount = 0, 0, nil, nil, 0
+	m.uncount()
+	m.restarted = true
+	m.want.PairingDeadline, m.codeCount = nil, 0
 	m.phase(v1alpha1.PhaseConnecting, v1alpha1.ReasonRestarted, "restartedAt changed", now)
 	m.retryAt = now
 	if m.socket != socketNone {
@@ -300,20 +320,27 @@ func (m *model) onTaken(a Account, now time.Time) {
 	m.retryAt = now
 	switch {
 	case m.logoutWanted():
-	case m.want.Phase == v1alpha1.PhaseBanned, m.want.Phase == v1alpha1.PhaseReplaced:
-		m.retryAt = time.Time{}
-		if m.want.RetryAfter != nil {
-			m.retryAt = m.want.RetryAfter.Time
-		}
-	case resting[m.want.Phase]:
-		m.retryAt = time.Time{}
+		m.retryAt = m.logoutFrom(now)
+	case m.recall(now):
+		m.retryAt = m.restUntil()
 	case m.want.JID == "":
 		if m.pairingOver(now) { // while nobody held the session and no code was shown
 			m.want.PairingDeadline = nil
 		}
-		m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonWaitingForScan, "waiting for a QR code from WhatsApp", now)
+		m.awaitCodes(now)
 	}
 	m.restart(now)
+	if m.retryAt.IsZero() || now.Before(m.retryAt) { // the token is not for an attempt hours from now
+		m.token = false
+	}
+}
+
+// logoutFrom is when the logout of a deleted session may be tried.
+func (m *model) logoutFrom(now time.Time) time.Time {
+	if m.want.JID != "" && m.banned(now) {
+		return m.want.RetryAfter.Time
+	}
+	return now
 }
 
 // onDialed takes note of an open socket.
@@ -332,6 +359,23 @@ func (m *model) onDialed(paired bool, spec dialSpec, now time.Time) {
 	}
 }
 
+// awaitCodes is the time until WhatsApp gives a code of the sort that the spec asks for.
+func (m *model) awaitCodes(now time.Time) {
+	m.dialed.pairPhone = m.dialSpec().pairPhone
+	reason, message := v1alpha1.ReasonWaitingForScan, "waiting for a QR code from WhatsApp"
+	if m.dialed.pairPhone != "" {
+		reason, message = v1alpha1.ReasonWaitingForCode, "waiting for a pairing code from WhatsApp"
+	}
+	m.phase(v1alpha1.PhasePairing, reason, message, now)
+}
+
+// beginPairing starts the time for which codes are offered.
+func (m *model) beginPairing(now time.Time) {
+	if m.want.PairingDeadline == nil {
+		m.want.PairingDeadline = at(now.Add(m.pairingTimeout()))
+	}
+}
+
 // drop gives the socket up; the rules close it.
 func (m *model) drop() {
 	m.socket, m.watchdog, m.stableAt = socketOver, time.Time{}, time.Time{}
@@ -343,6 +387,9 @@ func (m *model) failed(reason, message string, now time.Time) {
 	m.backOff(now)
 	if m.logoutWanted() {
 		m.message = message
+		return
+	}
+	if !m.taken && m.recall(now) { // what it rests from is not forgotten for a store that is away
 		return
 	}
 	p := v1alpha1.PhaseDisconnected
@@ -427,7 +474,7 @@ func (m *model) showNext(now time.Time) bool {
 }
 
 func (m *model) hideCode() {
-	m.codes, m.code, m.codeUntil, m.want.QR = nil, nil, time.Time{}, nil
+	m.codes, m.code, m.codeUntil, m.want.QR, m.want.PairingCode = nil, nil, time.Time{}, nil, ""
 }
 
 // tick acts upon the time.
@@ -439,7 +486,8 @@ func (m *model) tick(now time.Time) {
 		m.restart(now)
 	}
 	if !m.stableAt.IsZero() && !now.Before(m.stableAt) {
-		m.stableAt, m.attempts, m.want.Failures, m.want.RetryAfter = time.Time{}, 0, 0, nil
+		m.stableAt = time.Time{}
+		m.uncount()
 	}
 	if m.socket == socketPairing {
 		m.tickPairing(now)
@@ -458,7 +506,8 @@ func (m *model) tickPairing(now time.Time) {
 	case m.pairingOver(now) && !m.logoutWanted():
 		m.drop()
 		m.expirePairing(now)
-	case m.code != nil && !now.Before(m.codeUntil) && !m.showNext(now):
+	case m.code != nil && !now.Before(m.codeUntil) && !m.showNext(now),
+		m.want.PairingCode != "" && !now.Before(m.codeUntil):
 		// The codes of a connection run out: the next connection brings new ones.
 		m.drop()
 		m.retryAt = now
@@ -475,7 +524,7 @@ func (m *model) expirePairing(now time.Time) {
 	}
 	m.hideCode()
 	m.retryAt = time.Time{}
-	message := "no phone scanned a code within " + m.pairingTimeout().String() + ": change the annotation " + v1alpha1.RestartedAtAnnotation + " to offer codes again"
+	message := "no phone was linked within " + m.pairingTimeout().String() + ": change the annotation " + v1alpha1.RestartedAtAnnotation + " to offer codes again"
 	m.tell(corev1.EventTypeWarning, v1alpha1.ReasonPairingExpired, message)
 	m.phase(v1alpha1.PhasePairingExpired, v1alpha1.ReasonPairingExpired, message, now)
 }
@@ -523,7 +572,7 @@ func (m *model) rendered(now time.Time) (v1alpha1.WhatsAppSessionStatus, bool) {
 	if m.hold {
 		s.HeldBy, s.HolderStart = m.worker, m.process
 	}
-	s = status.Summarize(s, status.Facts{Generation: m.obj.Generation, Phase: m.want.Phase, Reason: m.reason, Message: m.message}, now)
+	s = status.Summarize(s, status.Facts{Generation: m.obj.Generation, Phase: m.want.Phase, Reason: m.reason, Message: m.message, Stalled: m.stalled()}, now)
 	return s, !apiequality.Semantic.DeepEqual(*from, s)
 }
 
@@ -532,7 +581,7 @@ func (m *model) announcement(now time.Time) (Announcement, bool) {
 	if !m.taken || m.gone {
 		return Announcement{}, false
 	}
-	s := status.Summarize(m.want, status.Facts{Phase: m.want.Phase, Reason: m.reason, Message: m.message}, now)
+	s := status.Summarize(m.want, status.Facts{Phase: m.want.Phase, Reason: m.reason, Message: m.message, Stalled: m.stalled()}, now)
 	s.SessionID = m.obj.Status.SessionID
 	item := status.Update(s, delivery.Numbers{}, time.Time{})
 	code := ""
@@ -587,6 +636,9 @@ func (m *model) dialSpec() dialSpec {
 	if m.obj.Spec.Proxy != nil {
 		d.proxySecret = m.obj.Spec.Proxy.SecretRef.Name
 	}
+	if m.obj.Spec.Pairing.Method == v1alpha1.PairingPhoneCode {
+		d.pairPhone = m.obj.Spec.Pairing.PhoneNumber
+	}
 	return d
 }
 
@@ -599,6 +651,12 @@ var endings = map[whatsapp.EventType]func(m *model, e whatsapp.Event, now time.T
 		}
 		m.failed(reason, e.Message, now)
 	},
+	whatsapp.EventCodeRefused: func(m *model, e whatsapp.Event, now time.Time) {
+		m.beginPairing(now) // it must not go on for ever without a code either
+		m.retryAt = now.Add(codeRefusedPause)
+		m.tell(corev1.EventTypeWarning, v1alpha1.ReasonPairingCodeRefused, e.Message)
+		m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonPairingCodeRefused, e.Message, now)
+	},
 	whatsapp.EventLoggedOut: func(m *model, e whatsapp.Event, now time.Time) {
 		m.want.JID = ""
 		m.retryAt = time.Time{}
@@ -606,29 +664,9 @@ var endings = map[whatsapp.EventType]func(m *model, e whatsapp.Event, now time.T
 		m.tell(corev1.EventTypeWarning, v1alpha1.ReasonLoggedOut, message)
 		m.phase(v1alpha1.PhaseLoggedOut, v1alpha1.ReasonLoggedOut, message, now)
 	},
-	whatsapp.EventReplaced: func(m *model, _ whatsapp.Event, now time.Time) {
-		message := "another program logged in with the keys of this device: stop it; "
-		m.retryAt, m.want.RetryAfter = time.Time{}, nil
-		if m.want.Failures == 0 {
-			m.retryAt = now.Add(replacedPause)
-			m.want.RetryAfter = at(m.retryAt)
-			message += "the session is tried once more after 5 minutes"
-		} else {
-			message += "then change the annotation " + v1alpha1.RestartedAtAnnotation
-		}
-		m.want.Failures++
-		m.tell(corev1.EventTypeWarning, v1alpha1.ReasonReplaced, message)
-		m.phase(v1alpha1.PhaseReplaced, v1alpha1.ReasonReplaced, message, now)
-	},
+	whatsapp.EventReplaced: func(m *model, _ whatsapp.Event, now time.Time) { m.replaced(now) },
 	whatsapp.EventBanned: func(m *model, e whatsapp.Event, now time.Time) {
-		m.retryAt, m.want.RetryAfter = time.Time{}, nil
-		message := e.Message + ": WhatsApp did not say until when; change the annotation " + v1alpha1.RestartedAtAnnotation + " to try"
-		if !e.Until.IsZero() {
-			m.retryAt = e.Until
-			// Rounded up: not one attempt before.
-			m.want.RetryAfter = at(e.Until.Add(time.Second - time.Nanosecond))
-			message = e.Message + ": no attempt is made before " + m.want.RetryAfter.UTC().Format(time.RFC3339)
-		}
+		message := m.ban(e)
 		m.tell(corev1.EventTypeWarning, v1alpha1.ReasonBanned, message)
 		m.phase(v1alpha1.PhaseBanned, v1alpha1.ReasonBanned, message, now)
 	},
@@ -651,13 +689,20 @@ func (m *model) event(e whatsapp.Event, now time.Time) {
 			return
 		}
 		m.codes, m.code, m.watchdog = e.Codes, nil, time.Time{}
-		if m.want.PairingDeadline == nil {
-			m.want.PairingDeadline = at(now.Add(m.pairingTimeout()))
-		}
+		m.beginPairing(now)
 		if m.showNext(now) {
-			m.attempts = 0
+			m.uncount()
 			m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonWaitingForScan, "scan status.qr with the phone: Linked devices, Link a device", now)
 		}
+	case whatsapp.EventPairingCode:
+		if m.want.JID != "" {
+			return
+		}
+		m.beginPairing(now)
+		m.watchdog, m.attempts = time.Time{}, 0
+		m.want.PairingCode, m.codeUntil = e.Code, e.Until
+		m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonWaitingForCode,
+			"type status.pairingCode on the phone "+m.dialed.pairPhone+": Linked devices, Link a device, Link with phone number instead", now)
 	case whatsapp.EventPairSuccess:
 		m.hideCode()
 		m.want.JID, m.want.PhoneNumber = e.JID, e.PhoneNumber
@@ -672,7 +717,7 @@ func (m *model) event(e whatsapp.Event, now time.Time) {
 		m.connected(e, now)
 	case whatsapp.EventPushName:
 		m.want.PushName = e.PushName
-	case whatsapp.EventDisconnected, whatsapp.EventLoggedOut, whatsapp.EventReplaced, whatsapp.EventBanned, whatsapp.EventOutdated:
+	case whatsapp.EventDisconnected, whatsapp.EventCodeRefused, whatsapp.EventLoggedOut, whatsapp.EventReplaced, whatsapp.EventBanned, whatsapp.EventOutdated:
 		m.over(e, now)
 	}
 }
@@ -699,14 +744,19 @@ func (m *model) connected(e whatsapp.Event, now time.Time) {
 // over takes note of the end of the present connection.
 func (m *model) over(e whatsapp.Event, now time.Time) {
 	scanned := m.socket == socketPairing && m.want.JID != ""
+	lasted := m.socket == socketOpen && m.stableAt.IsZero()
 	m.drop()
 	switch {
 	case e.Type == whatsapp.EventLoggedOut && (m.logoutWanted() || m.running == opLogout):
 		m.onLoggedOut(now)
 	case e.Type == whatsapp.EventDisconnected && scanned:
 		m.retryAt = now // the 515 after the scan: the device logs in on a new connection
+	case m.logoutWanted() && e.Type == whatsapp.EventBanned:
+		m.message = m.ban(e)
 	case m.logoutWanted():
 		m.failed(v1alpha1.ReasonDeleting, e.Message, now)
+	case e.Type == whatsapp.EventDisconnected && !lasted && !e.Ours && m.counted(e, now):
+		m.leaveAlone(now)
 	default:
 		endings[e.Type](m, e, now)
 	}

@@ -115,6 +115,21 @@ var rules = []rule{
 		},
 	},
 	{
+		name: "another way of pairing means another connection",
+		when: func(m *model, _ time.Time) bool {
+			return m.want.JID == "" && m.want.Phase == v1alpha1.PhasePairing && m.dialed.pairPhone != m.dialSpec().pairPhone
+		},
+		then: func(m *model, now time.Time) operation {
+			m.awaitCodes(now)
+			m.retryAt = now
+			if m.socket == socketNone { // it may have been waiting after a refusal
+				return opNone
+			}
+			m.drop()
+			return opClose
+		},
+	},
+	{
 		name: "the keys of a deleted session without a device are deleted",
 		when: func(m *model, now time.Time) bool {
 			return m.logoutWanted() && m.socket == socketNone && (m.loggedOut || m.want.JID == "") && !now.Before(m.retryAt)
@@ -175,7 +190,7 @@ func (m *model) leaving(now time.Time) {
 	if m.obj.Spec.Suspend { // its time does not count against the pairing, nor against the pause after Replaced
 		m.want.PairingDeadline = nil
 		if m.want.Phase == v1alpha1.PhaseReplaced {
-			m.want.RetryAfter = nil
+			m.want.RetryAfter, m.want.Replacements = nil, min(m.want.Replacements, 1)
 		}
 	}
 	switch m.want.Phase {
@@ -185,7 +200,7 @@ func (m *model) leaving(now time.Time) {
 	}
 	reason, message := v1alpha1.ReasonMoving, "the session is moving to another worker"
 	switch {
-	case m.reason == v1alpha1.ReasonEpochBehind:
+	case m.reason == v1alpha1.ReasonEpochBehind, m.stalled() && !m.obj.Spec.Suspend:
 		return
 	case m.obj.Spec.Suspend:
 		reason, message = v1alpha1.ReasonSuspended, "spec.suspend is true"

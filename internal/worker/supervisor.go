@@ -16,6 +16,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/metrics"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/whatsapp"
 )
@@ -40,7 +41,10 @@ type dependencies struct {
 	Events    Events
 	Clock     clock.Clock
 	// Dials counts the connections that were begun.
-	Dials *atomic.Int64
+	Dials      *atomic.Int64
+	Quarantine Quarantine
+	// Fleet is what the session shares with the others of this worker.
+	Fleet *fleet
 }
 
 // supervisor owns one session: its goroutine alone touches the model; blocking
@@ -58,6 +62,11 @@ type supervisor struct {
 	snapshot atomic.Pointer[Announcement]
 	// phase is what the agent counts.
 	phase atomic.Pointer[v1alpha1.Phase]
+	// quarantined and live are for its metrics.
+	quarantined atomic.Bool
+	live        atomic.Pointer[sign]
+	// lastEnd is why the last connection ended; empty: there was none, or it is replaced.
+	lastEnd string
 
 	m        *model
 	work     sync.WaitGroup
@@ -79,7 +88,7 @@ type supervisor struct {
 }
 
 func newSupervisor(d dependencies, log logr.Logger, obj *v1alpha1.WhatsAppSession, worker, process string) *supervisor {
-	return &supervisor{
+	s := &supervisor{
 		dependencies: d,
 		log:          log.WithValues("session", obj.Name, "namespace", obj.Namespace, "sessionID", obj.Status.SessionID),
 		key:          types.NamespacedName{Namespace: obj.Namespace, Name: obj.Name},
@@ -88,6 +97,8 @@ func newSupervisor(d dependencies, log logr.Logger, obj *v1alpha1.WhatsAppSessio
 		finished:     make(chan struct{}),
 		m:            newModel(worker, process, rand.Float64),
 	}
+	s.m.quarantine, s.m.around = d.Quarantine.orDefault(), d.Fleet
+	return s
 }
 
 // post hands f to the supervisor's goroutine, unless that has ended.
@@ -116,12 +127,17 @@ func (s *supervisor) run(ctx context.Context) {
 		now := s.Clock.Now()
 		if s.m.obj != nil {
 			s.m.tick(now)
+			if s.m.restarted {
+				s.m.restarted = false
+				s.Fleet.again()
+			}
 			s.advance(opsCtx, now)
 			s.notify()
 			s.announce(opsCtx, now)
 			s.write(opsCtx, now)
 			phase := s.m.want.Phase
 			s.phase.Store(&phase)
+			s.quarantined.Store(s.m.stalled())
 			if s.m.done() && !s.writing && !s.announcing && (s.pending == nil || s.m.gone) {
 				return
 			}
@@ -228,20 +244,25 @@ func (s *supervisor) begin(life context.Context, op operation) {
 }
 
 func (s *supervisor) getToken() func(context.Context) func(time.Time) {
-	pairing, egress := s.m.obj.Status.JID == "", s.egress()
+	login := s.login(s.m.obj.Status.JID == "")
 	return func(ctx context.Context) func(time.Time) {
-		err := s.Limiter.Wait(ctx, egress, pairing)
+		err := s.Limiter.Wait(ctx, login)
 		return func(time.Time) { s.m.token = err == nil }
 	}
 }
 
-// egress names the way out that the session's logins are paced with: its proxy,
-// or (empty) the worker's own address.
-func (s *supervisor) egress() string {
-	if secret := s.m.dialSpec().proxySecret; secret != "" {
-		return s.key.Namespace + "/" + secret
+// login is the session's next attempt, as the limiter is to see it. A session
+// that has failed since its last stable minute counts as unproven, too: to have
+// been connected once does not make the hundredth attempt of a loop a good one.
+func (s *supervisor) login(pairing bool) Login {
+	l := Login{
+		Namespace: s.key.Namespace, Pairing: pairing,
+		Unproven: !pairing && (s.m.want.LastConnectedTime == nil || s.m.want.Failures > 0),
 	}
-	return ""
+	if secret := s.m.dialSpec().proxySecret; secret != "" {
+		l.Egress = s.key.Namespace + "/" + secret
+	}
+	return l
 }
 
 func (s *supervisor) take() func(context.Context) func(time.Time) {
@@ -290,6 +311,7 @@ func (s *supervisor) fail(reason, sentence string, err error, now time.Time) {
 		// The text of other errors names hosts and users that are none of the tenant's business.
 		var refused *whatsapp.ConnectError
 		if errors.As(err, &refused) {
+			metrics.ConnectionEnded(refused.Reason)
 			sentence += ": " + status.Clean(refused.Message, 256)
 		}
 		s.m.failed(reason, sentence, now)
@@ -299,10 +321,14 @@ func (s *supervisor) fail(reason, sentence string, err error, now time.Time) {
 func (s *supervisor) connect(life context.Context) func(context.Context) func(time.Time) {
 	obj, account, hasToken := s.m.obj, s.account, s.m.token
 	spec := s.m.dialSpec()
-	pairing, egress := s.m.want.JID == "", s.egress()
+	pairing := s.m.want.JID == ""
+	login := s.login(pairing)
 	s.m.token = false
 	s.dial++
 	s.Dials.Add(1)
+	if s.Fleet.holdsBack() {
+		s.m.heldBack(s.Clock.Now())
+	}
 	s.early = nil
 	number := s.dial
 	life, hangUp := context.WithCancel(life)
@@ -312,29 +338,34 @@ func (s *supervisor) connect(life context.Context) func(context.Context) func(ti
 		release := context.AfterFunc(ctx, hangUp)
 		defer release()
 		conn, err := func() (Connection, error) {
-			if !hasToken {
-				if err := s.Limiter.Wait(ctx, egress, pairing); err != nil {
+			waited, err := s.Fleet.wait(ctx, s.uid)
+			if err != nil {
+				return nil, err
+			}
+			if waited || !hasToken { // an old token is not for the moment at which all are released
+				if err := s.Limiter.Wait(ctx, login); err != nil {
 					return nil, err
 				}
-			}
-			if pairing && obj.Spec.Pairing.Method == v1alpha1.PairingPhoneCode {
-				return nil, &Refusal{Reason: v1alpha1.ReasonPairingMethodUnsupported, Message: "this version links phones by QR code only: set spec.pairing.method to QRCode"}
 			}
 			proxy, err := s.Proxies.Proxy(ctx, obj)
 			if err != nil {
 				return nil, err
 			}
-			return account.Dial(life, DialOptions{DeviceName: spec.deviceName, Proxy: proxy, Events: func(e whatsapp.Event) {
+			return account.Dial(life, DialOptions{DeviceName: spec.deviceName, PairPhone: spec.pairPhone, Proxy: proxy, Events: func(e whatsapp.Event) {
 				s.post(func() { s.onEvent(number, e) })
 			}})
 		}()
 		return func(now time.Time) {
 			if err != nil {
 				hangUp()
+				s.Fleet.gone(s.uid)
 				s.fail(v1alpha1.ReasonConnectFailed, "the connection to WhatsApp could not be opened", err, now)
 				return
 			}
 			s.conn = conn
+			if live, ok := conn.(sign); ok {
+				s.live.Store(&live)
+			}
 			s.m.onDialed(conn.Paired(), spec, now)
 			for _, e := range s.early {
 				s.onEvent(number, e)
@@ -351,13 +382,29 @@ func (s *supervisor) onEvent(number int, e whatsapp.Event) {
 		s.early = append(s.early, e) // the socket's own event may overtake the answer of Dial
 	default:
 		s.log.Info("WhatsApp says", "event", string(e.Type), "reason", e.Reason, "epoch", s.m.epoch)
+		s.measure(e)
+		s.Fleet.heard(s.uid, e)
 		s.m.event(e, s.Clock.Now())
+	}
+}
+
+// measure counts what happened on a connection.
+func (s *supervisor) measure(e whatsapp.Event) {
+	switch {
+	case e.Over():
+		s.lastEnd = e.Reason
+		metrics.ConnectionEnded(e.Reason)
+	case e.Type == whatsapp.EventConnected && s.lastEnd != "":
+		metrics.Reconnected(s.lastEnd)
+		s.lastEnd = ""
 	}
 }
 
 func (s *supervisor) closeSocket() func(context.Context) func(time.Time) {
 	conn, hangUp := s.conn, s.hangUp
 	s.dial++ // what the old connection still says is of no interest
+	s.live.Store(nil)
+	s.Fleet.gone(s.uid)
 	return func(context.Context) func(time.Time) {
 		if conn != nil {
 			conn.Close() // before its context ends: whatsmeow's reader would wait for ever
@@ -507,6 +554,9 @@ func (s *supervisor) wait(a, older *Announcement) {
 // notify records the Events that the model asks for.
 func (s *supervisor) notify() {
 	for _, n := range s.m.notes {
+		if n.reason == v1alpha1.ReasonQuarantined {
+			metrics.Quarantined()
+		}
 		if n.kind == corev1.EventTypeWarning {
 			s.log.Info("A person is told", "reason", n.reason, "message", n.message)
 		}

@@ -47,6 +47,8 @@ type world struct {
 	events func(whatsapp.Event)
 	open   int
 	told   []Announcement
+	// pairPhones are the phones that codes were to be typed on, of each connection.
+	pairPhones []string
 }
 
 var errDown = errors.New("connection refused")
@@ -130,6 +132,7 @@ func (a *liveAccount) Dial(_ context.Context, o DialOptions) (Connection, error)
 	}
 	a.w.open++
 	a.w.events = o.Events
+	a.w.pairPhones = append(a.w.pairPhones, o.PairPhone)
 	a.w.note("dial")
 	return &liveConnection{w: a.w, paired: a.w.device.jid != ""}, nil
 }
@@ -184,8 +187,8 @@ func (w *world) Announce(_ context.Context, a Announcement) error {
 
 func (w *world) Refresh(context.Context, []Announcement) error { return nil }
 
-func (w *world) Wait(ctx context.Context, _ string, _ bool) error { return ctx.Err() }
-func (w *world) Free() int                                        { return 1 }
+func (w *world) Wait(ctx context.Context, _ Login) error { return ctx.Err() }
+func (w *world) Free() int                               { return 1 }
 
 func (w *world) Event(_ *v1alpha1.WhatsAppSession, _, reason, _ string) {
 	w.locked(func() { w.note("event %s", reason) })
@@ -205,6 +208,7 @@ func newStage(t *testing.T, obj *v1alpha1.WhatsAppSession, device account) *stag
 	fake := clocktesting.NewFakeClock(noon)
 	s := newSupervisor(dependencies{
 		Sessions: w, Accounts: w, Proxies: w, Announcer: w, Limiter: w, Events: w, Clock: fake, Dials: new(atomic.Int64),
+		Fleet: newFleet(Outdated{}, nil, fake, testr.New(t), func() int { return 100 }, func() {}),
 	}, testr.NewWithOptions(t, testr.Options{Verbosity: 1}), obj, me, process)
 	ctx, cancel := context.WithCancel(t.Context())
 	go s.run(ctx)

@@ -1,0 +1,121 @@
+package controllers
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/go-logr/logr"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/clock"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+)
+
+// costEvery is how often the deletion cost of the workers' pods is looked at.
+const costEvery = time.Minute
+
+// deletionCosts keeps the deletion cost of each worker's pod at its number of
+// sessions, so that a Deployment that is scaled down ends the pod whose end
+// moves the fewest (DESIGN section 3.9). It is a hint: nothing depends on it, so
+// nothing fails with it. Only the leader runs it.
+type deletionCosts struct {
+	namespace string
+	clock     clock.WithTicker
+	log       logr.Logger
+	client    client.Client
+	direct    client.Reader // pods are not cached
+	members   *members
+
+	// written is what each worker's pod says, as far as this process knows.
+	written map[string]int
+}
+
+// Start looks at the pods until ctx ends.
+func (d *deletionCosts) Start(ctx context.Context) error {
+	ticker := d.clock.NewTicker(costEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C():
+			if err := d.look(ctx); err != nil && ctx.Err() == nil {
+				d.log.Error(err, "The deletion cost of the workers' pods could not be written; it is tried again")
+			}
+		}
+	}
+}
+
+// look writes the costs that have changed noticeably.
+func (d *deletionCosts) look(ctx context.Context) error {
+	list := &v1alpha1.WhatsAppSessionList{}
+	if err := d.client.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
+		return fmt.Errorf("listing the sessions: %w", err)
+	}
+	costs := map[string]int{}
+	workers, _ := d.members.workers(d.clock.Now())
+	for _, w := range workers {
+		if w.Live {
+			costs[w.Name] = 0
+		}
+	}
+	for i := range list.Items {
+		holder := list.Items[i].Status.HeldBy
+		if _, live := costs[holder]; live {
+			costs[holder]++
+		}
+	}
+	for name := range d.written {
+		if _, live := costs[name]; !live {
+			delete(d.written, name)
+		}
+	}
+	for name, cost := range costs {
+		if before, known := d.written[name]; known && !noticeable(before, cost) {
+			continue
+		}
+		if err := d.write(ctx, name, cost); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// noticeable reports whether a cost has changed by more than a tenth, or to or from nothing.
+func noticeable(before, now int) bool {
+	if before == 0 || now == 0 {
+		return before != now
+	}
+	return 10*max(before-now, now-before) > before
+}
+
+// write tells a worker's pod its cost, unless it says about the same already. A
+// worker need not be a pod.
+func (d *deletionCosts) write(ctx context.Context, worker string, cost int) error {
+	pod := &metav1.PartialObjectMetadata{}
+	pod.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Pod"))
+	err := d.direct.Get(ctx, types.NamespacedName{Namespace: d.namespace, Name: worker}, pod)
+	if err != nil {
+		if client.IgnoreNotFound(err) == nil {
+			return nil
+		}
+		return fmt.Errorf("reading the pod of worker %s: %w", worker, err)
+	}
+	before, err := strconv.Atoi(pod.Annotations[corev1.PodDeletionCost])
+	if err == nil && !noticeable(before, cost) {
+		d.written[worker] = before
+		return nil
+	}
+	base := pod.DeepCopy()
+	metav1.SetMetaDataAnnotation(&pod.ObjectMeta, corev1.PodDeletionCost, strconv.Itoa(cost))
+	if err := d.client.Patch(ctx, pod, client.MergeFrom(base)); client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("writing the deletion cost of worker %s: %w", worker, err)
+	}
+	d.written[worker] = cost
+	return nil
+}

@@ -1,0 +1,117 @@
+package app
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	. "github.com/onsi/gomega"
+	eventsv1 "k8s.io/api/events/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
+)
+
+// code waits until a session shows a code to type that is not the one before.
+func (s *stage) code(name, before string) string {
+	s.t.Helper()
+	var code string
+	s.Eventually(func() string {
+		code = s.get(name).Status.PairingCode
+		return code
+	}).ShouldNot(BeElementOf("", before))
+	return code
+}
+
+// everything is all that Redis holds, as text.
+func (s *stage) everything() string {
+	var all strings.Builder
+	ctx := s.t.Context()
+	for _, key := range s.redis.Keys(ctx, "*").Val() {
+		fmt.Fprintln(&all, key)
+		switch kind := s.redis.Type(ctx, key).Val(); kind {
+		case "string":
+			fmt.Fprintln(&all, s.redis.Get(ctx, key).Val())
+		case "hash":
+			fmt.Fprintln(&all, s.redis.HGetAll(ctx, key).Val())
+		case "zset":
+			fmt.Fprintln(&all, s.redis.ZRange(ctx, key, 0, -1).Val())
+		case "none": // it has expired meanwhile
+		default:
+			s.t.Errorf("the test cannot read the Redis key %s of type %s", key, kind)
+		}
+	}
+	return all.String()
+}
+
+// TestPhoneCode links phones by codes that are typed on them.
+func TestPhoneCode(t *testing.T) {
+	s := newStage(t, "")
+	manager, worker := s.manager(), s.worker("worker-1")
+	byCode := func(phone string) func(*v1alpha1.WhatsAppSession) {
+		return func(o *v1alpha1.WhatsAppSession) {
+			o.Spec.Pairing.Method, o.Spec.Pairing.PhoneNumber = v1alpha1.PairingPhoneCode, phone
+		}
+	}
+	const right, other = "+34600333001", "+34600333002"
+	enter := func(phone, code string) error {
+		_, err := s.simulator.EnterCode(t.Context(), phone, code)
+		return err
+	}
+
+	s.apply("shop", byCode(right))
+	code := s.code("shop", "")
+	obj := s.phase("shop", v1alpha1.PhasePairing)
+	s.Expect(obj.Status.QR).To(BeNil())
+	last := s.hears("shop", delivery.Pending, v1alpha1.PhasePairing)
+	s.Expect(last.Reason).To(Equal(v1alpha1.ReasonWaitingForCode))
+
+	t.Log("another phone cannot, nor can the right one with another code")
+	s.Expect(enter(other, code)).To(MatchError(simulator.ErrNotNow))
+	s.Expect(enter(right, "1111-1111")).To(MatchError(simulator.ErrBadInput))
+	s.Expect(s.simulator.Devices()).To(BeEmpty())
+
+	t.Log("a lost connection takes its code with it")
+	_, err := s.simulator.Inject(simulator.Fault{Kind: simulator.FaultDrop})
+	s.Expect(err).NotTo(HaveOccurred())
+	fresh := s.code("shop", code)
+	s.Expect(enter(right, code)).To(MatchError(simulator.ErrBadInput))
+
+	t.Log("the code is in the resource and nowhere else")
+	var events eventsv1.EventList
+	s.Expect(s.client.List(t.Context(), &events, client.InNamespace(s.namespace))).To(Succeed())
+	for place, content := range map[string]string{
+		"Redis": s.everything(), "the manager's log": manager.output(), "the worker's log": worker.output(), "an Event": fmt.Sprint(events.Items),
+	} {
+		s.Expect(content).NotTo(ContainSubstring(code), place)
+		s.Expect(content).NotTo(ContainSubstring(fresh), place)
+	}
+	s.Expect(s.laravel.code("shop")).To(BeZero(), "the batch of QR codes has no place for it")
+
+	t.Log("the right code on the right phone")
+	s.Expect(enter(right, fresh)).To(Succeed())
+	obj = s.phase("shop", v1alpha1.PhaseConnected)
+	s.Expect(obj.Status.PhoneNumber).To(Equal(right))
+	s.Expect(obj.Status.PairingCode).To(BeEmpty(), "a used code is cleared")
+	s.Expect(s.hears("shop", delivery.Active, v1alpha1.PhaseConnected).PhoneNumber).To(Equal(right))
+	_, err = s.simulator.Send(t.Context(), obj.Status.JID, "", "hello")
+	s.Expect(err).NotTo(HaveOccurred())
+	s.Eventually(func() int { return s.simulator.Stats().Unacknowledged }).Should(BeZero())
+
+	t.Log("the method is changed while codes are shown, and WhatsApp gives none at first")
+	s.apply("till")
+	s.Eventually(func() *v1alpha1.QRStatus { return s.get("till").Status.QR }).ShouldNot(BeNil())
+	_, err = s.simulator.Inject(simulator.Fault{Kind: simulator.FaultRefuseCode, Reason: 429})
+	s.Expect(err).NotTo(HaveOccurred())
+	s.change("till", byCode("+34600333009"))
+	s.Expect(s.event("till", v1alpha1.ReasonPairingCodeRefused)).To(ContainSubstring("too many were asked for"))
+	s.Expect(s.get("till").Status.QR).To(BeNil())
+	_, err = s.simulator.Clear(simulator.FaultRefuseCode, "")
+	s.Expect(err).NotTo(HaveOccurred())
+	s.change("till", byCode(other)) // is not made to wait for the other number's refusal
+	s.Expect(enter(other, s.code("till", ""))).To(Succeed())
+	s.Expect(s.phase("till", v1alpha1.PhaseConnected).Status.PhoneNumber).To(Equal(other))
+	s.hears("till", delivery.Active, v1alpha1.PhaseConnected)
+}

@@ -1,0 +1,87 @@
+package app
+
+import (
+	"path/filepath"
+	"testing"
+
+	"github.com/go-logr/logr"
+	. "github.com/onsi/gomega"
+
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/store"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
+)
+
+// asked runs a store command to its end and returns what it printed.
+func (s *stage) asked(code int, args ...string) string {
+	s.t.Helper()
+	p := s.start("store", append(args, s.common()...)...)
+	s.Eventually(p.done).Should(BeClosed())
+	s.Expect(p.cmd.ProcessState.ExitCode()).To(Equal(code), p.output())
+	return p.output()
+}
+
+// TestALogoutThatWasAMistake: WhatsApp says that the device was logged out, a
+// person has its keys given back, and it logs in without a scan, although the
+// worker that heard the logout still holds the session.
+func TestALogoutThatWasAMistake(t *testing.T) {
+	s := newStage(t, testenv.Postgres(t))
+	s.manager()
+	s.worker("worker-1")
+	s.apply("shop")
+	s.scan("shop", "+34611000001")
+	before := s.phase("shop", v1alpha1.PhaseConnected)
+	jid := before.Status.JID
+	s.Expect(s.asked(1, "restore", "shop")).To(And(ContainSubstring("the session has a device"), ContainSubstring("cannot have two")))
+
+	inject := func(f simulator.Fault) {
+		f.Device = jid
+		_, err := s.simulator.Inject(f)
+		s.Expect(err).NotTo(HaveOccurred())
+	}
+	inject(simulator.Fault{Kind: simulator.FaultFailure, Reason: 401})
+	inject(simulator.Fault{Kind: simulator.FaultDrop})
+	s.phase("shop", v1alpha1.PhaseLoggedOut)
+	_, err := s.simulator.Clear("", "")
+	s.Expect(err).NotTo(HaveOccurred())
+	devices := s.simulator.Stats().Devices
+
+	s.Expect(s.asked(0, "marked")).To(MatchRegexp(`SESSION-ID +JID +REASON +SINCE +KEPT-UNTIL\nshop +%s +LoggedOut +20`, jid))
+	s.Expect(s.asked(1, "restore", "nobody")).To(ContainSubstring("store marked"))
+	s.Expect(s.asked(1, "restore", "shop", "--jid=1:1@s.whatsapp.net")).To(ContainSubstring("store marked"))
+	s.Expect(s.asked(0, "restore", "shop", "--jid="+jid)).To(ContainSubstring(v1alpha1.RestartedAtAnnotation))
+	s.Expect(s.asked(0, "marked")).NotTo(ContainSubstring(jid))
+
+	s.change("shop", restart("1"))
+	after := s.phase("shop", v1alpha1.PhaseConnected)
+	s.Expect(after.Status.JID).To(Equal(jid))
+	s.Expect(after.Status.QR).To(BeNil())
+	s.Expect(after.Status.Epoch).To(BeNumerically(">", before.Status.Epoch), "whoever had taken it has lost it")
+	s.Expect(s.simulator.Stats().Devices).To(Equal(devices), "nobody has scanned again")
+}
+
+func TestOrphansAreListedAndPurged(t *testing.T) {
+	s := newStage(t, "sqlite:"+filepath.Join(t.TempDir(), "keys.db"))
+	m := s.manager()
+	w := s.worker("worker-1")
+	s.apply("shop")
+	s.scan("shop", "+34611000002")
+	jid := s.phase("shop", v1alpha1.PhaseConnected).Status.JID
+	s.Expect(s.asked(1, "purge", "shop", "--yes")).To(ContainSubstring("no orphan"))
+
+	// As the manager leaves it when no worker could log it out for five minutes.
+	w.stop()
+	m.stop()
+	opened, err := store.Open(t.Context(), store.Config{URL: s.store}, logr.Discard())
+	s.Expect(err).NotTo(HaveOccurred())
+	_, err = opened.MarkOrphan(t.Context(), string(s.get("shop").UID))
+	s.Expect(err).NotTo(HaveOccurred())
+	s.Expect(opened.Close()).To(Succeed())
+	s.Expect(s.asked(0, "orphans")).To(MatchRegexp(`shop +%s +%s +20`, s.namespace, jid))
+	s.Expect(s.asked(1, "purge", "shop")).To(ContainSubstring("--yes"))
+	s.Expect(s.asked(0, "orphans")).To(ContainSubstring(jid), "nothing without a confirmation")
+	s.Expect(s.asked(0, "purge", "shop", "--yes")).To(ContainSubstring("Purged"))
+	s.Expect(s.asked(0, "orphans")).NotTo(ContainSubstring(jid))
+	s.Expect(s.asked(1, "purge", "shop", "--yes")).To(ContainSubstring("store orphans"))
+}

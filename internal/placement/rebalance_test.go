@@ -1,0 +1,365 @@
+package placement_test
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	. "github.com/onsi/gomega"
+
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/placement"
+)
+
+func moveTo(worker string) func(*session) { return func(s *session) { s.MoveTo = worker } }
+func idle(s *session)                     { s.Idle = true }
+
+func connected(ago time.Duration) func(*session) {
+	return func(s *session) { s.Connected = noon.Add(-ago) }
+}
+
+func placedAgo(ago time.Duration) func(*session) {
+	return func(s *session) { s.Placed = noon.Add(-ago) }
+}
+
+func liveFor(d time.Duration) func(*worker) {
+	return func(w *worker) { w.Since = noon.Add(-d) }
+}
+
+// TestWaves: how many sessions are on their way to a worker at a time.
+func TestWaves(t *testing.T) {
+	from := func(n int, more ...session) []session {
+		var out []session
+		for i := range n {
+			out = append(out, s(i+1, "a", on("w1")))
+		}
+		return append(out, more...)
+	}
+	coming := func(n, first int, worker, holder string) []session {
+		var out []session
+		for i := range n {
+			out = append(out, s(first+i, "a", placedOn(worker), heldBy(holder)))
+		}
+		return out
+	}
+	for _, tt := range []struct {
+		name     string
+		sessions []session
+		workers  []worker
+		wave     int
+		want     map[string]int
+		waiting  int
+	}{
+		{
+			name:     "one successor takes one wave",
+			sessions: from(100), workers: []worker{w("w1", 100, draining), w("w2", 100)},
+			want: map[string]int{"w2": placement.DefaultWave}, waiting: 100 - placement.DefaultWave,
+		},
+		{
+			name:     "equal successors share them",
+			sessions: from(40), workers: []worker{w("w1", 100, draining), w("w2", 100), w("w3", 100)}, wave: 10,
+			want: map[string]int{"w2": 10, "w3": 10}, waiting: 20,
+		},
+		{
+			name:     "the next one goes when one has arrived",
+			sessions: append(from(20), coming(9, 100, "w2", "w1")...), workers: []worker{w("w1", 100, draining), w("w2", 100)}, wave: 10,
+			want: map[string]int{"w2": 1}, waiting: 19,
+		},
+		{
+			name:     "what has been released and not taken yet is on its way, too",
+			sessions: append(from(20), coming(10, 100, "w2", "")...), workers: []worker{w("w1", 100, draining), w("w2", 100)}, wave: 10,
+			want: map[string]int{}, waiting: 20,
+		},
+		{
+			name:     "new devices are not: they have no connection to lose",
+			sessions: append(from(20), s(100, "a", placedOn("w2"), unpaired), s(101, "a", placedOn("w2"), unpaired)),
+			workers:  []worker{w("w1", 100, draining), w("w2", 100)}, wave: 2,
+			want: map[string]int{"w2": 2}, waiting: 18,
+		},
+		{
+			name:     "a dead worker's sessions go all at once, and the drain waits for them",
+			sessions: append(from(20), s(50, "a", placedOn("dead"), lost)),
+			workers:  []worker{w("w1", 100, draining), w("w2", 100)}, wave: 1,
+			want: map[string]int{"w2": 1}, waiting: 20,
+		},
+		{
+			name:     "a namespace that got another pool moves in waves, too",
+			sessions: []session{s(1, "blue", on("w1")), s(2, "blue", on("w1")), s(3, "blue", on("w1"))},
+			workers:  []worker{w("w1", 100), w("w2", 100, pool("blue"))}, wave: 2,
+			want: map[string]int{"w2": 2}, waiting: 1,
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			g := NewWithT(t)
+			p := placement.Make(placement.Snapshot{
+				Now: noon, Sessions: tt.sessions, Workers: tt.workers, Wave: tt.wave,
+				Namespaces: map[string]placement.Namespace{"blue": {Pool: "blue"}},
+			})
+			to := map[string]int{}
+			for _, m := range p.Moves {
+				to[m.To]++
+			}
+			g.Expect(to).To(Equal(tt.want))
+			g.Expect(p.Waiting).To(HaveLen(tt.waiting))
+		})
+	}
+}
+
+// TestMovesThatAPersonAsksFor is the annotation move-to.
+func TestMovesThatAPersonAsksFor(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		sessions []session
+		workers  []worker
+		moves    map[string]string
+		declined map[string]placement.Decline
+		waiting  []string
+		again    time.Duration
+	}{
+		{
+			name:     "it goes there",
+			sessions: []session{s(1, "a", on("w1"), moveTo("w2"))}, workers: []worker{w("w1", 9), w("w2", 9)},
+			moves: map[string]string{"a-0001": "w2"},
+		},
+		{
+			name:     "it is there",
+			sessions: []session{s(1, "a", on("w2"), moveTo("w2"))}, workers: []worker{w("w1", 9), w("w2", 9)},
+		},
+		{
+			name:     "a new session goes there at once",
+			sessions: []session{s(1, "a", moveTo("w2")), s(2, "a", on("w2")), s(3, "a", on("w2"))}, workers: []worker{w("w1", 9), w("w2", 9)},
+			moves: map[string]string{"a-0001": "w2"},
+		},
+		{
+			name:     "so do a draining and a dead worker's sessions, to an older revision, too",
+			sessions: []session{s(1, "a", on("w1"), moveTo("w2")), s(2, "a", lost, moveTo("w2"))},
+			workers:  []worker{w("w1", 9, draining), w("w2", 9), w("w3", 9, revision(2))},
+			moves:    map[string]string{"a-0001": "w2", "a-0002": "w2"},
+		},
+		{
+			name:     "one that is on its way arrives first",
+			sessions: []session{s(1, "a", placedOn("w1"), moveTo("w2"))}, workers: []worker{w("w1", 9), w("w2", 9)},
+		},
+		{
+			name:     "not twice within a minute",
+			sessions: []session{s(1, "a", on("w1"), moveTo("w2"), placedAgo(40*time.Second))}, workers: []worker{w("w1", 9), w("w2", 9)},
+			waiting: []string{"a-0001"}, again: 20 * time.Second,
+		},
+		{
+			name:     "not without a login token",
+			sessions: []session{s(1, "a", on("w1"), moveTo("w2"))}, workers: []worker{w("w1", 9), w("w2", 9, tokens(0))},
+			waiting: []string{"a-0001"}, again: time.Second,
+		},
+		{
+			name: "not to a worker that cannot take it, and it is said why",
+			sessions: []session{
+				s(1, "a", on("w1"), moveTo("nobody")), s(2, "a", on("w1"), moveTo("quiet")), s(3, "a", on("w1"), moveTo("going")),
+				s(4, "a", on("w1"), moveTo("blue")), s(5, "a", on("w1"), moveTo("full")), s(6, "a", on("full")),
+			},
+			workers: []worker{w("w1", 9), w("quiet", 9, silent), w("going", 9, draining), w("blue", 9, pool("blue")), w("full", 1)},
+			declined: map[string]placement.Decline{
+				"a-0001": placement.DeclinedUnknown, "a-0002": placement.DeclinedSilent, "a-0003": placement.DeclinedDraining,
+				"a-0004": placement.DeclinedPool, "a-0005": placement.DeclinedFull,
+			},
+		},
+		{
+			name:     "a session that must move goes elsewhere when it cannot go there",
+			sessions: []session{s(1, "a", on("w1"), moveTo("nobody"))}, workers: []worker{w("w1", 9, draining), w("w2", 9)},
+			moves: map[string]string{"a-0001": "w2"},
+		},
+		{
+			name:     "a session that is not wanted goes nowhere",
+			sessions: []session{s(1, "a", on("w1"), moveTo("w2"), unwanted)}, workers: []worker{w("w1", 9), w("w2", 9)},
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			g := NewWithT(t)
+			snapshot := placement.Snapshot{Now: noon, Sessions: tt.sessions, Workers: tt.workers}
+			got := plan(snapshot)
+			if tt.moves == nil {
+				tt.moves = map[string]string{}
+			}
+			g.Expect(got.moves).To(Equal(tt.moves))
+			g.Expect(got.refused).To(BeEmpty())
+			g.Expect(got.waiting).To(Equal(tt.waiting))
+			g.Expect(got.again).To(Equal(tt.again))
+			var declined map[string]placement.Decline
+			for _, d := range placement.Make(snapshot).Declined {
+				if declined == nil {
+					declined = map[string]placement.Decline{}
+				}
+				declined[string(tt.sessions[d.Session].UID)] = d.Why
+			}
+			g.Expect(declined).To(Equal(tt.declined))
+		})
+	}
+}
+
+func TestRebalance(t *testing.T) {
+	// many are sessions of a worker, connected for as many hours as their number.
+	many := func(n, first int, worker string, change ...func(*session)) []session {
+		var out []session
+		for i := range n {
+			out = append(out, s(first+i, "a", append([]func(*session){on(worker), connected(time.Duration(first+i) * time.Hour)}, change...)...))
+		}
+		return out
+	}
+	const old = time.Hour
+	for _, tt := range []struct {
+		name     string
+		sessions []session
+		workers  []worker
+		off      bool
+		last     map[string]time.Time
+		want     map[string]string
+		again    time.Duration
+	}{
+		{
+			name:     "the one that has been connected the longest moves to the emptier worker, alone",
+			sessions: many(6, 1, "w1"), workers: []worker{w("w1", 10, liveFor(old)), w("w2", 10, liveFor(old))},
+			want: map[string]string{"a-0006": "w2"},
+		},
+		{
+			name:     "one without a connection has nothing to lose: it moves first",
+			sessions: append(many(6, 1, "w1"), s(9, "a", on("w1"), idle)), workers: []worker{w("w1", 10, liveFor(old)), w("w2", 10, liveFor(old))},
+			want: map[string]string{"a-0009": "w2"},
+		},
+		{
+			name:     "switched off, nothing moves",
+			sessions: many(6, 1, "w1"), workers: []worker{w("w1", 10, liveFor(old)), w("w2", 10, liveFor(old))}, off: true,
+		},
+		{
+			name:     "a new worker takes nothing at once",
+			sessions: many(6, 1, "w1"), workers: []worker{w("w1", 10, liveFor(old)), w("w2", 10, liveFor(4*time.Minute))},
+			again: time.Minute,
+		},
+		{
+			name:     "a small difference is none",
+			sessions: append(many(5, 1, "w1"), many(4, 11, "w2")...), workers: []worker{w("w1", 10, liveFor(old)), w("w2", 10, liveFor(old))},
+		},
+		{
+			name:     "a move that would only turn the difference round is not made",
+			sessions: many(1, 1, "w1"), workers: []worker{w("w1", 3, liveFor(old)), w("w2", 2, liveFor(old))},
+		},
+		{
+			name:     "the relative load counts",
+			sessions: append(many(2, 1, "small"), many(20, 11, "big")...), workers: []worker{w("small", 4, liveFor(old)), w("big", 100, liveFor(old))},
+			want: map[string]string{"a-0002": "big"},
+		},
+		{
+			name:     "it is paced",
+			sessions: many(6, 1, "w1"), workers: []worker{w("w1", 10, liveFor(old)), w("w2", 10, liveFor(old))},
+			last: map[string]time.Time{v1alpha1.DefaultPool: noon.Add(-7 * time.Second)}, again: 3 * time.Second,
+		},
+		{
+			name:     "not while another move is in flight",
+			sessions: append(many(6, 1, "w1"), s(9, "a", placedOn("w2"), heldBy("w1"))), workers: []worker{w("w1", 10, liveFor(old)), w("w2", 10, liveFor(old))},
+		},
+		{
+			name:     "not while a worker drains, though it has nothing any more",
+			sessions: many(6, 1, "w1"), workers: []worker{w("w1", 10, liveFor(old)), w("w2", 10, liveFor(old)), w("w3", 10, draining)},
+		},
+		{
+			name:     "not while a silent worker holds something",
+			sessions: append(many(6, 1, "w1"), s(9, "a", on("w3"))), workers: []worker{w("w1", 10, liveFor(old)), w("w2", 10, liveFor(old)), w("w3", 10, silent)},
+		},
+		{
+			name:     "not while a session is placed or failed over",
+			sessions: append(many(6, 1, "w1"), s(9, "a", placedOn("dead"), lost), s(10, "a")), workers: []worker{w("w1", 20, liveFor(old)), w("w2", 10, liveFor(old))},
+			want: map[string]string{"a-0009": "w2", "a-0010": "w2"},
+		},
+		{
+			name:     "not during a rollout",
+			sessions: many(6, 1, "w1"), workers: []worker{w("w1", 10, revision(2), liveFor(old)), w("w2", 10, revision(2), liveFor(old)), w("w3", 10, liveFor(old))},
+		},
+		{
+			name:     "another pool's trouble does not matter",
+			sessions: append(many(6, 1, "w1"), s(9, "b")), workers: []worker{w("w1", 10, liveFor(old)), w("w2", 10, liveFor(old)), w("w3", 0, pool("blue"))},
+			want: map[string]string{"a-0006": "w2"},
+		},
+		{
+			name:     "where a person wants a session it stays; pairings and reconnections are not disturbed",
+			sessions: append(many(3, 1, "w1", moveTo("w1")), s(8, "a", on("w1")), s(9, "a", on("w1"), unpaired)), workers: []worker{w("w1", 10, liveFor(old)), w("w2", 10, liveFor(old))},
+		},
+		{
+			name:     "a worker that has nothing to spare keeps it, the next one gives",
+			sessions: append(many(9, 1, "w1", moveTo("w1")), many(5, 11, "w2")...),
+			workers:  []worker{w("w1", 10, liveFor(old)), w("w2", 10, liveFor(old)), w("w3", 10, liveFor(old))},
+			want:     map[string]string{"a-0015": "w3"},
+		},
+		{
+			name:     "not without a login token",
+			sessions: many(6, 1, "w1"), workers: []worker{w("w1", 10, liveFor(old)), w("w2", 10, liveFor(old), tokens(0))},
+			again: 10 * time.Second,
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			g := NewWithT(t)
+			snapshot := placement.Snapshot{
+				Now: noon, Sessions: tt.sessions, Workers: tt.workers, Namespaces: map[string]placement.Namespace{"b": {Pool: "blue"}},
+				Rebalance: &placement.Rebalance{Threshold: 0.1, Patience: 5 * time.Minute, Every: 10 * time.Second, Last: tt.last},
+			}
+			if tt.off {
+				snapshot.Rebalance = nil
+			}
+			got := plan(snapshot)
+			if tt.want == nil {
+				tt.want = map[string]string{}
+			}
+			g.Expect(got.moves).To(Equal(tt.want))
+			g.Expect(got.again).To(Equal(tt.again))
+		})
+	}
+}
+
+// TestRebalanceEnds lets random fleets rebalance until nothing moves any more,
+// and holds each move to what it promises.
+func TestRebalanceEnds(t *testing.T) {
+	for seed := range uint64(100) {
+		g, r, note := NewWithT(t), rand.New(rand.NewPCG(seed, 11)), fmt.Sprintf("seed %d", seed)
+		snapshot := placement.Snapshot{Now: noon, Rebalance: &placement.Rebalance{Threshold: 0.1, Patience: time.Minute, Every: 10 * time.Second, Last: map[string]time.Time{}}}
+		for n := range 2 + r.IntN(4) {
+			snapshot.Workers = append(snapshot.Workers, w(fmt.Sprintf("w%d", n), 20+r.IntN(100), liveFor(time.Hour)))
+		}
+		for n := range r.IntN(60) {
+			one := s(n, "a", on(snapshot.Workers[r.IntN(2)].Name), connected(time.Duration(1+r.IntN(1000))*time.Minute))
+			one.Idle = r.IntN(5) == 0
+			snapshot.Sessions = append(snapshot.Sessions, one)
+		}
+		moves := 0
+		for {
+			p := placement.Make(snapshot)
+			if len(p.Moves) == 0 && p.Again.IsZero() {
+				break
+			}
+			g.Expect(len(p.Moves)).To(BeNumerically("<=", 1), note+": one at a time")
+			for _, m := range p.Moves {
+				s := &snapshot.Sessions[m.Session]
+				s.Worker, s.HeldBy, s.Connected = m.To, m.To, snapshot.Now
+				snapshot.Rebalance.Last[v1alpha1.DefaultPool] = snapshot.Now
+				g.Expect(m.Cause).To(Equal(placement.Balanced), note)
+			}
+			if moves += len(p.Moves); moves > len(snapshot.Sessions) {
+				t.Fatalf("%s: sessions move round and round", note)
+			}
+			if snapshot.Now = snapshot.Now.Add(time.Second); !p.Again.IsZero() {
+				snapshot.Now = p.Again
+			}
+		}
+		loads := map[string]float64{}
+		for _, w := range snapshot.Workers {
+			loads[w.Name] = 0
+		}
+		for _, s := range snapshot.Sessions {
+			loads[s.Worker]++
+		}
+		for _, w := range snapshot.Workers {
+			loads[w.Name] /= float64(w.Capacity)
+		}
+		sorted := slices.Sorted(maps.Values(loads))
+		g.Expect(sorted[len(sorted)-1]-sorted[0]).To(BeNumerically("<=", 0.1+1e-9), note)
+	}
+}

@@ -1,0 +1,39 @@
+package simulator
+
+import (
+	"fmt"
+	"net/http"
+
+	"go.mau.fi/whatsmeow/proto/waWa6"
+	"go.mau.fi/whatsmeow/store"
+)
+
+// page answers for WhatsApp's own page, of which clients read only the number of
+// the newest web version (GetLatestVersion of whatsmeow).
+func (s *Server) page(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	_, _ = fmt.Fprintf(w, "<!DOCTYPE html><title>Simulated WhatsApp</title>\n<script>{\"client_revision\":%d,\"simulated\":true}</script>\n", s.WebVersion()) // the caller has gone
+}
+
+// WebVersion is the version that the page names: the last of its three numbers.
+func (s *Server) WebVersion() uint32 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.webVersion
+}
+
+// SetWebVersion has the page name another version; 0 is the library's own again.
+func (s *Server) SetWebVersion(version uint32) {
+	if version == 0 {
+		version = store.GetWAVersion()[2]
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.webVersion = version
+}
+
+// outdated looks for a fault that refuses clients as old as this one.
+func (s *Server) outdated(payload *waWa6.ClientPayload, d *device) bool {
+	f, ok := s.standing(FaultMinVersion, d)
+	return ok && payload.GetUserAgent().GetAppVersion().GetTertiary() < f.Version
+}

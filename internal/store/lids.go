@@ -1,0 +1,272 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"go.mau.fi/util/dbutil"
+	"go.mau.fi/whatsmeow/store"
+	"go.mau.fi/whatsmeow/types"
+	utilcache "k8s.io/apimachinery/pkg/util/cache"
+	"k8s.io/utils/clock"
+)
+
+const (
+	// lidEntries bounds what a process remembers of the map, about 8 MB: for each of a
+	// thousand sessions both directions of the sixteen contacts that write the most.
+	lidEntries = 32 << 10
+	// lidKnown is how long a mapping is believed. Another process may change it, which
+	// happens when a number passes to another account.
+	lidKnown = 10 * time.Minute
+	// lidUnknown is how long a contact is believed to have none. Another process may learn
+	// it any moment.
+	lidUnknown = time.Minute
+	// lidAttempts is how often a write is tried that meets another's.
+	lidAttempts = 5
+)
+
+// lids is the map between phone numbers and LIDs, in the place of whatsmeow's
+// own, which never forgets and holds its lock over its queries. All sessions
+// share it: it holds facts about WhatsApp, not keys of a device, and whoever
+// writes one writes the same.
+//
+// It remembers a bounded number of answers for a bounded time. Its lock is held
+// for the memory alone, so a question to the database stops nobody, and it may
+// be asked inside a transaction.
+type lids struct {
+	store *Store
+	known *utilcache.LRUExpireCache
+
+	// mu orders what is remembered: an answer that was read before a change was committed
+	// must not be remembered after it.
+	mu      sync.Mutex
+	changes uint64
+}
+
+// phone and hidden are the users of the two addresses of a contact, as keys of
+// what is remembered; the value is the other's user, empty where there is none.
+type (
+	phone  string
+	hidden string
+)
+
+// pair is a row of the table.
+type pair struct{ lid, pn string }
+
+func newLIDs(s *Store, c clock.PassiveClock) *lids {
+	return &lids{store: s, known: utilcache.NewLRUExpireCacheWithClock(lidEntries, c)}
+}
+
+// lidOf returns the LID of a phone number, the empty JID where none is known.
+func (l *lids) lidOf(ctx context.Context, pn types.JID) (types.JID, error) {
+	if pn.Server != types.DefaultUserServer {
+		return types.EmptyJID, fmt.Errorf("%s is no phone number's address", pn)
+	}
+	users, err := l.look(ctx, "pn", []string{pn.User})
+	return addressed(users[pn.User], pn.Device, types.HiddenUserServer), err
+}
+
+// pnOf returns the phone number of a LID, the empty JID where none is known.
+func (l *lids) pnOf(ctx context.Context, lid types.JID) (types.JID, error) {
+	if lid.Server != types.HiddenUserServer {
+		return types.EmptyJID, fmt.Errorf("%s is no LID", lid)
+	}
+	users, err := l.look(ctx, "lid", []string{lid.User})
+	return addressed(users[lid.User], lid.Device, types.DefaultUserServer), err
+}
+
+// lidsOf returns the LIDs of those phone numbers that have one.
+func (l *lids) lidsOf(ctx context.Context, pns []types.JID) (map[types.JID]types.JID, error) {
+	users := make([]string, 0, len(pns))
+	for _, pn := range pns {
+		if pn.Server == types.DefaultUserServer {
+			users = append(users, pn.User)
+		}
+	}
+	found, err := l.look(ctx, "pn", users)
+	if err != nil {
+		return nil, err
+	}
+	result := make(map[types.JID]types.JID, len(pns))
+	for _, pn := range pns {
+		if lid := found[pn.User]; lid != "" && pn.Server == types.DefaultUserServer {
+			result[pn] = addressed(lid, pn.Device, types.HiddenUserServer)
+		}
+	}
+	return result, nil
+}
+
+func addressed(user string, device uint16, server string) types.JID {
+	if user == "" {
+		return types.EmptyJID
+	}
+	return types.JID{User: user, Device: device, Server: server}
+}
+
+// look returns the other users of those in the column, "pn" or "lid".
+func (l *lids) look(ctx context.Context, column string, users []string) (map[string]string, error) {
+	found := make(map[string]string, len(users))
+	// A transaction sees its own changes, which are nobody else's business yet, and
+	// does not see what was committed after it began.
+	remembers := !nested(ctx)
+	missing := make([]string, 0, len(users))
+	for _, user := range users {
+		if text(user) != user { // no database has it, and PostgreSQL would refuse the question
+			continue
+		}
+		if remembers {
+			if other, ok := l.known.Get(key(column, user)); ok {
+				found[user] = other.(string)
+				continue
+			}
+		}
+		missing = append(missing, user)
+	}
+	slices.Sort(missing)
+	for part := range slices.Chunk(slices.Compact(missing), slice) {
+		l.mu.Lock()
+		before := l.changes
+		l.mu.Unlock()
+		args, numbers := make([]any, 0, len(part)), make([]string, 0, len(part))
+		for i, user := range part {
+			args, numbers = append(args, user), append(numbers, fmt.Sprintf("$%d", i+1))
+		}
+		pairs, err := l.query(ctx, fmt.Sprintf("SELECT lid, pn FROM whatsmeow_lid_map WHERE %s IN (%s)", column, strings.Join(numbers, ",")), args...)
+		if err != nil {
+			return nil, fmt.Errorf("looking for LIDs: %w", err)
+		}
+		for _, p := range pairs {
+			if column == "pn" {
+				found[p.pn] = p.lid
+			} else {
+				found[p.lid] = p.pn
+			}
+		}
+		if !remembers {
+			continue
+		}
+		l.mu.Lock()
+		if l.changes == before {
+			for _, user := range part {
+				if other := found[user]; other != "" {
+					l.known.Add(key(column, user), other, lidKnown)
+				} else {
+					l.known.Add(key(column, user), "", lidUnknown)
+				}
+			}
+		}
+		l.mu.Unlock()
+	}
+	return found, nil
+}
+
+func key(column, user string) any {
+	if column == "pn" {
+		return phone(user)
+	}
+	return hidden(user)
+}
+
+// put stores mappings; where two contradict each other the last one counts.
+// write runs the change in a transaction, and may run it again.
+func (l *lids) put(ctx context.Context, mappings []store.LIDMapping, write func(context.Context, func(context.Context) error) error) error {
+	pairs := latest(mappings)
+	pns := make([]string, 0, len(pairs))
+	for _, p := range pairs {
+		pns = append(pns, p.pn)
+	}
+	known, err := l.look(ctx, "pn", pns)
+	if err != nil {
+		return err
+	}
+	pairs = slices.DeleteFunc(pairs, func(p pair) bool { return known[p.pn] == p.lid })
+	if len(pairs) == 0 {
+		return nil
+	}
+	for attempt := 1; ; attempt++ {
+		err := write(ctx, func(ctx context.Context) error {
+			for part := range slices.Chunk(pairs, slice) {
+				if err := l.replace(ctx, part); err != nil {
+					return fmt.Errorf("storing LIDs: %w", err)
+				}
+			}
+			return nil
+		})
+		if err == nil || nested(ctx) || attempt == lidAttempts || !contradicted(err) {
+			return err
+		}
+	}
+}
+
+// latest drops what is no mapping, and all but the last of those that
+// contradict each other. What is left is in one order for all processes, so that
+// two that store the same do not wait for each other.
+func latest(mappings []store.LIDMapping) []pair {
+	pairs := make([]pair, 0, len(mappings))
+	lids, pns := map[string]bool{}, map[string]bool{}
+	for _, m := range slices.Backward(mappings) {
+		if m.LID.Server != types.HiddenUserServer || m.PN.Server != types.DefaultUserServer ||
+			text(m.LID.User) != m.LID.User || text(m.PN.User) != m.PN.User || lids[m.LID.User] || pns[m.PN.User] {
+			continue
+		}
+		lids[m.LID.User], pns[m.PN.User] = true, true
+		pairs = append(pairs, pair{lid: m.LID.User, pn: m.PN.User})
+	}
+	slices.SortFunc(pairs, func(a, b pair) int { return strings.Compare(a.lid, b.lid) })
+	return pairs
+}
+
+// contradicted: another process changed the same rows in another order.
+func contradicted(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && pg.Code == "40P01" // deadlock_detected
+}
+
+// replace puts pairs in the place of those that contradict them, inside a transaction.
+func (l *lids) replace(ctx context.Context, pairs []pair) error {
+	args := make([]any, 0, 2*len(pairs))
+	lidNumbers, pnNumbers, rows := make([]string, 0, len(pairs)), make([]string, 0, len(pairs)), make([]string, 0, len(pairs))
+	for i, p := range pairs {
+		args = append(args, p.lid, p.pn)
+		lid, pn := fmt.Sprintf("$%d", 2*i+1), fmt.Sprintf("$%d", 2*i+2)
+		lidNumbers, pnNumbers, rows = append(lidNumbers, lid), append(pnNumbers, pn), append(rows, "("+lid+","+pn+")")
+	}
+	displaced, err := l.query(ctx, fmt.Sprintf("DELETE FROM whatsmeow_lid_map WHERE lid IN (%s) OR pn IN (%s) RETURNING lid, pn",
+		strings.Join(lidNumbers, ","), strings.Join(pnNumbers, ",")), args...)
+	if err != nil {
+		return err
+	}
+	// A conflict is a mapping that another process has stored since.
+	stored, err := l.query(ctx, "INSERT INTO whatsmeow_lid_map (lid, pn) VALUES "+strings.Join(rows, ",")+" ON CONFLICT DO NOTHING RETURNING lid, pn", args...)
+	if err != nil {
+		return err
+	}
+	afterCommit(ctx, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.changes++
+		for _, p := range append(displaced, pairs...) {
+			l.known.Remove(hidden(p.lid))
+			l.known.Remove(phone(p.pn))
+		}
+		for _, p := range stored {
+			l.known.Add(hidden(p.lid), p.pn, lidKnown)
+			l.known.Add(phone(p.pn), p.lid, lidKnown)
+		}
+	})
+	return nil
+}
+
+func (l *lids) query(ctx context.Context, query string, args ...any) ([]pair, error) {
+	rows, err := l.store.db.Query(ctx, query, args...)
+	return dbutil.NewRowIterWithError(rows, func(row dbutil.Scannable) (p pair, err error) {
+		err = row.Scan(&p.lid, &p.pn)
+		return p, err
+	}, err).AsList()
+}

@@ -1,0 +1,312 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr/testr"
+	. "github.com/onsi/gomega"
+	"go.uber.org/goleak"
+	"k8s.io/apimachinery/pkg/types"
+	clocktesting "k8s.io/utils/clock/testing"
+
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/whatsapp"
+)
+
+func TestBreaker(t *testing.T) {
+	refused := func(uids ...types.UID) func(b *breaker) {
+		return func(b *breaker) {
+			for i, uid := range uids {
+				b.outdated(uid, 100, noon.Add(time.Duration(i)*time.Second))
+			}
+		}
+	}
+	admitted := func(uid types.UID) func(b *breaker) { return func(b *breaker) { b.admits(uid) } }
+	for _, tt := range []struct {
+		name  string
+		steps []func(b *breaker)
+		state breakerState
+		// admits are the sessions that may connect then.
+		admits, holds []types.UID
+	}{
+		{name: "nothing happened", state: breakerClosed, admits: []types.UID{"a", "b"}},
+		{name: "two were refused", steps: []func(*breaker){refused("a", "b")}, state: breakerClosed, admits: []types.UID{"a", "c"}},
+		{name: "one was refused three times", steps: []func(*breaker){refused("a", "a", "a")}, state: breakerClosed, admits: []types.UID{"a"}},
+		{
+			name: "three were refused, over a long time",
+			steps: []func(*breaker){refused("a", "b"), func(b *breaker) {
+				b.outdated("c", 100, noon.Add(DefaultOutdatedWithin+2*time.Second))
+			}},
+			state: breakerClosed, admits: []types.UID{"a"},
+		},
+		{
+			name:  "three were refused within a minute: all are held back",
+			steps: []func(*breaker){refused("a", "b", "c")}, state: breakerRefreshing, holds: []types.UID{"a", "d"},
+		},
+		{
+			name:  "a worker with two sessions needs two",
+			steps: []func(*breaker){func(b *breaker) { b.outdated("a", 2, noon); b.outdated("b", 2, noon) }},
+			state: breakerRefreshing, holds: []types.UID{"a"},
+		},
+		{
+			name:  "the version was refreshed: the first who asks may try, alone",
+			steps: []func(*breaker){refused("a", "b", "c"), (*breaker).refreshed, admitted("x")},
+			state: breakerProbing, admits: []types.UID{"x"}, holds: []types.UID{"a", "y"},
+		},
+		{
+			name:  "it gets through: all may",
+			steps: []func(*breaker){refused("a", "b", "c"), (*breaker).refreshed, admitted("x"), func(b *breaker) { b.through("x") }},
+			state: breakerClosed, admits: []types.UID{"x", "a", "y"},
+		},
+		{
+			name:  "another gets through, whose attempt was older: that says nothing",
+			steps: []func(*breaker){refused("a", "b", "c"), (*breaker).refreshed, admitted("x"), func(b *breaker) { b.through("y") }},
+			state: breakerProbing, holds: []types.UID{"y"},
+		},
+		{
+			name:  "others are refused meanwhile, whose attempts were older: the same",
+			steps: []func(*breaker){refused("a", "b", "c"), (*breaker).refreshed, admitted("x"), refused("d", "e", "f")},
+			state: breakerProbing, admits: []types.UID{"x"}, holds: []types.UID{"d"},
+		},
+		{
+			name:  "it ends without a verdict: another may try",
+			steps: []func(*breaker){refused("a", "b", "c"), (*breaker).refreshed, admitted("x"), func(b *breaker) { b.gone("y"); b.gone("x") }},
+			state: breakerProbing, admits: []types.UID{"y"}, holds: []types.UID{"x"},
+		},
+		{
+			name:  "it is refused: a long pause",
+			steps: []func(*breaker){refused("a", "b", "c"), (*breaker).refreshed, admitted("x"), refused("x"), func(b *breaker) { b.gone("x"); b.tick(noon.Add(DefaultOutdatedPause - time.Second)) }},
+			state: breakerStale, holds: []types.UID{"x", "a"},
+		},
+		{
+			name:  "the pause is over",
+			steps: []func(*breaker){refused("a", "b", "c"), (*breaker).refreshed, admitted("x"), refused("x"), func(b *breaker) { b.tick(noon.Add(DefaultOutdatedPause)) }},
+			state: breakerRefreshing, holds: []types.UID{"x"},
+		},
+		{
+			name:  "a person ends the pause",
+			steps: []func(*breaker){refused("a", "b", "c"), (*breaker).refreshed, admitted("x"), refused("x"), (*breaker).again},
+			state: breakerRefreshing, holds: []types.UID{"x"},
+		},
+		{name: "a person asks for nothing while all is well", steps: []func(*breaker){(*breaker).again, (*breaker).refreshed}, state: breakerClosed, admits: []types.UID{"x"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			g := NewWithT(t)
+			b := newBreaker(Outdated{})
+			for _, step := range tt.steps {
+				step(b)
+			}
+			g.Expect(b.state).To(Equal(tt.state))
+			for _, uid := range tt.admits {
+				g.Expect(b.admits(uid)).To(BeTrue(), "%s", uid)
+			}
+			for _, uid := range tt.holds {
+				g.Expect(b.admits(uid)).To(BeFalse(), "%s", uid)
+			}
+		})
+	}
+}
+
+// page stands for WhatsApp's page, which names the version.
+type page struct {
+	mu    sync.Mutex
+	asked int
+	// answer is what the next question waits for.
+	answer chan error
+}
+
+func (p *page) RefreshVersion(ctx context.Context) (bool, error) {
+	p.mu.Lock()
+	p.asked++
+	p.mu.Unlock()
+	select {
+	case err := <-p.answer:
+		return err == nil, err
+	case <-ctx.Done():
+		return false, ctx.Err()
+	}
+}
+
+func (p *page) questions() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.asked
+}
+
+// port is a fleet and the sessions that want to leave.
+type port struct {
+	*WithT
+	*fleet
+	page    *page
+	clock   *clocktesting.FakeClock
+	ctx     context.Context
+	work    sync.WaitGroup
+	mu      sync.Mutex
+	left    []types.UID
+	retries int
+}
+
+func newPort(t *testing.T) *port {
+	p := &port{WithT: NewWithT(t), page: &page{answer: make(chan error)}, clock: clocktesting.NewFakeClock(noon)}
+	p.fleet = newFleet(Outdated{}, p.page, p.clock, testr.New(t), func() int { return 100 }, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.retries++
+	})
+	var cancel context.CancelFunc
+	p.ctx, cancel = context.WithCancel(context.Background())
+	p.work.Go(func() { p.run(p.ctx) })
+	t.Cleanup(func() {
+		cancel()
+		p.work.Wait()
+		goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	})
+	return p
+}
+
+func (p *port) goes(uid types.UID) {
+	p.work.Go(func() {
+		if _, err := p.wait(p.ctx, uid); err == nil {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			p.left = append(p.left, uid)
+		}
+	})
+}
+
+func (p *port) gone() []types.UID {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return append([]types.UID{}, p.left...)
+}
+
+func (p *port) retried() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.retries
+}
+
+func (p *port) trip() {
+	for i := range DefaultOutdatedSessions {
+		p.heard(types.UID(fmt.Sprint("early-", i)), whatsapp.Event{Type: whatsapp.EventOutdated})
+	}
+}
+
+func TestAFleetWithANewVersion(t *testing.T) {
+	p := newPort(t)
+	p.Eventually(p.page.questions).Should(Equal(1), "at the start, in the background")
+	p.goes("first")
+	p.Eventually(p.gone).Should(HaveLen(1), "nobody waits for it")
+	p.page.answer <- errors.New("the page is away")
+
+	p.trip()
+	p.Eventually(p.page.questions).Should(Equal(2))
+	for i := range 5 {
+		p.goes(types.UID(fmt.Sprint(i)))
+	}
+	p.Consistently(p.gone, "50ms").Should(HaveLen(1), "held back")
+	p.page.answer <- nil
+	p.Eventually(p.gone).Should(HaveLen(2), "one tries")
+	p.Eventually(p.retried).Should(Equal(1), "also those who were refused stand in the queue now")
+	p.Consistently(p.gone, "50ms").Should(HaveLen(2))
+
+	p.fleet.gone(p.gone()[1])
+	p.Eventually(p.gone).Should(HaveLen(3), "its connection broke: another tries")
+	p.heard(p.gone()[2], whatsapp.Event{Type: whatsapp.EventConnected})
+	p.Eventually(p.gone).Should(HaveLen(6), "it is through")
+	p.Eventually(p.retried).Should(Equal(2))
+	p.Expect(p.page.questions()).To(Equal(2), "asked once")
+	p.Expect(p.holdsBack()).To(BeFalse())
+}
+
+func TestAFleetWhoseNewestVersionIsRefused(t *testing.T) {
+	p := newPort(t)
+	p.page.answer <- nil
+	p.trip()
+	p.goes("a")
+	p.goes("b")
+	p.page.answer <- nil
+	p.Eventually(p.gone).Should(HaveLen(1))
+	p.heard(p.gone()[0], whatsapp.Event{Type: whatsapp.EventOutdated})
+	p.fleet.gone(p.gone()[0])
+	p.Eventually(p.clock.HasWaiters).Should(BeTrue())
+	p.Consistently(p.gone, "50ms").Should(HaveLen(1), "the others stay")
+
+	p.clock.Step(DefaultOutdatedPause)
+	p.page.answer <- nil
+	p.Eventually(p.gone).Should(HaveLen(2), "after the pause it is tried again")
+	p.heard(p.gone()[1], whatsapp.Event{Type: whatsapp.EventOutdated})
+	p.goes("c")
+	p.fleet.again()
+	p.page.answer <- nil
+	p.Eventually(p.gone).Should(HaveLen(3), "and at once when a person asks for it")
+	p.heard("c", whatsapp.Event{Type: whatsapp.EventQR})
+	p.Eventually(p.holdsBack).Should(BeFalse(), "codes come to clients that are accepted")
+}
+
+// One of the refused sessions of a worker, seen from its supervisor.
+func TestAnOutdatedSessionIsHeldBackAndComesBack(t *testing.T) {
+	st := newStage(t, session(), account{jid: jid, phone: phone})
+	st.dials(1)
+	st.happens(whatsapp.Event{Type: whatsapp.EventOutdated, Reason: "ClientOutdated"})
+	st.eventually(v1alpha1.PhaseOutdated)
+	fleet := st.s.Fleet
+	fleet.change(func(b *breaker) { b.outdated("b", 2, noon) })
+	st.Expect(fleet.holdsBack()).To(BeTrue())
+	st.s.post(func() { st.s.m.retryOutdated(noon) })
+	st.Eventually(st.running).Should(Equal(opDial))
+	st.Consistently(st.countDials, "50ms").Should(Equal(1), "it waits for its chance")
+
+	fleet.change((*breaker).refreshed)
+	st.dials(2)
+	st.happens(whatsapp.Event{Type: whatsapp.EventConnected, JID: jid, PhoneNumber: phone})
+	st.eventually(v1alpha1.PhaseConnected)
+	st.Expect(fleet.holdsBack()).To(BeFalse())
+}
+
+func TestAProbeThatCannotBeDialledMakesRoom(t *testing.T) {
+	st := newStage(t, session(), account{jid: jid, phone: phone})
+	fleet := st.s.Fleet
+	st.connect()
+	fleet.change(func(b *breaker) { b.outdated("b", 1, noon) })
+	st.happens(whatsapp.Event{Type: whatsapp.EventDisconnected, Reason: "SocketClosed"})
+	st.Eventually(func() string { st.clock.Step(time.Second); return string(st.running()) }).Should(Equal("dial"))
+	st.Eventually(func() string { return st.message() }).Should(ContainSubstring("newest is tried"))
+	st.locked(func() { st.dialErr = errDown })
+	fleet.change((*breaker).refreshed)
+	st.Eventually(func() bool { ok, _ := fleet.admits("other"); return ok }).Should(BeTrue())
+	st.locked(func() { st.dialErr = nil })
+}
+
+func (st *stage) running() (op operation) {
+	done := make(chan struct{})
+	st.s.post(func() { op = st.s.m.running; close(done) })
+	<-done
+	return op
+}
+
+func (st *stage) message() string {
+	for _, c := range st.status().Conditions {
+		if c.Type == v1alpha1.ConditionReady {
+			return c.Message
+		}
+	}
+	return ""
+}
+
+// The hold of a session that waits for the breaker is given up at once.
+func TestAHeldBackSessionMovesAway(t *testing.T) {
+	st := newStage(t, session(), account{jid: jid, phone: phone})
+	st.connect()
+	st.s.Fleet.change(func(b *breaker) { b.outdated("b", 1, noon) })
+	st.happens(whatsapp.Event{Type: whatsapp.EventDisconnected, Reason: "SocketClosed"})
+	st.Eventually(func() operation { st.clock.Step(time.Second); return st.running() }).Should(Equal(opDial))
+	st.change(func(s *v1alpha1.WhatsAppSession) { s.Status.Worker, s.Status.Epoch = "worker-b", 101 })
+	st.Eventually(st.s.finished).Should(BeClosed())
+	st.Expect(st.status().HeldBy).To(BeEmpty())
+}

@@ -1,0 +1,247 @@
+package worker
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	. "github.com/onsi/gomega"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/whatsapp"
+)
+
+const typed = "ABCD-1234"
+
+// byCode is a session whose phone is linked by a code.
+func byCode(s *v1alpha1.WhatsAppSession) {
+	s.Spec.Pairing.Method, s.Spec.Pairing.PhoneNumber = v1alpha1.PairingPhoneCode, phone
+}
+
+// showingCode is a model that shows a code until a minute after noon.
+func showingCode() *model {
+	m := takenModel(session(byCode), account{starts: 1})
+	m.onDialed(false, m.dialSpec(), noon)
+	m.event(whatsapp.Event{Type: whatsapp.EventPairingCode, Code: typed, Until: noon.Add(time.Minute)}, noon)
+	return m
+}
+
+func TestPairingByPhoneCode(t *testing.T) {
+	g := NewWithT(t)
+	m := takenModel(session(byCode), account{starts: 1})
+	g.Expect(m.want.Phase).To(Equal(v1alpha1.PhasePairing))
+	g.Expect(m.reason).To(Equal(v1alpha1.ReasonWaitingForCode))
+	g.Expect(m.want.PairingDeadline).To(BeNil(), "the time begins with the first code")
+	rule, op := m.decide(noon)
+	g.Expect(op).To(Equal(opDial), rule)
+
+	m = showingCode()
+	g.Expect(m.want.PairingCode).To(Equal(typed))
+	g.Expect(m.reason).To(Equal(v1alpha1.ReasonWaitingForCode))
+	g.Expect(m.message).To(ContainSubstring("status.pairingCode"))
+	g.Expect(m.message).To(ContainSubstring(phone))
+	g.Expect(m.want.PairingDeadline.Time).To(BeTemporally("==", noon.Add(defaultPairingTimeout)))
+	g.Expect(m.want.QR).To(BeNil())
+	a, changed := m.announcement(noon)
+	g.Expect(changed).To(BeTrue())
+	g.Expect(a.QR).To(BeNil())
+	g.Expect(a.Status.Status).To(Equal(delivery.Pending))
+	g.Expect(a.Status.Phase).To(BeEquivalentTo(v1alpha1.PhasePairing))
+	g.Expect(a.Status.Reason).To(Equal(v1alpha1.ReasonWaitingForCode))
+	g.Expect(fmt.Sprintf("%+v %+v %q", a, m.notes, m.message)).NotTo(ContainSubstring(typed), "the code is in the resource and nowhere else")
+	status, needed := m.rendered(noon)
+	g.Expect(needed).To(BeTrue())
+	g.Expect(status.PairingCode).To(Equal(typed))
+	g.Expect(fmt.Sprint(status.Conditions)).NotTo(ContainSubstring(typed))
+
+	// It expires; the next connection brings another, for which Laravel need not be told anything.
+	now := noon.Add(time.Minute)
+	g.Expect(m.wakeAt()).To(ContainElement(BeTemporally("==", now)))
+	m.tick(now)
+	g.Expect(m.want.PairingCode).To(BeEmpty(), "a code is cleared the moment it expires")
+	_, op = m.decide(now)
+	g.Expect(op).To(Equal(opClose))
+	m.socket = socketNone
+	_, op = m.decide(now)
+	g.Expect(op).To(Equal(opDial))
+	m.onDialed(false, m.dialSpec(), now)
+	m.event(whatsapp.Event{Type: whatsapp.EventPairingCode, Code: "WXYZ-9876", Until: now.Add(time.Minute)}, now)
+	g.Expect(m.want.PairingCode).To(Equal("WXYZ-9876"))
+	g.Expect(m.want.PairingDeadline.Time).To(BeTemporally("==", noon.Add(defaultPairingTimeout)), "a new connection does not prolong the pairing")
+	_, changed = m.announcement(now)
+	g.Expect(changed).To(BeFalse())
+
+	m.event(whatsapp.Event{Type: whatsapp.EventPairSuccess, JID: jid, PhoneNumber: phone}, now)
+	g.Expect(m.want.PairingCode).To(BeEmpty(), "a used code is cleared")
+	g.Expect(m.want.Phase).To(Equal(v1alpha1.PhaseConnecting))
+	m.event(whatsapp.Event{Type: whatsapp.EventPairingCode, Code: typed, Until: now.Add(time.Minute)}, now)
+	g.Expect(m.want.PairingCode).To(BeEmpty(), "a code that comes after the pairing is of no use")
+}
+
+// Whatever ends a pairing clears the code.
+func TestAPhoneCodeIsCleared(t *testing.T) {
+	deadline := noon.Add(defaultPairingTimeout)
+	for _, tt := range []struct {
+		name  string
+		act   func(m *model)
+		phase v1alpha1.Phase
+	}{
+		{"nobody types it", func(m *model) { m.tick(deadline) }, v1alpha1.PhasePairingExpired},
+		{"the connection is lost", func(m *model) {
+			m.event(whatsapp.Event{Type: whatsapp.EventDisconnected, Message: "the socket closed"}, noon)
+		}, v1alpha1.PhasePairing},
+		{"the pairing is refused", func(m *model) {
+			m.event(whatsapp.Event{Type: whatsapp.EventPairError, Message: "a bad signature"}, noon)
+			m.event(whatsapp.Event{Type: whatsapp.EventDisconnected, Message: "the pairing was refused"}, noon)
+		}, v1alpha1.PhasePairing},
+		{"suspended", func(m *model) {
+			m.observe(session(byCode, heldByMe, func(s *v1alpha1.WhatsAppSession) { s.Spec.Suspend, s.Status.Worker, s.Status.Epoch = true, "", 101 }), noon)
+			m.decide(noon)
+		}, v1alpha1.PhaseDisconnected},
+		{"deleted", func(m *model) {
+			m.observe(session(byCode, heldByMe, deleted), noon)
+			m.decide(noon)
+		}, v1alpha1.PhaseTerminating},
+		{"restarted", func(m *model) {
+			m.observe(session(byCode, heldByMe, func(s *v1alpha1.WhatsAppSession) {
+				s.Annotations = map[string]string{v1alpha1.RestartedAtAnnotation: "again"}
+			}), noon)
+		}, v1alpha1.PhaseConnecting},
+		{"taken up by another process", func(m *model) {
+			m.observe(session(byCode, func(s *v1alpha1.WhatsAppSession) { s.Status.PairingCode = typed }), noon)
+		}, v1alpha1.PhaseConnecting},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			g := NewWithT(t)
+			m := showingCode()
+			tt.act(m)
+			g.Expect(m.want.PairingCode).To(BeEmpty())
+			g.Expect(m.want.Phase).To(Equal(tt.phase))
+		})
+	}
+}
+
+func TestAPhoneCodeThatIsRefused(t *testing.T) {
+	g := NewWithT(t)
+	m := takenModel(session(byCode), account{starts: 1})
+	m.onDialed(false, m.dialSpec(), noon)
+	refusal := whatsapp.Event{Type: whatsapp.EventCodeRefused, Reason: "PairingCodeRefused429", Message: "too many were asked for"}
+	m.event(refusal, noon)
+	g.Expect(m.want.Phase).To(Equal(v1alpha1.PhasePairing))
+	g.Expect(m.reason).To(Equal(v1alpha1.ReasonPairingCodeRefused))
+	g.Expect(m.message).To(Equal(refusal.Message))
+	g.Expect(m.retryAt).To(BeTemporally("==", noon.Add(codeRefusedPause)), "asked again soon it gets worse")
+	g.Expect(m.notes).To(ContainElement(note{corev1.EventTypeWarning, v1alpha1.ReasonPairingCodeRefused, refusal.Message}))
+	a, _ := m.announcement(noon)
+	g.Expect(a.Status.Status).To(Equal(delivery.Pending))
+	_, op := m.decide(noon)
+	g.Expect(op).To(Equal(opClose))
+	m.socket = socketNone
+
+	t.Run("another number is tried at once", func(t *testing.T) {
+		g := NewWithT(t)
+		other := *m
+		other.observe(session(byCode, heldByMe, func(s *v1alpha1.WhatsAppSession) { s.Spec.Pairing.PhoneNumber = "+34600111333" }), noon)
+		rule, _ := other.decide(noon)
+		g.Expect(rule).To(Equal("another way of pairing means another connection"))
+		rule, op := other.decide(noon)
+		g.Expect(op).To(Equal(opDial), rule)
+		g.Expect(other.dialSpec().pairPhone).To(Equal("+34600111333"))
+	})
+	t.Run("and without one it ends with the time for pairing", func(t *testing.T) {
+		g := NewWithT(t)
+		deadline := noon.Add(defaultPairingTimeout)
+		g.Expect(m.wakeAt()).To(ContainElement(BeTemporally("==", deadline)))
+		m.tick(deadline)
+		g.Expect(m.want.Phase).To(Equal(v1alpha1.PhasePairingExpired))
+		_, op := m.decide(deadline)
+		g.Expect(op).To(Equal(opNone))
+	})
+}
+
+func TestAnotherWayOfPairing(t *testing.T) {
+	const rule = "another way of pairing means another connection"
+	qr := func() *model {
+		m := takenModel(session(), account{starts: 1})
+		m.onDialed(false, m.dialSpec(), noon)
+		m.event(whatsapp.Event{Type: whatsapp.EventQR, Codes: []string{"one", "two"}}, noon)
+		return m
+	}
+	for _, tt := range []struct {
+		name   string
+		before func() *model
+		change func(*v1alpha1.WhatsAppSession)
+		rule   string
+		reason string
+	}{
+		{"from a QR code to a code to type", qr, byCode, rule, v1alpha1.ReasonWaitingForCode},
+		{"from a code to type to a QR code", showingCode, func(*v1alpha1.WhatsAppSession) {}, rule, v1alpha1.ReasonWaitingForScan},
+		{"a code for another phone", showingCode, func(s *v1alpha1.WhatsAppSession) {
+			byCode(s)
+			s.Spec.Pairing.PhoneNumber = "+34600111333"
+		}, rule, v1alpha1.ReasonWaitingForCode},
+		{"the phone that may scan is another: the QR code is the same", qr, func(s *v1alpha1.WhatsAppSession) {
+			s.Spec.Pairing.PhoneNumber = "+34600111333"
+		}, "", v1alpha1.ReasonWaitingForScan},
+		{"another timeout", showingCode, func(s *v1alpha1.WhatsAppSession) {
+			byCode(s)
+			s.Spec.Pairing.Timeout = metav1.Duration{Duration: time.Hour}
+		}, "", v1alpha1.ReasonWaitingForCode},
+		{"linked already", func() *model { return connectedModel() }, byCode, "", v1alpha1.ReasonConnected},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			g := NewWithT(t)
+			m := tt.before()
+			m.observe(session(heldByMe, tt.change), noon)
+			name, op := m.decide(noon)
+			g.Expect(name).To(Equal(tt.rule))
+			g.Expect(m.reason).To(Equal(tt.reason))
+			if tt.rule == "" {
+				return
+			}
+			g.Expect(op).To(Equal(opClose))
+			g.Expect(m.want.QR).To(BeNil())
+			g.Expect(m.want.PairingCode).To(BeEmpty())
+			g.Expect(m.want.PairingDeadline.Time).To(BeTemporally("==", noon.Add(defaultPairingTimeout)))
+			m.socket = socketNone
+			name, op = m.decide(noon)
+			g.Expect(op).To(Equal(opDial), name)
+		})
+	}
+}
+
+func TestFromAPhoneCodeToConnected(t *testing.T) {
+	st := newStage(t, session(byCode), account{})
+	st.dials(1)
+	st.locked(func() { st.Expect(st.pairPhones).To(Equal([]string{phone})) })
+	until := noon.Add(time.Minute)
+	st.happens(whatsapp.Event{Type: whatsapp.EventPairingCode, Code: typed, Until: until})
+	st.Eventually(func() string { return st.status().PairingCode }).Should(Equal(typed))
+	st.Eventually(st.words).Should(ContainElement("pending/Pairing"))
+
+	st.Eventually(func() bool { return st.clock.HasWaiters() }).Should(BeTrue())
+	st.clock.Step(time.Minute)
+	st.dials(2)
+	st.Eventually(func() string { return st.status().PairingCode }).Should(BeEmpty())
+	st.happens(whatsapp.Event{Type: whatsapp.EventPairingCode, Code: "WXYZ-9876", Until: until.Add(time.Minute)})
+	st.Eventually(func() string { return st.status().PairingCode }).Should(Equal("WXYZ-9876"))
+
+	st.locked(func() { st.device = account{jid: jid, phone: phone} })
+	st.happens(whatsapp.Event{Type: whatsapp.EventPairSuccess, JID: jid, PhoneNumber: phone})
+	st.happens(whatsapp.Event{Type: whatsapp.EventDisconnected, Reason: "StreamError515"})
+	st.dials(3)
+	st.happens(whatsapp.Event{Type: whatsapp.EventConnected, JID: jid, PhoneNumber: phone})
+	st.eventually(v1alpha1.PhaseConnected)
+	st.Expect(st.status().PairingCode).To(BeEmpty())
+	st.Eventually(func() string {
+		words := st.words()
+		return words[len(words)-1]
+	}).Should(Equal("active/Connected"))
+	st.locked(func() {
+		st.Expect(slices.ContainsFunc(st.told, func(a Announcement) bool { return a.QR != nil || a.NewQR })).To(BeFalse(), "Laravel's batch of QR codes has no place for it")
+	})
+}
