@@ -239,7 +239,7 @@ func TestFaults(t *testing.T) {
 	for _, f := range faults {
 		t.Run(f.name, func(s *testing.T) {
 			if w == nil {
-				w = newWorld(t, s, *sessionCount)
+				w = newWorld(t, s, *sessionCount, "--rebalance=false")
 			}
 			w.t = s
 			broken := true
