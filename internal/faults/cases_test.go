@@ -42,6 +42,24 @@ var faults = []fault{
 		w.busiest()[0].vanish()
 		w.goneFrom(w.busiest())
 	}},
+	{"SIGKILL a worker whose end the kubelet reports: nobody waits for silence", false, 1, 1, func(w *world) {
+		victim := w.busiest()[0]
+		victim.remove()
+		start := time.Now()
+		w.kubeletSays(victim)
+		w.goneFrom([]*pod{victim})
+		if took := time.Since(start); took >= silence {
+			w.complain("the kubelet's word was not believed for %s", took)
+		}
+	}},
+	{"a worker dies while Redis is away, and the kubelet reports it", false, 1, 1, func(w *world) {
+		w.stopRedis()
+		victim := w.busiest()[0]
+		victim.remove()
+		w.kubeletSays(victim)
+		w.goneFrom([]*pod{victim})
+		w.startRedis(false)
+	}},
 	{"SIGKILL a worker that is restarted in place", false, 0, 1, func(w *world) {
 		w.busiest()[0].kill(restartAfter)
 	}},

@@ -20,6 +20,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
@@ -272,11 +273,13 @@ func (w *world) newManager(place int) *pod {
 
 // newWorker puts a worker of the present revision into a place.
 func (w *world) newWorker(place int) *pod {
+	name := w.birth("worker", place)
+	uid := w.newPodObject(name)
 	upstream := map[service]string{
 		toAPI: hostPort(w.api.Config.Host), toRedis: w.redis.Addr(), toStore: w.store.Addr(), toWhatsApp: hostPort(w.simulator.Endpoint()),
 	}
-	p := w.newPod(w.birth("worker", place), upstream, func(p *pod) []string {
-		return append([]string{"worker", "--name=" + p.name, "--state-dir=" + filepath.Join(w.dir, p.name),
+	p := w.newPod(name, upstream, func(p *pod) []string {
+		return append([]string{"worker", "--name=" + p.name, "--pod-uid=" + string(uid), "--state-dir=" + filepath.Join(w.dir, p.name),
 			"--whatsapp-endpoint=ws://" + p.links[toWhatsApp].Addr(), fmt.Sprintf("--whatsapp-noise-root=%x", w.simulator.NoiseRoot()),
 			fmt.Sprintf("--revision=%d", w.revision), "--drain-timeout=" + drainTimeout.String(),
 			"--pairings-per-second=200", "--pairing-burst=200"}, w.common(p)...)
@@ -286,6 +289,31 @@ func (w *world) newWorker(place int) *pod {
 	defer w.mu.Unlock()
 	w.workers[place] = p
 	return p
+}
+
+// newPodObject makes the Pod that a kubelet would speak of. While the API server
+// is away there is none, and the worker goes without.
+func (w *world) newPodObject(name string) types.UID {
+	if w.apiDown {
+		return ""
+	}
+	obj := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: name},
+		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: lease.ContainerName, Image: "whatsapp-operator"}}},
+	}
+	w.must(w.client.Create(w.t.Context(), obj))
+	return obj.UID
+}
+
+// kubeletSays has the kubelet report that a worker's container has ended for good.
+func (w *world) kubeletSays(p *pod) {
+	obj := &corev1.Pod{}
+	w.must(w.client.Get(w.t.Context(), client.ObjectKey{Namespace: w.namespace, Name: p.name}, obj))
+	obj.Status.Phase = corev1.PodFailed
+	obj.Status.ContainerStatuses = []corev1.ContainerStatus{{
+		Name: lease.ContainerName, State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 137}},
+	}}
+	w.must(w.client.Status().Update(w.t.Context(), obj))
 }
 
 // joined waits until a worker has a Lease.
