@@ -491,8 +491,8 @@ func (w *world) stopAPI() {
 	if w.apiDown {
 		return
 	}
-	w.note("the API server stops")
-	w.must(w.api.Stop())
+	w.note("the API server is killed")
+	w.must(w.api.Kill())
 	w.apiDown = true
 }
 

@@ -1,12 +1,16 @@
 package testenv
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
+	"time"
 
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
@@ -27,7 +31,10 @@ func StartAPIServer() (config *rest.Config, stop func() error, err error) {
 	return server.Config, server.Close, nil
 }
 
-// APIServer is StartAPIServer for a test that stops and restarts its server.
+// apiServerEnd bounds the wait for a killed server.
+const apiServerEnd = 30 * time.Second
+
+// APIServer is StartAPIServer for a test that kills and restarts its server.
 type APIServer struct {
 	// Config reaches the server; it stays right over restarts.
 	Config *rest.Config
@@ -70,16 +77,41 @@ func NewAPIServer() (*APIServer, error) {
 	return s, nil
 }
 
-// Stop ends the API server and waits for its end; etcd, with all that the API
-// server knew, goes on.
-func (s *APIServer) Stop() error {
-	if err := s.env.ControlPlane.GetAPIServer().Stop(); err != nil {
-		return fmt.Errorf("stopping the API server: %w", err)
+// Kill ends the API server as a crash does, and waits for its end; etcd, with
+// all that the API server knew, goes on. An orderly end would wait a minute for
+// clients that do not answer.
+func (s *APIServer) Kill() error {
+	pid, err := s.pid()
+	if err != nil {
+		return err
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		return fmt.Errorf("killing the API server: %w", err)
+	}
+	for end := time.Now().Add(apiServerEnd); syscall.Kill(pid, 0) == nil; <-time.After(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			return fmt.Errorf("the API server did not end within %s", apiServerEnd)
+		}
 	}
 	return nil
 }
 
-// Start starts the server again after a Stop, on the same port with the same
+// pid finds the process, which envtest does not show, by its folder.
+func (s *APIServer) pid() (int, error) {
+	names, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return 0, fmt.Errorf("looking for the API server: %w", err)
+	}
+	for _, name := range names {
+		line, err := os.ReadFile(name)
+		if err == nil && bytes.Contains(line, []byte("--cert-dir="+s.dir+"\x00")) {
+			return strconv.Atoi(filepath.Base(filepath.Dir(name)))
+		}
+	}
+	return 0, errors.New("the API server does not run")
+}
+
+// Start starts the server again after a Kill, on the same port with the same
 // certificates, and waits until it serves.
 func (s *APIServer) Start() error {
 	if err := s.env.ControlPlane.GetAPIServer().Start(); err != nil {
