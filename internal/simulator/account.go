@@ -104,8 +104,10 @@ type Device struct {
 	JID string `json:"jid"`
 	LID string `json:"lid"`
 	// Connected says that it has a connection that is logged in.
-	Connected bool  `json:"connected"`
-	Logins    int64 `json:"logins"`
+	Connected bool `json:"connected"`
+	// Remote is where that connection comes from.
+	Remote string `json:"remote,omitempty"`
+	Logins int64  `json:"logins"`
 	// Waiting counts the messages without a receipt.
 	Waiting int       `json:"waiting"`
 	Linked  time.Time `json:"linked"`
@@ -118,10 +120,14 @@ func (s *Server) Devices() []Device {
 	out := []Device{}
 	for _, a := range s.byPhone {
 		for _, d := range a.devices {
-			out = append(out, Device{
+			device := Device{
 				JID: d.jid().String(), LID: d.lidJID().String(), Connected: d.conn != nil,
 				Logins: d.logins, Waiting: d.queue.messages(), Linked: d.linked,
-			})
+			}
+			if d.conn != nil {
+				device.Remote = d.conn.remote
+			}
+			out = append(out, device)
 		}
 	}
 	slices.SortFunc(out, func(a, b Device) int { return strings.Compare(a.JID, b.JID) })
