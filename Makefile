@@ -15,6 +15,9 @@ ARGS ?=
 TEST_TIMEOUT ?= 10m
 FUZZ_TIME ?= 10s
 
+# What the race detector is not to report: a race of a library with itself.
+export GORACE := suppressions=$(CURDIR)/hack/race-suppressions
+
 # Asked only by the targets that start an API server: finding or building it may take minutes.
 assets = KUBEBUILDER_ASSETS="$$(hack/envtest-assets)"
 
@@ -46,6 +49,15 @@ test: test-deps ## Run every test, with the race detector, against a real API se
 test-one: test-deps ## Run the tests of one package (PKG=./internal/batch RUN=TestName)
 	@$(assets) && export KUBEBUILDER_ASSETS && set -x && go test -race -timeout $(TEST_TIMEOUT) -count=1 -v -run '$(or $(RUN),.)' $(or $(PKG),$(error PKG is not set; for example PKG=./internal/batch))
 
+.PHONY: test-faults
+test-faults: test-deps ## Break everything and see that no session is lost or doubled (RUN=TestFaults/SIGKILL; 30 minutes)
+	@$(assets) && export KUBEBUILDER_ASSETS && set -x && go test -race -tags faults -timeout 90m -count=1 -v -run '$(or $(RUN),.)' ./internal/faults -args $(ARGS)
+
+.PHONY: test-chaos
+test-chaos: test-deps ## Break things at random for MINUTES, the same way again with the same SEED
+	@$(assets) && export KUBEBUILDER_ASSETS && set -x && go test -race -tags faults -timeout 24h -count=1 -v -run TestRandomWalk ./internal/faults \
+		-args -seed=$(or $(SEED),0) -walk=$(or $(MINUTES),20)m $(ARGS)
+
 .PHONY: test-deps
 test-deps: ## Install what the tests start (redis-server, PostgreSQL)
 	@hack/install-test-deps
@@ -60,7 +72,7 @@ lint: $(GOLANGCI_LINT) ## Run golangci-lint with .golangci.yml
 
 .PHONY: vet
 vet: ## Run go vet
-	go vet ./...
+	go vet -tags faults ./...
 
 .PHONY: fmt
 fmt: $(GOLANGCI_LINT) ## Format the code

@@ -107,8 +107,10 @@ type Device struct {
 	JID string `json:"jid"`
 	LID string `json:"lid"`
 	// Connected says that it has a connection that is logged in.
-	Connected bool  `json:"connected"`
-	Logins    int64 `json:"logins"`
+	Connected bool `json:"connected"`
+	// Remote is where that connection comes from.
+	Remote string `json:"remote,omitempty"`
+	Logins int64  `json:"logins"`
 	// LoggedIn is the last login.
 	LoggedIn time.Time `json:"logged_in"`
 	// Away is how long it has been without a connection since its first login, in
@@ -126,14 +128,17 @@ func (s *Server) Devices() []Device {
 	out := []Device{}
 	for _, a := range s.byPhone {
 		for _, d := range a.devices {
-			away := d.away
-			if !d.lost.IsZero() {
-				away += s.clock.Since(d.lost)
-			}
-			out = append(out, Device{
+			device := Device{
 				JID: d.jid().String(), LID: d.lidJID().String(), Connected: d.conn != nil,
-				Logins: d.logins, LoggedIn: d.loggedIn, Away: away, Waiting: d.queue.messages(), Linked: d.linked,
-			})
+				Logins: d.logins, LoggedIn: d.loggedIn, Away: d.away, Waiting: d.queue.messages(), Linked: d.linked,
+			}
+			if !d.lost.IsZero() {
+				device.Away += s.clock.Since(d.lost)
+			}
+			if d.conn != nil {
+				device.Remote = d.conn.remote
+			}
+			out = append(out, device)
 		}
 	}
 	slices.SortFunc(out, func(a, b Device) int { return strings.Compare(a.JID, b.JID) })

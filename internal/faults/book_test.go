@@ -1,0 +1,214 @@
+//go:build faults
+
+package faults
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+)
+
+// book is what the resources went through, as a watch sees it. It holds them
+// to two rules: an epoch never falls, and a session changes its worker only
+// together with its epoch.
+type book struct {
+	w *world
+
+	mu       sync.Mutex
+	sessions map[types.UID]*v1alpha1.WhatsAppSession
+	places   map[types.UID]string // the worker where it was placed last
+	moves    map[string]int       // by name
+	watchers []chan code
+}
+
+// code is one that a session shows.
+type code struct{ name, code string }
+
+func newBook(w *world, scheme *runtime.Scheme) *book {
+	b := &book{w: w, sessions: map[types.UID]*v1alpha1.WhatsAppSession{}, places: map[types.UID]string{}, moves: map[string]int{}}
+	c, err := cache.New(w.api.Config, cache.Options{Scheme: scheme, DefaultNamespaces: map[string]cache.Config{w.namespace: {}}})
+	w.must(err)
+	ctx, cancel := context.WithCancel(context.Background())
+	informer, err := c.GetInformer(ctx, &v1alpha1.WhatsAppSession{}, cache.BlockUntilSynced(false))
+	if err == nil {
+		_, err = informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
+			AddFunc:    func(obj any) { b.see(obj.(*v1alpha1.WhatsAppSession)) },
+			UpdateFunc: func(_, obj any) { b.see(obj.(*v1alpha1.WhatsAppSession)) },
+			DeleteFunc: func(obj any) {
+				if last, ok := obj.(toolscache.DeletedFinalStateUnknown); ok {
+					obj = last.Obj
+				}
+				b.forget(obj.(*v1alpha1.WhatsAppSession))
+			},
+		})
+	}
+	if err != nil {
+		cancel()
+		w.t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- c.Start(ctx) }()
+	w.atEnd(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			w.root.Error(err)
+		}
+	})
+	return b
+}
+
+func (b *book) see(s *v1alpha1.WhatsAppSession) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if last, known := b.sessions[s.UID]; known {
+		was, is := last.Status, s.Status
+		if is.Epoch < was.Epoch {
+			b.w.complain("the epoch of %s fell from %d to %d", s.Name, was.Epoch, is.Epoch)
+		}
+		if is.Worker != was.Worker && is.Epoch == was.Epoch {
+			b.w.complain("%s went from %q to %q within epoch %d", s.Name, was.Worker, is.Worker, is.Epoch)
+		}
+	}
+	if at := s.Status.Worker; at != "" {
+		if before := b.places[s.UID]; before != "" && before != at {
+			b.moves[s.Name]++
+		}
+		b.places[s.UID] = at
+	}
+	b.sessions[s.UID] = s
+	if qr := s.Status.QR; qr != nil {
+		for _, w := range b.watchers {
+			select {
+			case w <- code{s.Name, qr.Code}:
+			default: // nobody scans any more
+			}
+		}
+	}
+}
+
+func (b *book) forget(s *v1alpha1.WhatsAppSession) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.sessions, s.UID)
+	delete(b.places, s.UID)
+}
+
+// codes are the codes that sessions show from now on.
+func (b *book) codes() <-chan code {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	w := make(chan code, 10_000)
+	b.watchers = append(b.watchers, w)
+	return w
+}
+
+// all are the sessions as they were seen last.
+func (b *book) all() []*v1alpha1.WhatsAppSession {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	all := make([]*v1alpha1.WhatsAppSession, 0, len(b.sessions))
+	for _, s := range b.sessions {
+		all = append(all, s)
+	}
+	return all
+}
+
+// takeMoves returns how often each session was moved since the last call.
+func (b *book) takeMoves() map[string]int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	moves := b.moves
+	b.moves = map[string]int{}
+	return moves
+}
+
+// absences are how long each device was away from the simulator.
+type absences struct {
+	w *world
+
+	mu    sync.Mutex
+	since map[string]time.Time
+	past  []absence
+}
+
+type absence struct {
+	jid  string
+	took time.Duration
+}
+
+// look is how often the simulator is asked; no absence is known better than that.
+const look = 50 * time.Millisecond
+
+func newAbsences(w *world) *absences {
+	a := &absences{w: w, since: map[string]time.Time{}}
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		ticker := time.NewTicker(look)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-stop:
+				return
+			case <-ticker.C:
+				a.look()
+			}
+		}
+	}()
+	w.atEnd(func() { close(stop); <-stopped })
+	return a
+}
+
+func (a *absences) look() {
+	devices := a.w.simulator.Devices()
+	now := time.Now()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, d := range devices {
+		since, away := a.since[d.JID]
+		switch {
+		case !d.Connected && !away:
+			a.since[d.JID] = now
+		case d.Connected && away:
+			a.past = append(a.past, absence{d.JID, now.Sub(since)})
+			delete(a.since, d.JID)
+		}
+	}
+}
+
+// take returns the absences that ended since the last call, the shortest first.
+func (a *absences) take() []time.Duration {
+	a.look()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var out []time.Duration
+	for _, p := range a.past {
+		out = append(out, p.took)
+	}
+	a.past = nil
+	slices.Sort(out)
+	return out
+}
+
+func percentile(sorted []time.Duration, p int) time.Duration {
+	if len(sorted) == 0 {
+		return 0
+	}
+	return sorted[min(len(sorted)-1, len(sorted)*p/100)].Round(10 * time.Millisecond)
+}
+
+func describe(sorted []time.Duration) string {
+	if len(sorted) == 0 {
+		return "nobody was away"
+	}
+	return fmt.Sprintf("%d absences, p50 %s, p99 %s, max %s", len(sorted), percentile(sorted, 50), percentile(sorted, 99), percentile(sorted, 100))
+}

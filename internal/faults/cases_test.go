@@ -1,0 +1,474 @@
+//go:build faults
+
+package faults
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
+)
+
+// silence is what declares a worker dead.
+const silence = 15 * time.Second
+
+// fault is a named case. Besides what the judges ask of all of them, keeps says
+// that no connection may end by it, moves how often a session may be moved at
+// the most (-1: as often as it takes), and logins how often it may log in.
+type fault struct {
+	name   string
+	keeps  bool
+	moves  int
+	logins int64
+	do     func(w *world)
+}
+
+const anyNumber = -1
+
+var faults = []fault{
+	{"SIGKILL a worker whose pod is gone: the others take over", false, 1, 1, func(w *world) {
+		w.busiest()[0].remove()
+		w.goneFrom(w.busiest())
+	}},
+	{"a worker's node is lost: not even its sockets are closed", false, 1, 1, func(w *world) {
+		w.busiest()[0].vanish()
+		w.goneFrom(w.busiest())
+	}},
+	{"SIGKILL a worker whose end the kubelet reports: nobody waits for silence", false, 1, 1, func(w *world) {
+		victim := w.busiest()[0]
+		victim.remove()
+		start := time.Now()
+		w.kubeletSays(victim)
+		w.goneFrom([]*pod{victim})
+		if took := time.Since(start); took >= silence {
+			w.complain("the kubelet's word was not believed for %s", took)
+		}
+	}},
+	{"a worker dies while Redis is away, and the kubelet reports it", false, 1, 1, func(w *world) {
+		w.stopRedis()
+		victim := w.busiest()[0]
+		victim.remove()
+		w.kubeletSays(victim)
+		w.goneFrom([]*pod{victim})
+		w.startRedis(false)
+	}},
+	{"SIGKILL a worker that is restarted in place", false, 0, 1, func(w *world) {
+		w.busiest()[0].kill(restartAfter)
+	}},
+	{"SIGKILL every worker at once, all are restarted in place", false, 0, 1, func(w *world) {
+		for _, p := range w.busiest() {
+			p.kill(restartAfter)
+		}
+	}},
+	{"SIGSTOP a worker past its fail-over, then SIGCONT", false, 1, 1, func(w *world) {
+		victim := w.busiest()[0]
+		ended := victim.present()
+		victim.pause()
+		w.last(40 * time.Second)
+		victim.wake()
+		w.within(5*time.Second, "the worker that was declared dead to end by itself", ended)
+	}},
+	{"SIGSTOP a worker past its right, SIGCONT before its fail-over", false, 1, 2, func(w *world) {
+		victim := w.busiest()[0]
+		ended := victim.present()
+		victim.pause()
+		w.last(10500 * time.Millisecond)
+		victim.wake()
+		w.within(5*time.Second, "the worker that has lost its right to end by itself", ended)
+	}},
+	{"SIGSTOP a worker for a moment", true, 0, 0, func(w *world) {
+		victim := w.busiest()[0]
+		victim.pause()
+		w.last(5 * time.Second)
+		victim.wake()
+	}},
+	{"a worker is cut from the API server for 40 s", true, 0, 0, func(w *world) {
+		w.without(w.busiest()[:1], 40*time.Second, toAPI)
+	}},
+	{"a worker is cut from Redis for 40 s", true, 0, 0, func(w *world) {
+		w.without(w.busiest()[:1], 40*time.Second, toRedis)
+	}},
+	{"a worker's way to the API server hangs for 60 s", true, 0, 0, func(w *world) {
+		w.hanging(w.busiest()[:1], 60*time.Second, toAPI)
+	}},
+	{"a worker's way to Redis hangs for 60 s", true, 0, 0, func(w *world) {
+		w.hanging(w.busiest()[:1], 60*time.Second, toRedis)
+	}},
+	{"a worker is cut from the API server, then from Redis instead", true, 0, 0, func(w *world) {
+		victim := w.busiest()[:1]
+		w.without(victim, 25*time.Second, toAPI)
+		w.without(victim, 25*time.Second, toRedis)
+	}},
+	{"a worker is cut from the API server and from Redis for 40 s", false, 1, 1, func(w *world) {
+		victim := w.busiest()[0]
+		ended := victim.present()
+		victim.links[toAPI].Cut()
+		victim.links[toRedis].Cut()
+		w.within(14*time.Second, "the worker that renews nothing to end by itself", ended)
+		w.last(26 * time.Second)
+	}},
+	{"a worker's ways to the API server and to Redis hang for 40 s", false, 1, 1, func(w *world) {
+		victim := w.busiest()[0]
+		ended := victim.present()
+		victim.links[toAPI].Hang()
+		victim.links[toRedis].Hang()
+		w.within(14*time.Second, "the worker that renews nothing to end by itself", ended)
+		w.last(26 * time.Second)
+	}},
+	{"a worker is cut from PostgreSQL for 30 s", false, 0, anyNumber, func(w *world) {
+		w.without(w.busiest()[:1], 30*time.Second, toStore)
+	}},
+	{"a worker's way to PostgreSQL hangs for 30 s", false, 0, anyNumber, func(w *world) {
+		w.hanging(w.busiest()[:1], 30*time.Second, toStore)
+	}},
+	{"a worker's way to WhatsApp is cut for 30 s", false, 0, anyNumber, func(w *world) {
+		w.without(w.busiest()[:1], 30*time.Second, toWhatsApp)
+	}},
+	{"the API server stops for a minute", true, 0, 0, func(w *world) {
+		w.stopAPI()
+		w.last(time.Minute)
+		w.startAPI()
+	}},
+	{"Redis is away for 30 s and comes back with its data", true, 0, 0, func(w *world) {
+		w.stopRedis()
+		w.last(30 * time.Second)
+		w.startRedis(false)
+		w.last(20 * time.Second)
+	}},
+	{"Redis is restarted empty", true, 0, 0, func(w *world) {
+		w.stopRedis()
+		w.startRedis(true)
+		w.last(20 * time.Second)
+	}},
+	{"the API server and then Redis are away", true, 0, 0, func(w *world) {
+		w.stopAPI()
+		w.last(20 * time.Second)
+		w.startAPI()
+		w.last(5 * time.Second)
+		w.stopRedis()
+		w.last(20 * time.Second)
+		w.startRedis(true)
+		w.last(20 * time.Second)
+	}},
+	{"PostgreSQL crashes and is restarted", false, 0, anyNumber, func(w *world) {
+		w.killStore()
+		w.last(5 * time.Second)
+		w.startStore()
+	}},
+	{"a worker dies while Redis is away: it is failed over when Redis is back", false, 1, 1, func(w *world) {
+		w.stopRedis()
+		victim := w.busiest()[0]
+		victim.remove()
+		w.last(silence + 10*time.Second)
+		w.still(victim)
+		w.startRedis(false)
+		w.goneFrom([]*pod{victim})
+	}},
+	{"both managers are cut from Redis while a worker is cut from the API server", true, 0, 0, func(w *world) {
+		for _, p := range w.managers {
+			p.links[toRedis].Cut()
+		}
+		w.without(w.busiest()[:1], 40*time.Second, toAPI)
+	}},
+	{"both managers are cut from the API server while a worker is cut from Redis", true, 0, 0, func(w *world) {
+		for _, p := range w.managers {
+			p.links[toAPI].Cut()
+		}
+		w.without(w.busiest()[:1], 40*time.Second, toRedis)
+	}},
+	{"the leader is killed in mid-placement", true, 0, 0, func(w *world) {
+		names := w.strangers(100)
+		w.leader().kill(restartAfter)
+		w.placedOnce(names)
+		w.leader().kill(5 * time.Second) // and once more while its successor has hardly begun
+		w.dismiss(names)
+	}},
+	{"the leader is paused for 40 s and wakes, a worker dies meanwhile", false, 1, 1, func(w *world) {
+		leader := w.leader()
+		leader.pause()
+		victim := w.busiest()[0]
+		victim.remove()
+		w.goneFrom([]*pod{victim})
+		if now := w.leader(); now == leader {
+			w.complain("%s leads although it is paused", leader.name)
+		}
+		leader.wake()
+		w.last(10 * time.Second)
+	}},
+	{"sessions are deleted and applied again while a worker dies", false, anyNumber, anyNumber, func(w *world) {
+		w.busiest()[0].remove()
+		w.renew(w.sessions[:len(w.sessions)/6])
+	}},
+	{"sessions are deleted and applied again while a worker is cut from the API server", false, anyNumber, anyNumber, func(w *world) {
+		victim := w.busiest()[0]
+		victim.links[toAPI].Cut()
+		mine := w.heldBy(victim)
+		w.must(w.remove(mine))
+		w.last(20 * time.Second)
+		victim.links[toAPI].Restore()
+		w.renew(mine)
+	}},
+	{"every socket drops at once", false, 0, 1, func(w *world) {
+		_, err := w.simulator.Inject(simulator.Fault{Kind: simulator.FaultDrop})
+		w.must(err)
+	}},
+	{"a rolling restart", false, 1, 1, func(w *world) {
+		w.surge(0, 1, 2, 3)
+		w.leaving.Wait()
+	}},
+	{"two rolling restarts at once", false, 2, 2, func(w *world) {
+		w.surge(0, 1) // the second begins in the middle of the first
+		w.surge(0, 1, 2, 3)
+		w.leaving.Wait()
+	}},
+	{"SIGKILL a worker during a rolling restart", false, 2, 2, func(w *world) {
+		w.surge(0, 1)
+		w.workers[0].kill(restartAfter) // of the new revision
+		w.workers[3].remove()           // of the old one
+		w.revision--
+		w.surge(2, 3)
+		w.leaving.Wait()
+	}},
+	{"restarts in the moment of the verdict", false, anyNumber, anyNumber, func(w *world) {
+		for after := silence - 2*time.Second; after <= silence+2*time.Second; after += 500 * time.Millisecond {
+			w.note("restarts after %s and %s", after, after+250*time.Millisecond)
+			victims := w.busiest()[:2]
+			victims[0].kill(after)
+			victims[1].kill(after + 250*time.Millisecond)
+			w.last(after + 5*time.Second)
+			w.eventually("all sessions to be back", w.missing)
+		}
+	}},
+}
+
+// TestFaults makes one fault after another in one world. A world in which one
+// of them went wrong is left behind for a new one.
+func TestFaults(t *testing.T) {
+	var w *world
+	var verdicts []verdict
+	for _, f := range faults {
+		t.Run(f.name, func(s *testing.T) {
+			if w == nil {
+				w = newWorld(t, s, *sessionCount, "--rebalance=false")
+			}
+			w.t = s
+			broken := true
+			defer func() {
+				if !broken {
+					return
+				}
+				if !w.dumped {
+					w.dump(s, w.missing(t.Context()))
+				}
+				w.end()
+				w = nil
+			}()
+			v := w.try(s, f)
+			verdicts = append(verdicts, v)
+			broken = v.failed
+		})
+	}
+	for _, v := range verdicts {
+		t.Log(v.String())
+	}
+}
+
+// try makes the fault, ends it, and judges.
+func (w *world) try(t *testing.T, f fault) verdict {
+	w.eventually("all to be well before the fault", w.missing)
+	c := w.begin(f.name)
+	f.do(w)
+	w.heal()
+	v := w.judge(t, c)
+	all, most := c.loggedIn(w)
+	switch {
+	case f.keeps && (all > 0 || len(v.absences) > 0):
+		t.Errorf("%d logins although no connection had a reason to end; %s", all, describe(v.absences))
+		v.failed = true
+	case !f.keeps && f.logins != anyNumber && most > f.logins:
+		t.Errorf("a device logged in %d times, and %d would have done", most, f.logins)
+		v.failed = true
+	}
+	if f.moves != anyNumber && v.mostMoves > f.moves {
+		t.Errorf("a session was moved %d times, and %d would have done", v.mostMoves, f.moves)
+		v.failed = true
+	}
+	return v
+}
+
+// without cuts pods from servers for a while.
+func (w *world) without(pods []*pod, d time.Duration, to ...service) {
+	w.severed(pods, d, func(p *pod, s service) {
+		w.note("%s is cut from %s", p.name, s)
+		p.links[s].Cut()
+	}, to)
+}
+
+// hanging has the ways of pods to servers hang for a while.
+func (w *world) hanging(pods []*pod, d time.Duration, to ...service) {
+	w.severed(pods, d, func(p *pod, s service) {
+		w.note("the way of %s to %s hangs", p.name, s)
+		p.links[s].Hang()
+	}, to)
+}
+
+func (w *world) severed(pods []*pod, d time.Duration, sever func(*pod, service), to []service) {
+	for _, p := range pods {
+		for _, s := range to {
+			sever(p, s)
+		}
+	}
+	w.last(d)
+	for _, p := range pods {
+		for _, s := range to {
+			p.links[s].Restore()
+		}
+	}
+	w.note("restored")
+}
+
+// within waits for a process to end.
+func (w *world) within(d time.Duration, what string, ended <-chan struct{}) {
+	select {
+	case <-ended:
+	case <-time.After(d):
+		w.complain("waiting for %s: not within %s", what, d)
+	}
+}
+
+// goneFrom waits until no session is placed on, or held by, a pod that is deleted.
+func (w *world) goneFrom(pods []*pod) {
+	w.eventually("the sessions of the dead to be elsewhere", func(ctx context.Context) error {
+		var list v1alpha1.WhatsAppSessionList
+		if err := w.client.List(ctx, &list, client.InNamespace(w.namespace)); err != nil {
+			return err
+		}
+		for _, s := range list.Items {
+			for _, p := range pods {
+				if p.isGoing() && (s.Status.Worker == p.name || s.Status.HeldBy == p.name) {
+					return fmt.Errorf("%s is on %q and held by %q", s.Name, s.Status.Worker, s.Status.HeldBy)
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// still complains when something that a pod held has been taken from it.
+func (w *world) still(p *pod) {
+	if len(w.heldBy(p)) == 0 {
+		w.complain("the sessions of %s were taken from it by somebody who could not see whether it lives", p.name)
+	}
+}
+
+func (w *world) heldBy(p *pod) (mine []*session) {
+	var list v1alpha1.WhatsAppSessionList
+	w.must(w.client.List(w.t.Context(), &list, client.InNamespace(w.namespace)))
+	for _, obj := range list.Items {
+		i := slices.IndexFunc(w.sessions, func(s *session) bool { return s.name == obj.Name })
+		if i >= 0 && obj.Status.HeldBy == p.name {
+			mine = append(mine, w.sessions[i])
+		}
+	}
+	return mine
+}
+
+// strangers applies sessions that nobody will scan.
+func (w *world) strangers(n int) (names []string) {
+	var group errgroup.Group
+	group.SetLimit(8)
+	for i := range n {
+		name := fmt.Sprintf("stranger-%03d", i)
+		names = append(names, name)
+		group.Go(func() error { return w.apply(w.t.Context(), name) })
+	}
+	w.must(group.Wait())
+	return names
+}
+
+// placedOnce waits until each of the sessions shows a code.
+func (w *world) placedOnce(names []string) {
+	w.eventually("all strangers to be placed", func(ctx context.Context) error {
+		for _, name := range names {
+			s := &v1alpha1.WhatsAppSession{}
+			if err := w.client.Get(ctx, client.ObjectKey{Namespace: w.namespace, Name: name}, s); err != nil {
+				return err
+			}
+			if s.Status.Worker == "" || s.Status.HeldBy != s.Status.Worker || s.Status.Phase != v1alpha1.PhasePairing {
+				return fmt.Errorf("%s is %s on %q and held by %q", name, s.Status.Phase, s.Status.Worker, s.Status.HeldBy)
+			}
+		}
+		return nil
+	})
+}
+
+// dismiss deletes sessions and waits until they are gone.
+func (w *world) dismiss(names []string) {
+	var group errgroup.Group
+	group.SetLimit(8)
+	for _, name := range names {
+		group.Go(func() error { return w.delete(w.t.Context(), name) })
+	}
+	w.must(group.Wait())
+	for _, name := range names {
+		w.gone(name)
+	}
+}
+
+func (w *world) delete(ctx context.Context, name string) error {
+	obj := &v1alpha1.WhatsAppSession{ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: name}}
+	return client.IgnoreNotFound(w.client.Delete(ctx, obj))
+}
+
+func (w *world) gone(name string) {
+	w.eventually(name+" to be gone", func(ctx context.Context) error {
+		obj := &v1alpha1.WhatsAppSession{}
+		err := w.client.Get(ctx, client.ObjectKey{Namespace: w.namespace, Name: name}, obj)
+		if err == nil {
+			return fmt.Errorf("it is %s on %q and held by %q", obj.Status.Phase, obj.Status.Worker, obj.Status.HeldBy)
+		}
+		return client.IgnoreNotFound(err)
+	})
+}
+
+// remove deletes sessions; their keys are retained.
+func (w *world) remove(sessions []*session) error {
+	w.note("%d sessions are deleted", len(sessions))
+	for _, s := range sessions {
+		if err := w.delete(w.t.Context(), s.name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// renew deletes sessions and applies them again, each as soon as it is gone.
+func (w *world) renew(sessions []*session) {
+	w.must(w.remove(sessions))
+	for _, s := range sessions {
+		w.gone(s.name)
+		w.must(w.apply(w.t.Context(), s.name))
+	}
+	w.note("%d sessions are applied again", len(sessions))
+}
+
+// surge does what a Deployment does with maxSurge 1 and maxUnavailable 0: place
+// after place, a worker of a new revision comes up, then the old one is asked to
+// end. It does not wait for that end.
+func (w *world) surge(places ...int) {
+	w.revision++
+	for _, place := range places {
+		old := w.workers[place]
+		w.joined(w.newWorker(place))
+		w.note("%s is asked to end", old.name)
+		w.leaving.Go(old.retire)
+	}
+}

@@ -1,0 +1,283 @@
+//go:build faults
+
+package faults
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"k8s.io/apimachinery/pkg/util/json"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
+)
+
+// missing says which sessions are not where they must be when nothing is wrong:
+// connected, on one worker that lives and that everybody agrees on.
+func (w *world) missing(ctx context.Context) error {
+	var list v1alpha1.WhatsAppSessionList
+	if err := w.client.List(ctx, &list, client.InNamespace(w.namespace)); err != nil {
+		return err
+	}
+	byName := map[string]*v1alpha1.WhatsAppSession{}
+	for i := range list.Items {
+		byName[list.Items[i].Name] = &list.Items[i]
+	}
+	devices := map[string]simulator.Device{}
+	for _, d := range w.simulator.Devices() {
+		devices[d.JID] = d
+	}
+	workers := map[string]*pod{}
+	w.mu.Lock()
+	for _, p := range w.workers {
+		workers[p.name] = p
+	}
+	w.mu.Unlock()
+
+	var problems []string
+	for _, s := range w.sessions {
+		if problem := w.problem(s, byName[s.name], devices, workers); problem != "" {
+			problems = append(problems, s.name+": "+problem)
+		}
+	}
+	if connected := w.simulator.Stats().Connected; len(problems) == 0 && connected != len(w.sessions) {
+		problems = append(problems, fmt.Sprintf("the simulator has %d connections for %d devices", connected, len(w.sessions)))
+	}
+	if len(problems) == 0 {
+		return nil
+	}
+	return &missingError{problems}
+}
+
+type missingError struct{ problems []string }
+
+func (e *missingError) Error() string {
+	return fmt.Sprintf("%d sessions are not back, for example: %s", len(e.problems), strings.Join(e.problems[:min(3, len(e.problems))], "; "))
+}
+
+func (w *world) problem(s *session, obj *v1alpha1.WhatsAppSession, devices map[string]simulator.Device, workers map[string]*pod) string {
+	if obj == nil {
+		return "it does not exist"
+	}
+	status := obj.Status
+	device, linked := devices[s.jid]
+	at := workers[status.Worker]
+	switch {
+	case !linked:
+		return "its device is not linked any more"
+	case status.Phase != v1alpha1.PhaseConnected:
+		return fmt.Sprintf("it is %s (worker %q, held by %q)", status.Phase, status.Worker, status.HeldBy)
+	case status.JID != s.jid:
+		return fmt.Sprintf("its device is %q and was %q", status.JID, s.jid)
+	case status.HeldBy != status.Worker:
+		return fmt.Sprintf("it is placed on %q and held by %q", status.Worker, status.HeldBy)
+	case at == nil || !at.lives():
+		return fmt.Sprintf("it is on %q, which does not live", status.Worker)
+	case !device.Connected:
+		return "it is Connected, and its device is not"
+	case !at.links[toWhatsApp].Carried(device.Remote):
+		return fmt.Sprintf("it is on %s, and its device is connected through %s", status.Worker, w.through(device.Remote))
+	}
+	return ""
+}
+
+// through names the pod whose link carried a connection.
+func (w *world) through(remote string) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, p := range w.pods {
+		if l := p.links[toWhatsApp]; l != nil && l.Carried(remote) {
+			return p.name
+		}
+	}
+	return "nobody (" + remote + ")"
+}
+
+// trial is a case before its judges.
+type trial struct {
+	name    string
+	before  simulator.Stats
+	logins  map[string]int64
+	began   time.Time
+	healed  time.Time
+	timeout time.Duration
+}
+
+// verdict is what a case came to.
+type verdict struct {
+	name                 string
+	fault, back          time.Duration
+	absences             []time.Duration
+	moves, mostMoves     int
+	logins               int64
+	retries, redelivered int64
+	failed               bool
+}
+
+func (v verdict) String() string {
+	how := "ok"
+	if v.failed {
+		how = "FAILED"
+	}
+	return fmt.Sprintf("%-6s %-58s fault %5.1fs, all back %5.1fs after; %s; logins %d, moves %d (most %d), redelivered %d, retries %d",
+		how, v.name, v.fault.Seconds(), v.back.Seconds(), describe(v.absences), v.logins, v.moves, v.mostMoves, v.redelivered, v.retries)
+}
+
+// begin takes note of how things stand. All is well at this moment.
+func (w *world) begin(name string) *trial {
+	w.note("=== %s", name)
+	w.dumped = false
+	w.absences.take()
+	w.book.takeMoves()
+	c := &trial{name: name, before: w.simulator.Stats(), logins: map[string]int64{}, began: time.Now(), timeout: patience}
+	for _, d := range w.simulator.Devices() {
+		c.logins[d.JID] = d.Logins
+	}
+	return c
+}
+
+// loggedIn is how many logins the devices have had since the case began, and
+// the most of one.
+func (c *trial) loggedIn(w *world) (all, most int64) {
+	for _, d := range w.simulator.Devices() {
+		n := d.Logins - c.logins[d.JID]
+		all, most = all+n, max(most, n)
+	}
+	return all, most
+}
+
+// judge waits until all is well, and says what was not. The faults have ended.
+func (w *world) judge(t *testing.T, c *trial) verdict {
+	t.Helper()
+	c.healed = time.Now()
+	v := verdict{name: c.name, fault: c.healed.Sub(c.began)}
+	var problems []string
+	wrong := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
+
+	err := w.await(c.timeout, w.missing)
+	v.back = time.Since(c.healed)
+	if err != nil {
+		wrong("sessions not back: %v", err)
+	}
+	w.note("all back: %t", err == nil)
+	w.traffic.hold.Lock()
+	defer w.traffic.hold.Unlock()
+	if err == nil {
+		problems = append(problems, w.words(t.Context())...)
+	}
+	v.absences = w.absences.take()
+	for _, n := range w.book.takeMoves() {
+		v.moves, v.mostMoves = v.moves+n, max(v.mostMoves, n)
+	}
+	after := w.simulator.Stats()
+	v.logins, v.retries, v.redelivered = after.Logins-c.before.Logins, after.Retries-c.before.Retries, after.Redelivered-c.before.Redelivered
+
+	if n := after.Doubled - c.before.Doubled; n > 0 {
+		wrong("doubled connections: %d", n)
+		for _, d := range w.simulator.Doubled() {
+			if d.At.After(c.began) {
+				wrong("  %s at %s: %s while %s", d.Device, d.At.UTC().Format("15:04:05.000"), w.through(d.Newer), w.through(d.Older))
+			}
+		}
+	}
+	if n := after.Pairings - c.before.Pairings; n > 0 {
+		wrong("paired again: %d", n)
+	}
+	if n := after.Logouts - c.before.Logouts; n > 0 || after.Devices != len(w.sessions) {
+		wrong("logged out: %d; %d devices for %d sessions", n, after.Devices, len(w.sessions))
+	}
+	if len(after.Unknown) > 0 {
+		wrong("the simulator was asked what it does not know: %v", after.Unknown)
+	}
+	for _, breach := range w.laravel.takeBreaches() {
+		wrong("Laravel: %s", breach)
+	}
+	w.mu.Lock()
+	problems, w.wrong = append(problems, w.wrong...), nil
+	w.mu.Unlock()
+	if v.failed = len(problems) > 0; v.failed {
+		t.Errorf("%s", strings.Join(problems[:min(40, len(problems))], "\n"))
+		w.dump(t, err)
+	}
+	t.Log(v.String())
+	return v
+}
+
+// words holds the messages, and what Laravel was told, to their promises.
+func (w *world) words(ctx context.Context) (problems []string) {
+	silent := func(context.Context) error {
+		if n := w.simulator.Stats().Unacknowledged; n > 0 {
+			var of []string
+			for _, d := range w.simulator.Devices() {
+				if d.Waiting > 0 {
+					of = append(of, fmt.Sprintf("%s (%d)", d.JID, d.Waiting))
+				}
+			}
+			return fmt.Errorf("%d messages have no receipt: %s", n, strings.Join(of[:min(5, len(of))], ", "))
+		}
+		return nil
+	}
+	if err := w.await(time.Minute, silent); err != nil {
+		problems = append(problems, err.Error())
+	}
+	// Nobody's keys are lost: everybody reads a new message without asking for it again.
+	retries := w.simulator.Stats().Retries
+	for _, s := range w.sessions {
+		w.traffic.send(ctx, s)
+	}
+	if err := w.await(time.Minute, silent); err != nil {
+		problems = append(problems, "at the end: "+err.Error())
+	}
+	if n := w.simulator.Stats().Retries - retries; n > 0 {
+		problems = append(problems, fmt.Sprintf("at the end %d sessions could not decrypt a message", n))
+	}
+	told := func(context.Context) error {
+		var not []string
+		for _, s := range w.sessions {
+			if last := w.laravel.status(s.name); last.Status != delivery.Active || last.Phase != string(v1alpha1.PhaseConnected) {
+				not = append(not, fmt.Sprintf("%s is %s/%s", s.name, last.Status, last.Phase))
+			}
+		}
+		if len(not) > 0 {
+			return fmt.Errorf("%d sessions are something else to Laravel: %s", len(not), strings.Join(not[:min(5, len(not))], ", "))
+		}
+		return nil
+	}
+	if err := w.await(time.Minute, told); err != nil {
+		problems = append(problems, err.Error())
+	}
+	return problems
+}
+
+// dump prints what a person needs to find out why.
+func (w *world) dump(t *testing.T, err error) {
+	t.Helper()
+	w.dumped = true
+	var of *missingError
+	if errors.As(err, &of) {
+		t.Logf("not back:\n  %s", strings.Join(of.problems, "\n  "))
+		shown := 0
+		for _, s := range w.book.all() {
+			if shown < 5 && slices.ContainsFunc(of.problems, func(p string) bool { return strings.HasPrefix(p, s.Name+":") }) {
+				text, _ := json.Marshal(s.Status)
+				t.Logf("%s (version %s): %s", s.Name, s.ResourceVersion, text)
+				shown++
+			}
+		}
+	}
+	w.mu.Lock()
+	timeline := strings.Join(w.timeline[max(0, len(w.timeline)-200):], "\n  ")
+	w.mu.Unlock()
+	t.Logf("what happened:\n  %s", timeline)
+	for _, p := range w.allPods() {
+		t.Logf("--- %s\n%s", p, p.output(4_000))
+	}
+	t.Logf("all logs are in %s", w.dir)
+}

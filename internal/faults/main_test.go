@@ -1,0 +1,33 @@
+//go:build faults
+
+package faults
+
+import (
+	"flag"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
+
+	"github.com/whatsapp-operator/whatsapp-operator/internal/app"
+)
+
+// runAsProgram makes a process of this test binary the program itself, race
+// detector included.
+const runAsProgram = "WHATSAPP_OPERATOR_TEST_AS_PROGRAM"
+
+var (
+	sessionCount = flag.Int("sessions", 120, "how many sessions a world has")
+	seed         = flag.Uint64("seed", 0, "seed of the random walk; 0: a new one")
+	walkFor      = flag.Duration("walk", time.Minute, "how long the random walk goes on")
+)
+
+func TestMain(m *testing.M) {
+	if os.Getenv(runAsProgram) != "" {
+		os.Exit(app.Main())
+	}
+	ctrllog.SetLogger(logr.Discard()) // the processes print their own
+	os.Exit(m.Run())
+}

@@ -1,0 +1,310 @@
+//go:build faults
+
+package faults
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
+)
+
+const (
+	// restartAfter is how soon a process that has ended is started again.
+	restartAfter = time.Second
+	// grace is how long a pod that is deleted may take to end.
+	grace = 60 * time.Second
+	// drainTimeout is what a worker is told of its grace.
+	drainTimeout = 50 * time.Second
+)
+
+// service is a server that pods talk to.
+type service string
+
+const (
+	toAPI      service = "API server"
+	toRedis    service = "Redis"
+	toStore    service = "PostgreSQL"
+	toWhatsApp service = "WhatsApp"
+)
+
+// pod is a process with a name, a state folder and links of its own, and the
+// kubelet that starts it again whenever it ends, until the pod is deleted.
+type pod struct {
+	w       *world
+	name    string
+	args    []string
+	links   map[service]*testenv.Link
+	log     *os.File
+	deleted chan struct{}
+	done    chan struct{} // the kubelet has ended: no process runs and none will
+
+	mu      sync.Mutex
+	cmd     *exec.Cmd
+	ended   chan struct{} // of the present process
+	started time.Time
+	again   time.Duration // before the next start
+	paused  bool
+	going   bool // it is being deleted
+	// leads since this instant; zero: it has not said so.
+	leads time.Time
+	rest  []byte // of a line that has not all come
+}
+
+// newPod starts a pod. The links are made first, so that the arguments can name them.
+func (w *world) newPod(name string, upstream map[service]string, args func(p *pod) []string) *pod {
+	log, err := os.Create(filepath.Join(w.dir, name+".log"))
+	w.must(err)
+	p := &pod{
+		w: w, name: name, log: log, links: map[service]*testenv.Link{},
+		deleted: make(chan struct{}), done: make(chan struct{}), again: restartAfter,
+	}
+	for to, address := range upstream {
+		p.links[to] = testenv.NewLink(w.root, address)
+	}
+	p.args = args(p)
+	w.mu.Lock()
+	w.pods = append(w.pods, p)
+	w.mu.Unlock()
+	started := make(chan struct{})
+	w.kubelets.Go(func() { p.keep(started) })
+	<-started
+	return p
+}
+
+// keep is the kubelet.
+func (p *pod) keep(started chan<- struct{}) {
+	defer close(p.done)
+	for {
+		cmd, ended := p.start()
+		if started != nil {
+			close(started)
+			started = nil
+		}
+		if cmd == nil {
+			return
+		}
+		_ = cmd.Wait() // the state says it
+		p.mu.Lock()
+		state, after := cmd.ProcessState, time.Since(p.started).Round(10*time.Millisecond)
+		wait := p.again
+		p.again, p.paused, p.leads = restartAfter, false, time.Time{}
+		going := p.going
+		p.mu.Unlock()
+		close(ended)
+		p.w.note("%s ended after %s: %s", p.name, after, state)
+		if state.ExitCode() == 2 {
+			p.w.complain("%s panicked; see its log", p.name)
+		}
+		if going {
+			return
+		}
+		select {
+		case <-p.deleted:
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+func (p *pod) start() (*exec.Cmd, chan struct{}) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.going {
+		return nil, nil
+	}
+	self, err := os.Executable()
+	if err == nil {
+		p.cmd = exec.Command(self, p.args...)
+		p.cmd.Env = append(os.Environ(), runAsProgram+"=1", "GORACE=exitcode=0") // races are read from the output
+		p.cmd.Stdout, p.cmd.Stderr = p, p
+		p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		err = p.cmd.Start()
+	}
+	if err != nil {
+		p.w.complain("%s could not be started: %v", p.name, err)
+		return nil, nil
+	}
+	p.started, p.ended = time.Now(), make(chan struct{})
+	return p.cmd, p.ended
+}
+
+// Write takes the process's output.
+func (p *pod) Write(b []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.rest = append(p.rest, b...)
+	if end := bytes.LastIndexByte(p.rest, '\n'); end >= 0 {
+		if bytes.Contains(p.rest[:end], []byte("uccessfully acquired lease")) {
+			p.leads = time.Now()
+		}
+		p.rest = append([]byte(nil), p.rest[end+1:]...)
+	}
+	return p.log.Write(b)
+}
+
+// lives reports whether a process of the pod runs, be it stopped.
+func (p *pod) lives() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ended == nil || p.going {
+		return false
+	}
+	select {
+	case <-p.ended:
+		return false
+	default:
+		return true
+	}
+}
+
+func (p *pod) leadsSince() time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.leads
+}
+
+func (p *pod) signal(s syscall.Signal) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cmd != nil && p.cmd.Process != nil {
+		_ = p.cmd.Process.Signal(s) // one that has ended is as good
+	}
+	p.paused = s == syscall.SIGSTOP
+}
+
+// pause stops the process in its tracks, as a frozen machine does.
+func (p *pod) pause() { p.signal(syscall.SIGSTOP) }
+
+// wake lets it go on.
+func (p *pod) wake() { p.signal(syscall.SIGCONT) }
+
+// kill ends the process as a crash does; the kubelet starts it again after a while.
+func (p *pod) kill(again time.Duration) {
+	p.mu.Lock()
+	p.again = again
+	ended := p.ended
+	p.mu.Unlock()
+	p.signal(syscall.SIGKILL)
+	<-ended
+}
+
+// remove takes the pod away as a lost node does: killed, and never started again.
+func (p *pod) remove() {
+	p.goes()
+	p.signal(syscall.SIGKILL)
+	<-p.done
+}
+
+// vanish is remove without a word to anybody: to the servers the connections
+// stay open, and nothing answers on them.
+func (p *pod) vanish() {
+	for _, l := range p.links {
+		l.Hang()
+	}
+	p.remove()
+}
+
+// present is closed when the present process has ended.
+func (p *pod) present() <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.ended
+}
+
+// retire deletes the pod: it is asked to end, has its grace for it, and is
+// waited for.
+func (p *pod) retire() {
+	p.goes()
+	p.signal(syscall.SIGTERM)
+	p.signal(syscall.SIGCONT)
+	select {
+	case <-p.done:
+	case <-time.After(grace):
+		p.w.complain("%s did not end within its grace of %s", p.name, grace)
+		p.signal(syscall.SIGKILL)
+		<-p.done
+	}
+}
+
+func (p *pod) goes() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.going {
+		p.going = true
+		close(p.deleted)
+	}
+}
+
+func (p *pod) restore() {
+	for _, l := range p.links {
+		l.Restore()
+	}
+	p.wake()
+}
+
+// output is the end of what the pod's processes have printed.
+func (p *pod) output(most int) string {
+	text, err := os.ReadFile(p.log.Name())
+	if err != nil {
+		return err.Error()
+	}
+	return string(text[max(0, len(text)-most):])
+}
+
+// races are the data races in the pod's output that are not the library's own.
+func (p *pod) races() (races []string) {
+	for report := range strings.SplitSeq(p.output(1<<30), "==================") {
+		if strings.Contains(report, "DATA RACE") && !librarysOwn(report) {
+			races = append(races, report)
+		}
+	}
+	return races
+}
+
+// librarysOwn: both accesses of a race are made by whatsmeow's socket, which
+// sends and closes without a common lock; nothing here can order them.
+func librarysOwn(report string) bool {
+	accesses := regexp.MustCompile(`(?:[Rr]ead|[Ww]rite) at .*\n\s+(\S+)`).FindAllStringSubmatch(report, -1)
+	for _, access := range accesses {
+		if !strings.HasPrefix(access[1], "go.mau.fi/whatsmeow/socket.") && !strings.HasPrefix(access[1], "go.mau.fi/whatsmeow.(*Client)") {
+			return false
+		}
+	}
+	return len(accesses) == 2
+}
+
+func (p *pod) String() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	state := ""
+	if p.paused {
+		state += " paused"
+	}
+	if p.going {
+		state += " deleted"
+	}
+	if !p.leads.IsZero() {
+		state += " leads"
+	}
+	for to, l := range p.links {
+		if !l.Open() {
+			state += fmt.Sprintf(" without %s", to)
+		}
+	}
+	return p.name + state
+}
+
+func (p *pod) isGoing() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.going
+}

@@ -1,0 +1,63 @@
+//go:build faults
+
+package faults
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+)
+
+const (
+	// every is the pause between two messages.
+	every = 50 * time.Millisecond
+	// contacts is how many people write; each has a ratchet of its own with each device.
+	contacts = 3
+)
+
+// traffic are contacts that write to random sessions, all the time.
+type traffic struct {
+	w *world
+
+	// hold is held by the judges while they want silence.
+	hold sync.Mutex
+	sent int
+}
+
+func newTraffic(w *world) *traffic {
+	t := &traffic{w: w}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		t.run(ctx)
+	}()
+	w.atEnd(func() { cancel(); <-ended })
+	return t
+}
+
+func (t *traffic) run(ctx context.Context) {
+	ticker := time.NewTicker(every)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			t.hold.Lock()
+			t.send(ctx, t.w.sessions[rand.IntN(len(t.w.sessions))])
+			t.hold.Unlock()
+		}
+	}
+}
+
+// send writes the next message to a session. The caller holds t.hold.
+func (t *traffic) send(ctx context.Context, s *session) {
+	t.sent++
+	from := fmt.Sprintf("1555000%04d", 1+t.sent%contacts)
+	if _, err := t.w.simulator.Send(ctx, s.jid, from, fmt.Sprintf("message %d", t.sent)); err != nil && ctx.Err() == nil {
+		t.w.complain("nobody can write to %s: %v", s.name, err)
+	}
+}

@@ -1,0 +1,563 @@
+//go:build faults
+
+package faults
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr"
+	"golang.org/x/sync/errgroup"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/lease"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
+)
+
+const (
+	managerCount = 2
+	workerCount  = 4
+	// patience bounds every wait for something that must come about by itself: the
+	// longest backoff is two minutes, and the machine has two cores for all of this.
+	patience = 4 * time.Minute
+	poll     = 200 * time.Millisecond
+)
+
+// session is one that must be connected whenever nothing is wrong.
+type session struct {
+	name, phone string
+	jid         string // of the device that it was paired with at the beginning
+}
+
+// world is everything around the sessions, and they themselves.
+type world struct {
+	// t is that of the present case; root is that of the test which all cases share.
+	t, root *testing.T
+	// dir holds the logs; it stays when the test fails.
+	dir          string
+	namespace    string
+	managerFlags []string
+
+	api       *testenv.APIServer
+	apiDown   bool
+	redis     *testenv.RedisProcess
+	redisDown bool
+	store     *testenv.PostgresProcess
+	storeDown bool
+	client    client.Client
+	simulator *simulator.Server
+	laravel   *receiver
+	book      *book
+	traffic   *traffic
+	absences  *absences
+	sessions  []*session
+
+	ends   []func()
+	dumped bool // the present case has printed what a person needs
+
+	kubelets sync.WaitGroup // the pods' keepers
+	leaving  sync.WaitGroup // pods that are being retired
+
+	mu       sync.Mutex
+	pods     []*pod // all that ever were
+	managers []*pod // by their place
+	workers  []*pod
+	births   int
+	revision int
+	timeline []string
+	wrong    []string // what nobody may do, and somebody did
+}
+
+// newWorld makes one for a test, which may share it among its cases; t is the
+// first of them.
+func newWorld(root, t *testing.T, sessions int, managerFlags ...string) *world {
+	dir, err := os.MkdirTemp("", "faults-") //nolint:usetesting // the logs outlive a test that fails
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &world{t: t, root: root, dir: dir, managerFlags: managerFlags, revision: 1}
+	root.Cleanup(w.end)
+	w.atEnd(func() {
+		if root.Failed() {
+			return // the logs are needed
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			root.Error(err)
+		}
+	})
+	w.api, err = testenv.NewAPIServer()
+	w.must(err)
+	w.atEnd(func() {
+		if err := w.api.Close(); err != nil {
+			root.Error(err)
+		}
+	})
+	w.redis, w.store = testenv.RedisServer(root), testenv.PostgresServer(root)
+	w.atEnd(w.redis.Kill)
+	w.atEnd(w.store.Kill)
+	w.laravel = newReceiver(root)
+	w.startSimulator()
+
+	scheme := runtime.NewScheme()
+	w.must(clientgoscheme.AddToScheme(scheme))
+	w.must(v1alpha1.AddToScheme(scheme))
+	w.client, err = client.New(w.api.Config, client.Options{Scheme: scheme})
+	w.must(err)
+	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "world-"}}
+	w.must(w.client.Create(t.Context(), namespace))
+	w.namespace = namespace.Name
+	w.book = newBook(w, scheme)
+
+	w.atEnd(w.endPods)
+	w.managers, w.workers = make([]*pod, managerCount), make([]*pod, workerCount)
+	for i := range w.managers {
+		w.newManager(i)
+	}
+	for i := range w.workers {
+		w.newWorker(i)
+	}
+	for _, p := range w.workers {
+		w.joined(p)
+	}
+	w.pair(sessions)
+	w.absences = newAbsences(w)
+	w.traffic = newTraffic(w)
+	return w
+}
+
+func (w *world) must(err error) {
+	if err != nil {
+		w.t.Helper()
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) startSimulator() {
+	var err error
+	w.simulator, err = simulator.New(simulator.Options{Logger: logr.Discard()})
+	w.must(err)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- w.simulator.Run(ctx) }()
+	w.atEnd(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			w.root.Error("simulator:", err)
+		}
+	})
+}
+
+// atEnd has f called when the world ends, before what was there earlier ends.
+func (w *world) atEnd(f func()) { w.ends = append(w.ends, f) }
+
+// end ends everything; it may be called again.
+func (w *world) end() {
+	for ; len(w.ends) > 0; w.ends = w.ends[:len(w.ends)-1] {
+		w.ends[len(w.ends)-1]()
+	}
+}
+
+// endPods ends all processes and reports the data races that they printed.
+func (w *world) endPods() {
+	w.mu.Lock()
+	pods := slices.Clone(w.pods)
+	w.mu.Unlock()
+	for _, p := range pods {
+		p.goes()
+	}
+	for _, p := range pods {
+		p.remove()
+	}
+	w.kubelets.Wait()
+	w.leaving.Wait()
+	for _, p := range pods {
+		for _, race := range p.races() {
+			w.root.Errorf("%s: a data race:\n%s", p.name, race)
+		}
+		_ = p.log.Close()
+		for _, l := range p.links {
+			l.Close()
+		}
+	}
+}
+
+// note writes into the timeline, which is printed when something is wrong.
+func (w *world) note(format string, args ...any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.timeline = append(w.timeline, time.Now().UTC().Format("15:04:05.000 ")+fmt.Sprintf(format, args...))
+}
+
+// complain notes what nobody may do.
+func (w *world) complain(format string, args ...any) {
+	w.note("WRONG: "+format, args...)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.wrong = append(w.wrong, fmt.Sprintf(format, args...))
+}
+
+// kubeconfig names the API server by a link.
+func (w *world) kubeconfig(name, address string) string {
+	c := w.api.Config
+	path := filepath.Join(w.dir, name+".kubeconfig")
+	w.must(clientcmd.WriteToFile(clientcmdapi.Config{
+		Clusters:       map[string]*clientcmdapi.Cluster{"test": {Server: "https://" + address, CertificateAuthorityData: c.CAData}},
+		AuthInfos:      map[string]*clientcmdapi.AuthInfo{"test": {ClientCertificateData: c.CertData, ClientKeyData: c.KeyData}},
+		Contexts:       map[string]*clientcmdapi.Context{"test": {Cluster: "test", AuthInfo: "test"}},
+		CurrentContext: "test",
+	}, path))
+	return path
+}
+
+func (w *world) file(name, content string) string {
+	path := filepath.Join(w.dir, name)
+	w.must(os.WriteFile(path, []byte(content), 0o600))
+	return path
+}
+
+func hostPort(url string) string {
+	_, after, found := strings.Cut(url, "://")
+	if !found {
+		return url
+	}
+	return strings.TrimSuffix(after, "/")
+}
+
+func (w *world) common(p *pod) []string {
+	return []string{
+		"--kubeconfig=" + w.kubeconfig(p.name, p.links[toAPI].Addr()), "--namespace=" + w.namespace,
+		"--redis=" + p.links[toRedis].Addr(), "--store=" + w.store.URLVia(p.links[toStore].Addr()),
+		"--metrics-bind-address=0", "--health-bind-address=0", "--start-timeout=20s",
+	}
+}
+
+func (w *world) birth(kind string, place int) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.births++
+	return fmt.Sprintf("%s-%d-%d", kind, place, w.births)
+}
+
+// newManager puts a manager into a place.
+func (w *world) newManager(place int) *pod {
+	upstream := map[service]string{toAPI: hostPort(w.api.Config.Host), toRedis: w.redis.Addr(), toStore: w.store.Addr()}
+	p := w.newPod(w.birth("manager", place), upstream, func(p *pod) []string {
+		args := append([]string{"manager", "--laravel-url=" + w.laravel.URL, "--laravel-token-file=" + w.file("token", bearerToken),
+			"--laravel-signing-secret-file=" + w.file("secret", signingSecret)}, w.common(p)...)
+		return append(args, w.managerFlags...)
+	})
+	w.note("%s is new", p.name)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.managers[place] = p
+	return p
+}
+
+// newWorker puts a worker of the present revision into a place.
+func (w *world) newWorker(place int) *pod {
+	name := w.birth("worker", place)
+	uid := w.newPodObject(name)
+	upstream := map[service]string{
+		toAPI: hostPort(w.api.Config.Host), toRedis: w.redis.Addr(), toStore: w.store.Addr(), toWhatsApp: hostPort(w.simulator.Endpoint()),
+	}
+	p := w.newPod(name, upstream, func(p *pod) []string {
+		return append([]string{"worker", "--name=" + p.name, "--pod-uid=" + string(uid), "--state-dir=" + filepath.Join(w.dir, p.name),
+			"--whatsapp-endpoint=ws://" + p.links[toWhatsApp].Addr(), fmt.Sprintf("--whatsapp-noise-root=%x", w.simulator.NoiseRoot()),
+			fmt.Sprintf("--revision=%d", w.revision), "--drain-timeout=" + drainTimeout.String(),
+			"--pairings-per-second=200", "--pairing-burst=200"}, w.common(p)...)
+	})
+	w.note("%s is new, revision %d", p.name, w.revision)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.workers[place] = p
+	return p
+}
+
+// newPodObject makes the Pod that a kubelet would speak of. While the API server
+// is away there is none, and the worker goes without.
+func (w *world) newPodObject(name string) types.UID {
+	if w.apiDown {
+		return ""
+	}
+	obj := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: name},
+		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: lease.ContainerName, Image: "whatsapp-operator"}}},
+	}
+	w.must(w.client.Create(w.t.Context(), obj))
+	return obj.UID
+}
+
+// kubeletSays has the kubelet report that a worker's container has ended for good.
+func (w *world) kubeletSays(p *pod) {
+	obj := &corev1.Pod{}
+	w.must(w.client.Get(w.t.Context(), client.ObjectKey{Namespace: w.namespace, Name: p.name}, obj))
+	obj.Status.Phase = corev1.PodFailed
+	obj.Status.ContainerStatuses = []corev1.ContainerStatus{{
+		Name: lease.ContainerName, State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 137}},
+	}}
+	w.must(w.client.Status().Update(w.t.Context(), obj))
+}
+
+// joined waits until a worker has a Lease.
+func (w *world) joined(p *pod) {
+	w.t.Helper()
+	w.eventually("the Lease of "+p.name, func(ctx context.Context) error {
+		l := &coordinationv1.Lease{}
+		if err := w.client.Get(ctx, client.ObjectKey{Namespace: w.namespace, Name: lease.LeaseName(p.name)}, l); err != nil {
+			return err
+		}
+		if _, err := lease.FromLease(l); err != nil {
+			return err
+		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if l.Spec.RenewTime.Time.Before(p.started) {
+			return fmt.Errorf("it was renewed by an earlier process")
+		}
+		return nil
+	})
+}
+
+// eventually waits until f succeeds.
+func (w *world) eventually(what string, f func(context.Context) error) {
+	w.t.Helper()
+	if err := w.await(patience, f); err != nil {
+		w.t.Fatalf("waiting for %s: %v", what, err)
+	}
+}
+
+// await waits until f succeeds, and returns its last error when it does not in time.
+func (w *world) await(most time.Duration, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(w.t.Context(), most)
+	defer cancel()
+	ticker := time.NewTicker(poll)
+	defer ticker.Stop()
+	var last error
+	for {
+		try, done := context.WithTimeout(ctx, 5*time.Second)
+		err := f(try)
+		done()
+		if err == nil {
+			return nil
+		}
+		if last == nil || ctx.Err() == nil {
+			last = err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("not within %s: %w", most, last)
+		case <-ticker.C:
+		}
+	}
+}
+
+// last lets a fault last for a while.
+func (w *world) last(d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-w.t.Context().Done():
+	}
+}
+
+// apply creates a session.
+func (w *world) apply(ctx context.Context, name string) error {
+	err := w.client.Create(ctx, &v1alpha1.WhatsAppSession{
+		ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: name},
+		Spec:       v1alpha1.WhatsAppSessionSpec{DeletionPolicy: v1alpha1.DeletionRetain},
+	})
+	if apierrors.IsAlreadyExists(err) {
+		return nil
+	}
+	return err
+}
+
+// pair applies the sessions and scans their codes as they come.
+func (w *world) pair(n int) {
+	start := time.Now()
+	byName := map[string]*session{}
+	for i := range n {
+		s := &session{name: fmt.Sprintf("s-%04d", i), phone: fmt.Sprintf("3460%07d", i+1)}
+		w.sessions = append(w.sessions, s)
+		byName[s.name] = s
+	}
+	ctx, cancel := context.WithTimeout(w.t.Context(), 10*time.Minute)
+	defer cancel()
+	codes := w.book.codes()
+	var scans errgroup.Group
+	scans.SetLimit(8)
+	// Not all at once: a code lives a minute, and a pairing costs a tenth of a second.
+	waiting := slices.Clone(w.sessions)
+	open, scanned := 0, map[string]string{}
+	paired := make(chan *session, n)
+	for left := n; left > 0; {
+		for ; open < 24 && len(waiting) > 0; open++ {
+			w.must(w.apply(ctx, waiting[0].name))
+			waiting = waiting[1:]
+		}
+		select {
+		case c := <-codes:
+			s := byName[c.name]
+			if s == nil || scanned[s.name] == c.code {
+				continue
+			}
+			scanned[s.name] = c.code
+			scans.Go(func() error {
+				jid, err := w.simulator.Scan(ctx, c.code, s.phone)
+				if err != nil {
+					w.note("the code of %s was refused: %v", s.name, err)
+					return nil // the next one is scanned
+				}
+				s.jid = jid
+				paired <- s
+				return nil
+			})
+		case <-paired:
+			open--
+			left--
+		case <-ctx.Done():
+			w.t.Fatalf("only %d of %d sessions are paired", n-left, n)
+		}
+	}
+	w.must(scans.Wait())
+	w.eventually("all sessions to be connected", func(ctx context.Context) error { return w.missing(ctx) })
+	w.note("%d sessions paired in %s", n, time.Since(start).Round(time.Second))
+	w.t.Logf("%d sessions paired in %s", n, time.Since(start).Round(time.Second))
+}
+
+// leader is the manager that leads.
+func (w *world) leader() *pod {
+	w.t.Helper()
+	var leader *pod
+	w.eventually("a leader", func(context.Context) error {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		leader = nil
+		var since time.Time
+		for _, p := range w.managers {
+			if l := p.leadsSince(); p.lives() && l.After(since) {
+				leader, since = p, l
+			}
+		}
+		if leader == nil {
+			return fmt.Errorf("no manager leads")
+		}
+		return nil
+	})
+	return leader
+}
+
+func (w *world) allPods() []*pod {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Concat(w.managers, w.workers)
+}
+
+// busiest are the workers, those with the most sessions first.
+func (w *world) busiest() []*pod {
+	load := map[string]int{}
+	for _, s := range w.book.all() {
+		load[s.Status.HeldBy]++
+	}
+	w.mu.Lock()
+	workers := slices.Clone(w.workers)
+	w.mu.Unlock()
+	slices.SortStableFunc(workers, func(a, b *pod) int { return load[b.name] - load[a.name] })
+	return workers
+}
+
+// servers that go away and come back.
+
+func (w *world) stopAPI() {
+	if w.apiDown {
+		return
+	}
+	w.note("the API server is killed")
+	w.must(w.api.Kill())
+	w.apiDown = true
+}
+
+func (w *world) startAPI() {
+	if !w.apiDown {
+		return
+	}
+	w.must(w.api.Start())
+	w.apiDown = false
+	w.note("the API server serves again")
+}
+
+func (w *world) stopRedis() {
+	w.note("Redis stops")
+	w.redis.Stop()
+	w.redisDown = true
+}
+
+func (w *world) startRedis(empty bool) {
+	if empty {
+		w.redis.RestartEmpty()
+	} else {
+		w.redis.Restart()
+	}
+	w.redisDown = false
+	w.note("Redis serves again, empty: %t", empty)
+}
+
+func (w *world) killStore() {
+	w.note("PostgreSQL crashes")
+	w.store.Kill()
+	w.storeDown = true
+}
+
+func (w *world) startStore() {
+	w.store.Restart()
+	w.storeDown = false
+	w.note("PostgreSQL serves again")
+}
+
+// heal ends every fault and fills every place.
+func (w *world) heal() {
+	w.startAPI()
+	if w.redisDown {
+		w.startRedis(false)
+	}
+	if w.storeDown {
+		w.startStore()
+	}
+	if _, err := w.simulator.Clear("", ""); err != nil {
+		w.complain("the simulator: %v", err)
+	}
+	for _, p := range w.allPods() {
+		p.restore()
+	}
+	w.leaving.Wait()
+	for i, p := range w.managers {
+		if p.isGoing() {
+			w.newManager(i)
+		}
+	}
+	for i, p := range w.workers {
+		if p.isGoing() {
+			w.newWorker(i)
+		}
+	}
+	w.note("healed")
+}
