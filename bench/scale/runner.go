@@ -116,7 +116,7 @@ func (r *runner) start() error {
 		return err
 	}
 	stage.Say("starting %d workers", r.load.Workers)
-	if err := r.startWorkers(fmt.Sprintf("--pairings-per-second=%d", r.load.Pairings), fmt.Sprintf("--pairing-burst=%d", r.load.Pairings)); err != nil {
+	if err := r.startWorkers(fmt.Sprintf("--pairings-per-second=%g", r.load.Pairings), "--pairing-burst=1"); err != nil {
 		return err
 	}
 	err = stage.Until(r.ctx, "workers have joined", time.Minute, 200*time.Millisecond, func() (int, int, error) {
