@@ -38,8 +38,9 @@ type Verdicts interface {
 func (r *placementReconciler) dead(ctx context.Context, sessions []v1alpha1.WhatsAppSession) map[string]bool {
 	dead := map[string]bool{}
 	for i := range sessions {
-		if holder := sessions[i].Status.HeldBy; holder != "" && r.Verdicts.Dead(holder) {
-			dead[holder] = true
+		s := &sessions[i].Status
+		if s.HeldBy != "" && s.Installation == r.Installation && !dead[s.HeldBy] && r.Verdicts.Dead(s.HeldBy) {
+			dead[s.HeldBy] = true
 		}
 	}
 	if len(dead) == 0 {
