@@ -15,6 +15,9 @@ ARGS ?=
 TEST_TIMEOUT ?= 10m
 FUZZ_TIME ?= 10s
 
+# What the race detector is not to report: a race of a library with itself.
+export GORACE := suppressions=$(CURDIR)/hack/race-suppressions
+
 # Asked only by the targets that start an API server: finding or building it may take minutes.
 assets = KUBEBUILDER_ASSETS="$$(hack/envtest-assets)"
 
@@ -88,7 +91,7 @@ check-generated: generate manifests ## Fail if generated files are not what the 
 ##@ Measure
 
 .PHONY: bench
-bench: bench-delivery bench-worker ## Run every benchmark
+bench: bench-delivery bench-worker bench-failover bench-scale ## Run every benchmark
 
 .PHONY: bench-delivery
 bench-delivery: test-deps ## Requests and latency at Laravel, beside the old way (bench/results/delivery.json)
@@ -97,6 +100,14 @@ bench-delivery: test-deps ## Requests and latency at Laravel, beside the old way
 .PHONY: bench-worker
 bench-worker: test-deps ## A worker's memory and CPU, beside bare clients (bench/results/worker.json)
 	@$(assets) && export KUBEBUILDER_ASSETS && set -x && go run ./bench/worker $(ARGS)
+
+.PHONY: bench-failover
+bench-failover: test-deps ## How fast sessions come back from a kill, a restart, a drain, an upgrade (bench/results/failover.json)
+	@$(assets) && export KUBEBUILDER_ASSETS && set -x && go run ./bench/failover $(ARGS)
+
+.PHONY: bench-scale
+bench-scale: test-deps ## The manager with 10,000 sessions applied at once (bench/results/scale.json)
+	@$(assets) && export KUBEBUILDER_ASSETS && set -x && go run ./bench/scale $(ARGS)
 
 ##@ Generate
 

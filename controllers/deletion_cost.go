@@ -113,7 +113,8 @@ func (d *deletionCosts) write(ctx context.Context, worker string, cost int) erro
 	}
 	base := pod.DeepCopy()
 	metav1.SetMetaDataAnnotation(&pod.ObjectMeta, corev1.PodDeletionCost, strconv.Itoa(cost))
-	if err := d.client.Patch(ctx, pod, client.MergeFrom(base)); client.IgnoreNotFound(err) != nil {
+	err = client.IgnoreNotFound(d.client.Patch(ctx, pod, client.MergeFrom(base)))
+	if err != nil {
 		return fmt.Errorf("writing the deletion cost of worker %s: %w", worker, err)
 	}
 	d.written[worker] = cost

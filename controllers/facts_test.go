@@ -18,6 +18,13 @@ func was(phase v1alpha1.Phase, reason string, s v1alpha1.WhatsAppSessionStatus) 
 	return status.Summarize(s, status.Facts{Generation: 1, Phase: phase, Reason: reason, Message: "as the holder said"}, noon)
 }
 
+// quarantined is the status of a session that is tried an hour from noon.
+func quarantined(worker string) v1alpha1.WhatsAppSessionStatus {
+	return v1alpha1.WhatsAppSessionStatus{
+		Worker: worker, Failures: 8, FailureReason: "SocketClosed", RetryAfter: &metav1.Time{Time: noon.Add(time.Hour)},
+	}
+}
+
 func TestUnheld(t *testing.T) {
 	t.Parallel()
 	onWorker := v1alpha1.WhatsAppSessionStatus{Worker: "worker-a"}
@@ -31,6 +38,8 @@ func TestUnheld(t *testing.T) {
 		phase  v1alpha1.Phase
 		reason string
 		placed string
+		// stalled: a phase that usually goes on by itself does not.
+		stalled bool
 	}{
 		{name: "new", next: nowhere, phase: v1alpha1.PhasePending, reason: v1alpha1.ReasonWaitingForPlacement, placed: "False/WaitingForPlacement"},
 		{name: "placed", next: onWorker, phase: v1alpha1.PhasePending, reason: v1alpha1.ReasonPlaced, placed: "True/Placed"},
@@ -76,6 +85,29 @@ func TestUnheld(t *testing.T) {
 			phase: v1alpha1.PhaseBanned, reason: v1alpha1.ReasonBanned, placed: "True/Placed",
 		},
 		{
+			name: "in quarantine, and moved",
+			next: status.Summarize(quarantined("worker-a"), status.Facts{
+				Generation: 1, Phase: v1alpha1.PhaseDisconnected, Reason: v1alpha1.ReasonQuarantined, Message: "as the holder said", Stalled: true,
+			}, noon),
+			phase: v1alpha1.PhaseDisconnected, reason: v1alpha1.ReasonQuarantined, placed: "True/Placed", stalled: true,
+		},
+		{
+			name: "in quarantine, and without a worker", next: was(v1alpha1.PhaseDisconnected, v1alpha1.ReasonMoving, quarantined("")),
+			why:   refusal{v1alpha1.ReasonNoWorkers, "none"},
+			phase: v1alpha1.PhaseDisconnected, reason: v1alpha1.ReasonQuarantined, placed: "False/NoWorkers", stalled: true,
+		},
+		{
+			name: "resumed during a quarantine", next: was(v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended, quarantined("worker-a")),
+			phase: v1alpha1.PhaseDisconnected, reason: v1alpha1.ReasonQuarantined, placed: "True/Placed", stalled: true,
+		},
+		{
+			name: "resumed after a quarantine",
+			next: was(v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended, v1alpha1.WhatsAppSessionStatus{
+				Worker: "worker-a", Failures: 8, FailureReason: "SocketClosed", RetryAfter: &metav1.Time{Time: noon},
+			}),
+			phase: v1alpha1.PhasePending, reason: v1alpha1.ReasonPlaced, placed: "True/Placed",
+		},
+		{
 			name: "deleted while suspended", spec: v1alpha1.WhatsAppSessionSpec{Suspend: true}, gone: true, next: onWorker,
 			phase: v1alpha1.PhaseTerminating, reason: v1alpha1.ReasonDeleting, placed: "True/Placed",
 		},
@@ -95,6 +127,9 @@ func TestUnheld(t *testing.T) {
 			g.Expect(got.Phase).To(Equal(tt.phase))
 			g.Expect(status.Reason(got)).To(Equal(tt.reason))
 			s.Status = got
+			if tt.stalled {
+				g.Expect(condition(s, v1alpha1.ConditionStalled)).To(Equal("True/" + tt.reason))
+			}
 			g.Expect(condition(s, v1alpha1.ConditionPlaced)).To(Equal(tt.placed))
 
 			again := status.Summarize(got, unheld(s, got, refused(s), noon), noon.Add(time.Minute))

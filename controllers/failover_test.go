@@ -22,7 +22,7 @@ import (
 // dies is a worker that is declared dead after its silence.
 func (w *world) dies(name string, survivors ...string) {
 	w.t.Helper()
-	// When a later session is placed, the manager has seen the claims of the others.
+	// When a later session is placed, the manager has seen the others as they are.
 	w.becomes(w.apply(w.b, "before-"+name), func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.Worker).NotTo(BeEmpty()) })
 	w.clock.SetTime(w.clock.Now().Add(lease.Duration + time.Second))
 	for _, s := range survivors {
@@ -150,7 +150,7 @@ func TestADeletedSessionWhoseHolderDies(t *testing.T) {
 
 	t.Log("and whose successor dies, too, when the time for the logout is over")
 	w.hold(logout, "worker-b")
-	w.clock.SetTime(w.clock.Now().Add(logoutPatience))
+	w.late(logoutPatience)
 	w.worker("worker-b")
 	w.dies("worker-b")
 	w.gone(logout)
@@ -214,6 +214,7 @@ func TestALeaderThatIsPausedBetweenVerdictAndPatch(t *testing.T) {
 	w := newWorld(t)
 	sessions := w.held(1)
 	restart := sync.OnceFunc(func() {
+		w.verdicts.renews("worker-a")
 		taken, err := claim(t.Context(), &sessions[0], "p2")
 		w.Expect(err).NotTo(HaveOccurred())
 		w.Expect(taken).To(BeTrue())
@@ -231,20 +232,18 @@ func TestALeaderThatIsPausedBetweenVerdictAndPatch(t *testing.T) {
 	w.Expect(result.RequeueAfter).To(Equal(againAfterConflict), "it is decided again")
 
 	t.Log("the cache shows the claim, and the verdict does not know of it yet")
-	before := sessions[0]
-	now, err := w.get(&before)
+	now, err := w.get(&sessions[0])
 	w.Expect(err).NotTo(HaveOccurred())
-	r.claims.observe(&before, now)
 	sessions[0] = *now
-	result, err = r.Reconcile(t.Context(), everything)
+	w.Expect(w.verdicts.Dead("worker-a")).To(BeTrue())
+	_, err = r.Reconcile(t.Context(), everything)
 	w.Expect(err).NotTo(HaveOccurred())
-	w.Expect(result.RequeueAfter).To(Equal(claimOutweighs))
 	after, err := w.get(now)
 	w.Expect(err).NotTo(HaveOccurred())
 	w.Expect(after).To(Equal(now), "the process that came back keeps it")
 
-	t.Log("but a verdict that outlives the claim knows of it")
-	w.clock.SetTime(w.clock.Now().Add(claimOutweighs))
+	t.Log("but when it dies again, it is lost")
+	w.verdicts.say("worker-a", true)
 	_, err = r.Reconcile(t.Context(), everything)
 	w.Expect(err).NotTo(HaveOccurred())
 	w.Expect(w.workers(sessions)).To(Equal(map[string]int{"worker-b": 1}))
@@ -325,8 +324,6 @@ func TestAWorkerThatComesBackAtTheVerdict(t *testing.T) {
 			sessions[i] = w.hold(sessions[i], name)
 		}
 		w.placed(w.apply(w.a, fmt.Sprintf("before-%d", round)), name) // the manager has seen the claims
-		w.clock.SetTime(w.clock.Now().Add(claimOutweighs))
-		w.worker("worker-b", capacity(2*rounds*each))
 
 		claimed, failed := make([]bool, each), make([]error, each)
 		var running sync.WaitGroup
@@ -334,7 +331,10 @@ func TestAWorkerThatComesBackAtTheVerdict(t *testing.T) {
 			if i == round%each {
 				w.verdicts.say(name, true)
 			}
-			running.Go(func() { claimed[i], failed[i] = claim(t.Context(), sessions[i], process) })
+			running.Go(func() {
+				w.verdicts.renews(name) // whoever claims has renewed
+				claimed[i], failed[i] = claim(t.Context(), sessions[i], process)
+			})
 		}
 		running.Wait()
 		w.Expect(errors.Join(failed...)).NotTo(HaveOccurred())
@@ -344,8 +344,8 @@ func TestAWorkerThatComesBackAtTheVerdict(t *testing.T) {
 				w.Expect(lost.Status.HeldBy).To(BeEmpty())
 			}
 		}
-		w.placed(w.apply(w.a, fmt.Sprintf("next-%d", round)), "worker-b") // a run later
-		w.verdicts.say(name, false)                                       // the observer has seen the renewals
+		next := w.apply(w.a, fmt.Sprintf("next-%d", round)) // a run later
+		w.becomes(next, func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.Worker).NotTo(BeEmpty()) })
 		for i, s := range sessions {
 			if claimed[i] {
 				stayed++

@@ -14,6 +14,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/resourceversion"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/client-go/util/workqueue"
 	"k8s.io/utils/clock"
@@ -124,7 +125,16 @@ type SessionReconciler struct {
 	// floor is the last epoch of sessions deleted a moment ago, by session id: what is
 	// applied again within the same second must be above it.
 	floor map[string]int64
+	// wrote is the version of a session as this process has written it last, until the
+	// cache shows it.
+	wrote map[types.NamespacedName]version
 	queue workqueue.TypedRateLimitingInterface[reconcile.Request]
+}
+
+// version is one state of an object.
+type version struct {
+	uid             types.UID
+	resourceVersion string
 }
 
 // SetupSession adds the session controller to the manager.
@@ -134,7 +144,7 @@ func SetupSession(mgr ctrl.Manager, o SessionOptions) (*SessionReconciler, error
 	}
 	r := &SessionReconciler{
 		SessionOptions: o, client: mgr.GetClient(), events: mgr.GetEventRecorder("whatsapp-operator"),
-		told: map[types.NamespacedName]int64{}, floor: map[string]int64{},
+		told: map[types.NamespacedName]int64{}, floor: map[string]int64{}, wrote: map[types.NamespacedName]version{},
 	}
 	err := mgr.GetFieldIndexer().IndexField(context.Background(), &v1alpha1.WhatsAppSession{}, indexSessionID, func(obj client.Object) []string {
 		return []string{obj.(*v1alpha1.WhatsAppSession).SessionID()}
@@ -221,8 +231,11 @@ func (r *SessionReconciler) sameID(ctx context.Context, obj client.Object) []rec
 func (r *SessionReconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.Result, error) {
 	s := &v1alpha1.WhatsAppSession{}
 	if err := r.client.Get(ctx, request.NamespacedName, s); err != nil {
-		r.untell(request.NamespacedName)
+		r.forget(request.NamespacedName)
 		return ctrl.Result{}, client.IgnoreNotFound(err)
+	}
+	if r.isBehind(s) {
+		return ctrl.Result{}, nil // the event of what was written brings it back
 	}
 	result, err := r.lead(ctx, s)
 	if apierrors.IsConflict(err) {
@@ -258,13 +271,15 @@ func (r *SessionReconciler) lead(ctx context.Context, s *v1alpha1.WhatsAppSessio
 }
 
 func (r *SessionReconciler) addFinalizer(ctx context.Context, s *v1alpha1.WhatsAppSession) error {
-	base := s.DeepCopy()
-	if !controllerutil.AddFinalizer(s, v1alpha1.Finalizer) {
+	if controllerutil.ContainsFinalizer(s, v1alpha1.Finalizer) {
 		return nil
 	}
+	base := s.DeepCopy()
+	controllerutil.AddFinalizer(s, v1alpha1.Finalizer)
 	if err := r.client.Patch(ctx, s, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); err != nil {
 		return fmt.Errorf("adding the finalizer: %w", err)
 	}
+	r.hasWritten(s)
 	return nil
 }
 
@@ -277,6 +292,33 @@ func (r *SessionReconciler) removeFinalizer(ctx context.Context, s *v1alpha1.Wha
 		return fmt.Errorf("removing the finalizer: %w", err)
 	}
 	return nil
+}
+
+// isBehind reports whether the cache shows a session as it was before this
+// process wrote it last: what was decided then would be decided again, with a
+// query at the store and a write that is refused.
+func (r *SessionReconciler) isBehind(s *v1alpha1.WhatsAppSession) bool {
+	key := client.ObjectKeyFromObject(s)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	wrote, ok := r.wrote[key]
+	if !ok {
+		return false
+	}
+	if wrote.uid == s.UID {
+		if order, err := resourceversion.CompareResourceVersion(s.ResourceVersion, wrote.resourceVersion); err == nil && order < 0 {
+			return true
+		}
+	}
+	delete(r.wrote, key)
+	return false
+}
+
+// hasWritten notes that s is as this process has written it.
+func (r *SessionReconciler) hasWritten(s *v1alpha1.WhatsAppSession) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.wrote[client.ObjectKeyFromObject(s)] = version{s.UID, s.ResourceVersion}
 }
 
 // rivals are the other sessions that want the id of s.
@@ -476,6 +518,7 @@ func (r *SessionReconciler) write(ctx context.Context, s *v1alpha1.WhatsAppSessi
 	if err := patchStatus(ctx, r.client, s, next); err != nil {
 		return false, err
 	}
+	r.hasWritten(s)
 	return true, nil
 }
 
@@ -518,6 +561,14 @@ func (r *SessionReconciler) untell(key types.NamespacedName) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.told, key)
+}
+
+// forget forgets a session that does not exist any more.
+func (r *SessionReconciler) forget(key types.NamespacedName) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.told, key)
+	delete(r.wrote, key)
 }
 
 // setFloor remembers the last epoch of a deleted session for as long as a new

@@ -155,7 +155,7 @@ func TestARetainedIDPassesOnInItsNamespace(t *testing.T) {
 
 func TestDeletion(t *testing.T) {
 	t.Parallel()
-	late := func(w *world, d time.Duration) { w.clock.SetTime(w.clock.Now().Add(d)) }
+	late := (*world).late
 	tests := []struct {
 		name string
 		// change is the manifest's.
@@ -595,4 +595,73 @@ func TestADecisionFromAnOldPicture(t *testing.T) {
 	w.Expect(err).NotTo(HaveOccurred())
 	w.Expect(after).To(Equal(now))
 	w.Expect(w.redis.numbers("acme").Epoch).To(Equal(now.Status.Epoch), "and nothing was said of it")
+}
+
+// TestTheCacheIsBehindOurOwnWrite is a reconciler that is called again before
+// the cache shows what it has just written.
+func TestTheCacheIsBehindOurOwnWrite(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.stop()
+	shown := w.apply(w.a, "acme")
+	claims := &countingIDs{IDs: w.ids}
+	patches := 0
+	behind := interceptor.NewClient(k8s, interceptor.Funcs{
+		Get: func(_ context.Context, _ client.WithWatch, _ client.ObjectKey, into client.Object, _ ...client.GetOption) error {
+			shown.DeepCopyInto(into.(*v1alpha1.WhatsAppSession))
+			return nil
+		},
+		List: func(context.Context, client.WithWatch, client.ObjectList, ...client.ListOption) error { return nil }, // no rivals
+		Patch: func(ctx context.Context, c client.WithWatch, obj client.Object, patch client.Patch, o ...client.PatchOption) error {
+			patches++
+			return c.Patch(ctx, obj, patch, o...)
+		},
+		SubResourcePatch: func(ctx context.Context, c client.Client, sub string, obj client.Object, patch client.Patch, o ...client.SubResourcePatchOption) error {
+			patches++
+			return c.SubResource(sub).Patch(ctx, obj, patch, o...)
+		},
+	})
+	r := &SessionReconciler{
+		SessionOptions: SessionOptions{Installation: installation, IDs: claims, Announcer: w.redis, Log: logr.Discard(), Clock: w.clock},
+		client:         behind, events: events.NewFakeRecorder(10),
+		told: map[types.NamespacedName]int64{}, floor: map[string]int64{}, wrote: map[types.NamespacedName]version{},
+	}
+	reconcile := func(why string, writes, claimed int) {
+		t.Helper()
+		result, err := r.Reconcile(t.Context(), ctrl.Request{NamespacedName: client.ObjectKeyFromObject(shown)})
+		w.Expect(err).NotTo(HaveOccurred(), why)
+		w.Expect(result).To(BeZero(), why)
+		w.Expect(patches).To(Equal(writes), why)
+		w.Expect(claims.n).To(Equal(claimed), why)
+	}
+	reconcile("the finalizer and the id are written", 2, 1)
+	reconcile("nothing is decided from the picture before them", 2, 1)
+
+	var err error
+	shown, err = w.get(shown)
+	w.Expect(err).NotTo(HaveOccurred())
+	w.Expect(shown.Status.SessionID).To(Equal("acme"))
+	reconcile("and nothing is left to do when the cache shows them", 2, 1)
+
+	shown.Spec.Suspend = true
+	base := shown.DeepCopy()
+	base.Spec.Suspend = false
+	w.Expect(k8s.Patch(t.Context(), shown, client.MergeFrom(base))).To(Succeed())
+	reconcile("somebody else's change is acted upon", 3, 1)
+
+	w.Expect(k8s.Patch(t.Context(), shown.DeepCopy(), client.RawPatch(types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`)))).To(Succeed())
+	w.delete(shown)
+	shown = w.apply(w.a, "acme")
+	reconcile("the same name stands for another object", 5, 2)
+}
+
+// countingIDs counts the claims.
+type countingIDs struct {
+	IDs
+	n int
+}
+
+func (c *countingIDs) Claim(ctx context.Context, claimant Claimant, gone func(types.UID) bool) (bool, error) {
+	c.n++
+	return c.IDs.Claim(ctx, claimant, gone)
 }

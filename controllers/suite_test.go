@@ -261,6 +261,16 @@ func (w *world) gone(s *v1alpha1.WhatsAppSession) {
 	}, patience, beat).Should(BeTrue())
 }
 
+// late is that much later than now, also by the API server's clock, which writes
+// the time of a deletion.
+func (w *world) late(d time.Duration) {
+	now := w.clock.Now()
+	if real := time.Now(); real.After(now) {
+		now = real.Truncate(time.Second)
+	}
+	w.clock.SetTime(now.Add(d))
+}
+
 func (w *world) delete(s *v1alpha1.WhatsAppSession) {
 	w.t.Helper()
 	w.Expect(k8s.Delete(w.t.Context(), s)).To(Succeed())
@@ -276,9 +286,13 @@ func (w *world) edit(s *v1alpha1.WhatsAppSession, change func(*v1alpha1.WhatsApp
 	w.Expect(k8s.Patch(w.t.Context(), now, client.MergeFrom(base))).To(Succeed())
 }
 
-// touch makes the manager look at a session, as the timer would that a fake clock cannot move.
+// touch makes the manager look at a session, as the timer would that a fake clock
+// cannot move, unless it has done so already and the session is gone.
 func (w *world) touch(s *v1alpha1.WhatsAppSession) {
 	w.t.Helper()
+	if _, err := w.get(s); apierrors.IsNotFound(err) {
+		return
+	}
 	w.edit(s, func(s *v1alpha1.WhatsAppSession) {
 		metav1.SetMetaDataAnnotation(&s.ObjectMeta, "test/touched", w.clock.Now().Format(time.RFC3339Nano)+s.ResourceVersion)
 	})
@@ -469,11 +483,29 @@ func (f *fakeIDs) how(uid types.UID) Release {
 type fakeVerdicts struct {
 	mu      sync.Mutex
 	dead    map[string]bool
+	renewed map[string]bool // what the next look will show
 	changed chan struct{}
 }
 
 func newFakeVerdicts() *fakeVerdicts {
-	return &fakeVerdicts{dead: map[string]bool{}, changed: make(chan struct{}, 1)}
+	return &fakeVerdicts{dead: map[string]bool{}, renewed: map[string]bool{}, changed: make(chan struct{}, 1)}
+}
+
+// renews is a worker that was declared dead and renews its witnesses: nobody
+// knows before the next look.
+func (f *fakeVerdicts) renews(worker string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.renewed[worker] = true
+}
+
+func (f *fakeVerdicts) Confirm(context.Context) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for worker := range f.renewed {
+		f.dead[worker] = false
+	}
+	return nil
 }
 
 func (f *fakeVerdicts) Dead(worker string) bool {
@@ -487,6 +519,7 @@ func (f *fakeVerdicts) Changed() <-chan struct{} { return f.changed }
 func (f *fakeVerdicts) say(worker string, dead bool) {
 	f.mu.Lock()
 	f.dead[worker] = dead
+	delete(f.renewed, worker)
 	f.mu.Unlock()
 	select {
 	case f.changed <- struct{}{}:

@@ -80,7 +80,6 @@ type placementReconciler struct {
 	direct  client.Reader // the API server itself
 	events  events.EventRecorder
 	members *members
-	claims  *claims
 	changed chan event.GenericEvent // a verdict has changed
 
 	// assumed are decisions that were written and that the cache does not show yet.
@@ -116,7 +115,7 @@ func SetupPlacement(mgr ctrl.Manager, o PlacementOptions) error {
 	}
 	r := newPlacementReconciler(o, mgr.GetClient(), mgr.GetAPIReader(), mgr.GetEventRecorder("whatsapp-operator"))
 	err := ctrl.NewControllerManagedBy(mgr).Named("placement").
-		Watches(&v1alpha1.WhatsAppSession{}, r.onSession()).
+		Watches(&v1alpha1.WhatsAppSession{}, onSession()).
 		Watches(&coordinationv1.Lease{}, r.onLease()).
 		WatchesMetadata(&corev1.Namespace{}, onNamespace()).
 		WatchesRawSource(source.Channel(r.changed, handler.Funcs{
@@ -142,7 +141,6 @@ func newPlacementReconciler(o PlacementOptions, c client.Client, direct client.R
 	return &placementReconciler{
 		PlacementOptions: o, client: c, direct: direct, events: recorder,
 		members: &members{clock: o.Clock, log: o.Log, known: map[string]sighting{}},
-		claims:  &claims{clock: o.Clock, seen: map[string]time.Time{}},
 		changed: make(chan event.GenericEvent),
 		assumed: map[types.UID]assumption{}, since: map[types.UID]time.Time{}, misread: map[string]string{},
 		lost: map[string]bool{}, rebalanced: map[string]time.Time{}, declined: map[types.UID]string{},
@@ -164,16 +162,12 @@ func onNamespace() handler.EventHandler {
 	}
 }
 
-// onSession asks for one when a session does, and takes note of claims.
-func (r *placementReconciler) onSession() handler.EventHandler {
+// onSession asks for one when a session does.
+func onSession() handler.EventHandler {
 	return handler.Funcs{
-		CreateFunc: func(_ context.Context, e event.CreateEvent, q queue) {
-			r.claims.observe(nil, e.Object.(*v1alpha1.WhatsAppSession))
-			q.AddAfter(everything, gather)
-		},
+		CreateFunc: func(_ context.Context, _ event.CreateEvent, q queue) { q.AddAfter(everything, gather) },
 		UpdateFunc: func(_ context.Context, e event.UpdateEvent, q queue) {
 			before, after := e.ObjectOld.(*v1alpha1.WhatsAppSession), e.ObjectNew.(*v1alpha1.WhatsAppSession)
-			r.claims.observe(before, after)
 			switch {
 			case sessionChanged(before, after):
 				q.AddAfter(everything, gather)
@@ -302,11 +296,8 @@ func (r *placementReconciler) snapshot(ctx context.Context, now time.Time) (sess
 		ns := &namespaces.Items[i]
 		out.Namespaces[ns.Name] = placement.Namespace{Pool: ns.Labels[v1alpha1.PoolLabel], MaxSessions: r.limit(ns)}
 	}
-	r.claims.forget()
-	dead := r.verdicts(list.Items, &again)
-	var expires time.Time
-	out.Workers, expires = r.members.workers(now)
-	again = earlier(again, expires)
+	dead := r.dead(ctx, list.Items)
+	out.Workers, again = r.members.workers(now)
 	for i := range out.Workers {
 		w := &out.Workers[i]
 		w.Live = w.Live && !r.Verdicts.Dead(w.Name) // the kubelet's word may come before the Lease ends
@@ -347,30 +338,6 @@ func connectedSince(s *v1alpha1.WhatsAppSession) time.Time {
 		return time.Time{}
 	}
 	return s.Status.LastConnectedTime.Time
-}
-
-// verdicts are the dead among the holders of the sessions. again is brought
-// forward to when a late claim does not count any more.
-func (r *placementReconciler) verdicts(sessions []v1alpha1.WhatsAppSession, again *time.Time) map[string]bool {
-	dead := map[string]bool{}
-	for i := range sessions {
-		holder := sessions[i].Status.HeldBy
-		if _, known := dead[holder]; known || holder == "" {
-			continue
-		}
-		is, until := r.dead(holder)
-		dead[holder] = is
-		*again = earlier(*again, until)
-	}
-	return dead
-}
-
-// earlier is the first of two instants, of which zero means never.
-func earlier(a, b time.Time) time.Time {
-	if a.IsZero() || !b.IsZero() && b.Before(a) {
-		return b
-	}
-	return a
 }
 
 // mourn says once of each worker that it is dead.
@@ -551,11 +518,8 @@ func (r *placementReconciler) write(ctx context.Context, d decision, now time.Ti
 	if equality.Semantic.DeepEqual(s.Status, next) {
 		return assumption{}, nil
 	}
-	if lost {
-		// Many writes may have come before this one.
-		if dead, _ := r.dead(d.cached.Status.HeldBy); !dead {
-			return assumption{}, errAlive
-		}
+	if lost && !r.Verdicts.Dead(d.cached.Status.HeldBy) { // many writes may have come before this one
+		return assumption{}, errAlive
 	}
 	a := assumption{key: client.ObjectKeyFromObject(s), worker: d.to, heldBy: next.HeldBy, epoch: next.Epoch}
 	if err := patchStatus(ctx, r.client, s, next); err != nil {

@@ -219,6 +219,8 @@ type workerConfig struct {
 	Quarantine     worker.Quarantine
 	Outdated       worker.Outdated
 	WhatsApp       whatsapp.Config
+	// accounts take the place of WhatsApp's where they are set.
+	accounts worker.Accounts
 }
 
 func (c *workerConfig) bind(f *pflag.FlagSet) {

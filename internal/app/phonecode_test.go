@@ -107,7 +107,7 @@ func TestPhoneCode(t *testing.T) {
 	s.Expect(err).NotTo(HaveOccurred())
 	s.change("till", byCode("+34600333009"))
 	s.Expect(s.event("till", v1alpha1.ReasonPairingCodeRefused)).To(ContainSubstring("too many were asked for"))
-	s.Expect(s.get("till").Status.QR).To(BeNil())
+	s.Eventually(func() *v1alpha1.QRStatus { return s.get("till").Status.QR }).Should(BeNil())
 	_, err = s.simulator.Clear(simulator.FaultRefuseCode, "")
 	s.Expect(err).NotTo(HaveOccurred())
 	s.change("till", byCode(other)) // is not made to wait for the other number's refusal

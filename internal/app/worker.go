@@ -27,8 +27,12 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/worker"
 )
 
-func newWorkerCommand() *cobra.Command {
-	config := &workerConfig{}
+func newWorkerCommand() *cobra.Command { return NewWorkerCommand(nil) }
+
+// NewWorkerCommand is the worker with these accounts in place of WhatsApp's (nil:
+// those): a benchmark holds more sessions than one machine can hold connections.
+func NewWorkerCommand(accounts worker.Accounts) *cobra.Command {
+	config := &workerConfig{accounts: accounts}
 	cmd := &cobra.Command{
 		Use:   "worker",
 		Short: "Hold the connections of the sessions that are placed here",
@@ -41,6 +45,14 @@ func newWorkerCommand() *cobra.Command {
 	}
 	config.bind(cmd.Flags())
 	return cmd
+}
+
+// or is accounts, unless others take their place.
+func (c *workerConfig) or(accounts worker.Accounts) worker.Accounts {
+	if c.accounts != nil {
+		return c.accounts
+	}
+	return accounts
 }
 
 func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err error) {
@@ -106,7 +118,7 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 			Keys: redis.NewWitness(f.witness, f.keys), Guard: guard,
 		},
 		Sessions:   newSessions(f.direct),
-		Accounts:   &accounts{store: f.store, connector: connector, allowed: guard.Check, log: log.WithName("whatsapp")},
+		Accounts:   config.or(&accounts{store: f.store, connector: connector, allowed: guard.Check, log: log.WithName("whatsapp")}),
 		Proxies:    &proxies{client: f.direct, serviceAccount: config.Namespace + ":" + config.ServiceAccount},
 		Announcer:  newAnnouncer(f.queue, f.cache),
 		Limiter:    limiter,

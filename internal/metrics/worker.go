@@ -37,12 +37,12 @@ func init() {
 // outside or carry a code, of which only the kind is shown.
 var endReasons = []string{
 	"SocketClosed", "KeepAliveTimeout", "Silent", "Cancelled", "StoreFailed", "Replaced", "ClientOutdated", "TokenRefused",
-	"DeviceRemoved", "AccountLocked", "AccountBanned", "LoggedOut", "PairingRefused",
+	"DeviceRemoved", "AccountLocked", "AccountBanned", "LoggedOut", "PairingRefused", "PhoneNumberInvalid",
 	"ProxyRefused", "ProxyUnreachable", "ProxyFailed", "Refused", "CertificateRefused", "Timeout", "Unreachable", "ConnectFailed",
 }
 
 // endKinds are the beginnings of reasons that carry a code.
-var endKinds = []string{"StreamError", "ConnectFailure", "TemporaryBan"}
+var endKinds = []string{"StreamError", "ConnectFailure", "TemporaryBan", "PairingCodeRefused"}
 
 // bounded is the reason as a label: one of about two dozen.
 func bounded(reason string) string {

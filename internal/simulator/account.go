@@ -66,6 +66,9 @@ type device struct {
 	preKeys  []preKey
 	conn     *conn // the newest connection; nil without one
 	logins   int64
+	loggedIn time.Time     // the last login
+	lost     time.Time     // when the last connection ended; zero while there is one
+	away     time.Duration // the time between connections
 	queue    queue
 	received []Message
 }
@@ -108,6 +111,11 @@ type Device struct {
 	// Remote is where that connection comes from.
 	Remote string `json:"remote,omitempty"`
 	Logins int64  `json:"logins"`
+	// LoggedIn is the last login.
+	LoggedIn time.Time `json:"logged_in"`
+	// Away is how long it has been without a connection since its first login, in
+	// nanoseconds.
+	Away time.Duration `json:"away"`
 	// Waiting counts the messages without a receipt.
 	Waiting int       `json:"waiting"`
 	Linked  time.Time `json:"linked"`
@@ -122,7 +130,10 @@ func (s *Server) Devices() []Device {
 		for _, d := range a.devices {
 			device := Device{
 				JID: d.jid().String(), LID: d.lidJID().String(), Connected: d.conn != nil,
-				Logins: d.logins, Waiting: d.queue.messages(), Linked: d.linked,
+				Logins: d.logins, LoggedIn: d.loggedIn, Away: d.away, Waiting: d.queue.messages(), Linked: d.linked,
+			}
+			if !d.lost.IsZero() {
+				device.Away += s.clock.Since(d.lost)
 			}
 			if d.conn != nil {
 				device.Remote = d.conn.remote

@@ -338,6 +338,7 @@ func (s *Server) forget(c *conn) {
 	}
 	if c.device != nil && c.device.conn == c {
 		c.device.conn = nil
+		c.device.lost = s.clock.Now()
 	}
 	if c.pairing != nil {
 		delete(s.pairings, c.pairing.id)

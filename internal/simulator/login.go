@@ -81,6 +81,10 @@ func (c *conn) login(payload *waWa6.ClientPayload) error {
 	}
 	c.device, d.conn = d, c
 	d.logins++
+	d.loggedIn = s.clock.Now()
+	if !d.lost.IsZero() {
+		d.away, d.lost = d.away+d.loggedIn.Sub(d.lost), time.Time{}
+	}
 	d.queue.next = 0 // what has no receipt is sent again
 	s.counts.logins++
 	s.mu.Unlock()

@@ -250,6 +250,17 @@ func (s *Store) PurgeOrphans(ctx context.Context, before time.Time) (int64, erro
 	return n, nil
 }
 
+// cleanEvents deletes one slice: the rows are found by the index on the time, and
+// deleted by their place, so that a slice costs the same in a buffer of any size.
+func (s *Store) cleanEvents() string {
+	place, list := "rowid", "IN (%s)"
+	if s.postgres() {
+		place, list = "ctid", "= ANY (ARRAY(%s))"
+	}
+	found := fmt.Sprintf("SELECT %s FROM whatsmeow_event_buffer WHERE insert_timestamp<$1 ORDER BY insert_timestamp LIMIT %d", place, slice)
+	return "DELETE FROM whatsmeow_event_buffer WHERE " + place + " " + fmt.Sprintf(list, found)
+}
+
 // CleanEventBuffer deletes what whatsmeow remembers of messages decrypted before
 // that time, in slices, and says how many there were. whatsmeow would have every
 // client do it at its first message.
@@ -258,9 +269,7 @@ func (s *Store) CleanEventBuffer(ctx context.Context, before time.Time) (int64, 
 	for {
 		var deleted int64
 		err := s.transaction(ctx, func(ctx context.Context) error {
-			result, err := s.db.Exec(ctx, fmt.Sprintf(`DELETE FROM whatsmeow_event_buffer WHERE (our_jid, ciphertext_hash) IN
-				(SELECT our_jid, ciphertext_hash FROM whatsmeow_event_buffer WHERE insert_timestamp<$1 ORDER BY insert_timestamp LIMIT %d)`, slice),
-				before.UnixMilli())
+			result, err := s.db.Exec(ctx, s.cleanEvents(), before.UnixMilli())
 			if err != nil {
 				return err
 			}

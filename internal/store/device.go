@@ -186,7 +186,11 @@ func (f *device) PutDevice(ctx context.Context, d *store.Device) error {
 		_, err := f.store.db.Exec(ctx, "UPDATE whatsapp_operator_session SET jid=$2, orphaned_at=NULL, updated_at=$3 WHERE uid=$1", f.uid, d.ID, f.store.now())
 		return err
 	})
-	f.wrap(d) // also after a failure: the device has whatsmeow's own stores then
+	if linking {
+		// Also after a failure: the device has whatsmeow's own stores then. A device that
+		// was linked before keeps ours, which others read at this moment.
+		f.wrap(d)
+	}
 	if err != nil {
 		return f.lose(err)
 	}
@@ -245,6 +249,21 @@ func recovered(fn func() error) (err error) {
 		}
 	}()
 	return fn()
+}
+
+// GetBufferedEvent returns what a message that was decrypted before became.
+// whatsmeow hands that over, or acknowledges what was handed over, before it
+// writes anything: whoever has lost the session must do neither, so the fence is
+// asked where there is such a message.
+func (f *device) GetBufferedEvent(ctx context.Context, ciphertextHash [32]byte) (*store.BufferedEvent, error) {
+	event, err := read(f, func() (*store.BufferedEvent, error) { return f.keys.GetBufferedEvent(ctx, ciphertextHash) })
+	if err != nil || event == nil {
+		return nil, err
+	}
+	if err := f.fenced(ctx, shared, func(context.Context) error { return nil }); err != nil {
+		return nil, f.lose(err)
+	}
+	return event, nil
 }
 
 // DeleteOldBufferedHashes does nothing: it is the janitor's, see Store.Clean.
@@ -557,10 +576,6 @@ func (f *device) PutPrivacyTokens(ctx context.Context, tokens ...store.PrivacyTo
 
 func (f *device) GetPrivacyToken(ctx context.Context, user types.JID) (*store.PrivacyToken, error) {
 	return read(f, func() (*store.PrivacyToken, error) { return f.keys.GetPrivacyToken(ctx, user) })
-}
-
-func (f *device) GetBufferedEvent(ctx context.Context, ciphertextHash [32]byte) (*store.BufferedEvent, error) {
-	return read(f, func() (*store.BufferedEvent, error) { return f.keys.GetBufferedEvent(ctx, ciphertextHash) })
 }
 
 func (f *device) PutBufferedEvent(ctx context.Context, ciphertextHash [32]byte, plaintext []byte, serverTimestamp time.Time) error {

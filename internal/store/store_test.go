@@ -439,6 +439,30 @@ func TestEveryWriteIsFenced(t *testing.T) {
 	})
 }
 
+// whatsmeow hands over what was decrypted before, and acknowledges what was
+// handed over before, without a write that the fence would refuse.
+func TestAMessageThatWasDecryptedBeforeIsTheSuccessors(t *testing.T) {
+	onBoth(t, func(t *testing.T, url string, s *Store) {
+		g := NewWithT(t)
+		ctx := t.Context()
+		_, d, f := paired(t, s, "id", jidOf("4915100000001"))
+		g.Expect(d.EventBuffer.PutBufferedEvent(ctx, [32]byte{1}, []byte("plain"), start)).To(Succeed())
+		event, err := d.EventBuffer.GetBufferedEvent(ctx, [32]byte{1})
+		g.Expect(err).NotTo(HaveOccurred())
+		g.Expect(event.Plaintext).To(Equal([]byte("plain")))
+
+		_, err = open(t, url).Take(ctx, "uid-id", 2)
+		g.Expect(err).NotTo(HaveOccurred())
+		event, err = d.EventBuffer.GetBufferedEvent(ctx, [32]byte{2})
+		g.Expect(err).NotTo(HaveOccurred(), "its decryption is refused")
+		g.Expect(event).To(BeNil())
+		event, err = d.EventBuffer.GetBufferedEvent(ctx, [32]byte{1})
+		g.Expect(err).To(And(MatchError(ErrFenced), MatchError(context.Canceled)))
+		g.Expect(event).To(BeNil())
+		g.Expect(f.all()).To(HaveLen(1))
+	})
+}
+
 func TestATakerWaitsForTheMessageInFlight(t *testing.T) {
 	onBoth(t, func(t *testing.T, url string, s *Store) {
 		g := NewWithT(t)
@@ -488,6 +512,9 @@ func TestAStoppedWriterDoesNotKeepItsSuccessorWaiting(t *testing.T) {
 	g.Expect(err).To(MatchError(context.Canceled))
 	g.Expect(f.all()).To(HaveLen(1))
 	g.Expect(rows(t, s, "%")).NotTo(HaveKey("whatsmeow_sessions"))
+	var idle int
+	g.Expect(successor.db.QueryRow(ctx, "SELECT COUNT(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%' AND datname=current_database()").Scan(&idle)).To(Succeed())
+	g.Expect(idle).To(BeZero())
 }
 
 func TestASignalErrorIsNotTheStores(t *testing.T) {

@@ -37,7 +37,6 @@ var postgres struct {
 	once  sync.Once
 	err   error
 	port  int
-	admin *sql.DB
 	stdin io.WriteCloser // held open for as long as the process lives
 
 	mu        sync.Mutex
@@ -57,11 +56,11 @@ func Postgres(t testing.TB) string {
 	postgres.databases++
 	name := fmt.Sprintf("test_%d", postgres.databases)
 	postgres.mu.Unlock()
-	if _, err := postgres.admin.ExecContext(t.Context(), "CREATE DATABASE "+name); err != nil {
+	if err := administer(t.Context(), "CREATE DATABASE "+name); err != nil {
 		t.Fatalf("making a database: %v", err)
 	}
 	t.Cleanup(func() {
-		if _, err := postgres.admin.ExecContext(context.Background(), "DROP DATABASE "+name+" WITH (FORCE)"); err != nil {
+		if err := administer(context.Background(), "DROP DATABASE "+name+" WITH (FORCE)"); err != nil {
 			t.Errorf("dropping a database: %v", err)
 		}
 	})
@@ -70,6 +69,18 @@ func Postgres(t testing.TB) string {
 
 func postgresURL(database string) string {
 	return fmt.Sprintf("postgres://postgres@127.0.0.1:%d/%s?sslmode=disable", postgres.port, database)
+}
+
+// administer runs one statement outside the tests' databases. No connection, and
+// no goroutine of one, stays between tests.
+func administer(ctx context.Context, query string) (err error) {
+	db, err := sql.Open("pgx", postgresURL("postgres"))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	_, err = db.ExecContext(ctx, query)
+	return err
 }
 
 func startPostgres() error {
@@ -103,14 +114,10 @@ func startPostgres() error {
 	if err := keeper.Start(); err != nil {
 		return err
 	}
-	if postgres.admin, err = sql.Open("pgx", postgresURL("postgres")); err != nil {
-		return err
-	}
-	postgres.admin.SetMaxIdleConns(0) // no connection, and no goroutine of one, stays between tests
 	again := time.NewTicker(20 * time.Millisecond)
 	defer again.Stop()
 	end := time.Now().Add(postgresStart)
-	for err = postgres.admin.Ping(); err != nil; err = postgres.admin.Ping() {
+	for err = administer(context.Background(), "SELECT 1"); err != nil; err = administer(context.Background(), "SELECT 1") {
 		if now := <-again.C; now.After(end) {
 			log, _ := os.ReadFile(filepath.Join(dir, "postgres.log"))
 			return fmt.Errorf("the cluster does not answer: %w\n%s", err, log)

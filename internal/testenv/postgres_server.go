@@ -63,8 +63,7 @@ func PostgresServer(t testing.TB, args ...string) *PostgresProcess {
 	if err != nil {
 		t.Fatalf("these tests need PostgreSQL (Debian: apt-get install postgresql): %v", err)
 	}
-	// Not a folder of t.TempDir, which only its owner may enter.
-	dir, err := os.MkdirTemp("", "testenv-postgres-")
+	dir, err := os.MkdirTemp("", "testenv-postgres-") //nolint:usetesting // only its owner may enter a folder of t.TempDir
 	if err != nil {
 		t.Fatal(err)
 	}

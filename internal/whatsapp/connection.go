@@ -20,6 +20,7 @@ import (
 	"go.mau.fi/whatsmeow/types"
 	"go.mau.fi/whatsmeow/types/events"
 	"google.golang.org/protobuf/proto"
+	"k8s.io/utils/clock"
 
 	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
 )
@@ -44,8 +45,6 @@ const (
 	// system, in this form, or WhatsApp refuses it (whatsmeow's pair-code.go). The
 	// device's own name appears when it is linked.
 	codeClient = "Chrome (Linux)"
-	// silentPeriods is how many keep-alives in a row may be lost on a silent connection.
-	silentPeriods = 3
 )
 
 // MessageHandler takes a message over. WhatsApp gets its acknowledgement when
@@ -117,6 +116,8 @@ type Connection struct {
 	opened bool // Connect has succeeded
 	over   bool // the end was told
 	closed bool // Close was called
+	// life looks for signs of life while the connection is opened, see life.go.
+	life clock.Timer
 }
 
 // New prepares a connection. It does nothing on the network.
@@ -224,6 +225,7 @@ func (c *Connection) Connect(ctx context.Context) error {
 	c.mu.Lock()
 	c.opened = true
 	c.mu.Unlock()
+	c.proveLife()
 	context.AfterFunc(c.ctx, c.onEnd)
 	if l := c.link.Load(); l != nil && l.isClosed.Load() { // before it counted as opened
 		go c.onEnd()
@@ -301,6 +303,7 @@ func (c *Connection) tell(e Event) {
 		return
 	}
 	if c.over = e.Over(); c.over {
+		c.forgetLife()
 		go c.end(errSocketEnded)
 	}
 	c.options.Events(e)
@@ -327,6 +330,7 @@ func (c *Connection) end(cause error) {
 func (c *Connection) Close() {
 	c.mu.Lock()
 	c.closed = true
+	c.forgetLife()
 	begun := c.begun
 	c.mu.Unlock()
 	c.goneOnce.Do(func() { close(c.gone) })
@@ -341,7 +345,7 @@ func (c *Connection) LastSeen() time.Time {
 	if l == nil {
 		return time.Time{}
 	}
-	return time.Unix(0, l.seen.Load())
+	return l.lastSeen()
 }
 
 // Paired reports whether the connection logs in a device; the others offer codes.
@@ -365,6 +369,7 @@ func (c *Connection) Logout(ctx context.Context) error {
 	}
 	c.mu.Lock()
 	c.over = true
+	c.forgetLife()
 	c.mu.Unlock()
 	if err := c.container.DeleteDevice(ctx, c.options.Device); err != nil && !errors.Is(err, errDeleting) {
 		// It is of no use to anybody any more; who forgets the session deletes it.
@@ -501,7 +506,9 @@ type watchedContainer struct {
 // PutDevice implements store.DeviceContainer.
 func (w *watchedContainer) PutDevice(ctx context.Context, d *store.Device) error {
 	err := w.DeviceContainer.PutDevice(ctx, d)
-	d.Container = w // the inner one has put itself there
+	if d.Container != w { // the inner one has put itself there
+		d.Container = w
+	}
 	return err
 }
 

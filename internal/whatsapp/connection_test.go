@@ -36,7 +36,8 @@ var rootKey = [32]byte{4, 5, 6}
 func TestMain(m *testing.M) {
 	// Globals of the library, read by goroutines of its clients: set once, before the first.
 	whatsmeow.KeepAliveIntervalMin = 100 * time.Millisecond
-	whatsmeow.KeepAliveIntervalMax = 200 * time.Millisecond
+	// Three of these are the proof of life: long enough for a machine that is busy.
+	whatsmeow.KeepAliveIntervalMax = 2 * time.Second
 	whatsmeow.KeepAliveResponseDeadline = 400 * time.Millisecond
 	goleak.VerifyTestMain(m,
 		// The library's reader of a socket stays for ever where a frame arrives after
@@ -57,14 +58,22 @@ type world struct {
 	t         *testing.T
 	g         *WithT
 	simulator *simulator.Server
-	store     *store.Store
-	factory   *Factory
-	log       logr.Logger
+	// url is that of the store's database.
+	url     string
+	store   *store.Store
+	factory *Factory
+	log     logr.Logger
 }
 
 func newWorld(t *testing.T, change ...func(*simulator.Options)) *world {
 	t.Helper()
-	w := &world{t: t, g: wait(t), log: logr.Discard()}
+	return newWorldOn(t, filepath.Join(t.TempDir(), "keys.db"), change...)
+}
+
+// newWorldOn is newWorld with the keys in another database.
+func newWorldOn(t *testing.T, url string, change ...func(*simulator.Options)) *world {
+	t.Helper()
+	w := &world{t: t, g: wait(t), url: url, log: logr.Discard()}
 	options := simulator.Options{RootKey: &rootKey, CloseDelay: 200 * time.Millisecond}
 	for _, f := range change {
 		f(&options)
@@ -81,7 +90,7 @@ func newWorld(t *testing.T, change ...func(*simulator.Options)) *world {
 		w.g.Eventually(ended).Should(Receive(BeNil()))
 	})
 
-	w.store, err = store.Open(t.Context(), store.Config{URL: filepath.Join(t.TempDir(), "keys.db")}, logr.Discard())
+	w.store, err = store.Open(t.Context(), store.Config{URL: url}, logr.Discard())
 	w.g.Expect(err).NotTo(HaveOccurred())
 	t.Cleanup(func() { w.g.Expect(w.store.Close()).To(Succeed()) })
 	w.g.Expect(w.store.Migrate(t.Context())).To(Succeed())
@@ -378,7 +387,7 @@ func TestNoPairingCode(t *testing.T) {
 		"a number that is none":        {phone: "+123", kind: EventCodeRefused, reason: "PhoneNumberInvalid"},
 		"an outage":                    {phone: "+" + phone, fault: 503, kind: EventDisconnected, reason: "PairingCodeFailed"},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(name, func(*testing.T) {
 			if row.fault != 0 {
 				_, err := w.simulator.Inject(simulator.Fault{Kind: simulator.FaultRefuseCode, Reason: row.fault})
 				w.g.Expect(err).NotTo(HaveOccurred())

@@ -33,6 +33,6 @@
 // # The files
 //
 // setup.go: what is set once; connection.go: one connection; translate.go: the
-// table of events; link.go: the socket; proxy.go: the way out; errors.go: what is
-// said of a failed attempt; log.go: the library's log.
+// table of events; link.go: the socket; life.go: the proof of life; proxy.go: the
+// way out; errors.go: what is said of a failed attempt; log.go: the library's log.
 package whatsapp

@@ -15,8 +15,10 @@ type link struct {
 	net.Conn
 	now     func() time.Time
 	allowed func() error
-	// seen is when the last byte came, in Unix nanoseconds.
+	// seen is how long after born the last byte came. It is a span, so that a wall clock
+	// that is set does not make a living connection look dead.
 	seen atomic.Int64
+	born time.Time
 	// steps orders what was done before a write and what is done after a read: whatsmeow
 	// looks at its websocket without a lock when it sends, and drops it when reading fails.
 	steps atomic.Uint64
@@ -30,16 +32,19 @@ type link struct {
 
 func newLink(conn net.Conn, now func() time.Time, allowed func() error, closed func()) *link {
 	l := &link{Conn: conn, now: now, allowed: allowed, ended: make(chan struct{}), closed: closed}
-	l.seen.Store(now().UnixNano())
+	l.born = now()
 	return l
 }
+
+// lastSeen is when the last byte came; before the first one it is when the socket was opened.
+func (l *link) lastSeen() time.Time { return l.born.Add(time.Duration(l.seen.Load())) }
 
 // Read implements net.Conn.
 func (l *link) Read(b []byte) (int, error) {
 	n, err := l.Conn.Read(b)
 	l.steps.Add(1)
 	if n > 0 {
-		l.seen.Store(l.now().UnixNano())
+		l.seen.Store(int64(l.now().Sub(l.born)))
 	}
 	if err != nil {
 		l.endedOnce.Do(func() { close(l.ended) })

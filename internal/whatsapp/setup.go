@@ -108,7 +108,7 @@ type Factory struct {
 	endpoint   *url.URL // nil: WhatsApp
 	tls        *tls.Config
 	log        logr.Logger
-	clock      clock.Clock
+	clock      clock.WithDelayedExecution
 	// version is the newest web version that WhatsApp has named; nil: the library's own.
 	version atomic.Pointer[store.WAVersionContainer]
 	// media is the client for downloads without a proxy, shared by all connections.

@@ -176,7 +176,7 @@ func (f *fleet) heard(uid types.UID, e whatsapp.Event) {
 	case whatsapp.EventOutdated:
 		sessions := f.sessions()
 		f.change(func(b *breaker) { b.outdated(uid, sessions, f.clock.Now()) })
-	case whatsapp.EventConnected, whatsapp.EventQR: // codes come to clients that are accepted
+	case whatsapp.EventConnected, whatsapp.EventQR, whatsapp.EventPairingCode: // codes come to clients that are accepted
 		f.change(func(b *breaker) { b.through(uid) })
 	}
 }

@@ -699,7 +699,8 @@ func (m *model) event(e whatsapp.Event, now time.Time) {
 			return
 		}
 		m.beginPairing(now)
-		m.watchdog, m.attempts = time.Time{}, 0
+		m.watchdog = time.Time{}
+		m.uncount()
 		m.want.PairingCode, m.codeUntil = e.Code, e.Until
 		m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonWaitingForCode,
 			"type status.pairingCode on the phone "+m.dialed.pairPhone+": Linked devices, Link a device, Link with phone number instead", now)

@@ -1,0 +1,50 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"hash/fnv"
+	"sync"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/whatsapp-operator/whatsapp-operator/internal/whatsapp"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/worker"
+)
+
+// accounts are devices that a phone links and WhatsApp lets in the moment they
+// are dialled, without a network and without keys.
+type accounts struct{}
+
+// Take implements worker.Accounts.
+func (accounts) Take(_ context.Context, uid types.UID, _ int64) (worker.Account, error) {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(uid)) // never fails
+	return account{phone: fmt.Sprintf("34%012d", h.Sum64()%1e12)}, nil
+}
+
+type account struct{ phone string }
+
+func (account) Starts() int64                { return 1 }
+func (account) JID() string                  { return "" }
+func (account) PhoneNumber() string          { return "" }
+func (account) Forget(context.Context) error { return nil }
+
+// Dial implements worker.Account.
+func (a account) Dial(_ context.Context, o worker.DialOptions) (worker.Connection, error) {
+	c := &connection{}
+	c.telling.Go(func() {
+		o.Events(whatsapp.Event{
+			Type: whatsapp.EventConnected, JID: a.phone + ":1@s.whatsapp.net", PhoneNumber: "+" + a.phone, PushName: "Bench",
+		})
+	})
+	return c, nil
+}
+
+type connection struct{ telling sync.WaitGroup }
+
+func (*connection) Paired() bool                 { return true }
+func (*connection) Logout(context.Context) error { return nil }
+
+// Close implements worker.Connection: no event comes after it.
+func (c *connection) Close() { c.telling.Wait() }

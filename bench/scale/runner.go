@@ -1,0 +1,337 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/bench/stage"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/placement"
+)
+
+// result is bench/results/scale.json.
+type result struct {
+	Sessions int `json:"sessions"`
+	// Applied is how long the generator took, before the manager started.
+	Applied float64 `json:"applied_s"`
+	Placed  float64 `json:"placed_s"`
+	// Connected is when the last session was; the pace of pairings bounds it.
+	Connected        float64 `json:"connected_s"`
+	RawPatch         float64 `json:"raw_patch_s"`
+	PlacedOverRaw    float64 `json:"placed_over_raw"`
+	WritesPerSession float64 `json:"manager_writes_per_session"`
+	// RSS is the manager's at its highest, RSSSteady in the end.
+	RSS          float64 `json:"manager_rss_mb"`
+	RSSSteady    float64 `json:"manager_steady_rss_mb"`
+	CPU          float64 `json:"manager_cpu_s"`
+	ReconcileP99 float64 `json:"reconcile_p99_ms"`
+	SteadyWrites float64 `json:"steady_writes_per_s"`
+	Placement    float64 `json:"placement_10000_ms"`
+}
+
+// figures are what the checker looks at.
+func (r *result) figures() map[string]float64 {
+	return map[string]float64{
+		"sessions": float64(r.Sessions), "applied_s": r.Applied, "placed_s": r.Placed, "connected_s": r.Connected,
+		"raw_patch_s": r.RawPatch, "placed_over_raw": r.PlacedOverRaw, "manager_writes_per_session": r.WritesPerSession,
+		"manager_rss_mb": r.RSS, "manager_steady_rss_mb": r.RSSSteady, "manager_cpu_s": r.CPU,
+		"reconcile_p99_ms": r.ReconcileP99, "steady_writes_per_s": r.SteadyWrites, "placement_10000_ms": r.Placement,
+	}
+}
+
+// sessionController is the manager's controller that leads each session.
+var sessionController = stage.Labels{"controller": "whatsappsession"}
+
+// run is the benchmark.
+func run(ctx context.Context, o options) (err error) {
+	l, err := readLoad(o.load)
+	if err != nil {
+		return err
+	}
+	ranges, err := readRanges(o.ranges)
+	if err != nil {
+		return err
+	}
+	if o.sessions > 0 {
+		l.Sessions, l.Capacity = o.sessions, o.sessions*21/20/l.Workers+1
+	}
+	s, err := stage.New(ctx, "scale", o.keep)
+	defer func() { err = errors.Join(err, s.Close()) }()
+	if err != nil {
+		return err
+	}
+	r := &runner{Stage: s, ctx: ctx, load: l}
+	r.Sessions = l.Sessions
+	r.Placement = milliseconds(placementTime())
+	for _, part := range []func() error{r.start, r.place, r.rest, r.raw} {
+		if err := part(); err != nil {
+			return err
+		}
+	}
+	r.PlacedOverRaw = r.Placed / r.RawPatch
+	r.show()
+	if err := stage.Write(o.out, r.result); err != nil {
+		return err
+	}
+	if o.sessions > 0 {
+		return nil
+	}
+	if wrong := check(r.figures(), ranges); len(wrong) > 0 {
+		return fmt.Errorf("out of range:\n  %s", strings.Join(wrong, "\n  "))
+	}
+	return nil
+}
+
+type runner struct {
+	*stage.Stage
+	result
+	load     load
+	ctx      context.Context //nolint:containedctx // a program's one context
+	store    string
+	manager  *stage.Process
+	workers  []*stage.Process
+	recorder *recorder
+	stop     func() // the recorder
+	written  writes
+}
+
+// start has a manager prepare the database, starts the workers, waits until all
+// have joined, and ends the manager.
+func (r *runner) start() error {
+	store, err := r.Postgres()
+	if err != nil {
+		return err
+	}
+	r.store = store
+	if r.manager, err = r.Manager(store); err != nil {
+		return err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("finding this program: %w", err)
+	}
+	stage.Say("starting %d workers", r.load.Workers)
+	for i := range r.load.Workers {
+		name := fmt.Sprintf("worker-%d", i)
+		w, err := r.Start(name, self, append([]string{"worker", "--name=" + name, "--state-dir=" + filepath.Join(r.Dir, name),
+			fmt.Sprintf("--capacity=%d", r.load.Capacity), fmt.Sprintf("--pairings-per-second=%d", r.load.Pairings),
+			fmt.Sprintf("--pairing-burst=%d", r.load.Pairings)}, r.Common(store)...)...)
+		if err != nil {
+			return err
+		}
+		r.workers = append(r.workers, w)
+	}
+	err = stage.Until(r.ctx, "workers have joined", time.Minute, 200*time.Millisecond, func() (int, int, error) {
+		m, err := r.manager.Metrics(r.ctx)
+		return int(m.Sum("whatsapp_operator_workers", stage.Labels{"state": "live"})), r.load.Workers, err
+	})
+	if err != nil {
+		return err
+	}
+	if err := r.manager.Ask(); err != nil {
+		return err
+	}
+	return r.manager.Ended(r.ctx, time.Minute)
+}
+
+// place applies the sessions, starts the manager and waits until all are placed,
+// and then until all are connected.
+func (r *runner) place() error {
+	g := &generator{load: r.load, client: r.Client, prefix: "scale"}
+	if err := g.prepare(r.ctx); err != nil {
+		return err
+	}
+	var err error
+	if r.recorder, r.stop, err = record(r.ctx, r.Config, g.prefix); err != nil {
+		return err
+	}
+	stage.Say("applying %d sessions", r.load.Sessions)
+	begun := time.Now()
+	if _, err := g.apply(r.ctx); err != nil {
+		return err
+	}
+	r.Applied = time.Since(begun).Seconds()
+	stage.Say("applied in %.1f s; starting the manager", r.Applied)
+	before, err := r.APIServer()
+	if err != nil {
+		return err
+	}
+	spent, err := stage.Spent()
+	if err != nil {
+		return err
+	}
+	begun = time.Now()
+	if r.manager, err = r.Manager(r.store); err != nil {
+		return err
+	}
+	var t tally
+	until := func(what string, patience time.Duration, count func() int) error {
+		return stage.Until(r.ctx, what, patience, 100*time.Millisecond, func() (int, int, error) {
+			if t, err = r.recorder.tally(); err == nil {
+				err = r.manager.Running()
+			}
+			return count(), r.load.Sessions, err
+		})
+	}
+	if err := until("sessions placed", 10*time.Minute, func() int { return t.placed }); err != nil {
+		return err
+	}
+	r.Placed = t.lastPlaced.Sub(begun).Seconds()
+	stage.Say("placed in %.1f s", r.Placed)
+	if err := stage.SaySpent(spent); err != nil {
+		return err
+	}
+	if err := r.count(before); err != nil {
+		return err
+	}
+	if err := until("sessions connected", 10*time.Minute, func() int { return t.connected }); err != nil {
+		return err
+	}
+	r.Connected = t.lastConnected.Sub(begun).Seconds()
+	stage.Say("connected in %.1f s", r.Connected)
+	return nil
+}
+
+// count counts the manager's writes: all that the manager itself has sent and
+// that were not refused, of which the finalizers are those that the API server
+// counts beside the statuses, because no worker writes any.
+func (r *runner) count(before stage.Metrics) error {
+	after, err := r.APIServer()
+	if err != nil {
+		return err
+	}
+	answered, err := r.manager.Metrics(r.ctx)
+	if err != nil {
+		return err
+	}
+	requests := after.Requests(before)
+	for _, name := range slices.Sorted(maps.Keys(requests)) {
+		if n := requests[name]; n >= float64(r.load.Sessions)/100 {
+			stage.Say("  %8.0f  %s", n, name)
+		}
+	}
+	sent := stage.Labels{"method": "PATCH", "code": "200"}
+	finalizers := stage.Labels{"verb": "PATCH", "code": "200", "resource": "whatsappsessions", "subresource": ""}
+	all := answered.Sum("rest_client_requests_total", sent)
+	r.written.finalizer = int(after.Sum("apiserver_request_total", finalizers) - before.Sum("apiserver_request_total", finalizers))
+	r.written.status = int(all) - r.written.finalizer
+	r.WritesPerSession = all / float64(r.load.Sessions)
+	r.ReconcileP99 = 1000 * answered.Quantile(0.99, "controller_runtime_reconcile_time_seconds", sessionController, nil)
+	for _, code := range []string{"409", "429", "500", "504"} {
+		refused := stage.Labels{"method": "PATCH", "code": code}
+		if n := answered.Sum("rest_client_requests_total", refused); n > 0 {
+			stage.Say("the manager got %s %.0f times", code, n)
+		}
+	}
+	stage.Say("the manager wrote %d finalizers and %d statuses", r.written.finalizer, r.written.status)
+	return nil
+}
+
+// rest leaves the fleet alone, and counts what is written all the same.
+func (r *runner) rest() error {
+	stage.Say("leaving the fleet alone for %s, then counting writes for %s", r.load.Settle.Duration, r.load.Steady.Duration)
+	if err := stage.Pause(r.ctx, r.load.Settle.Duration); err != nil {
+		return err
+	}
+	before, err := r.APIServer()
+	if err != nil {
+		return err
+	}
+	begun := time.Now()
+	if err := stage.Pause(r.ctx, r.load.Steady.Duration); err != nil {
+		return err
+	}
+	after, err := r.APIServer()
+	if err != nil {
+		return err
+	}
+	r.SteadyWrites = (after.Writes() - before.Writes()) / time.Since(begun).Seconds()
+	if r.RSSSteady, r.RSS, err = r.manager.RSS(); err != nil {
+		return err
+	}
+	spent, err := r.manager.CPU()
+	r.CPU = spent.Seconds()
+	return err
+}
+
+// raw ends everything but the API server and does the manager's writes again.
+func (r *runner) raw() error {
+	r.stop()
+	for _, w := range append(r.workers, r.manager) {
+		w.Kill() // what they hold is of no use any more
+	}
+	g := &generator{load: r.load, client: r.Client, prefix: "raw"}
+	if err := g.prepare(r.ctx); err != nil {
+		return err
+	}
+	stage.Say("applying %d sessions for the bare client", r.load.Sessions)
+	sessions, err := g.apply(r.ctx)
+	if err != nil {
+		return err
+	}
+	stage.Say("doing the manager's writes with a bare client")
+	before, err := stage.Spent()
+	if err != nil {
+		return err
+	}
+	spent, err := rawPatch(r.ctx, r.Client, sessions, r.written, r.load.Workers)
+	if err != nil {
+		return err
+	}
+	r.RawPatch = spent.Seconds()
+	return stage.SaySpent(before)
+}
+
+func (r *runner) show() {
+	fmt.Printf("\n%d sessions on %d workers\n\n", r.load.Sessions, r.load.Workers)
+	row := func(name, format string, value float64) { fmt.Printf("%-52s %10s\n", name, fmt.Sprintf(format, value)) }
+	row("applied, s", "%.1f", r.Applied)
+	row("all placed, s", "%.1f", r.Placed)
+	row("  the same writes by a bare client, s", "%.1f", r.RawPatch)
+	row("  ratio", "%.2f", r.PlacedOverRaw)
+	row("  the manager's writes a session", "%.2f", r.WritesPerSession)
+	row("all connected, s", "%.1f", r.Connected)
+	row("manager's memory at its highest, MB", "%.0f", r.RSS)
+	row("manager's memory in the end, MB", "%.0f", r.RSSSteady)
+	row("manager's CPU time, s", "%.1f", r.CPU)
+	row("reconciling a session, p99, ms", "%.1f", r.ReconcileP99)
+	row("API writes a second at rest", "%.2f", r.SteadyWrites)
+	row("placement of 10,000 on 100 workers, ms", "%.1f", r.Placement)
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// placementTime is the median time of a plan for 10,000 new sessions in 50
+// namespaces on 100 workers.
+func placementTime() time.Duration {
+	snapshot := placement.Snapshot{Now: time.Now()}
+	for i := range 100 {
+		snapshot.Workers = append(snapshot.Workers, placement.Worker{
+			Name: fmt.Sprintf("worker-%d", i), Pool: v1alpha1.DefaultPool, Capacity: 200, Tokens: 200, Live: true,
+		})
+	}
+	for i := range 10_000 {
+		snapshot.Sessions = append(snapshot.Sessions, placement.Session{
+			UID: types.UID(fmt.Sprintf("uid-%d", i)), Namespace: fmt.Sprintf("tenant-%d", i%50), Created: time.Unix(int64(i), 0), Wanted: true,
+		})
+	}
+	times := make([]time.Duration, 21)
+	for i := range times {
+		begun := time.Now()
+		if plan := placement.Make(snapshot); len(plan.Moves) != len(snapshot.Sessions) {
+			panic("a plan does not place every session")
+		}
+		times[i] = time.Since(begun)
+	}
+	slices.Sort(times)
+	return times[len(times)/2]
+}

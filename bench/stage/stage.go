@@ -1,0 +1,252 @@
+// Package stage is what benchmarks of whole processes run on: a Kubernetes API
+// server, Redis, PostgreSQL, a receiver in Laravel's place, and the program
+// itself, built afresh, as processes of their own. Each figure is read from
+// where it arises: the kernel's books of a process, the metrics of the API
+// server and of the program.
+package stage
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr"
+	"k8s.io/apimachinery/pkg/runtime"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
+
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
+)
+
+// Namespace is the operator's; a session may be in any.
+const Namespace = "default"
+
+// Stage is everything around the processes of the program.
+type Stage struct {
+	// Dir is for the logs and the state of the processes; Binary is the program.
+	Dir, Binary string
+	// Kubeconfig is the path of an administrator's.
+	Kubeconfig string
+	Config     *rest.Config
+	Client     client.Client
+	// Redis is its host:port.
+	Redis   string
+	Laravel *Laravel
+
+	ctx    context.Context //nolint:containedctx // a program's one context
+	server program
+	ends   []func() error
+}
+
+// New starts the servers and builds the program. Whatever it returns must be
+// closed. With keep the folder of the logs stays.
+func New(ctx context.Context, name string, keep bool) (s *Stage, err error) {
+	ctrllog.SetLogger(logr.Discard()) // the processes print their own
+	s = &Stage{ctx: ctx}
+	if s.Dir, err = os.MkdirTemp("", "bench-"+name+"-"); err != nil {
+		return s, fmt.Errorf("making a folder: %w", err)
+	}
+	if keep {
+		Say("logs are in %s", s.Dir)
+	} else {
+		s.ends = append(s.ends, func() error { return os.RemoveAll(s.Dir) })
+	}
+	s.server = program{ctx: ctx, dir: s.Dir, stage: s}
+	Say("building the program")
+	s.Binary = filepath.Join(s.Dir, "whatsapp-operator")
+	if out, err := exec.CommandContext(ctx, "go", "build", "-o", s.Binary, ".").CombinedOutput(); err != nil {
+		return s, fmt.Errorf("building the program: %w\n%s", err, out)
+	}
+	Say("starting an API server, Redis, and a receiver in Laravel's place")
+	if err := s.startAPIServer(); err != nil {
+		return s, err
+	}
+	if err := s.server.run(func(t testing.TB) { s.Redis = testenv.Redis(t) }); err != nil {
+		return s, err
+	}
+	if s.Laravel, err = newLaravel(s.Dir); err != nil {
+		return s, err
+	}
+	s.ends = append(s.ends, s.Laravel.close)
+	return s, nil
+}
+
+func (s *Stage) startAPIServer() error {
+	config, stop, err := testenv.StartAPIServer()
+	if err != nil {
+		return fmt.Errorf("starting an API server: %w", err)
+	}
+	s.Config = config
+	s.ends = append(s.ends, stop)
+	scheme := runtime.NewScheme()
+	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
+		return fmt.Errorf("registering the kinds: %w", err)
+	}
+	if s.Client, err = client.New(config, client.Options{Scheme: scheme}); err != nil {
+		return fmt.Errorf("reaching the API server: %w", err)
+	}
+	s.Kubeconfig = filepath.Join(s.Dir, "kubeconfig")
+	err = clientcmd.WriteToFile(clientcmdapi.Config{
+		Clusters:       map[string]*clientcmdapi.Cluster{"bench": {Server: config.Host, CertificateAuthorityData: config.CAData}},
+		AuthInfos:      map[string]*clientcmdapi.AuthInfo{"bench": {ClientCertificateData: config.CertData, ClientKeyData: config.KeyData, Token: config.BearerToken}},
+		Contexts:       map[string]*clientcmdapi.Context{"bench": {Cluster: "bench", AuthInfo: "bench"}},
+		CurrentContext: "bench",
+	}, s.Kubeconfig)
+	if err != nil {
+		return fmt.Errorf("writing the kubeconfig: %w", err)
+	}
+	return nil
+}
+
+// Postgres returns the URL of an empty database in a PostgreSQL of its own.
+func (s *Stage) Postgres() (url string, err error) {
+	err = s.server.run(func(t testing.TB) { url = testenv.Postgres(t) })
+	return url, err
+}
+
+// Close ends all that was started, the newest first.
+func (s *Stage) Close() error {
+	var errs []error
+	for i := len(s.ends) - 1; i >= 0; i-- {
+		errs = append(errs, s.ends[i]())
+	}
+	s.ends = nil
+	return errors.Join(errs...)
+}
+
+// Common are the flags of manager and worker that lead to the servers.
+// PostgreSQL's server shows its URL to whoever lists processes: it has no password.
+func (s *Stage) Common(store string) []string {
+	return []string{
+		"--kubeconfig=" + s.Kubeconfig, "--namespace=" + Namespace, "--redis=" + s.Redis, "--store=" + store,
+		"--health-bind-address=127.0.0.1:0",
+	}
+}
+
+// Manager starts a manager that needs no election.
+func (s *Stage) Manager(store string, more ...string) (*Process, error) {
+	args := append([]string{"manager", "--leader-elect=false"}, s.Common(store)...)
+	return s.Start("manager", s.Binary, append(append(args, s.Laravel.flags()...), more...)...)
+}
+
+// Say prints a line with the time.
+func Say(format string, args ...any) {
+	fmt.Printf("%s  %s\n", time.Now().Format("15:04:05"), fmt.Sprintf(format, args...))
+}
+
+// Pause waits, or returns ctx's error.
+func Pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}
+
+// Until asks again and again whether something is done, and says now and then how far it is.
+func Until(ctx context.Context, what string, patience, every time.Duration, look func() (have, want int, err error)) error {
+	deadline, said := time.Now().Add(patience), time.Now()
+	for {
+		have, want, err := look()
+		switch {
+		case err != nil:
+			return err
+		case have >= want:
+			return nil
+		case time.Now().After(deadline):
+			return fmt.Errorf("only %d of %d %s after %s", have, want, what, patience)
+		case time.Since(said) > 15*time.Second:
+			Say("%d of %d %s", have, want, what)
+			said = time.Now()
+		}
+		if err := Pause(ctx, every); err != nil {
+			return err
+		}
+	}
+}
+
+// Write writes the figures as indented JSON.
+func Write(path string, figures any) error {
+	content, err := json.MarshalIndent(figures, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encoding the figures: %w", err)
+	}
+	err = os.MkdirAll(filepath.Dir(path), 0o755)
+	if err == nil {
+		err = os.WriteFile(path, append(content, '\n'), 0o644)
+	}
+	if err != nil {
+		return fmt.Errorf("writing the figures: %w", err)
+	}
+	return nil
+}
+
+// program lends testenv's servers, which end with the test that asks for them,
+// the end of a program.
+type program struct {
+	testing.TB
+	ctx   context.Context //nolint:containedctx // what testing.TB has
+	dir   string
+	stage *Stage
+}
+
+type failure struct{ text string }
+
+// run calls f; what would fail a test is an error.
+func (p program) run(f func(testing.TB)) (err error) {
+	defer func() {
+		switch r := recover().(type) {
+		case nil:
+		case failure:
+			err = errors.New(r.text)
+		default:
+			panic(r)
+		}
+	}()
+	f(p)
+	return nil
+}
+
+// Helper implements testing.TB.
+func (p program) Helper() {}
+
+// Context implements testing.TB.
+func (p program) Context() context.Context { return p.ctx }
+
+// Fatal implements testing.TB.
+func (p program) Fatal(args ...any) { panic(failure{fmt.Sprint(args...)}) }
+
+// Fatalf implements testing.TB.
+func (p program) Fatalf(format string, args ...any) { panic(failure{fmt.Sprintf(format, args...)}) }
+
+// Errorf implements testing.TB.
+func (p program) Errorf(format string, args ...any) { Say(format, args...) }
+
+// Logf implements testing.TB.
+func (p program) Logf(format string, args ...any) { Say(format, args...) }
+
+// Cleanup implements testing.TB.
+func (p program) Cleanup(f func()) {
+	p.stage.ends = append(p.stage.ends, func() error { f(); return nil })
+}
+
+// TempDir implements testing.TB.
+func (p program) TempDir() string {
+	dir, err := os.MkdirTemp(p.dir, "server-")
+	if err != nil {
+		p.Fatalf("making a folder: %v", err)
+	}
+	return dir
+}

@@ -1,0 +1,65 @@
+package metrics
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	. "github.com/onsi/gomega"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
+)
+
+// gathered is what a scrape shows of a metric, by the value of its label.
+func gathered(t *testing.T, name string) map[string]float64 {
+	t.Helper()
+	families, err := metrics.Registry.Gather()
+	NewWithT(t).Expect(err).NotTo(HaveOccurred())
+	values := map[string]float64{}
+	for _, f := range families {
+		if f.GetName() != namespace+"_"+name {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			label := ""
+			for _, l := range m.GetLabel() {
+				label = l.GetValue()
+			}
+			values[label] = m.GetGauge().GetValue() + m.GetCounter().GetValue()
+		}
+	}
+	return values
+}
+
+// Reasons carry codes from outside: they must not make a label each.
+func TestReasonsAreBounded(t *testing.T) {
+	g := NewWithT(t)
+	for reason, want := range map[string]string{
+		"SocketClosed": "SocketClosed", "StreamError515": "StreamError", "StreamErrorUnknown": "StreamError",
+		"ConnectFailure418": "ConnectFailure", "ConnectFailed": "ConnectFailed", "TemporaryBan101": "TemporaryBan", "PairingCodeRefused429": "PairingCodeRefused",
+		"": "Other", "Something": "Other",
+	} {
+		g.Expect(bounded(reason)).To(Equal(want), "%q", reason)
+	}
+	for i := range 1000 {
+		ConnectionEnded(fmt.Sprint("StreamError", i))
+		Reconnected(fmt.Sprint("from outside ", i))
+	}
+	g.Expect(gathered(t, "worker_connections_ended_total")).To(Equal(map[string]float64{"StreamError": 1000}))
+	g.Expect(gathered(t, "worker_reconnects_total")).To(Equal(map[string]float64{"Other": 1000}))
+}
+
+func TestTheStateOfTheBreaker(t *testing.T) {
+	states := []string{"closed", "stale"}
+	for _, state := range states {
+		VersionBreaker(state, states)
+	}
+	NewWithT(t).Expect(gathered(t, "worker_version_breaker")).To(Equal(map[string]float64{"closed": 0, "stale": 1}))
+}
+
+func TestSignsOfLife(t *testing.T) {
+	g := NewWithT(t)
+	g.Expect(RegisterLife(func() (time.Duration, int) { return 42 * time.Second, 3 })).To(Succeed())
+	g.Expect(gathered(t, "worker_oldest_sign_of_life_seconds")).To(Equal(map[string]float64{"": 42}))
+	g.Expect(gathered(t, "worker_quarantined_sessions")).To(Equal(map[string]float64{"": 3}))
+	g.Expect(RegisterLife(nil)).NotTo(Succeed(), "once in a process")
+}

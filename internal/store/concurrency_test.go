@@ -1,0 +1,205 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	. "github.com/onsi/gomega"
+	"go.mau.fi/whatsmeow/store"
+	clocktesting "k8s.io/utils/clock/testing"
+
+	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
+)
+
+// Names are saved, messages decrypted and the session taken, all at once: nobody
+// waits for somebody who waits for him (PostgreSQL would end one of them with an
+// error after a second), and whoever is refused is refused by the fence.
+func TestManyWritersOfOneSession(t *testing.T) {
+	onBoth(t, func(t *testing.T, url string, s *Store) {
+		ctx := t.Context()
+		taking, _, _ := paired(t, s, "id", jidOf("4915100000001"))
+		successor := open(t, url)
+		var wg sync.WaitGroup
+		run := func(f func(i int) error) {
+			wg.Add(1)
+			go func() {
+				defer wg.Done()
+				for i := range 20 {
+					if err := f(i); err != nil && !errors.Is(err, ErrFenced) {
+						t.Error(err)
+						return
+					}
+				}
+			}()
+		}
+		for n := range 4 {
+			f := &failures{}
+			d, err := taking.Open(ctx, f.add)
+			if err != nil {
+				t.Fatal(err)
+			}
+			run(func(i int) error {
+				d.PushName = fmt.Sprint("name ", n, i)
+				return d.Save(ctx)
+			})
+			run(func(i int) error {
+				return d.EventBuffer.DoDecryptionTxn(ctx, func(ctx context.Context) error {
+					return d.Sessions.PutSession(ctx, fmt.Sprint("a", n), []byte{byte(i)})
+				})
+			})
+		}
+		run(func(i int) error {
+			if i < 18 { // late, so that most of the writes are the owner's
+				return s.Ping(ctx)
+			}
+			_, err := successor.Take(ctx, "uid-id", int64(i))
+			return err
+		})
+		wg.Wait()
+	})
+}
+
+// WhatsApp gives a number that a session still writes with to another session.
+func TestANumberMovesWhileItsSessionWrites(t *testing.T) {
+	onBoth(t, func(t *testing.T, url string, s *Store) {
+		g := NewWithT(t)
+		ctx := t.Context()
+		other := open(t, url)
+		jid := jidOf("4915100000001")
+		for round := range 5 {
+			_, old, f := paired(t, s, fmt.Sprint("old", round), jid)
+			var wg sync.WaitGroup
+			writing := make(chan struct{}, 1)
+			for n := range 4 {
+				wg.Add(1)
+				go func() {
+					defer wg.Done()
+					for i := 0; ; i++ {
+						err := old.EventBuffer.DoDecryptionTxn(ctx, func(ctx context.Context) error {
+							select {
+							case writing <- struct{}{}:
+							default:
+							}
+							return errors.Join(
+								old.Sessions.PutSession(ctx, fmt.Sprint("a", n), []byte{byte(i)}),
+								old.Identities.PutIdentity(ctx, fmt.Sprint("new", n, i), [32]byte{}),
+							)
+						})
+						if err != nil {
+							if !errors.Is(err, ErrFenced) {
+								t.Error(err)
+							}
+							return
+						}
+					}
+				}()
+			}
+			<-writing
+			_, fresh, failed := paired(t, other, fmt.Sprint("new", round), jid)
+			wg.Wait()
+			g.Expect(f.all()).To(HaveExactElements(MatchError(ErrFenced)))
+			g.Expect(failed.all()).To(BeEmpty())
+			g.Expect(fresh.Sessions.PutSession(ctx, "x", []byte("mine"))).To(Succeed())
+		}
+	})
+}
+
+// A worker whose clock is a year behind, and one whose clock is a year ahead.
+func TestClocksDoNotMatter(t *testing.T) {
+	onBoth(t, func(t *testing.T, url string, _ *Store) {
+		g := NewWithT(t)
+		ctx := t.Context()
+		var last *store.Device
+		var f *failures
+		for epoch, years := range []int{-1, 1, -2, 2} {
+			other := open(t, url)
+			other.clock.(*clocktesting.FakeClock).SetTime(start.AddDate(years, 0, 0))
+			if epoch == 0 {
+				_, last, f = paired(t, other, "id", jidOf("4915100000001"))
+				continue
+			}
+			taking, err := other.Take(ctx, "uid-id", int64(epoch+1))
+			g.Expect(err).NotTo(HaveOccurred())
+			next := &failures{}
+			d, err := taking.Open(ctx, next.add)
+			g.Expect(err).NotTo(HaveOccurred())
+			g.Expect(d.Sessions.PutSession(ctx, "a", []byte{byte(epoch)})).To(Succeed())
+			g.Expect(last.Sessions.PutSession(ctx, "a", []byte("late"))).To(MatchError(ErrFenced))
+			g.Expect(f.all()).To(HaveLen(1))
+			last, f = d, next
+		}
+		g.Expect(last.Sessions.GetSession(ctx, "a")).To(Equal([]byte{3}))
+	})
+}
+
+// Two leaders, for one may still believe: the second waits for the first and
+// then finds nothing to do, and the workers wait for both.
+func TestLeadersMigrateOneAfterTheOther(t *testing.T) {
+	g := NewWithT(t)
+	ctx := t.Context()
+	url := testenv.Postgres(t)
+	first, second, worker := open(t, url), open(t, url), open(t, url)
+	waiting := waitForSchema(ctx, worker)
+	inside, proceed, done := make(chan struct{}), make(chan struct{}), make(chan error, 2)
+	go func() {
+		done <- first.transaction(ctx, func(ctx context.Context) error {
+			if err := first.Migrate(ctx); err != nil {
+				return err
+			}
+			close(inside)
+			<-proceed
+			return nil
+		})
+	}()
+	<-inside
+	go func() { done <- second.Migrate(ctx) }()
+	g.Eventually(func() (n int, err error) {
+		err = worker.db.QueryRow(ctx, "SELECT COUNT(*) FROM pg_locks WHERE locktype='advisory' AND NOT granted").Scan(&n)
+		return n, err
+	}, "10s").Should(Equal(1), "the second waits for the lock")
+	worker.clock.(*clocktesting.FakeClock).Step(schemaPoll)
+	g.Consistently(waiting, "100ms").ShouldNot(Receive(), "nothing is there before it is all there")
+	g.Expect(done).NotTo(Receive())
+	close(proceed)
+	g.Eventually(done, "30s").Should(Receive(BeNil()))
+	g.Eventually(done, "30s").Should(Receive(BeNil()))
+	g.Eventually(func() bool {
+		worker.clock.(*clocktesting.FakeClock).Step(schemaPoll)
+		select {
+		case err := <-waiting:
+			g.Expect(err).NotTo(HaveOccurred())
+			return true
+		default:
+			return false
+		}
+	}, "10s").Should(BeTrue())
+	var versions int
+	g.Expect(worker.db.QueryRow(ctx, "SELECT COUNT(*) FROM whatsapp_operator_version").Scan(&versions)).To(Succeed())
+	g.Expect(versions).To(Equal(1))
+}
+
+// A full event buffer costs the janitor an index scan a slice.
+func TestTheEventBufferIsCleanedByItsIndex(t *testing.T) {
+	g := NewWithT(t)
+	ctx := t.Context()
+	s := open(t, testenv.Postgres(t))
+	g.Expect(s.Migrate(ctx)).To(Succeed())
+	_, d, _ := paired(t, s, "id", jidOf("4915100000001"))
+	const events = 20_000
+	g.Expect(s.exec(ctx, `INSERT INTO whatsmeow_event_buffer (our_jid, ciphertext_hash, plaintext, server_timestamp, insert_timestamp)
+		SELECT $1, sha256(n::text::bytea), NULL, 0, n FROM generate_series(1, $2::int) n`, d.ID, events)).To(Succeed())
+	_, err := s.db.RawDB.ExecContext(ctx, "ANALYZE whatsmeow_event_buffer")
+	g.Expect(err).NotTo(HaveOccurred())
+	plan, err := s.strings(ctx, "EXPLAIN "+strings.ReplaceAll(s.cleanEvents(), "$1", fmt.Sprint(events/2)))
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(strings.Join(plan, "\n")).To(And(
+		MatchRegexp(`Index (Only )?Scan using whatsapp_operator_event_buffer_time`), Not(ContainSubstring("Seq Scan"))))
+	n, err := s.CleanEventBuffer(ctx, time.UnixMilli(events/2+1))
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(n).To(BeEquivalentTo(events / 2))
+}

@@ -1,0 +1,38 @@
+package whatsapp
+
+import (
+	"time"
+
+	"go.mau.fi/whatsmeow"
+)
+
+// silentPeriods is how many keep-alive periods in a row may pass in silence.
+const silentPeriods = 3
+
+// silence is how long a living connection can be silent: the library asks for a
+// sign of life once in every period.
+func silence() time.Duration { return silentPeriods * whatsmeow.KeepAliveIntervalMax }
+
+// proveLife ends the connection when nothing has come from WhatsApp for that
+// long, and else looks again when it could be so. It needs no event of the
+// library's: the loop that would send one can hang in a write to a dead link.
+func (c *Connection) proveLife() {
+	silent := c.factory.clock.Now().Sub(c.LastSeen())
+	if left := silence() - silent; left > 0 {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if !c.over && !c.closed {
+			// A goroutine of its own: a clock of tests calls back under its lock.
+			c.life = c.factory.clock.AfterFunc(left, func() { go c.proveLife() })
+		}
+		return
+	}
+	c.tell(over(EventDisconnected, "KeepAliveTimeout", "nothing has come from WhatsApp for %s", silent.Round(time.Second)))
+}
+
+// forgetLife ends the looking. The caller holds c.mu.
+func (c *Connection) forgetLife() {
+	if c.life != nil {
+		c.life.Stop()
+	}
+}

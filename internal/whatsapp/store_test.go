@@ -1,0 +1,403 @@
+package whatsapp
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"errors"
+	"io"
+	"net"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr"
+	_ "github.com/jackc/pgx/v5/stdlib" // the driver "pgx"
+	. "github.com/onsi/gomega"
+	"go.mau.fi/whatsmeow/proto/waE2E"
+	"go.mau.fi/whatsmeow/types"
+	"go.mau.fi/whatsmeow/types/events"
+	"google.golang.org/protobuf/proto"
+	"k8s.io/utils/clock"
+
+	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/store"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
+)
+
+// onBoth runs a test with the keys in each kind of database.
+func onBoth(t *testing.T, test func(t *testing.T, w *world)) {
+	for kind, url := range map[string]func(t *testing.T) string{
+		"PostgreSQL": func(t *testing.T) string { return testenv.Postgres(t) },
+		"SQLite":     func(t *testing.T) string { return filepath.Join(t.TempDir(), "keys.db") },
+	} {
+		t.Run(kind, func(t *testing.T) { test(t, newWorldOn(t, url(t))) })
+	}
+}
+
+// db is the world's database, past its store.
+func (w *world) db() *sql.DB {
+	w.t.Helper()
+	driver := "sqlite"
+	if strings.HasPrefix(w.url, "postgres") {
+		driver = "pgx"
+	}
+	db, err := sql.Open(driver, w.url)
+	w.g.Expect(err).NotTo(HaveOccurred())
+	w.t.Cleanup(func() { _ = db.Close() })
+	return db
+}
+
+// ratchets are the keys that a message moves, as they are stored.
+func ratchets(w *world, db *sql.DB) map[string]string {
+	w.t.Helper()
+	found := map[string]string{}
+	for table, query := range map[string]string{
+		"session":  "SELECT their_id, session FROM whatsmeow_sessions",
+		"prekey":   "SELECT CAST(key_id AS TEXT), key FROM whatsmeow_pre_keys",
+		"identity": "SELECT their_id, identity FROM whatsmeow_identity_keys",
+		"event":    "SELECT our_jid, ciphertext_hash FROM whatsmeow_event_buffer",
+	} {
+		func() {
+			rows, err := db.QueryContext(w.t.Context(), query)
+			w.g.Expect(err).NotTo(HaveOccurred())
+			defer func() { _ = rows.Close() }()
+			for rows.Next() {
+				var name string
+				var value []byte
+				w.g.Expect(rows.Scan(&name, &value)).To(Succeed())
+				found[table+" "+name] = string(value)
+			}
+			w.g.Expect(rows.Err()).NotTo(HaveOccurred())
+		}()
+	}
+	return found
+}
+
+func (w *world) send(text string) {
+	w.t.Helper()
+	_, err := w.simulator.Send(w.t.Context(), phone, "", text)
+	w.g.Expect(err).NotTo(HaveOccurred())
+}
+
+// standing is a clock that always shows one time, and whose timers run: for a
+// connection whose silence is not to be noticed.
+type standing struct {
+	clock.RealClock
+	at time.Time
+}
+
+func (c standing) Now() time.Time { return c.at }
+
+// valve stands between a connection and the server. Once it is shut, what the
+// server sends stays in it, as in the buffers of a process that was stopped.
+type valve struct {
+	listener net.Listener
+	wg       sync.WaitGroup
+
+	mu             sync.Mutex
+	client, server net.Conn
+	shut           bool
+	held           []byte
+}
+
+func newValve(t *testing.T, endpoint string) *valve {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := &valve{listener: listener}
+	v.wg.Add(1)
+	go v.serve(strings.TrimPrefix(endpoint, "ws://"))
+	t.Cleanup(func() {
+		_ = listener.Close()
+		v.mu.Lock()
+		if v.client != nil {
+			_, _ = v.client.Close(), v.server.Close()
+		}
+		v.mu.Unlock()
+		v.wg.Wait()
+	})
+	return v
+}
+
+// endpoint is where a factory finds the server through the valve.
+func (v *valve) endpoint() string { return "ws://" + v.listener.Addr().String() }
+
+// serve carries the one connection.
+func (v *valve) serve(address string) {
+	defer v.wg.Done()
+	client, err := v.listener.Accept()
+	if err != nil {
+		return
+	}
+	server, err := net.Dial("tcp", address)
+	if err != nil {
+		_ = client.Close()
+		return
+	}
+	v.mu.Lock()
+	v.client, v.server = client, server
+	v.mu.Unlock()
+	v.wg.Add(1)
+	go func() {
+		defer v.wg.Done()
+		_, _ = io.Copy(server, client)
+		_, _ = client.Close(), server.Close()
+	}()
+	buffer := make([]byte, 4096)
+	for {
+		n, err := server.Read(buffer)
+		v.mu.Lock()
+		if v.shut {
+			v.held = append(v.held, buffer[:n]...)
+		} else if n > 0 {
+			_, _ = client.Write(buffer[:n])
+		}
+		v.mu.Unlock()
+		if err != nil {
+			return
+		}
+	}
+}
+
+// close shuts it.
+func (v *valve) close() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.shut = true
+}
+
+// waiting is how much it holds.
+func (v *valve) waiting() int {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return len(v.held)
+}
+
+// pass lets the first n bytes through that it holds, and no more.
+func (v *valve) pass(n int) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	_, _ = v.client.Write(v.held[:n])
+	v.held = v.held[n:]
+}
+
+// stopped is a connection of a process that stops in the moment in which a
+// message has come to it. wake has it go on with that message alone.
+func (w *world) stopped(taking *store.Taking, text string) (s *session, wake func()) {
+	w.t.Helper()
+	v := newValve(w.t, w.simulator.Endpoint())
+	factory, err := Setup(Config{Endpoint: v.endpoint(), NoiseRoot: root(w.simulator)}, logr.Discard())
+	w.g.Expect(err).NotTo(HaveOccurred())
+	factory.clock = standing{at: time.Now()} // nobody is to notice its silence
+	own := w.factory
+	w.factory = factory
+	s = w.connect(taking)
+	w.factory = own
+	s.event(EventConnected)
+	w.settled()
+	// What the login brings after it is through when this message is.
+	w.send("hello")
+	w.g.Eventually(s.texts).Should(Equal([]string{"hello"}))
+	w.settled()
+	v.close()
+	w.send(text)
+	w.g.Eventually(v.waiting).ShouldNot(BeZero())
+	n := v.waiting()
+	return s, func() { v.pass(n) }
+}
+
+// An owner that was declared dead wakes up with a message, after its successor
+// has logged in and while the server would still hear it: it moves no key and
+// acknowledges nothing, and the message is the successor's.
+func TestADeadOwnerWakesUpWithAMessage(t *testing.T) {
+	onBoth(t, func(_ *testing.T, w *world) {
+		taking := w.take()
+		w.pair(taking, phone)
+		db := w.db()
+		old, wake := w.stopped(taking, "for the successor")
+
+		successor := w.take()
+		refusing := w.connect(successor, func(o *Options) {
+			o.Accept = func(context.Context, *events.Message) error { return errors.New("not yet") }
+		})
+		refusing.event(EventConnected)
+		w.g.Eventually(refusing.refused.Load).Should(BeTrue(), "the successor has decrypted it")
+		before := ratchets(w, db)
+		w.g.Expect(before).NotTo(BeEmpty())
+
+		wake()
+		w.g.Expect(old.event(EventDisconnected).Reason).To(Equal("StoreFailed"))
+		w.g.Expect(old.texts()).To(Equal([]string{"hello"}))
+		w.g.Expect(ratchets(w, db)).To(Equal(before))
+		w.g.Expect(w.simulator.Stats().Unacknowledged).To(Equal(1))
+		w.g.Expect(w.simulator.Stats().Retries).To(BeZero())
+		refusing.Close()
+
+		s := w.connect(successor)
+		w.g.Eventually(s.texts).Should(Equal([]string{"for the successor"}))
+		w.settled()
+		w.g.Expect(w.simulator.Stats().Retries).To(BeZero())
+		w.g.Expect(w.simulator.Stats().Doubled).To(BeZero(), "the stopped process did not answer")
+	})
+}
+
+// The session is deleted while its holder is cut off: what comes to the holder
+// afterwards brings no key back.
+func TestADeletionWhileTheHolderIsCutOff(t *testing.T) {
+	for name, remove := range map[string]func(w *world) error{
+		"by the manager": func(w *world) error { return w.store.DeleteSession(w.t.Context(), "u") },
+		"by a successor": func(w *world) error { return w.take().Forget(w.t.Context()) },
+		"as an orphan":   orphanAndPurge,
+		"and claimed anew": func(w *world) error {
+			if err := w.store.DeleteSession(w.t.Context(), "u"); err != nil {
+				return err
+			}
+			_, err := w.store.Claim(w.t.Context(), store.Claimant{SessionID: "shop", Namespace: "a", UID: "another"}, nil)
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			onBoth(t, func(t *testing.T, w *world) {
+				taking := w.take()
+				w.pair(taking, phone)
+				old, wake := w.stopped(taking, "too late")
+				w.g.Expect(remove(w)).To(Succeed())
+				wake()
+				w.g.Expect(old.event(EventDisconnected).Reason).To(Equal("StoreFailed"))
+				w.g.Expect(old.texts()).To(Equal([]string{"hello"}))
+				w.g.Expect(ratchets(w, w.db())).To(BeEmpty())
+				w.g.Expect(w.simulator.Stats().Unacknowledged).To(Equal(1), "nothing is acknowledged without keys")
+				counts, err := w.store.Counts(t.Context())
+				w.g.Expect(err).NotTo(HaveOccurred())
+				w.g.Expect(counts.Devices + counts.Marked).To(BeZero())
+			})
+		})
+	}
+}
+
+func orphanAndPurge(w *world) error {
+	if _, err := w.store.MarkOrphan(w.t.Context(), "u"); err != nil {
+		return err
+	}
+	_, err := w.store.PurgeOrphan(w.t.Context(), "shop")
+	return err
+}
+
+// PostgreSQL goes away in the middle of a message. Wherever that meets the
+// client, the message comes again at the next login and is acknowledged once.
+func TestPostgreSQLGoesAwayInTheMiddleOfAMessage(t *testing.T) {
+	server := testenv.PostgresServer(t)
+	restarted := func(*sql.Tx) error { server.Restart(); return nil }
+	killed := func(*sql.Tx) error { server.Kill(); server.Restart(); return nil }
+	cutOff := func(tx *sql.Tx) error { // only those that wait: without the lock they would go on
+		_, err := tx.Exec("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname=current_database() AND wait_event_type='Lock'")
+		return err
+	}
+	for name, row := range map[string]struct {
+		// table is what the message waits for when it happens.
+		table string
+		end   func(locker *sql.Tx) error
+	}{
+		"restarted, before the look at the LIDs": {table: "whatsmeow_lid_map", end: restarted},
+		"cut off, before the look at the LIDs":   {table: "whatsmeow_lid_map", end: cutOff},
+		"killed, before the ratchet is read":     {table: "whatsmeow_sessions", end: killed},
+		"cut off, before the ratchet is read":    {table: "whatsmeow_sessions", end: cutOff},
+		"restarted, with the ratchet moved":      {table: "whatsmeow_event_buffer", end: restarted},
+		"cut off, before the fence":              {table: "whatsapp_operator_session", end: cutOff},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorldOn(t, fresh(t, server))
+			taking := w.take()
+			w.pair(taking, phone)
+			s := w.connect(taking)
+			s.event(EventConnected)
+			w.settled()
+
+			// Whoever touches the table waits, until the server is gone.
+			db := w.db()
+			tx, err := db.BeginTx(context.Background(), nil)
+			w.g.Expect(err).NotTo(HaveOccurred())
+			_, err = tx.ExecContext(t.Context(), "LOCK TABLE "+row.table+" IN ACCESS EXCLUSIVE MODE")
+			w.g.Expect(err).NotTo(HaveOccurred())
+			w.send("hello")
+			w.g.Eventually(func() (n int, err error) {
+				err = tx.QueryRowContext(t.Context(), "SELECT COUNT(*) FROM pg_locks WHERE NOT granted AND relation=$1::regclass", row.table).Scan(&n)
+				return n, err
+			}).ShouldNot(BeZero())
+			w.g.Expect(row.end(tx)).To(Succeed())
+			_ = tx.Rollback() // its connection may be gone
+
+			w.g.Expect(s.event(EventDisconnected).Reason).To(Equal("StoreFailed"))
+			w.g.Expect(s.texts()).To(BeEmpty())
+			w.g.Expect(w.simulator.Stats().Unacknowledged).To(Equal(1))
+			w.g.Expect(w.simulator.Stats().Retries).To(BeZero())
+			s.Close()
+
+			w.g.Eventually(func() error { return w.store.Ping(t.Context()) }).Should(Succeed())
+			next := w.connect(taking)
+			w.g.Eventually(next.texts).Should(Equal([]string{"hello"}))
+			w.settled()
+			w.g.Expect(w.simulator.Stats().Redelivered).To(BeEquivalentTo(1))
+			w.g.Expect(w.simulator.Stats().Retries).To(BeZero())
+			w.send("and on")
+			w.g.Eventually(next.texts).Should(Equal([]string{"hello", "and on"}))
+			w.settled()
+		})
+	}
+}
+
+// fresh makes an empty database in a server of the test's own.
+func fresh(t *testing.T, server *testenv.PostgresProcess) string {
+	t.Helper()
+	g := NewWithT(t)
+	db, err := sql.Open("pgx", server.URL())
+	g.Expect(err).NotTo(HaveOccurred())
+	defer func() { g.Expect(db.Close()).To(Succeed()) }()
+	name := "test_" + strings.ToLower(rand.Text())
+	_, err = db.ExecContext(t.Context(), "CREATE DATABASE "+name)
+	g.Expect(err).NotTo(HaveOccurred())
+	return strings.Replace(server.URL(), "/postgres?", "/"+name+"?", 1)
+}
+
+// A send while the store refuses is an error, and nothing leaves: whatsmeow
+// would skip the recipient and report success.
+func TestASendWhileTheStoreRefuses(t *testing.T) {
+	for name, refuse := range map[string]func(w *world, db *sql.DB){
+		"the session was taken": func(w *world, _ *sql.DB) { w.take() },
+		"the keys cannot be read": func(w *world, db *sql.DB) {
+			_, err := db.ExecContext(w.t.Context(), "ALTER TABLE whatsmeow_sessions RENAME COLUMN session TO gone")
+			w.g.Expect(err).NotTo(HaveOccurred())
+		},
+		"the identities cannot be read": func(w *world, db *sql.DB) {
+			_, err := db.ExecContext(w.t.Context(), "ALTER TABLE whatsmeow_identity_keys RENAME COLUMN identity TO gone")
+			w.g.Expect(err).NotTo(HaveOccurred())
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			onBoth(t, func(_ *testing.T, w *world) {
+				taking := w.take()
+				w.pair(taking, phone)
+				s := w.connect(taking)
+				s.event(EventConnected)
+				to := types.NewJID(simulator.DefaultContact, types.DefaultUserServer)
+				send := func(text string) error {
+					_, err := s.client.SendMessage(s.ctx, to, &waE2E.Message{Conversation: proto.String(text)})
+					return err
+				}
+				w.g.Expect(send("one")).To(Succeed())
+				w.g.Eventually(func() ([]simulator.Message, error) { return w.simulator.Received(phone) }).Should(HaveExactElements(HaveField("Text", "one")))
+
+				refuse(w, w.db())
+				w.g.Expect(send("two")).NotTo(Succeed())
+				w.g.Expect(s.event(EventDisconnected).Reason).To(Equal("StoreFailed"))
+				w.g.Expect(send("three")).NotTo(Succeed())
+				w.g.Expect(w.simulator.Received(phone)).To(HaveLen(1))
+			})
+		})
+	}
+}
