@@ -156,7 +156,7 @@ func (b *bench) start() (err error) {
 	}
 	stage.Say("starting %d workers", workers)
 	for range workers {
-		if _, err := b.hire(1); err != nil {
+		if err := b.hire(1); err != nil {
 			return err
 		}
 	}
@@ -165,14 +165,14 @@ func (b *bench) start() (err error) {
 
 // hire starts a worker under a new name and waits until the manager counts it:
 // it is then as far as a pod that a rolling upgrade calls ready.
-func (b *bench) hire(revision int) (*stage.Process, error) {
+func (b *bench) hire(revision int) error {
 	b.started++
 	w, err := b.worker(fmt.Sprintf("worker-%d", b.started), revision)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	b.fleet = append(b.fleet, w)
-	return w, stage.Until(b.ctx, "workers have joined", time.Minute, 50*time.Millisecond, func() (int, int, error) {
+	return stage.Until(b.ctx, "workers have joined", time.Minute, 50*time.Millisecond, func() (int, int, error) {
 		m, err := b.manager.Metrics(b.ctx)
 		return int(m.Sum("whatsapp_operator_workers", stage.Labels{"state": "live"})), len(b.fleet), errors.Join(err, w.Running())
 	})
@@ -354,7 +354,7 @@ func (b *bench) roll() error {
 	stage.Say("upgrading the %d workers one by one", workers)
 	before := b.look()
 	for range workers {
-		if _, err := b.hire(2); err != nil {
+		if err := b.hire(2); err != nil {
 			return err
 		}
 		if err := b.retire(); err != nil {
@@ -402,7 +402,7 @@ func (b *bench) gather() error {
 		return err
 	}
 	for range workers - 1 {
-		if _, err := b.hire(2); err != nil {
+		if err := b.hire(2); err != nil {
 			return err
 		}
 	}

@@ -239,7 +239,7 @@ func (o *Observer) Sweep(ctx context.Context) error {
 			continue
 		}
 		version := lease.ResourceVersion
-		if err := o.Client.Delete(ctx, lease, client.Preconditions{ResourceVersion: &version}); client.IgnoreNotFound(err) != nil {
+		if err := client.IgnoreNotFound(o.Client.Delete(ctx, lease, client.Preconditions{ResourceVersion: &version})); err != nil {
 			errs = append(errs, fmt.Errorf("deleting a dead worker's lease: %w", err))
 			continue
 		}

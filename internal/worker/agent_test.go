@@ -210,13 +210,9 @@ func TestADrainThatCannotReleaseLeavesItsWitnesses(t *testing.T) {
 	p.stop()
 	p.Eventually(func() bool {
 		p.clock.Step(time.Second)
-		select {
-		case <-p.ended:
-			return true
-		default:
-			return false
-		}
+		return len(p.ended) > 0
 	}).WithTimeout(10 * time.Second).Should(BeTrue())
+	p.Expect(p.ended).To(Receive(BeNil()))
 	p.Expect(p.membership.is(&p.membership.left)()).To(BeFalse(), "what it holds is not free: the others wait for its silence")
 	p.Expect(p.sockets()).To(BeZero())
 	p.Expect(p.status().HeldBy).To(Equal(me))
