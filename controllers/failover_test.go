@@ -249,6 +249,19 @@ func TestALeaderThatIsPausedBetweenVerdictAndPatch(t *testing.T) {
 	w.Expect(w.workers(sessions)).To(Equal(map[string]int{"worker-b": 1}))
 }
 
+func TestANewWorkerThatTheObserverHasNotSeenYet(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	sessions := w.waiting(1)
+	r := w.bare(seeing(&sessions, interceptor.Funcs{}))
+	w.lease(r, "worker-b")
+	w.verdicts.say("worker-b", true)
+	w.verdicts.renews("worker-b") // it has joined since the last look
+	_, err := r.Reconcile(t.Context(), everything)
+	w.Expect(err).NotTo(HaveOccurred())
+	w.Expect(w.workers(sessions)).To(Equal(map[string]int{"worker-b": 1}))
+}
+
 func TestAVerdictIsReadAgainBeforeEachWrite(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

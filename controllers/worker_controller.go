@@ -319,11 +319,11 @@ func (r *placementReconciler) snapshot(ctx context.Context, now time.Time) (sess
 		ns := &namespaces.Items[i]
 		out.Namespaces[ns.Name] = placement.Namespace{Pool: ns.Labels[v1alpha1.PoolLabel], MaxSessions: r.limit(ns)}
 	}
-	dead := r.dead(ctx, list.Items)
 	out.Workers, again = r.members.workers(now)
+	dead := r.dead(ctx, list.Items, out.Workers)
 	for i := range out.Workers {
 		w := &out.Workers[i]
-		w.Live = w.Live && !r.Verdicts.Dead(w.Name) // the kubelet's word may come before the Lease ends
+		w.Live = w.Live && !dead[w.Name] // the kubelet's word may come before the Lease ends
 	}
 
 	out.Sessions = make([]placement.Session, len(list.Items))
