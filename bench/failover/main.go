@@ -151,7 +151,8 @@ func (b *bench) start() (err error) {
 	if b.store, err = b.Postgres(); err != nil {
 		return err
 	}
-	if b.manager, err = b.Manager(b.store); err != nil {
+	// Nothing is moved for balance: a new worker must not take from what is measured.
+	if b.manager, err = b.Manager(b.store, "--rebalance=false"); err != nil {
 		return err
 	}
 	stage.Say("starting %d workers", workers)

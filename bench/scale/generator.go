@@ -22,7 +22,7 @@ type load struct {
 	Concurrency int             `json:"concurrency"`
 	Workers     int             `json:"workers"`
 	Capacity    int             `json:"capacity"`
-	Pairings    int             `json:"pairingsPerSecond"`
+	Pairings    float64         `json:"pairingsPerSecond"`
 	Settle      metav1.Duration `json:"settle"`
 	Steady      metav1.Duration `json:"steady"`
 }

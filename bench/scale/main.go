@@ -13,9 +13,12 @@
 // The time to place all is the manager's own: while the generator applies the
 // sessions no manager runs, so that all of them are there at once, and the time
 // is from the start of its process to the last session's worker, seen in the API
-// server. Beside it stands the raw time of the manager's writes: as many of each
-// kind as it made, by a bare client with its concurrency, against the same API
-// server, when everything else is gone.
+// server. The workers know of their sessions, but link hardly any of them until
+// all are placed; load.yaml says why.
+//
+// Beside it stands the raw time of the manager's writes: as many of each kind as
+// it made, by a bare client with its concurrency, against the same API server,
+// when everything else is gone.
 package main
 
 import (

@@ -24,7 +24,7 @@ type result struct {
 	// Applied is how long the generator took, before the manager started.
 	Applied float64 `json:"applied_s"`
 	Placed  float64 `json:"placed_s"`
-	// Connected is when the last session was; the pace of pairings bounds it.
+	// Connected is when the last session was, the workers' restart included.
 	Connected        float64 `json:"connected_s"`
 	RawPatch         float64 `json:"raw_patch_s"`
 	PlacedOverRaw    float64 `json:"placed_over_raw"`
@@ -115,20 +115,9 @@ func (r *runner) start() error {
 	if r.manager, err = r.Manager(store); err != nil {
 		return err
 	}
-	self, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("finding this program: %w", err)
-	}
 	stage.Say("starting %d workers", r.load.Workers)
-	for i := range r.load.Workers {
-		name := fmt.Sprintf("worker-%d", i)
-		w, err := r.Start(name, self, append([]string{"worker", "--name=" + name, "--state-dir=" + filepath.Join(r.Dir, name),
-			fmt.Sprintf("--capacity=%d", r.load.Capacity), fmt.Sprintf("--pairings-per-second=%d", r.load.Pairings),
-			fmt.Sprintf("--pairing-burst=%d", r.load.Pairings)}, r.Common(store)...)...)
-		if err != nil {
-			return err
-		}
-		r.workers = append(r.workers, w)
+	if err := r.startWorkers(fmt.Sprintf("--pairings-per-second=%g", r.load.Pairings), "--pairing-burst=1"); err != nil {
+		return err
 	}
 	err = stage.Until(r.ctx, "workers have joined", time.Minute, 200*time.Millisecond, func() (int, int, error) {
 		m, err := r.manager.Metrics(r.ctx)
@@ -141,6 +130,30 @@ func (r *runner) start() error {
 		return err
 	}
 	return r.manager.Ended(r.ctx, time.Minute)
+}
+
+// startWorkers starts the workers; those of an earlier call are killed, and these
+// are the same ones restarted in place.
+func (r *runner) startWorkers(more ...string) error {
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("finding this program: %w", err)
+	}
+	for _, w := range r.workers {
+		w.Kill()
+	}
+	r.workers = nil
+	for i := range r.load.Workers {
+		name := fmt.Sprintf("worker-%d", i)
+		args := append([]string{"worker", "--name=" + name, "--state-dir=" + filepath.Join(r.Dir, name),
+			fmt.Sprintf("--capacity=%d", r.load.Capacity)}, r.Common(r.store)...)
+		w, err := r.Start(name, self, append(args, more...)...)
+		if err != nil {
+			return err
+		}
+		r.workers = append(r.workers, w)
+	}
+	return nil
 }
 
 // place applies the sessions, starts the manager and waits until all are placed,
@@ -182,7 +195,7 @@ func (r *runner) place() error {
 			return count(), r.load.Sessions, err
 		})
 	}
-	if err := until("sessions placed", 10*time.Minute, func() int { return t.placed }); err != nil {
+	if err := until("sessions placed", 20*time.Minute, func() int { return t.placed }); err != nil {
 		return err
 	}
 	r.Placed = t.lastPlaced.Sub(begun).Seconds()
@@ -193,7 +206,10 @@ func (r *runner) place() error {
 	if err := r.count(before); err != nil {
 		return err
 	}
-	if err := until("sessions connected", 10*time.Minute, func() int { return t.connected }); err != nil {
+	if err := r.startWorkers(); err != nil {
+		return err
+	}
+	if err := until("sessions connected", 20*time.Minute, func() int { return t.connected }); err != nil {
 		return err
 	}
 	r.Connected = t.lastConnected.Sub(begun).Seconds()
