@@ -14,9 +14,6 @@ import (
 const (
 	// logoutPatience is how long the logout of a deleted session is tried (DESIGN section 2).
 	logoutPatience = 5 * time.Minute
-	// releasePatience is how long a holder may take to give up what it was told to give
-	// up, before a session that has no device is deleted without it.
-	releasePatience = time.Minute
 	// restartEvery bounds how often restartedAt counts.
 	restartEvery = time.Minute
 	// maxReason bounds status.lastDisconnectReason.

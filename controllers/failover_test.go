@@ -249,6 +249,19 @@ func TestALeaderThatIsPausedBetweenVerdictAndPatch(t *testing.T) {
 	w.Expect(w.workers(sessions)).To(Equal(map[string]int{"worker-b": 1}))
 }
 
+func TestANewWorkerThatTheObserverHasNotSeenYet(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	sessions := w.waiting(1)
+	r := w.bare(seeing(&sessions, interceptor.Funcs{}))
+	w.lease(r, "worker-b")
+	w.verdicts.say("worker-b", true)
+	w.verdicts.renews("worker-b") // it has joined since the last look
+	_, err := r.Reconcile(t.Context(), everything)
+	w.Expect(err).NotTo(HaveOccurred())
+	w.Expect(w.workers(sessions)).To(Equal(map[string]int{"worker-b": 1}))
+}
+
 func TestAVerdictIsReadAgainBeforeEachWrite(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -284,8 +297,9 @@ func TestAFailOverWithoutAnAnswer(t *testing.T) {
 	}))
 	w.lease(r, "worker-b")
 	w.verdicts.say("worker-a", true)
-	_, err := r.Reconcile(t.Context(), everything)
-	w.Expect(err).To(MatchError(ContainSubstring("connection reset")))
+	result, err := r.Reconcile(t.Context(), everything)
+	w.Expect(err).NotTo(HaveOccurred())
+	w.Expect(result.RequeueAfter).To(Equal(retryFirst), "it is tried again, and keeps nobody else waiting")
 	broken = false
 	first, err := w.get(&sessions[0])
 	w.Expect(err).NotTo(HaveOccurred())

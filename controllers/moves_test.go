@@ -185,13 +185,25 @@ func TestOneNamespacesTroubleIsNotAnothers(t *testing.T) {
 		},
 	})
 	w.lease(r, "worker-a", capacity(21))
-	_, err := r.Reconcile(t.Context(), everything)
-	w.Expect(err).To(MatchError(broken))
+	result, err := r.Reconcile(t.Context(), everything)
+	w.Expect(err).NotTo(HaveOccurred())
+	w.Expect(result.RequeueAfter).To(Equal(retryFirst))
+	w.Expect(r.failing).To(HaveLen(20))
 
 	sessions = append(sessions, *other)
-	_, err = r.Reconcile(t.Context(), everything)
-	w.Expect(err).To(MatchError(broken))
+	result, err = r.Reconcile(t.Context(), everything)
+	w.Expect(err).NotTo(HaveOccurred())
+	w.Expect(result.RequeueAfter).To(Equal(retryFirst))
 	w.placed(other, "worker-a")
+
+	t.Log("each failure doubles the pause of those who fail")
+	w.clock.SetTime(w.clock.Now().Add(retryFirst))
+	result, err = r.Reconcile(t.Context(), everything)
+	w.Expect(err).NotTo(HaveOccurred())
+	w.Expect(result.RequeueAfter).To(Equal(retryFirst), "what became of them could not be asked")
+	for _, f := range r.failing {
+		w.Expect(f.until).To(Equal(w.clock.Now().Add(2 * retryFirst)))
+	}
 }
 
 // It runs alone: the metrics are the process's.

@@ -641,10 +641,8 @@ func howItEnds(s *v1alpha1.WhatsAppSession, record *Record, now time.Time) (*end
 	retain := s.Spec.DeletionPolicy == v1alpha1.DeletionRetain
 	linked := record != nil && record.JID != ""
 	switch {
-	case s.Status.HeldBy != "" && linked:
+	case s.Status.HeldBy != "":
 		return nil, max(deadline.Sub(now), 0) // only the holder's release ends this, or its death, which placement writes
-	case s.Status.HeldBy != "" && now.Before(deadline.Add(releasePatience)):
-		return nil, deadlineAfter(now, deadline, deadline.Add(releasePatience))
 	case record == nil:
 		return &ending{reason: v1alpha1.ReasonDeleted, message: "the device is unlinked and its keys are deleted"}, 0
 	case !linked && retain: // a device that WhatsApp has logged out is kept for a person to restore
@@ -658,16 +656,6 @@ func howItEnds(s *v1alpha1.WhatsAppSession, record *Record, now time.Time) (*end
 	default:
 		return &ending{reason: v1alpha1.ReasonLogoutUnconfirmed, message: unlinkByHand(s, record), release: ReleaseOrphan}, 0
 	}
-}
-
-// deadlineAfter is how long it is to the first of the deadlines that is still to come.
-func deadlineAfter(now time.Time, deadlines ...time.Time) time.Duration {
-	for _, d := range deadlines {
-		if now.Before(d) {
-			return d.Sub(now)
-		}
-	}
-	return 0
 }
 
 // unlinkByHand names the device for whoever has the phone.

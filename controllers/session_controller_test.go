@@ -247,9 +247,9 @@ func TestDeletion(t *testing.T) {
 			after: func(w *world, s *v1alpha1.WhatsAppSession) {
 				late(w, logoutPatience+time.Second)
 				w.touch(s)
-				w.placed(s, "")
-				late(w, releasePatience)
-				w.touch(s)
+				withdrawn := w.placed(s, "")
+				w.Expect(withdrawn.Finalizers).To(ConsistOf(v1alpha1.Finalizer), "nobody may think that it is free")
+				w.verdicts.say("worker-a", true)
 			},
 			release: ReleaseForget, says: "inactive/Terminating/Deleted", event: "no device was linked",
 		},

@@ -7,6 +7,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/event"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/placement"
 )
 
 // errAlive says that a verdict does not stand any more: the decision is made again.
@@ -28,18 +29,29 @@ type Verdicts interface {
 	Changed() <-chan struct{}
 }
 
-// dead are the dead among the holders of sessions that were read before.
+// dead are the dead among the holders of sessions that were read before, and
+// among the workers whose Lease is being renewed.
 //
 // A process that came back in place renews its witnesses before it claims a
 // session. So a look that began after the sessions were read knows of every
 // process whose claim they show, however old the verdict was; and a claim that
 // they do not show conflicts with the patch. Without that look a session could
 // be taken from a process that has just opened it.
-func (r *placementReconciler) dead(ctx context.Context, sessions []v1alpha1.WhatsAppSession) map[string]bool {
+//
+// The watch may know a new worker's Lease up to one look before the observer
+// does, to which who was never seen is dead. Without a look of its own a rolling
+// restart would hand the sessions to workers that are about to end, too.
+func (r *placementReconciler) dead(ctx context.Context, sessions []v1alpha1.WhatsAppSession, workers []placement.Worker) map[string]bool {
 	dead := map[string]bool{}
 	for i := range sessions {
-		if holder := sessions[i].Status.HeldBy; holder != "" && r.Verdicts.Dead(holder) {
-			dead[holder] = true
+		s := &sessions[i].Status
+		if s.HeldBy != "" && s.Installation == r.Installation && !dead[s.HeldBy] && r.Verdicts.Dead(s.HeldBy) {
+			dead[s.HeldBy] = true
+		}
+	}
+	for _, w := range workers {
+		if w.Live && r.Verdicts.Dead(w.Name) {
+			dead[w.Name] = true
 		}
 	}
 	if len(dead) == 0 {
@@ -48,8 +60,8 @@ func (r *placementReconciler) dead(ctx context.Context, sessions []v1alpha1.What
 	if err := r.Verdicts.Confirm(ctx); err != nil && ctx.Err() == nil {
 		r.Log.V(1).Info("Not every witness of the workers could be seen", "reason", err.Error())
 	}
-	for holder := range dead {
-		dead[holder] = r.Verdicts.Dead(holder)
+	for name := range dead {
+		dead[name] = r.Verdicts.Dead(name)
 	}
 	return dead
 }

@@ -47,6 +47,9 @@ const (
 // come with it: a manifest with many sessions, a worker with many claims.
 const gather = 20 * time.Millisecond
 
+// retryFirst is the first pause after a write that failed; each further one doubles it.
+const retryFirst = 500 * time.Millisecond
+
 // everything is the one request of the placement reconciler: a plan is for all sessions.
 var everything = reconcile.Request{NamespacedName: types.NamespacedName{Name: "placement"}}
 
@@ -86,6 +89,8 @@ type placementReconciler struct {
 	assumed map[types.UID]assumption
 	// since is when a session began to want a worker, or another one.
 	since map[types.UID]time.Time
+	// failing are the sessions whose placement could not be written.
+	failing map[types.UID]failure
 	// lost are the workers of which it was said that they are dead.
 	lost map[string]bool
 	// rebalanced is when each pool was rebalanced last.
@@ -95,6 +100,13 @@ type placementReconciler struct {
 	// misread are the values of max-sessions that are no numbers, by namespace, so that
 	// each is said once.
 	misread map[string]string
+}
+
+// failure is how often in a row a session's placement could not be written, and
+// until when it is not tried.
+type failure struct {
+	count int
+	until time.Time
 }
 
 // assumption is a placement as it was written. The epoch only rises, so it
@@ -143,7 +155,7 @@ func newPlacementReconciler(o PlacementOptions, c client.Client, direct client.R
 		members: &members{clock: o.Clock, log: o.Log, known: map[string]sighting{}},
 		changed: make(chan event.GenericEvent),
 		assumed: map[types.UID]assumption{}, since: map[types.UID]time.Time{}, misread: map[string]string{},
-		lost: map[string]bool{}, rebalanced: map[string]time.Time{}, declined: map[types.UID]string{},
+		failing: map[types.UID]failure{}, lost: map[string]bool{}, rebalanced: map[string]time.Time{}, declined: map[types.UID]string{},
 	}
 }
 
@@ -233,11 +245,22 @@ func (r *placementReconciler) Reconcile(ctx context.Context, _ ctrl.Request) (ct
 	r.remember(snapshot, plan, now)
 	r.decline(sessions, plan)
 
-	conflicts, err := r.carryOut(ctx, sessions, snapshot, plan, now)
-	if err := errors.Join(unresolved, err); err != nil {
-		return ctrl.Result{}, err
+	conflicts, retry := r.carryOut(ctx, sessions, snapshot, plan, now)
+	if unresolved != nil {
+		r.Log.Error(unresolved, "It is not known what became of some placements; it is asked again")
+		retry = earlier(retry, now.Add(retryFirst))
 	}
-	return ctrl.Result{RequeueAfter: untilFirst(now, conflicts, plan.Again, again)}, nil
+	// No error is returned: its backoff would be that of all sessions, and a run that is
+	// due by time would wait for it.
+	return ctrl.Result{RequeueAfter: untilFirst(now, conflicts, plan.Again, again, retry)}, nil
+}
+
+// earlier is the first of two instants, of which zero means never.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
 }
 
 // untilFirst is how long to wait for the first of the instants that are not zero.
@@ -296,11 +319,11 @@ func (r *placementReconciler) snapshot(ctx context.Context, now time.Time) (sess
 		ns := &namespaces.Items[i]
 		out.Namespaces[ns.Name] = placement.Namespace{Pool: ns.Labels[v1alpha1.PoolLabel], MaxSessions: r.limit(ns)}
 	}
-	dead := r.dead(ctx, list.Items)
 	out.Workers, again = r.members.workers(now)
+	dead := r.dead(ctx, list.Items, out.Workers)
 	for i := range out.Workers {
 		w := &out.Workers[i]
-		w.Live = w.Live && !r.Verdicts.Dead(w.Name) // the kubelet's word may come before the Lease ends
+		w.Live = w.Live && !dead[w.Name] // the kubelet's word may come before the Lease ends
 	}
 
 	out.Sessions = make([]placement.Session, len(list.Items))
@@ -439,14 +462,21 @@ func (r *placementReconciler) remember(snapshot placement.Snapshot, plan placeme
 // decision was made from an old picture and must be made again.
 func (r *placementReconciler) carryOut(
 	ctx context.Context, sessions []v1alpha1.WhatsAppSession, snapshot placement.Snapshot, plan placement.Plan, now time.Time,
-) (conflicts bool, err error) {
+) (conflicts bool, retry time.Time) {
 	type write struct {
 		decision
 		assume assumption
 		err    error
 	}
 	writes := make([]write, 0, len(plan.Moves)+len(plan.Refusals))
+	failing := r.failing
+	r.failing = map[types.UID]failure{}
 	add := func(i int, to, refused string, cause placement.Cause) {
+		if f, found := failing[sessions[i].UID]; found && now.Before(f.until) {
+			r.failing[sessions[i].UID] = f
+			retry = earlier(retry, f.until)
+			return
+		}
 		writes = append(writes, write{decision: decision{
 			cached: &sessions[i], planned: &snapshot.Sessions[i], to: to, cause: cause, why: r.explain(refused, sessions[i].Namespace, snapshot),
 		}})
@@ -467,7 +497,6 @@ func (r *placementReconciler) carryOut(
 		})
 	}
 	_ = group.Wait() // always nil
-	var errs []error
 	for _, w := range writes {
 		uid := w.cached.UID
 		switch {
@@ -479,11 +508,15 @@ func (r *placementReconciler) carryOut(
 		case w.err != nil:
 			w.assume.uncertain = true
 			r.assumed[uid] = w.assume
-			errs = append(errs, w.err)
+			f := failure{count: failing[uid].count + 1}
+			f.until = now.Add(min(retryFirst<<min(f.count-1, 10), retryAtMost))
+			r.failing[uid] = f
+			retry = earlier(retry, f.until)
+			r.Log.Error(w.err, "A session could not be placed; it is tried again", "namespace", w.cached.Namespace, "session", w.cached.Name, "worker", w.to)
 			metrics.Placement("failed")
 		}
 	}
-	return conflicts, errors.Join(errs...)
+	return conflicts, retry
 }
 
 // decision is what is to be written of a session.

@@ -10,6 +10,7 @@ import (
 	"github.com/go-logr/logr"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
@@ -40,6 +41,23 @@ func newRevision(c client.Reader, config *workerConfig, log logr.Logger) *revisi
 }
 
 func (r *revision) number() int64 { return r.value.Load() }
+
+// first reads the number for the first Lease: a worker of a new revision that did
+// not say so would be given sessions that move once more. What will not change
+// by waiting is said, and the number is 0.
+func (r *revision) first(ctx context.Context) (final bool, err error) {
+	if r.fixed {
+		return true, nil
+	}
+	number, err := r.read(ctx)
+	if apierrors.IsForbidden(err) || apierrors.IsNotFound(err) {
+		r.log.Error(err, "The revision of this worker's Deployment is not known: a rollout may move sessions twice")
+		r.trouble = true
+		return true, nil
+	}
+	r.value.Store(number)
+	return err == nil, err
+}
 
 // refresh reads the number again; without an answer the old one stays.
 func (r *revision) refresh(ctx context.Context) {

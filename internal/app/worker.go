@@ -103,10 +103,12 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 
 	guard := lease.NewGuard(lease.Elapsed)
 	revision := newRevision(f.direct, config, log)
-	revision.refresh(ctx) // the first Lease says it
+	if err := f.patiently(ctx, "this worker's revision", revision.first); err != nil {
+		return fmt.Errorf("asking for this worker's revision: %w", err)
+	}
 	limiter := worker.NewPerEgress(config.Pace, f.clock)
 	agent := worker.NewAgent(worker.Options{
-		Worker: config.Name, Process: strings.ToLower(rand.Text()), DrainTimeout: config.DrainTimeout, Stop: ctx.Done(),
+		Worker: config.Name, Process: strings.ToLower(rand.Text()), DrainTimeout: config.DrainTimeout, Stop: ctx.Done(), Installation: f.installation,
 		Membership: &lease.Membership{
 			Renewer: lease.Renewer{
 				Client: f.direct, Namespace: config.Namespace, Clock: f.clock, Log: log.WithName("lease"), Revision: revision.number,
@@ -191,8 +193,12 @@ func exitWhenLost(ctx context.Context, lost <-chan struct{}, log logr.Logger) er
 	select {
 	case <-ctx.Done():
 	case <-lost:
+	}
+	select {
+	case <-lost: // also where both came at once
 		log.Info("FENCED: neither the API server nor Redis was reached in time: all connections are closed and the process ends")
 		time.AfterFunc(exitPatience, func() { os.Exit(1) })
+	default:
 	}
 	return nil
 }

@@ -9,10 +9,10 @@ import (
 	"sync"
 	"time"
 
-	"k8s.io/apimachinery/pkg/runtime"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	toolscache "k8s.io/client-go/tools/cache"
-	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"k8s.io/apimachinery/pkg/watch"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 )
@@ -33,37 +33,51 @@ type book struct {
 // code is one that a session shows.
 type code struct{ name, code string }
 
-func newBook(w *world, scheme *runtime.Scheme) *book {
+func newBook(w *world) *book {
 	b := &book{w: w, sessions: map[types.UID]*v1alpha1.WhatsAppSession{}, places: map[types.UID]string{}, moves: map[string]int{}}
-	c, err := cache.New(w.api.Config, cache.Options{Scheme: scheme, DefaultNamespaces: map[string]cache.Config{w.namespace: {}}})
-	w.must(err)
 	ctx, cancel := context.WithCancel(context.Background())
-	informer, err := c.GetInformer(ctx, &v1alpha1.WhatsAppSession{}, cache.BlockUntilSynced(false))
-	if err == nil {
-		_, err = informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
-			AddFunc:    func(obj any) { b.see(obj.(*v1alpha1.WhatsAppSession)) },
-			UpdateFunc: func(_, obj any) { b.see(obj.(*v1alpha1.WhatsAppSession)) },
-			DeleteFunc: func(obj any) {
-				if last, ok := obj.(toolscache.DeletedFinalStateUnknown); ok {
-					obj = last.Obj
-				}
-				b.forget(obj.(*v1alpha1.WhatsAppSession))
-			},
-		})
-	}
-	if err != nil {
-		cancel()
-		w.t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- c.Start(ctx) }()
-	w.atEnd(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			w.root.Error(err)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for ctx.Err() == nil {
+			b.follow(ctx) // until the watch breaks
+			select {
+			case <-ctx.Done():
+			case <-time.After(poll):
+			}
 		}
-	})
+	}()
+	w.atEnd(func() { cancel(); <-ended })
 	return b
+}
+
+// follow lists and watches. An informer would wait half a minute after an
+// outage, and miss what happens meanwhile.
+func (b *book) follow(ctx context.Context) {
+	list := &v1alpha1.WhatsAppSessionList{}
+	if b.w.client.List(ctx, list, client.InNamespace(b.w.namespace)) != nil {
+		return
+	}
+	for i := range list.Items {
+		b.see(&list.Items[i])
+	}
+	watcher, err := b.w.client.Watch(ctx, &v1alpha1.WhatsAppSessionList{}, client.InNamespace(b.w.namespace),
+		&client.ListOptions{Raw: &metav1.ListOptions{ResourceVersion: list.ResourceVersion}})
+	if err != nil {
+		return
+	}
+	defer watcher.Stop()
+	for e := range watcher.ResultChan() {
+		s, ok := e.Object.(*v1alpha1.WhatsAppSession)
+		switch {
+		case !ok:
+			return
+		case e.Type == watch.Deleted:
+			b.forget(s)
+		default:
+			b.see(s)
+		}
+	}
 }
 
 func (b *book) see(s *v1alpha1.WhatsAppSession) {

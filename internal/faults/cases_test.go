@@ -197,6 +197,7 @@ var faults = []fault{
 		victim := w.busiest()[0]
 		victim.remove()
 		w.goneFrom([]*pod{victim})
+		w.last(20 * time.Second)
 		if now := w.leader(); now == leader {
 			w.complain("%s leads although it is paused", leader.name)
 		}

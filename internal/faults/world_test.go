@@ -62,7 +62,7 @@ type world struct {
 	redisDown bool
 	store     *testenv.PostgresProcess
 	storeDown bool
-	client    client.Client
+	client    client.WithWatch
 	simulator *simulator.Server
 	laravel   *receiver
 	book      *book
@@ -119,12 +119,12 @@ func newWorld(root, t *testing.T, sessions int, managerFlags ...string) *world {
 	scheme := runtime.NewScheme()
 	w.must(clientgoscheme.AddToScheme(scheme))
 	w.must(v1alpha1.AddToScheme(scheme))
-	w.client, err = client.New(w.api.Config, client.Options{Scheme: scheme})
+	w.client, err = client.NewWithWatch(w.api.Config, client.Options{Scheme: scheme})
 	w.must(err)
 	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "world-"}}
 	w.must(w.client.Create(t.Context(), namespace))
 	w.namespace = namespace.Name
-	w.book = newBook(w, scheme)
+	w.book = newBook(w)
 
 	w.atEnd(w.endPods)
 	w.managers, w.workers = make([]*pod, managerCount), make([]*pod, workerCount)

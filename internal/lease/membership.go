@@ -28,6 +28,10 @@ type Membership struct {
 	Keys Keys
 	// Guard is told of each renewal.
 	Guard *Guard
+
+	// outlived is an incarnation whose silence was waited for: a join that got only half
+	// of the name does not wait for it again.
+	outlived string
 }
 
 // Run joins and renews until ctx ends; joined is called once, after the first
@@ -108,8 +112,7 @@ func (m *Membership) tryJoin(ctx context.Context, watch *watch) error {
 	if leaseErr == nil {
 		l.leases = map[string]leaseSight{}
 		if lease != nil {
-			member, err := FromLease(lease)
-			foreignLease = err != nil || member.Incarnation != m.Self.Incarnation
+			foreignLease = !m.isMine(lease)
 			l.leases[name] = leaseSight{version: lease.ResourceVersion}
 		}
 	}
@@ -121,9 +124,10 @@ func (m *Membership) tryJoin(ctx context.Context, watch *watch) error {
 	if value, found := l.keys[name]; found && incarnationOf(value) != m.Self.Incarnation {
 		replacing = incarnationOf(value)
 	}
-	if (foreignLease || replacing != "") && !watch.silent(name) {
+	if (foreignLease || replacing != "" && replacing != m.outlived) && !watch.silent(name) {
 		return errTaken
 	}
+	m.outlived = replacing
 	m.lease = lease
 	sent := m.Guard.Sending()
 	if err := m.write(ctx); err != nil {

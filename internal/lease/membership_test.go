@@ -29,6 +29,8 @@ type keys struct {
 	run    string
 	down   bool
 	raised int
+	// raiseErr, where set, is the answer to Raise alone.
+	raiseErr error
 }
 
 var errDown = errors.New("connection refused")
@@ -46,6 +48,9 @@ func (k *keys) Raise(_ context.Context, worker, incarnation, replacing string) (
 		switch {
 		case k.down:
 			err = errDown
+			return
+		case k.raiseErr != nil:
+			err = k.raiseErr
 			return
 		case found == "":
 		case incarnationOf(found) == incarnation:
@@ -287,4 +292,45 @@ func TestAMemberThatIsReplacedEnds(t *testing.T) {
 	n.Eventually(n.ended).Should(Receive(MatchError(ContainSubstring("a name of its own"))))
 	n.Expect(n.r.Leave(context.Background())).To(Succeed())
 	n.Expect(n.member().Incarnation).To(Equal("other"), "another's Lease is not deleted")
+}
+
+func TestASpoiltLeaseIsMended(t *testing.T) {
+	api := newAPI()
+	n := renew(t, api, newKeys(), "one")
+	n.Eventually(n.joined.Load).Should(BeEquivalentTo(1))
+	l := &coordinationv1.Lease{}
+	n.Expect(api.Get(context.Background(), client.ObjectKey{Namespace: "ops", Name: LeaseName("w")}, l)).To(Succeed())
+	l.Annotations[annotationCap] = "foo"
+	n.Expect(api.Update(context.Background(), l)).To(Succeed())
+	n.Eventually(func() error {
+		n.pass(time.Second)
+		n.Expect(api.Get(context.Background(), client.ObjectKeyFromObject(l), l)).To(Succeed())
+		_, err := FromLease(l)
+		return err
+	}).Should(Succeed())
+	n.Expect(n.ended).NotTo(Receive())
+}
+
+func TestDrainCostsNoRenewal(t *testing.T) {
+	n := renew(t, newAPI(), newKeys(), "one")
+	n.Eventually(n.joined.Load).Should(BeEquivalentTo(1))
+	n.Expect(n.r.Drain(context.Background())).To(Succeed())
+	before := n.member().RenewTime
+	n.pass(RenewEvery)
+	n.Eventually(func() time.Time { return n.member().RenewTime }).Should(BeTemporally(">", before))
+}
+
+// TestHalfAJoin: the Lease was taken over, and Redis did not answer; the silence
+// that was waited for is not waited for again.
+func TestHalfAJoin(t *testing.T) {
+	k := newKeys()
+	k.values["w"] = "other/41"
+	n := renew(t, newAPI(foreign()), k, "one")
+	n.Eventually(func() bool { n.pass(time.Second); return n.watch.elapsed() >= Silence-LookEvery }).Should(BeTrue())
+	k.locked(func() { k.raiseErr = errDown })
+	n.Eventually(func() string { n.pass(time.Second); return n.member().Incarnation }).Should(Equal("one"))
+	n.Expect(n.joined.Load()).To(BeZero())
+	k.locked(func() { k.raiseErr = nil })
+	n.pass(2 * LookEvery)
+	n.Eventually(n.joined.Load).Should(BeEquivalentTo(1))
 }

@@ -56,7 +56,7 @@ func (r *Renewer) Drain(ctx context.Context) error {
 		return err
 	}
 	member, err := FromLease(current)
-	if err != nil || member.Incarnation != r.Self.Incarnation {
+	if err != nil || !r.isMine(current) {
 		return err
 	}
 	base := current.DeepCopy()
@@ -74,9 +74,8 @@ func (r *Renewer) Leave(ctx context.Context) error {
 	if err != nil || current == nil {
 		return err
 	}
-	member, err := FromLease(current)
-	if err != nil || member.Incarnation != r.Self.Incarnation {
-		return err
+	if !r.isMine(current) {
+		return nil
 	}
 	rv := current.ResourceVersion
 	err = r.Client.Delete(ctx, current, client.Preconditions{ResourceVersion: &rv})
@@ -107,14 +106,22 @@ func (r *Renewer) renew(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if current != nil {
-			if member, err := FromLease(current); err != nil || member.Incarnation != r.Self.Incarnation {
-				return errTaken
-			}
+		if current != nil && !r.isMine(current) {
+			return errTaken
 		}
 		r.lease = current
 	}
-	return r.write(ctx)
+	err := r.write(ctx)
+	if apierrors.IsConflict(err) { // Drain has marked it, or a person has touched it
+		return r.renew(ctx)
+	}
+	return err
+}
+
+// isMine reads only who holds the Lease: somebody may have spoilt the rest, and
+// the next write mends it.
+func (r *Renewer) isMine(l *coordinationv1.Lease) bool {
+	return l.Spec.HolderIdentity != nil && *l.Spec.HolderIdentity == r.Self.Name+"/"+r.Self.Incarnation
 }
 
 // write writes the Lease with the resourceVersion that it was computed from.

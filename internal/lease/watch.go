@@ -29,7 +29,8 @@ const (
 type word int
 
 const (
-	wordNone      word = iota // it runs, or nothing is known
+	wordNone      word = iota // it was not asked, or cannot be read
+	wordRuns                  // it runs, or has not been started yet
 	wordRestarted             // it has ended and is being restarted in its pod
 	wordEnded                 // it has ended for good
 )
@@ -80,8 +81,9 @@ type track struct {
 	key   string
 	// leaseChanged and changed are when the Lease, or either witness, was last seen to change.
 	leaseChanged, changed time.Duration
-	// endedSince is since when the kubelet has said that the container has ended; valid
-	// while word is not wordNone.
+	// word is the kubelet's last one: wordNone, wordRestarted or wordEnded, and endedSince
+	// since when it has said so. That a pod cannot be read any more takes nothing back;
+	// only a renewal of the Lease, or the kubelet itself, does.
 	word       word
 	endedSince time.Duration
 	inLeases   bool
@@ -113,14 +115,16 @@ func (w *watch) take(l look) {
 			t.leaseChanged, t.changed, t.word = l.ended, l.ended, wordNone
 		}
 		t.lease = lease
-		if lease.kubelet == wordNone {
+		switch {
+		case lease.kubelet == wordNone, t.word == wordEnded:
+		case lease.kubelet == wordRuns:
 			t.word = wordNone
-			continue
+		default:
+			if t.word == wordNone {
+				t.endedSince = l.ended
+			}
+			t.word = lease.kubelet
 		}
-		if t.word == wordNone {
-			t.endedSince = l.ended
-		}
-		t.word = lease.kubelet
 	}
 	for name, key := range l.keys {
 		t := w.track(name)
@@ -200,6 +204,8 @@ func kubelet(pod *corev1.Pod, uid types.UID) word {
 			return wordEnded
 		case c.State.Terminated != nil, c.State.Waiting != nil && c.LastTerminationState.Terminated != nil:
 			return wordRestarted
+		default:
+			return wordRuns
 		}
 	}
 	return wordNone

@@ -198,6 +198,27 @@ func TestWhoIsDead(t *testing.T) {
 			dead: -1,
 		},
 		{
+			name: "the kubelet has spoken, and then the pod is gone, while Redis is away",
+			story: func(s int) scene {
+				switch {
+				case s < 10:
+					return scene{leaseRenewed: true, keyRenewed: true}
+				case s < 12:
+					return scene{kubelet: wordRestarted, noRedis: true}
+				default:
+					return scene{noRedis: true}
+				}
+			},
+			dead: 26,
+		},
+		{
+			name: "the kubelet takes its word back",
+			story: func(s int) scene {
+				return scene{leaseRenewed: s < 10, keyRenewed: true, kubelet: map[bool]word{true: wordRestarted, false: wordRuns}[s >= 10 && s < 20]}
+			},
+			dead: -1,
+		},
+		{
 			name: "the kubelet's old word on a worker that renews",
 			story: func(int) scene {
 				return scene{leaseRenewed: true, kubelet: wordRestarted}
@@ -217,6 +238,18 @@ func TestWhoIsDead(t *testing.T) {
 			NewWithT(t).Expect(until(tt.story, 300)).To(Equal(tt.dead))
 		})
 	}
+}
+
+func TestTheKubeletsProofStands(t *testing.T) {
+	g := NewWithT(t)
+	w := newWatch()
+	for second, kubelet := range []word{wordNone, wordRuns, wordEnded, wordNone, wordNone, wordRuns} {
+		at := time.Duration(second) * time.Second
+		w.take(look{began: at, ended: at, leases: map[string]leaseSight{"w": {version: "1", podUID: "p", kubelet: kubelet}}})
+		g.Expect(w.dead("w")).To(Equal(second >= 2), "second %d", second)
+	}
+	w.take(look{began: 7 * time.Second, ended: 7 * time.Second, leases: map[string]leaseSight{"w": {version: "2", podUID: "p"}}})
+	g.Expect(w.dead("w")).To(BeFalse(), "but a renewal refutes it")
 }
 
 func TestSilenceCountsBetweenTheReads(t *testing.T) {
@@ -263,22 +296,22 @@ func TestTheKubeletsWord(t *testing.T) {
 		status corev1.ContainerStatus
 		want   word
 	}{
-		{name: "it runs", status: corev1.ContainerStatus{State: running}, want: wordNone},
-		{name: "it runs again", status: corev1.ContainerStatus{State: running, LastTerminationState: ended}, want: wordNone},
+		{name: "it runs", status: corev1.ContainerStatus{State: running}, want: wordRuns},
+		{name: "it runs again", status: corev1.ContainerStatus{State: running, LastTerminationState: ended}, want: wordRuns},
 		{name: "it has ended and is restarted", status: corev1.ContainerStatus{State: ended}, want: wordRestarted},
 		{name: "it waits to be restarted", status: corev1.ContainerStatus{State: waiting, LastTerminationState: ended}, want: wordRestarted},
-		{name: "it waits for its first start", status: corev1.ContainerStatus{State: waiting}, want: wordNone},
+		{name: "it waits for its first start", status: corev1.ContainerStatus{State: waiting}, want: wordRuns},
 		{name: "its pod is being deleted", pod: func(p *corev1.Pod) { p.DeletionTimestamp = &deleted }, status: corev1.ContainerStatus{State: ended}, want: wordEnded},
 		{name: "its pod has failed: evicted", pod: func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed }, status: corev1.ContainerStatus{State: ended}, want: wordEnded},
 		{name: "it is never restarted", pod: func(p *corev1.Pod) { p.Spec.RestartPolicy = corev1.RestartPolicyNever }, status: corev1.ContainerStatus{State: ended}, want: wordEnded},
 		{name: "another pod of the same name", pod: func(p *corev1.Pod) { p.UID = "other" }, status: corev1.ContainerStatus{State: ended}, want: wordNone},
-		{name: "a pod that is being deleted, but runs", pod: func(p *corev1.Pod) { p.DeletionTimestamp = &deleted }, status: corev1.ContainerStatus{State: running}, want: wordNone},
+		{name: "a pod that is being deleted, but runs", pod: func(p *corev1.Pod) { p.DeletionTimestamp = &deleted }, status: corev1.ContainerStatus{State: running}, want: wordRuns},
 		{
 			name: "another container of the pod has ended",
 			pod: func(p *corev1.Pod) {
 				p.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "sidecar", State: ended}}
 			},
-			status: corev1.ContainerStatus{State: running}, want: wordNone,
+			status: corev1.ContainerStatus{State: running}, want: wordRuns,
 		},
 	}
 	for _, tt := range tests {

@@ -234,7 +234,7 @@ func (p *planner) takeWorkers() {
 	for _, known := range sorted {
 		w := &worker{Worker: known, hash: hash(known.Name), budget: known.Tokens}
 		p.workers[w.Name] = w
-		if w.Draining {
+		if w.Draining && w.Live {
 			p.busy[w.Pool] = true
 		}
 		if !w.Live || w.Draining {
@@ -270,7 +270,10 @@ func (p *planner) takeSessions() (todo todo) {
 		w := p.workers[s.Worker]
 		if w != nil {
 			w.load++
-			if s.HeldBy != s.Worker && s.Paired {
+			// One whose holder is silent comes nobody knows when: it must not keep the others
+			// from moving.
+			holder := p.workers[s.HeldBy]
+			if s.HeldBy != s.Worker && s.Paired && (s.HeldBy == "" || holder != nil && holder.Live) {
 				w.budget--
 				w.coming++
 			}

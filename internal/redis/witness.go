@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
 
 	goredis "github.com/redis/go-redis/v9"
 )
@@ -17,6 +19,10 @@ const (
 	// staleReplica is how many seconds a replica may have been silent and still show that
 	// this primary is not cut off. A replica reports each second.
 	staleReplica = 5
+	// lostReplicas is for how long a primary that has lost all its replicas is no sight: one
+	// that is cut off drops them after repl-timeout (60 s by default), while another one is
+	// being elected on the other side.
+	lostReplicas = 5 * time.Minute
 )
 
 // ErrNoPrimary says that what answers is no primary, or one that its replicas
@@ -39,12 +45,18 @@ func (e *ForeignError) Error() string {
 type Witness struct {
 	client goredis.UniversalClient
 	key    string
+	now    func() time.Time
+
+	mu sync.Mutex
+	// run is the primary's run id, and replicated when it last had a replica.
+	run        string
+	replicated time.Time
 }
 
 // NewWitness does no I/O. The client should be one of its own: a renewal must
 // not wait for a connection behind a thousand sessions.
 func NewWitness(client goredis.UniversalClient, keys Keys) *Witness {
-	return &Witness{client: client, key: keys.Workers()}
+	return &Witness{client: client, key: keys.Workers(), now: time.Now}
 }
 
 // raise compares the incarnation and raises the count in one step. ARGV: worker,
@@ -127,21 +139,13 @@ func (w *Witness) Read(ctx context.Context) (run string, values map[string]strin
 	if err != nil {
 		return "", nil, err
 	}
-	if role := fields["role"]; role != "" && role != "master" || stale(fields) {
+	if role := fields["role"]; role != "" && role != "master" || stale(fields) || w.abandoned(fields) {
 		return "", nil, ErrNoPrimary
 	}
 	if values, err = node.HGetAll(ctx, w.key).Result(); err != nil {
 		return "", nil, fmt.Errorf("reading the workers in Redis: %w", err)
 	}
 	return fields["run_id"], values, nil
-}
-
-// Incarnation is the part of a value that names who wrote it.
-func Incarnation(value string) string {
-	if i := strings.LastIndexByte(value, '/'); i >= 0 {
-		return value[:i]
-	}
-	return ""
 }
 
 func replicas(fields map[string]string) int {
@@ -160,6 +164,20 @@ func stale(fields map[string]string) bool {
 		}
 	}
 	return n > 0
+}
+
+// abandoned reports a primary that has lost its replicas a moment ago.
+func (w *Witness) abandoned(fields map[string]string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if run := fields["run_id"]; run != w.run {
+		w.run, w.replicated = run, time.Time{}
+	}
+	now := w.now()
+	if replicas(fields) > 0 {
+		w.replicated = now
+	}
+	return replicas(fields) == 0 && !w.replicated.IsZero() && now.Sub(w.replicated) < lostReplicas
 }
 
 func (w *Witness) node(ctx context.Context) (goredis.UniversalClient, error) {

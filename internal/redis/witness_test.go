@@ -93,3 +93,17 @@ func TestAPrimaryThatItsReplicasHaveLeft(t *testing.T) {
 		})
 	}
 }
+
+func TestAPrimaryThatHasLostItsReplicas(t *testing.T) {
+	g := NewWithT(t)
+	now := time.Now()
+	w := &Witness{now: func() time.Time { return now }}
+	with, without := map[string]string{"run_id": "a", "connected_slaves": "1"}, map[string]string{"run_id": "a", "connected_slaves": "0"}
+	g.Expect(w.abandoned(without)).To(BeFalse(), "it never had one")
+	g.Expect(w.abandoned(with)).To(BeFalse())
+	g.Expect(w.abandoned(without)).To(BeTrue(), "another one may have taken its place")
+	g.Expect(w.abandoned(map[string]string{"run_id": "b"})).To(BeFalse(), "another server")
+	g.Expect(w.abandoned(with)).To(BeFalse())
+	now = now.Add(lostReplicas)
+	g.Expect(w.abandoned(without)).To(BeFalse(), "the replica is gone for good")
+}

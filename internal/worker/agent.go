@@ -58,6 +58,8 @@ const (
 type Options struct {
 	// Worker is this pod's name; Process identifies this process of it.
 	Worker, Process string
+	// Installation is the id of this installation: sessions of others are not touched.
+	Installation string
 	// Stop is closed when the process is asked to end: the sessions are then handed over.
 	Stop <-chan struct{}
 	// DrainTimeout bounds the handing over of all sessions at shutdown: the pod's grace.
@@ -96,12 +98,15 @@ type Agent struct {
 	evicting    bool // the drain waits for no successor any more
 	ended       bool // nothing is started any more
 	supervisors map[types.NamespacedName]*supervisor
-	starts      int // supervisors begun
-	dials       atomic.Int64
-	fleet       *fleet
-	running     sync.WaitGroup
-	life        context.Context
-	end         context.CancelFunc
+	// over is what the supervisors that have ended knew of their sessions, until a cache
+	// shows something newer.
+	over    map[types.NamespacedName]ending
+	starts  int // supervisors begun
+	dials   atomic.Int64
+	fleet   *fleet
+	running sync.WaitGroup
+	life    context.Context
+	end     context.CancelFunc
 }
 
 // NewAgent returns an agent that reads from the two caches.
@@ -109,7 +114,7 @@ func NewAgent(o Options, placed, held client.Reader) *Agent {
 	a := &Agent{
 		o: o, placed: placed, held: held,
 		again: make(chan event.GenericEvent, 1024), ready: make(chan struct{}),
-		supervisors: map[types.NamespacedName]*supervisor{},
+		supervisors: map[types.NamespacedName]*supervisor{}, over: map[types.NamespacedName]ending{},
 	}
 	// The supervisors outlive the manager's context: they are drained after it has ended.
 	a.life, a.end = context.WithCancel(context.Background())
@@ -148,6 +153,14 @@ func (a *Agent) Reconcile(ctx context.Context, req reconcile.Request) (reconcile
 	obj, err := a.newest(ctx, req.NamespacedName)
 	if err != nil {
 		return reconcile.Result{}, err
+	}
+	if obj != nil && obj.Status.Installation != a.o.Installation {
+		obj = nil // another's worker of the same name, or a status that came from elsewhere
+	}
+	if obj == nil {
+		a.mu.Lock()
+		delete(a.over, req.NamespacedName)
+		a.mu.Unlock()
 	}
 	s := a.supervisor(req.NamespacedName, obj)
 	if s == nil {
@@ -201,7 +214,7 @@ func (a *Agent) supervisor(key types.NamespacedName, obj *v1alpha1.WhatsAppSessi
 	if s, ok := a.supervisors[key]; ok {
 		return s
 	}
-	if obj == nil || a.ended {
+	if obj == nil || a.ended || obj.Status.Installation != a.o.Installation || a.isOver(key, obj) {
 		return nil
 	}
 	heldHere := obj.Status.HeldBy == a.o.Worker
@@ -220,6 +233,9 @@ func (a *Agent) supervisor(key types.NamespacedName, obj *v1alpha1.WhatsAppSessi
 		s.run(a.life)
 		a.mu.Lock()
 		delete(a.supervisors, key)
+		if s.m.obj != nil {
+			a.over[key] = ending{uid: s.m.obj.UID, version: s.m.obj.ResourceVersion}
+		}
 		a.mu.Unlock()
 		// The name may stand for another object by now.
 		select {
@@ -228,6 +244,29 @@ func (a *Agent) supervisor(key types.NamespacedName, obj *v1alpha1.WhatsAppSessi
 		}
 	})
 	return s
+}
+
+// ending is what the last supervisor of a session knew.
+type ending struct {
+	uid     types.UID
+	version string
+}
+
+// isOver reports whether a supervisor that has ended knew the object, or a newer
+// one: the cache may be behind the write by which it gave the session up. The
+// caller holds a.mu.
+func (a *Agent) isOver(key types.NamespacedName, obj *v1alpha1.WhatsAppSession) bool {
+	known, found := a.over[key]
+	if !found {
+		return false
+	}
+	if known.uid == obj.UID {
+		if order, err := resourceversion.CompareResourceVersion(obj.ResourceVersion, known.version); err == nil && order <= 0 {
+			return true
+		}
+	}
+	delete(a.over, key)
+	return false
 }
 
 // nextStart names a supervisor: what an earlier one of the same process has
@@ -252,8 +291,8 @@ func (a *Agent) Start(ctx context.Context) error {
 
 	err := a.serve(ctx, ended)
 	released := false
-	if err == nil {
-		released = a.drain(ctx)
+	if err == nil && a.Joined() { // before that nothing here is this process's to give up
+		released = a.drain(ctx, ended)
 	}
 	a.finish()
 	endLease()
@@ -289,6 +328,8 @@ func (a *Agent) serve(ctx context.Context, left <-chan error) error {
 	defer refresh.Stop()
 	defer beat.Stop()
 	memory := burst{}
+	refreshed := make(chan struct{}, 1) // holds a token while no refresh is under way
+	refreshed <- struct{}{}
 	for {
 		a.beat.Store(a.o.Clock.Now().UnixNano())
 		select {
@@ -307,7 +348,14 @@ func (a *Agent) serve(ctx context.Context, left <-chan error) error {
 			return err
 		case <-beat.C():
 		case <-refresh.C():
-			a.refresh(ctx)
+			select {
+			case <-refreshed: // beside the loop: a Redis that hangs must not keep it from hearing that the worker is lost
+				a.running.Go(func() {
+					a.refresh(a.life)
+					refreshed <- struct{}{}
+				})
+			default: // the one before is still under way
+			}
 			if memory.isOver(a.dials.Load()) {
 				debug.FreeOSMemory()
 			}
@@ -385,7 +433,7 @@ func (a *Agent) load() (sessions, tokens int) {
 // its successor, or says that there is none. It reports whether nothing is held
 // any more. Without an answer for a while, or shortly before the grace ends,
 // everything is given up: the others then wait for nothing but the placement.
-func (a *Agent) drain(ctx context.Context) (released bool) {
+func (a *Agent) drain(ctx context.Context, left <-chan error) (released bool) {
 	a.mu.Lock()
 	a.draining = true
 	a.mu.Unlock()
@@ -401,7 +449,7 @@ func (a *Agent) drain(ctx context.Context) (released bool) {
 		s.post(func() { s.m.draining = true })
 	}
 	begun := a.o.Clock.Now()
-	left, progress, evicted := len(all), begun, false
+	remaining, progress, evicted := len(all), begun, false
 	ticker := a.o.Clock.NewTicker(drainEvery)
 	defer ticker.Stop()
 	for {
@@ -426,12 +474,15 @@ func (a *Agent) drain(ctx context.Context) (released bool) {
 			for _, s := range all {
 				s.post(func() { s.m.evicted = true })
 			}
-		case len(all) != left:
-			left, progress = len(all), now
+		case len(all) != remaining:
+			remaining, progress = len(all), now
 		}
 		select {
 		case <-ticker.C():
 		case <-a.o.Membership.Lost():
+			return false
+		case err := <-left: // nothing is renewed any more
+			a.o.Log.Error(err, "The membership ended while the sessions were handed over")
 			return false
 		}
 	}

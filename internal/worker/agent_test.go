@@ -54,18 +54,26 @@ func (s shown) List(_ context.Context, into client.ObjectList, _ ...client.ListO
 	return nil
 }
 
-// membership joins at once.
+// membership joins at once, unless it waits for another incarnation.
 type membership struct {
 	lost     chan struct{}
+	waits    bool
+	taken    chan error
 	mu       sync.Mutex
 	draining bool
 	left     bool
 }
 
 func (m *membership) Run(ctx context.Context, joined func(), _ func() (int, int)) error {
-	joined()
-	<-ctx.Done()
-	return nil
+	if !m.waits {
+		joined()
+	}
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-m.taken:
+		return err
+	}
 }
 
 func (m *membership) Lost() <-chan struct{} { return m.lost }
@@ -104,9 +112,28 @@ type workplace struct {
 }
 
 func newWorkplace(t *testing.T) *workplace {
+	p := prepare(t, session())
+	p.begin(t)
+	p.Eventually(func() string { p.look(); return p.status().HeldBy }).Should(Equal(me))
+	p.Eventually(func() func(whatsapp.Event) {
+		p.look()
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.events
+	}).ShouldNot(BeNil())
+	p.mu.Lock()
+	events := p.events
+	p.mu.Unlock()
+	events(whatsapp.Event{Type: whatsapp.EventConnected, JID: jid, PhoneNumber: phone})
+	p.Eventually(func() v1alpha1.Phase { return p.status().Phase }).Should(Equal(v1alpha1.PhaseConnected))
+	return p
+}
+
+// prepare makes an agent that is not started yet.
+func prepare(t *testing.T, obj *v1alpha1.WhatsAppSession) *workplace {
 	p := &workplace{
-		WithT: NewWithT(t), world: &world{obj: session(), device: account{jid: jid, phone: phone}, version: 1},
-		membership: &membership{lost: make(chan struct{})}, clock: clocktesting.NewFakeClock(noon), ended: make(chan error, 1),
+		WithT: NewWithT(t), world: &world{obj: obj, device: account{jid: jid, phone: phone}, version: 1},
+		membership: &membership{lost: make(chan struct{}), taken: make(chan error, 1)}, clock: clocktesting.NewFakeClock(noon), ended: make(chan error, 1),
 	}
 	stop := make(chan struct{})
 	p.stop = sync.OnceFunc(func() { close(stop) })
@@ -115,6 +142,11 @@ func newWorkplace(t *testing.T) *workplace {
 		Sessions: p.world, Accounts: p.world, Proxies: p.world, Announcer: p.world, Limiter: p.world, Events: p.world,
 		Clock: p.clock, Log: testr.New(t),
 	}, shown{p.world}, shown{p.world})
+	return p
+}
+
+// begin starts the agent; it ends with the test.
+func (p *workplace) begin(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() {
 		p.ended <- p.agent.Start(ctx)
@@ -134,19 +166,6 @@ func newWorkplace(t *testing.T) *workplace {
 		}).Should(BeTrue())
 		goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	})
-	p.Eventually(func() string { p.look(); return p.status().HeldBy }).Should(Equal(me))
-	p.Eventually(func() func(whatsapp.Event) {
-		p.look()
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		return p.events
-	}).ShouldNot(BeNil())
-	p.mu.Lock()
-	events := p.events
-	p.mu.Unlock()
-	events(whatsapp.Event{Type: whatsapp.EventConnected, JID: jid, PhoneNumber: phone})
-	p.Eventually(func() v1alpha1.Phase { return p.status().Phase }).Should(Equal(v1alpha1.PhaseConnected))
-	return p
 }
 
 // look has the agent look at the session as a watch would.
@@ -231,6 +250,74 @@ func TestAWorkerThatLosesItsRightClosesEverythingAtOnce(t *testing.T) {
 		p.Expect(p.membership.is(&p.membership.left)()).To(BeFalse())
 		p.Expect(p.status().HeldBy).To(Equal(me), "whoever declares it dead takes it")
 	}
+}
+
+// TestWhoHasNotJoinedReleasesNothing: what another incarnation of the name holds is not
+// this process's to give up.
+func TestWhoHasNotJoinedReleasesNothing(t *testing.T) {
+	p := prepare(t, session(func(s *v1alpha1.WhatsAppSession) { s.Status.HeldBy, s.Status.HolderStart = me, "theirs" }))
+	p.membership.waits = true
+	p.begin(t)
+	p.stop()
+	p.Eventually(func() bool { p.clock.Step(time.Second); return len(p.ended) > 0 }).Should(BeTrue())
+	p.Expect(p.status().HeldBy).To(Equal(me))
+	p.Expect(p.membership.is(&p.membership.left)()).To(BeFalse())
+}
+
+func TestADrainDoesNotWaitForRedis(t *testing.T) {
+	p := newWorkplace(t)
+	p.locked(func() { p.redisDown = true })
+	p.stop()
+	p.Eventually(p.membership.is(&p.membership.draining)).Should(BeTrue())
+	begun := p.clock.Now()
+	p.place("worker-b")
+	p.Eventually(func() bool {
+		p.look()
+		p.clock.Step(100 * time.Millisecond)
+		return p.membership.is(&p.membership.left)()
+	}).Should(BeTrue())
+	p.Expect(p.clock.Since(begun)).To(BeNumerically("<", answerPatience))
+}
+
+func TestADrainEndsWithTheMembership(t *testing.T) {
+	p := newWorkplace(t)
+	p.stop()
+	p.Eventually(p.membership.is(&p.membership.draining)).Should(BeTrue())
+	p.membership.taken <- errDown
+	p.Eventually(p.sockets).Should(BeZero())
+	p.Eventually(func() int { return len(p.ended) }).Should(Equal(1))
+	p.Expect(p.membership.is(&p.membership.left)()).To(BeFalse())
+}
+
+// TestAnothersWorkerOfTheSameName leaves alone what another installation manages.
+func TestAnothersWorkerOfTheSameName(t *testing.T) {
+	p := prepare(t, session(func(s *v1alpha1.WhatsAppSession) {
+		s.Status.Installation, s.Status.HeldBy, s.Status.HolderStart = "elsewhere", me, "theirs"
+	}))
+	p.begin(t)
+	p.Eventually(p.agent.Joined).Should(BeTrue())
+	p.look()
+	p.Consistently(func() string { p.clock.Step(time.Second); return p.status().HolderStart }, "200ms").Should(Equal("theirs"))
+	p.stop()
+	p.Eventually(func() bool { p.clock.Step(time.Second); return len(p.ended) > 0 }).Should(BeTrue())
+	p.Expect(p.status().HeldBy).To(Equal(me))
+}
+
+// TestASupervisorThatHasEndedKnowsBetterThanTheCache, which is behind its last write.
+func TestASupervisorThatHasEndedKnowsBetterThanTheCache(t *testing.T) {
+	p := newWorkplace(t)
+	p.mu.Lock()
+	old := p.obj.DeepCopy()
+	p.mu.Unlock()
+	p.place("worker-b")
+	p.Eventually(func() string { p.clock.Step(100 * time.Millisecond); return p.status().HeldBy }).Should(BeEmpty())
+	key := client.ObjectKeyFromObject(old)
+	p.Eventually(func() int { return len(p.agent.all()) }).Should(BeZero())
+	p.Expect(p.agent.supervisor(key, old)).To(BeNil())
+
+	t.Log("but not better than what comes after it")
+	p.place(me)
+	p.Eventually(func() string { p.look(); return p.status().HeldBy }).Should(Equal(me))
 }
 
 func TestLiveness(t *testing.T) {

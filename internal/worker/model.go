@@ -560,7 +560,7 @@ func (m *model) rendered(now time.Time) (v1alpha1.WhatsAppSessionStatus, bool) {
 	switch {
 	case m.gone:
 		return v1alpha1.WhatsAppSessionStatus{}, false
-	case !m.heldHere() && (!m.hold || m.obj.Status.HeldBy != "" || !m.placed()):
+	case !m.heldHere() && (!m.hold || m.obj.Status.HeldBy != "" || !m.stays(now)):
 		return v1alpha1.WhatsAppSessionStatus{}, false
 	case m.heldHere() && !m.hold && m.stays(now): // a former process's hold, until ours is claimed
 		return v1alpha1.WhatsAppSessionStatus{}, false

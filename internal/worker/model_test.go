@@ -75,6 +75,29 @@ func connectedModel(change ...func(*v1alpha1.WhatsAppSession)) *model {
 	return m
 }
 
+// TestAClaimIsNotWrittenForWhatIsNotToBeHeld: it was decided, and had to wait.
+func TestAClaimIsNotWrittenForWhatIsNotToBeHeld(t *testing.T) {
+	for name, change := range map[string]func(*model){
+		"shutting down": func(m *model) { m.draining = true },
+		"evicting":      func(m *model) { m.draining, m.evicted = true, true },
+		"refused by the store": func(m *model) {
+			m.want.StoredEpoch = m.obj.Status.Epoch
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := NewWithT(t)
+			m := newModel(me, process, nil)
+			m.observe(session(), noon)
+			m.token, m.hold = true, true
+			_, needed := m.rendered(noon)
+			g.Expect(needed).To(BeTrue(), "the claim")
+			change(m)
+			_, needed = m.rendered(noon)
+			g.Expect(needed).To(BeFalse())
+		})
+	}
+}
+
 func TestRules(t *testing.T) {
 	tests := []struct {
 		name  string

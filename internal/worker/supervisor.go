@@ -138,7 +138,9 @@ func (s *supervisor) run(ctx context.Context) {
 			phase := s.m.want.Phase
 			s.phase.Store(&phase)
 			s.quarantined.Store(s.m.stalled())
-			if s.m.done() && !s.writing && !s.announcing && (s.pending == nil || s.m.gone) {
+			// What is still to be told was given its moment before the release; whoever has
+			// the session now tells the present state.
+			if s.m.done() && !s.writing {
 				return
 			}
 		}
