@@ -87,7 +87,7 @@ func (p *Process) Ended(ctx context.Context, patience time.Duration) error {
 func (p *Process) Running() error {
 	select {
 	case <-p.done:
-		return fmt.Errorf("%s ended by itself (run with -keep and see %s.log): %w", p.Name, p.Name, p.err)
+		return fmt.Errorf("%s ended by itself (run with -keep and see %s.log): %s", p.Name, p.Name, p.cmd.ProcessState)
 	default:
 		return nil
 	}
