@@ -129,13 +129,13 @@ func TestTheMapNeverGoesBack(t *testing.T) {
 		devices := make([]device, 4)
 		for range 400 {
 			d := &devices[random.IntN(len(devices))]
-			told := -1
+			told, chance := -1, random.IntN(12)
 			switch {
-			case random.IntN(12) == 0: // another process changes the map
+			case chance == 0: // another process changes the map
 				version++
-			case random.IntN(12) == 0: // the answer's time is over, or others had to be remembered
+			case chance == 1: // the answer's time is over, or others had to be remembered
 				m.known.Remove(user)
-			case !d.asking && random.IntN(12) == 0: // it comes from another process, where it was told the newest
+			case !d.asking && chance == 2: // it comes from another process, where it was told the newest
 				d.opened, d.told = m.open(), version
 			case !d.asking:
 				other, ok := m.recall(user, d.opened)
