@@ -101,7 +101,8 @@ func layCluster(ctx context.Context, config *commonConfig, log logr.Logger) (_ *
 }
 
 // layStore opens the store for a person's command, once it has its schema. It
-// refuses another installation's.
+// refuses one that is not this installation's, and claims none: a command that is
+// given the wrong URL must not make that store this installation's.
 func layStore(ctx context.Context, config *commonConfig, log logr.Logger) (*foundation, error) {
 	f, err := layCluster(ctx, config, log)
 	if err != nil {
@@ -114,7 +115,10 @@ func layStore(ctx context.Context, config *commonConfig, log logr.Logger) (*foun
 	defer done()
 	err = f.store.WaitForSchema(waiting)
 	if err == nil {
-		err = f.store.SetInstallation(ctx, f.installation)
+		err = f.store.CheckInstallation(ctx, f.installation)
+	}
+	if errors.Is(err, store.ErrOwnedByNobody) {
+		err = fmt.Errorf("%w, and this is %q, whose manager claims its store when it first starts: is --store right, and are --namespace and --release those of the manager?", err, f.installation)
 	}
 	if err != nil {
 		return nil, errors.Join(err, f.close())

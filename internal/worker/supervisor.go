@@ -74,6 +74,8 @@ type supervisor struct {
 	conn     Connection
 	hangUp   context.CancelFunc // ends conn's context
 	cancelOp context.CancelFunc
+	// tokenEgress is the way out that the login token in hand (m.token) is for.
+	tokenEgress string
 	// dial counts the connections, so that an old one's events are told from the present one's.
 	dial  int
 	early []whatsapp.Event
@@ -246,25 +248,23 @@ func (s *supervisor) begin(life context.Context, op operation) {
 }
 
 func (s *supervisor) getToken() func(context.Context) func(time.Time) {
-	login := s.login(s.m.obj.Status.JID == "")
+	obj, login := s.m.obj, s.login(s.m.obj.Status.JID == "")
 	return func(ctx context.Context) func(time.Time) {
+		login.Egress = s.egress(ctx, obj)
 		err := s.Limiter.Wait(ctx, login)
-		return func(time.Time) { s.m.token = err == nil }
+		return func(time.Time) { s.m.token, s.tokenEgress = err == nil, login.Egress }
 	}
 }
 
-// login is the session's next attempt, as the limiter is to see it. A session
-// that has failed since its last stable minute counts as unproven, too: to have
-// been connected once does not make the hundredth attempt of a loop a good one.
+// login is the session's next attempt, as the limiter is to see it, but for its
+// way out (egress), which needs the API server. A session that has failed since
+// its last stable minute counts as unproven, too: to have been connected once
+// does not make the hundredth attempt of a loop a good one.
 func (s *supervisor) login(pairing bool) Login {
-	l := Login{
+	return Login{
 		Namespace: s.key.Namespace, Pairing: pairing,
 		Unproven: !pairing && (s.m.want.LastConnectedTime == nil || s.m.want.Failures > 0),
 	}
-	if secret := s.m.dialSpec().proxySecret; secret != "" {
-		l.Egress = s.key.Namespace + "/" + secret
-	}
-	return l
 }
 
 func (s *supervisor) take() func(context.Context) func(time.Time) {
@@ -321,7 +321,7 @@ func (s *supervisor) fail(reason, sentence string, err error, now time.Time) {
 }
 
 func (s *supervisor) connect(life context.Context) func(context.Context) func(time.Time) {
-	obj, account, hasToken := s.m.obj, s.account, s.m.token
+	obj, account, hasToken, tokenEgress := s.m.obj, s.account, s.m.token, s.tokenEgress
 	spec := s.m.dialSpec()
 	pairing := s.m.want.JID == ""
 	login := s.login(pairing)
@@ -340,6 +340,8 @@ func (s *supervisor) connect(life context.Context) func(context.Context) func(ti
 		release := context.AfterFunc(ctx, hangUp)
 		defer release()
 		conn, err := func() (Connection, error) {
+			login.Egress = s.egress(ctx, obj)
+			hasToken = hasToken && tokenEgress == login.Egress // the proxy may have changed since
 			waited, err := s.Fleet.wait(ctx, s.uid)
 			if err != nil {
 				return nil, err
