@@ -250,9 +250,26 @@ var faults = []fault{
 	}},
 }
 
-// TestFaults makes one fault after another in one world. A world in which one
-// of them went wrong is left behind for a new one.
+// TestFaults makes one fault after another, in a few worlds at a time, because
+// most of them are a matter of waiting.
 func TestFaults(t *testing.T) {
+	for i := range *worldCount {
+		t.Run(fmt.Sprintf("world %d", i+1), func(t *testing.T) {
+			t.Parallel()
+			var mine []fault
+			for n, f := range faults {
+				if n%*worldCount == i {
+					mine = append(mine, f)
+				}
+			}
+			inOneWorld(t, mine)
+		})
+	}
+}
+
+// inOneWorld makes faults in a world that they share. One in which something
+// went wrong is left behind for a new one.
+func inOneWorld(t *testing.T, faults []fault) {
 	var w *world
 	var verdicts []verdict
 	for _, f := range faults {
