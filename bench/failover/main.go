@@ -80,14 +80,15 @@ type bench struct {
 
 func main() {
 	var sessions int
-	var out string
+	var parts, out string
 	var keep bool
 	flag.IntVar(&sessions, "sessions", 1000, "how many sessions")
+	flag.StringVar(&parts, "parts", allParts, "which parts, in this order; restart and kill follow a gather")
 	flag.StringVar(&out, "out", "bench/results/failover.json", "where the figures are written")
 	flag.BoolVar(&keep, "keep", false, "keep the folder with the logs")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, sessions, out, keep)
+	err := run(ctx, sessions, strings.Split(parts, ","), out, keep)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench failover:", err)
@@ -95,7 +96,9 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, sessions int, out string, keep bool) (err error) {
+const allParts = "rolling,drain,gather,restart,kill"
+
+func run(ctx context.Context, sessions int, names []string, out string, keep bool) (err error) {
 	s, err := stage.New(ctx, "failover", keep)
 	defer func() { err = errors.Join(err, s.Close()) }()
 	if err != nil {
@@ -107,7 +110,15 @@ func run(ctx context.Context, sessions int, out string, keep bool) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, stop()) }()
-	for _, part := range []func() error{b.start, b.pair, b.roll, b.drain, b.gather, b.restart, b.kill} {
+	known := map[string]func() error{"rolling": b.roll, "drain": b.drain, "gather": b.gather, "restart": b.restart, "kill": b.kill}
+	parts := []func() error{b.start, b.pair}
+	for _, name := range names {
+		if known[name] == nil {
+			return fmt.Errorf("there is no part %q", name)
+		}
+		parts = append(parts, known[name])
+	}
+	for _, part := range parts {
 		if err := part(); err != nil {
 			return err
 		}
@@ -115,8 +126,10 @@ func run(ctx context.Context, sessions int, out string, keep bool) (err error) {
 	stats := b.phones.Stats()
 	b.Doubled = stats.Doubled
 	b.show()
-	if err := stage.Write(out, b.result); err != nil {
-		return err
+	if strings.Join(names, ",") == allParts { // figures that were not measured are not written
+		if err := stage.Write(out, b.result); err != nil {
+			return err
+		}
 	}
 	switch {
 	case b.Doubled > 0:
@@ -466,6 +479,7 @@ func (b *bench) kill() error {
 		return err
 	}
 	b.APIWrites = after.Writes() - counted.Writes()
+	after.SayRequests(counted, float64(b.Sessions)/10)
 	return nil
 }
 

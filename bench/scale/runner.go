@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -229,12 +228,7 @@ func (r *runner) count(before stage.Metrics) error {
 	if err != nil {
 		return err
 	}
-	requests := after.Requests(before)
-	for _, name := range slices.Sorted(maps.Keys(requests)) {
-		if n := requests[name]; n >= float64(r.load.Sessions)/100 {
-			stage.Say("  %8.0f  %s", n, name)
-		}
-	}
+	after.SayRequests(before, float64(r.load.Sessions)/100)
 	sent := stage.Labels{"method": "PATCH", "code": "200"}
 	finalizers := stage.Labels{"verb": "PATCH", "code": "200", "resource": "whatsappsessions", "subresource": ""}
 	all := answered.Sum("rest_client_requests_total", sent)

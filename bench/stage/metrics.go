@@ -3,6 +3,7 @@ package stage
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math"
 	"net/http"
 	"slices"
@@ -151,8 +152,9 @@ func (m Metrics) Writes() (sum float64) {
 	return sum
 }
 
-// Requests counts the API server's requests since before, by verb, resource and answer.
-func (m Metrics) Requests(before Metrics) map[string]float64 {
+// SayRequests says what the API server has been asked since before, by verb,
+// resource and answer, but for what is rare.
+func (m Metrics) SayRequests(before Metrics, rare float64) {
 	counts := map[string]float64{}
 	count := func(sign float64, from Metrics) {
 		from.each("apiserver_request_total", nil, func(metric *dto.Metric) {
@@ -169,5 +171,9 @@ func (m Metrics) Requests(before Metrics) map[string]float64 {
 	}
 	count(1, m)
 	count(-1, before)
-	return counts
+	for _, name := range slices.Sorted(maps.Keys(counts)) {
+		if n := counts[name]; n >= rare {
+			Say("  %8.0f  %s", n, name)
+		}
+	}
 }
