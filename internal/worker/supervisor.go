@@ -120,6 +120,7 @@ func (s *supervisor) run(ctx context.Context) {
 		timer.Stop()
 		cancelOps()
 		s.drainWork()
+		s.Fleet.left(s.uid)
 		closeSocket := s.closeSocket()
 		s.work.Go(func() { closeSocket(ctx) })
 		s.drainWork() // again: Close waits for events that are on their way to the inbox
@@ -328,6 +329,7 @@ func (s *supervisor) connect(life context.Context) func(context.Context) func(ti
 	s.m.token = false
 	s.dial++
 	s.Dials.Add(1)
+	s.m.dialing = spec
 	if s.Fleet.holdsBack() {
 		s.m.heldBack(s.Clock.Now())
 	}
@@ -342,14 +344,8 @@ func (s *supervisor) connect(life context.Context) func(context.Context) func(ti
 		conn, err := func() (Connection, error) {
 			login.Egress = s.egress(ctx, obj)
 			hasToken = hasToken && tokenEgress == login.Egress // the proxy may have changed since
-			waited, err := s.Fleet.wait(ctx, s.uid)
-			if err != nil {
+			if err := s.turn(ctx, login, hasToken); err != nil {
 				return nil, err
-			}
-			if waited || !hasToken { // an old token is not for the moment at which all are released
-				if err := s.Limiter.Wait(ctx, login); err != nil {
-					return nil, err
-				}
 			}
 			proxy, err := s.Proxies.Proxy(ctx, obj)
 			if err != nil {
@@ -359,10 +355,14 @@ func (s *supervisor) connect(life context.Context) func(context.Context) func(ti
 				s.post(func() { s.onEvent(number, e) })
 			}})
 		}()
+		cancelled := ctx.Err() != nil
 		return func(now time.Time) {
 			if err != nil {
 				hangUp()
 				s.Fleet.gone(s.uid)
+				if cancelled { // it was not wanted any more, which is no failure
+					return
+				}
 				s.fail(v1alpha1.ReasonConnectFailed, "the connection to WhatsApp could not be opened", err, now)
 				return
 			}
@@ -370,11 +370,43 @@ func (s *supervisor) connect(life context.Context) func(context.Context) func(ti
 			if live, ok := conn.(sign); ok {
 				s.live.Store(&live)
 			}
+			if cancelled { // too late to stop it
+				s.m.drop()
+				s.early = nil
+				return
+			}
 			s.m.onDialed(conn.Paired(), spec, now)
 			for _, e := range s.early {
 				s.onEvent(number, e)
 			}
 			s.early = nil
+		}
+	}
+}
+
+// turn returns when the session may connect: a login token is its own, and the
+// breaker for an outdated client does not hold it back.
+func (s *supervisor) turn(ctx context.Context, login Login, hasToken bool) error {
+	for {
+		waited, err := s.Fleet.wait(ctx, s.uid)
+		if err != nil {
+			return err
+		}
+		if hasToken && !waited { // an old token is not for the moment at which all are released
+			return nil
+		}
+		queue, leave := s.Fleet.whileAdmitted(ctx, s.uid)
+		err = s.Limiter.Wait(queue, login)
+		leave()
+		switch admitted, _ := s.Fleet.admits(s.uid); {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case !admitted: // the breaker has opened meanwhile, which costs those who still queued no token
+			hasToken = false
+		case err == nil:
+			return nil
+		case queue.Err() == nil:
+			return err
 		}
 	}
 }
