@@ -306,13 +306,18 @@ func (w *world) try(t *testing.T, f fault) verdict {
 	f.do(w)
 	w.heal()
 	v := w.judge(t, c)
-	all, most := c.loggedIn(w)
-	switch {
+	excess := ""
+	switch all, most := c.loggedIn(w); {
 	case f.keeps && (all > 0 || len(v.absences) > 0):
-		t.Errorf("%d logins although no connection had a reason to end; %s", all, describe(v.absences))
-		v.failed = true
+		excess = fmt.Sprintf("%d logins although no connection had a reason to end; %s", all, describe(v.absences))
 	case !f.keeps && f.logins != anyNumber && most > f.logins:
-		t.Errorf("a device logged in %d times, and %d would have done", most, f.logins)
+		excess = fmt.Sprintf("a device logged in %d times, and %d would have done", most, f.logins)
+	}
+	switch {
+	case excess != "" && v.starved():
+		t.Logf("%s, but the machine stood still for %s", excess, v.stall.Round(10*time.Millisecond))
+	case excess != "":
+		t.Error(excess)
 		v.failed = true
 	}
 	if f.moves != anyNumber && v.mostMoves > f.moves {
