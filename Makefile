@@ -50,7 +50,7 @@ test-one: test-deps ## Run the tests of one package (PKG=./internal/batch RUN=Te
 	@$(assets) && export KUBEBUILDER_ASSETS && set -x && go test -race -timeout $(TEST_TIMEOUT) -count=1 -v -run '$(or $(RUN),.)' $(or $(PKG),$(error PKG is not set; for example PKG=./internal/batch))
 
 .PHONY: test-faults
-test-faults: test-deps ## Break everything and see that no session is lost or doubled (RUN=TestFaults/SIGKILL; 30 minutes)
+test-faults: test-deps ## Break everything and see that no session is lost or doubled (RUN=TestFaults//SIGKILL; a quarter of an hour)
 	@$(assets) && export KUBEBUILDER_ASSETS && set -x && go test -race -tags faults -timeout 90m -count=1 -v -run '$(or $(RUN),.)' ./internal/faults -args $(ARGS)
 
 .PHONY: test-chaos

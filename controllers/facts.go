@@ -53,17 +53,16 @@ func refused(s *v1alpha1.WhatsAppSession) refusal {
 // status as it is to be written, but for phase and conditions.
 func unheld(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, why refusal, now time.Time) status.Facts {
 	f := status.Facts{Generation: s.Generation, NotPlaced: why.reason, NotPlacedMessage: why.message}
+	rest, rests := status.Rest(next, now)
+	rests = rests && rest.Phase != v1alpha1.PhasePairing // its holder's word: a session that nobody holds offers no codes
 	switch {
 	case !s.DeletionTimestamp.IsZero():
 		f.Phase, f.Reason, f.Message = v1alpha1.PhaseTerminating, v1alpha1.ReasonDeleting, "a worker is to unlink the device"
 	case s.Spec.Suspend:
 		f.Phase, f.Reason, f.Message = v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended, "spec.suspend is true: set it to false to connect"
 		f.NotPlaced, f.NotPlacedMessage = "", ""
-	case (next.Phase == v1alpha1.PhaseSuspended || next.Worker == "" && !resting[next.Phase]) && status.Quarantined(next, now):
-		f.Phase, f.Reason, f.Message, f.Stalled = v1alpha1.PhaseDisconnected, v1alpha1.ReasonQuarantined, status.QuarantineMessage(next), true
-	case next.Phase == v1alpha1.PhaseSuspended && next.RetryAfter != nil && now.Before(next.RetryAfter.Time):
-		f.Phase, f.Reason = v1alpha1.PhaseBanned, v1alpha1.ReasonBanned
-		f.Message = "no attempt is made before " + next.RetryAfter.UTC().Format(time.RFC3339)
+	case rests && (next.Phase == v1alpha1.PhaseSuspended || next.Worker == "" && !resting[next.Phase]):
+		f.Phase, f.Reason, f.Message, f.Stalled = rest.Phase, rest.Reason, rest.Message, rest.Stalled
 	case resting[next.Phase], next.Phase == v1alpha1.PhaseDisconnected && (next.Worker != "" || status.Reason(next) == v1alpha1.ReasonWorkerLost):
 		f.Phase, f.Reason = next.Phase, status.Reason(next)
 		f.Stalled = meta.IsStatusConditionTrue(next.Conditions, v1alpha1.ConditionStalled)
@@ -81,6 +80,14 @@ func unheld(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, wh
 		f.Reason = string(f.Phase)
 	}
 	return f
+}
+
+// settled is the status of a session that nobody holds and that is not being deleted.
+func settled(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, now time.Time) v1alpha1.WhatsAppSessionStatus {
+	if s.Spec.Suspend {
+		next = status.Suspend(next)
+	}
+	return status.Summarize(next, unheld(s, next, refused(s), now), now)
 }
 
 // obituary says what became of the worker that held a session.

@@ -85,6 +85,42 @@ func TestUnheld(t *testing.T) {
 			phase: v1alpha1.PhaseBanned, reason: v1alpha1.ReasonBanned, placed: "True/Placed",
 		},
 		{
+			name:  "resumed during a ban without an end",
+			next:  was(v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended, v1alpha1.WhatsAppSessionStatus{RetryReason: v1alpha1.ReasonBanned}),
+			phase: v1alpha1.PhaseBanned, reason: v1alpha1.ReasonBanned, placed: "False/WaitingForPlacement",
+		},
+		{
+			name:  "resumed, and was logged out",
+			next:  was(v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended, v1alpha1.WhatsAppSessionStatus{Worker: "worker-a", RetryReason: v1alpha1.ReasonLoggedOut}),
+			phase: v1alpha1.PhaseLoggedOut, reason: v1alpha1.ReasonLoggedOut, placed: "True/Placed",
+		},
+		{
+			name:  "resumed, and nobody had scanned",
+			next:  was(v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended, v1alpha1.WhatsAppSessionStatus{RetryReason: v1alpha1.ReasonPairingExpired}),
+			phase: v1alpha1.PhasePairingExpired, reason: v1alpha1.ReasonPairingExpired, placed: "False/WaitingForPlacement",
+		},
+		{
+			name: "resumed after the end of a ban",
+			next: was(v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended, v1alpha1.WhatsAppSessionStatus{
+				Worker: "worker-a", RetryReason: v1alpha1.ReasonBanned, RetryAfter: &metav1.Time{Time: noon},
+			}),
+			phase: v1alpha1.PhasePending, reason: v1alpha1.ReasonPlaced, placed: "True/Placed",
+		},
+		{
+			name: "resumed shortly after a login elsewhere: no ban",
+			next: was(v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended, v1alpha1.WhatsAppSessionStatus{
+				Worker: "worker-a", Replacements: 1, RetryAfter: &metav1.Time{Time: noon.Add(time.Minute)},
+			}),
+			phase: v1alpha1.PhaseReplaced, reason: v1alpha1.ReasonReplaced, placed: "True/Placed",
+		},
+		{
+			name: "resumed shortly after a pairing code was refused: no ban",
+			next: was(v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended, v1alpha1.WhatsAppSessionStatus{
+				Worker: "worker-a", RetryReason: v1alpha1.ReasonPairingCodeRefused, RetryAfter: &metav1.Time{Time: noon.Add(time.Minute)},
+			}),
+			phase: v1alpha1.PhasePending, reason: v1alpha1.ReasonPlaced, placed: "True/Placed",
+		},
+		{
 			name: "in quarantine, and moved",
 			next: status.Summarize(quarantined("worker-a"), status.Facts{
 				Generation: 1, Phase: v1alpha1.PhaseDisconnected, Reason: v1alpha1.ReasonQuarantined, Message: "as the holder said", Stalled: true,
@@ -134,6 +170,72 @@ func TestUnheld(t *testing.T) {
 
 			again := status.Summarize(got, unheld(s, got, refused(s), noon), noon.Add(time.Minute))
 			g.Expect(again).To(Equal(got), "the next look changes nothing")
+		})
+	}
+}
+
+// A suspension overwrites the phase, and what it said must come back.
+func TestARestOutlastsASuspension(t *testing.T) {
+	t.Parallel()
+	soon := &metav1.Time{Time: noon.Add(time.Minute)}
+	for _, tt := range []struct {
+		name   string
+		before v1alpha1.WhatsAppSessionStatus
+		phase  v1alpha1.Phase
+		reason string
+	}{
+		{
+			name:   "logged out, as a version without retryReason wrote it",
+			before: was(v1alpha1.PhaseLoggedOut, v1alpha1.ReasonLoggedOut, v1alpha1.WhatsAppSessionStatus{}),
+			phase:  v1alpha1.PhaseLoggedOut, reason: v1alpha1.ReasonLoggedOut,
+		},
+		{
+			name:   "a wrong phone",
+			before: was(v1alpha1.PhaseLoggedOut, v1alpha1.ReasonWrongPhone, v1alpha1.WhatsAppSessionStatus{}),
+			phase:  v1alpha1.PhaseLoggedOut, reason: v1alpha1.ReasonWrongPhone,
+		},
+		{
+			name:   "nobody scanned",
+			before: was(v1alpha1.PhasePairingExpired, v1alpha1.ReasonPairingExpired, v1alpha1.WhatsAppSessionStatus{}),
+			phase:  v1alpha1.PhasePairingExpired, reason: v1alpha1.ReasonPairingExpired,
+		},
+		{
+			name:   "banned without an end",
+			before: was(v1alpha1.PhaseBanned, v1alpha1.ReasonBanned, v1alpha1.WhatsAppSessionStatus{}),
+			phase:  v1alpha1.PhaseBanned, reason: v1alpha1.ReasonBanned,
+		},
+		{
+			name:   "banned",
+			before: was(v1alpha1.PhaseBanned, v1alpha1.ReasonBanned, v1alpha1.WhatsAppSessionStatus{RetryAfter: soon}),
+			phase:  v1alpha1.PhaseBanned, reason: v1alpha1.ReasonBanned,
+		},
+		{
+			name:   "replaced, and its holder died: once more",
+			before: was(v1alpha1.PhaseReplaced, v1alpha1.ReasonReplaced, v1alpha1.WhatsAppSessionStatus{Replacements: 1, RetryAfter: soon}),
+			phase:  v1alpha1.PhasePending, reason: v1alpha1.ReasonWaitingForPlacement,
+		},
+		{
+			name:   "replaced twice, and its holder died: once more",
+			before: was(v1alpha1.PhaseReplaced, v1alpha1.ReasonReplaced, v1alpha1.WhatsAppSessionStatus{Replacements: 2}),
+			phase:  v1alpha1.PhasePending, reason: v1alpha1.ReasonWaitingForPlacement,
+		},
+		{
+			name:   "connected",
+			before: was(v1alpha1.PhaseDisconnected, v1alpha1.ReasonSuspended, v1alpha1.WhatsAppSessionStatus{}),
+			phase:  v1alpha1.PhasePending, reason: v1alpha1.ReasonWaitingForPlacement,
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			g := NewWithT(t)
+			s := &v1alpha1.WhatsAppSession{Spec: v1alpha1.WhatsAppSessionSpec{Suspend: true}, Status: tt.before}
+			next := settled(s, tt.before, noon)
+			g.Expect(next.Phase).To(Equal(v1alpha1.PhaseSuspended))
+			g.Expect(settled(s, next, noon)).To(Equal(next), "the next look changes nothing")
+			s.Spec.Suspend = false
+			next = settled(s, next, noon)
+			g.Expect(next.Phase).To(Equal(tt.phase))
+			g.Expect(status.Reason(next)).To(Equal(tt.reason))
+			g.Expect(settled(s, next, noon)).To(Equal(next), "the next look changes nothing")
 		})
 	}
 }

@@ -463,7 +463,7 @@ func (r *SessionReconciler) settle(ctx context.Context, s *v1alpha1.WhatsAppSess
 	restarted := false
 	if next.HeldBy == "" {
 		next, again, restarted = restart(s, next, now)
-		next = status.Summarize(next, unheld(s, next, refused(s), now), now)
+		next = settled(s, next, now)
 		next = speak(s, next, now)
 	}
 	was := s.Status
@@ -504,7 +504,7 @@ func restart(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, n
 		return next, from.Sub(now), false
 	}
 	next.ObservedRestartedAt, next.RestartedTime = s.RestartedAt(), &metav1.Time{Time: now.Truncate(time.Second)}
-	next.Phase, next.RetryAfter, next.PairingDeadline = v1alpha1.PhasePending, nil, nil
+	next.Phase, next.RetryAfter, next.RetryReason, next.PairingDeadline = v1alpha1.PhasePending, nil, "", nil
 	next.Failures, next.FailureReason, next.Replacements = 0, "", 0
 	return next, 0, true
 }

@@ -481,6 +481,28 @@ func TestTheStoreKnowsAHigherEpoch(t *testing.T) {
 	w.Expect(above.Status.HeldBy).To(Equal("worker-a"))
 }
 
+// A session that rests is placed above as well, and rests on.
+func TestTheStoreKnowsAHigherEpochOfASessionThatRests(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.worker("worker-a")
+	s := w.hold(w.placed(w.apply(w.a, "acme"), "worker-a"), "worker-a")
+	behind := s.Status.Epoch + 1000
+	rests := func(change func(*v1alpha1.WhatsAppSessionStatus)) {
+		s = w.holder(s, v1alpha1.PhaseLoggedOut, v1alpha1.ReasonLoggedOut, change)
+	}
+	rests(func(next *v1alpha1.WhatsAppSessionStatus) {
+		next.JID, next.StoredEpoch, next.RetryReason = "", behind, v1alpha1.ReasonLoggedOut
+	})
+	s = w.becomes(s, func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.Epoch).To(Equal(behind + 1)) })
+	rests(func(next *v1alpha1.WhatsAppSessionStatus) { next.HeldBy, next.HolderStart = "", "" })
+	w.Consistently(func(g Gomega) {
+		g.Expect(k8s.Get(t.Context(), client.ObjectKeyFromObject(s), s)).To(Succeed())
+		g.Expect(s.Status.Phase).To(Equal(v1alpha1.PhaseLoggedOut))
+		g.Expect(s.Status.Worker).To(Equal("worker-a"), "who takes it sees whether restartedAt changes")
+	}, "300ms").Should(Succeed())
+}
+
 func TestASessionOfAnotherInstallation(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -261,6 +261,13 @@ type WhatsAppSessionStatus struct {
 	// +optional
 	RetryAfter *metav1.Time `json:"retryAfter,omitempty"`
 
+	// retryReason is why no attempt is made before retryAfter, or where that is absent, before
+	// the annotation restartedAt changes: LoggedOut, WrongPhone, PairingExpired, Banned or
+	// PairingCodeRefused. Unlike the phase it outlasts a move and a suspension.
+	// +optional
+	// +kubebuilder:validation:MaxLength=64
+	RetryReason string `json:"retryReason,omitempty"`
+
 	// failures counts connections that ended in a row in the same way, none of which had lasted
 	// a minute.
 	// +optional

@@ -9,11 +9,13 @@ import (
 
 	"github.com/go-logr/logr"
 	goredis "github.com/redis/go-redis/v9"
+	appsv1 "k8s.io/api/apps/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	eventsv1 "k8s.io/api/events/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
-	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -78,8 +80,13 @@ func layGround(ctx context.Context, config *commonConfig, log logr.Logger) (*fou
 // layCluster reaches the API server, which names the installation.
 func layCluster(ctx context.Context, config *commonConfig, log logr.Logger) (_ *foundation, err error) {
 	f := &foundation{config: config, scheme: runtime.NewScheme(), clock: clock.RealClock{}, log: log}
-	if err := errors.Join(clientgoscheme.AddToScheme(f.scheme), v1alpha1.AddToScheme(f.scheme)); err != nil {
-		return nil, fmt.Errorf("registering the kinds: %w", err)
+	// Only the kinds that are used: all of Kubernetes' would cost each worker some megabytes.
+	for _, add := range []func(*runtime.Scheme) error{
+		corev1.AddToScheme, appsv1.AddToScheme, coordinationv1.AddToScheme, eventsv1.AddToScheme, v1alpha1.AddToScheme,
+	} {
+		if err := add(f.scheme); err != nil {
+			return nil, fmt.Errorf("registering the kinds: %w", err)
+		}
 	}
 	if f.rest, err = config.rest(); err != nil {
 		return nil, err
@@ -94,7 +101,8 @@ func layCluster(ctx context.Context, config *commonConfig, log logr.Logger) (_ *
 }
 
 // layStore opens the store for a person's command, once it has its schema. It
-// refuses another installation's.
+// refuses one that is not this installation's, and claims none: a command that is
+// given the wrong URL must not make that store this installation's.
 func layStore(ctx context.Context, config *commonConfig, log logr.Logger) (*foundation, error) {
 	f, err := layCluster(ctx, config, log)
 	if err != nil {
@@ -107,7 +115,10 @@ func layStore(ctx context.Context, config *commonConfig, log logr.Logger) (*foun
 	defer done()
 	err = f.store.WaitForSchema(waiting)
 	if err == nil {
-		err = f.store.SetInstallation(ctx, f.installation)
+		err = f.store.CheckInstallation(ctx, f.installation)
+	}
+	if errors.Is(err, store.ErrOwnedByNobody) {
+		err = fmt.Errorf("%w, and this is %q, whose manager claims its store when it first starts: is --store right, and are --namespace and --release those of the manager?", err, f.installation)
 	}
 	if err != nil {
 		return nil, errors.Join(err, f.close())

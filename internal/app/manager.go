@@ -20,6 +20,7 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/laravel"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/lease"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/metrics"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/redis"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/store"
 )
@@ -66,7 +67,7 @@ func runManager(ctx context.Context, config *managerConfig, log logr.Logger) (er
 	}
 	observer := &lease.Observer{
 		Client: f.direct, Namespace: config.Namespace, Keys: redis.NewWitness(f.witness, f.keys),
-		Elapsed: lease.Elapsed, Clock: f.clock, Log: log.WithName("observer"),
+		Elapsed: lease.Elapsed, Clock: f.clock, Log: log.WithName("observer"), Sight: metrics.WitnessesSeen,
 	}
 	ids := &ids{store: f.store, ready: make(chan struct{})}
 	sessions, err := controllers.SetupSession(mgr, controllers.SessionOptions{

@@ -85,3 +85,25 @@ func TestOrphansAreListedAndPurged(t *testing.T) {
 	s.Expect(s.asked(0, "orphans")).NotTo(ContainSubstring(jid))
 	s.Expect(s.asked(1, "purge", "shop", "--yes")).To(ContainSubstring("store orphans"))
 }
+
+// A command that was pointed at the wrong store says so and leaves it whose it is.
+func TestStoreCommandsClaimNoStore(t *testing.T) {
+	s := newStage(t, "")
+	opened, err := store.Open(t.Context(), store.Config{URL: s.store}, logr.Discard())
+	s.Expect(err).NotTo(HaveOccurred())
+	defer func() { s.Expect(opened.Close()).To(Succeed()) }()
+	s.Expect(opened.Migrate(t.Context())).To(Succeed())
+	commands := [][]string{{"marked"}, {"restore", "shop"}, {"orphans"}, {"purge", "shop", "--yes"}}
+	for _, command := range commands {
+		s.Expect(s.asked(1, command...)).To(And(ContainSubstring("belongs to no installation yet"), ContainSubstring("--store")))
+		s.Expect(opened.Installation(t.Context())).To(BeEmpty(), "%v", command)
+	}
+
+	s.Expect(opened.SetInstallation(t.Context(), "another")).To(Succeed())
+	for _, command := range commands {
+		s.Expect(s.asked(1, command...)).To(And(ContainSubstring("StoreOwnedElsewhere"), ContainSubstring("store adopt")))
+		s.Expect(opened.Installation(t.Context())).To(Equal("another"), "%v", command)
+	}
+	s.asked(0, "adopt")
+	s.Expect(s.asked(0, "marked")).To(ContainSubstring("SESSION-ID"))
+}

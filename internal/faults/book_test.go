@@ -152,6 +152,8 @@ type absences struct {
 	mu    sync.Mutex
 	since map[string]time.Time
 	past  []absence
+	last  time.Time     // the last look
+	stall time.Duration // the longest pause between two looks
 }
 
 type absence struct {
@@ -187,6 +189,10 @@ func (a *absences) look() {
 	now := time.Now()
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if !a.last.IsZero() {
+		a.stall = max(a.stall, now.Sub(a.last))
+	}
+	a.last = now
 	for _, d := range devices {
 		since, away := a.since[d.JID]
 		switch {
@@ -199,18 +205,19 @@ func (a *absences) look() {
 	}
 }
 
-// take returns the absences that ended since the last call, the shortest first.
-func (a *absences) take() []time.Duration {
+// take returns the absences that ended since the last call, the shortest first,
+// and for how long this process itself got no turn to look.
+func (a *absences) take() (past []time.Duration, stall time.Duration) {
 	a.look()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	var out []time.Duration
 	for _, p := range a.past {
-		out = append(out, p.took)
+		past = append(past, p.took)
 	}
-	a.past = nil
-	slices.Sort(out)
-	return out
+	stall = a.stall
+	a.past, a.stall = nil, 0
+	slices.Sort(past)
+	return past, stall
 }
 
 func percentile(sorted []time.Duration, p int) time.Duration {

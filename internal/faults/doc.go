@@ -2,7 +2,7 @@
 // the build tag faults, because they take longer than all others together.
 //
 //	make test-faults                    every named fault, and a walk of a minute
-//	make test-faults RUN='TestFaults/SIGKILL'
+//	make test-faults RUN=TestFaults//SIGKILL
 //	make test-chaos SEED=42 MINUTES=20  the random walk alone, for longer
 //
 // Each test has a world of its own: a Kubernetes API server, Redis, PostgreSQL,

@@ -113,7 +113,7 @@ type trial struct {
 // verdict is what a case came to.
 type verdict struct {
 	name                 string
-	fault, back          time.Duration
+	fault, back, stall   time.Duration
 	absences             []time.Duration
 	moves, mostMoves     int
 	logins               int64
@@ -126,9 +126,18 @@ func (v verdict) String() string {
 	if v.failed {
 		how = "FAILED"
 	}
-	return fmt.Sprintf("%-6s %-58s fault %5.1fs, all back %5.1fs after; %s; logins %d, moves %d (most %d), redelivered %d, retries %d",
+	text := fmt.Sprintf("%-6s %-58s fault %5.1fs, all back %5.1fs after; %s; logins %d, moves %d (most %d), redelivered %d, retries %d",
 		how, v.name, v.fault.Seconds(), v.back.Seconds(), describe(v.absences), v.logins, v.moves, v.mostMoves, v.redelivered, v.retries)
+	if v.starved() {
+		text += fmt.Sprintf("; the machine stood still for %s", v.stall.Round(10*time.Millisecond))
+	}
+	return text
 }
+
+// starved: the machine itself stood still for so long that a transaction may
+// have met its time-out of 3 s, which ends a connection. That is a fault that
+// nobody chose, so a login more is then only reported. Nothing else is forgiven.
+func (v verdict) starved() bool { return v.stall >= time.Second }
 
 // begin takes note of how things stand. All is well at this moment.
 func (w *world) begin(name string) *trial {
@@ -172,7 +181,7 @@ func (w *world) judge(t *testing.T, c *trial) verdict {
 	if err == nil {
 		problems = append(problems, w.words(t.Context())...)
 	}
-	v.absences = w.absences.take()
+	v.absences, v.stall = w.absences.take()
 	for _, n := range w.book.takeMoves() {
 		v.moves, v.mostMoves = v.moves+n, max(v.mostMoves, n)
 	}

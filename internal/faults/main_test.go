@@ -20,6 +20,7 @@ const runAsProgram = "WHATSAPP_OPERATOR_TEST_AS_PROGRAM"
 
 var (
 	sessionCount = flag.Int("sessions", 120, "how many sessions a world has")
+	worldCount   = flag.Int("worlds", 2, "how many worlds the named faults are made in at a time")
 	seed         = flag.Uint64("seed", 0, "seed of the random walk; 0: a new one")
 	walkFor      = flag.Duration("walk", time.Minute, "how long the random walk goes on")
 )

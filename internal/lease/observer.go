@@ -48,6 +48,8 @@ type Observer struct {
 	Elapsed func() time.Duration
 	Clock   clock.WithTicker
 	Log     logr.Logger
+	// Sight, where set, is told after each look whether both witnesses were seen.
+	Sight func(both bool)
 
 	once    sync.Once
 	turn    chan struct{} // taken by who looks
@@ -215,6 +217,9 @@ func (o *Observer) report(err error) {
 	o.blind = err != nil && !errors.Is(err, context.Canceled)
 	now := o.blind
 	o.mu.Unlock()
+	if o.Sight != nil {
+		o.Sight(!now)
+	}
 	switch {
 	case now && !was:
 		o.Log.Error(err, "A witness of the workers cannot be seen: nobody is declared dead by silence until both are seen again")

@@ -280,7 +280,9 @@ func (s *Store) CleanEventBuffer(ctx context.Context, before time.Time) (int64, 
 			return n, fmt.Errorf("cleaning the event buffer: %w", err)
 		}
 		n += deleted
-		if deleted < slice {
+		// A slice may be short before the end: PostgreSQL passes over a row that another
+		// transaction has changed meanwhile.
+		if deleted == 0 {
 			return n, nil
 		}
 	}

@@ -203,3 +203,36 @@ func TestTheEventBufferIsCleanedByItsIndex(t *testing.T) {
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(n).To(BeEquivalentTo(events / 2))
 }
+
+// A client clears a message's plaintext in the moment in which the janitor
+// deletes it, which makes the slice short.
+func TestTheEventBufferIsCleanedBesideAWriter(t *testing.T) {
+	g := NewWithT(t)
+	ctx := t.Context()
+	url := testenv.Postgres(t)
+	s := open(t, url)
+	g.Expect(s.Migrate(ctx)).To(Succeed())
+	_, d, _ := paired(t, s, "id", jidOf("4915100000001"))
+	const events = 2*slice + 3
+	g.Expect(s.exec(ctx, `INSERT INTO whatsmeow_event_buffer (our_jid, ciphertext_hash, plaintext, server_timestamp, insert_timestamp)
+		SELECT $1, sha256(n::text::bytea), NULL, 0, n FROM generate_series(1, $2::int) n`, d.ID, events)).To(Succeed())
+	tx, err := open(t, url).db.RawDB.BeginTx(ctx, nil)
+	g.Expect(err).NotTo(HaveOccurred())
+	_, err = tx.ExecContext(ctx, "UPDATE whatsmeow_event_buffer SET plaintext=NULL WHERE insert_timestamp=1")
+	g.Expect(err).NotTo(HaveOccurred())
+	type outcome struct {
+		n   int64
+		err error
+	}
+	cleaned := make(chan outcome, 1)
+	go func() {
+		n, err := s.CleanEventBuffer(ctx, time.UnixMilli(events+1))
+		cleaned <- outcome{n, err}
+	}()
+	g.Eventually(func() (n int, err error) {
+		err = tx.QueryRowContext(ctx, "SELECT COUNT(*) FROM pg_locks WHERE NOT granted").Scan(&n)
+		return n, err
+	}, "10s").Should(Equal(1), "the janitor waits for the row")
+	g.Expect(tx.Commit()).To(Succeed())
+	g.Eventually(cleaned, "10s").Should(Receive(Equal(outcome{n: events})))
+}

@@ -24,6 +24,8 @@ type device struct {
 	uid           string
 	epoch, starts int64
 	fail          func(error)
+	// opened is when it was opened, to the shared memory of LIDs.
+	opened moment
 
 	lost atomic.Pointer[lostError]
 
@@ -380,7 +382,7 @@ func (f *device) PutManyLIDMappings(ctx context.Context, mappings []store.LIDMap
 	if err := f.usable(); err != nil {
 		return err
 	}
-	err := f.store.lids.put(ctx, mappings, func(ctx context.Context, fn func(context.Context) error) error {
+	err := f.store.lids.put(ctx, f.opened, mappings, func(ctx context.Context, fn func(context.Context) error) error {
 		return f.fenced(ctx, shared, fn)
 	})
 	if err != nil {
@@ -391,20 +393,20 @@ func (f *device) PutManyLIDMappings(ctx context.Context, mappings []store.LIDMap
 
 func (f *device) GetPNForLID(ctx context.Context, lid types.JID) (types.JID, error) {
 	if lid.Server != types.HiddenUserServer { // the question is bad, not the store
-		return f.store.lids.pnOf(ctx, lid)
+		return f.store.lids.pnOf(ctx, f.opened, lid)
 	}
-	return read(f, func() (types.JID, error) { return f.store.lids.pnOf(ctx, lid) })
+	return read(f, func() (types.JID, error) { return f.store.lids.pnOf(ctx, f.opened, lid) })
 }
 
 func (f *device) GetLIDForPN(ctx context.Context, pn types.JID) (types.JID, error) {
 	if pn.Server != types.DefaultUserServer { // the question is bad, not the store
-		return f.store.lids.lidOf(ctx, pn)
+		return f.store.lids.lidOf(ctx, f.opened, pn)
 	}
-	return read(f, func() (types.JID, error) { return f.store.lids.lidOf(ctx, pn) })
+	return read(f, func() (types.JID, error) { return f.store.lids.lidOf(ctx, f.opened, pn) })
 }
 
 func (f *device) GetManyLIDsForPNs(ctx context.Context, pns []types.JID) (map[types.JID]types.JID, error) {
-	return read(f, func() (map[types.JID]types.JID, error) { return f.store.lids.lidsOf(ctx, pns) })
+	return read(f, func() (map[types.JID]types.JID, error) { return f.store.lids.lidsOf(ctx, f.opened, pns) })
 }
 
 // What follows only fences.

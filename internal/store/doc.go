@@ -43,5 +43,5 @@
 // store.go opens the database, schema.go migrates it, record.go has the records
 // and the installation, take.go the taking, device.go the fence, clean.go the
 // deletions, restore.go what a person may do about them, lids.go the map between
-// phone numbers and LIDs.
+// phone numbers and LIDs, memory.go what a process remembers of it.
 package store

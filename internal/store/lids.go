@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -36,17 +35,17 @@ const (
 // share it: it holds facts about WhatsApp, not keys of a device, and whoever
 // writes one writes the same.
 //
-// It remembers a bounded number of answers for a bounded time. Its lock is held
-// for the memory alone, so a question to the database stops nobody, and it may
-// be asked inside a transaction.
+// Which of a contact's addresses its messages are decrypted under depends on it,
+// and moves for good with the first message under the other one: a device must
+// never see an older map than its keys were written with. So what it is told
+// was read after the device was opened, and is never older than
+// what it was told before.
+//
+// No lock is held over a question to the database, so one stops nobody, and it
+// may be asked inside a transaction.
 type lids struct {
 	store *Store
-	known *utilcache.LRUExpireCache
-
-	// mu orders what is remembered: an answer that was read before a change was committed
-	// must not be remembered after it.
-	mu      sync.Mutex
-	changes uint64
+	*memory
 }
 
 // phone and hidden are the users of the two addresses of a contact, as keys of
@@ -60,36 +59,36 @@ type (
 type pair struct{ lid, pn string }
 
 func newLIDs(s *Store, c clock.PassiveClock) *lids {
-	return &lids{store: s, known: utilcache.NewLRUExpireCacheWithClock(lidEntries, c)}
+	return &lids{store: s, memory: newMemory(utilcache.NewLRUExpireCacheWithClock(lidEntries, c))}
 }
 
 // lidOf returns the LID of a phone number, the empty JID where none is known.
-func (l *lids) lidOf(ctx context.Context, pn types.JID) (types.JID, error) {
+func (l *lids) lidOf(ctx context.Context, opened moment, pn types.JID) (types.JID, error) {
 	if pn.Server != types.DefaultUserServer {
 		return types.EmptyJID, fmt.Errorf("%s is no phone number's address", pn)
 	}
-	users, err := l.look(ctx, "pn", []string{pn.User})
+	users, err := l.look(ctx, opened, "pn", []string{pn.User})
 	return addressed(users[pn.User], pn.Device, types.HiddenUserServer), err
 }
 
 // pnOf returns the phone number of a LID, the empty JID where none is known.
-func (l *lids) pnOf(ctx context.Context, lid types.JID) (types.JID, error) {
+func (l *lids) pnOf(ctx context.Context, opened moment, lid types.JID) (types.JID, error) {
 	if lid.Server != types.HiddenUserServer {
 		return types.EmptyJID, fmt.Errorf("%s is no LID", lid)
 	}
-	users, err := l.look(ctx, "lid", []string{lid.User})
+	users, err := l.look(ctx, opened, "lid", []string{lid.User})
 	return addressed(users[lid.User], lid.Device, types.DefaultUserServer), err
 }
 
 // lidsOf returns the LIDs of those phone numbers that have one.
-func (l *lids) lidsOf(ctx context.Context, pns []types.JID) (map[types.JID]types.JID, error) {
+func (l *lids) lidsOf(ctx context.Context, opened moment, pns []types.JID) (map[types.JID]types.JID, error) {
 	users := make([]string, 0, len(pns))
 	for _, pn := range pns {
 		if pn.Server == types.DefaultUserServer {
 			users = append(users, pn.User)
 		}
 	}
-	found, err := l.look(ctx, "pn", users)
+	found, err := l.look(ctx, opened, "pn", users)
 	if err != nil {
 		return nil, err
 	}
@@ -109,11 +108,11 @@ func addressed(user string, device uint16, server string) types.JID {
 	return types.JID{User: user, Device: device, Server: server}
 }
 
-// look returns the other users of those in the column, "pn" or "lid".
-func (l *lids) look(ctx context.Context, column string, users []string) (map[string]string, error) {
+// look returns the other users of those in the column, "pn" or "lid", as the map
+// was at some time after the moment.
+func (l *lids) look(ctx context.Context, opened moment, column string, users []string) (map[string]string, error) {
 	found := make(map[string]string, len(users))
-	// A transaction sees its own changes, which are nobody else's business yet, and
-	// does not see what was committed after it began.
+	// A transaction sees its own changes, which are nobody else's business yet.
 	remembers := !nested(ctx)
 	missing := make([]string, 0, len(users))
 	for _, user := range users {
@@ -121,8 +120,8 @@ func (l *lids) look(ctx context.Context, column string, users []string) (map[str
 			continue
 		}
 		if remembers {
-			if other, ok := l.known.Get(key(column, user)); ok {
-				found[user] = other.(string)
+			if other, ok := l.recall(key(column, user), opened); ok {
+				found[user] = other
 				continue
 			}
 		}
@@ -130,17 +129,15 @@ func (l *lids) look(ctx context.Context, column string, users []string) (map[str
 	}
 	slices.Sort(missing)
 	for part := range slices.Chunk(slices.Compact(missing), slice) {
-		l.mu.Lock()
-		before := l.changes
-		l.mu.Unlock()
-		args, numbers := make([]any, 0, len(part)), make([]string, 0, len(part))
-		for i, user := range part {
-			args, numbers = append(args, user), append(numbers, fmt.Sprintf("$%d", i+1))
+		keys := make([]any, 0, len(part))
+		for _, user := range part {
+			keys = append(keys, key(column, user))
 		}
-		pairs, err := l.query(ctx, fmt.Sprintf("SELECT lid, pn FROM whatsmeow_lid_map WHERE %s IN (%s)", column, strings.Join(numbers, ",")), args...)
-		if err != nil {
-			return nil, fmt.Errorf("looking for LIDs: %w", err)
+		var asked moment
+		if remembers {
+			asked = l.ask(keys)
 		}
+		pairs, err := l.queryUsers(ctx, column, part)
 		for _, p := range pairs {
 			if column == "pn" {
 				found[p.pn] = p.lid
@@ -148,22 +145,30 @@ func (l *lids) look(ctx context.Context, column string, users []string) (map[str
 				found[p.lid] = p.pn
 			}
 		}
-		if !remembers {
-			continue
-		}
-		l.mu.Lock()
-		if l.changes == before {
-			for _, user := range part {
-				if other := found[user]; other != "" {
-					l.known.Add(key(column, user), other, lidKnown)
-				} else {
-					l.known.Add(key(column, user), "", lidUnknown)
-				}
+		for i, user := range part {
+			switch {
+			case remembers && err != nil:
+				l.unanswered(keys[i])
+			case remembers:
+				l.answered(asked, keys[i], found[user])
+			case err == nil:
+				// Also if another's change is what the transaction has seen: it will go by it.
+				l.changed(keys[i])
 			}
 		}
-		l.mu.Unlock()
+		if err != nil {
+			return nil, fmt.Errorf("looking for LIDs: %w", err)
+		}
 	}
 	return found, nil
+}
+
+func (l *lids) queryUsers(ctx context.Context, column string, users []string) ([]pair, error) {
+	args, numbers := make([]any, 0, len(users)), make([]string, 0, len(users))
+	for i, user := range users {
+		args, numbers = append(args, user), append(numbers, fmt.Sprintf("$%d", i+1))
+	}
+	return l.query(ctx, fmt.Sprintf("SELECT lid, pn FROM whatsmeow_lid_map WHERE %s IN (%s)", column, strings.Join(numbers, ",")), args...)
 }
 
 func key(column, user string) any {
@@ -175,13 +180,13 @@ func key(column, user string) any {
 
 // put stores mappings; where two contradict each other the last one counts.
 // write runs the change in a transaction, and may run it again.
-func (l *lids) put(ctx context.Context, mappings []store.LIDMapping, write func(context.Context, func(context.Context) error) error) error {
+func (l *lids) put(ctx context.Context, opened moment, mappings []store.LIDMapping, write func(context.Context, func(context.Context) error) error) error {
 	pairs := latest(mappings)
 	pns := make([]string, 0, len(pairs))
 	for _, p := range pairs {
 		pns = append(pns, p.pn)
 	}
-	known, err := l.look(ctx, "pn", pns)
+	known, err := l.look(ctx, opened, "pn", pns)
 	if err != nil {
 		return err
 	}
@@ -243,23 +248,15 @@ func (l *lids) replace(ctx context.Context, pairs []pair) error {
 		return err
 	}
 	// A conflict is a mapping that another process has stored since.
-	stored, err := l.query(ctx, "INSERT INTO whatsmeow_lid_map (lid, pn) VALUES "+strings.Join(rows, ",")+" ON CONFLICT DO NOTHING RETURNING lid, pn", args...)
-	if err != nil {
+	if err := l.store.exec(ctx, "INSERT INTO whatsmeow_lid_map (lid, pn) VALUES "+strings.Join(rows, ",")+" ON CONFLICT DO NOTHING", args...); err != nil {
 		return err
 	}
-	afterCommit(ctx, func() {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		l.changes++
-		for _, p := range append(displaced, pairs...) {
-			l.known.Remove(hidden(p.lid))
-			l.known.Remove(phone(p.pn))
-		}
-		for _, p := range stored {
-			l.known.Add(hidden(p.lid), p.pn, lidKnown)
-			l.known.Add(phone(p.pn), p.lid, lidKnown)
-		}
-	})
+	keys := make([]any, 0, 2*(len(displaced)+len(pairs)))
+	for _, p := range append(displaced, pairs...) {
+		keys = append(keys, hidden(p.lid), phone(p.pn))
+	}
+	// What was stored is not remembered: another process may have changed it since the commit.
+	afterCommit(ctx, func() { l.changed(keys...) })
 	return nil
 }
 

@@ -91,6 +91,53 @@ func TestLIDsThatAnotherProcessChanges(t *testing.T) {
 	})
 }
 
+// A session learns a contact's LID on another worker and moves its keys there,
+// and then comes to this one, which remembers the map as it was.
+func TestLIDsThatASessionHasLearnedElsewhere(t *testing.T) {
+	for name, before := range map[string]string{"the contact had no LID": "", "the contact had another LID": "90"} {
+		t.Run(name, func(t *testing.T) {
+			onBoth(t, func(t *testing.T, url string, here *Store) {
+				g := NewWithT(t)
+				ctx := t.Context()
+				_, neighbour, failed := paired(t, here, "neighbour", jidOf("4915100000002"))
+				if before != "" {
+					g.Expect(neighbour.LIDs.PutLIDMapping(ctx, lidOf(before), pnOf("1"))).To(Succeed())
+				}
+				remembered := func(d *store.Device) string {
+					lid, err := d.LIDs.GetLIDForPN(ctx, pnOf("1"))
+					g.Expect(err).NotTo(HaveOccurred())
+					return lid.User
+				}
+				g.Expect(remembered(neighbour)).To(Equal(before))
+				for _, lid := range []string{"90", "91"} {
+					g.Expect(neighbour.LIDs.GetPNForLID(ctx, lidOf(lid))).To(Equal(addressed(map[string]string{before: "1"}[lid], 4, types.DefaultUserServer)))
+				}
+
+				there := open(t, url)
+				_, d, f := paired(t, there, "id", jidOf("4915100000001"))
+				pn, lid := types.JID{User: "1", Server: types.DefaultUserServer}, types.JID{User: "91", Server: types.HiddenUserServer}
+				g.Expect(d.Sessions.PutSession(ctx, pn.SignalAddress().String(), []byte("session"))).To(Succeed())
+				g.Expect(d.LIDs.PutLIDMapping(ctx, lid, pn)).To(Succeed())
+				g.Expect(d.Sessions.MigratePNToLID(ctx, pn, lid)).To(Succeed())
+				g.Expect(remembered(neighbour)).To(Equal(before), "no key of a session that was here before depends on it")
+
+				taking, err := here.Take(ctx, "uid-id", 2)
+				g.Expect(err).NotTo(HaveOccurred())
+				d, err = taking.Open(ctx, f.add)
+				g.Expect(err).NotTo(HaveOccurred())
+				found, err := d.LIDs.GetLIDForPN(ctx, pn)
+				g.Expect(err).NotTo(HaveOccurred())
+				g.Expect(found).To(Equal(lid))
+				g.Expect(d.LIDs.GetPNForLID(ctx, lid)).To(Equal(pn))
+				g.Expect(d.LIDs.GetPNForLID(ctx, lidOf("90"))).To(Equal(types.EmptyJID))
+				g.Expect(d.Sessions.GetSession(ctx, found.SignalAddress().String())).To(Equal([]byte("session")), "the message is decrypted")
+				g.Expect(remembered(neighbour)).To(Equal("91"), "what one has asked, all know")
+				g.Expect(append(f.all(), failed.all()...)).To(BeEmpty())
+			})
+		})
+	}
+}
+
 func TestLIDsInATransaction(t *testing.T) {
 	onBoth(t, func(t *testing.T, _ string, s *Store) {
 		g := NewWithT(t)
@@ -125,7 +172,7 @@ func TestLIDsAreBounded(t *testing.T) {
 	for i := range pns {
 		pns[i] = pnOf(fmt.Sprint(i))
 	}
-	got, err := s.lids.lidsOf(t.Context(), pns)
+	got, err := s.lids.lidsOf(t.Context(), 0, pns)
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(got).To(BeEmpty())
 	g.Expect(s.lids.known.Keys()).To(HaveLen(lidEntries))
@@ -141,6 +188,7 @@ func TestLIDsHoldNoLockOverAQuery(t *testing.T) {
 	g.Expect(s.Migrate(ctx)).To(Succeed())
 	_, d, _ := paired(t, s, "id", jidOf("4915100000001"))
 	g.Expect(d.LIDs.PutLIDMapping(ctx, lidOf("91"), pnOf("1"))).To(Succeed())
+	g.Expect(d.LIDs.GetLIDForPN(ctx, pnOf("1"))).To(Equal(lidOf("91")))
 
 	tx, err := open(t, url).db.RawDB.BeginTx(ctx, nil)
 	g.Expect(err).NotTo(HaveOccurred())
@@ -227,7 +275,7 @@ func TestAWriteOfLIDsThatMeetsAnother(t *testing.T) {
 			s := open(t, kinds["SQLite"](t))
 			g.Expect(s.Migrate(t.Context())).To(Succeed())
 			tries := 0
-			err := s.lids.put(t.Context(), []store.LIDMapping{mapping("91", "1")}, func(context.Context, func(context.Context) error) error {
+			err := s.lids.put(t.Context(), 0, []store.LIDMapping{mapping("91", "1")}, func(context.Context, func(context.Context) error) error {
 				tries++
 				return row.errs[tries-1]
 			})

@@ -18,6 +18,8 @@ var (
 	ErrTaken = errors.New("another session holds this session id")
 	// ErrOwnedElsewhere: the store belongs to another installation; the error is an *OwnedElsewhereError.
 	ErrOwnedElsewhere = errors.New("the store belongs to another installation")
+	// ErrOwnedByNobody: no installation has used the store yet.
+	ErrOwnedByNobody = errors.New("the store belongs to no installation yet")
 )
 
 // Record is what the store knows of a session.
@@ -157,6 +159,21 @@ func (s *Store) Installation(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("reading the installation of the store: %w", err)
 	}
 	return id, nil
+}
+
+// CheckInstallation refuses a store that is not the installation's, with an
+// *OwnedElsewhereError or ErrOwnedByNobody, and leaves it whose it is.
+func (s *Store) CheckInstallation(ctx context.Context, id string) error {
+	stored, err := s.Installation(ctx)
+	switch {
+	case err != nil:
+		return err
+	case stored == "":
+		return ErrOwnedByNobody
+	case stored != id:
+		return &OwnedElsewhereError{Stored: stored, Own: id}
+	}
+	return nil
 }
 
 // SetInstallation makes the store that of the installation, if it is nobody's.

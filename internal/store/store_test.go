@@ -754,8 +754,11 @@ func TestInstallation(t *testing.T) {
 	onBoth(t, func(t *testing.T, url string, s *Store) {
 		g := NewWithT(t)
 		ctx := t.Context()
-		g.Expect(s.Installation(ctx)).To(BeEmpty())
+		g.Expect(s.CheckInstallation(ctx, "production")).To(MatchError(ErrOwnedByNobody))
+		g.Expect(s.Installation(ctx)).To(BeEmpty(), "who looks claims nothing")
 		g.Expect(s.SetInstallation(ctx, "production")).To(Succeed())
+		g.Expect(s.CheckInstallation(ctx, "production")).To(Succeed())
+		g.Expect(s.CheckInstallation(ctx, "staging")).To(MatchError(&OwnedElsewhereError{Stored: "production", Own: "staging"}))
 		g.Expect(s.SetInstallation(ctx, "production")).To(Succeed())
 
 		staging := open(t, url)

@@ -72,7 +72,8 @@ func (t *Taking) Open(ctx context.Context, fail func(error)) (*store.Device, err
 	if r.Epoch != t.Record.Epoch || r.Starts != t.Record.Starts {
 		return nil, &EpochBehindError{Stored: r.Epoch}
 	}
-	f := &device{store: t.store, uid: r.UID, epoch: r.Epoch, starts: r.Starts, fail: fail}
+	// The taking has ended the writes of the owner before: what is read from now on has them.
+	f := &device{store: t.store, uid: r.UID, epoch: r.Epoch, starts: r.Starts, fail: fail, opened: t.store.lids.open()}
 	if r.JID == "" {
 		d := t.store.container.NewDevice()
 		f.wrap(d)

@@ -457,10 +457,18 @@ func (c *Connection) translate(evt any, now time.Time) {
 // WhatsApp's answer, so it must not hold up the library's events; it ends with
 // the connection.
 func (c *Connection) askForCode(from time.Time) {
+	defer func() {
+		if r := recover(); r != nil { // the connection is given up when no code comes
+			c.log.Error(fmt.Errorf("%v", r), "a panic while a pairing code was asked for", "stack", string(debug.Stack()))
+		}
+	}()
 	ctx, cancel := context.WithTimeout(c.ctx, codePatience)
 	defer cancel()
 	code, err := c.client.PairPhone(ctx, c.options.PairPhone, true, whatsmeow.PairClientChrome, codeClient)
-	if err != nil {
+	switch {
+	case c.ctx.Err() != nil: // onEnd tells why: the store may have failed
+		return
+	case err != nil:
 		c.tell(codeRefused(err))
 		return
 	}

@@ -405,6 +405,42 @@ func TestNoPairingCode(t *testing.T) {
 	}
 }
 
+// Our own trouble must not be taken for WhatsApp's, which would count against the session.
+func TestTheStoreFailsWhileACodeIsAskedFor(t *testing.T) {
+	w := newWorld(t)
+	var fail context.CancelCauseFunc
+	opened := make(chan struct{})
+	s, ctx := w.prepare(w.take(), func(o *Options) {
+		o.PairPhone = "+" + phone
+		o.Allowed = func() error {
+			if w.simulator.Stats().Pairing > 0 { // the codes have come; this is an answer or the question
+				<-opened
+				fail(errors.New("the database is away"))
+			}
+			return nil
+		}
+	})
+	ctx, fail = context.WithCancelCause(ctx)
+	defer fail(nil)
+	w.g.Expect(s.Connect(ctx)).To(Succeed())
+	close(opened)
+	end := s.event(EventDisconnected)
+	w.g.Expect(end.Reason).To(Equal("StoreFailed"))
+	w.g.Expect(end.Ours).To(BeTrue())
+}
+
+// A panic of the library in one session must not end the worker's other ones.
+func TestAPanicWhileACodeIsAskedFor(t *testing.T) {
+	var told []Event
+	c := &Connection{
+		client: &whatsmeow.Client{}, ctx: t.Context(), log: logr.Discard(), // it has no store and no socket
+		options: Options{PairPhone: "+" + phone, Events: func(e Event) { told = append(told, e) }},
+	}
+	g := NewWithT(t)
+	g.Expect(func() { c.askForCode(time.Now()) }).NotTo(Panic())
+	g.Expect(told).To(BeEmpty())
+}
+
 func TestDroppedWhileACodeIsShown(t *testing.T) {
 	w := newWorld(t)
 	s := w.connect(w.take(), func(o *Options) { o.PairPhone = "+" + phone })

@@ -118,7 +118,7 @@ func NewAgent(o Options, placed, held client.Reader) *Agent {
 	}
 	// The supervisors outlive the manager's context: they are drained after it has ended.
 	a.life, a.end = context.WithCancel(context.Background())
-	a.fleet = newFleet(o.Outdated, o.Version, o.Clock, o.Log, a.sessions, a.retryOutdated)
+	a.fleet = newFleet(o.Outdated, o.Version, o.Clock, o.Log, a.sessions, a.retryOutdated, a.backAgain)
 	return a
 }
 

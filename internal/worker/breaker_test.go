@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -112,6 +113,9 @@ func TestBreaker(t *testing.T) {
 	}
 }
 
+// errNotNewer has a page answer with the version that is known.
+var errNotNewer = errors.New("not newer")
+
 // page stands for WhatsApp's page, which names the version.
 type page struct {
 	mu    sync.Mutex
@@ -126,6 +130,9 @@ func (p *page) RefreshVersion(ctx context.Context) (bool, error) {
 	p.mu.Unlock()
 	select {
 	case err := <-p.answer:
+		if errors.Is(err, errNotNewer) {
+			return false, nil
+		}
 		return err == nil, err
 	case <-ctx.Done():
 		return false, ctx.Err()
@@ -149,6 +156,8 @@ type port struct {
 	mu      sync.Mutex
 	left    []types.UID
 	retries int
+	// forward are the sessions that were told of the end of a common trouble.
+	forward []types.UID
 }
 
 func newPort(t *testing.T) *port {
@@ -157,6 +166,12 @@ func newPort(t *testing.T) *port {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.retries++
+	}, func(sessions map[types.UID]bool) {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		for uid := range sessions {
+			p.forward = append(p.forward, uid)
+		}
 	})
 	var cancel context.CancelFunc
 	p.ctx, cancel = context.WithCancel(context.Background())
@@ -189,6 +204,12 @@ func (p *port) retried() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.retries
+}
+
+func (p *port) broughtForward() []types.UID {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return append([]types.UID{}, p.forward...)
 }
 
 func (p *port) trip() {
@@ -247,6 +268,38 @@ func TestAFleetWhoseNewestVersionIsRefused(t *testing.T) {
 	p.Eventually(p.gone).Should(HaveLen(3), "and at once when a person asks for it")
 	p.heard("c", whatsapp.Event{Type: whatsapp.EventQR})
 	p.Eventually(p.holdsBack).Should(BeFalse(), "codes come to clients that are accepted")
+}
+
+// Sessions that are refused one by one never open the breaker.
+func TestATrickleOfRefusalsHeals(t *testing.T) {
+	outdated := whatsapp.Event{Type: whatsapp.EventOutdated}
+	p := newPort(t)
+	p.page.answer <- errors.New("the page is away")
+	p.Eventually(func() bool {
+		p.fleet.mu.Lock()
+		defer p.fleet.mu.Unlock()
+		return p.askedAt.Equal(noon)
+	}).Should(BeTrue())
+	p.heard("a", outdated)
+	p.heard("a", outdated)
+	p.Eventually(p.clock.HasWaiters).Should(BeTrue())
+	p.Consistently(p.page.questions, "50ms").Should(Equal(1), "asked a moment ago")
+	p.clock.Step(askEvery)
+	p.page.answer <- errNotNewer
+	p.Consistently(p.retried, "50ms").Should(BeZero(), "the version is the same")
+	p.clock.Step(askEvery)
+	p.Consistently(p.page.questions, "50ms").Should(Equal(2), "not again and again")
+	p.clock.Step(DefaultOutdatedPause)
+	p.page.answer <- nil
+	p.Eventually(p.retried).Should(Equal(1), "WhatsApp's page has named a newer one meanwhile")
+
+	// Its attempt was on its way with the old version.
+	p.heard("b", outdated)
+	p.Eventually(p.clock.HasWaiters).Should(BeTrue())
+	p.clock.Step(askEvery)
+	p.page.answer <- errNotNewer
+	p.Eventually(p.retried).Should(Equal(2))
+	p.Expect(p.holdsBack()).To(BeFalse())
 }
 
 // One of the refused sessions of a worker, seen from its supervisor.
@@ -309,4 +362,105 @@ func TestAHeldBackSessionMovesAway(t *testing.T) {
 	st.change(func(s *v1alpha1.WhatsAppSession) { s.Status.Worker, s.Status.Epoch = "worker-b", 101 })
 	st.Eventually(st.s.finished).Should(BeClosed())
 	st.Expect(st.status().HeldBy).To(BeEmpty())
+}
+
+// queue is a Limiter that nobody gets through until it is open.
+type queue struct {
+	opened chan struct{}
+	// waiting counts those who stand in it, and spent those who got through.
+	waiting, spent atomic.Int32
+}
+
+func (q *queue) Free() int { return 0 }
+
+func (q *queue) Wait(ctx context.Context, _ Login) error {
+	q.waiting.Add(1)
+	defer q.waiting.Add(-1)
+	select {
+	case <-q.opened:
+		q.spent.Add(1)
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// The breaker opens while a session queues for its login token.
+func TestWhoQueuesIsHeldBackToo(t *testing.T) {
+	g := NewWithT(t)
+	q := &queue{opened: make(chan struct{})}
+	fleet := newFleet(Outdated{}, nil, clocktesting.NewFakeClock(noon), testr.New(t), func() int { return 1 }, func() {}, func(map[types.UID]bool) {})
+	s := &supervisor{dependencies: dependencies{Limiter: q, Fleet: fleet}, uid: "a"}
+	through := make(chan error, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() { through <- s.turn(ctx, Login{}, false) }()
+	g.Eventually(q.waiting.Load).Should(BeEquivalentTo(1))
+
+	fleet.change(func(b *breaker) { b.outdated("b", 1, noon) })
+	g.Eventually(q.waiting.Load).Should(BeZero(), "it leaves the queue")
+	close(q.opened)
+	g.Consistently(through, "50ms").ShouldNot(Receive())
+	g.Expect(q.spent.Load()).To(BeZero(), "its token is another's")
+
+	fleet.change((*breaker).refreshed)
+	g.Eventually(through).Should(Receive(BeNil()))
+	g.Expect(q.spent.Load()).To(BeEquivalentTo(1))
+	fleet.change(func(b *breaker) { b.through("a") })
+	g.Expect(s.turn(ctx, Login{}, true)).To(Succeed())
+	g.Expect(q.spent.Load()).To(BeEquivalentTo(1), "it had one in hand")
+}
+
+// What changes while a dial waits for its turn.
+func TestADialThatWaitsIsCalledOff(t *testing.T) {
+	waits := func(t *testing.T, obj *v1alpha1.WhatsAppSession, device account) (*stage, *fleet) {
+		st := newStage(t, obj, device)
+		fleet := st.s.Fleet
+		st.dials(1)
+		fleet.change(func(b *breaker) { b.outdated("b", 1, noon) })
+		st.happens(whatsapp.Event{Type: whatsapp.EventDisconnected, Reason: "SocketClosed"})
+		st.Eventually(func() operation { st.clock.Step(time.Second); return st.running() }).Should(Equal(opDial))
+		return st, fleet
+	}
+	now := func(st *stage) (m model) {
+		done := make(chan struct{})
+		st.s.post(func() { m = *st.s.m; close(done) })
+		<-done
+		return m
+	}
+	t.Run("the number is corrected", func(t *testing.T) {
+		st, fleet := waits(t, session(byCode), account{})
+		failures := now(st).attempts
+		st.change(func(s *v1alpha1.WhatsAppSession) { s.Spec.Pairing.PhoneNumber = "+34600111333" })
+		st.Eventually(func() string { return now(st).dialing.pairPhone }).Should(Equal("+34600111333"))
+		st.Expect(now(st).attempts).To(Equal(failures), "it was no failure")
+		fleet.change((*breaker).refreshed)
+		st.dials(2)
+		st.locked(func() { st.Expect(st.pairPhones).To(Equal([]string{phone, "+34600111333"})) })
+	})
+	t.Run("the proxy is corrected", func(t *testing.T) {
+		st, fleet := waits(t, session(), account{jid: jid, phone: phone})
+		st.change(func(s *v1alpha1.WhatsAppSession) {
+			s.Spec.Proxy = &v1alpha1.ProxySpec{SecretRef: v1alpha1.SecretReference{Name: "out"}}
+		})
+		st.Eventually(func() string { return now(st).dialing.proxySecret }).Should(Equal("out"))
+		fleet.change((*breaker).refreshed)
+		st.dials(2)
+	})
+	t.Run("the time for pairing is over", func(t *testing.T) {
+		st, fleet := waits(t, session(func(s *v1alpha1.WhatsAppSession) {
+			s.Status.PairingDeadline = at(noon.Add(defaultPairingTimeout))
+		}), account{})
+		st.clock.Step(defaultPairingTimeout)
+		st.eventually(v1alpha1.PhasePairingExpired)
+		st.Eventually(st.running).Should(Equal(opNone))
+		fleet.change((*breaker).refreshed)
+		st.Consistently(st.countDials, "50ms").Should(Equal(1))
+	})
+	t.Run("an unpaired session is deleted", func(t *testing.T) {
+		st, _ := waits(t, session(), account{})
+		st.change(deleted)
+		st.Eventually(func() string { return st.status().HeldBy }).Should(BeEmpty())
+		st.Expect(st.lines()).To(ContainElement("forget"))
+	})
 }

@@ -13,8 +13,15 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/whatsapp"
 )
 
-// refreshPatience bounds one question for the web version.
-const refreshPatience = 30 * time.Second
+const (
+	// refreshPatience bounds one question for the web version.
+	refreshPatience = 30 * time.Second
+	// askEvery is how often the version is asked for at most because a session was refused.
+	askEvery = time.Minute
+	// changeCounts is how long after a change of the version a refusal may be the old
+	// one's: the attempt was on its way, and the question had to wait.
+	changeCounts = 2*time.Minute + askEvery
+)
 
 // Version is the client's version as all connections name it.
 type Version interface {
@@ -27,15 +34,18 @@ type Version interface {
 type around interface {
 	// failed takes note that a session has failed.
 	failed(uid types.UID, now time.Time)
-	// common reports whether most sessions fail at present.
+	// recovered takes note that a session has had its stable minute.
+	recovered(uid types.UID, now time.Time)
+	// common reports whether most sessions that try fail at present.
 	common(now time.Time) bool
 }
 
 // alone is a session without others.
 type alone struct{}
 
-func (alone) failed(types.UID, time.Time) {}
-func (alone) common(time.Time) bool       { return false }
+func (alone) failed(types.UID, time.Time)    {}
+func (alone) recovered(types.UID, time.Time) {}
+func (alone) common(time.Time) bool          { return false }
 
 // fleet is what the sessions of a worker share: the breaker for an outdated
 // client, and the knowledge of how the others fare.
@@ -47,6 +57,8 @@ type fleet struct {
 	sessions func() int
 	// retry has the sessions that WhatsApp refused try again.
 	retry func()
+	// back has those sessions try soon: the trouble that they shared is over.
+	back func(sessions map[types.UID]bool)
 	// due gets a value when run has something to do.
 	due chan struct{}
 
@@ -55,14 +67,25 @@ type fleet struct {
 	troubles troubles
 	// changed is closed, and made anew, when a session that waits may have a chance.
 	changed chan struct{}
+	// closed ends when the breaker, which is closed, opens.
+	closed context.Context
+	open   context.CancelFunc
+	// askAt is when the version is to be asked for because a session was refused; zero:
+	// none was since it last changed. askedAt and changedAt are when it was asked for, and
+	// changed, last.
+	askAt, askedAt, changedAt time.Time
+	// shared are the sessions that are to hear of the end of a common trouble.
+	shared map[types.UID]bool
 }
 
-func newFleet(settings Outdated, version Version, clock clock.Clock, log logr.Logger, sessions func() int, retry func()) *fleet {
+func newFleet(settings Outdated, version Version, clock clock.Clock, log logr.Logger, sessions func() int, retry func(), back func(map[types.UID]bool)) *fleet {
 	metrics.VersionBreaker(string(breakerClosed), breakerStates)
-	return &fleet{
-		version: version, clock: clock, log: log, sessions: sessions, retry: retry,
+	f := &fleet{
+		version: version, clock: clock, log: log, sessions: sessions, retry: retry, back: back,
 		due: make(chan struct{}, 1), breaker: newBreaker(settings), changed: make(chan struct{}),
 	}
+	f.closed, f.open = context.WithCancel(context.Background())
+	return f
 }
 
 // run asks for the web version once at the start, and whenever the breaker wants
@@ -74,13 +97,24 @@ func (f *fleet) run(ctx context.Context) {
 	was := breakerClosed
 	for {
 		var state breakerState
-		var until time.Time
+		var until, askAt time.Time
+		var shared map[types.UID]bool
+		now := f.clock.Now()
 		f.change(func(b *breaker) {
-			b.tick(f.clock.Now())
-			state, until = b.state, b.until
+			b.tick(now)
+			state, until, askAt = b.state, b.until, f.askAt
+			shared, f.shared = f.shared, nil
 		})
+		if shared != nil {
+			f.back(shared)
+		}
 		timer.Stop()
 		switch {
+		case state == breakerClosed && was == breakerClosed && !askAt.IsZero() && !now.Before(askAt):
+			if f.ask(ctx) {
+				f.retry()
+			}
+			continue
 		case state == breakerRefreshing:
 			was = state
 			f.ask(ctx)
@@ -91,6 +125,10 @@ func (f *fleet) run(ctx context.Context) {
 			timer.Reset(until.Sub(f.clock.Now()))
 		case state == breakerClosed && was != breakerClosed:
 			f.retry()
+			was = state
+			continue
+		case state == breakerClosed && !askAt.IsZero():
+			timer.Reset(askAt.Sub(now))
 		}
 		was = state
 		select {
@@ -102,18 +140,59 @@ func (f *fleet) run(ctx context.Context) {
 	}
 }
 
-// ask asks for the newest version; without an answer the old one is kept.
-func (f *fleet) ask(ctx context.Context) {
+// ask asks for the newest version; without an answer the old one is kept. It
+// reports whether a session that was refused before may get through now.
+func (f *fleet) ask(ctx context.Context) (newer bool) {
 	if f.version == nil {
-		return
+		return false
 	}
 	ctx, cancel := context.WithTimeout(ctx, refreshPatience)
 	defer cancel()
-	switch changed, err := f.version.RefreshVersion(ctx); {
+	changed, err := f.version.RefreshVersion(ctx)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := f.clock.Now()
+	newer = changed || !f.changedAt.IsZero() && now.Sub(f.changedAt) <= changeCounts
+	f.askedAt = now
+	switch {
+	case changed:
+		f.changedAt, f.askAt = now, time.Time{}
+	case f.askAt.IsZero():
+	case newer:
+		f.askAt = time.Time{}
+	case err != nil:
+		f.askAt = now.Add(askEvery)
+	default:
+		f.askAt = now.Add(f.breaker.settings.Pause)
+	}
+	switch {
 	case err != nil:
 		f.log.Info("WhatsApp's newest version could not be asked for: the present one is kept", "reason", err.Error())
 	case changed:
 		f.log.Info("WhatsApp has a newer version, which all connections name from now on")
+	}
+	return newer
+}
+
+// refused has the version asked for because a session was refused, soon, but not
+// again and again. The caller holds f.mu.
+func (f *fleet) refused(now time.Time) {
+	at := now
+	if soonest := f.askedAt.Add(askEvery); !f.askedAt.IsZero() && soonest.After(at) {
+		at = soonest
+	}
+	if f.version == nil || !f.askAt.IsZero() && !at.Before(f.askAt) {
+		return
+	}
+	f.askAt = at
+	f.wake()
+}
+
+// wake has run look at what is to be done.
+func (f *fleet) wake() {
+	select {
+	case f.due <- struct{}{}:
+	default:
 	}
 }
 
@@ -133,10 +212,13 @@ func (f *fleet) change(do func(b *breaker)) {
 	}
 	f.log.Info("The breaker for an outdated client has changed", "from", state, "to", f.breaker.state)
 	metrics.VersionBreaker(string(f.breaker.state), breakerStates)
-	select {
-	case f.due <- struct{}{}:
-	default:
+	switch breakerClosed {
+	case state:
+		f.open()
+	case f.breaker.state:
+		f.closed, f.open = context.WithCancel(context.Background())
 	}
+	f.wake()
 }
 
 // admits reports whether a session may connect; while it may not, it is held
@@ -163,6 +245,21 @@ func (f *fleet) wait(ctx context.Context, uid types.UID) (waited bool, err error
 	}
 }
 
+// whileAdmitted returns a context that ends with ctx, and earlier when the
+// breaker opens for a session that it admits because it is closed.
+func (f *fleet) whileAdmitted(ctx context.Context, uid types.UID) (context.Context, context.CancelFunc) {
+	f.mu.Lock()
+	closed := f.closed
+	probes := f.breaker.state != breakerClosed && f.breaker.admits(uid)
+	f.mu.Unlock()
+	ctx, cancel := context.WithCancel(ctx)
+	if probes {
+		return ctx, cancel
+	}
+	stop := context.AfterFunc(closed, cancel)
+	return ctx, func() { stop(); cancel() }
+}
+
 // holdsBack: sessions are held back at present.
 func (f *fleet) holdsBack() bool {
 	f.mu.Lock()
@@ -175,14 +272,38 @@ func (f *fleet) heard(uid types.UID, e whatsapp.Event) {
 	switch e.Type {
 	case whatsapp.EventOutdated:
 		sessions := f.sessions()
-		f.change(func(b *breaker) { b.outdated(uid, sessions, f.clock.Now()) })
+		f.change(func(b *breaker) {
+			now := f.clock.Now()
+			b.outdated(uid, sessions, now)
+			f.refused(now)
+			f.troubles.forget(uid)
+		})
 	case whatsapp.EventConnected, whatsapp.EventQR, whatsapp.EventPairingCode: // codes come to clients that are accepted
-		f.change(func(b *breaker) { b.through(uid) })
+		f.change(func(b *breaker) {
+			b.through(uid)
+			if e.Type == whatsapp.EventConnected {
+				f.troubles.connected(uid)
+			}
+		})
+	case whatsapp.EventLoggedOut, whatsapp.EventReplaced, whatsapp.EventBanned: // it has an end of its own, and rests
+		f.left(uid)
 	}
 }
 
 // gone takes note that a session's connection, or its attempt, is over.
-func (f *fleet) gone(uid types.UID) { f.change(func(b *breaker) { b.gone(uid) }) }
+func (f *fleet) gone(uid types.UID) {
+	f.change(func(b *breaker) {
+		b.gone(uid)
+		f.troubles.gone(uid)
+	})
+}
+
+// left takes note that a session says nothing of the others any more.
+func (f *fleet) left(uid types.UID) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.troubles.forget(uid)
+}
 
 // again has the newest version tried at once: a person asks for it.
 func (f *fleet) again() { f.change((*breaker).again) }
@@ -194,10 +315,28 @@ func (f *fleet) failed(uid types.UID, now time.Time) {
 	f.troubles.note(uid, now)
 }
 
-// common implements around.
-func (f *fleet) common(now time.Time) bool {
-	sessions := f.sessions()
+// recovered implements around. The first session that is stable again after a
+// trouble that all shared brings the others forward.
+func (f *fleet) recovered(uid types.UID, now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.troubles.common(sessions, now)
+	if f.troubles.common(now) {
+		if f.shared == nil {
+			f.shared = map[types.UID]bool{}
+		}
+		for other := range f.troubles.failed {
+			if other != uid {
+				f.shared[other] = true
+			}
+		}
+		f.wake()
+	}
+	delete(f.troubles.failed, uid)
+}
+
+// common implements around.
+func (f *fleet) common(now time.Time) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.troubles.common(now)
 }

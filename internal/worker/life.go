@@ -3,6 +3,8 @@ package worker
 import (
 	"time"
 
+	"k8s.io/apimachinery/pkg/types"
+
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 )
 
@@ -39,6 +41,15 @@ func (a *Agent) sessions() int {
 func (a *Agent) retryOutdated() {
 	for _, s := range a.all() {
 		s.post(func() { s.m.retryOutdated(s.Clock.Now()) })
+	}
+}
+
+// backAgain has those sessions try soon.
+func (a *Agent) backAgain(sessions map[types.UID]bool) {
+	for _, s := range a.all() {
+		if sessions[s.uid] {
+			s.post(func() { s.m.backAgain(s.Clock.Now()) })
+		}
 	}
 }
 

@@ -102,6 +102,8 @@ type model struct {
 
 	running operation
 	socket  socket
+	// dialing is the part of the spec that the dial under way began with.
+	dialing dialSpec
 	// dialed is the generation-independent part of the spec that the socket was opened with.
 	dialed dialSpec
 
@@ -233,7 +235,6 @@ func (m *model) vanish() { m.gone = true }
 func (m *model) inherit(now time.Time) {
 	m.want = *m.obj.Status.DeepCopy()
 	m.want.QR, m.want.PairingCode = nil, ""
-	m.want.Conditions = nil // computed anew at each write
 	m.attempts = int(m.want.Failures)
 	if m.want.StoredEpoch < m.obj.Status.Epoch {
 		m.want.StoredEpoch = 0
@@ -243,11 +244,13 @@ func (m *model) inherit(now time.Time) {
 		m.want.Phase, m.reason, m.message = v1alpha1.PhaseTerminating, v1alpha1.ReasonDeleting, "the device is being unlinked"
 	case resting[m.want.Phase]:
 		m.recall(now)
+		m.want = status.Remember(m.want)
 		m.reason, m.message = status.Reason(m.obj.Status), readyMessage(m.obj.Status)
 	case m.recall(now):
 	default:
 		m.want.Phase, m.reason, m.message = v1alpha1.PhaseConnecting, v1alpha1.ReasonConnecting, "the worker is taking the device"
 	}
+	m.want.Conditions = nil // computed anew at each write
 }
 
 // resting are the phases in which no attempt is made until a person or a date says so.
@@ -323,6 +326,7 @@ func (m *model) onTaken(a Account, now time.Time) {
 		m.retryAt = m.logoutFrom(now)
 	case m.recall(now):
 		m.retryAt = m.restUntil()
+		m.dialed.pairPhone = m.dialSpec().pairPhone
 	case m.want.JID == "":
 		if m.pairingOver(now) { // while nobody held the session and no code was shown
 			m.want.PairingDeadline = nil
@@ -413,6 +417,9 @@ func (m *model) backOff(now time.Time) {
 func (m *model) refused(r *Refusal, now time.Time) {
 	m.attempts++
 	m.retryAt = now.Add(backoffMost / 4)
+	if !m.taken && m.recall(now) {
+		return
+	}
 	if m.message != r.Message {
 		m.tell(corev1.EventTypeWarning, r.Reason, r.Message)
 	}
@@ -427,6 +434,9 @@ func (m *model) behind(stored int64, now time.Time) {
 	if m.socket != socketNone {
 		m.drop()
 	}
+	if m.recall(now) { // the manager looks at storedEpoch alone
+		return
+	}
 	m.phase(v1alpha1.PhaseDisconnected, v1alpha1.ReasonEpochBehind, "the store knows a higher epoch; the manager places the session again", now)
 }
 
@@ -440,11 +450,17 @@ func (m *model) onLoggedOut(now time.Time) {
 		return
 	}
 	m.want.PhoneNumber = ""
-	m.retryAt = time.Time{}
+	m.rest(v1alpha1.ReasonWrongPhone)
 	message := "the phone " + phone + " was linked, but spec.pairing.phoneNumber allows only " + m.obj.Spec.Pairing.PhoneNumber +
 		": it has been logged out; change the annotation " + v1alpha1.RestartedAtAnnotation + " and scan with the right phone"
 	m.tell(corev1.EventTypeWarning, v1alpha1.ReasonWrongPhone, message)
 	m.phase(v1alpha1.PhaseLoggedOut, v1alpha1.ReasonWrongPhone, message, now)
+}
+
+// rest stops the session until a person changes restartedAt.
+func (m *model) rest(reason string) {
+	m.uncount()
+	m.retryAt, m.want.RetryReason = time.Time{}, reason
 }
 
 func (m *model) tell(kind, reason, message string) {
@@ -488,6 +504,7 @@ func (m *model) tick(now time.Time) {
 	if !m.stableAt.IsZero() && !now.Before(m.stableAt) {
 		m.stableAt = time.Time{}
 		m.uncount()
+		m.around.recovered(m.obj.UID, now)
 	}
 	if m.socket == socketPairing {
 		m.tickPairing(now)
@@ -523,7 +540,7 @@ func (m *model) expirePairing(now time.Time) {
 		return
 	}
 	m.hideCode()
-	m.retryAt = time.Time{}
+	m.rest(v1alpha1.ReasonPairingExpired)
 	message := "no phone was linked within " + m.pairingTimeout().String() + ": change the annotation " + v1alpha1.RestartedAtAnnotation + " to offer codes again"
 	m.tell(corev1.EventTypeWarning, v1alpha1.ReasonPairingExpired, message)
 	m.phase(v1alpha1.PhasePairingExpired, v1alpha1.ReasonPairingExpired, message, now)
@@ -653,13 +670,15 @@ var endings = map[whatsapp.EventType]func(m *model, e whatsapp.Event, now time.T
 	},
 	whatsapp.EventCodeRefused: func(m *model, e whatsapp.Event, now time.Time) {
 		m.beginPairing(now) // it must not go on for ever without a code either
-		m.retryAt = now.Add(codeRefusedPause)
+		m.uncount()
+		m.want.RetryAfter, m.want.RetryReason = at(now.Add(codeRefusedPause)), v1alpha1.ReasonPairingCodeRefused
+		m.retryAt = m.want.RetryAfter.Time
 		m.tell(corev1.EventTypeWarning, v1alpha1.ReasonPairingCodeRefused, e.Message)
 		m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonPairingCodeRefused, e.Message, now)
 	},
 	whatsapp.EventLoggedOut: func(m *model, e whatsapp.Event, now time.Time) {
 		m.want.JID = ""
-		m.retryAt = time.Time{}
+		m.rest(v1alpha1.ReasonLoggedOut)
 		message := e.Message + ": change the annotation " + v1alpha1.RestartedAtAnnotation + " and scan again"
 		m.tell(corev1.EventTypeWarning, v1alpha1.ReasonLoggedOut, message)
 		m.phase(v1alpha1.PhaseLoggedOut, v1alpha1.ReasonLoggedOut, message, now)
@@ -756,8 +775,13 @@ func (m *model) over(e whatsapp.Event, now time.Time) {
 		m.message = m.ban(e)
 	case m.logoutWanted():
 		m.failed(v1alpha1.ReasonDeleting, e.Message, now)
-	case e.Type == whatsapp.EventDisconnected && !lasted && !e.Ours && m.counted(e, now):
-		m.leaveAlone(now)
+	case e.Type == whatsapp.EventDisconnected && !lasted && !e.Ours:
+		if m.counted(e, now) {
+			m.leaveAlone(now)
+			return
+		}
+		endings[e.Type](m, e, now)
+		m.slowDown(now)
 	default:
 		endings[e.Type](m, e, now)
 	}

@@ -163,6 +163,40 @@ func TestAPhoneCodeThatIsRefused(t *testing.T) {
 	})
 }
 
+// WhatsApp limits how many codes a number gets: the pause outlasts the holder.
+func TestARefusedCodeIsRememberedByTheNextHolder(t *testing.T) {
+	for way, on := range map[string][]func(*v1alpha1.WhatsAppSessionStatus){
+		"moved": nil, "its worker died": {workerLost}, "nobody could take it long": {noWorker}, "suspended and resumed": {suspendedAndResumed},
+	} {
+		t.Run(way, func(t *testing.T) {
+			g := NewWithT(t)
+			m := takenModel(session(byCode), account{starts: 1})
+			m.onDialed(false, m.dialSpec(), noon)
+			m.event(whatsapp.Event{Type: whatsapp.EventCodeRefused, Message: "too many were asked for"}, noon)
+			l := &life{model: m, now: noon}
+			next := l.movesTo(t, account{starts: 2}, on...)
+			g.Expect(next.want.Phase).To(Equal(v1alpha1.PhasePairing), "not banned")
+			g.Expect(next.reason).To(Equal(v1alpha1.ReasonPairingCodeRefused))
+			next.wait(codeRefusedPause - time.Second)
+			g.Expect(next.dialsNow()).To(BeFalse())
+			next.wait(time.Second)
+			g.Expect(next.dialsNow()).To(BeTrue())
+			next.onDialed(false, next.dialSpec(), next.now)
+			next.hears(whatsapp.Event{Type: whatsapp.EventPairingCode, Code: typed, Until: next.now.Add(time.Minute)})
+			g.Expect(next.want.RetryReason).To(BeEmpty())
+			g.Expect(next.want.RetryAfter).To(BeNil())
+		})
+	}
+	t.Run("a code to scan is another thing", func(t *testing.T) {
+		g := NewWithT(t)
+		m := takenModel(session(func(s *v1alpha1.WhatsAppSession) {
+			s.Status.Phase, s.Status.RetryReason, s.Status.RetryAfter = v1alpha1.PhaseDisconnected, v1alpha1.ReasonPairingCodeRefused, at(noon.Add(time.Minute))
+		}), account{starts: 2})
+		_, op := m.decide(noon)
+		g.Expect(op).To(Equal(opDial))
+	})
+}
+
 func TestAnotherWayOfPairing(t *testing.T) {
 	const rule = "another way of pairing means another connection"
 	qr := func() *model {

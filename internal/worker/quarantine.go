@@ -49,18 +49,31 @@ func (q Quarantine) pause(failures int, chance float64) time.Duration {
 const (
 	// banMargin is added to the end of a ban: the clock of the next holder may be ahead.
 	banMargin = 30 * time.Second
-	// commonPatience multiplies the failures that are needed while the trouble is common.
+	// commonPatience multiplies the failures after which the pauses become longer while the
+	// trouble is common.
 	commonPatience = 4
-	// commonWithin is how long a session counts as failing for it.
-	commonWithin = 5 * time.Minute
-	// commonLeast is the least number of failing sessions that make a trouble common.
-	commonLeast = 5
+	// commonPause is the longest pause while the trouble is common: attempts an hour apart
+	// would find out of its end long after it.
+	commonPause = 15 * time.Minute
+	// commonWithin is how long a session counts as failing: longer than that pause.
+	commonWithin = 20 * time.Minute
+	// commonMany is how many sessions must try for half of them to decide. Of fewer all
+	// must fail, and one alone says nothing.
+	commonMany = 10
 )
 
 // troubles tells one session's trouble from everybody's. A few bad minutes of
 // WhatsApp or of the network fail all sessions in the same way: if each were
 // then left alone for hours, the cure would be the outage.
-type troubles struct{ failed map[types.UID]time.Time }
+//
+// Those count that try: who fails, and who is connected. A session that rests
+// says nothing.
+type troubles struct {
+	// failed is when a session failed that has had no stable minute since.
+	failed map[types.UID]time.Time
+	// open are the sessions that are connected.
+	open map[types.UID]bool
+}
 
 func (t *troubles) note(uid types.UID, now time.Time) {
 	if t.failed == nil {
@@ -69,14 +82,37 @@ func (t *troubles) note(uid types.UID, now time.Time) {
 	t.failed[uid] = now
 }
 
-// common reports whether at least half of so many sessions have failed lately.
-func (t *troubles) common(sessions int, now time.Time) bool {
+func (t *troubles) connected(uid types.UID) {
+	if t.open == nil {
+		t.open = map[types.UID]bool{}
+	}
+	t.open[uid] = true
+}
+
+func (t *troubles) gone(uid types.UID) { delete(t.open, uid) }
+
+func (t *troubles) forget(uid types.UID) {
+	delete(t.open, uid)
+	delete(t.failed, uid)
+}
+
+// common reports whether at least half of those who try have failed lately.
+func (t *troubles) common(now time.Time) bool {
 	for uid, when := range t.failed {
 		if now.Sub(when) > commonWithin {
 			delete(t.failed, uid)
 		}
 	}
-	return len(t.failed) >= commonLeast && 2*len(t.failed) >= sessions
+	failing, tried := len(t.failed), len(t.failed)
+	for uid := range t.open {
+		if _, ok := t.failed[uid]; !ok {
+			tried++
+		}
+	}
+	if tried < commonMany {
+		return failing > 1 && failing == tried
+	}
+	return 2*failing >= tried
 }
 
 // counted takes note of the end of a connection that WhatsApp had accepted and
@@ -91,47 +127,71 @@ func (m *model) counted(e whatsapp.Event, now time.Time) (enough bool) {
 	s := &m.want
 	inQuarantine := s.Failures > 0 && s.RetryAfter != nil
 	unexplained := e.Reason == whatsapp.ReasonSocketClosed
+	m.around.failed(m.obj.UID, now)
+	common := m.around.common(now)
 	switch {
 	case s.Failures == 0, !inQuarantine && !unexplained && s.FailureReason != e.Reason && s.FailureReason != whatsapp.ReasonSocketClosed:
-		s.Failures, s.FailureReason, s.RetryAfter = 1, e.Reason, nil
+		s.Failures, s.FailureReason, s.RetryAfter, s.RetryReason = 1, e.Reason, nil, ""
+	case common: // nobody's own fault
 	default:
 		s.Failures++
 		if !unexplained {
 			s.FailureReason = e.Reason
 		}
 	}
-	m.around.failed(m.obj.UID, now)
-	needed := m.quarantine.After
-	if !inQuarantine && m.around.common(now) {
-		needed *= commonPatience
-	}
-	return inQuarantine || int(s.Failures) >= needed
+	return inQuarantine || !common && int(s.Failures) >= m.quarantine.After
 }
 
 // leaveAlone puts the session into quarantine, or back into it.
 func (m *model) leaveAlone(now time.Time) {
 	entered := m.want.RetryAfter == nil
-	m.want.RetryAfter = at(now.Add(m.quarantine.pause(int(m.want.Failures), m.random())))
+	q := m.quarantine
+	if m.around.common(now) {
+		q.First, q.Most = min(q.First, commonPause), min(q.Most, commonPause)
+	}
+	m.want.RetryAfter = at(now.Add(q.pause(int(m.want.Failures), m.random())))
 	m.retryAt = m.want.RetryAfter.Time
+	if m.want.JID == "" { // no codes are offered meanwhile
+		m.want.PairingDeadline = nil
+	}
 	m.phase(v1alpha1.PhaseDisconnected, v1alpha1.ReasonQuarantined, status.QuarantineMessage(m.want), now)
 	if entered {
 		m.tell(corev1.EventTypeWarning, v1alpha1.ReasonQuarantined, m.message)
 	}
 }
 
+// slowDown makes the pauses of a trouble longer that has been everybody's for long.
+func (m *model) slowDown(now time.Time) {
+	if m.attempts > commonPatience*m.quarantine.After && m.around.common(now) {
+		m.retryAt = now.Add(time.Duration((1 + m.random()) * float64(min(commonPause, m.quarantine.First)) / 2))
+	}
+}
+
+// backAgain brings the next attempt of a session forward that others fared
+// better than: the trouble that they shared is over. Not all come at once.
+func (m *model) backAgain(now time.Time) {
+	soon := now.Add(time.Duration(m.random() * float64(backoffMost)))
+	if !m.taken || m.socket != socketNone || resting[m.want.Phase] || m.want.RetryReason != "" || m.want.Failures == 0 || !m.retryAt.After(soon) {
+		return
+	}
+	m.retryAt = soon
+	if !m.stalled() {
+		return
+	}
+	m.want.RetryAfter = at(soon.Add(time.Second - time.Nanosecond))
+	m.retryAt = m.want.RetryAfter.Time
+	m.phase(v1alpha1.PhaseDisconnected, v1alpha1.ReasonQuarantined, status.QuarantineMessage(m.want), now)
+}
+
 // uncount forgets the failures: the session has had its minute, or a person begins anew.
 func (m *model) uncount() {
-	m.attempts, m.want.Failures, m.want.FailureReason, m.want.Replacements, m.want.RetryAfter = 0, 0, "", 0, nil
+	m.attempts, m.want.Failures, m.want.FailureReason, m.want.Replacements = 0, 0, "", 0
+	m.want.RetryAfter, m.want.RetryReason = nil, ""
 }
 
-// waits: status.retryAfter is still to come.
-func (m *model) waits(now time.Time) bool {
-	return m.want.RetryAfter != nil && now.Before(m.want.RetryAfter.Time)
-}
-
-// banned: the ban is not over. A ban is the only wait without failures and replacements.
+// banned: the ban has an end that is still to come.
 func (m *model) banned(now time.Time) bool {
-	return m.waits(now) && (m.want.Phase == v1alpha1.PhaseBanned || m.want.Failures == 0 && m.want.Replacements == 0)
+	return m.want.RetryAfter != nil && status.Banned(m.want, now)
 }
 
 // recall reports whether the session rests, and says of it what the status
@@ -142,19 +202,30 @@ func (m *model) recall(now time.Time) bool {
 	if s.Phase == v1alpha1.PhaseReplaced && s.Replacements == 0 { // as an older version wrote it
 		s.Replacements, s.Failures = max(s.Failures, 1), 0
 	}
-	switch {
-	case resting[s.Phase]:
-	case status.Quarantined(*s, now):
-		s.Phase, m.reason, m.message = v1alpha1.PhaseDisconnected, v1alpha1.ReasonQuarantined, status.QuarantineMessage(*s)
-	case s.Replacements > 1, m.waits(now) && s.Replacements > 0:
-		s.Phase, m.reason, m.message = v1alpha1.PhaseReplaced, v1alpha1.ReasonReplaced, replacedMessage(s.Replacements)
-	case m.waits(now):
-		s.Phase, m.reason = v1alpha1.PhaseBanned, v1alpha1.ReasonBanned
-		m.message = "WhatsApp banned the account for a time: no attempt is made before " + s.RetryAfter.UTC().Format(time.RFC3339)
-	default:
+	if s.RetryReason == v1alpha1.ReasonPairingCodeRefused && m.dialSpec().pairPhone == "" { // no code is to be typed any more
+		s.RetryReason, s.RetryAfter = "", nil
+	}
+	if resting[s.Phase] {
+		return true
+	}
+	rest, rests := status.Rest(*s, now)
+	if rests {
+		s.Phase, m.reason, m.message = rest.Phase, rest.Reason, rest.Message
+	}
+	return rests
+}
+
+// restNear is how soon a rest must end for its session to take a login token along.
+const restNear = time.Minute
+
+// restsLong: no attempt is near, so whoever claims the session needs no login token.
+func (m *model) restsLong(now time.Time) bool {
+	if m.logoutWanted() || m.restartWanted() {
 		return false
 	}
-	return true
+	_, rests := status.Rest(m.want, now)
+	until := m.restUntil()
+	return (rests || resting[m.want.Phase]) && (until.IsZero() || until.After(now.Add(restNear)))
 }
 
 // restUntil is when a session that rests is tried again; zero: never by itself.
@@ -165,23 +236,16 @@ func (m *model) restUntil() time.Time {
 	return m.want.RetryAfter.Time
 }
 
-func replacedMessage(replacements int32) string {
-	if replacements == 1 {
-		return "another program logged in with the keys of this device: stop it; the session is tried once more after 5 minutes"
-	}
-	return "another program logged in with the keys of this device: stop it; then change the annotation " + v1alpha1.RestartedAtAnnotation
-}
-
 // replaced stops for a login elsewhere: once for five minutes, then for good.
 func (m *model) replaced(now time.Time) {
 	m.want.Replacements++
 	m.want.Failures, m.want.FailureReason = 0, ""
-	m.retryAt, m.want.RetryAfter = time.Time{}, nil
+	m.retryAt, m.want.RetryAfter, m.want.RetryReason = time.Time{}, nil, ""
 	if m.want.Replacements == 1 {
 		m.retryAt = now.Add(replacedPause)
 		m.want.RetryAfter = at(m.retryAt)
 	}
-	message := replacedMessage(m.want.Replacements)
+	message := status.ReplacedMessage(m.want.Replacements)
 	m.tell(corev1.EventTypeWarning, v1alpha1.ReasonReplaced, message)
 	m.phase(v1alpha1.PhaseReplaced, v1alpha1.ReasonReplaced, message, now)
 }
@@ -190,7 +254,7 @@ func (m *model) replaced(now time.Time) {
 // deleted session stops as well: its logout would be an attempt.
 func (m *model) ban(e whatsapp.Event) string {
 	m.uncount()
-	m.retryAt = time.Time{}
+	m.retryAt, m.want.RetryReason = time.Time{}, v1alpha1.ReasonBanned
 	if e.Until.IsZero() {
 		return e.Message + ": WhatsApp did not say until when; change the annotation " + v1alpha1.RestartedAtAnnotation + " to try"
 	}

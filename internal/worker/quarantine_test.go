@@ -11,6 +11,7 @@ import (
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/whatsapp"
 )
 
@@ -90,6 +91,12 @@ func (l *life) quarantined() bool {
 // the status alone, after what the way there does to it.
 func (l *life) moves(t *testing.T, on ...func(*v1alpha1.WhatsAppSessionStatus)) *life {
 	t.Helper()
+	return l.movesTo(t, account{starts: 2, jid: jid, phone: phone}, on...)
+}
+
+// movesTo is moves where the next worker finds those keys.
+func (l *life) movesTo(t *testing.T, keys account, on ...func(*v1alpha1.WhatsAppSessionStatus)) *life {
+	t.Helper()
 	l.dialsNow()
 	l.running = opNone
 	away := l.obj.DeepCopy()
@@ -117,7 +124,7 @@ func (l *life) moves(t *testing.T, on ...func(*v1alpha1.WhatsAppSessionStatus)) 
 	held := obj.DeepCopy()
 	held.Status = claimed
 	next.observe(held, l.now)
-	next.onTaken(account{starts: 2, jid: jid, phone: phone}, l.now)
+	next.onTaken(keys, l.now)
 	return &life{model: next, now: l.now}
 }
 
@@ -129,6 +136,10 @@ func workerLost(s *v1alpha1.WhatsAppSessionStatus) {
 			s.Conditions[i].Reason, s.Conditions[i].Message = v1alpha1.ReasonWorkerLost, "worker-a is dead"
 		}
 	}
+}
+
+func suspendedAndResumed(s *v1alpha1.WhatsAppSessionStatus) {
+	*s = status.Summarize(status.Suspend(*s), status.Facts{Phase: v1alpha1.PhaseSuspended, Reason: v1alpha1.ReasonSuspended}, noon)
 }
 
 func noWorker(s *v1alpha1.WhatsAppSessionStatus) { s.Phase = v1alpha1.PhasePending }
@@ -335,40 +346,133 @@ func TestQuarantineGoesOnAndEnds(t *testing.T) {
 }
 
 // Most sessions of a worker fail: that is WhatsApp's trouble, or the network's.
-func TestACommonTroubleIsNoReasonForAQuarantine(t *testing.T) {
-	g := NewWithT(t)
-	var others troubles
-	note := func(n int, when time.Time) {
-		for i := range n {
-			others.note(types.UID(fmt.Sprint(i)), when)
-		}
+func TestWhichTroubleIsCommon(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		// failing and connected are the sessions that are so; both: connected, but not for a minute.
+		failing, connected, both int
+		later                    time.Duration
+		want                     bool
+	}{
+		{name: "nobody fails", connected: 20},
+		{name: "half of those who try", failing: 10, connected: 10, want: true},
+		{name: "fewer", failing: 9, connected: 11},
+		{name: "they connect, but never for long", both: 10, connected: 10, want: true},
+		{name: "who rests says nothing: only these try", failing: 5, want: true},
+		{name: "of a few all must fail", failing: 3, want: true},
+		{name: "of a few one is well", failing: 3, connected: 1},
+		{name: "one alone says nothing", failing: 1},
+		{name: "long ago", failing: 10, later: commonWithin + time.Second},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var others troubles
+			for i := range tt.failing + tt.both {
+				others.note(types.UID(fmt.Sprint("failing ", i)), noon)
+			}
+			for i := range tt.both {
+				others.connected(types.UID(fmt.Sprint("failing ", i)))
+			}
+			for i := range tt.connected {
+				others.connected(types.UID(fmt.Sprint("connected ", i)))
+			}
+			NewWithT(t).Expect(others.common(noon.Add(tt.later))).To(Equal(tt.want))
+		})
 	}
-	note(4, noon)
-	g.Expect(others.common(4, noon)).To(BeFalse(), "too few to tell")
-	note(5, noon)
-	g.Expect(others.common(10, noon)).To(BeTrue())
-	g.Expect(others.common(11, noon)).To(BeFalse())
-	g.Expect(others.common(10, noon.Add(commonWithin+time.Second))).To(BeFalse())
-
-	l := newLife()
-	l.around = everybodyFails{}
-	l.fails(t, commonPatience*DefaultQuarantineAfter-1, "StreamError503")
-	g.Expect(l.quarantined()).To(BeFalse())
-	g.Expect(l.want.Failures).To(BeEquivalentTo(31))
-	l.fails(t, 1, "StreamError503")
-	g.Expect(l.quarantined()).To(BeTrue(), "in the end it is")
-
-	l = newLife()
-	l.around = everybodyFails{}
-	l.fails(t, 20, "StreamError503")
-	l.around = alone{}
-	l.fails(t, 1, "StreamError503")
-	g.Expect(l.quarantined()).To(BeTrue(), "the others are back")
 }
+
+func TestACommonTroubleIsNoReasonForAQuarantine(t *testing.T) {
+	t.Run("nobody enters, but the pauses become longer", func(t *testing.T) {
+		g := NewWithT(t)
+		l := newLife()
+		l.around = everybodyFails{}
+		l.fails(t, commonPatience*DefaultQuarantineAfter, "StreamError503")
+		g.Expect(l.retryAt.Sub(l.now)).To(BeNumerically("<=", backoffMost))
+		l.fails(t, 1, "StreamError503")
+		g.Expect(l.quarantined()).To(BeFalse())
+		g.Expect(l.retryAt.Sub(l.now)).To(BeNumerically("~", commonPause*3/4, time.Second))
+
+		l.around = alone{}
+		l.fails(t, DefaultQuarantineAfter-2, "StreamError503")
+		g.Expect(l.quarantined()).To(BeFalse(), "what all had in common does not count")
+		l.fails(t, 1, "StreamError503")
+		g.Expect(l.quarantined()).To(BeTrue(), "the others are back")
+		g.Expect(l.retryAt.Sub(l.now)).To(BeNumerically("~", 45*time.Minute, time.Second), "the first pause")
+	})
+	t.Run("who is in quarantine already rests for a while, and no longer each time", func(t *testing.T) {
+		g := NewWithT(t)
+		l := newLife()
+		l.fails(t, DefaultQuarantineAfter+1, "StreamError503")
+		l.around = everybodyFails{}
+		for range 3 {
+			l.fails(t, 1, "StreamError503")
+			g.Expect(l.quarantined()).To(BeTrue())
+			g.Expect(l.want.Failures).To(BeEquivalentTo(9))
+			g.Expect(l.retryAt.Sub(l.now)).To(BeNumerically("~", commonPause*3/4, time.Second))
+		}
+	})
+	t.Run("when it is over nobody waits for hours", func(t *testing.T) {
+		g := NewWithT(t)
+		l := newLife()
+		l.fails(t, DefaultQuarantineAfter, "StreamError503")
+		l.dialsNow()
+		l.backAgain(l.now)
+		g.Expect(l.retryAt.Sub(l.now)).To(BeNumerically("~", backoffMost/2, time.Second))
+		g.Expect(l.want.RetryAfter.Time).To(BeTemporally("==", l.retryAt), "the next holder knows")
+		g.Expect(l.quarantined()).To(BeTrue())
+		l.attempt(t)
+	})
+	t.Run("a session that rests from something else rests on", func(t *testing.T) {
+		g := NewWithT(t)
+		l := newLife()
+		l.attempt(t)
+		l.hears(whatsapp.Event{Type: whatsapp.EventBanned, Message: "too much", Until: l.now.Add(time.Hour)})
+		l.dialsNow()
+		l.backAgain(l.now)
+		l.wait(59 * time.Minute)
+		g.Expect(l.dialsNow()).To(BeFalse())
+	})
+}
+
+func TestAStableMinuteIsToldToTheOthers(t *testing.T) {
+	g := NewWithT(t)
+	others := &listener{}
+	l := newLife()
+	l.around = others
+	l.attempt(t)
+	l.connects()
+	l.wait(stableAfter - time.Second)
+	g.Expect(others.heard).To(BeEmpty())
+	l.wait(time.Hour)
+	l.wait(time.Hour)
+	g.Expect(others.heard).To(Equal([]types.UID{"uid-1"}), "once")
+}
+
+// listener hears who has recovered.
+type listener struct {
+	alone
+	heard []types.UID
+}
+
+func (o *listener) recovered(uid types.UID, _ time.Time) { o.heard = append(o.heard, uid) }
 
 type everybodyFails struct{ alone }
 
 func (everybodyFails) common(time.Time) bool { return true }
+
+// The first session that is well again speaks for those that failed with it.
+func TestTheFirstStableSessionBringsTheOthersForward(t *testing.T) {
+	p := newPort(t)
+	p.page.answer <- nil
+	for i := range 3 {
+		p.failed(types.UID(fmt.Sprint(i)), noon)
+	}
+	p.fleet.left("2") // it was logged out, or has moved away
+	p.heard("0", whatsapp.Event{Type: whatsapp.EventConnected})
+	p.recovered("0", noon)
+	p.Eventually(p.broughtForward).Should(Equal([]types.UID{"1"}))
+	p.recovered("1", noon)
+	p.Consistently(p.broughtForward, "50ms").Should(HaveLen(1), "nobody is left")
+}
 
 // What the next holder must know, whatever happened to the phase on the way.
 func TestWhatMovesWithTheSession(t *testing.T) {
@@ -398,6 +502,31 @@ func TestWhatMovesWithTheSession(t *testing.T) {
 				l.hears(whatsapp.Event{Type: whatsapp.EventBanned, Message: "too much", Until: l.now.Add(time.Hour)})
 			},
 			rests: time.Hour + banMargin, phase: v1alpha1.PhaseBanned, reason: v1alpha1.ReasonBanned,
+		},
+		{
+			name: "banned without an end",
+			live: func(t *testing.T, l *life) {
+				l.attempt(t)
+				l.hears(whatsapp.Event{Type: whatsapp.EventBanned, Message: "too much"})
+			},
+			rests: -1, phase: v1alpha1.PhaseBanned, reason: v1alpha1.ReasonBanned,
+		},
+		{
+			name: "logged out",
+			live: func(t *testing.T, l *life) {
+				l.attempt(t)
+				l.hears(whatsapp.Event{Type: whatsapp.EventLoggedOut, Message: "unlinked"})
+			},
+			rests: -1, phase: v1alpha1.PhaseLoggedOut, reason: v1alpha1.ReasonLoggedOut,
+		},
+		{
+			name: "a ban that is over, and failures after it",
+			live: func(t *testing.T, l *life) {
+				l.attempt(t)
+				l.hears(whatsapp.Event{Type: whatsapp.EventBanned, Message: "too much", Until: l.now.Add(time.Hour)})
+				l.fails(t, 2, "StreamError503")
+			},
+			phase: v1alpha1.PhaseConnecting, reason: v1alpha1.ReasonConnecting,
 		},
 		{
 			name: "banned after failures and a replacement",
@@ -473,11 +602,15 @@ func TestWhatMovesWithTheSession(t *testing.T) {
 			"moved":                     nil,
 			"its worker died":           {workerLost},
 			"nobody could take it long": {noWorker},
+			"suspended and resumed":     {noWorker, suspendedAndResumed},
 		} {
 			t.Run(tt.name+", "+way, func(t *testing.T) {
 				g := NewWithT(t)
 				l := newLife()
 				tt.live(t, l)
+				if l.want.Phase == v1alpha1.PhaseReplaced && way == "suspended and resumed" {
+					return // see TestSuspensionAndReplacement
+				}
 				before := l.want
 				next := l.moves(t, on...)
 				g.Expect(next.want.Phase).To(Equal(tt.phase))
@@ -504,8 +637,9 @@ func TestWhatMovesWithTheSession(t *testing.T) {
 	}
 }
 
-// A store that is away when the next holder takes the keys must not make it
-// forget what the session rests from.
+// Whatever the store says when the next holder takes the keys (nothing, that it
+// knows a higher epoch, that it has no record) must not make it forget what the
+// session rests from.
 func TestARestSurvivesAnUnreachableStore(t *testing.T) {
 	g := NewWithT(t)
 	until := metav1.NewTime(noon.Add(time.Hour))
@@ -514,6 +648,8 @@ func TestARestSurvivesAnUnreachableStore(t *testing.T) {
 		v1alpha1.PhaseReplaced:     func(s *v1alpha1.WhatsAppSessionStatus) { s.Replacements = 2 },
 		v1alpha1.PhaseLoggedOut:    func(*v1alpha1.WhatsAppSessionStatus) {},
 		v1alpha1.PhaseDisconnected: func(s *v1alpha1.WhatsAppSessionStatus) { s.RetryAfter, s.Failures = &until, 8 },
+		// Without an end, or as a version without retryReason wrote them.
+		v1alpha1.PhasePairingExpired: func(*v1alpha1.WhatsAppSessionStatus) {},
 	} {
 		obj := session(func(s *v1alpha1.WhatsAppSession) {
 			s.Status.Phase = phase
@@ -527,11 +663,127 @@ func TestARestSurvivesAnUnreachableStore(t *testing.T) {
 		m.observe(held, noon)
 		m.failed(v1alpha1.ReasonStoreUnavailable, "no answer", noon)
 		g.Expect(m.want.Phase).To(Equal(phase))
+		m.refused(&Refusal{Reason: v1alpha1.ReasonRecordMissing, Message: "no record"}, noon)
+		g.Expect(m.want.Phase).To(Equal(phase))
 		m.onTaken(account{starts: 1, jid: jid, phone: phone}, noon.Add(time.Minute))
 		g.Expect(m.want.Phase).To(Equal(phase))
 		_, op := m.decide(noon.Add(time.Minute))
 		g.Expect(op).To(Equal(opNone), "%s", phase)
 	}
+}
+
+// The store refuses the epoch of a session that rests, as after "store restore":
+// the manager places it above, and the next taking rests on until a person asks.
+func TestARestSurvivesARefusedEpoch(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		phase v1alpha1.Phase
+		// restarts: restartedAt is acted upon.
+		restarts bool
+	}{
+		{name: "logged out", phase: v1alpha1.PhaseLoggedOut, restarts: true},
+		{name: "nobody scanned", phase: v1alpha1.PhasePairingExpired, restarts: true},
+		{name: "banned without an end", phase: v1alpha1.PhaseBanned, restarts: true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			g := NewWithT(t)
+			m := newModel(me, process, func() float64 { return 0.5 })
+			m.observe(session(func(s *v1alpha1.WhatsAppSession) { s.Status.Phase = tt.phase }), noon)
+			m.hold = true
+			claimed, _ := m.rendered(noon)
+			m.observe(session(func(s *v1alpha1.WhatsAppSession) { s.Status = claimed }), noon)
+			m.behind(500, noon)
+			for range 3 {
+				_, _ = m.decide(noon)
+			}
+			left, needed := m.rendered(noon)
+			g.Expect(needed).To(BeTrue())
+			g.Expect(left.HeldBy).To(BeEmpty())
+			g.Expect(left.StoredEpoch).To(BeEquivalentTo(500), "all that the manager needs")
+			g.Expect(left.Phase).To(Equal(tt.phase))
+
+			above := session(func(s *v1alpha1.WhatsAppSession) { s.Status = left; s.Status.Epoch = 501 })
+			m.observe(above, noon)
+			_, op := m.decide(noon)
+			g.Expect(op).To(Equal(opNone), "no login token for a session that rests")
+			g.Expect(m.hold).To(BeTrue())
+			claimed, _ = m.rendered(noon)
+			m.observe(session(func(s *v1alpha1.WhatsAppSession) { s.Status = claimed }), noon)
+			_, op = m.decide(noon)
+			g.Expect(op).To(Equal(opTake))
+			m.onTaken(account{starts: 1, jid: jid, phone: phone}, noon)
+			_, op = m.decide(noon)
+			g.Expect(op).To(Equal(opNone), "not one attempt")
+			g.Expect(m.want.Phase).To(Equal(tt.phase))
+
+			m.observe(session(func(s *v1alpha1.WhatsAppSession) {
+				s.Status = claimed
+				s.Annotations = map[string]string{v1alpha1.RestartedAtAnnotation: "now"}
+			}), noon)
+			_, op = m.decide(noon)
+			g.Expect(op).To(Equal(opDial), "but a person may ask for one")
+			g.Expect(m.want.RetryReason).To(BeEmpty())
+		})
+	}
+}
+
+// Nobody spends a login token on a session that is not to log in soon.
+func TestARestIsTakenWithoutALoginToken(t *testing.T) {
+	in := func(d time.Duration) *metav1.Time { return &metav1.Time{Time: noon.Add(d)} }
+	for _, tt := range []struct {
+		name   string
+		status v1alpha1.WhatsAppSessionStatus
+		asked  bool // restartedAt has changed
+		token  bool
+	}{
+		{name: "logged out", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseLoggedOut}},
+		{name: "logged out, and a person asks", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseLoggedOut}, asked: true, token: true},
+		{name: "logged out, and its worker died", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseDisconnected, RetryReason: v1alpha1.ReasonLoggedOut}},
+		{name: "banned for an hour", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseBanned, RetryAfter: in(time.Hour)}},
+		{name: "banned for some seconds more", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseBanned, RetryAfter: in(time.Second)}, token: true},
+		{name: "in quarantine", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseDisconnected, Failures: 8, RetryAfter: in(time.Hour)}},
+		{name: "replaced twice", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseReplaced, Replacements: 2}},
+		{name: "outdated: another worker may have a newer image", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseOutdated}, token: true},
+		{name: "connected elsewhere", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseConnected}, token: true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			g := NewWithT(t)
+			m := newModel(me, process, nil)
+			m.observe(session(func(s *v1alpha1.WhatsAppSession) {
+				s.Status.Phase, s.Status.RetryReason, s.Status.RetryAfter = tt.status.Phase, tt.status.RetryReason, tt.status.RetryAfter
+				s.Status.Failures, s.Status.Replacements = tt.status.Failures, tt.status.Replacements
+				if tt.asked {
+					s.Annotations = map[string]string{v1alpha1.RestartedAtAnnotation: "now"}
+				}
+			}), noon)
+			_, op := m.decide(noon)
+			g.Expect(op == opToken).To(Equal(tt.token))
+			g.Expect(m.hold).To(Equal(!tt.token), "claimed at once")
+		})
+	}
+}
+
+// No codes are offered in a quarantine, so its hours do not count against the pairing.
+func TestAQuarantineStopsThePairingDeadline(t *testing.T) {
+	g := NewWithT(t)
+	l := &life{model: takenModel(session(), account{starts: 1}), now: noon}
+	l.beginPairing(noon)
+	for range DefaultQuarantineAfter {
+		l.wait(max(l.retryAt.Sub(l.now), 0))
+		g.Expect(l.dialsNow()).To(BeTrue())
+		l.onDialed(false, l.dialSpec(), l.now)
+		l.hears(ended("StreamError503"))
+	}
+	g.Expect(l.quarantined()).To(BeTrue())
+	g.Expect(l.want.PairingDeadline).To(BeNil())
+	l.dialsNow()
+	l.wait(l.retryAt.Sub(l.now))
+	g.Expect(l.dialsNow()).To(BeTrue())
+	l.onDialed(false, l.dialSpec(), l.now)
+	l.hears(whatsapp.Event{Type: whatsapp.EventQR, Codes: []string{"one"}})
+	l.wait(time.Second)
+	g.Expect(l.want.Phase).To(Equal(v1alpha1.PhasePairing))
+	g.Expect(l.want.QR).NotTo(BeNil())
 }
 
 func TestADeletedSessionIsNotTriedDuringABan(t *testing.T) {
@@ -569,6 +821,16 @@ func TestSuspensionAndReplacement(t *testing.T) {
 	l.dialsNow()
 	g.Expect(l.want.Replacements).To(BeEquivalentTo(1), "who suspends and resumes has looked at it: once more")
 	g.Expect(l.want.RetryAfter).To(BeNil())
+
+	// Resumed before the manager has seen it.
+	resumed := l.obj.DeepCopy()
+	l.socket, l.running, l.hold = socketNone, opNone, false
+	resumed.Status, _ = l.rendered(l.now)
+	resumed.Spec.Suspend, resumed.Status.Worker, resumed.Status.Epoch = false, "worker-b", 102
+	next := newModel("worker-b", "p9", func() float64 { return 0.5 })
+	next.observe(resumed, l.now)
+	g.Expect(next.restsLong(l.now)).To(BeFalse())
+	g.Expect(next.want.Phase).To(Equal(v1alpha1.PhaseConnecting))
 }
 
 // A replaced session as a version before the count of replacements wrote it.

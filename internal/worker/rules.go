@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
 )
 
 // rule is a line of the table by which a supervisor decides what to do next.
@@ -80,7 +81,7 @@ var rules = []rule{
 	},
 	{
 		name: "a login token comes before the claim",
-		when: func(m *model, _ time.Time) bool { return (!m.held() || !m.hold) && !m.token },
+		when: func(m *model, now time.Time) bool { return (!m.held() || !m.hold) && !m.token && !m.restsLong(now) },
 		then: start(opToken),
 	},
 	{
@@ -121,7 +122,7 @@ var rules = []rule{
 		},
 		then: func(m *model, now time.Time) operation {
 			m.awaitCodes(now)
-			m.retryAt = now
+			m.retryAt, m.want.RetryAfter, m.want.RetryReason = now, nil, ""
 			if m.socket == socketNone { // it may have been waiting after a refusal
 				return opNone
 			}
@@ -176,10 +177,28 @@ func (m *model) cancels(now time.Time) bool {
 	switch m.running {
 	case opToken:
 		return !m.stays(now)
-	case opTake, opDial, opLogout:
+	case opDial:
+		return !m.stays(now) || !m.held() || m.dialsInVain()
+	case opTake, opLogout:
 		return !m.stays(now) || !m.held()
 	default:
 		return false
+	}
+}
+
+// dialsInVain: what was decided while the dial waited for its turn makes it
+// useless. If it is still wanted, it begins anew with what is so now.
+func (m *model) dialsInVain() bool {
+	spec, unpaired := m.dialSpec(), m.want.JID == ""
+	switch {
+	case m.retryAt.IsZero(): // the time for pairing is over
+		return true
+	case spec.proxySecret != m.dialing.proxySecret:
+		return true
+	case unpaired && spec != m.dialing:
+		return true
+	default:
+		return unpaired && m.logoutWanted()
 	}
 }
 
@@ -187,10 +206,10 @@ func (m *model) cancels(now time.Time) bool {
 func (m *model) leaving(now time.Time) {
 	m.hideCode()
 	m.stableAt, m.watchdog = time.Time{}, time.Time{}
-	if m.obj.Spec.Suspend { // its time does not count against the pairing, nor against the pause after Replaced
-		m.want.PairingDeadline = nil
-		if m.want.Phase == v1alpha1.PhaseReplaced {
-			m.want.RetryAfter, m.want.Replacements = nil, min(m.want.Replacements, 1)
+	if m.obj.Spec.Suspend {
+		m.want = status.Suspend(m.want)
+		if m.want.Phase == v1alpha1.PhaseReplaced { // should it be resumed before the manager has seen it
+			m.want.Phase = v1alpha1.PhaseDisconnected
 		}
 	}
 	switch m.want.Phase {

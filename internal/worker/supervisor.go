@@ -74,6 +74,8 @@ type supervisor struct {
 	conn     Connection
 	hangUp   context.CancelFunc // ends conn's context
 	cancelOp context.CancelFunc
+	// tokenEgress is the way out that the login token in hand (m.token) is for.
+	tokenEgress string
 	// dial counts the connections, so that an old one's events are told from the present one's.
 	dial  int
 	early []whatsapp.Event
@@ -118,6 +120,7 @@ func (s *supervisor) run(ctx context.Context) {
 		timer.Stop()
 		cancelOps()
 		s.drainWork()
+		s.Fleet.left(s.uid)
 		closeSocket := s.closeSocket()
 		s.work.Go(func() { closeSocket(ctx) })
 		s.drainWork() // again: Close waits for events that are on their way to the inbox
@@ -246,25 +249,23 @@ func (s *supervisor) begin(life context.Context, op operation) {
 }
 
 func (s *supervisor) getToken() func(context.Context) func(time.Time) {
-	login := s.login(s.m.obj.Status.JID == "")
+	obj, login := s.m.obj, s.login(s.m.obj.Status.JID == "")
 	return func(ctx context.Context) func(time.Time) {
+		login.Egress = s.egress(ctx, obj)
 		err := s.Limiter.Wait(ctx, login)
-		return func(time.Time) { s.m.token = err == nil }
+		return func(time.Time) { s.m.token, s.tokenEgress = err == nil, login.Egress }
 	}
 }
 
-// login is the session's next attempt, as the limiter is to see it. A session
-// that has failed since its last stable minute counts as unproven, too: to have
-// been connected once does not make the hundredth attempt of a loop a good one.
+// login is the session's next attempt, as the limiter is to see it, but for its
+// way out (egress), which needs the API server. A session that has failed since
+// its last stable minute counts as unproven, too: to have been connected once
+// does not make the hundredth attempt of a loop a good one.
 func (s *supervisor) login(pairing bool) Login {
-	l := Login{
+	return Login{
 		Namespace: s.key.Namespace, Pairing: pairing,
 		Unproven: !pairing && (s.m.want.LastConnectedTime == nil || s.m.want.Failures > 0),
 	}
-	if secret := s.m.dialSpec().proxySecret; secret != "" {
-		l.Egress = s.key.Namespace + "/" + secret
-	}
-	return l
 }
 
 func (s *supervisor) take() func(context.Context) func(time.Time) {
@@ -321,13 +322,14 @@ func (s *supervisor) fail(reason, sentence string, err error, now time.Time) {
 }
 
 func (s *supervisor) connect(life context.Context) func(context.Context) func(time.Time) {
-	obj, account, hasToken := s.m.obj, s.account, s.m.token
+	obj, account, hasToken, tokenEgress := s.m.obj, s.account, s.m.token, s.tokenEgress
 	spec := s.m.dialSpec()
 	pairing := s.m.want.JID == ""
 	login := s.login(pairing)
 	s.m.token = false
 	s.dial++
 	s.Dials.Add(1)
+	s.m.dialing = spec
 	if s.Fleet.holdsBack() {
 		s.m.heldBack(s.Clock.Now())
 	}
@@ -340,14 +342,10 @@ func (s *supervisor) connect(life context.Context) func(context.Context) func(ti
 		release := context.AfterFunc(ctx, hangUp)
 		defer release()
 		conn, err := func() (Connection, error) {
-			waited, err := s.Fleet.wait(ctx, s.uid)
-			if err != nil {
+			login.Egress = s.egress(ctx, obj)
+			hasToken = hasToken && tokenEgress == login.Egress // the proxy may have changed since
+			if err := s.turn(ctx, login, hasToken); err != nil {
 				return nil, err
-			}
-			if waited || !hasToken { // an old token is not for the moment at which all are released
-				if err := s.Limiter.Wait(ctx, login); err != nil {
-					return nil, err
-				}
 			}
 			proxy, err := s.Proxies.Proxy(ctx, obj)
 			if err != nil {
@@ -357,10 +355,14 @@ func (s *supervisor) connect(life context.Context) func(context.Context) func(ti
 				s.post(func() { s.onEvent(number, e) })
 			}})
 		}()
+		cancelled := ctx.Err() != nil
 		return func(now time.Time) {
 			if err != nil {
 				hangUp()
 				s.Fleet.gone(s.uid)
+				if cancelled { // it was not wanted any more, which is no failure
+					return
+				}
 				s.fail(v1alpha1.ReasonConnectFailed, "the connection to WhatsApp could not be opened", err, now)
 				return
 			}
@@ -368,11 +370,43 @@ func (s *supervisor) connect(life context.Context) func(context.Context) func(ti
 			if live, ok := conn.(sign); ok {
 				s.live.Store(&live)
 			}
+			if cancelled { // too late to stop it
+				s.m.drop()
+				s.early = nil
+				return
+			}
 			s.m.onDialed(conn.Paired(), spec, now)
 			for _, e := range s.early {
 				s.onEvent(number, e)
 			}
 			s.early = nil
+		}
+	}
+}
+
+// turn returns when the session may connect: a login token is its own, and the
+// breaker for an outdated client does not hold it back.
+func (s *supervisor) turn(ctx context.Context, login Login, hasToken bool) error {
+	for {
+		waited, err := s.Fleet.wait(ctx, s.uid)
+		if err != nil {
+			return err
+		}
+		if hasToken && !waited { // an old token is not for the moment at which all are released
+			return nil
+		}
+		queue, leave := s.Fleet.whileAdmitted(ctx, s.uid)
+		err = s.Limiter.Wait(queue, login)
+		leave()
+		switch admitted, _ := s.Fleet.admits(s.uid); {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case !admitted: // the breaker has opened meanwhile, which costs those who still queued no token
+			hasToken = false
+		case err == nil:
+			return nil
+		case queue.Err() == nil:
+			return err
 		}
 	}
 }

@@ -39,7 +39,10 @@ type world struct {
 	dialErr    error
 	logoutErr  error
 	forgetErr  error
+	proxyDown  int // so many times the proxy's Secret cannot be read
 
+	proxy       *url.URL
+	logins      []Login // that waited for a token
 	forgetCalls int
 
 	starts int64
@@ -173,7 +176,15 @@ func (c *liveConnection) Close() {
 	c.w.note("close")
 }
 
-func (w *world) Proxy(context.Context, *v1alpha1.WhatsAppSession) (*url.URL, error) { return nil, nil }
+func (w *world) Proxy(context.Context, *v1alpha1.WhatsAppSession) (*url.URL, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.proxyDown > 0 {
+		w.proxyDown--
+		return nil, errDown
+	}
+	return w.proxy, nil
+}
 
 func (w *world) Announce(_ context.Context, a Announcement) error {
 	w.mu.Lock()
@@ -187,8 +198,11 @@ func (w *world) Announce(_ context.Context, a Announcement) error {
 
 func (w *world) Refresh(context.Context, []Announcement) error { return nil }
 
-func (w *world) Wait(ctx context.Context, _ Login) error { return ctx.Err() }
-func (w *world) Free() int                               { return 1 }
+func (w *world) Wait(ctx context.Context, login Login) error {
+	w.locked(func() { w.logins = append(w.logins, login) })
+	return ctx.Err()
+}
+func (w *world) Free() int { return 1 }
 
 func (w *world) Event(_ *v1alpha1.WhatsAppSession, _, reason, _ string) {
 	w.locked(func() { w.note("event %s", reason) })
@@ -202,13 +216,16 @@ type stage struct {
 	clock *clocktesting.FakeClock
 }
 
-func newStage(t *testing.T, obj *v1alpha1.WhatsAppSession, device account) *stage {
+func newStage(t *testing.T, obj *v1alpha1.WhatsAppSession, device account, before ...func(*world)) *stage {
 	g := NewWithT(t)
 	w := &world{obj: obj, device: device, version: 1}
+	for _, f := range before {
+		f(w)
+	}
 	fake := clocktesting.NewFakeClock(noon)
 	s := newSupervisor(dependencies{
 		Sessions: w, Accounts: w, Proxies: w, Announcer: w, Limiter: w, Events: w, Clock: fake, Dials: new(atomic.Int64),
-		Fleet: newFleet(Outdated{}, nil, fake, testr.New(t), func() int { return 100 }, func() {}),
+		Fleet: newFleet(Outdated{}, nil, fake, testr.New(t), func() int { return 100 }, func() {}, func(map[types.UID]bool) {}),
 	}, testr.NewWithOptions(t, testr.Options{Verbosity: 1}), obj, me, process)
 	ctx, cancel := context.WithCancel(t.Context())
 	go s.run(ctx)

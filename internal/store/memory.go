@@ -1,0 +1,126 @@
+package store
+
+import (
+	"sync"
+
+	utilcache "k8s.io/apimachinery/pkg/util/cache"
+)
+
+// moment is a place in the order of what happens to a memory. No clock would
+// tell for certain which of two comes first.
+type moment uint64
+
+// memory is what a process remembers of the map between phone numbers and LIDs:
+// a bounded number of answers, each for a bounded time. All sessions share it,
+// but a session that has just come here may have changed the map elsewhere: its
+// device believes only what was asked after it was opened.
+//
+// What is remembered of a user is never older than what anybody was told of it,
+// for whoever was told may have moved keys by it. Several may ask at once, and
+// which of their answers is the later one cannot be known: where they differ, or
+// the map is changed meanwhile, none is remembered, which costs a question more.
+type memory struct {
+	known *utilcache.LRUExpireCache
+
+	mu      sync.Mutex
+	now     moment
+	pending map[any]*question
+}
+
+// answer is what the map said of a user.
+type answer struct {
+	// other is the user's other address; empty: none.
+	other string
+	// asked is a moment before the map was read.
+	asked moment
+}
+
+// question is what the database is being asked of one user, by at least one.
+type question struct {
+	askers int
+	// other is what those that have an answer were told.
+	other    string
+	answered bool
+	// changed: they were told different things, or the map was changed meanwhile.
+	changed bool
+}
+
+func newMemory(known *utilcache.LRUExpireCache) *memory {
+	return &memory{known: known, pending: map[any]*question{}}
+}
+
+// open returns a moment after all questions that were asked so far.
+func (m *memory) open() moment {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.now++
+	return m.now
+}
+
+// recall returns an answer that was asked for at the moment or later.
+func (m *memory) recall(key any, opened moment) (other string, ok bool) {
+	known, ok := m.known.Get(key)
+	if !ok || known.(answer).asked < opened {
+		return "", false
+	}
+	return known.(answer).other, true
+}
+
+// ask is called before the database is asked, and answered or unanswered for
+// each of the keys after it.
+func (m *memory) ask(keys []any) (asked moment) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, key := range keys {
+		if m.pending[key] == nil {
+			m.pending[key] = &question{}
+		}
+		m.pending[key].askers++
+	}
+	return m.now
+}
+
+// answered remembers what the database said, if that can be.
+func (m *memory) answered(asked moment, key any, other string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	q := m.pending[key]
+	defer m.leave(key, q)
+	q.changed = q.changed || q.answered && q.other != other
+	q.answered, q.other = true, other
+	if q.changed {
+		m.known.Remove(key)
+		return
+	}
+	ttl := lidKnown
+	if other == "" {
+		ttl = lidUnknown
+	}
+	m.known.Add(key, answer{other: other, asked: asked}, ttl)
+}
+
+// unanswered takes back a question that has failed.
+func (m *memory) unanswered(key any) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.leave(key, m.pending[key])
+}
+
+// leave is called with mu held.
+func (m *memory) leave(key any, q *question) {
+	if q.askers--; q.askers == 0 {
+		delete(m.pending, key)
+	}
+}
+
+// changed forgets what a change has made old, and what is being asked meanwhile.
+func (m *memory) changed(keys ...any) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, key := range keys {
+		m.known.Remove(key)
+		if q := m.pending[key]; q != nil {
+			q.changed = true
+		}
+	}
+}

@@ -1,0 +1,165 @@
+package store
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	. "github.com/onsi/gomega"
+	utilcache "k8s.io/apimachinery/pkg/util/cache"
+	clocktesting "k8s.io/utils/clock/testing"
+)
+
+func TestWhatIsRemembered(t *testing.T) {
+	const user = phone("1")
+	keys := []any{user}
+	for name, row := range map[string]struct {
+		// happens returns the moment at which the device that asks now was opened.
+		happens func(m *memory) (opened moment)
+		other   string
+		known   bool
+	}{
+		"nothing was asked": {happens: func(*memory) moment { return 0 }},
+		"asked after the device was opened": {happens: func(m *memory) moment {
+			opened := m.open()
+			m.answered(m.ask(keys), user, "91")
+			return opened
+		}, other: "91", known: true},
+		"asked before the device was opened": {happens: func(m *memory) moment {
+			m.answered(m.ask(keys), user, "91")
+			return m.open()
+		}},
+		"asked before the device was opened, answered after": {happens: func(m *memory) moment {
+			asked := m.ask(keys)
+			opened := m.open()
+			m.answered(asked, user, "91")
+			return opened
+		}},
+		"asked again after the device was opened": {happens: func(m *memory) moment {
+			m.answered(m.ask(keys), user, "")
+			opened := m.open()
+			m.answered(m.ask(keys), user, "91")
+			return opened
+		}, other: "91", known: true},
+		"an older device believes it as well": {happens: func(m *memory) moment {
+			opened := m.open()
+			m.open()
+			m.answered(m.ask(keys), user, "")
+			return opened
+		}, known: true},
+		"several ask at once and are told the same": {happens: func(m *memory) moment {
+			first, second := m.ask(keys), m.ask(keys)
+			m.answered(first, user, "91")
+			m.answered(second, user, "91")
+			return 0
+		}, other: "91", known: true},
+		"several ask at once and are told different things": {happens: func(m *memory) moment {
+			first, second := m.ask(keys), m.ask(keys)
+			m.answered(second, user, "91")
+			m.answered(first, user, "")
+			return 0
+		}},
+		"a late one after those that disagreed": {happens: func(m *memory) moment {
+			first, second, third := m.ask(keys), m.ask(keys), m.ask(keys)
+			m.answered(first, user, "91")
+			m.answered(second, user, "")
+			m.answered(third, user, "")
+			return 0
+		}},
+		"one more, when those that disagreed are done": {happens: func(m *memory) moment {
+			first, second := m.ask(keys), m.ask(keys)
+			m.answered(first, user, "91")
+			m.answered(second, user, "")
+			m.answered(m.ask(keys), user, "91")
+			return 0
+		}, other: "91", known: true},
+		"one after the other, told different things": {happens: func(m *memory) moment {
+			m.answered(m.ask(keys), user, "91")
+			m.answered(m.ask(keys), user, "92")
+			return 0
+		}, other: "92", known: true},
+		"changed after the answer": {happens: func(m *memory) moment {
+			m.answered(m.ask(keys), user, "91")
+			m.changed(user)
+			return 0
+		}},
+		"changed while it was asked": {happens: func(m *memory) moment {
+			asked := m.ask(keys)
+			m.changed(user)
+			m.answered(asked, user, "91")
+			return 0
+		}},
+		"another user's change": {happens: func(m *memory) moment {
+			asked := m.ask(keys)
+			m.changed(hidden("1"), phone("2"))
+			m.answered(asked, user, "91")
+			return 0
+		}, other: "91", known: true},
+		"a question that fails": {happens: func(m *memory) moment {
+			m.ask(keys)
+			m.unanswered(user)
+			return 0
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := NewWithT(t)
+			m := newMemory(utilcache.NewLRUExpireCacheWithClock(8, clocktesting.NewFakeClock(start)))
+			opened := row.happens(m)
+			other, known := m.recall(user, opened)
+			g.Expect(known).To(Equal(row.known))
+			g.Expect(other).To(Equal(row.other))
+			g.Expect(m.pending).To(BeEmpty())
+		})
+	}
+}
+
+// Nobody is told an older state of the map than before, in whatever order
+// questions, readings, answers and changes fall.
+func TestTheMapNeverGoesBack(t *testing.T) {
+	const user = phone("1")
+	for seed := range uint64(300) {
+		random := rand.New(rand.NewPCG(seed, 0))
+		m := newMemory(utilcache.NewLRUExpireCacheWithClock(1, clocktesting.NewFakeClock(start)))
+		version := 0 // what the database says
+		type device struct {
+			opened, asked moment
+			asking, read  bool
+			reading, told int
+		}
+		devices := make([]device, 4)
+		for range 400 {
+			d := &devices[random.IntN(len(devices))]
+			told, chance := -1, random.IntN(12)
+			switch {
+			case chance == 0: // another process changes the map
+				version++
+			case chance == 1: // the answer's time is over, or others had to be remembered
+				m.known.Remove(user)
+			case !d.asking && chance == 2: // it comes from another process, where it was told the newest
+				d.opened, d.told = m.open(), version
+			case !d.asking:
+				other, ok := m.recall(user, d.opened)
+				if ok {
+					if _, err := fmt.Sscan(other, &told); err != nil {
+						t.Fatal(err)
+					}
+				} else {
+					d.asking, d.asked = true, m.ask([]any{user})
+				}
+			case !d.read:
+				d.read, d.reading = true, version
+			default:
+				told = d.reading
+				m.answered(d.asked, user, fmt.Sprint(told))
+				d.asking, d.read = false, false
+			}
+			if told < 0 {
+				continue
+			}
+			if told < d.told {
+				t.Fatalf("seed %d: told %d after %d", seed, told, d.told)
+			}
+			d.told = told
+		}
+	}
+}
