@@ -363,7 +363,9 @@ func connectedSince(s *v1alpha1.WhatsAppSession) time.Time {
 	return s.Status.LastConnectedTime.Time
 }
 
-// mourn says once of each worker that it is dead.
+// mourn says once of each worker that it is dead. There is one Event, beside its
+// Lease: one beside each of a thousand sessions would cost as much as a quarter of
+// the fail-over itself, and their conditions say it.
 func (r *placementReconciler) mourn(sessions []v1alpha1.WhatsAppSession, snapshot placement.Snapshot) {
 	held := map[string]int{}
 	for i := range snapshot.Sessions {
@@ -376,6 +378,8 @@ func (r *placementReconciler) mourn(sessions []v1alpha1.WhatsAppSession, snapsho
 			r.lost[worker] = true
 			r.Log.Info("A worker is dead: its sessions are placed anew", "worker", worker, "sessions", n)
 			metrics.WorkerLost()
+			its := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: r.Namespace, Name: lease.LeaseName(worker)}}
+			r.events.Eventf(its, nil, corev1.EventTypeWarning, v1alpha1.ReasonWorkerLost, "Place", "worker %s is dead: its %d sessions are placed anew", worker, n)
 		}
 	}
 	for worker := range r.lost {
@@ -580,11 +584,6 @@ func (r *placementReconciler) report(s *v1alpha1.WhatsAppSession, d decision) {
 		// One line for all of a worker's sessions was written before.
 		log.V(1).Info("Taken from a dead worker", "worker", to, "from", d.cached.Status.HeldBy, "reason", d.why.reason)
 		metrics.Placement("failed_over")
-		message := obituary(d.cached.Status.HeldBy)
-		if to != "" {
-			message += ": it goes on on worker " + to
-		}
-		warn(v1alpha1.ReasonWorkerLost, message)
 		if d.why.reason != "" {
 			warn(d.why.reason, d.why.message)
 		}

@@ -40,8 +40,9 @@ const (
 	// DefaultWave is how many sessions are on their way to a worker at a time. From the
 	// release by the old holder to the successor's login a session is down, so a wave is
 	// no larger than what a busy machine takes up in a moment; the next session goes
-	// when one of them has arrived.
-	DefaultWave = 25
+	// when one of them has arrived. (1,000 sessions on four workers, all on two cores: with
+	// 25 a gap of 2.2 s, p99.)
+	DefaultWave = 12
 	// MoveEvery is how often a session moves at most because a person asks for it.
 	MoveEvery = time.Minute
 	// paceEvery is when to look again at moves that wait for login tokens.
