@@ -3,6 +3,7 @@ package lease
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -11,12 +12,7 @@ import (
 // incarnationOf is the part of a value in Redis, "incarnation/count", that
 // names who wrote it.
 func incarnationOf(value string) string {
-	for i := len(value) - 1; i >= 0; i-- {
-		if value[i] == '/' {
-			return value[:i]
-		}
-	}
-	return ""
+	return value[:max(strings.LastIndexByte(value, '/'), 0)]
 }
 
 // Membership is a worker's place among the workers: it joins when nobody else
