@@ -68,7 +68,8 @@ type PlacementOptions struct {
 	// others; zero: they do not. RebalanceAfter is how long a worker must have been live
 	// before it takes over any.
 	RebalanceEvery, RebalanceAfter time.Duration
-	// Concurrency is how many sessions are written at a time; default 16.
+	// Concurrency is how many sessions are written at a time; default 64: after the loss of a
+	// worker these writes come before all others.
 	Concurrency int
 }
 
@@ -123,7 +124,7 @@ type assumption struct {
 // CacheOptions.
 func SetupPlacement(mgr ctrl.Manager, o PlacementOptions) error {
 	if o.Concurrency == 0 {
-		o.Concurrency = 16
+		o.Concurrency = 64
 	}
 	r := newPlacementReconciler(o, mgr.GetClient(), mgr.GetAPIReader(), mgr.GetEventRecorder("whatsapp-operator"))
 	err := ctrl.NewControllerManagedBy(mgr).Named("placement").

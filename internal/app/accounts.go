@@ -64,7 +64,7 @@ func (a *account) Dial(ctx context.Context, o worker.DialOptions) (worker.Connec
 	}
 	conn, err := a.connector.New(whatsapp.Options{
 		Device: device, DeviceName: o.DeviceName, PairPhone: o.PairPhone, Proxy: o.Proxy, Events: o.Events, Allowed: a.allowed,
-		Log: a.log.WithValues("sessionID", a.taking.Record.SessionID),
+		Log: func() logr.Logger { return a.log.WithValues("sessionID", a.taking.Record.SessionID) },
 	})
 	if err != nil {
 		cancel(err)

@@ -83,22 +83,12 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 		return fmt.Errorf("preparing the WhatsApp client: %w", err)
 	}
 
-	placed := sessionsWhere("status.worker", config.Name)
-	held := sessionsWhere("status.heldBy", config.Name)
 	mgr, err := manager.New(f.rest, manager.Options{
-		Scheme: f.scheme, Logger: log, Cache: placed, Metrics: f.metricsOptions(),
+		Scheme: f.scheme, Logger: log, Cache: sessionsOf(config.Name), Metrics: f.metricsOptions(),
 		HealthProbeBindAddress: config.HealthAddress,
 	})
 	if err != nil {
 		return fmt.Errorf("preparing the worker: %w", err)
-	}
-	held.Scheme, held.Mapper, held.HTTPClient = f.scheme, mgr.GetRESTMapper(), mgr.GetHTTPClient()
-	heldCache, err := cache.New(f.rest, held)
-	if err != nil {
-		return fmt.Errorf("preparing the second cache: %w", err)
-	}
-	if err := mgr.Add(heldCache); err != nil {
-		return fmt.Errorf("adding the second cache: %w", err)
 	}
 
 	guard := lease.NewGuard(lease.Elapsed)
@@ -130,8 +120,8 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 		Events:     &recorder{events: mgr.GetEventRecorder("whatsapp-operator-worker")},
 		Clock:      f.clock,
 		Log:        log.WithName("session"),
-	}, mgr.GetCache(), heldCache)
-	if err := agent.SetupWithManager(mgr, mgr.GetCache(), heldCache); err != nil {
+	}, mgr.GetCache())
+	if err := agent.SetupWithManager(mgr, mgr.GetCache()); err != nil {
 		return err
 	}
 	// What feeds the agent must outlive the signal to end: an agent that hands its sessions
@@ -203,13 +193,13 @@ func exitWhenLost(ctx context.Context, lost <-chan struct{}, log logr.Logger) er
 	return nil
 }
 
-// sessionsWhere caches the sessions whose status names this worker, without
-// what only the API server needs. Nobody changes what is read from it, so no
-// reader gets a copy of its own.
-func sessionsWhere(field, name string) cache.Options {
+// sessionsOf caches the sessions that are placed on the worker, without what
+// only the API server needs. Nobody changes what is read from it, so no reader
+// gets a copy of its own.
+func sessionsOf(name string) cache.Options {
 	return cache.Options{ByObject: map[client.Object]cache.ByObject{
 		&v1alpha1.WhatsAppSession{}: {
-			Field:     fields.OneTermEqualSelector(field, name),
+			Field:     fields.OneTermEqualSelector("status.worker", name),
 			Transform: cache.TransformStripManagedFields(),
 
 			UnsafeDisableDeepCopy: ptr.To(true),

@@ -69,21 +69,28 @@ func (o *Observer) init() {
 	})
 }
 
-// Start looks each 2 s until ctx ends.
+// Start looks each 2 s, and when a worker's silence would be over, until ctx ends.
 func (o *Observer) Start(ctx context.Context) error {
 	o.init()
-	ticker := o.Clock.NewTicker(LookEvery)
-	defer ticker.Stop()
 	for {
 		if err := o.Confirm(ctx); err != nil && ctx.Err() == nil {
 			o.Log.V(1).Info("The workers could not be seen", "reason", err.Error())
 		}
+		timer := o.Clock.NewTimer(o.untilNext())
 		select {
 		case <-ctx.Done():
+			timer.Stop()
 			return nil
-		case <-ticker.C():
+		case <-timer.C():
 		}
 	}
+}
+
+// untilNext is how long to wait for the next look.
+func (o *Observer) untilNext() time.Duration {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return max(o.watch.next()-o.Elapsed(), 0)
 }
 
 // NeedLeaderElection says that standby managers observe too.

@@ -10,7 +10,8 @@ import (
 const (
 	// Silence is how long neither witness of a worker may change before it is dead.
 	Silence = 15 * time.Second
-	// LookEvery is how often the witnesses are looked at.
+	// LookEvery is how often the witnesses are looked at; the moment at which a silence is
+	// over gets a look of its own.
 	LookEvery = 2 * time.Second
 	// sightGap is the longest pause between two looks over which silence still counts: an
 	// observer that was stopped itself knows nothing of the time between.
@@ -158,6 +159,25 @@ func (w *watch) silent(name string) bool {
 		from = max(from, t.changed)
 	}
 	return w.last-from >= Silence
+}
+
+// next is when to look again: the sessions of a dead worker are down, so a
+// silence that would be over before the next regular look is not left to it.
+func (w *watch) next() time.Duration {
+	next := w.last + LookEvery
+	if !w.sighted {
+		return next
+	}
+	sooner := func(since time.Duration) {
+		if over := max(w.since, since) + Silence; over > w.last {
+			next = min(next, over)
+		}
+	}
+	sooner(w.since) // those who were never seen
+	for _, t := range w.workers {
+		sooner(t.changed)
+	}
+	return next
 }
 
 // dead: the worker is silent, or the kubelet has said that it has ended and its

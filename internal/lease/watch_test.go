@@ -240,6 +240,36 @@ func TestWhoIsDead(t *testing.T) {
 	}
 }
 
+func TestTheNextLook(t *testing.T) {
+	t.Parallel()
+	const s = time.Second
+	key := func(began time.Duration, value string) look {
+		return look{began: began, ended: began + s/10, leases: map[string]leaseSight{}, keys: map[string]string{"w": value}}
+	}
+	for name, tt := range map[string]struct {
+		looks []look
+		want  time.Duration
+	}{
+		"a first look":                        {[]look{key(0, "i/1")}, LookEvery},
+		"one that is blind":                   {[]look{{began: 4 * s, ended: 4 * s}}, 4*s + LookEvery},
+		"the end of a silence":                {[]look{key(0, "i/1"), key(5*s, "i/1"), key(10*s, "i/1"), key(14*s, "i/1")}, 15*s + s/10},
+		"a silence that is over":              {[]look{key(0, "i/1"), key(5*s, "i/1"), key(10*s, "i/1"), key(15*s+s/10, "i/1")}, 17*s + s/10},
+		"a silence that is not over for long": {[]look{key(0, "i/1"), key(5*s, "i/1"), key(10*s, "i/1")}, 12 * s},
+		"the watch itself is new, its worker long silent": {[]look{
+			key(0, "i/1"), key(5*s, "i/1"), {began: 10 * s, ended: 10 * s}, key(12*s, "i/1"), key(17*s, "i/1"), key(22*s, "i/1"), key(26*s, "i/1"),
+		}, 27*s + s/10},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWatch()
+			for _, l := range tt.looks {
+				w.take(l)
+			}
+			NewWithT(t).Expect(w.next()).To(Equal(tt.want))
+		})
+	}
+}
+
 func TestTheKubeletsProofStands(t *testing.T) {
 	g := NewWithT(t)
 	w := newWatch()

@@ -31,6 +31,9 @@ const (
 
 const (
 	defaultDialTimeout = 5 * time.Second
+	// connectionBuffer and pipelineBuffer are in bytes, each for reading and for writing.
+	connectionBuffer = 8 << 10
+	pipelineBuffer   = 32 << 10
 	// defaultReadTimeout leaves room for both waits of Durability.
 	defaultReadTimeout  = 5 * time.Second
 	minReadTimeout      = replicaWait + fsyncWait + time.Second
@@ -181,6 +184,10 @@ func New(c Config) (goredis.UniversalClient, error) {
 		ReadTimeout:  withDefault(c.ReadTimeout, defaultReadTimeout),
 		WriteTimeout: withDefault(c.WriteTimeout, defaultWriteTimeout),
 		PoolSize:     c.PoolSize,
+		// The library's own (32 KiB, and 128 for pipelines) would cost each worker megabytes;
+		// what is larger than a buffer takes one more system call.
+		ReadBufferSize: connectionBuffer, WriteBufferSize: connectionBuffer,
+		PipelineReadBufferSize: pipelineBuffer, PipelineWriteBufferSize: pipelineBuffer,
 		// A caller that gives up must not wait for the read time-out.
 		ContextTimeoutEnabled: true,
 		// Neither is needed, and not every server and ACL user knows the commands.

@@ -62,7 +62,9 @@ type Options struct {
 	PairPhone string
 	// Proxy is the way out; nil: direct, or what HTTPS_PROXY names.
 	Proxy *url.URL
-	Log   logr.Logger
+	// Log makes the logger, which names the session, when something is to be said: a
+	// thousand connections would keep some megabytes of them. nil: nothing is logged.
+	Log func() logr.Logger
 	// Allowed is asked before every dial and every write to WhatsApp; an error closes the
 	// socket. nil: always.
 	Allowed func() error
@@ -81,7 +83,6 @@ type Connection struct {
 	client  *whatsmeow.Client
 	// container is what the client deletes its device with.
 	container *watchedContainer
-	log       logr.Logger
 	// jid and pushName are the device's at the beginning: the library empties its own when
 	// the device is logged out.
 	jid      types.JID
@@ -136,14 +137,17 @@ func (f *Factory) New(o Options) (*Connection, error) {
 	if o.Allowed == nil {
 		o.Allowed = func() error { return nil }
 	}
-	c := &Connection{factory: f, options: o, log: o.Log, pushName: o.Device.PushName, deleted: make(chan struct{}), pairEnded: make(chan struct{}), gone: make(chan struct{})}
+	if o.Log == nil {
+		o.Log = logr.Discard
+	}
+	c := &Connection{factory: f, options: o, pushName: o.Device.PushName, deleted: make(chan struct{}), pairEnded: make(chan struct{}), gone: make(chan struct{})}
 	if o.Device.ID != nil {
 		c.jid = *o.Device.ID
 	}
 	c.container = &watchedContainer{DeviceContainer: o.Device.Container, connection: c}
 	o.Device.Container = c.container
 
-	client := whatsmeow.NewClient(o.Device, newClientLog(o.Log))
+	client := whatsmeow.NewClient(o.Device, newClientLog(o.Log()))
 	websocket, media := f.clients(o.Proxy, c.dial)
 	client.SetPreLoginHTTPClient(websocket)
 	client.SetWebsocketHTTPClient(websocket)
@@ -267,7 +271,7 @@ func (c *Connection) onEnd() {
 	if cause := context.Cause(c.ctx); cause != nil && !errors.Is(cause, errSocketEnded) {
 		e = over(EventDisconnected, "Cancelled", "the worker ended the connection")
 		if !errors.Is(cause, context.Canceled) {
-			c.log.Error(cause, "The store failed: the connection ends before a message can be lost")
+			c.options.Log().Error(cause, "The store failed: the connection ends before a message can be lost")
 			e = over(EventDisconnected, "StoreFailed", "the database failed or another process has taken the session: the connection was ended to keep its messages")
 		}
 		e.Ours = true
@@ -296,7 +300,7 @@ func (c *Connection) tell(e Event) {
 	defer c.mu.Unlock()
 	defer func() {
 		if r := recover(); r != nil {
-			c.log.Error(fmt.Errorf("%v", r), "a panic while an event was heard", "event", e.Type, "stack", string(debug.Stack()))
+			c.options.Log().Error(fmt.Errorf("%v", r), "a panic while an event was heard", "event", e.Type, "stack", string(debug.Stack()))
 		}
 	}()
 	if c.over || c.closed {
@@ -373,7 +377,7 @@ func (c *Connection) Logout(ctx context.Context) error {
 	c.mu.Unlock()
 	if err := c.container.DeleteDevice(ctx, c.options.Device); err != nil && !errors.Is(err, errDeleting) {
 		// It is of no use to anybody any more; who forgets the session deletes it.
-		c.log.Info("the keys of a device that was unlinked could not be marked", "reason", err.Error())
+		c.options.Log().Info("the keys of a device that was unlinked could not be marked", "reason", err.Error())
 	}
 	return nil
 }
@@ -394,7 +398,7 @@ func (c *Connection) unlinked(err error) bool {
 func (c *Connection) handle(evt any) (taken bool) {
 	defer func() {
 		if r := recover(); r != nil {
-			c.log.Error(fmt.Errorf("%v", r), "a panic while handling an event", "event", fmt.Sprintf("%T", evt), "stack", string(debug.Stack()))
+			c.options.Log().Error(fmt.Errorf("%v", r), "a panic while handling an event", "event", fmt.Sprintf("%T", evt), "stack", string(debug.Stack()))
 			c.refused.Store(true)
 			taken = false
 		}
@@ -459,7 +463,7 @@ func (c *Connection) translate(evt any, now time.Time) {
 func (c *Connection) askForCode(from time.Time) {
 	defer func() {
 		if r := recover(); r != nil { // the connection is given up when no code comes
-			c.log.Error(fmt.Errorf("%v", r), "a panic while a pairing code was asked for", "stack", string(debug.Stack()))
+			c.options.Log().Error(fmt.Errorf("%v", r), "a panic while a pairing code was asked for", "stack", string(debug.Stack()))
 		}
 	}()
 	ctx, cancel := context.WithTimeout(c.ctx, codePatience)
@@ -486,7 +490,7 @@ func (c *Connection) accept(m *events.Message) bool {
 	}
 	if err := c.options.Accept(c.ctx, m); err != nil {
 		c.refused.Store(true)
-		c.log.Info("a message was refused, and so are all that follow on this connection", "reason", err.Error())
+		c.options.Log().Info("a message was refused, and so are all that follow on this connection", "reason", err.Error())
 		return false
 	}
 	return true

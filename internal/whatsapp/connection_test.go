@@ -173,7 +173,7 @@ func (w *world) prepare(taking *store.Taking, change ...func(*Options)) (*sessio
 	device, err := taking.Open(w.t.Context(), cancel)
 	w.g.Expect(err).NotTo(HaveOccurred())
 	s := &session{w: w}
-	o := Options{Device: device, Log: w.log, Events: func(e Event) {
+	o := Options{Device: device, Log: func() logr.Logger { return w.log }, Events: func(e Event) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.told = append(s.told, e)
@@ -433,8 +433,8 @@ func TestTheStoreFailsWhileACodeIsAskedFor(t *testing.T) {
 func TestAPanicWhileACodeIsAskedFor(t *testing.T) {
 	var told []Event
 	c := &Connection{
-		client: &whatsmeow.Client{}, ctx: t.Context(), log: logr.Discard(), // it has no store and no socket
-		options: Options{PairPhone: "+" + phone, Events: func(e Event) { told = append(told, e) }},
+		client: &whatsmeow.Client{}, ctx: t.Context(), // it has no store and no socket
+		options: Options{PairPhone: "+" + phone, Log: logr.Discard, Events: func(e Event) { told = append(told, e) }},
 	}
 	g := NewWithT(t)
 	g.Expect(func() { c.askForCode(time.Now()) }).NotTo(Panic())

@@ -48,6 +48,11 @@ const (
 	// grace it waits no longer (DESIGN section 3.9).
 	answerPatience = 30 * time.Second
 	evictBefore    = 5 * time.Second
+	// reconciles is how many sessions are looked at at a time; for one that was moved away
+	// that is a request to the API server.
+	reconciles = 16
+	// stockEvery is how often this worker asks what it holds but was not given.
+	stockEvery = 5 * time.Minute
 	// beatEvery is how often the agent shows that it goes round, and stuckAfter when it is
 	// taken for stuck: a slow refresh of the cache is not.
 	beatEvery  = 5 * time.Second
@@ -83,8 +88,8 @@ type Options struct {
 // Agent supervises the sessions of one worker.
 type Agent struct {
 	o Options
-	// placed and held are caches of the sessions whose status.worker, or status.heldBy, is this worker.
-	placed, held client.Reader
+	// placed is a cache of the sessions whose status.worker is this worker.
+	placed client.Reader
 	// again asks for a look at a session whose supervisor has ended.
 	again chan event.GenericEvent
 	ready chan struct{}
@@ -97,6 +102,7 @@ type Agent struct {
 	draining    bool
 	evicting    bool // the drain waits for no successor any more
 	ended       bool // nothing is started any more
+	stocked     bool // it is known what a former process left
 	supervisors map[types.NamespacedName]*supervisor
 	// over is what the supervisors that have ended knew of their sessions, until a cache
 	// shows something newer.
@@ -109,10 +115,10 @@ type Agent struct {
 	end     context.CancelFunc
 }
 
-// NewAgent returns an agent that reads from the two caches.
-func NewAgent(o Options, placed, held client.Reader) *Agent {
+// NewAgent returns an agent that reads from a cache of the sessions that are placed on its worker.
+func NewAgent(o Options, placed client.Reader) *Agent {
 	a := &Agent{
-		o: o, placed: placed, held: held,
+		o: o, placed: placed,
 		again: make(chan event.GenericEvent, 1024), ready: make(chan struct{}),
 		supervisors: map[types.NamespacedName]*supervisor{}, over: map[types.NamespacedName]ending{},
 	}
@@ -122,17 +128,16 @@ func NewAgent(o Options, placed, held client.Reader) *Agent {
 	return a
 }
 
-// SetupWithManager has the manager feed the agent from both caches. Start is
+// SetupWithManager has the manager feed the agent from the cache. Start is
 // left to the caller, because the manager must outlive it: an agent that hands
 // its sessions over still learns who takes them.
-func (a *Agent) SetupWithManager(mgr manager.Manager, placed, held cache.Cache) error {
-	c, err := controller.New("agent", mgr, controller.Options{Reconciler: a, MaxConcurrentReconciles: 4})
+func (a *Agent) SetupWithManager(mgr manager.Manager, placed cache.Cache) error {
+	c, err := controller.New("agent", mgr, controller.Options{Reconciler: a, MaxConcurrentReconciles: reconciles})
 	if err != nil {
 		return fmt.Errorf("creating the agent's controller: %w", err)
 	}
 	sources := []source.Source{
 		source.Kind(placed, &v1alpha1.WhatsAppSession{}, &handler.TypedEnqueueRequestForObject[*v1alpha1.WhatsAppSession]{}),
-		source.Kind(held, &v1alpha1.WhatsAppSession{}, &handler.TypedEnqueueRequestForObject[*v1alpha1.WhatsAppSession]{}),
 		source.Channel(a.again, &handler.EnqueueRequestForObject{}),
 	}
 	for _, s := range sources {
@@ -176,28 +181,19 @@ func (a *Agent) Reconcile(ctx context.Context, req reconcile.Request) (reconcile
 	return reconcile.Result{}, nil
 }
 
-// newest is the session as the caches, or where it has gone from both the API
-// server itself, know it; nil: it does not exist.
+// newest is the session as the cache, or where it has gone from it the API
+// server itself, knows it; nil: it does not exist. A session that is moved away
+// leaves the cache, and what its holder is to do then is in the API server alone.
 func (a *Agent) newest(ctx context.Context, key types.NamespacedName) (*v1alpha1.WhatsAppSession, error) {
-	var newest *v1alpha1.WhatsAppSession
-	for _, from := range []client.Reader{a.placed, a.held} {
-		obj := &v1alpha1.WhatsAppSession{}
-		switch err := from.Get(ctx, key, obj); {
-		case apierrors.IsNotFound(err):
-			continue
-		case err != nil:
-			return nil, fmt.Errorf("reading the session from the cache: %w", err)
-		}
-		if newest == nil {
-			newest = obj
-		} else if order, err := resourceversion.CompareResourceVersion(obj.ResourceVersion, newest.ResourceVersion); err == nil && order > 0 {
-			newest = obj
-		}
+	obj := &v1alpha1.WhatsAppSession{}
+	err := a.placed.Get(ctx, key, obj)
+	if err == nil {
+		return obj, nil
 	}
-	if newest != nil {
-		return newest, nil
+	if !apierrors.IsNotFound(err) {
+		return nil, fmt.Errorf("reading the session from the cache: %w", err)
 	}
-	obj, err := a.o.Sessions.Get(ctx, key)
+	obj, err = a.o.Sessions.Get(ctx, key)
 	if apierrors.IsNotFound(err) {
 		return nil, nil
 	}
@@ -413,6 +409,40 @@ func (a *Agent) join() {
 	if !a.joined {
 		a.joined = true
 		close(a.ready)
+		if !a.ended {
+			a.running.Go(func() { a.takeStock(a.life) })
+		}
+	}
+}
+
+// takeStock has what this worker holds but was not given released: a former
+// process's sessions that were moved while it was dead (DESIGN section 3.4).
+// What leaves this worker later leaves the cache, which tells; that it is looked
+// for again and again is for what a break of the watch has hidden.
+func (a *Agent) takeStock(ctx context.Context) {
+	fails := 0
+	for {
+		wait := stockEvery
+		held, err := a.o.Sessions.HeldNotPlaced(ctx, a.o.Worker)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			a.o.Log.Error(err, "What this worker holds but was not given could not be listed; it is tried again")
+			wait = pause(fails)
+			fails++
+		default:
+			fails = 0
+			a.supervise(held)
+			a.mu.Lock()
+			a.stocked = true
+			a.mu.Unlock()
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.o.Clock.After(wait):
+		}
 	}
 }
 
@@ -457,8 +487,8 @@ func (a *Agent) drain(ctx context.Context, left <-chan error) (released bool) {
 		a.beat.Store(now.UnixNano())
 		all := a.all()
 		switch {
-		case len(all) == 0:
-			return true
+		case len(all) == 0 && (evicted || a.tookStock()):
+			return a.tookStock() // or a former process's sessions may still be held
 		case !now.Before(begun.Add(a.o.DrainTimeout)):
 			for _, s := range all {
 				a.o.Log.Info("Not every session could be given up in time; their sockets are closed and a restart takes them up", "session", s.key.Name, "namespace", s.key.Namespace)
@@ -488,21 +518,33 @@ func (a *Agent) drain(ctx context.Context, left <-chan error) (released bool) {
 	}
 }
 
+// tookStock reports whether it is known what a former process left.
+func (a *Agent) tookStock() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.stocked
+}
+
 // superviseHeld starts a supervisor for what this worker holds and nobody has
 // looked at yet: a former process's sessions are given up, too.
 func (a *Agent) superviseHeld(ctx context.Context) bool {
-	var held v1alpha1.WhatsAppSessionList
-	if err := a.held.List(ctx, &held); err != nil {
-		a.o.Log.Error(err, "What this worker holds could not be listed")
+	var placed v1alpha1.WhatsAppSessionList
+	if err := a.placed.List(ctx, &placed); err != nil {
+		a.o.Log.Error(err, "The sessions of this worker could not be listed")
 		return false
 	}
-	for i := range held.Items {
-		obj := &held.Items[i]
+	a.supervise(placed.Items)
+	return true
+}
+
+// supervise shows the sessions to their supervisors.
+func (a *Agent) supervise(sessions []v1alpha1.WhatsAppSession) {
+	for i := range sessions {
+		obj := &sessions[i]
 		if s := a.supervisor(client.ObjectKeyFromObject(obj), obj); s != nil {
 			s.post(func() { s.observe(obj) })
 		}
 	}
-	return true
 }
 
 // TellAgain has every session's state announced once more: Redis forgot it.

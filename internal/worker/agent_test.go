@@ -141,7 +141,7 @@ func prepare(t *testing.T, obj *v1alpha1.WhatsAppSession) *workplace {
 		Worker: me, Process: process, Stop: stop, DrainTimeout: time.Minute, Membership: p.membership,
 		Sessions: p.world, Accounts: p.world, Proxies: p.world, Announcer: p.world, Limiter: p.world, Events: p.world,
 		Clock: p.clock, Log: testr.New(t),
-	}, shown{p.world}, shown{p.world})
+	}, shown{p.world})
 	return p
 }
 
@@ -318,6 +318,37 @@ func TestASupervisorThatHasEndedKnowsBetterThanTheCache(t *testing.T) {
 	t.Log("but not better than what comes after it")
 	p.place(me)
 	p.Eventually(func() string { p.look(); return p.status().HeldBy }).Should(Equal(me))
+}
+
+// TestWhatAFormerProcessHeldIsReleased: the session was moved while the process was dead, so
+// no cache of what is placed here shows it.
+func TestWhatAFormerProcessHeldIsReleased(t *testing.T) {
+	p := prepare(t, session(func(s *v1alpha1.WhatsAppSession) {
+		s.Status.Worker, s.Status.HeldBy, s.Status.HolderStart = "worker-b", me, "before"
+	}))
+	p.apiDown = true
+	p.begin(t)
+	p.Eventually(p.agent.Joined).Should(BeTrue())
+	p.Eventually(p.clock.HasWaiters).Should(BeTrue())
+	p.Expect(p.status().HeldBy).To(Equal(me))
+	p.locked(func() { p.apiDown = false })
+	p.Eventually(func() string { p.clock.Step(time.Second); return p.status().HeldBy }).Should(BeEmpty())
+	p.Expect(p.sockets()).To(BeZero())
+}
+
+// TestADrainThatDoesNotKnowWhatIsLeftKeepsItsWitnesses: a former process's session may still
+// be held in this worker's name, and only its silence makes it free.
+func TestADrainThatDoesNotKnowWhatIsLeftKeepsItsWitnesses(t *testing.T) {
+	p := prepare(t, session(func(s *v1alpha1.WhatsAppSession) {
+		s.Status.Worker, s.Status.HeldBy, s.Status.HolderStart = "worker-b", me, "before"
+	}))
+	p.apiDown = true
+	p.begin(t)
+	p.Eventually(p.agent.Joined).Should(BeTrue())
+	p.stop()
+	p.Eventually(func() bool { p.clock.Step(time.Second); return len(p.ended) > 0 }).Should(BeTrue())
+	p.Expect(p.membership.is(&p.membership.left)()).To(BeFalse())
+	p.Expect(p.status().HeldBy).To(Equal(me))
 }
 
 func TestLiveness(t *testing.T) {

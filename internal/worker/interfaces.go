@@ -13,11 +13,13 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/whatsapp"
 )
 
-// Sessions is the API server as a supervisor needs it. Both methods are
+// Sessions is the API server as agent and supervisors need it. All methods are
 // uncached and end in bounded time; calls may run concurrently.
 type Sessions interface {
 	// Get reads a session from the API server itself.
 	Get(ctx context.Context, key types.NamespacedName) (*v1alpha1.WhatsAppSession, error)
+	// HeldNotPlaced lists the sessions whose heldBy names the worker and whose worker is another, or none.
+	HeldNotPlaced(ctx context.Context, worker string) ([]v1alpha1.WhatsAppSession, error)
 	// PatchStatus writes status as a merge patch with the resourceVersion of base and
 	// returns the object as written. A conflict is an error of that kind.
 	PatchStatus(ctx context.Context, base *v1alpha1.WhatsAppSession, status v1alpha1.WhatsAppSessionStatus) (*v1alpha1.WhatsAppSession, error)

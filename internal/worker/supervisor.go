@@ -52,7 +52,7 @@ type dependencies struct {
 // the inbox.
 type supervisor struct {
 	dependencies
-	log   logr.Logger
+	base  logr.Logger // see log
 	key   types.NamespacedName
 	uid   types.UID
 	inbox chan func()
@@ -92,7 +92,7 @@ type supervisor struct {
 func newSupervisor(d dependencies, log logr.Logger, obj *v1alpha1.WhatsAppSession, worker, process string) *supervisor {
 	s := &supervisor{
 		dependencies: d,
-		log:          log.WithValues("session", obj.Name, "namespace", obj.Namespace, "sessionID", obj.Status.SessionID),
+		base:         log,
 		key:          types.NamespacedName{Namespace: obj.Namespace, Name: obj.Name},
 		uid:          obj.UID,
 		inbox:        make(chan func(), 16),
@@ -101,6 +101,16 @@ func newSupervisor(d dependencies, log logr.Logger, obj *v1alpha1.WhatsAppSessio
 	}
 	s.m.quarantine, s.m.around = d.Quarantine.orDefault(), d.Fleet
 	return s
+}
+
+// log names the session. The logger is made when something is said: each keeps
+// kilobytes, and a session that is well says nothing for days.
+func (s *supervisor) log() logr.Logger {
+	id := ""
+	if s.m.obj != nil {
+		id = s.m.obj.Status.SessionID
+	}
+	return s.base.WithValues("session", s.key.Name, "namespace", s.key.Namespace, "sessionID", id)
 }
 
 // post hands f to the supervisor's goroutine, unless that has ended.
@@ -196,7 +206,11 @@ func (s *supervisor) observe(obj *v1alpha1.WhatsAppSession) {
 		return
 	}
 	if s.m.obj != nil {
-		if order, err := resourceversion.CompareResourceVersion(obj.ResourceVersion, s.m.obj.ResourceVersion); err == nil && order <= 0 {
+		switch order, err := resourceversion.CompareResourceVersion(obj.ResourceVersion, s.m.obj.ResourceVersion); {
+		case err == nil && order == 0:
+			s.m.obj = obj // the same: one copy less is kept where this is the cache's
+			return
+		case err == nil && order < 0:
 			return
 		}
 	}
@@ -211,7 +225,9 @@ func (s *supervisor) advance(ctx context.Context, now time.Time) {
 	for range 4 { // a rule that only changes the model may make way for another
 		name, op := s.m.decide(now)
 		if op != opNone {
-			s.log.V(1).Info("Next step", "rule", name, "operation", string(op), "epoch", s.m.obj.Status.Epoch)
+			if s.base.V(1).Enabled() {
+				s.log().V(1).Info("Next step", "rule", name, "operation", string(op), "epoch", s.m.obj.Status.Epoch)
+			}
 			s.begin(ctx, op)
 			return
 		}
@@ -290,7 +306,7 @@ func (s *supervisor) take() func(context.Context) func(time.Time) {
 			default:
 				s.account = account
 				s.m.onTaken(account, now)
-				s.log.Info("Took the device", "epoch", s.m.epoch, "starts", s.m.starts, "paired", s.m.want.JID != "")
+				s.log().Info("Took the device", "epoch", s.m.epoch, "starts", s.m.starts, "paired", s.m.want.JID != "")
 			}
 		}
 	}
@@ -304,13 +320,13 @@ func (s *supervisor) fail(reason, sentence string, err error, now time.Time) {
 	case errors.Is(err, context.Canceled) && !s.m.stays(now):
 		return
 	case errors.As(err, &behind):
-		s.log.Info("The store knows a higher epoch", "epoch", s.m.obj.Status.Epoch, "storedEpoch", behind.Stored)
+		s.log().Info("The store knows a higher epoch", "epoch", s.m.obj.Status.Epoch, "storedEpoch", behind.Stored)
 		s.m.behind(behind.Stored, now)
 	case errors.As(err, &refusal):
-		s.log.Info("The session needs a person", "reason", refusal.Reason, "message", refusal.Message)
+		s.log().Info("The session needs a person", "reason", refusal.Reason, "message", refusal.Message)
 		s.m.refused(refusal, now)
 	default:
-		s.log.Error(err, "An attempt failed", "reason", reason, "epoch", s.m.obj.Status.Epoch, "attempts", s.m.attempts)
+		s.log().Error(err, "An attempt failed", "reason", reason, "epoch", s.m.obj.Status.Epoch, "attempts", s.m.attempts)
 		// The text of other errors names hosts and users that are none of the tenant's business.
 		var refused *whatsapp.ConnectError
 		if errors.As(err, &refused) {
@@ -417,7 +433,7 @@ func (s *supervisor) onEvent(number int, e whatsapp.Event) {
 	case s.m.running == opDial:
 		s.early = append(s.early, e) // the socket's own event may overtake the answer of Dial
 	default:
-		s.log.Info("WhatsApp says", "event", string(e.Type), "reason", e.Reason, "epoch", s.m.epoch)
+		s.log().Info("WhatsApp says", "event", string(e.Type), "reason", e.Reason, "epoch", s.m.epoch)
 		s.measure(e)
 		s.Fleet.heard(s.uid, e)
 		s.m.event(e, s.Clock.Now())
@@ -463,12 +479,12 @@ func (s *supervisor) logout() func(context.Context) func(time.Time) {
 				return // the connection's own event came first
 			}
 			if err != nil {
-				s.log.Error(err, "The logout failed", "epoch", s.m.epoch)
+				s.log().Error(err, "The logout failed", "epoch", s.m.epoch)
 				s.m.backOff(now)
 				s.m.message = "the logout failed and is repeated"
 				return
 			}
-			s.log.Info("Logged out", "epoch", s.m.epoch)
+			s.log().Info("Logged out", "epoch", s.m.epoch)
 			s.m.onLoggedOut(now)
 		}
 	}
@@ -510,7 +526,7 @@ func (s *supervisor) write(ctx context.Context, now time.Time) {
 			case written != nil && written.ResourceVersion != base.ResourceVersion:
 				s.writeFails, s.writeAfter = 0, time.Time{}
 			default: // also a write that changed nothing: the API server keeps something else than was written
-				s.log.Error(err, "The status could not be written")
+				s.log().Error(err, "The status could not be written")
 				s.writeAfter = s.Clock.Now().Add(pause(s.writeFails))
 				s.writeFails++
 			}
@@ -565,7 +581,7 @@ func (s *supervisor) announce(ctx context.Context, now time.Time) {
 				s.announceFails, s.announceAfter = 0, time.Time{}
 				return
 			}
-			s.log.Error(err, "Redis did not take the session's state; it is tried again", "epoch", a.Status.Epoch)
+			s.log().Error(err, "Redis did not take the session's state; it is tried again", "epoch", a.Status.Epoch)
 			if s.pending == nil {
 				s.pending = a
 			} else {
@@ -594,7 +610,7 @@ func (s *supervisor) notify() {
 			metrics.Quarantined()
 		}
 		if n.kind == corev1.EventTypeWarning {
-			s.log.Info("A person is told", "reason", n.reason, "message", n.message)
+			s.log().Info("A person is told", "reason", n.reason, "message", n.message)
 		}
 		s.Events.Event(s.m.obj, n.kind, n.reason, status.Clean(n.message, 512))
 	}

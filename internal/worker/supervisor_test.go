@@ -78,6 +78,18 @@ func (w *world) Get(context.Context, types.NamespacedName) (*v1alpha1.WhatsAppSe
 	return w.obj.DeepCopy(), nil
 }
 
+func (w *world) HeldNotPlaced(_ context.Context, worker string) ([]v1alpha1.WhatsAppSession, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case w.apiDown:
+		return nil, errDown
+	case w.obj == nil || w.obj.Status.HeldBy != worker || w.obj.Status.Worker == worker:
+		return nil, nil
+	}
+	return []v1alpha1.WhatsAppSession{*w.obj.DeepCopy()}, nil
+}
+
 func (w *world) PatchStatus(_ context.Context, base *v1alpha1.WhatsAppSession, s v1alpha1.WhatsAppSessionStatus) (*v1alpha1.WhatsAppSession, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
