@@ -8,7 +8,7 @@ COPY . .
 ARG TARGETOS TARGETARCH VERSION=unknown
 RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache/go-build \
     CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH \
-    go build -trimpath -buildvcs=false -ldflags "-s -w -X github.com/whatsapp-operator/whatsapp-operator/internal/app.Version=$VERSION" -o /whatsapp-operator .
+    go build -tags nodemo -trimpath -buildvcs=false -ldflags "-s -w -X github.com/whatsapp-operator/whatsapp-operator/internal/app.Version=$VERSION" -o /whatsapp-operator .
 
 # CA certificates, time zones and a user; nothing to run but ours.
 FROM gcr.io/distroless/static:nonroot

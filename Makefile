@@ -73,6 +73,7 @@ lint: $(GOLANGCI_LINT) ## Run golangci-lint with .golangci.yml
 .PHONY: vet
 vet: ## Run go vet
 	go vet -tags faults ./...
+	go vet -tags nodemo . ./internal/app
 
 .PHONY: fmt
 fmt: $(GOLANGCI_LINT) ## Format the code

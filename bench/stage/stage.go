@@ -63,9 +63,9 @@ func New(ctx context.Context, name string, keep bool) (s *Stage, err error) {
 		s.ends = append(s.ends, func() error { return os.RemoveAll(s.Dir) })
 	}
 	s.server = program{ctx: ctx, dir: s.Dir, stage: s}
-	Say("building the program")
+	Say("building the program as the image has it")
 	s.Binary = filepath.Join(s.Dir, "whatsapp-operator")
-	if out, err := exec.CommandContext(ctx, "go", "build", "-o", s.Binary, ".").CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(ctx, "go", "build", "-tags=nodemo", "-trimpath", "-ldflags=-s -w", "-o", s.Binary, ".").CombinedOutput(); err != nil {
 		return s, fmt.Errorf("building the program: %w\n%s", err, out)
 	}
 	Say("starting an API server, Redis, and a receiver in Laravel's place")

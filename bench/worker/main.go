@@ -179,8 +179,8 @@ func (b *bench) prepare() error {
 		b.ends = append(b.ends, func() { _ = os.RemoveAll(b.dir) })
 	}
 	b.binary = filepath.Join(b.dir, "whatsapp-operator")
-	b.say("building the program")
-	if out, err := exec.CommandContext(b.ctx, "go", "build", "-o", b.binary, ".").CombinedOutput(); err != nil {
+	b.say("building the program as the image has it")
+	if out, err := exec.CommandContext(b.ctx, "go", "build", "-tags=nodemo", "-trimpath", "-ldflags=-s -w", "-o", b.binary, ".").CombinedOutput(); err != nil {
 		return fmt.Errorf("building the program: %w\n%s", err, out)
 	}
 	definition, err := crd.WhatsAppSessions()

@@ -35,7 +35,8 @@ func Main() int {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(newManagerCommand(), newWorkerCommand(), newSimulatorCommand(), newDemoCommand(), newStoreCommand(), newVersionCommand())
+	root.AddCommand(newManagerCommand(), newWorkerCommand(), newSimulatorCommand(), newStoreCommand(), newVersionCommand())
+	root.AddCommand(demoCommands()...)
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "whatsapp-operator:", err)
 		return 1

@@ -8,7 +8,6 @@ import (
 	"github.com/spf13/cobra"
 	"sigs.k8s.io/controller-runtime/pkg/log/zap"
 
-	"github.com/whatsapp-operator/whatsapp-operator/internal/demo"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
 )
 
@@ -57,26 +56,5 @@ connections, and injects faults; docs/simulate.md lists its paths.`,
 	f.StringSliceVar(&options.Hosts, "host", nil, "name or address that the certificate is for; the first is the one in the endpoint")
 	f.StringVar(&caOut, "ca-out", "", "file that the new authority's certificate is written to")
 	f.StringVar(&seed, "seed", "", "derive the root key from this word, so that workers know the simulator again after a restart")
-	return cmd
-}
-
-func newDemoCommand() *cobra.Command {
-	options := demo.Defaults()
-	cmd := &cobra.Command{
-		Use:   "demo",
-		Short: "Run the whole product on this machine, with simulated phones",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return demo.Run(cmd.Context(), options)
-		},
-	}
-	f := cmd.Flags()
-	f.IntVar(&options.Sessions, "sessions", options.Sessions, "how many sessions are applied")
-	f.BoolVar(&options.Exit, "exit", options.Exit, "end once every session is Connected and Laravel has every last state; needs no terminal")
-	f.StringVar(&options.WhatsApp, "whatsapp", options.WhatsApp, "simulated, or real: scan the codes with a real phone")
-	f.StringVar(&options.Redis, "redis", options.Redis, "host:port of a Redis to use instead of the embedded one")
-	f.DurationVar(&options.Timeout, "timeout", options.Timeout, "how long --exit waits")
-	f.DurationVar(&options.ScanAfter, "scan-after", options.ScanAfter, "how long a code is shown before the simulated phone scans it")
-	f.StringVar(&options.Assets, "assets", options.Assets, "folder with etcd and kube-apiserver; empty: $KUBEBUILDER_ASSETS")
 	return cmd
 }
