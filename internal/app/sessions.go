@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/url"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -22,9 +23,7 @@ import (
 const (
 	// ownerRequests and reportRequests bound a worker's requests to the API server at a
 	// time: when a thousand sessions come back at once, they wait here and not in the API
-	// server, where each would use up its time. Who owns a device goes before what is told
-	// of it: a report that is late by a second harms nobody, and a session whose claim is
-	// late is down.
+	// server, where each would use up its time.
 	ownerRequests  = 28
 	reportRequests = 4
 	// apiPatience bounds one request, from the moment in which it is sent.
@@ -32,38 +31,56 @@ const (
 )
 
 // sessions is the API server for a supervisor; its client must not read from a cache.
+//
+// Who owns a device goes before what is told of it: a report that is late by a
+// second harms nobody, and a session whose claim is late is down. While changes
+// of the owner wait or are under way, there is one report at a time.
 type sessions struct {
 	client         client.Client
 	owner, reports *semaphore.Weighted
+	// owning counts the changes of the owner that wait or are under way.
+	owning atomic.Int64
 }
 
 func newSessions(c client.Client) *sessions {
 	return &sessions{client: c, owner: semaphore.NewWeighted(ownerRequests), reports: semaphore.NewWeighted(reportRequests)}
 }
 
-// request calls f when it is its turn.
-func request(ctx context.Context, turns *semaphore.Weighted, f func(context.Context) error) error {
-	if err := turns.Acquire(ctx, 1); err != nil {
+// own calls f, which concerns the owner of a device, when it is its turn.
+func (s *sessions) own(ctx context.Context, f func(context.Context) error) error {
+	s.owning.Add(1)
+	defer s.owning.Add(-1)
+	return request(ctx, s.owner, 1, f)
+}
+
+// report is own for what is only told.
+func (s *sessions) report(ctx context.Context, f func(context.Context) error) error {
+	weight := int64(1)
+	if s.owning.Load() > 0 {
+		weight = reportRequests
+	}
+	return request(ctx, s.reports, weight, f)
+}
+
+func request(ctx context.Context, turns *semaphore.Weighted, weight int64, f func(context.Context) error) error {
+	if err := turns.Acquire(ctx, weight); err != nil {
 		return fmt.Errorf("waiting for a turn at the API server: %w", err)
 	}
-	defer turns.Release(1)
+	defer turns.Release(weight)
 	ctx, cancel := context.WithTimeout(ctx, apiPatience)
 	defer cancel()
 	return f(ctx)
 }
 
-// turns are those of a write: a claim and a release change the owner.
-func (s *sessions) turns(from, to *v1alpha1.WhatsAppSessionStatus) *semaphore.Weighted {
-	if from.HeldBy != to.HeldBy || from.HolderStart != to.HolderStart {
-		return s.owner
-	}
-	return s.reports
+// changesOwner: the write is a claim or a release.
+func changesOwner(from, to *v1alpha1.WhatsAppSessionStatus) bool {
+	return from.HeldBy != to.HeldBy || from.HolderStart != to.HolderStart
 }
 
 // Get implements worker.Sessions.
 func (s *sessions) Get(ctx context.Context, key types.NamespacedName) (*v1alpha1.WhatsAppSession, error) {
 	obj := &v1alpha1.WhatsAppSession{}
-	if err := request(ctx, s.owner, func(ctx context.Context) error { return s.client.Get(ctx, key, obj) }); err != nil {
+	if err := s.own(ctx, func(ctx context.Context) error { return s.client.Get(ctx, key, obj) }); err != nil {
 		return nil, fmt.Errorf("reading the session: %w", err)
 	}
 	obj.ManagedFields = nil
@@ -73,7 +90,7 @@ func (s *sessions) Get(ctx context.Context, key types.NamespacedName) (*v1alpha1
 // HeldNotPlaced implements worker.Sessions.
 func (s *sessions) HeldNotPlaced(ctx context.Context, name string) ([]v1alpha1.WhatsAppSession, error) {
 	list := &v1alpha1.WhatsAppSessionList{}
-	if err := request(ctx, s.owner, func(ctx context.Context) error {
+	if err := s.own(ctx, func(ctx context.Context) error {
 		return s.client.List(ctx, list, client.MatchingFieldsSelector{Selector: fields.AndSelectors(
 			fields.OneTermEqualSelector("status.heldBy", name), fields.OneTermNotEqualSelector("status.worker", name),
 		)})
@@ -91,7 +108,11 @@ func (s *sessions) PatchStatus(ctx context.Context, base *v1alpha1.WhatsAppSessi
 	obj := base.DeepCopy()
 	obj.Status = status
 	patch := client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})
-	if err := request(ctx, s.turns(&base.Status, &status), func(ctx context.Context) error { return s.client.Status().Patch(ctx, obj, patch) }); err != nil {
+	turn := s.report
+	if changesOwner(&base.Status, &status) {
+		turn = s.own
+	}
+	if err := turn(ctx, func(ctx context.Context) error { return s.client.Status().Patch(ctx, obj, patch) }); err != nil {
 		return nil, fmt.Errorf("writing the session's status: %w", err)
 	}
 	obj.ManagedFields = nil
