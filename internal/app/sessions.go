@@ -33,40 +33,49 @@ const (
 // sessions is the API server for a supervisor; its client must not read from a cache.
 //
 // Who owns a device goes before what is told of it: a report that is late by a
-// second harms nobody, and a session whose claim is late is down. While changes
-// of the owner wait or are under way, there is one report at a time.
+// second harms nobody, and a session whose claim is late is down. While anything
+// that concerns an owner waits or is under way, there is one report at a time.
 type sessions struct {
-	client         client.Client
-	owner, reports *semaphore.Weighted
-	// owning counts the changes of the owner that wait or are under way.
+	client                 client.Client
+	owner, reports, single *semaphore.Weighted
+	// owning counts the requests that concern an owner and wait or are under way.
 	owning atomic.Int64
 }
 
 func newSessions(c client.Client) *sessions {
-	return &sessions{client: c, owner: semaphore.NewWeighted(ownerRequests), reports: semaphore.NewWeighted(reportRequests)}
+	return &sessions{
+		client: c,
+		owner:  semaphore.NewWeighted(ownerRequests), reports: semaphore.NewWeighted(reportRequests), single: semaphore.NewWeighted(1),
+	}
 }
 
 // own calls f, which concerns the owner of a device, when it is its turn.
 func (s *sessions) own(ctx context.Context, f func(context.Context) error) error {
 	s.owning.Add(1)
 	defer s.owning.Add(-1)
-	return request(ctx, s.owner, 1, f)
+	return request(ctx, s.owner, f)
 }
 
 // report is own for what is only told.
 func (s *sessions) report(ctx context.Context, f func(context.Context) error) error {
-	weight := int64(1)
-	if s.owning.Load() > 0 {
-		weight = reportRequests
+	many := false
+	err := request(ctx, s.single, func(ctx context.Context) error {
+		if many = s.owning.Load() == 0; many {
+			return nil
+		}
+		return f(ctx)
+	})
+	if err != nil || !many {
+		return err
 	}
-	return request(ctx, s.reports, weight, f)
+	return request(ctx, s.reports, f)
 }
 
-func request(ctx context.Context, turns *semaphore.Weighted, weight int64, f func(context.Context) error) error {
-	if err := turns.Acquire(ctx, weight); err != nil {
+func request(ctx context.Context, turns *semaphore.Weighted, f func(context.Context) error) error {
+	if err := turns.Acquire(ctx, 1); err != nil {
 		return fmt.Errorf("waiting for a turn at the API server: %w", err)
 	}
-	defer turns.Release(weight)
+	defer turns.Release(1)
 	ctx, cancel := context.WithTimeout(ctx, apiPatience)
 	defer cancel()
 	return f(ctx)

@@ -2,9 +2,12 @@ package app
 
 import (
 	"context"
+	"runtime"
+	"sync/atomic"
 	"testing"
 
 	. "github.com/onsi/gomega"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 )
@@ -24,21 +27,40 @@ func TestWhoOwnsADeviceGoesBeforeWhatIsToldOfIt(t *testing.T) {
 		NewWithT(t).Expect(changesOwner(&tt.from, &tt.to)).To(Equal(tt.owner), name)
 	}
 
-	t.Log("while an owner waits, there is one report at a time")
+	t.Log("while an owner waits, there is one report at a time; when none does, there are more")
 	g := NewWithT(t)
 	s := newSessions(nil)
-	together := func() (most int) {
-		for s.reports.TryAcquire(1) {
-			most++
-		}
-		s.reports.Release(int64(most))
-		return most
-	}
-	var during, owned int
-	g.Expect(s.report(t.Context(), func(context.Context) error { during = together(); return nil })).To(Succeed())
-	g.Expect(during).To(Equal(reportRequests - 1))
+	var at, most atomic.Int64
 	g.Expect(s.own(t.Context(), func(ctx context.Context) error {
-		return s.report(ctx, func(context.Context) error { owned = together(); return nil })
+		var reports errgroup.Group
+		for range 20 {
+			reports.Go(func() error {
+				return s.report(ctx, func(context.Context) error {
+					most.Store(max(most.Load(), at.Add(1)))
+					runtime.Gosched()
+					at.Add(-1)
+					return nil
+				})
+			})
+		}
+		return reports.Wait()
 	})).To(Succeed())
-	g.Expect(owned).To(BeZero())
+	g.Expect(most.Load()).To(Equal(int64(1)))
+
+	met := make(chan struct{})
+	var meeting errgroup.Group
+	for range 2 {
+		meeting.Go(func() error {
+			return s.report(t.Context(), func(ctx context.Context) error {
+				select {
+				case met <- struct{}{}:
+				case <-met:
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+				return nil
+			})
+		})
+	}
+	g.Expect(meeting.Wait()).To(Succeed(), "two are under way at once")
 }

@@ -21,8 +21,10 @@ import (
 
 	"github.com/go-logr/logr"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/resourceversion"
+	"k8s.io/client-go/util/workqueue"
 	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -51,6 +53,8 @@ const (
 	// reconciles is how many sessions are looked at at a time; for one that was moved away
 	// that is a request to the API server.
 	reconciles = 16
+	// lookAgain is the first pause after a look that failed; each further one doubles it, up to retryMost.
+	lookAgain = 50 * time.Millisecond
 	// stockEvery is how often this worker asks what it holds but was not given.
 	stockEvery = 5 * time.Minute
 	// beatEvery is how often the agent shows that it goes round, and stuckAfter when it is
@@ -132,7 +136,12 @@ func NewAgent(o Options, placed client.Reader) *Agent {
 // left to the caller, because the manager must outlive it: an agent that hands
 // its sessions over still learns who takes them.
 func (a *Agent) SetupWithManager(mgr manager.Manager, placed cache.Cache) error {
-	c, err := controller.New("agent", mgr, controller.Options{Reconciler: a, MaxConcurrentReconciles: reconciles})
+	c, err := controller.New("agent", mgr, controller.Options{
+		Reconciler: a, MaxConcurrentReconciles: reconciles,
+		// The default's pauses grow to a quarter of an hour, and a session that was moved away
+		// while the API server was down has to be given up soon after.
+		RateLimiter: workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](lookAgain, retryMost),
+	})
 	if err != nil {
 		return fmt.Errorf("creating the agent's controller: %w", err)
 	}
@@ -225,6 +234,7 @@ func (a *Agent) supervisor(key types.NamespacedName, obj *v1alpha1.WhatsAppSessi
 	}, a.o.Log, obj, a.o.Worker, a.nextStart())
 	s.m.draining, s.m.evicted = a.draining, a.evicting
 	a.supervisors[key] = s
+	ended := event.GenericEvent{Object: &v1alpha1.WhatsAppSession{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}}
 	a.running.Go(func() {
 		s.run(a.life)
 		a.mu.Lock()
@@ -235,7 +245,7 @@ func (a *Agent) supervisor(key types.NamespacedName, obj *v1alpha1.WhatsAppSessi
 		a.mu.Unlock()
 		// The name may stand for another object by now.
 		select {
-		case a.again <- event.GenericEvent{Object: &v1alpha1.WhatsAppSession{ObjectMeta: obj.ObjectMeta}}:
+		case a.again <- ended:
 		case <-a.life.Done():
 		}
 	})
@@ -423,7 +433,7 @@ func (a *Agent) takeStock(ctx context.Context) {
 	fails := 0
 	for {
 		wait := stockEvery
-		held, err := a.o.Sessions.HeldNotPlaced(ctx, a.o.Worker)
+		held, err := a.leftHeld(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return
@@ -444,6 +454,16 @@ func (a *Agent) takeStock(ctx context.Context) {
 		case <-a.o.Clock.After(wait):
 		}
 	}
+}
+
+// leftHeld lists what this worker holds but was not given. The cache has what is
+// placed here before: of a session that is moved between the two looks, the
+// cache tells.
+func (a *Agent) leftHeld(ctx context.Context) ([]v1alpha1.WhatsAppSession, error) {
+	if err := a.placed.List(ctx, &v1alpha1.WhatsAppSessionList{}, client.Limit(1)); err != nil {
+		return nil, fmt.Errorf("waiting for the cache: %w", err)
+	}
+	return a.o.Sessions.HeldNotPlaced(ctx, a.o.Worker)
 }
 
 // Joined reports whether the worker may hold sessions; it is the readiness check.
@@ -485,10 +505,11 @@ func (a *Agent) drain(ctx context.Context, left <-chan error) (released bool) {
 	for {
 		now := a.o.Clock.Now()
 		a.beat.Store(now.UnixNano())
+		stocked := a.tookStock() // before all: what was found is among them
 		all := a.all()
 		switch {
-		case len(all) == 0 && (evicted || a.tookStock()):
-			return a.tookStock() // or a former process's sessions may still be held
+		case len(all) == 0 && (evicted || stocked):
+			return stocked // or a former process's sessions may still be held
 		case !now.Before(begun.Add(a.o.DrainTimeout)):
 			for _, s := range all {
 				a.o.Log.Info("Not every session could be given up in time; their sockets are closed and a restart takes them up", "session", s.key.Name, "namespace", s.key.Namespace)
@@ -501,7 +522,7 @@ func (a *Agent) drain(ctx context.Context, left <-chan error) (released bool) {
 			a.evicting = true
 			a.mu.Unlock()
 			a.o.Log.Info("Giving up all sessions without waiting for their successors", "sessions", len(all))
-			for _, s := range all {
+			for _, s := range a.all() { // also who has come since
 				s.post(func() { s.m.evicted = true })
 			}
 		case len(all) != remaining:

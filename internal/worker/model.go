@@ -581,6 +581,8 @@ func (m *model) rendered(now time.Time) (v1alpha1.WhatsAppSessionStatus, bool) {
 		return v1alpha1.WhatsAppSessionStatus{}, false
 	case m.heldHere() && !m.hold && m.stays(now): // a former process's hold, until ours is claimed
 		return v1alpha1.WhatsAppSessionStatus{}, false
+	case m.heldHere() && m.hold && !m.stays(now): // the release tells it, and must not wait behind a report
+		return v1alpha1.WhatsAppSessionStatus{}, false
 	}
 	s := *m.want.DeepCopy()
 	from := &m.obj.Status

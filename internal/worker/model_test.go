@@ -644,6 +644,7 @@ func TestOnlyTheHolderWrites(t *testing.T) {
 		{name: "a claim, but it was placed elsewhere", obj: session(func(s *v1alpha1.WhatsAppSession) { s.Status.Worker = "worker-b" }), hold: true},
 		{name: "held", obj: session(heldByMe), hold: true, writes: true},
 		{name: "held, moved away, to be released", obj: session(heldByMe, func(s *v1alpha1.WhatsAppSession) { s.Status.Worker = "worker-b" }), writes: true},
+		{name: "held, moved away, not released yet: the release tells it", obj: session(heldByMe, func(s *v1alpha1.WhatsAppSession) { s.Status.Worker = "worker-b" }), hold: true},
 		{name: "held by a former process: the claim comes before any other write", obj: session(func(s *v1alpha1.WhatsAppSession) {
 			s.Status.HeldBy, s.Status.HolderStart = me, "p0"
 		})},
