@@ -28,6 +28,9 @@ func (w *world) dies(name string, survivors ...string) {
 	for _, s := range survivors {
 		w.worker(s)
 	}
+	if len(survivors) > 0 { // and again: a survivor whose renewal was not seen would be silent, too
+		w.becomes(w.apply(w.b, "after-"+name), func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(survivors).To(ContainElement(s.Status.Worker)) })
+	}
 	w.verdicts.say(name, true)
 }
 
