@@ -236,3 +236,38 @@ func TestTheEventBufferIsCleanedBesideAWriter(t *testing.T) {
 	g.Expect(tx.Commit()).To(Succeed())
 	g.Eventually(cleaned, "10s").Should(Receive(Equal(outcome{n: events})))
 }
+
+// Reading and making one-time keys is work between two statements: whoever waits for a
+// processor waits without a transaction, which PostgreSQL would end.
+func TestOneTimeKeysWaitForAProcessorWithoutATransaction(t *testing.T) {
+	onBoth(t, func(t *testing.T, _ string, s *Store) {
+		g := NewWithT(t)
+		_, d, failed := paired(t, s, "id", jidOf("4915100000001"))
+		for range cap(s.prekeys) {
+			s.prekeys <- struct{}{}
+		}
+		g.Eventually(func() int { return s.db.RawDB.Stats().InUse }).Should(BeZero())
+
+		ctx, cancel := context.WithCancel(t.Context())
+		made := make(chan error, 1)
+		go func() {
+			_, err := d.PreKeys.GetOrGenPreKeys(ctx, 812)
+			made <- err
+		}()
+		g.Consistently(func() int { return s.db.RawDB.Stats().InUse + len(made) }, "100ms").Should(BeZero())
+		cancel()
+		g.Eventually(made).Should(Receive(MatchError(context.Canceled)))
+		g.Expect(failed.all()).To(BeEmpty(), "nothing was lost by that")
+
+		<-s.prekeys
+		first, err := d.PreKeys.GetOrGenPreKeys(t.Context(), 812)
+		g.Expect(err).NotTo(HaveOccurred())
+		again, err := d.PreKeys.GetOrGenPreKeys(t.Context(), 812)
+		g.Expect(err).NotTo(HaveOccurred())
+		g.Expect(again).To(HaveLen(812))
+		g.Expect(again[811].KeyID).To(Equal(first[811].KeyID), "those that were not uploaded are used again")
+		for range cap(s.prekeys) - 1 {
+			<-s.prekeys
+		}
+	})
+}

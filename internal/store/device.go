@@ -456,6 +456,14 @@ func (f *device) DeleteSession(ctx context.Context, address string) error {
 }
 
 func (f *device) GetOrGenPreKeys(ctx context.Context, count uint32) ([]*keys.PreKey, error) {
+	if !nested(ctx) { // whoever has a transaction must not wait in it
+		select {
+		case f.store.prekeys <- struct{}{}:
+			defer func() { <-f.store.prekeys }()
+		case <-ctx.Done():
+			return nil, fmt.Errorf("waiting to make one-time keys: %w", context.Cause(ctx))
+		}
+	}
 	return writeAndRead(ctx, f, func(ctx context.Context) ([]*keys.PreKey, error) { return f.keys.GetOrGenPreKeys(ctx, count) })
 }
 

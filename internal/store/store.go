@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/url"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -77,6 +78,11 @@ type Store struct {
 	// writer is held by the one transaction that writes: SQLite has one writer, and
 	// waiting in a queue is fairer and cheaper than SQLite's polling. nil for PostgreSQL.
 	writer chan struct{}
+	// prekeys is held by those who make or read a device's one-time keys, as many at a time
+	// as there are processors: 812 scalar multiplications between two statements. Were they
+	// as many as connections on a busy machine, each one's transaction would be idle for so
+	// long that PostgreSQL throws it out, and the next login begins it again.
+	prekeys chan struct{}
 }
 
 // ErrBadURL is a store URL that cannot be used.
@@ -88,7 +94,7 @@ func Open(ctx context.Context, cfg Config, log logr.Logger) (*Store, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	s := &Store{clock: cfg.Clock, log: log}
+	s := &Store{clock: cfg.Clock, log: log, prekeys: make(chan struct{}, runtime.GOMAXPROCS(0))}
 	if s.clock == nil {
 		s.clock = clock.RealClock{}
 	}
