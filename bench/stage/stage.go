@@ -65,8 +65,8 @@ func New(ctx context.Context, name string, keep bool) (s *Stage, err error) {
 	s.server = program{ctx: ctx, dir: s.Dir, stage: s}
 	Say("building the program as the image has it")
 	s.Binary = filepath.Join(s.Dir, "whatsapp-operator")
-	if out, err := exec.CommandContext(ctx, "go", "build", "-tags=nodemo", "-trimpath", "-ldflags=-s -w", "-o", s.Binary, ".").CombinedOutput(); err != nil {
-		return s, fmt.Errorf("building the program: %w\n%s", err, out)
+	if err := Build(ctx, s.Binary); err != nil {
+		return s, err
 	}
 	Say("starting an API server, Redis, and a receiver in Laravel's place")
 	if err := s.startAPIServer(); err != nil {
@@ -80,6 +80,16 @@ func New(ctx context.Context, name string, keep bool) (s *Stage, err error) {
 	}
 	s.ends = append(s.ends, s.Laravel.close)
 	return s, nil
+}
+
+// Build builds the program as the Dockerfile does: what is measured is what is shipped.
+func Build(ctx context.Context, path string) error {
+	build := exec.CommandContext(ctx, "go", "build", "-tags=nodemo", "-trimpath", "-ldflags=-s -w", "-o", path, ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("building the program: %w\n%s", err, out)
+	}
+	return nil
 }
 
 func (s *Stage) startAPIServer() error {

@@ -34,6 +34,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/bench/stage"
 	"github.com/whatsapp-operator/whatsapp-operator/config/crd"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
 )
@@ -180,8 +181,8 @@ func (b *bench) prepare() error {
 	}
 	b.binary = filepath.Join(b.dir, "whatsapp-operator")
 	b.say("building the program as the image has it")
-	if out, err := exec.CommandContext(b.ctx, "go", "build", "-tags=nodemo", "-trimpath", "-ldflags=-s -w", "-o", b.binary, ".").CombinedOutput(); err != nil {
-		return fmt.Errorf("building the program: %w\n%s", err, out)
+	if err := stage.Build(b.ctx, b.binary); err != nil {
+		return err
 	}
 	definition, err := crd.WhatsAppSessions()
 	if err != nil {

@@ -9,9 +9,8 @@ import (
 )
 
 // demoCommands is the demo. The image leaves it out: it has no API server to
-// start there, and what starts one makes the program larger by 40 % and each
-// worker's memory by some 17 MB (html/template keeps every exported method of
-// every type that can be reached).
+// start there, and what starts one makes the program larger by 40 %
+// (html/template keeps every exported method of every type that can be reached).
 func demoCommands() []*cobra.Command { return []*cobra.Command{newDemoCommand()} }
 
 func newDemoCommand() *cobra.Command {

@@ -320,15 +320,22 @@ func TestASupervisorThatHasEndedKnowsBetterThanTheCache(t *testing.T) {
 	p.Eventually(func() string { p.look(); return p.status().HeldBy }).Should(Equal(me))
 }
 
-// TestWhatAFormerProcessHeldIsReleased: the session was moved while the process was dead, so
-// no cache of what is placed here shows it.
-func TestWhatAFormerProcessHeldIsReleased(t *testing.T) {
+// prepareLeft is an agent that cannot ask yet what a former process held: a
+// session that was moved while that was dead.
+func prepareLeft(t *testing.T) *workplace {
 	p := prepare(t, session(func(s *v1alpha1.WhatsAppSession) {
 		s.Status.Worker, s.Status.HeldBy, s.Status.HolderStart = "worker-b", me, "before"
 	}))
 	p.apiDown = true
 	p.begin(t)
 	p.Eventually(p.agent.Joined).Should(BeTrue())
+	return p
+}
+
+// TestWhatAFormerProcessHeldIsReleased: the session was moved while the process was dead, so
+// no cache of what is placed here shows it.
+func TestWhatAFormerProcessHeldIsReleased(t *testing.T) {
+	p := prepareLeft(t)
 	p.Eventually(p.clock.HasWaiters).Should(BeTrue())
 	p.Expect(p.status().HeldBy).To(Equal(me))
 	p.locked(func() { p.apiDown = false })
@@ -339,12 +346,7 @@ func TestWhatAFormerProcessHeldIsReleased(t *testing.T) {
 // TestADrainThatDoesNotKnowWhatIsLeftKeepsItsWitnesses: a former process's session may still
 // be held in this worker's name, and only its silence makes it free.
 func TestADrainThatDoesNotKnowWhatIsLeftKeepsItsWitnesses(t *testing.T) {
-	p := prepare(t, session(func(s *v1alpha1.WhatsAppSession) {
-		s.Status.Worker, s.Status.HeldBy, s.Status.HolderStart = "worker-b", me, "before"
-	}))
-	p.apiDown = true
-	p.begin(t)
-	p.Eventually(p.agent.Joined).Should(BeTrue())
+	p := prepareLeft(t)
 	p.stop()
 	p.Eventually(func() bool { p.clock.Step(time.Second); return len(p.ended) > 0 }).Should(BeTrue())
 	p.Expect(p.membership.is(&p.membership.left)()).To(BeFalse())
