@@ -94,6 +94,9 @@ type IDs interface {
 // sessions that nobody holds. What is not newer than what Redis knows is
 // ignored there, so a call may be repeated or come late.
 type Announcer interface {
+	// Update says the status of a session that may have another by now: only where Redis
+	// remembers what was said of it before. told is false where it remembers nothing.
+	Update(ctx context.Context, item delivery.StatusItem) (told bool, err error)
 	// Enqueue says the present status of a session.
 	Enqueue(ctx context.Context, item delivery.StatusItem) error
 	// Deleted says the last status of a session and removes what Redis has of it.
@@ -116,6 +119,8 @@ type SessionOptions struct {
 type SessionReconciler struct {
 	SessionOptions
 	client client.Client
+	// reader asks the API server itself.
+	reader client.Reader
 	events events.EventRecorder
 
 	mu sync.Mutex
@@ -143,7 +148,7 @@ func SetupSession(mgr ctrl.Manager, o SessionOptions) (*SessionReconciler, error
 		o.Concurrency = 16
 	}
 	r := &SessionReconciler{
-		SessionOptions: o, client: mgr.GetClient(), events: mgr.GetEventRecorder("whatsapp-operator"),
+		SessionOptions: o, client: mgr.GetClient(), reader: mgr.GetAPIReader(), events: mgr.GetEventRecorder("whatsapp-operator"),
 		told: map[types.NamespacedName]int64{}, floor: map[string]int64{}, wrote: map[types.NamespacedName]version{},
 	}
 	err := mgr.GetFieldIndexer().IndexField(context.Background(), &v1alpha1.WhatsAppSession{}, indexSessionID, func(obj client.Object) []string {
@@ -548,13 +553,36 @@ func (r *SessionReconciler) announce(ctx context.Context, s *v1alpha1.WhatsAppSe
 	if told == s.Status.Epoch {
 		return nil
 	}
-	if err := r.Announcer.Enqueue(ctx, item(s)); err != nil {
+	known, err := r.Announcer.Update(ctx, item(s))
+	if err == nil && !known {
+		// Nothing there would keep an old status from Laravel, and ours may be old: that of
+		// a leader that was paused and leads no more, whose cache is catching up.
+		newest, readErr := r.isNewest(ctx, s)
+		if readErr != nil || !newest {
+			return readErr // what has changed brings the session back
+		}
+		err = r.Announcer.Enqueue(ctx, item(s))
+	}
+	if err != nil {
 		return fmt.Errorf("telling Redis the session's status: %w", err)
 	}
 	r.mu.Lock()
 	r.told[key] = s.Status.Epoch
 	r.mu.Unlock()
 	return nil
+}
+
+// isNewest asks the API server whether s is what it has.
+func (r *SessionReconciler) isNewest(ctx context.Context, s *v1alpha1.WhatsAppSession) (bool, error) {
+	newest := &v1alpha1.WhatsAppSession{}
+	err := r.reader.Get(ctx, client.ObjectKeyFromObject(s), newest)
+	if apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("reading the session from the API server: %w", err)
+	}
+	return newest.UID == s.UID && newest.ResourceVersion == s.ResourceVersion, nil
 }
 
 func (r *SessionReconciler) untell(key types.NamespacedName) {
@@ -704,8 +732,14 @@ func (r *SessionReconciler) finish(ctx context.Context, s *v1alpha1.WhatsAppSess
 		Generation: s.Generation, Phase: v1alpha1.PhaseTerminating, Reason: e.reason, Message: e.message,
 	}, now)
 	next = speak(s, next, now)
-	if _, err := r.write(ctx, s, next); err != nil {
+	written, err := r.write(ctx, s, next)
+	if err != nil {
 		return err
+	}
+	if !written { // said already: by whoever came no further, or long ago, and the picture is old
+		if newest, err := r.isNewest(ctx, s); err != nil || !newest {
+			return err
+		}
 	}
 	if e.release != "" {
 		if err := r.IDs.Release(ctx, s.UID, e.release); err != nil {

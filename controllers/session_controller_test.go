@@ -566,6 +566,66 @@ func TestRedisForgetsAndTheLeaderChanges(t *testing.T) {
 	w.Expect(now.ResourceVersion).To(Equal(s.ResourceVersion), "nothing was written for it")
 }
 
+// TestAnOldPictureAndARedisThatForgot is a leader that was paused and wakes when
+// another leads and Redis has just been emptied: its cache shows the past, and
+// nothing in Redis would refuse it.
+func TestAnOldPictureAndARedisThatForgot(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.worker("worker-a")
+	pictures := map[string]*v1alpha1.WhatsAppSession{}
+	for _, name := range []string{"held", "moved", "unheld", "gone", "again", "ended"} {
+		pictures[name] = w.placed(w.apply(w.a, name), "worker-a")
+		w.hears(name, "pending/Pending/Placed")
+	}
+	w.hold(pictures["held"], "worker-a")
+	w.edit(pictures["ended"], func(s *v1alpha1.WhatsAppSession) {
+		s.Finalizers = append(s.Finalizers, "example.com/keeps")
+		s.Spec.DeletionPolicy = v1alpha1.DeletionRetain
+	})
+	w.ids.link("ended", "34600111222:3@s.whatsapp.net", "+34600111222")
+	w.edit(pictures["moved"], suspended)
+	w.phase(pictures["moved"], v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended)
+	for _, name := range []string{"gone", "again"} {
+		w.delete(pictures[name])
+		w.gone(pictures[name])
+	}
+	w.placed(w.apply(w.a, "again"), "worker-a")
+	w.delete(pictures["ended"])
+	ended := w.becomes(pictures["ended"], func(g Gomega, s *v1alpha1.WhatsAppSession) {
+		g.Expect(s.Finalizers).To(ConsistOf("example.com/keeps"))
+	})
+	w.stop()
+	pictures["ended"] = ended.DeepCopy()
+	controllerutil.AddFinalizer(pictures["ended"], v1alpha1.Finalizer) // as it was before the last of its writes
+	pictures["ended"].ResourceVersion = pictures["moved"].ResourceVersion
+	w.edit(ended, func(s *v1alpha1.WhatsAppSession) { s.Finalizers = nil })
+	w.gone(ended)
+	w.redis.empty()
+
+	wakes := func(name string) error {
+		r := &SessionReconciler{
+			SessionOptions: SessionOptions{Installation: installation, IDs: w.ids, Announcer: w.redis, Log: logr.Discard(), Clock: w.clock},
+			client: interceptor.NewClient(k8s, interceptor.Funcs{
+				Get: func(_ context.Context, _ client.WithWatch, _ client.ObjectKey, into client.Object, _ ...client.GetOption) error {
+					pictures[name].DeepCopyInto(into.(*v1alpha1.WhatsAppSession))
+					return nil
+				},
+			}),
+			reader: k8s, events: events.NewFakeRecorder(10),
+			told: map[types.NamespacedName]int64{}, floor: map[string]int64{}, wrote: map[types.NamespacedName]version{},
+		}
+		_, err := r.Reconcile(t.Context(), ctrl.Request{NamespacedName: client.ObjectKeyFromObject(pictures[name])})
+		return err
+	}
+	for _, name := range []string{"held", "moved", "gone", "again", "ended"} {
+		w.Expect(wakes(name)).To(Succeed(), name)
+		w.Expect(w.redis.says(name)).To(BeEmpty(), "%s: whoever knows the present says it", name)
+	}
+	w.Expect(wakes("unheld")).To(Succeed())
+	w.Expect(w.redis.says("unheld")).To(Equal("pending/Pending/Placed"), "what is still so is said")
+}
+
 func TestAStoreThatDoesNotAnswer(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -608,7 +668,7 @@ func TestADecisionFromAnOldPicture(t *testing.T) {
 			Installation: installation, IDs: w.ids, Announcer: w.redis, Log: logr.Discard(),
 			Clock: clocktesting.NewFakeClock(w.clock.Now().Add(time.Hour)),
 		},
-		client: paused, events: events.NewFakeRecorder(10), told: map[types.NamespacedName]int64{}, floor: map[string]int64{},
+		client: paused, reader: k8s, events: events.NewFakeRecorder(10), told: map[types.NamespacedName]int64{}, floor: map[string]int64{},
 	}
 	result, err := r.Reconcile(t.Context(), ctrl.Request{NamespacedName: client.ObjectKeyFromObject(old)})
 	w.Expect(err).NotTo(HaveOccurred(), "a conflict is no error: it is decided again")
@@ -645,7 +705,7 @@ func TestTheCacheIsBehindOurOwnWrite(t *testing.T) {
 	})
 	r := &SessionReconciler{
 		SessionOptions: SessionOptions{Installation: installation, IDs: claims, Announcer: w.redis, Log: logr.Discard(), Clock: w.clock},
-		client:         behind, events: events.NewFakeRecorder(10),
+		client:         behind, reader: k8s, events: events.NewFakeRecorder(10),
 		told: map[types.NamespacedName]int64{}, floor: map[string]int64{}, wrote: map[types.NamespacedName]version{},
 	}
 	reconcile := func(why string, writes, claimed int) {

@@ -548,6 +548,15 @@ func (f *fakeRedis) Enqueue(_ context.Context, item delivery.StatusItem) error {
 	return nil
 }
 
+func (f *fakeRedis) Update(ctx context.Context, item delivery.StatusItem) (bool, error) {
+	if f.says(item.SessionID) == "" {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return false, f.err
+	}
+	return true, f.Enqueue(ctx, item)
+}
+
 func (f *fakeRedis) Deleted(ctx context.Context, item delivery.StatusItem) error {
 	if err := f.Enqueue(ctx, item); err != nil {
 		return err

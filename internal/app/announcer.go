@@ -23,13 +23,9 @@ type announcer struct {
 const roundTrips = 4
 
 func newAnnouncer(queue *batch.Queue, c *cache.Cache) *announcer {
-	enqueue := func(ctx context.Context, kind delivery.Kind, items ...delivery.Item) error {
-		_, err := queue.Enqueue(ctx, kind, items...)
-		return err
-	}
 	return &announcer{
 		queue: queue, cache: c,
-		statuses: newTogether(delivery.KindStatus, roundTrips, enqueue), codes: newTogether(delivery.KindQR, roundTrips, enqueue),
+		statuses: newTogether(delivery.KindStatus, roundTrips, queue.Enqueue), codes: newTogether(delivery.KindQR, roundTrips, queue.Enqueue),
 	}
 }
 
@@ -58,7 +54,8 @@ func (a *announcer) enqueue(ctx context.Context, status delivery.StatusItem) err
 	if err != nil {
 		return err
 	}
-	return a.statuses.Enqueue(ctx, item)
+	_, err = a.statuses.Enqueue(ctx, item)
+	return err
 }
 
 // code writes the QR code to the cache and, if it is new there, into its queue.
@@ -80,7 +77,8 @@ func (a *announcer) code(ctx context.Context, what worker.Announcement) error {
 	if err != nil {
 		return err
 	}
-	return a.codes.Enqueue(ctx, item)
+	_, err = a.codes.Enqueue(ctx, item)
+	return err
 }
 
 func qr(item delivery.QRItem) cache.QR {
@@ -116,14 +114,38 @@ func entry(what worker.Announcement, withCode bool) cache.Entry {
 }
 
 // speaker is the manager's voice: for sessions that nobody holds.
-type speaker struct{ *announcer }
-
-// Enqueue says a session's present status.
-func (s *speaker) Enqueue(ctx context.Context, status delivery.StatusItem) error {
-	return errors.Join(s.enqueue(ctx, status), s.cache.RefreshAll(ctx, []cache.Entry{entry(worker.Announcement{Status: status}, false)}))
+type speaker struct {
+	*announcer
+	updates *together
 }
 
-// Deleted says the last status of a session and removes what the cache has of it.
+func newSpeaker(queue *batch.Queue, c *cache.Cache) *speaker {
+	return &speaker{newAnnouncer(queue, c), newTogether(delivery.KindStatus, roundTrips, queue.Update)}
+}
+
+// Update implements controllers.Announcer.
+func (s *speaker) Update(ctx context.Context, status delivery.StatusItem) (told bool, err error) {
+	item, err := status.Item()
+	if err != nil {
+		return false, err
+	}
+	outcome, err := s.updates.Enqueue(ctx, item)
+	if err == nil && outcome == batch.Unknown {
+		return false, nil
+	}
+	return true, errors.Join(err, s.refresh(ctx, status))
+}
+
+// Enqueue implements controllers.Announcer.
+func (s *speaker) Enqueue(ctx context.Context, status delivery.StatusItem) error {
+	return errors.Join(s.enqueue(ctx, status), s.refresh(ctx, status))
+}
+
+func (s *speaker) refresh(ctx context.Context, status delivery.StatusItem) error {
+	return s.cache.RefreshAll(ctx, []cache.Entry{entry(worker.Announcement{Status: status}, false)})
+}
+
+// Deleted implements controllers.Announcer.
 func (s *speaker) Deleted(ctx context.Context, status delivery.StatusItem) error {
 	return errors.Join(
 		s.enqueue(ctx, status),

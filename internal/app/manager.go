@@ -71,7 +71,7 @@ func runManager(ctx context.Context, config *managerConfig, log logr.Logger) (er
 	}
 	ids := &ids{store: f.store, ready: make(chan struct{})}
 	sessions, err := controllers.SetupSession(mgr, controllers.SessionOptions{
-		Installation: f.installation, IDs: ids, Announcer: &speaker{newAnnouncer(f.queue, f.cache)},
+		Installation: f.installation, IDs: ids, Announcer: newSpeaker(f.queue, f.cache),
 		Clock: f.clock, Log: log.WithName("session"),
 	})
 	if err != nil {

@@ -21,7 +21,7 @@ const enqueuePatience = 10 * time.Second
 // may be under way at a time; their order does not matter, the items' numbers do.
 type together struct {
 	kind    delivery.Kind
-	enqueue func(ctx context.Context, kind delivery.Kind, items ...delivery.Item) error
+	enqueue enqueue
 	// turn is taken by who makes a round trip.
 	turn chan struct{}
 
@@ -29,19 +29,24 @@ type together struct {
 	waiting []*joined
 }
 
+// enqueue is how a Queue takes items.
+type enqueue func(ctx context.Context, kind delivery.Kind, items ...delivery.Item) ([]batch.Outcome, error)
+
 type joined struct {
 	item delivery.Item
 	done chan struct{}
-	err  error // valid when done is closed
+	// Valid when done is closed.
+	outcome batch.Outcome
+	err     error
 }
 
-func newTogether(kind delivery.Kind, trips int, enqueue func(context.Context, delivery.Kind, ...delivery.Item) error) *together {
-	return &together{kind: kind, enqueue: enqueue, turn: make(chan struct{}, trips)}
+func newTogether(kind delivery.Kind, trips int, how enqueue) *together {
+	return &together{kind: kind, enqueue: how, turn: make(chan struct{}, trips)}
 }
 
-// Enqueue returns when the item is in the queue. After an error it may be there
-// or come there yet; its numbers make that harmless.
-func (t *together) Enqueue(ctx context.Context, item delivery.Item) error {
+// Enqueue returns when the queue has answered for the item. After an error it
+// may be there or come there yet; its numbers make that harmless.
+func (t *together) Enqueue(ctx context.Context, item delivery.Item) (batch.Outcome, error) {
 	mine := &joined{item: item, done: make(chan struct{})}
 	t.mu.Lock()
 	t.waiting = append(t.waiting, mine)
@@ -53,9 +58,9 @@ func (t *together) Enqueue(ctx context.Context, item delivery.Item) error {
 		<-t.turn
 		<-mine.done // by us, or by who had the turn before
 	case <-ctx.Done():
-		return fmt.Errorf("waiting to enqueue: %w", ctx.Err())
+		return 0, fmt.Errorf("waiting to enqueue: %w", ctx.Err())
 	}
-	return mine.err
+	return mine.outcome, mine.err
 }
 
 // take makes the round trip for everyone who waits. It is not cut short by the
@@ -74,14 +79,17 @@ func (t *together) take(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), enqueuePatience)
 	defer cancel()
-	err := t.enqueue(ctx, t.kind, items...)
-	for _, j := range all {
-		j.err = err
+	outcomes, err := t.enqueue(ctx, t.kind, items...)
+	for i, j := range all {
+		mine, err := outcomes, err
 		if errors.Is(err, batch.ErrInvalidItem) && len(all) > 1 { // one bad item must not hold up the others
-			j.err = t.enqueue(ctx, t.kind, j.item)
+			mine, err = t.enqueue(ctx, t.kind, j.item)
+			i = 0
 		}
-		if j.err != nil {
-			j.err = fmt.Errorf("enqueueing a %s update: %w", t.kind, j.err)
+		if err != nil {
+			j.err = fmt.Errorf("enqueueing a %s update: %w", t.kind, err)
+		} else {
+			j.outcome = mine[i]
 		}
 		close(j.done)
 	}

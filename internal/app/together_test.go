@@ -9,6 +9,7 @@ import (
 
 	. "github.com/onsi/gomega"
 
+	"github.com/whatsapp-operator/whatsapp-operator/internal/batch"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 )
 
@@ -17,20 +18,24 @@ func TestTogether(t *testing.T) {
 	hold, trips := make(chan struct{}), make(chan int, 1000)
 	var mu sync.Mutex
 	got := map[string]int{}
-	q := newTogether(delivery.KindStatus, 1, func(_ context.Context, _ delivery.Kind, items ...delivery.Item) error {
+	outcomes := map[string]batch.Outcome{"0": batch.Stale, "1": batch.Queued, "2": batch.Replaced, "3": batch.Unknown}
+	q := newTogether(delivery.KindStatus, 1, func(_ context.Context, _ delivery.Kind, items ...delivery.Item) ([]batch.Outcome, error) {
 		trips <- len(items)
 		<-hold
 		mu.Lock()
 		defer mu.Unlock()
+		var answer []batch.Outcome
 		for _, item := range items {
 			got[item.SessionID]++
+			answer = append(answer, outcomes[item.SessionID])
 		}
-		return nil
+		return answer, nil
 	})
 	var all sync.WaitGroup
 	enqueue := func(i int) {
 		all.Go(func() {
-			g.Expect(q.Enqueue(t.Context(), delivery.Item{SessionID: fmt.Sprint(i)})).To(Succeed())
+			id := fmt.Sprint(i)
+			g.Expect(q.Enqueue(t.Context(), delivery.Item{SessionID: id})).To(Equal(outcomes[id]), "each gets the answer to its own item")
 		})
 	}
 	enqueue(0)
@@ -55,11 +60,12 @@ func TestTogether(t *testing.T) {
 func TestTogetherTellsEveryoneOfAnError(t *testing.T) {
 	g := NewWithT(t)
 	down := errors.New("connection refused")
-	q := newTogether(delivery.KindStatus, 1, func(context.Context, delivery.Kind, ...delivery.Item) error { return down })
+	q := newTogether(delivery.KindStatus, 1, func(context.Context, delivery.Kind, ...delivery.Item) ([]batch.Outcome, error) { return nil, down })
 	var all sync.WaitGroup
 	for i := range 50 {
 		all.Go(func() {
-			g.Expect(q.Enqueue(t.Context(), delivery.Item{SessionID: fmt.Sprint(i)})).To(MatchError(down))
+			_, err := q.Enqueue(t.Context(), delivery.Item{SessionID: fmt.Sprint(i)})
+			g.Expect(err).To(MatchError(down))
 		})
 	}
 	all.Wait()
@@ -68,21 +74,24 @@ func TestTogetherTellsEveryoneOfAnError(t *testing.T) {
 func TestTogetherIsNotHeldUpByOneWhoGivesUp(t *testing.T) {
 	g := NewWithT(t)
 	hold := make(chan struct{})
-	q := newTogether(delivery.KindStatus, 1, func(ctx context.Context, _ delivery.Kind, _ ...delivery.Item) error {
+	q := newTogether(delivery.KindStatus, 1, func(ctx context.Context, _ delivery.Kind, items ...delivery.Item) ([]batch.Outcome, error) {
 		<-hold
-		return ctx.Err()
+		return make([]batch.Outcome, len(items)), ctx.Err()
 	})
 	impatient, giveUp := context.WithCancel(t.Context())
 	var all sync.WaitGroup
 	all.Go(func() { // has the turn: its round trip is also the others'
-		g.Expect(q.Enqueue(impatient, delivery.Item{SessionID: "a"})).To(Succeed())
+		g.Expect(q.Enqueue(impatient, delivery.Item{SessionID: "a"})).Error().NotTo(HaveOccurred())
 	})
 	g.Eventually(q.turn).Should(HaveLen(1))
 	waits := make(chan error, 1)
-	all.Go(func() { waits <- q.Enqueue(impatient, delivery.Item{SessionID: "b"}) })
+	all.Go(func() {
+		_, err := q.Enqueue(impatient, delivery.Item{SessionID: "b"})
+		waits <- err
+	})
 	giveUp()
 	g.Eventually(waits).Should(Receive(MatchError(context.Canceled)))
-	all.Go(func() { g.Expect(q.Enqueue(t.Context(), delivery.Item{SessionID: "c"})).To(Succeed()) })
+	all.Go(func() { g.Expect(q.Enqueue(t.Context(), delivery.Item{SessionID: "c"})).Error().NotTo(HaveOccurred()) })
 	close(hold)
 	all.Wait()
 }

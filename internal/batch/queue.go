@@ -63,10 +63,13 @@ const (
 	Queued
 	// Replaced: the item waits in place of an older one, which Laravel will not see.
 	Replaced
+	// Unknown: the queue remembers nothing of the session; nothing was changed.
+	// Only Update answers so.
+	Unknown
 )
 
 // Accepted reports whether the item waits in the queue now.
-func (o Outcome) Accepted() bool { return o != Stale }
+func (o Outcome) Accepted() bool { return o == Queued || o == Replaced }
 
 // Options of a Queue. The zero value is what production uses.
 type Options struct {
@@ -136,12 +139,24 @@ func NewQueue(client goredis.UniversalClient, keys redis.Keys, clk clock.Passive
 // items. After an error it is unknown which of them are in the queue: enqueue
 // them again. ErrInvalidItem: none is in the queue.
 func (q *Queue) Enqueue(ctx context.Context, kind delivery.Kind, items ...delivery.Item) ([]Outcome, error) {
+	return q.enqueue(ctx, kind, false, items)
+}
+
+// Update is Enqueue for a caller whose picture may be old. It adds an item only
+// where the queue remembers an earlier one of the session, waiting or delivered
+// within the time of Options.Remember, so that what is newer wins; elsewhere the
+// outcome is Unknown, because a Redis that was emptied would take anything.
+func (q *Queue) Update(ctx context.Context, kind delivery.Kind, items ...delivery.Item) ([]Outcome, error) {
+	return q.enqueue(ctx, kind, true, items)
+}
+
+func (q *Queue) enqueue(ctx context.Context, kind delivery.Kind, knownOnly bool, items []delivery.Item) ([]Outcome, error) {
 	if len(items) == 0 {
 		return nil, nil
 	}
 	var chunks [][]any
 	for start := 0; start < len(items); start += enqueueChunk {
-		args := q.args(kind)
+		args := q.args(kind, knownOnly)
 		for _, item := range items[start:min(start+enqueueChunk, len(items))] {
 			if err := validate(kind, item); err != nil {
 				return nil, err

@@ -57,6 +57,7 @@ var scenarios = []struct {
 	{"withdraw", Options{}, withdraw},
 	{"dead letters", Options{DeadLetters: 2}, deadLetters},
 	{"delivered memory is bounded", Options{Remember: time.Hour}, deliveredMemoryIsBounded},
+	{"update", Options{}, update},
 	{"wake ups", Options{}, wakeUps},
 	{"due rule", Options{}, dueRule},
 }
@@ -397,6 +398,35 @@ func withdraw(b *bench) {
 	g.Expect(b.Ack(b.ctx, claimed)).To(Succeed())
 	g.Expect(b.enqueue(kind, code("c", 7, valid), code("c", 8, valid))).To(Equal([]Outcome{Stale, Queued}))
 	g.Expect(b.pending(kind).NextDue).To(Equal(start.Add(DefaultQRInterval)), "Laravel has the code that was in flight")
+}
+
+func update(b *bench) {
+	g, kind := b.g, delivery.KindStatus
+	told := func(why string, want Outcome, item delivery.Item) {
+		b.t.Helper()
+		outcomes, err := b.Update(b.ctx, kind, item)
+		g.ExpectWithOffset(1, err).NotTo(HaveOccurred(), why)
+		g.ExpectWithOffset(1, outcomes).To(Equal([]Outcome{want}), why)
+	}
+	told("nothing is remembered", Unknown, status("a", 1, delivery.Normal))
+	g.Expect(b.claim(kind, 50)).To(BeNil())
+	b.enqueue(kind, status("a", 2, delivery.Normal))
+	told("an older one", Stale, status("a", 1, delivery.Normal))
+	told("the one that waits", Queued, status("a", 2, delivery.Normal))
+	told("a newer one", Replaced, status("a", 3, delivery.Normal))
+	told("another session", Unknown, status("b", 9, delivery.Normal))
+
+	flying := b.claim(kind, 50)
+	g.Expect(seqs(flying)).To(Equal([]string{"a/3"}))
+	told("older than what is in flight", Stale, status("a", 2, delivery.Normal))
+	g.Expect(b.Ack(b.ctx, flying)).To(Succeed())
+	told("older than what was delivered", Stale, status("a", 2, delivery.Normal))
+	told("newer than what was delivered", Queued, status("a", 4, delivery.Normal))
+
+	g.Expect(b.client.FlushAll(b.ctx).Err()).To(Succeed())
+	told("Redis was emptied", Unknown, status("a", 5, delivery.Normal))
+	g.Expect(b.Update(b.ctx, kind)).To(BeEmpty())
+	g.Expect(b.enqueue(kind, status("a", 5, delivery.Normal))).To(Equal([]Outcome{Queued}))
 }
 
 func deadLetters(b *bench) {

@@ -1,12 +1,16 @@
--- ARGV from 5 on: session, numbers, class, expires, payload of each item.
--- Answers for each 0 stale, 1 queued, 2 replaced.
+-- ARGV[5]: 1 to refuse an item of a session of which nothing is remembered. From
+-- 6 on: session, numbers, class, expires, payload of each item.
+-- Answers for each 0 stale, 1 queued, 2 replaced, 3 unknown.
+local KNOWN_ONLY = ARGV[5] == '1'
 local outcomes = {}
-for i = 5, #ARGV, 5 do
+for i = 6, #ARGV, 5 do
   local sid, numbers, class, expires, payload = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
   local outcome = 0
   local last = redis.call('HGET', LAST, sid)
-  if not last or numbers > numbers_of(last) then
-    local old = redis.call('HGET', ITEMS, sid)
+  local old = redis.call('HGET', ITEMS, sid)
+  if KNOWN_ONLY and not last and not old then
+    outcome = 3
+  elseif not last or numbers > numbers_of(last) then
     if old and numbers == numbers_of(old) then
       outcome = 1 -- the answer to the first time was lost
     elseif not old or numbers > numbers_of(old) then
