@@ -294,7 +294,7 @@ func (f *fleet) heard(uid types.UID, e whatsapp.Event) {
 func (f *fleet) gone(uid types.UID) {
 	f.change(func(b *breaker) {
 		b.gone(uid)
-		f.troubles.gone(uid)
+		f.troubles.gone(uid, f.clock.Now())
 	})
 }
 

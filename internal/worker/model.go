@@ -116,6 +116,8 @@ type model struct {
 	retryAt time.Time
 	// attempts counts the failures since the last stable connection, for the backoff.
 	attempts int
+	// verdictAt is when it is decided whether the session is left alone; zero: it is not in question.
+	verdictAt time.Time
 	// stableAt is when the present connection counts as a success; zero: it does already.
 	stableAt time.Time
 	// watchdog is when a silent socket is given up; zero: no watch.
@@ -506,6 +508,9 @@ func (m *model) tick(now time.Time) {
 		m.uncount()
 		m.around.recovered(m.obj.UID, now)
 	}
+	if !m.verdictAt.IsZero() && !now.Before(m.verdictAt) {
+		m.judge(now)
+	}
 	if m.socket == socketPairing {
 		m.tickPairing(now)
 	}
@@ -559,7 +564,7 @@ func (m *model) wakeAt() []time.Time {
 	if m.gone {
 		return nil
 	}
-	times := []time.Time{m.releaseBy, m.retryAt, m.stableAt, m.watchdog, m.codeUntil}
+	times := []time.Time{m.releaseBy, m.retryAt, m.verdictAt, m.stableAt, m.watchdog, m.codeUntil}
 	if m.want.PairingDeadline != nil && m.want.Phase == v1alpha1.PhasePairing {
 		times = append(times, m.want.PairingDeadline.Time)
 	}
@@ -784,6 +789,9 @@ func (m *model) over(e whatsapp.Event, now time.Time) {
 		}
 		endings[e.Type](m, e, now)
 		m.slowDown(now)
+		if m.retryAt.Before(m.verdictAt) {
+			m.retryAt = m.verdictAt
+		}
 	default:
 		endings[e.Type](m, e, now)
 	}

@@ -57,6 +57,11 @@ const (
 	commonPause = 15 * time.Minute
 	// commonWithin is how long a session counts as failing: longer than that pause.
 	commonWithin = 20 * time.Minute
+	// commonMoment is within which time connections end that one cause has ended.
+	commonMoment = 10 * time.Second
+	// verdictDelay is how long the verdict on a session waits for what happens to the
+	// others: of those whom one cause fails, one is always the first.
+	verdictDelay = commonMoment / 2
 	// commonMany is how many sessions must try for half of them to decide. Of fewer all
 	// must fail, and one alone says nothing.
 	commonMany = 10
@@ -73,6 +78,8 @@ type troubles struct {
 	failed map[types.UID]time.Time
 	// open are the sessions that are connected.
 	open map[types.UID]bool
+	// ended is when the connection of a session ended last, however long it had lasted.
+	ended map[types.UID]time.Time
 }
 
 func (t *troubles) note(uid types.UID, now time.Time) {
@@ -89,23 +96,41 @@ func (t *troubles) connected(uid types.UID) {
 	t.open[uid] = true
 }
 
-func (t *troubles) gone(uid types.UID) { delete(t.open, uid) }
+func (t *troubles) gone(uid types.UID, now time.Time) {
+	if !t.open[uid] {
+		return
+	}
+	delete(t.open, uid)
+	if t.ended == nil {
+		t.ended = map[types.UID]time.Time{}
+	}
+	t.ended[uid] = now
+}
 
 func (t *troubles) forget(uid types.UID) {
 	delete(t.open, uid)
 	delete(t.failed, uid)
+	delete(t.ended, uid)
 }
 
-// common reports whether at least half of those who try have failed lately.
+// common reports whether at least half of those who try have failed lately, or
+// have lost their connections in this moment: who had been up for long is soon
+// back, and who had just come back has not failed by itself.
 func (t *troubles) common(now time.Time) bool {
-	for uid, when := range t.failed {
-		if now.Sub(when) > commonWithin {
-			delete(t.failed, uid)
+	return t.most(t.failed, commonWithin, now) || t.most(t.ended, commonMoment, now)
+}
+
+// most reports whether those in hit, which forgets them after that time, are at
+// least half of them and the connected together.
+func (t *troubles) most(hit map[types.UID]time.Time, within time.Duration, now time.Time) bool {
+	for uid, when := range hit {
+		if now.Sub(when) > within {
+			delete(hit, uid)
 		}
 	}
-	failing, tried := len(t.failed), len(t.failed)
+	failing, tried := len(hit), len(hit)
 	for uid := range t.open {
-		if _, ok := t.failed[uid]; !ok {
+		if _, ok := hit[uid]; !ok {
 			tried++
 		}
 	}
@@ -116,7 +141,8 @@ func (t *troubles) common(now time.Time) bool {
 }
 
 // counted takes note of the end of a connection that WhatsApp had accepted and
-// that had no stable minute, and reports whether the session is to be left alone.
+// that had no stable minute, and reports whether the session is to be left alone
+// at once. The verdict on one that was not so far comes later (judge).
 // What never reached WhatsApp does not count: it prolongs no lock, and a network
 // that is away for five minutes must not cost hours.
 //
@@ -139,7 +165,23 @@ func (m *model) counted(e whatsapp.Event, now time.Time) (enough bool) {
 			s.FailureReason = e.Reason
 		}
 	}
-	return inQuarantine || !common && int(s.Failures) >= m.quarantine.After
+	if !inQuarantine && !common && int(s.Failures) >= m.quarantine.After {
+		m.verdictAt = now.Add(verdictDelay)
+	}
+	return inQuarantine
+}
+
+// judge decides whether a session is left alone that has failed often enough: not
+// if the last of its failures has proved to be everybody's.
+func (m *model) judge(now time.Time) {
+	m.verdictAt = time.Time{}
+	switch {
+	case !m.taken || m.socket != socketNone && m.socket != socketOver || m.logoutWanted() || resting[m.want.Phase]:
+	case m.around.common(now):
+		m.want.Failures--
+	default:
+		m.leaveAlone(now)
+	}
 }
 
 // leaveAlone puts the session into quarantine, or back into it.
@@ -187,6 +229,7 @@ func (m *model) backAgain(now time.Time) {
 func (m *model) uncount() {
 	m.attempts, m.want.Failures, m.want.FailureReason, m.want.Replacements = 0, 0, "", 0
 	m.want.RetryAfter, m.want.RetryReason = nil, ""
+	m.verdictAt = time.Time{}
 }
 
 // banned: the ban has an end that is still to come.

@@ -70,6 +70,14 @@ func (l *life) fails(t *testing.T, n int, reason string) {
 	for range n {
 		l.attempt(t)
 		l.hears(ended(reason))
+		l.verdict()
+	}
+}
+
+// verdict lets the time pass until it is decided whether the session is left alone.
+func (l *life) verdict() {
+	if !l.verdictAt.IsZero() {
+		l.wait(l.verdictAt.Sub(l.now))
 	}
 }
 
@@ -173,6 +181,7 @@ func TestQuarantineBegins(t *testing.T) {
 					l.wait(59 * time.Second)
 					l.hears(ended("StreamError503"))
 				}
+				l.verdict()
 			},
 			want: true, failures: 8, reason: "StreamError503",
 		},
@@ -210,6 +219,7 @@ func TestQuarantineBegins(t *testing.T) {
 					l.attempt(t)
 					l.wait(loginPatience)
 				}
+				l.verdict()
 			},
 			want: true, failures: 8, reason: "Silent",
 		},
@@ -378,6 +388,65 @@ func TestWhichTroubleIsCommon(t *testing.T) {
 			NewWithT(t).Expect(others.common(noon.Add(tt.later))).To(Equal(tt.want))
 		})
 	}
+}
+
+func TestWhichEndIsCommon(t *testing.T) {
+	uid := func(i int) types.UID { return types.UID(fmt.Sprint(i)) }
+	for _, tt := range []struct {
+		name string
+		// Of 20 connected sessions so many lose their connections, and back are connected again.
+		lose, back int
+		later      time.Duration
+		want       bool
+	}{
+		{name: "all at once", lose: 20, want: true},
+		{name: "half of them", lose: 10, want: true},
+		{name: "fewer", lose: 9},
+		{name: "they are back already", lose: 20, back: 19, later: verdictDelay, want: true},
+		{name: "long ago", lose: 20, back: 19, later: commonMoment + time.Second},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var others troubles
+			for i := range 20 {
+				others.connected(uid(i))
+			}
+			for i := range tt.lose {
+				others.gone(uid(i), noon)
+				others.gone(uid(i), noon.Add(time.Hour)) // of an attempt that never connected
+			}
+			for i := range tt.back {
+				others.connected(uid(i))
+			}
+			NewWithT(t).Expect(others.common(noon.Add(tt.later))).To(Equal(tt.want))
+		})
+	}
+}
+
+// TestTheFirstToFailOfMany is a session that came back as the last of all and is
+// the first of all to lose its connection again.
+func TestTheFirstToFailOfMany(t *testing.T) {
+	g := NewWithT(t)
+	l := newLife()
+	l.fails(t, DefaultQuarantineAfter-1, whatsapp.ReasonSocketClosed)
+	for range 3 {
+		l.around = alone{}
+		l.attempt(t)
+		l.connects()
+		l.hears(ended(whatsapp.ReasonSocketClosed))
+		g.Expect(l.quarantined()).To(BeFalse(), "it is not yet known how the others fare")
+		g.Expect(l.retryAt).To(BeTemporally(">=", l.now.Add(verdictDelay)), "and nothing is tried before")
+		l.around = everybodyFails{}
+		l.wait(verdictDelay)
+		g.Expect(l.quarantined()).To(BeFalse())
+		g.Expect(l.want.Failures).To(BeEquivalentTo(DefaultQuarantineAfter - 1))
+	}
+	l.around = alone{}
+	l.attempt(t)
+	l.hears(ended(whatsapp.ReasonSocketClosed))
+	l.wait(verdictDelay - time.Second)
+	g.Expect(l.quarantined()).To(BeFalse())
+	l.wait(time.Second)
+	g.Expect(l.quarantined()).To(BeTrue(), "it fails alone")
 }
 
 func TestACommonTroubleIsNoReasonForAQuarantine(t *testing.T) {
@@ -774,6 +843,7 @@ func TestAQuarantineStopsThePairingDeadline(t *testing.T) {
 		l.onDialed(false, l.dialSpec(), l.now)
 		l.hears(ended("StreamError503"))
 	}
+	l.verdict()
 	g.Expect(l.quarantined()).To(BeTrue())
 	g.Expect(l.want.PairingDeadline).To(BeNil())
 	l.dialsNow()
