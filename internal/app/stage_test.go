@@ -234,10 +234,11 @@ func (s *stage) start(command string, args ...string) *process {
 	return p
 }
 
-// librarysOwn: both accesses of a race are made by whatsmeow's socket, which
-// sends and closes without a common lock; nothing here can order them.
+// librarysOwn: both accesses of a race are made by whatsmeow: its socket sends
+// and closes without a common lock, its client closes the channel of a request
+// whose answer is coming in. Nothing here can order them.
 func librarysOwn(report string) bool {
-	accesses := regexp.MustCompile(`(?:[Rr]ead|[Ww]rite) at .*\n\s+(\S+)`).FindAllStringSubmatch(report, -1)
+	accesses := regexp.MustCompile(`(?:[Rr]ead|[Ww]rite) at .*\n\s+(?:runtime\.\S+\n\s+\S+ \S+\n\s+)?(\S+)`).FindAllStringSubmatch(report, -1)
 	for _, access := range accesses {
 		if !strings.HasPrefix(access[1], "go.mau.fi/whatsmeow/socket.") && !strings.HasPrefix(access[1], "go.mau.fi/whatsmeow.(*Client)") {
 			return false
