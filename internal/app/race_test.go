@@ -16,7 +16,9 @@ func TestWhoseRaceItIs(t *testing.T) {
 	g.Expect(librarysOwn(report(library, library))).To(BeTrue())
 	g.Expect(librarysOwn(report(library, ours))).To(BeFalse())
 	g.Expect(librarysOwn(report(ours, library))).To(BeFalse())
-	through := func(who string) string { return "runtime.closechan()\n      /usr/local/go/src/runtime/chan.go:414 +0x0\n  " + who }
+	through := func(who string) string {
+		return "runtime.closechan()\n      /usr/local/go/src/runtime/chan.go:414 +0x0\n  " + who
+	}
 	g.Expect(librarysOwn(report(through("go.mau.fi/whatsmeow.(*Client).cancelResponse()"), "go.mau.fi/whatsmeow.(*Client).receiveResponse()"))).To(BeTrue())
 	g.Expect(librarysOwn(report(through(ours), library))).To(BeFalse())
 	g.Expect(librarysOwn("WARNING: DATA RACE")).To(BeFalse())
