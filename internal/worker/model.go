@@ -116,7 +116,8 @@ type model struct {
 	retryAt time.Time
 	// attempts counts the failures since the last stable connection, for the backoff.
 	attempts int
-	// verdictAt is when it is decided whether the session is left alone; zero: it is not in question.
+	// verdictAt is when it is decided whether the session is left alone, and no attempt is
+	// made before; zero: it is not in question.
 	verdictAt time.Time
 	// stableAt is when the present connection counts as a success; zero: it does already.
 	stableAt time.Time
@@ -210,7 +211,7 @@ func (m *model) observe(obj *v1alpha1.WhatsAppSession, now time.Time) {
 	if !m.held() {
 		if m.taken { // released, or declared lost: only a fresh claim takes it up again
 			m.hold, m.token, m.taken, m.loggedOut = false, false, false, false
-			m.releaseBy, m.retryAt = time.Time{}, time.Time{}
+			m.releaseBy, m.retryAt, m.verdictAt = time.Time{}, time.Time{}, time.Time{}
 		}
 		if !m.placed() && !m.heldHere() {
 			m.hold, m.token = false, false
@@ -789,9 +790,6 @@ func (m *model) over(e whatsapp.Event, now time.Time) {
 		}
 		endings[e.Type](m, e, now)
 		m.slowDown(now)
-		if m.retryAt.Before(m.verdictAt) {
-			m.retryAt = m.verdictAt
-		}
 	default:
 		endings[e.Type](m, e, now)
 	}

@@ -176,7 +176,7 @@ func (m *model) counted(e whatsapp.Event, now time.Time) (enough bool) {
 func (m *model) judge(now time.Time) {
 	m.verdictAt = time.Time{}
 	switch {
-	case !m.taken || m.socket != socketNone && m.socket != socketOver || m.logoutWanted() || resting[m.want.Phase]:
+	case !m.taken || m.logoutWanted() || resting[m.want.Phase]:
 	case m.around.common(now):
 		m.want.Failures--
 	default:

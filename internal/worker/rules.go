@@ -147,7 +147,7 @@ var rules = []rule{
 	{
 		name: "a session without a socket connects when its time has come",
 		when: func(m *model, now time.Time) bool {
-			return m.socket == socketNone && !m.retryAt.IsZero() && !now.Before(m.retryAt)
+			return m.socket == socketNone && m.verdictAt.IsZero() && !m.retryAt.IsZero() && !now.Before(m.retryAt)
 		},
 		then: start(opDial),
 	},
