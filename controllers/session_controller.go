@@ -127,6 +127,8 @@ type SessionReconciler struct {
 	// told is the epoch under which this process has said a session's status. A new
 	// leader has told nothing, so it says everything once.
 	told map[types.NamespacedName]int64
+	// forgotten counts how often Redis has forgotten everything.
+	forgotten int
 	// floor is the last epoch of sessions deleted a moment ago, by session id: what is
 	// applied again within the same second must be above it.
 	floor map[string]int64
@@ -205,6 +207,7 @@ func (r *SessionReconciler) TellAgain(ctx context.Context) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	clear(r.told)
+	r.forgotten++
 	queue, ok := r.queue.(priorityqueue.PriorityQueue[reconcile.Request])
 	if !ok {
 		return nil // not started: whoever starts has told nothing yet
@@ -548,7 +551,7 @@ func (r *SessionReconciler) announce(ctx context.Context, s *v1alpha1.WhatsAppSe
 		return nil
 	}
 	r.mu.Lock()
-	told := r.told[key]
+	told, forgotten := r.told[key], r.forgotten
 	r.mu.Unlock()
 	if told == s.Status.Epoch {
 		return nil
@@ -567,8 +570,10 @@ func (r *SessionReconciler) announce(ctx context.Context, s *v1alpha1.WhatsAppSe
 		return fmt.Errorf("telling Redis the session's status: %w", err)
 	}
 	r.mu.Lock()
-	r.told[key] = s.Status.Epoch
-	r.mu.Unlock()
+	defer r.mu.Unlock()
+	if r.forgotten == forgotten { // else it is to be said again, and comes back for it
+		r.told[key] = s.Status.Epoch
+	}
 	return nil
 }
 

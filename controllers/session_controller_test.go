@@ -556,6 +556,19 @@ func TestRedisForgetsAndTheLeaderChanges(t *testing.T) {
 	w.Expect(w.reconciler.TellAgain(t.Context())).To(Succeed())
 	w.hears("acme", "inactive/Suspended/Suspended")
 
+	// It forgets what it has just been told.
+	w.redis.empty()
+	forgotten := make(chan error, 1)
+	w.redis.mu.Lock()
+	w.redis.then = func() {
+		w.redis.empty()
+		forgotten <- w.reconciler.TellAgain(t.Context())
+	}
+	w.redis.mu.Unlock()
+	w.Expect(w.reconciler.TellAgain(t.Context())).To(Succeed())
+	w.Eventually(forgotten).Should(Receive(Succeed()))
+	w.hears("acme", "inactive/Suspended/Suspended")
+
 	w.stop()
 	w.redis.empty()
 	w.start()

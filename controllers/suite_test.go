@@ -530,11 +530,20 @@ type fakeRedis struct {
 	items   map[string]delivery.StatusItem
 	deleted map[string]bool
 	err     error
+	// then is called once, when something has been taken and before the answer arrives.
+	then func()
 }
 
 func (f *fakeRedis) Enqueue(_ context.Context, item delivery.StatusItem) error {
 	f.mu.Lock()
-	defer f.mu.Unlock()
+	defer func() {
+		then := f.then
+		f.then = nil
+		f.mu.Unlock()
+		if then != nil {
+			then()
+		}
+	}()
 	if f.err != nil {
 		return f.err
 	}

@@ -130,10 +130,15 @@ func (s *speaker) Update(ctx context.Context, status delivery.StatusItem) (told 
 		return false, err
 	}
 	outcome, err := s.updates.Enqueue(ctx, item)
-	if err == nil && outcome == batch.Unknown {
+	switch {
+	case err != nil:
+		return false, err
+	case outcome == batch.Unknown:
 		return false, nil
+	case outcome == batch.Stale: // the cache's keys may be gone, and would take what is old
+		return true, nil
 	}
-	return true, errors.Join(err, s.refresh(ctx, status))
+	return true, s.refresh(ctx, status)
 }
 
 // Enqueue implements controllers.Announcer.

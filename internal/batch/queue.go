@@ -55,8 +55,8 @@ var (
 type Outcome int
 
 const (
-	// Stale: the queue holds or has delivered this item or a newer one of the
-	// session; nothing was changed.
+	// Stale: the queue holds a newer item of the session or is done with one;
+	// nothing was changed.
 	Stale Outcome = iota
 	// Queued: the item waits. Also the answer to the repetition of an enqueue
 	// whose item still waits.
@@ -66,6 +66,9 @@ const (
 	// Unknown: the queue remembers nothing of the session; nothing was changed.
 	// Only Update answers so.
 	Unknown
+	// Repeated: the queue is done with this very item and knows of none that is
+	// newer; nothing was changed.
+	Repeated
 )
 
 // Accepted reports whether the item waits in the queue now.

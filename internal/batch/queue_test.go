@@ -213,7 +213,7 @@ func statusQueue(b *bench) {
 	g.Expect(seqs(b.claim(kind, 50))).To(Equal([]string{"a/5"}))
 
 	// What is not newer than the last delivered one is refused.
-	g.Expect(b.enqueue(kind, status("b", 2, delivery.High), status("b", 1, delivery.High))).To(Equal([]Outcome{Stale, Stale}))
+	g.Expect(b.enqueue(kind, status("b", 2, delivery.High), status("b", 1, delivery.High))).To(Equal([]Outcome{Repeated, Stale}))
 	newEpoch := status("b", 0, delivery.Normal)
 	newEpoch.Numbers = delivery.Numbers{Epoch: 1_800_000_001}
 	g.Expect(b.enqueue(kind, newEpoch)).To(Equal([]Outcome{Queued}))
@@ -391,12 +391,12 @@ func withdraw(b *bench) {
 	b.enqueue(kind, code("a", 2, valid), code("b", 5, valid), code("c", 1, valid))
 	g.Expect(b.Withdraw(b.ctx, kind, "a", code("a", 3, valid).Numbers)).To(Succeed())
 	g.Expect(b.Withdraw(b.ctx, kind, "b", code("b", 4, valid).Numbers)).To(Succeed())
-	g.Expect(b.enqueue(kind, code("a", 3, valid))).To(Equal([]Outcome{Stale}))
+	g.Expect(b.enqueue(kind, code("a", 3, valid))).To(Equal([]Outcome{Repeated}))
 	claimed := b.claim(kind, 50)
 	g.Expect(seqs(claimed)).To(Equal([]string{"b/5", "c/1"}))
 	g.Expect(b.Withdraw(b.ctx, kind, "c", code("c", 7, valid).Numbers)).To(Succeed(), "in flight")
 	g.Expect(b.Ack(b.ctx, claimed)).To(Succeed())
-	g.Expect(b.enqueue(kind, code("c", 7, valid), code("c", 8, valid))).To(Equal([]Outcome{Stale, Queued}))
+	g.Expect(b.enqueue(kind, code("c", 7, valid), code("c", 8, valid))).To(Equal([]Outcome{Repeated, Queued}))
 	g.Expect(b.pending(kind).NextDue).To(Equal(start.Add(DefaultQRInterval)), "Laravel has the code that was in flight")
 }
 
@@ -421,7 +421,9 @@ func update(b *bench) {
 	told("older than what is in flight", Stale, status("a", 2, delivery.Normal))
 	g.Expect(b.Ack(b.ctx, flying)).To(Succeed())
 	told("older than what was delivered", Stale, status("a", 2, delivery.Normal))
+	told("what was delivered", Repeated, status("a", 3, delivery.Normal))
 	told("newer than what was delivered", Queued, status("a", 4, delivery.Normal))
+	told("what was delivered before", Stale, status("a", 3, delivery.Normal))
 
 	g.Expect(b.client.FlushAll(b.ctx).Err()).To(Succeed())
 	told("Redis was emptied", Unknown, status("a", 5, delivery.Normal))
@@ -464,7 +466,7 @@ func deadLetters(b *bench) {
 	b.enqueue(kind, status("f", 1, delivery.Normal), status("g", 1, delivery.Normal))
 	two := b.claim(kind, 50)
 	g.Expect(b.Ack(b.ctx, two, delivery.Rejection{SessionID: "g"})).To(MatchError(ErrDeadLettersFull))
-	g.Expect(b.enqueue(kind, status("f", 1, delivery.Normal))).To(Equal([]Outcome{Stale}), "the others are delivered")
+	g.Expect(b.enqueue(kind, status("f", 1, delivery.Normal))).To(Equal([]Outcome{Repeated}), "the others are delivered")
 	g.Expect(b.Ack(b.ctx, two)).To(Succeed(), "not stored any more")
 	b.pass(lease)
 	var rest []string
@@ -591,7 +593,7 @@ func TestRestarts(t *testing.T) {
 	g.Expect(b.enqueue(kind, present...)).To(Equal([]Outcome{Queued, Queued}), "the scripts are gone with the old process, the items are not")
 	g.Expect(seqs(b.claim(kind, 50))).To(Equal([]string{"b/1"}))
 	g.Expect(b.Ack(b.ctx, batch)).To(Succeed())
-	g.Expect(b.enqueue(kind, present[0])).To(Equal([]Outcome{Stale}))
+	g.Expect(b.enqueue(kind, present[0])).To(Equal([]Outcome{Repeated}))
 
 	server.RestartEmpty()
 	g.Expect(b.Ack(b.ctx, batch)).To(Succeed(), "nobody knows the batch any more")

@@ -142,7 +142,7 @@ func (t *troubles) most(hit map[types.UID]time.Time, within time.Duration, now t
 
 // counted takes note of the end of a connection that WhatsApp had accepted and
 // that had no stable minute, and reports whether the session is to be left alone
-// at once. The verdict on one that was not so far comes later (judge).
+// at once, as one that already was. The verdict comes later (judge).
 // What never reached WhatsApp does not count: it prolongs no lock, and a network
 // that is away for five minutes must not cost hours.
 //
@@ -165,21 +165,25 @@ func (m *model) counted(e whatsapp.Event, now time.Time) (enough bool) {
 			s.FailureReason = e.Reason
 		}
 	}
-	if !inQuarantine && !common && int(s.Failures) >= m.quarantine.After {
+	if !common && (inQuarantine || int(s.Failures) >= m.quarantine.After) {
 		m.verdictAt = now.Add(verdictDelay)
 	}
 	return inQuarantine
 }
 
 // judge decides whether a session is left alone that has failed often enough: not
-// if the last of its failures has proved to be everybody's.
+// if the last of its failures has proved to be everybody's. Who had been left
+// alone before then rests as for such a failure, not for hours.
 func (m *model) judge(now time.Time) {
 	m.verdictAt = time.Time{}
+	common, inQuarantine := m.around.common(now), m.want.RetryAfter != nil
 	switch {
 	case !m.taken || m.logoutWanted() || resting[m.want.Phase]:
-	case m.around.common(now):
+		return
+	case common:
 		m.want.Failures--
-	default:
+	}
+	if common == inQuarantine { // where not, it is tried soon, or rests already
 		m.leaveAlone(now)
 	}
 }
@@ -212,6 +216,10 @@ func (m *model) slowDown(now time.Time) {
 // backAgain brings the next attempt of a session forward that others fared
 // better than: the trouble that they shared is over. Not all come at once.
 func (m *model) backAgain(now time.Time) {
+	if !m.verdictAt.IsZero() { // it is given: that failure was everybody's
+		m.verdictAt = time.Time{}
+		m.want.Failures--
+	}
 	soon := now.Add(time.Duration(m.random() * float64(backoffMost)))
 	if !m.taken || m.socket != socketNone || resting[m.want.Phase] || m.want.RetryReason != "" || m.want.Failures == 0 || !m.retryAt.After(soon) {
 		return

@@ -74,9 +74,10 @@ func (l *life) fails(t *testing.T, n int, reason string) {
 	}
 }
 
-// verdict lets the time pass until it is decided whether the session is left alone.
+// verdict lets the time pass until it is decided whether the session is left
+// alone, where it is not already.
 func (l *life) verdict() {
-	if !l.verdictAt.IsZero() {
+	if !l.verdictAt.IsZero() && l.want.RetryAfter == nil {
 		l.wait(l.verdictAt.Sub(l.now))
 	}
 }
@@ -451,6 +452,70 @@ func TestTheFirstToFailOfMany(t *testing.T) {
 	g.Expect(l.quarantined()).To(BeTrue(), "it fails alone")
 }
 
+// Who has just come back from a quarantine has not had its minute either.
+func TestTheFirstToFailOfManyAfterAQuarantine(t *testing.T) {
+	g := NewWithT(t)
+	l := newLife()
+	l.fails(t, DefaultQuarantineAfter, whatsapp.ReasonSocketClosed)
+	for range 3 {
+		l.around = alone{}
+		l.attempt(t)
+		l.connects()
+		l.hears(ended(whatsapp.ReasonSocketClosed))
+		g.Expect(l.quarantined()).To(BeTrue())
+		g.Expect(l.retryAt.Sub(l.now)).To(BeNumerically(">", time.Hour), "it seems to be its own")
+		l.around = everybodyFails{}
+		l.wait(verdictDelay)
+		g.Expect(l.quarantined()).To(BeTrue())
+		g.Expect(l.retryAt.Sub(l.now)).To(BeNumerically("<=", commonPause))
+		g.Expect(l.want.RetryAfter.Time).To(BeTemporally("==", l.retryAt), "the next holder knows")
+		g.Expect(l.want.Failures).To(BeEquivalentTo(DefaultQuarantineAfter))
+	}
+	l.around = alone{}
+	l.attempt(t)
+	l.hears(ended(whatsapp.ReasonSocketClosed))
+	until := l.retryAt
+	l.wait(verdictDelay)
+	g.Expect(l.retryAt).To(Equal(until), "it fails alone")
+}
+
+// TestManyConnectionsThatEnd is the first session of many to lose its connection,
+// with the others as the worker counts them.
+func TestManyConnectionsThatEnd(t *testing.T) {
+	for name, c := range map[string]struct {
+		end  int
+		want bool
+	}{
+		"no other's": {0, true},
+		"a third":    {4, true},
+		"most":       {9, false},
+		"all":        {12, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPort(t)
+			l := newLife()
+			l.around = p.fleet
+			connected := whatsapp.Event{Type: whatsapp.EventConnected}
+			for i := range 12 {
+				p.heard(types.UID(fmt.Sprint(i)), connected)
+			}
+			l.fails(t, DefaultQuarantineAfter-1, whatsapp.ReasonSocketClosed)
+			l.attempt(t)
+			l.connects()
+			p.heard(l.obj.UID, connected)
+			p.clock.SetTime(l.now)
+			l.hears(ended(whatsapp.ReasonSocketClosed))
+			p.fleet.gone(l.obj.UID)
+			p.clock.SetTime(l.now.Add(verdictDelay - time.Second))
+			for i := range c.end {
+				p.fleet.gone(types.UID(fmt.Sprint(i)))
+			}
+			l.wait(verdictDelay)
+			p.Expect(l.quarantined()).To(Equal(c.want))
+		})
+	}
+}
+
 func TestACommonTroubleIsNoReasonForAQuarantine(t *testing.T) {
 	t.Run("nobody enters, but the pauses become longer", func(t *testing.T) {
 		g := NewWithT(t)
@@ -473,6 +538,7 @@ func TestACommonTroubleIsNoReasonForAQuarantine(t *testing.T) {
 		g := NewWithT(t)
 		l := newLife()
 		l.fails(t, DefaultQuarantineAfter+1, "StreamError503")
+		l.wait(verdictDelay)
 		l.around = everybodyFails{}
 		for range 3 {
 			l.fails(t, 1, "StreamError503")
@@ -490,6 +556,18 @@ func TestACommonTroubleIsNoReasonForAQuarantine(t *testing.T) {
 		g.Expect(l.retryAt.Sub(l.now)).To(BeNumerically("~", backoffMost/2, time.Second))
 		g.Expect(l.want.RetryAfter.Time).To(BeTemporally("==", l.retryAt), "the next holder knows")
 		g.Expect(l.quarantined()).To(BeTrue())
+		l.attempt(t)
+	})
+	t.Run("when it is over no verdict is waited for", func(t *testing.T) {
+		g := NewWithT(t)
+		l := newLife()
+		l.fails(t, DefaultQuarantineAfter-1, "StreamError503")
+		l.attempt(t)
+		l.hears(ended("StreamError503"))
+		l.backAgain(l.now)
+		l.wait(verdictDelay)
+		g.Expect(l.quarantined()).To(BeFalse())
+		g.Expect(l.want.Failures).To(BeEquivalentTo(DefaultQuarantineAfter - 1))
 		l.attempt(t)
 	})
 	t.Run("a session that rests from something else rests on", func(t *testing.T) {

@@ -1,6 +1,6 @@
 -- ARGV[5]: 1 to refuse an item of a session of which nothing is remembered. From
 -- 6 on: session, numbers, class, expires, payload of each item.
--- Answers for each 0 stale, 1 queued, 2 replaced, 3 unknown.
+-- Answers for each 0 stale, 1 queued, 2 replaced, 3 unknown, 4 repeated.
 local KNOWN_ONLY = ARGV[5] == '1'
 local outcomes = {}
 for i = 6, #ARGV, 5 do
@@ -10,6 +10,8 @@ for i = 6, #ARGV, 5 do
   local old = redis.call('HGET', ITEMS, sid)
   if KNOWN_ONLY and not last and not old then
     outcome = 3
+  elseif last and not old and numbers == numbers_of(last) then
+    outcome = 4
   elseif not last or numbers > numbers_of(last) then
     if old and numbers == numbers_of(old) then
       outcome = 1 -- the answer to the first time was lost
