@@ -159,6 +159,7 @@ func stale(fields map[string]string) bool {
 	n := replicas(fields)
 	for i := range n {
 		_, lag, found := strings.Cut(fields["slave"+strconv.Itoa(i)], "lag=")
+		lag, _, _ = strings.Cut(lag, ",") // from version 8 on Redis and Valkey say more after it
 		if seconds, err := strconv.Atoi(lag); !found || err == nil && seconds <= staleReplica {
 			return false
 		}

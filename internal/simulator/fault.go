@@ -63,6 +63,10 @@ const (
 	// FaultSenderOffline leaves requests for a message that could not be decrypted
 	// without an answer.
 	FaultSenderOffline FaultKind = "sender-offline"
+	// FaultMalformed makes what contacts write malformed, by Fault.Code: keys (an
+	// encrypted message with empty keys), sender-key (a message in a group with an
+	// empty sender key).
+	FaultMalformed FaultKind = "malformed"
 )
 
 // Fault is something that is made to go wrong.
@@ -79,7 +83,7 @@ type Fault struct {
 	Reason int `json:"reason,omitempty"`
 	// Expire is how long a ban (reason 402) lasts, in whole seconds.
 	Expire metav1.Duration `json:"expire,omitzero"`
-	// Code is for [FaultStreamError].
+	// Code is for [FaultStreamError] and [FaultMalformed].
 	Code string `json:"code,omitempty"`
 	// Version is for [FaultMinVersion]: the last of the three numbers.
 	Version uint32 `json:"version,omitempty"`
@@ -87,6 +91,14 @@ type Fault struct {
 
 // streamCodes are the codes of a stream error.
 var streamCodes = []string{"515", "503", "device_removed", "replaced"}
+
+// malformations are the codes of FaultMalformed.
+var malformations = []string{malformedKeys, malformedSenderKey}
+
+const (
+	malformedKeys      = "keys"
+	malformedSenderKey = "sender-key"
+)
 
 // standingFault is a fault that stands.
 type standingFault struct {
@@ -115,6 +127,10 @@ func (f Fault) check() (target types.JID, once bool, err error) {
 		once = true
 		if !slices.Contains(streamCodes, f.Code) {
 			return bad("the code of a stream error is one of %q", streamCodes)
+		}
+	case FaultMalformed:
+		if !slices.Contains(malformations, f.Code) {
+			return bad("the code of %s is one of %q", f.Kind, malformations)
 		}
 	case FaultSlowUpgrade, FaultSlowHandshake:
 		if f.Delay.Duration == 0 {

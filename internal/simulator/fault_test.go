@@ -265,6 +265,7 @@ func TestBadFaults(t *testing.T) {
 		"a bad hmac of a device":      {Kind: FaultBadHMAC, Device: "15551234567"},
 		"no code without reason":      {Kind: FaultRefuseCode},
 		"no code for a device":        {Kind: FaultRefuseCode, Device: "15551234567", Reason: 429},
+		"malformed without a code":    {Kind: FaultMalformed},
 		"no minimum version":          {Kind: FaultMinVersion},
 		"a negative time":             {Kind: FaultMute, For: d(-1)},
 		"a device that is none":       {Kind: FaultDrop, Device: "nobody"},

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"go.mau.fi/libsignal/keys/prekey"
+	"go.mau.fi/libsignal/serialize"
 	waBinary "go.mau.fi/whatsmeow/binary"
 	"go.mau.fi/whatsmeow/proto/waE2E"
 	"go.mau.fi/whatsmeow/types"
@@ -189,7 +190,13 @@ func (s *Server) Send(ctx context.Context, deviceName, from, text string) (strin
 	if sender == d.account {
 		return "", fmt.Errorf("%w: a contact writes from another number than the device's own", ErrBadInput)
 	}
-	plaintext, err := proto.Marshal(&waE2E.Message{Conversation: proto.String(text)})
+	message := &waE2E.Message{Conversation: proto.String(text)}
+	if malformed, _ := s.standing(FaultMalformed, d); malformed.Code == malformedSenderKey {
+		message.SenderKeyDistributionMessage = &waE2E.SenderKeyDistributionMessage{
+			GroupID: proto.String(malformedGroup.String()), AxolotlSenderKeyDistributionMessage: []byte{},
+		}
+	}
+	plaintext, err := proto.Marshal(message)
 	if err != nil {
 		return "", fmt.Errorf("encode a message: %w", err)
 	}
@@ -226,18 +233,42 @@ func (s *Server) push(d *device, sender *account, id string, plaintext []byte, c
 	}
 	s.mu.Lock()
 	name := sender.name
+	malformed, _ := s.standingLocked(FaultMalformed, d)
 	s.mu.Unlock()
+	attrs := waBinary.Attrs{
+		"from": sender.jid(), "sender_lid": sender.lidJID(), "id": id, "t": s.seconds(), "type": "text", "notify": name,
+	}
+	switch malformed.Code {
+	case malformedSenderKey:
+		attrs["from"], attrs["participant"] = malformedGroup, sender.jid()
+	case malformedKeys:
+		enc["type"] = "pkmsg"
+		if ciphertext, err = emptyKeys(); err != nil {
+			return err
+		}
+	}
 	s.enqueue(d, &stanza{tag: "message", id: id, ignore: ignore, node: waBinary.Node{
-		Tag: "message",
-		Attrs: waBinary.Attrs{
-			"from": sender.jid(), "sender_lid": sender.lidJID(), "id": id, "t": s.seconds(), "type": "text", "notify": name,
-		},
-		Content: []waBinary.Node{{Tag: "enc", Attrs: enc, Content: ciphertext}},
+		Tag: "message", Attrs: attrs, Content: []waBinary.Node{{Tag: "enc", Attrs: enc, Content: ciphertext}},
 	}})
 	if low {
 		s.askForPreKeys(d)
 	}
 	return nil
+}
+
+// malformedGroup is the group of the messages with a malformed sender key.
+var malformedGroup = types.NewJID("120363000000000001", types.GroupServer)
+
+// emptyKeys is an encrypted message whose keys are there, but empty.
+func emptyKeys() ([]byte, error) {
+	content, err := proto.Marshal(&serialize.PreKeySignalMessage{
+		RegistrationId: proto.Uint32(1), PreKeyId: proto.Uint32(1), SignedPreKeyId: proto.Uint32(1),
+		BaseKey: []byte{}, IdentityKey: []byte{}, Message: []byte{},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("encode a malformed message: %w", err)
+	}
+	return append([]byte{3<<4 | 3}, content...), nil // the version, twice
 }
 
 // askForPreKeys tells a device that its one-time keys run out.

@@ -34,5 +34,6 @@
 //
 // setup.go: what is set once; connection.go: one connection; translate.go: the
 // table of events; link.go: the socket; life.go: the proof of life; proxy.go: the
-// way out; errors.go: what is said of a failed attempt; log.go: the library's log.
+// way out; errors.go: what is said of a failed attempt; log.go: the library's log;
+// malformed.go: what is refused before the library would panic over it.
 package whatsapp
