@@ -237,6 +237,27 @@ func TestTheEventBufferIsCleanedBesideAWriter(t *testing.T) {
 	g.Eventually(cleaned, "10s").Should(Receive(Equal(outcome{n: events})))
 }
 
+// A worker that is stopped, or whose node is lost, between a taking's statement
+// and its commit holds the record's lock and cannot say that it is no more.
+func TestAStoppedTakingKeepsNobodyWaiting(t *testing.T) {
+	g := NewWithT(t)
+	ctx := t.Context()
+	url := testenv.Postgres(t)
+	s, stopped := open(t, url), open(t, url)
+	g.Expect(s.Migrate(ctx)).To(Succeed())
+	_, err := s.Claim(ctx, Claimant{SessionID: "id", Namespace: "a", UID: "u"}, never)
+	g.Expect(err).NotTo(HaveOccurred())
+	tx, err := stopped.db.RawDB.BeginTx(ctx, nil)
+	g.Expect(err).NotTo(HaveOccurred())
+	_, err = tx.ExecContext(ctx, "UPDATE whatsapp_operator_session SET epoch=1, starts=starts+1 WHERE uid='u'")
+	g.Expect(err).NotTo(HaveOccurred())
+
+	taking, err := s.Take(ctx, "u", 2)
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(taking.Starts()).To(BeEquivalentTo(1), "the other's never was")
+	g.Expect(tx.Commit()).NotTo(Succeed())
+}
+
 // Reading and making one-time keys is work between two statements: whoever waits for a
 // processor waits without a transaction, which PostgreSQL would end.
 func TestOneTimeKeysWaitForAProcessorWithoutATransaction(t *testing.T) {

@@ -143,7 +143,10 @@ func openPostgres(dsn string) (*sql.DB, error) {
 	if cfg.RuntimeParams["application_name"] == "" {
 		cfg.RuntimeParams["application_name"] = "whatsapp-operator"
 	}
-	return stdlib.OpenDB(*cfg), nil
+	return stdlib.OpenDB(*cfg, stdlib.OptionAfterConnect(func(ctx context.Context, conn *pgx.Conn) error {
+		_, err := conn.Exec(ctx, "SET idle_in_transaction_session_timeout = '"+idleTransaction+"'")
+		return err
+	})), nil
 }
 
 func parsePostgres(dsn string) (*pgx.ConnConfig, error) {
@@ -152,6 +155,7 @@ func parsePostgres(dsn string) (*pgx.ConnConfig, error) {
 		// The error quotes the URL.
 		return nil, ErrBadURL
 	}
+	cfg.DialFunc = dialer(cfg.ConnectTimeout).DialContext
 	return cfg, nil
 }
 

@@ -1,0 +1,26 @@
+package store
+
+import (
+	"net"
+	"time"
+)
+
+const (
+	// peerPatience is how long a connection to PostgreSQL waits for the other side's
+	// kernel. A node that is lost says nothing, and Linux alone waits for a quarter of an
+	// hour: all connections of the pool would hang in it, and every login with them.
+	peerPatience = 15 * time.Second
+	// idleTransaction is how long a transaction may do nothing until PostgreSQL ends it: a
+	// process that is stopped in the middle of one must not keep its successor from the
+	// session. SQL has no shorter way to say it than a setting of each connection.
+	idleTransaction = "5s"
+)
+
+// dialer makes connections that find out when the other side is lost.
+func dialer(timeout time.Duration) *net.Dialer {
+	return &net.Dialer{
+		Timeout:         timeout,
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: peerPatience / 3, Interval: peerPatience / 3, Count: 2},
+		Control:         boundPeer,
+	}
+}
