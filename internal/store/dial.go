@@ -12,7 +12,8 @@ const (
 	peerPatience = 15 * time.Second
 	// idleTransaction is how long a transaction may do nothing until PostgreSQL ends it: a
 	// process that is stopped in the middle of one must not keep its successor from the
-	// session. SQL has no shorter way to say it than a setting of each connection.
+	// session. The fence asks for less by itself (lockRecord), also where a pooler between
+	// here and PostgreSQL does not keep a connection's settings.
 	idleTransaction = "5s"
 )
 
