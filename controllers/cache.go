@@ -8,7 +8,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
-	"github.com/whatsapp-operator/whatsapp-operator/internal/lease"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/membership"
 )
 
 // CacheOptions keep in the manager's cache what the controllers need and no
@@ -21,7 +21,7 @@ func CacheOptions(namespace string) cache.Options {
 			&v1alpha1.WhatsAppSession{}: {},
 			&coordinationv1.Lease{}: {
 				Namespaces: map[string]cache.Config{namespace: {}},
-				Label:      labels.SelectorFromSet(labels.Set{lease.ComponentLabel: lease.ComponentWorker}),
+				Label:      labels.SelectorFromSet(labels.Set{membership.ComponentLabel: membership.ComponentWorker}),
 			},
 		},
 	}

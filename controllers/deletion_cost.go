@@ -16,8 +16,8 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 )
 
-// costEvery is how often the deletion cost of the workers' pods is looked at.
-const costEvery = time.Minute
+// costInterval is how often the deletion cost of the workers' pods is looked at.
+const costInterval = time.Minute
 
 // deletionCosts keeps the deletion cost of each worker's pod at its number of
 // sessions, so that a Deployment that is scaled down ends the pod whose end
@@ -37,7 +37,7 @@ type deletionCosts struct {
 
 // Start looks at the pods until ctx ends.
 func (d *deletionCosts) Start(ctx context.Context) error {
-	ticker := d.clock.NewTicker(costEvery)
+	ticker := d.clock.NewTicker(costInterval)
 	defer ticker.Stop()
 	for {
 		select {

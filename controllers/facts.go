@@ -12,10 +12,10 @@ import (
 )
 
 const (
-	// logoutPatience is how long the logout of a deleted session is tried (DESIGN section 2).
-	logoutPatience = 5 * time.Minute
-	// restartEvery bounds how often restartedAt counts.
-	restartEvery = time.Minute
+	// logoutTimeout is how long the logout of a deleted session is tried (DESIGN section 2).
+	logoutTimeout = 5 * time.Minute
+	// restartInterval bounds how often restartedAt counts.
+	restartInterval = time.Minute
 	// maxReason bounds status.lastDisconnectReason.
 	maxReason = 512
 )
@@ -90,15 +90,15 @@ func settled(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, n
 	return status.Summarize(next, unheld(s, next, refused(s), now), now)
 }
 
-// obituary says what became of the worker that held a session.
-func obituary(worker string) string {
+// lostMessage says what became of the worker that held a session.
+func lostMessage(worker string) string {
 	return "worker " + worker + " died while it held the session"
 }
 
 // lose takes next, the status of a session whose holder is dead, from the holder.
 // What a person or a date must end, and what stands still, stays as it is.
 func lose(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, now time.Time) v1alpha1.WhatsAppSessionStatus {
-	why := obituary(next.HeldBy)
+	why := lostMessage(next.HeldBy)
 	next.HeldBy, next.HolderStart, next.QR, next.PairingCode = "", "", nil, ""
 	if next.Phase == v1alpha1.PhaseConnected {
 		next.LastDisconnectedTime = &metav1.Time{Time: now.Truncate(time.Second)}
@@ -115,7 +115,7 @@ func lose(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, now 
 
 // speak makes next, a status that the manager writes for a session that nobody
 // holds, one that Redis and Laravel take for newer if it says something new.
-func speak(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, now time.Time) v1alpha1.WhatsAppSessionStatus {
+func supersede(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, now time.Time) v1alpha1.WhatsAppSessionStatus {
 	told, tell := status.Update(s.Status, delivery.Numbers{}, time.Time{}), status.Update(next, delivery.Numbers{}, time.Time{})
 	if told == tell || tell.Reason == v1alpha1.ReasonWaitingForPlacement || next.Epoch > s.Status.Epoch {
 		return next // nothing new, or not for long, or raised already
@@ -141,7 +141,7 @@ func wantsWorker(s *v1alpha1.WhatsAppSession, installation string, now time.Time
 		return false
 	case !s.DeletionTimestamp.IsZero():
 		return s.Spec.DeletionPolicy != v1alpha1.DeletionRetain && s.Status.JID != "" &&
-			now.Before(s.DeletionTimestamp.Add(logoutPatience)) && !ended(s)
+			now.Before(s.DeletionTimestamp.Add(logoutTimeout)) && !ended(s)
 	default:
 		return !s.Spec.Suspend
 	}

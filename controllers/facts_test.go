@@ -257,7 +257,7 @@ func TestSpeak(t *testing.T) {
 		{name: "what a placement overtakes in a moment", next: after(v1alpha1.PhasePending, v1alpha1.ReasonWaitingForPlacement, 5), want: 5},
 	} {
 		s := &v1alpha1.WhatsAppSession{Status: before}
-		NewWithT(t).Expect(speak(s, tt.next, noon).Epoch).To(Equal(tt.want), tt.name)
+		NewWithT(t).Expect(supersede(s, tt.next, noon).Epoch).To(Equal(tt.want), tt.name)
 	}
 }
 

@@ -15,7 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
-	"github.com/whatsapp-operator/whatsapp-operator/internal/lease"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/membership"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
 )
 
@@ -24,7 +24,7 @@ func (w *world) dies(name string, survivors ...string) {
 	w.t.Helper()
 	// When a later session is placed, the manager has seen the others as they are.
 	w.becomes(w.apply(w.b, "before-"+name), func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.Worker).NotTo(BeEmpty()) })
-	w.clock.SetTime(w.clock.Now().Add(lease.Duration + time.Second))
+	w.clock.SetTime(w.clock.Now().Add(membership.Duration + time.Second))
 	for _, s := range survivors {
 		w.worker(s)
 	}
@@ -82,7 +82,7 @@ func TestADeadWorkersSessionsArePlacedAnew(t *testing.T) {
 		w.Expect(after.Status.JID).To(Equal(row.before.Status.JID), after.Name)
 		w.Expect(after.Status.RetryAfter).To(Equal(row.before.Status.RetryAfter), after.Name)
 	}
-	its := &v1alpha1.WhatsAppSession{ObjectMeta: metav1.ObjectMeta{Namespace: w.operator, Name: lease.LeaseName("worker-a")}}
+	its := &v1alpha1.WhatsAppSession{ObjectMeta: metav1.ObjectMeta{Namespace: w.operator, Name: membership.LeaseName("worker-a")}}
 	w.Expect(w.event(its, v1alpha1.ReasonWorkerLost)).To(Equal("worker worker-a is dead: its 6 sessions are placed anew"))
 	after, err := w.get(connected)
 	w.Expect(err).NotTo(HaveOccurred())
@@ -154,7 +154,7 @@ func TestADeletedSessionWhoseHolderDies(t *testing.T) {
 
 	t.Log("and whose successor dies, too, when the time for the logout is over")
 	w.hold(logout, "worker-b")
-	w.late(logoutPatience)
+	w.late(logoutTimeout)
 	w.worker("worker-b")
 	w.dies("worker-b")
 	w.gone(logout)
@@ -331,7 +331,7 @@ func TestAWorkerThatComesBackAtTheVerdict(t *testing.T) {
 	stayed := 0
 	for round := range rounds {
 		name, process := fmt.Sprintf("worker-%d", round), fmt.Sprintf("back-%d", round)
-		newest := func(m *lease.Member) { m.Revision = 2 } // so that the sessions go there first
+		newest := func(m *membership.Member) { m.Revision = 2 } // so that the sessions go there first
 		w.worker("worker-b", capacity(2*rounds*each))
 		w.worker(name, newest)
 		sessions := make([]*v1alpha1.WhatsAppSession, each)

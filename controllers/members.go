@@ -9,7 +9,7 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	"k8s.io/utils/clock"
 
-	"github.com/whatsapp-operator/whatsapp-operator/internal/lease"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/membership"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/placement"
 )
 
@@ -28,7 +28,7 @@ type members struct {
 }
 
 type sighting struct {
-	lease.Member
+	membership.Member
 	seen time.Time
 	// since is when the worker was seen to become live.
 	since time.Time
@@ -38,9 +38,9 @@ func (s sighting) expires() time.Time { return s.seen.Add(s.Duration) }
 
 // observe takes note of a Lease and reports whether a plan may change by it.
 func (m *members) observe(l *coordinationv1.Lease) bool {
-	member, err := lease.FromLease(l)
+	member, err := membership.FromLease(l)
 	if err != nil {
-		if !errors.Is(err, lease.ErrNoHolder) {
+		if !errors.Is(err, membership.ErrNoHolder) {
 			m.log.Error(err, "A lease that describes no worker is ignored", "lease", l.Name)
 		}
 		return m.forget(l.Name)

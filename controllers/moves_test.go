@@ -28,7 +28,7 @@ func TestAnAnnotationMovesASession(t *testing.T) {
 	w := newWorld(t)
 	w.worker("worker-a")
 	held := w.hold(w.placed(w.apply(w.a, "held"), "worker-a"), "worker-a")
-	w.clock.SetTime(w.clock.Now().Add(placement.MoveEvery))
+	w.clock.SetTime(w.clock.Now().Add(placement.MoveInterval))
 	w.worker("worker-a")
 	w.worker("worker-b")
 	w.edit(held, func(s *v1alpha1.WhatsAppSession) { wants(s, "worker-b") })
@@ -116,7 +116,7 @@ func TestUnequalLoadsAreMadeEqual(t *testing.T) {
 		w.Expect(patchStatus(t.Context(), k8s, &sessions[i], next)).To(Succeed())
 	}
 	r := w.bare(seeing(&sessions, interceptor.Funcs{}))
-	r.RebalanceEvery, r.RebalanceAfter = 10*time.Second, 5*time.Minute
+	r.RebalanceInterval, r.RebalanceAfter = 10*time.Second, 5*time.Minute
 	renew := func() {
 		for _, name := range []string{"worker-a", "worker-b"} {
 			r.members.observe(w.leaseOf(name, capacity(10)))

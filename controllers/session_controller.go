@@ -472,7 +472,7 @@ func (r *SessionReconciler) settle(ctx context.Context, s *v1alpha1.WhatsAppSess
 	if next.HeldBy == "" {
 		next, again, restarted = restart(s, next, now)
 		next = settled(s, next, now)
-		next = speak(s, next, now)
+		next = supersede(s, next, now)
 	}
 	was := s.Status
 	written, err := r.write(ctx, s, next)
@@ -503,7 +503,7 @@ func restart(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, n
 	}
 	from := now
 	if next.RestartedTime != nil {
-		from = next.RestartedTime.Add(restartEvery)
+		from = next.RestartedTime.Add(restartInterval)
 	}
 	if next.Phase == v1alpha1.PhaseBanned && next.RetryAfter != nil && next.RetryAfter.After(from) {
 		from = next.RetryAfter.Time
@@ -670,7 +670,7 @@ func (r *SessionReconciler) end(ctx context.Context, s *v1alpha1.WhatsAppSession
 // howItEnds decides whether a deleted session may go, and how; if not, how long
 // to wait at most. record is the session's own; nil: the store has none any more.
 func howItEnds(s *v1alpha1.WhatsAppSession, record *Record, now time.Time) (*ending, time.Duration) {
-	deadline := s.DeletionTimestamp.Add(logoutPatience)
+	deadline := s.DeletionTimestamp.Add(logoutTimeout)
 	retain := s.Spec.DeletionPolicy == v1alpha1.DeletionRetain
 	linked := record != nil && record.JID != ""
 	switch {
@@ -698,14 +698,14 @@ func unlinkByHand(s *v1alpha1.WhatsAppSession, record *Record) string {
 		device = fmt.Sprintf("%q (%s)", s.Spec.DeviceName, record.JID)
 	}
 	return fmt.Sprintf("no worker could confirm the logout within %s: on the phone %s open Linked devices and remove the device %s; its keys are kept for 30 days",
-		logoutPatience, record.PhoneNumber, device)
+		logoutTimeout, record.PhoneNumber, device)
 }
 
 // await writes what the manager has to say of a deleted session that cannot go yet.
 func (r *SessionReconciler) await(ctx context.Context, s *v1alpha1.WhatsAppSession, record *Record, now time.Time) error {
 	next := *s.Status.DeepCopy()
 	next.SessionID, next.Installation = s.SessionID(), r.Installation
-	overdue := !now.Before(s.DeletionTimestamp.Add(logoutPatience))
+	overdue := !now.Before(s.DeletionTimestamp.Add(logoutTimeout))
 	if next.Worker != "" && (s.Spec.DeletionPolicy == v1alpha1.DeletionRetain || overdue) {
 		next.Worker, next.Epoch = "", nextEpoch(next, now)
 	}
@@ -716,7 +716,7 @@ func (r *SessionReconciler) await(ctx context.Context, s *v1alpha1.WhatsAppSessi
 		}
 		next.QR, next.PairingCode = nil, ""
 		next = status.Summarize(next, unheld(s, next, refused(s), now), now)
-		next = speak(s, next, now)
+		next = supersede(s, next, now)
 	}
 	_, err := r.write(ctx, s, next)
 	return err
@@ -736,7 +736,7 @@ func (r *SessionReconciler) finish(ctx context.Context, s *v1alpha1.WhatsAppSess
 	next = status.Summarize(next, status.Facts{
 		Generation: s.Generation, Phase: v1alpha1.PhaseTerminating, Reason: e.reason, Message: e.message,
 	}, now)
-	next = speak(s, next, now)
+	next = supersede(s, next, now)
 	written, err := r.write(ctx, s, next)
 	if err != nil {
 		return err

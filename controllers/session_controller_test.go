@@ -222,7 +222,7 @@ func TestDeletion(t *testing.T) {
 			before: func(w *world, s *v1alpha1.WhatsAppSession) { w.suspend(w.hold(s, "worker-a")) },
 			after: func(w *world, s *v1alpha1.WhatsAppSession) {
 				w.phase(s, v1alpha1.PhaseTerminating, v1alpha1.ReasonDeleting)
-				late(w, logoutPatience+time.Second)
+				late(w, logoutTimeout+time.Second)
 				w.touch(s)
 			},
 			release: ReleaseOrphan, says: "inactive/Terminating/LogoutUnconfirmed",
@@ -232,7 +232,7 @@ func TestDeletion(t *testing.T) {
 			name:   "a holder that does not come to an end is told to give up, and waited for",
 			before: func(w *world, s *v1alpha1.WhatsAppSession) { w.hold(s, "worker-a") },
 			after: func(w *world, s *v1alpha1.WhatsAppSession) {
-				late(w, logoutPatience+time.Hour)
+				late(w, logoutTimeout+time.Hour)
 				w.touch(s)
 				withdrawn := w.placed(s, "")
 				w.Expect(withdrawn.Status.HeldBy).To(Equal("worker-a"))
@@ -245,7 +245,7 @@ func TestDeletion(t *testing.T) {
 			name:   "a dead holder of a session that no phone was linked to",
 			before: func(w *world, s *v1alpha1.WhatsAppSession) { w.pair(s, "worker-a") },
 			after: func(w *world, s *v1alpha1.WhatsAppSession) {
-				late(w, logoutPatience+time.Second)
+				late(w, logoutTimeout+time.Second)
 				w.touch(s)
 				withdrawn := w.placed(s, "")
 				w.Expect(withdrawn.Finalizers).To(ConsistOf(v1alpha1.Finalizer), "nobody may think that it is free")

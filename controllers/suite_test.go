@@ -34,7 +34,7 @@ import (
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
-	"github.com/whatsapp-operator/whatsapp-operator/internal/lease"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/membership"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
@@ -185,7 +185,7 @@ func (w *world) start() {
 	w.Expect(err).NotTo(HaveOccurred())
 	w.Expect(SetupPlacement(mgr, PlacementOptions{
 		Installation: installation, Clock: w.clock, Log: logr.Discard(), Verdicts: w.verdicts, Namespace: w.operator,
-		RebalanceEvery: 10 * time.Second, RebalanceAfter: 5 * time.Minute,
+		RebalanceInterval: 10 * time.Second, RebalanceAfter: 5 * time.Minute,
 	})).To(Succeed())
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
@@ -346,19 +346,19 @@ func (w *world) release(s *v1alpha1.WhatsAppSession) *v1alpha1.WhatsAppSession {
 }
 
 // worker joins, or renews its Lease with what has changed.
-func (w *world) worker(name string, change ...func(*lease.Member)) {
+func (w *world) worker(name string, change ...func(*membership.Member)) {
 	w.t.Helper()
-	member := lease.Member{
+	member := membership.Member{
 		Name: name, Incarnation: "i1", Pool: v1alpha1.DefaultPool, Revision: 1, Capacity: 100, Tokens: 200,
-		RenewTime: w.clock.Now(), Duration: lease.Duration,
+		RenewTime: w.clock.Now(), Duration: membership.Duration,
 	}
 	for _, c := range change {
 		c(&member)
 	}
 	l := &coordinationv1.Lease{}
-	err := k8s.Get(w.t.Context(), types.NamespacedName{Namespace: w.operator, Name: lease.LeaseName(name)}, l)
+	err := k8s.Get(w.t.Context(), types.NamespacedName{Namespace: w.operator, Name: membership.LeaseName(name)}, l)
 	if apierrors.IsNotFound(err) {
-		l.Namespace, l.Name = w.operator, lease.LeaseName(name)
+		l.Namespace, l.Name = w.operator, membership.LeaseName(name)
 		member.Into(l)
 		w.Expect(k8s.Create(w.t.Context(), l)).To(Succeed())
 		return
@@ -368,14 +368,16 @@ func (w *world) worker(name string, change ...func(*lease.Member)) {
 	w.Expect(k8s.Update(w.t.Context(), l)).To(Succeed())
 }
 
-func capacity(n int) func(*lease.Member)     { return func(m *lease.Member) { m.Capacity = n } }
-func inPool(name string) func(*lease.Member) { return func(m *lease.Member) { m.Pool = name } }
-func draining(m *lease.Member)               { m.Draining = true }
+func capacity(n int) func(*membership.Member) { return func(m *membership.Member) { m.Capacity = n } }
+func inPool(name string) func(*membership.Member) {
+	return func(m *membership.Member) { m.Pool = name }
+}
+func draining(m *membership.Member) { m.Draining = true }
 
 // leaves ends a worker's membership.
 func (w *world) leaves(name string) {
 	w.t.Helper()
-	w.Expect(k8s.Delete(w.t.Context(), &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: w.operator, Name: lease.LeaseName(name)}})).To(Succeed())
+	w.Expect(k8s.Delete(w.t.Context(), &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: w.operator, Name: membership.LeaseName(name)}})).To(Succeed())
 }
 
 // event waits for an Event beside the session and returns its text.
@@ -488,7 +490,7 @@ func newFakeVerdicts() *fakeVerdicts {
 	return &fakeVerdicts{dead: map[string]bool{}, renewed: map[string]bool{}, changed: make(chan struct{}, 1)}
 }
 
-// renews is a worker that was declared dead and renews its witnesses: nobody
+// renews is a worker that was declared dead and renews its heartbeats: nobody
 // knows before the next look.
 func (f *fakeVerdicts) renews(worker string) {
 	f.mu.Lock()

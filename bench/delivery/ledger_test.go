@@ -61,7 +61,7 @@ func TestPercentile(t *testing.T) {
 
 func TestPlan(t *testing.T) {
 	g := NewWithT(t)
-	c := sideConfig{Sessions: 100, Duration: time.Minute, QREvery: 30 * time.Second, StatusEvery: time.Minute, Seed: 1}
+	c := sideConfig{Sessions: 100, Duration: time.Minute, QRInterval: 30 * time.Second, StatusInterval: time.Minute, Seed: 1}
 	events := plan(c)
 	g.Expect(plan(c)).To(Equal(events), "the same for both sides")
 	codes, last := 0, time.Duration(0)

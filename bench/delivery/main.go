@@ -37,20 +37,20 @@ import (
 
 // options are what a person may change.
 type options struct {
-	sessions      int
-	duration      time.Duration
-	steadyAnswer  time.Duration
-	urgentAnswer  time.Duration
-	rounds        int
-	samples       int
-	qrEvery       time.Duration
-	qrValid       time.Duration
-	statusEvery   time.Duration
-	out           string
-	side          string
-	seed          uint64
-	betweenAlone  time.Duration
-	betweenRounds time.Duration
+	sessions       int
+	duration       time.Duration
+	steadyAnswer   time.Duration
+	urgentAnswer   time.Duration
+	rounds         int
+	samples        int
+	qrInterval     time.Duration
+	qrValid        time.Duration
+	statusInterval time.Duration
+	out            string
+	side           string
+	seed           uint64
+	betweenAlone   time.Duration
+	betweenRounds  time.Duration
 }
 
 func main() {
@@ -68,15 +68,15 @@ func command() error {
 	flag.DurationVar(&o.urgentAnswer, "urgent-answer", 50*time.Millisecond, "what Laravel takes for a request in the other parts")
 	flag.IntVar(&o.rounds, "rounds", 3, "how often all sessions change at one instant; the worst round counts")
 	flag.IntVar(&o.samples, "samples", 120, "how many urgent changes come alone")
-	flag.DurationVar(&o.qrEvery, "qr-every", 30*time.Second, "how often a session gets a new QR code")
+	flag.DurationVar(&o.qrInterval, "qr-every", 30*time.Second, "how often a session gets a new QR code")
 	flag.DurationVar(&o.qrValid, "qr-valid", 0, "how long a QR code is valid (default: until the next)")
-	flag.DurationVar(&o.statusEvery, "status-every", 2*time.Minute, "how often a session changes its status in the steady part, on average")
+	flag.DurationVar(&o.statusInterval, "status-every", 2*time.Minute, "how often a session changes its status in the steady part, on average")
 	flag.StringVar(&o.out, "out", filepath.Join("bench", "results", "delivery.json"), "where to write the result")
 	flag.Uint64Var(&o.seed, "seed", 1, "of the times of the events")
 	flag.StringVar(&o.side, "side", "", "internal: what this process is")
 	flag.Parse()
 	if o.qrValid == 0 {
-		o.qrValid = o.qrEvery
+		o.qrValid = o.qrInterval
 	}
 	// More than a window and what a request takes; more than the longest window.
 	o.betweenAlone, o.betweenRounds = 550*time.Millisecond, 1500*time.Millisecond
@@ -112,13 +112,13 @@ func run(ctx context.Context, o options) (err error) {
 	base := sideConfig{
 		Redis: server.addr, TokenFile: token, SecretFile: secret,
 		Sessions: o.sessions, Duration: o.duration, Rounds: o.rounds, Samples: o.samples, Seed: o.seed,
-		QREvery: o.qrEvery, QRValid: o.qrValid, StatusEvery: o.statusEvery,
+		QRInterval: o.qrInterval, QRValid: o.qrValid, StatusInterval: o.statusInterval,
 		BetweenAlone: o.betweenAlone, BetweenRounds: o.betweenRounds,
 		Start: time.Now().Add(3 * time.Second), // when both processes are there
 	}
 	result := figures{o: o}
 
-	fmt.Printf("steady: %d sessions, a QR code each %s, %s long, Laravel answers in %s\n", o.sessions, o.qrEvery, o.duration, o.steadyAnswer)
+	fmt.Printf("steady: %d sessions, a QR code each %s, %s long, Laravel answers in %s\n", o.sessions, o.qrInterval, o.duration, o.steadyAnswer)
 	before, err := server.usage(ctx)
 	if err != nil {
 		return err

@@ -19,7 +19,7 @@ type planned struct {
 	priority delivery.Priority
 }
 
-// plan is the same for both sides: each session gets a code each QREvery, from
+// plan is the same for both sides: each session gets a code each QRInterval, from
 // a random instant of the first period on, and changes its status at random
 // times, half of them urgent.
 func plan(c sideConfig) []planned {
@@ -27,12 +27,12 @@ func plan(c sideConfig) []planned {
 	var all []planned
 	for session := range c.Sessions {
 		var n int64
-		for at := time.Duration(random.Int64N(int64(c.QREvery))); at < c.Duration; at += c.QREvery {
+		for at := time.Duration(random.Int64N(int64(c.QRInterval))); at < c.Duration; at += c.QRInterval {
 			n++
 			all = append(all, planned{at: at, kind: delivery.KindQR, session: session, n: n, priority: delivery.Normal})
 		}
 		n = 0
-		for at := pause(random, c.StatusEvery); at < c.Duration; at += pause(random, c.StatusEvery) {
+		for at := pause(random, c.StatusInterval); at < c.Duration; at += pause(random, c.StatusInterval) {
 			n++
 			priority := delivery.Normal
 			if random.IntN(2) == 0 {

@@ -35,9 +35,9 @@ type sideConfig struct {
 	Sessions, Rounds, Samples         int
 	Seed                              uint64
 	// Start is when the steady part begins, and stands for the placement's time.
-	Start                                   time.Time
-	Duration, QREvery, QRValid, StatusEvery time.Duration
-	BetweenAlone, BetweenRounds             time.Duration
+	Start                                         time.Time
+	Duration, QRInterval, QRValid, StatusInterval time.Duration
+	BetweenAlone, BetweenRounds                   time.Duration
 }
 
 // sideResult is what it answers on its standard output.

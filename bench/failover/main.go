@@ -351,8 +351,8 @@ func percentile(values []time.Duration, p int) float64 {
 	return values[max(0, (len(values)*p+99)/100-1)].Seconds()
 }
 
-// retirePatience bounds the clean end of a worker.
-const retirePatience = 2 * time.Minute
+// retireTimeout bounds the clean end of a worker.
+const retireTimeout = 2 * time.Minute
 
 // retire asks the oldest worker to end and waits until it has.
 func (b *bench) retire() error {
@@ -361,7 +361,7 @@ func (b *bench) retire() error {
 	if err := w.Ask(); err != nil {
 		return err
 	}
-	return w.Ended(b.ctx, retirePatience)
+	return w.Ended(b.ctx, retireTimeout)
 }
 
 func (b *bench) roll() error {

@@ -14,8 +14,8 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/worker"
 )
 
-// storePatience bounds what is asked of the store before anything else can be done.
-const storePatience = 10 * time.Second
+// storeTimeout bounds what is asked of the store before anything else can be done.
+const storeTimeout = 10 * time.Second
 
 // accounts joins the store and the connector: a device is read from the one
 // and connected by the other.
@@ -55,7 +55,7 @@ func (a *account) Forget(ctx context.Context) error {
 // that the connection is over.
 func (a *account) Dial(ctx context.Context, o worker.DialOptions) (worker.Connection, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	reading, done := context.WithTimeout(ctx, storePatience)
+	reading, done := context.WithTimeout(ctx, storeTimeout)
 	device, err := a.taking.Open(reading, cancel)
 	done()
 	if err != nil {

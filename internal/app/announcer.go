@@ -10,27 +10,27 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/worker"
 )
 
-// announcer brings a session's state to Redis: the queues first, because
+// publisher brings a session's state to Redis: the queues first, because
 // Laravel waits, then the cache keys.
-type announcer struct {
+type publisher struct {
 	queue           *batch.Queue
 	cache           *cache.Cache
-	statuses, codes *together
+	statuses, codes *coalescedEnqueue
 }
 
 // roundTrips is how many calls of a kind may wait for Redis at a time: one that
 // waits for the disk must not keep the next change from being sent.
 const roundTrips = 4
 
-func newAnnouncer(queue *batch.Queue, c *cache.Cache) *announcer {
-	return &announcer{
+func newPublisher(queue *batch.Queue, c *cache.Cache) *publisher {
+	return &publisher{
 		queue: queue, cache: c,
-		statuses: newTogether(delivery.KindStatus, roundTrips, queue.Enqueue), codes: newTogether(delivery.KindQR, roundTrips, queue.Enqueue),
+		statuses: newCoalescedEnqueue(delivery.KindStatus, roundTrips, queue.Enqueue), codes: newCoalescedEnqueue(delivery.KindQR, roundTrips, queue.Enqueue),
 	}
 }
 
 // Announce implements worker.Announcer.
-func (a *announcer) Announce(ctx context.Context, what worker.Announcement) error {
+func (a *publisher) Announce(ctx context.Context, what worker.Announcement) error {
 	var told error
 	if what.NewStatus {
 		told = a.enqueue(ctx, what.Status)
@@ -40,7 +40,7 @@ func (a *announcer) Announce(ctx context.Context, what worker.Announcement) erro
 }
 
 // Refresh implements worker.Announcer.
-func (a *announcer) Refresh(ctx context.Context, all []worker.Announcement) error {
+func (a *publisher) Refresh(ctx context.Context, all []worker.Announcement) error {
 	entries := make([]cache.Entry, len(all))
 	for i, what := range all {
 		entries[i] = entry(what, true)
@@ -49,7 +49,7 @@ func (a *announcer) Refresh(ctx context.Context, all []worker.Announcement) erro
 }
 
 // enqueue puts a status into its queue.
-func (a *announcer) enqueue(ctx context.Context, status delivery.StatusItem) error {
+func (a *publisher) enqueue(ctx context.Context, status delivery.StatusItem) error {
 	item, err := status.Item()
 	if err != nil {
 		return err
@@ -59,7 +59,7 @@ func (a *announcer) enqueue(ctx context.Context, status delivery.StatusItem) err
 }
 
 // code writes the QR code to the cache and, if it is new there, into its queue.
-func (a *announcer) code(ctx context.Context, what worker.Announcement) error {
+func (a *publisher) code(ctx context.Context, what worker.Announcement) error {
 	if what.QR == nil {
 		if !what.QRGone {
 			return nil
@@ -113,18 +113,18 @@ func entry(what worker.Announcement, withCode bool) cache.Entry {
 	return e
 }
 
-// speaker is the manager's voice: for sessions that nobody holds.
-type speaker struct {
-	*announcer
-	updates *together
+// managerPublisher is the manager's voice: for sessions that nobody holds.
+type managerPublisher struct {
+	*publisher
+	updates *coalescedEnqueue
 }
 
-func newSpeaker(queue *batch.Queue, c *cache.Cache) *speaker {
-	return &speaker{newAnnouncer(queue, c), newTogether(delivery.KindStatus, roundTrips, queue.Update)}
+func newManagerPublisher(queue *batch.Queue, c *cache.Cache) *managerPublisher {
+	return &managerPublisher{newPublisher(queue, c), newCoalescedEnqueue(delivery.KindStatus, roundTrips, queue.Update)}
 }
 
 // Update implements controllers.Announcer.
-func (s *speaker) Update(ctx context.Context, status delivery.StatusItem) (told bool, err error) {
+func (s *managerPublisher) Update(ctx context.Context, status delivery.StatusItem) (told bool, err error) {
 	item, err := status.Item()
 	if err != nil {
 		return false, err
@@ -142,16 +142,16 @@ func (s *speaker) Update(ctx context.Context, status delivery.StatusItem) (told 
 }
 
 // Enqueue implements controllers.Announcer.
-func (s *speaker) Enqueue(ctx context.Context, status delivery.StatusItem) error {
+func (s *managerPublisher) Enqueue(ctx context.Context, status delivery.StatusItem) error {
 	return errors.Join(s.enqueue(ctx, status), s.refresh(ctx, status))
 }
 
-func (s *speaker) refresh(ctx context.Context, status delivery.StatusItem) error {
+func (s *managerPublisher) refresh(ctx context.Context, status delivery.StatusItem) error {
 	return s.cache.RefreshAll(ctx, []cache.Entry{entry(worker.Announcement{Status: status}, false)})
 }
 
 // Deleted implements controllers.Announcer.
-func (s *speaker) Deleted(ctx context.Context, status delivery.StatusItem) error {
+func (s *managerPublisher) Deleted(ctx context.Context, status delivery.StatusItem) error {
 	return errors.Join(
 		s.enqueue(ctx, status),
 		s.queue.Withdraw(ctx, delivery.KindQR, status.SessionID, status.Numbers),

@@ -40,7 +40,7 @@ type commonConfig struct {
 	StoreURL        string
 	StoreURLFile    string
 	StoreConns      int
-	StartPatience   time.Duration
+	StartTimeout    time.Duration
 }
 
 func (c *commonConfig) bind(f *pflag.FlagSet) {
@@ -50,7 +50,7 @@ func (c *commonConfig) bind(f *pflag.FlagSet) {
 	f.StringVar(&c.MetricsAddress, "metrics-bind-address", "127.0.0.1:8080", "address of the metrics; 0: none")
 	f.StringVar(&c.HealthAddress, "health-bind-address", ":8081", "address of /healthz and /readyz; 0: none")
 	f.IntVarP(&c.Verbosity, "verbosity", "v", 0, "how much is logged: 0 what happened, 1 each step of each session, 2 the WhatsApp client's own log")
-	f.DurationVar(&c.StartPatience, "start-timeout", 30*time.Second, "how long Redis and the store may be unreachable at the start before the process exits with a sentence")
+	f.DurationVar(&c.StartTimeout, "start-timeout", 30*time.Second, "how long Redis and the store may be unreachable at the start before the process exits with a sentence")
 
 	r := &c.Redis
 	f.StringSliceVar(&r.Addresses, "redis", []string{"127.0.0.1:6379"}, "host:port of Redis, of the Sentinels, or of some nodes of the cluster")
@@ -197,8 +197,8 @@ func (c *managerConfig) complete() error {
 	return errors.Join(errs...)
 }
 
-// rebalanceEvery is the pace of the rebalancing; zero: it is off.
-func (c *managerConfig) rebalanceEvery() time.Duration {
+// rebalanceInterval is the pace of the rebalancing; zero: it is off.
+func (c *managerConfig) rebalanceInterval() time.Duration {
 	if !c.Rebalance {
 		return 0
 	}

@@ -37,9 +37,9 @@ type foundation struct {
 	direct       client.Client // reads from the API server itself
 	installation string
 	redis        goredis.UniversalClient
-	// witness has connections of its own: the workers' proof of life must not wait behind
+	// heartbeat has connections of its own: the workers' proof of life must not wait behind
 	// a thousand sessions.
-	witness    goredis.UniversalClient
+	heartbeat  goredis.UniversalClient
 	keys       redis.Keys
 	durability *redis.Durability
 	queue      *batch.Queue
@@ -51,8 +51,8 @@ type foundation struct {
 
 // lay reaches the API server, Redis and the store, and refuses to go on with
 // any of them that is not fit, or is another installation's. The caller closes it.
-func lay(ctx context.Context, config *commonConfig, log logr.Logger) (*foundation, error) {
-	f, err := layGround(ctx, config, log)
+func openFoundation(ctx context.Context, config *commonConfig, log logr.Logger) (*foundation, error) {
+	f, err := newFoundation(ctx, config, log)
 	if err != nil {
 		return nil, err
 	}
@@ -65,20 +65,20 @@ func lay(ctx context.Context, config *commonConfig, log logr.Logger) (*foundatio
 	return f, nil
 }
 
-// layGround reaches the API server and Redis, whosever Redis is.
-func layGround(ctx context.Context, config *commonConfig, log logr.Logger) (*foundation, error) {
-	f, err := layCluster(ctx, config, log)
+// newFoundation reaches the API server and Redis, whosever Redis is.
+func newFoundation(ctx context.Context, config *commonConfig, log logr.Logger) (*foundation, error) {
+	f, err := openCluster(ctx, config, log)
 	if err != nil {
 		return nil, err
 	}
-	if err := f.layRedis(ctx); err != nil {
+	if err := f.openRedis(ctx); err != nil {
 		return nil, errors.Join(err, f.close())
 	}
 	return f, nil
 }
 
-// layCluster reaches the API server, which names the installation.
-func layCluster(ctx context.Context, config *commonConfig, log logr.Logger) (_ *foundation, err error) {
+// openCluster reaches the API server, which names the installation.
+func openCluster(ctx context.Context, config *commonConfig, log logr.Logger) (_ *foundation, err error) {
 	f := &foundation{config: config, scheme: runtime.NewScheme(), clock: clock.RealClock{}, log: log}
 	// Only the kinds that are used: all of Kubernetes' would cost each worker some megabytes.
 	for _, add := range []func(*runtime.Scheme) error{
@@ -100,18 +100,18 @@ func layCluster(ctx context.Context, config *commonConfig, log logr.Logger) (_ *
 	return f, nil
 }
 
-// layStore opens the store for a person's command, once it has its schema. It
+// checkStore opens the store for a person's command, once it has its schema. It
 // refuses one that is not this installation's, and claims none: a command that is
 // given the wrong URL must not make that store this installation's.
-func layStore(ctx context.Context, config *commonConfig, log logr.Logger) (*foundation, error) {
-	f, err := layCluster(ctx, config, log)
+func checkStore(ctx context.Context, config *commonConfig, log logr.Logger) (*foundation, error) {
+	f, err := openCluster(ctx, config, log)
 	if err != nil {
 		return nil, err
 	}
 	if err := f.openStore(ctx); err != nil {
 		return nil, errors.Join(err, f.close())
 	}
-	waiting, done := context.WithTimeout(ctx, config.StartPatience)
+	waiting, done := context.WithTimeout(ctx, config.StartTimeout)
 	defer done()
 	err = f.store.WaitForSchema(waiting)
 	if err == nil {
@@ -131,7 +131,7 @@ func (f *foundation) close() error {
 	if f.store != nil {
 		errs = append(errs, f.store.Close())
 	}
-	for _, c := range []goredis.UniversalClient{f.redis, f.witness} {
+	for _, c := range []goredis.UniversalClient{f.redis, f.heartbeat} {
 		if c != nil {
 			errs = append(errs, c.Close())
 		}
@@ -139,11 +139,11 @@ func (f *foundation) close() error {
 	return errors.Join(errs...)
 }
 
-// patiently repeats what may not be there yet, until it succeeds, fails for
+// retryUntilReady repeats what may not be there yet, until it succeeds, fails for
 // good or the start's time is over.
-func (f *foundation) patiently(ctx context.Context, what string, try func(context.Context) (final bool, err error)) error {
+func (f *foundation) retryUntilReady(ctx context.Context, what string, try func(context.Context) (final bool, err error)) error {
 	var last error
-	err := wait.PollUntilContextTimeout(ctx, time.Second, f.config.StartPatience, true, func(ctx context.Context) (bool, error) {
+	err := wait.PollUntilContextTimeout(ctx, time.Second, f.config.StartTimeout, true, func(ctx context.Context) (bool, error) {
 		final, err := try(ctx)
 		if err != nil && !final {
 			if last == nil {
@@ -155,14 +155,14 @@ func (f *foundation) patiently(ctx context.Context, what string, try func(contex
 		return true, err
 	})
 	if wait.Interrupted(err) && last != nil && ctx.Err() == nil {
-		return fmt.Errorf("%s cannot be reached for %s: %w", what, f.config.StartPatience, last)
+		return fmt.Errorf("%s cannot be reached for %s: %w", what, f.config.StartTimeout, last)
 	}
 	return err
 }
 
 // identify names the installation: cluster, namespace and release.
 func (f *foundation) identify(ctx context.Context) error {
-	return f.patiently(ctx, "the API server", func(ctx context.Context) (bool, error) {
+	return f.retryUntilReady(ctx, "the API server", func(ctx context.Context) (bool, error) {
 		system := &corev1.Namespace{}
 		if err := f.direct.Get(ctx, types.NamespacedName{Name: "kube-system"}, system); err != nil {
 			return false, fmt.Errorf("reading the namespace kube-system, whose UID names this cluster: %w", err)
@@ -172,20 +172,20 @@ func (f *foundation) identify(ctx context.Context) error {
 	})
 }
 
-func (f *foundation) layRedis(ctx context.Context) error {
+func (f *foundation) openRedis(ctx context.Context) error {
 	redis.LogTo(f.log.WithName("redis"))
 	var err error
 	if f.redis, err = redis.New(f.config.Redis); err != nil {
 		return err
 	}
-	if f.witness, err = redis.New(f.config.Redis); err != nil {
+	if f.heartbeat, err = redis.New(f.config.Redis); err != nil {
 		return err
 	}
 	f.keys = f.config.Redis.Keys()
 	f.durability = redis.NewDurability(f.redis, f.keys, f.config.Redis.Durability)
 	f.queue = batch.NewQueue(f.redis, f.keys, f.clock, batch.Options{Durability: f.durability, OnExpired: metrics.QueueExpired})
 	f.cache = cache.New(f.redis, f.keys, f.clock)
-	return f.patiently(ctx, "Redis", func(ctx context.Context) (bool, error) {
+	return f.retryUntilReady(ctx, "Redis", func(ctx context.Context) (bool, error) {
 		report, err := (&redis.Monitor{Client: f.redis, Durability: f.durability}).Once(ctx)
 		if err != nil {
 			return errors.Is(err, redis.ErrNotOffered), err
@@ -206,7 +206,7 @@ func (f *foundation) openStore(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return f.patiently(ctx, "the store", func(ctx context.Context) (bool, error) {
+	return f.retryUntilReady(ctx, "the store", func(ctx context.Context) (bool, error) {
 		opened, err := store.Open(ctx, config, f.log.WithName("store"))
 		if err != nil {
 			return errors.Is(err, store.ErrBadURL), err

@@ -19,7 +19,7 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/batch"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/laravel"
-	"github.com/whatsapp-operator/whatsapp-operator/internal/lease"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/membership"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/metrics"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/redis"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/store"
@@ -27,10 +27,10 @@ import (
 
 const (
 	leaderElectionID = "whatsapp-operator-manager"
-	// cleanEvery is how often the janitor deletes what the store has kept long enough.
-	cleanEvery = 6 * time.Hour
-	// sweepEvery is how often the witnesses of workers that have long been dead are removed.
-	sweepEvery = 10 * time.Minute
+	// cleanInterval is how often the janitor deletes what the store has kept long enough.
+	cleanInterval = 6 * time.Hour
+	// sweepInterval is how often the heartbeats of workers that have long been dead are removed.
+	sweepInterval = 10 * time.Minute
 )
 
 func newManagerCommand() *cobra.Command {
@@ -50,7 +50,7 @@ func newManagerCommand() *cobra.Command {
 }
 
 func runManager(ctx context.Context, config *managerConfig, log logr.Logger) (err error) {
-	f, err := lay(ctx, &config.commonConfig, log)
+	f, err := openFoundation(ctx, &config.commonConfig, log)
 	if err != nil {
 		return err
 	}
@@ -65,13 +65,13 @@ func runManager(ctx context.Context, config *managerConfig, log logr.Logger) (er
 	if err != nil {
 		return fmt.Errorf("preparing the manager: %w", err)
 	}
-	observer := &lease.Observer{
-		Client: f.direct, Namespace: config.Namespace, Keys: redis.NewWitness(f.witness, f.keys),
-		Elapsed: lease.Elapsed, Clock: f.clock, Log: log.WithName("observer"), Sight: metrics.WitnessesSeen,
+	observer := &membership.Observer{
+		Client: f.direct, Namespace: config.Namespace, Keys: redis.NewHeartbeat(f.heartbeat, f.keys),
+		Elapsed: membership.Elapsed, Clock: f.clock, Log: log.WithName("observer"), Sight: metrics.HeartbeatsSeen,
 	}
 	ids := &ids{store: f.store, ready: make(chan struct{})}
 	sessions, err := controllers.SetupSession(mgr, controllers.SessionOptions{
-		Installation: f.installation, IDs: ids, Announcer: newSpeaker(f.queue, f.cache),
+		Installation: f.installation, IDs: ids, Announcer: newManagerPublisher(f.queue, f.cache),
 		Clock: f.clock, Log: log.WithName("session"),
 	})
 	if err != nil {
@@ -79,7 +79,7 @@ func runManager(ctx context.Context, config *managerConfig, log logr.Logger) (er
 	}
 	if err := controllers.SetupPlacement(mgr, controllers.PlacementOptions{
 		Installation: f.installation, Clock: f.clock, Log: log.WithName("placement"), Verdicts: observer, Namespace: config.Namespace,
-		RebalanceEvery: config.rebalanceEvery(), RebalanceAfter: config.RebalanceAfter,
+		RebalanceInterval: config.rebalanceInterval(), RebalanceAfter: config.RebalanceAfter,
 	}); err != nil {
 		return err
 	}
@@ -127,11 +127,11 @@ func (f *foundation) keepStore(ctx context.Context, open func()) error {
 		return fmt.Errorf("asking the store whose it is: %w", err)
 	}
 	open()
-	ticker := f.clock.NewTicker(cleanEvery)
+	ticker := f.clock.NewTicker(cleanInterval)
 	defer ticker.Stop()
 	for {
 		if err := f.store.Clean(ctx); err != nil && ctx.Err() == nil {
-			f.log.Error(err, "The store could not be cleaned; it is tried again", "after", cleanEvery.String())
+			f.log.Error(err, "The store could not be cleaned; it is tried again", "after", cleanInterval.String())
 		}
 		select {
 		case <-ctx.Done():
@@ -141,9 +141,9 @@ func (f *foundation) keepStore(ctx context.Context, open func()) error {
 	}
 }
 
-// sweepWorkers is the leader's round among the witnesses of dead workers.
-func (f *foundation) sweepWorkers(ctx context.Context, observer *lease.Observer) error {
-	ticker := f.clock.NewTicker(sweepEvery)
+// sweepWorkers is the leader's round among the heartbeats of dead workers.
+func (f *foundation) sweepWorkers(ctx context.Context, observer *membership.Observer) error {
+	ticker := f.clock.NewTicker(sweepInterval)
 	defer ticker.Stop()
 	for {
 		select {
@@ -152,7 +152,7 @@ func (f *foundation) sweepWorkers(ctx context.Context, observer *lease.Observer)
 		case <-ticker.C():
 		}
 		if err := observer.Sweep(ctx); err != nil && ctx.Err() == nil {
-			f.log.Error(err, "The witnesses of dead workers could not be removed; it is tried again", "after", sweepEvery.String())
+			f.log.Error(err, "The heartbeats of dead workers could not be removed; it is tried again", "after", sweepInterval.String())
 		}
 	}
 }
@@ -211,7 +211,7 @@ func (i *ids) Record(ctx context.Context, sessionID string) (*controllers.Record
 	if err := i.wait(ctx); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, storePatience)
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	r, err := i.store.RecordByID(ctx, sessionID)
 	switch {
@@ -228,7 +228,7 @@ func (i *ids) Claim(ctx context.Context, c controllers.Claimant, gone func(types
 	if err := i.wait(ctx); err != nil {
 		return false, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, storePatience)
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	_, err := i.store.Claim(ctx, store.Claimant{SessionID: c.SessionID, Namespace: c.Namespace, UID: string(c.UID)},
 		func(_ context.Context, uid string) (bool, error) { return gone(types.UID(uid)), nil })
@@ -243,7 +243,7 @@ func (i *ids) Release(ctx context.Context, uid types.UID, how controllers.Releas
 	if err := i.wait(ctx); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, storePatience)
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	var err error
 	switch how {

@@ -18,9 +18,9 @@ import (
 const (
 	// deploymentRevision is where the Deployment controller numbers its ReplicaSets.
 	deploymentRevision = "deployment.kubernetes.io/revision"
-	// revisionEvery is how often the number is read again: a rollback gives an old
+	// revisionInterval is how often the number is read again: a rollback gives an old
 	// ReplicaSet, and so pods that run already, the newest number.
-	revisionEvery = 30 * time.Second
+	revisionInterval = 30 * time.Second
 )
 
 // revision is the worker's place in the order of versions: a flag's, or the
@@ -77,7 +77,7 @@ func (r *revision) refresh(ctx context.Context) {
 
 // run keeps the number until ctx ends.
 func (r *revision) run(ctx context.Context) error {
-	ticker := time.NewTicker(revisionEvery)
+	ticker := time.NewTicker(revisionInterval)
 	defer ticker.Stop()
 	for {
 		select {
@@ -90,7 +90,7 @@ func (r *revision) run(ctx context.Context) error {
 }
 
 func (r *revision) read(ctx context.Context) (int64, error) {
-	ctx, cancel := context.WithTimeout(ctx, apiPatience)
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
 	pod := &corev1.Pod{}
 	if err := r.client.Get(ctx, client.ObjectKey{Namespace: r.namespace, Name: r.name}, pod); err != nil {

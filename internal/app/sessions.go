@@ -26,8 +26,8 @@ const (
 	// server, where each would use up its time.
 	ownerRequests  = 28
 	reportRequests = 4
-	// apiPatience bounds one request, from the moment in which it is sent.
-	apiPatience = 10 * time.Second
+	// apiTimeout bounds one request, from the moment in which it is sent.
+	apiTimeout = 10 * time.Second
 )
 
 // sessions is the API server for a supervisor; its client must not read from a cache.
@@ -76,7 +76,7 @@ func request(ctx context.Context, turns *semaphore.Weighted, f func(context.Cont
 		return fmt.Errorf("waiting for a turn at the API server: %w", err)
 	}
 	defer turns.Release(1)
-	ctx, cancel := context.WithTimeout(ctx, apiPatience)
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
 	return f(ctx)
 }
@@ -141,7 +141,7 @@ func (p *proxies) Proxy(ctx context.Context, session *v1alpha1.WhatsAppSession) 
 	if session.Spec.Proxy == nil {
 		return nil, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, apiPatience)
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
 	name := session.Spec.Proxy.SecretRef.Name
 	secret := &corev1.Secret{}

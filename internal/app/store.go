@@ -38,7 +38,7 @@ WhatsApp accounts.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return prepare(cmd, config.complete, config, func(ctx context.Context, log logr.Logger) (err error) {
-				f, err := layGround(ctx, config, log)
+				f, err := newFoundation(ctx, config, log)
 				if err != nil {
 					return err
 				}
@@ -67,7 +67,7 @@ func storeCommand(cmd *cobra.Command, run func(ctx context.Context, s *store.Sto
 	config := &commonConfig{}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		return prepare(cmd, config.complete, config, func(ctx context.Context, log logr.Logger) (err error) {
-			f, err := layStore(ctx, config, log)
+			f, err := checkStore(ctx, config, log)
 			if err != nil {
 				return err
 			}

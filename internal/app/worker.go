@@ -20,7 +20,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
-	"github.com/whatsapp-operator/whatsapp-operator/internal/lease"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/membership"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/metrics"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/redis"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/whatsapp"
@@ -59,13 +59,13 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 	if _, set := os.LookupEnv("GOGC"); !set {
 		debug.SetGCPercent(config.GCPercent)
 	}
-	incarnation, err := lease.OpenIncarnation(config.StateDir)
+	incarnation, err := membership.OpenIncarnation(config.StateDir)
 	if err != nil {
 		return err
 	}
 	defer closing(incarnation, &err)
 
-	f, err := lay(ctx, &config.commonConfig, log)
+	f, err := openFoundation(ctx, &config.commonConfig, log)
 	if err != nil {
 		return err
 	}
@@ -91,28 +91,28 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 		return fmt.Errorf("preparing the worker: %w", err)
 	}
 
-	guard := lease.NewGuard(lease.Elapsed)
+	guard := membership.NewGuard(membership.Elapsed)
 	revision := newRevision(f.direct, config, log)
-	if err := f.patiently(ctx, "this worker's revision", revision.first); err != nil {
+	if err := f.retryUntilReady(ctx, "this worker's revision", revision.first); err != nil {
 		return fmt.Errorf("asking for this worker's revision: %w", err)
 	}
 	limiter := worker.NewPerEgress(config.Pace, f.clock)
 	agent := worker.NewAgent(worker.Options{
 		Worker: config.Name, Process: strings.ToLower(rand.Text()), DrainTimeout: config.DrainTimeout, Stop: ctx.Done(), Installation: f.installation,
-		Membership: &lease.Membership{
-			Renewer: lease.Renewer{
+		Membership: &membership.Membership{
+			Renewer: membership.Renewer{
 				Client: f.direct, Namespace: config.Namespace, Clock: f.clock, Log: log.WithName("lease"), Revision: revision.number,
-				Self: lease.Member{
+				Self: membership.Member{
 					Name: config.Name, Incarnation: incarnation.ID, PodUID: types.UID(config.PodUID), Pool: config.Pool,
-					Format: lease.Format, Capacity: config.Capacity,
+					Format: membership.Format, Capacity: config.Capacity,
 				},
 			},
-			Keys: redis.NewWitness(f.witness, f.keys), Guard: guard,
+			Keys: redis.NewHeartbeat(f.heartbeat, f.keys), Guard: guard,
 		},
 		Sessions:   newSessions(f.direct),
 		Accounts:   config.or(&accounts{store: f.store, connector: connector, allowed: guard.Check, log: log.WithName("whatsapp")}),
 		Proxies:    &proxies{client: f.direct, serviceAccount: config.Namespace + ":" + config.ServiceAccount},
-		Announcer:  newAnnouncer(f.queue, f.cache),
+		Announcer:  newPublisher(f.queue, f.cache),
 		Limiter:    limiter,
 		Version:    connector,
 		Quarantine: config.Quarantine,
@@ -173,9 +173,9 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 	return nil
 }
 
-// exitPatience is how long a worker that must take itself for declared dead may
+// exitTimeout is how long a worker that must take itself for declared dead may
 // take to end in order (DESIGN section 3.6). Its sockets are closed by then.
-const exitPatience = 1500 * time.Millisecond
+const exitTimeout = 1500 * time.Millisecond
 
 // exitWhenLost ends the process when its right to hold connections has ended,
 // whatever still waits for a database or a server that does not answer.
@@ -187,7 +187,7 @@ func exitWhenLost(ctx context.Context, lost <-chan struct{}, log logr.Logger) er
 	select {
 	case <-lost: // also where both came at once
 		log.Info("FENCED: neither the API server nor Redis was reached in time: all connections are closed and the process ends")
-		time.AfterFunc(exitPatience, func() { os.Exit(1) })
+		time.AfterFunc(exitTimeout, func() { os.Exit(1) })
 	default:
 	}
 	return nil

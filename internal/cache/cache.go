@@ -21,9 +21,9 @@ const (
 	// TTL is how long a status or a connection is believed without being
 	// rewritten (DESIGN section 7).
 	TTL = 120 * time.Second
-	// RefreshEvery is how often a worker calls RefreshAll: two of them may fail
+	// RefreshInterval is how often a worker calls RefreshAll: two of them may fail
 	// before a value expires.
-	RefreshEvery = TTL / 4
+	RefreshInterval = TTL / 4
 	// goneTTL is how long a deletion is remembered. A paused worker loses its
 	// sessions within seconds and its connection to Redis soon after, so what
 	// it wrote before cannot arrive later.

@@ -14,8 +14,8 @@ import (
 const (
 	// scansAtOnce bounds the phones that scan at the same time.
 	scansAtOnce = 16
-	// scanPatience bounds one scan; a client answers within milliseconds.
-	scanPatience = 20 * time.Second
+	// scanTimeout bounds one scan; a client answers within milliseconds.
+	scanTimeout = 20 * time.Second
 )
 
 // scanner is the simulated WhatsApp, as far as phones need it.
@@ -60,7 +60,7 @@ func (p *phones) look(ctx context.Context, sessions []v1alpha1.WhatsAppSession) 
 			continue
 		}
 		started := p.group.TryGo(func() error {
-			ctx, cancel := context.WithTimeout(p.ctx, scanPatience)
+			ctx, cancel := context.WithTimeout(p.ctx, scanTimeout)
 			defer cancel()
 			_, _ = link(ctx, phone, code) // what comes of it is seen in the session's status
 			return nil

@@ -27,7 +27,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
-	"github.com/whatsapp-operator/whatsapp-operator/internal/lease"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/membership"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
@@ -299,7 +299,7 @@ func (w *world) newPodObject(name string) types.UID {
 	}
 	obj := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: name},
-		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: lease.ContainerName, Image: "whatsapp-operator"}}},
+		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: membership.ContainerName, Image: "whatsapp-operator"}}},
 	}
 	w.must(w.client.Create(w.t.Context(), obj))
 	return obj.UID
@@ -311,7 +311,7 @@ func (w *world) kubeletSays(p *pod) {
 	w.must(w.client.Get(w.t.Context(), client.ObjectKey{Namespace: w.namespace, Name: p.name}, obj))
 	obj.Status.Phase = corev1.PodFailed
 	obj.Status.ContainerStatuses = []corev1.ContainerStatus{{
-		Name: lease.ContainerName, State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 137}},
+		Name: membership.ContainerName, State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 137}},
 	}}
 	w.must(w.client.Status().Update(w.t.Context(), obj))
 }
@@ -321,10 +321,10 @@ func (w *world) joined(p *pod) {
 	w.t.Helper()
 	w.eventually("the Lease of "+p.name, func(ctx context.Context) error {
 		l := &coordinationv1.Lease{}
-		if err := w.client.Get(ctx, client.ObjectKey{Namespace: w.namespace, Name: lease.LeaseName(p.name)}, l); err != nil {
+		if err := w.client.Get(ctx, client.ObjectKey{Namespace: w.namespace, Name: membership.LeaseName(p.name)}, l); err != nil {
 			return err
 		}
-		if _, err := lease.FromLease(l); err != nil {
+		if _, err := membership.FromLease(l); err != nil {
 			return err
 		}
 		p.mu.Lock()

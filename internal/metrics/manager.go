@@ -36,9 +36,9 @@ var (
 		Namespace: namespace, Name: "workers_lost_total",
 		Help: "Workers that were declared dead while they held sessions.",
 	})
-	witnessesSeen = prometheus.NewGauge(prometheus.GaugeOpts{
-		Namespace: namespace, Name: "witnesses_seen",
-		Help: "1 while this manager sees both witnesses of the workers, the Leases and Redis. While it is 0 no worker is declared dead by its silence.",
+	heartbeatsSeen = prometheus.NewGauge(prometheus.GaugeOpts{
+		Namespace: namespace, Name: "heartbeats_seen",
+		Help: "1 while this manager sees both heartbeats of the workers, the Leases and Redis. While it is 0 no worker is declared dead by its silence.",
 	})
 	placementSeconds = prometheus.NewHistogram(prometheus.HistogramOpts{
 		Namespace: namespace, Name: "placement_plan_seconds",
@@ -48,7 +48,7 @@ var (
 )
 
 func init() {
-	metrics.Registry.MustRegister(managerSessions, sessionsUnplaced, sessionsSilent, workers, poolCapacity, placements, workersLost, witnessesSeen, placementSeconds)
+	metrics.Registry.MustRegister(managerSessions, sessionsUnplaced, sessionsSilent, workers, poolCapacity, placements, workersLost, heartbeatsSeen, placementSeconds)
 }
 
 // Fleet is what the leader counts before each plan.
@@ -89,13 +89,13 @@ func SetFleet(f Fleet) {
 // WorkerLost counts a worker that died with its sessions.
 func WorkerLost() { workersLost.Inc() }
 
-// WitnessesSeen publishes whether both witnesses of the workers were seen.
-func WitnessesSeen(both bool) {
+// HeartbeatsSeen publishes whether both heartbeats of the workers were seen.
+func HeartbeatsSeen(both bool) {
 	value := 0.0
 	if both {
 		value = 1
 	}
-	witnessesSeen.Set(value)
+	heartbeatsSeen.Set(value)
 }
 
 // Placement counts a decision that was carried out, or could not be.

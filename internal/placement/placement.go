@@ -30,23 +30,23 @@ import (
 )
 
 const (
-	// NewestPatience is how long a session waits for room on the newest revision
+	// NewestTimeout is how long a session waits for room on the newest revision
 	// before it goes to an older one: during a rollout it would have to move again.
-	NewestPatience = 60 * time.Second
-	// drainPatience is the same for what a draining worker has: it is shorter than the
+	NewestTimeout = 60 * time.Second
+	// drainTimeout is the same for what a draining worker has: it is shorter than the
 	// 30 s after which such a worker releases everything by itself, and then what it had
 	// is down.
-	drainPatience = 15 * time.Second
+	drainTimeout = 15 * time.Second
 	// DefaultWave is how many sessions are on their way to a worker at a time. From the
 	// release by the old holder to the successor's login a session is down, so a wave is
 	// no larger than what a busy machine takes up in a moment; the next session goes
 	// when one of them has arrived. (1,000 sessions on four workers, all on two cores: with
 	// 25 a gap of 2.2 s, p99.)
 	DefaultWave = 12
-	// MoveEvery is how often a session moves at most because a person asks for it.
-	MoveEvery = time.Minute
-	// paceEvery is when to look again at moves that wait for login tokens.
-	paceEvery = time.Second
+	// MoveInterval is how often a session moves at most because a person asks for it.
+	MoveInterval = time.Minute
+	// paceInterval is when to look again at moves that wait for login tokens.
+	paceInterval = time.Second
 )
 
 // Session is what counts of a session.
@@ -399,7 +399,7 @@ func (p *planner) move(i int) {
 			p.assign(i, to, "")
 			return
 		}
-		p.waitUntil(i, p.Now.Add(paceEvery))
+		p.waitUntil(i, p.Now.Add(paceInterval))
 	case reason == "":
 		p.wait(i)
 	case p.workers[s.Worker].Draining:
@@ -413,10 +413,10 @@ func (p *planner) obey(i int) {
 	switch to, declined := p.wish(s); {
 	case declined != "":
 		p.plan.Declined = append(p.plan.Declined, Declined{Session: i, Why: declined})
-	case p.Now.Before(s.Placed.Add(MoveEvery)):
-		p.waitUntil(i, s.Placed.Add(MoveEvery))
+	case p.Now.Before(s.Placed.Add(MoveInterval)):
+		p.waitUntil(i, s.Placed.Add(MoveInterval))
 	case !p.fits(s)(to):
-		p.waitUntil(i, p.Now.Add(paceEvery))
+		p.waitUntil(i, p.Now.Add(paceInterval))
 	default:
 		p.busy[to.Pool] = true
 		p.assign(i, to, Asked)
@@ -468,9 +468,9 @@ func (p *planner) find(s *Session) (workers []*worker, reason string) {
 // patience is how long a session waits for the newest revision.
 func (p *planner) patience(s *Session) time.Duration {
 	if w := p.workers[s.Worker]; w != nil && w.Draining {
-		return drainPatience
+		return drainTimeout
 	}
-	return NewestPatience
+	return NewestTimeout
 }
 
 func (p *planner) since(s *Session) time.Time {

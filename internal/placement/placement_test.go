@@ -605,7 +605,7 @@ func BenchmarkPlan(b *testing.B) {
 			on(m.To)(&out.Sessions[m.Session])
 			out.Sessions[m.Session].Connected = noon.Add(-time.Hour)
 		}
-		out.Rebalance = &placement.Rebalance{Threshold: 0.1, Every: 10 * time.Second}
+		out.Rebalance = &placement.Rebalance{Threshold: 0.1, Interval: 10 * time.Second}
 		return out
 	}
 	of := func(out placement.Snapshot, worker func(*worker), session func(*session)) placement.Snapshot {

@@ -15,12 +15,12 @@ import (
 type Rebalance struct {
 	// Threshold is the difference of relative loads (0 to 1) up to which nothing moves.
 	Threshold float64
-	// Patience is how long a worker must have been live before it takes anything over: one
+	// Timeout is how long a worker must have been live before it takes anything over: one
 	// that has just come up may be about to go again, and new sessions fill it by themselves.
-	Patience time.Duration
+	MinAge time.Duration
 	// Every is the pace of the moves in a pool; Last is when each pool had its last one.
-	Every time.Duration
-	Last  map[string]time.Time
+	Interval time.Duration
+	Last     map[string]time.Time
 }
 
 // rebalance moves at most one session in each pool.
@@ -42,7 +42,7 @@ func (p *planner) balance(pool string, workers []*worker) {
 	if to == nil || !p.unequal(workers[0], to) {
 		return
 	}
-	if next := p.Rebalance.Last[pool].Add(p.Rebalance.Every); p.Now.Before(next) {
+	if next := p.Rebalance.Last[pool].Add(p.Rebalance.Interval); p.Now.Before(next) {
 		p.again(next)
 		return
 	}
@@ -53,7 +53,7 @@ func (p *planner) balance(pool string, workers []*worker) {
 		}
 		if i, ok := cheapest[from.Name]; ok {
 			if !p.fits(&p.Sessions[i])(to) {
-				p.again(p.Now.Add(p.Rebalance.Every))
+				p.again(p.Now.Add(p.Rebalance.Interval))
 				return
 			}
 			p.assign(i, to, Balanced)
@@ -66,7 +66,7 @@ func (p *planner) balance(pool string, workers []*worker) {
 // enough. workers are in the order of their load, the greatest first.
 func (p *planner) taker(workers []*worker) *worker {
 	for _, w := range slices.Backward(workers) {
-		ripe := w.Since.Add(p.Rebalance.Patience)
+		ripe := w.Since.Add(p.Rebalance.MinAge)
 		switch {
 		case !w.hasRoom():
 		case p.Now.Before(ripe):

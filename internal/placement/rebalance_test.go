@@ -300,7 +300,7 @@ func TestRebalance(t *testing.T) {
 			g := NewWithT(t)
 			snapshot := placement.Snapshot{
 				Now: noon, Sessions: tt.sessions, Workers: tt.workers, Namespaces: map[string]placement.Namespace{"b": {Pool: "blue"}},
-				Rebalance: &placement.Rebalance{Threshold: 0.1, Patience: 5 * time.Minute, Every: 10 * time.Second, Last: tt.last},
+				Rebalance: &placement.Rebalance{Threshold: 0.1, MinAge: 5 * time.Minute, Interval: 10 * time.Second, Last: tt.last},
 			}
 			if tt.off {
 				snapshot.Rebalance = nil
@@ -320,7 +320,7 @@ func TestRebalance(t *testing.T) {
 func TestRebalanceEnds(t *testing.T) {
 	for seed := range uint64(100) {
 		g, r, note := NewWithT(t), rand.New(rand.NewPCG(seed, 11)), fmt.Sprintf("seed %d", seed)
-		snapshot := placement.Snapshot{Now: noon, Rebalance: &placement.Rebalance{Threshold: 0.1, Patience: time.Minute, Every: 10 * time.Second, Last: map[string]time.Time{}}}
+		snapshot := placement.Snapshot{Now: noon, Rebalance: &placement.Rebalance{Threshold: 0.1, MinAge: time.Minute, Interval: 10 * time.Second, Last: map[string]time.Time{}}}
 		for n := range 2 + r.IntN(4) {
 			snapshot.Workers = append(snapshot.Workers, w(fmt.Sprintf("w%d", n), 20+r.IntN(100), liveFor(time.Hour)))
 		}

@@ -10,9 +10,9 @@ import (
 	"k8s.io/utils/clock"
 )
 
-// checkEvery is DESIGN section 5: an administrator's change at run time must be
+// checkInterval is DESIGN section 5: an administrator's change at run time must be
 // noticed before it has cost much.
-const checkEvery = time.Minute
+const checkInterval = time.Minute
 
 // Report is what Check found out.
 type Report struct {
@@ -124,7 +124,7 @@ func (m *Monitor) Once(ctx context.Context) (Report, error) {
 // Start checks now and each minute until ctx ends. It is a runnable of the
 // manager and of the worker, not only of the leader.
 func (m *Monitor) Start(ctx context.Context) error {
-	ticker := m.Clock.NewTicker(checkEvery)
+	ticker := m.Clock.NewTicker(checkInterval)
 	defer ticker.Stop()
 	for {
 		report, err := m.Once(ctx)

@@ -53,5 +53,5 @@ func (k Keys) Marker() string { return k.prefix + "operator:marker" }
 // Installation holds the id of the installation whose data this is.
 func (k Keys) Installation() string { return k.prefix + "operator:installation" }
 
-// Workers holds what each worker last wrote as its second witness, by its name.
+// Workers holds what each worker last wrote as its second heartbeat, by its name.
 func (k Keys) Workers() string { return k.prefix + "operator:workers" }

@@ -14,9 +14,9 @@ import (
 	"k8s.io/utils/clock"
 )
 
-// watchEvery bounds how late a process notices that Redis has forgotten. Two
+// watchInterval bounds how late a process notices that Redis has forgotten. Two
 // cheap commands each 2 s are nothing to Redis.
-const watchEvery = 2 * time.Second
+const watchInterval = 2 * time.Second
 
 // Reason is why what was written may be gone.
 type Reason string
@@ -64,7 +64,7 @@ type sight struct {
 // Start looks now and each 2 s until ctx ends. Errors of the connection are
 // logged once and survived.
 func (w *Watcher) Start(ctx context.Context) error {
-	ticker := w.Clock.NewTicker(watchEvery)
+	ticker := w.Clock.NewTicker(watchInterval)
 	defer ticker.Stop()
 	for {
 		w.Look(ctx)

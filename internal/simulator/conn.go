@@ -87,7 +87,7 @@ func (c *conn) handshake() (*waWa6.ClientPayload, error) {
 	if f, ok := c.srv.standing(FaultSlowHandshake, nil); ok && !c.wait(f.Delay.Duration) {
 		return nil, errEnded
 	}
-	c.closeAfter(handshakePatience)
+	c.closeAfter(handshakeTimeout)
 	defer c.stopTimer()
 	noise := newResponder()
 	var hello []byte
@@ -248,7 +248,7 @@ func (c *conn) write(data []byte) error {
 func (c *conn) writeFrame(frame []byte) error {
 	length := len(frame) - socket.FrameLengthSize
 	frame[0], frame[1], frame[2] = byte(length>>16), byte(length>>8), byte(length)
-	ctx, cancel := context.WithTimeout(context.Background(), writePatience)
+	ctx, cancel := context.WithTimeout(context.Background(), writeTimeout)
 	defer cancel()
 	if err := c.ws.Write(ctx, websocket.MessageBinary, frame); err != nil {
 		return fmt.Errorf("send: %w", err)

@@ -40,7 +40,7 @@ func (l *link) thaw() bool {
 	}
 	if len(l.held) > 0 {
 		// A peer that does not read must not hold the lock that Close needs.
-		_ = l.SetWriteDeadline(time.Now().Add(writePatience))
+		_ = l.SetWriteDeadline(time.Now().Add(writeTimeout))
 		_, _ = l.Conn.Write(l.held)
 		_ = l.SetWriteDeadline(time.Time{})
 		l.held = nil

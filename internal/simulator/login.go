@@ -10,9 +10,9 @@ import (
 	"go.mau.fi/whatsmeow/proto/waWa6"
 )
 
-// doubledPatience is how long the older connection of a device may take to
+// doubledTimeout is how long the older connection of a device may take to
 // answer a ping and still be called alive.
-const doubledPatience = time.Second
+const doubledTimeout = time.Second
 
 // maxDoubled bounds what is kept of doubled connections; Stats counts them all.
 const maxDoubled = 1000
@@ -121,7 +121,7 @@ func (c *conn) displace(newer *conn) {
 	s := c.srv
 	defer s.wg.Done()
 	ctx, cancel := context.WithCancel(context.Background())
-	timer := s.clock.AfterFunc(doubledPatience, cancel)
+	timer := s.clock.AfterFunc(doubledTimeout, cancel)
 	err := c.ws.Ping(ctx)
 	timer.Stop()
 	cancel()

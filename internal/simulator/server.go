@@ -61,11 +61,11 @@ const (
 	defaultCloseDelay  = 300 * time.Millisecond
 	// defaultCodeLifetime is that of six refs by default, see Server.expiry.
 	defaultCodeLifetime = (refCount + 2) * defaultRefLifetime
-	// handshakePatience bounds the time from the upgrade to the login, without
+	// handshakeTimeout bounds the time from the upgrade to the login, without
 	// the faults that slow it down; whatsmeow itself gives up after 20 s.
-	handshakePatience = 30 * time.Second
-	// writePatience bounds a write to a client that does not read.
-	writePatience = 10 * time.Second
+	handshakeTimeout = 30 * time.Second
+	// writeTimeout bounds a write to a client that does not read.
+	writeTimeout = 10 * time.Second
 	// chatPath is where WhatsApp's websocket is.
 	chatPath = "/ws/chat"
 	// pagePath is WhatsApp's page, and nothing else.
@@ -217,7 +217,7 @@ func (s *Server) Run(ctx context.Context) error {
 	mux.HandleFunc(pagePath, s.page)
 	chat := &http.Server{
 		Handler:           mux,
-		ReadHeaderTimeout: handshakePatience,
+		ReadHeaderTimeout: handshakeTimeout,
 		ErrorLog:          errorLog,
 		TLSConfig:         s.tls,
 		TLSNextProto:      map[string]func(*http.Server, *tls.Conn, http.Handler){}, // no HTTP/2: the upgrade needs HTTP/1.1
@@ -228,7 +228,7 @@ func (s *Server) Run(ctx context.Context) error {
 			return context.WithValue(ctx, linkKey{}, c)
 		},
 	}
-	control := &http.Server{Handler: s.controlHandler(), ReadHeaderTimeout: handshakePatience, ErrorLog: errorLog}
+	control := &http.Server{Handler: s.controlHandler(), ReadHeaderTimeout: handshakeTimeout, ErrorLog: errorLog}
 
 	failed := make(chan error, 2)
 	go func() {

@@ -53,7 +53,7 @@ func TestSilenceOnTheWire(t *testing.T) {
 	g.Expect(err).NotTo(HaveOccurred())
 	defer func() { _ = ws.CloseNow() }()
 	g.Eventually(clock.HasWaiters).Should(BeTrue())
-	clock.Step(handshakePatience)
+	clock.Step(handshakeTimeout)
 	_, _, err = ws.Read(t.Context())
 	g.Expect(err).To(HaveOccurred())
 }

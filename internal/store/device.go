@@ -199,9 +199,9 @@ func (f *device) PutDevice(ctx context.Context, d *store.Device) error {
 	return nil
 }
 
-// deletePatience bounds the marking of a device, which is not to be stopped by
+// deleteTimeout bounds the marking of a device, which is not to be stopped by
 // the end of the connection that has led to it.
-const deletePatience = 5 * time.Second
+const deleteTimeout = 5 * time.Second
 
 // DeleteDevice only marks the device: whatsmeow calls it whenever WhatsApp says
 // that the device was logged out.
@@ -209,7 +209,7 @@ func (f *device) DeleteDevice(ctx context.Context, _ *store.Device) error {
 	if err := f.usable(); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), deletePatience)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), deleteTimeout)
 	defer cancel()
 	err := f.fenced(ctx, exclusive, func(ctx context.Context) error {
 		return f.store.mark(ctx, f.jid, markedLogout)

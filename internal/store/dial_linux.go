@@ -14,7 +14,7 @@ func boundPeer(network, _ string, c syscall.RawConn) error {
 	}
 	var failed error
 	if err := c.Control(func(fd uintptr) {
-		failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(peerPatience.Milliseconds()))
+		failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(peerTimeout.Milliseconds()))
 	}); err != nil {
 		return err
 	}

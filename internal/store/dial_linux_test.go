@@ -28,7 +28,7 @@ func TestALostPeerIsFoundOut(t *testing.T) {
 		g.ExpectWithOffset(1, failed).NotTo(HaveOccurred())
 		return value
 	}
-	g.Expect(option(unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT)).To(BeEquivalentTo(peerPatience.Milliseconds()))
+	g.Expect(option(unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT)).To(BeEquivalentTo(peerTimeout.Milliseconds()))
 	g.Expect(option(unix.SOL_SOCKET, unix.SO_KEEPALIVE)).To(Equal(1))
-	g.Expect(option(unix.IPPROTO_TCP, unix.TCP_KEEPIDLE)).To(BeEquivalentTo(peerPatience.Seconds() / 3))
+	g.Expect(option(unix.IPPROTO_TCP, unix.TCP_KEEPIDLE)).To(BeEquivalentTo(peerTimeout.Seconds() / 3))
 }

@@ -26,17 +26,17 @@ import (
 )
 
 const (
-	// explainPatience is how long the end of a socket waits for an event that says why.
-	explainPatience = time.Second
-	// deletePatience is how long a logout waits until the store has marked the device. The
+	// explainTimeout is how long the end of a socket waits for an event that says why.
+	explainTimeout = time.Second
+	// deleteTimeout is how long a logout waits until the store has marked the device. The
 	// store itself takes no longer than 5 s.
-	deletePatience = 6 * time.Second
-	// pairPatience is how long the 515 after a scan waits for the library to be done with it.
-	pairPatience = 5 * time.Second
-	// readerPatience is how long Close waits for the reader of a closed socket.
-	readerPatience = 100 * time.Millisecond
-	// codePatience is how long WhatsApp may take to register a code that is typed on a phone.
-	codePatience = 30 * time.Second
+	deleteTimeout = 6 * time.Second
+	// pairTimeout is how long the 515 after a scan waits for the library to be done with it.
+	pairTimeout = 5 * time.Second
+	// readerTimeout is how long Close waits for the reader of a closed socket.
+	readerTimeout = 100 * time.Millisecond
+	// codeTimeout is how long WhatsApp may take to register a code that is typed on a phone.
+	codeTimeout = 30 * time.Second
 	// codeLifetime is how long such a code is good for. WhatsApp does not say; it ends
 	// with the connection at the latest, whose six QR codes last 60 s and five times
 	// 20 s (whatsmeow's pair-code.go and qrchan.go).
@@ -262,10 +262,10 @@ func (c *Connection) onEnd() {
 	if skip {
 		return
 	}
-	c.pause(explainPatience, nil)
+	c.pause(explainTimeout, nil)
 	if c.deleting.Load() {
-		c.pause(deletePatience, c.deleted)
-		c.pause(explainPatience, nil)
+		c.pause(deleteTimeout, c.deleted)
+		c.pause(explainTimeout, nil)
 	}
 	e := socketClosed
 	if cause := context.Cause(c.ctx); cause != nil && !errors.Is(cause, errSocketEnded) {
@@ -318,7 +318,7 @@ func (c *Connection) end(cause error) {
 	if l := c.link.Load(); l != nil {
 		_ = l.Close() // it may be closed already
 		// The library's reader would wait for ever for a consumer that the context has ended.
-		timer := c.factory.clock.NewTimer(readerPatience)
+		timer := c.factory.clock.NewTimer(readerTimeout)
 		defer timer.Stop()
 		select {
 		case <-timer.C():
@@ -389,7 +389,7 @@ func (c *Connection) unlinked(err error) bool {
 	}
 	// The library deletes the device only when WhatsApp has unlinked it. Its answer may
 	// be overtaken by the end of the connection that follows it.
-	c.pause(explainPatience, c.deleted)
+	c.pause(explainTimeout, c.deleted)
 	return c.deleting.Load()
 }
 
@@ -413,7 +413,7 @@ func (c *Connection) handle(evt any) (taken bool) {
 		}
 	case *events.LoggedOut:
 		// The device is being deleted at this moment; who hears of the logout may read it.
-		c.pause(deletePatience, c.deleted)
+		c.pause(deleteTimeout, c.deleted)
 		c.translate(e, now)
 	case *events.Disconnected:
 		if c.ctx.Err() == nil { // else onEnd knows better why
@@ -437,7 +437,7 @@ func (c *Connection) handle(evt any) (taken bool) {
 		if !c.Paired() {
 			// The 515 can overtake the return of the write that it answers. If the socket
 			// were closed now, the library would take that write for failed and delete the device.
-			c.pause(pairPatience, c.pairEnded)
+			c.pause(pairTimeout, c.pairEnded)
 		}
 		c.translate(e, now)
 	default:
@@ -466,7 +466,7 @@ func (c *Connection) askForCode(from time.Time) {
 			c.options.Log().Error(fmt.Errorf("%v", r), "a panic while a pairing code was asked for", "stack", string(debug.Stack()))
 		}
 	}()
-	ctx, cancel := context.WithTimeout(c.ctx, codePatience)
+	ctx, cancel := context.WithTimeout(c.ctx, codeTimeout)
 	defer cancel()
 	code, err := c.client.PairPhone(ctx, c.options.PairPhone, true, whatsmeow.PairClientChrome, codeClient)
 	switch {

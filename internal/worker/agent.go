@@ -38,29 +38,29 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 )
 
-// refreshEvery is how often the cache keys, which live 120 s, are written again:
+// refreshInterval is how often the cache keys, which live 120 s, are written again:
 // two refreshes in a row may fail.
-const refreshEvery = 40 * time.Second
+const refreshInterval = 40 * time.Second
 
 const (
-	// drainEvery is how often a drain looks at what is left.
-	drainEvery = 100 * time.Millisecond
-	// answerPatience is how long a drain waits for the manager to name successors, counted
+	// drainInterval is how often a drain looks at what is left.
+	drainInterval = 100 * time.Millisecond
+	// answerTimeout is how long a drain waits for the manager to name successors, counted
 	// from the last session that went, and evictBefore how long before the end of the
 	// grace it waits no longer (DESIGN section 3.9).
-	answerPatience = 30 * time.Second
-	evictBefore    = 5 * time.Second
+	answerTimeout = 30 * time.Second
+	evictBefore   = 5 * time.Second
 	// reconciles is how many sessions are looked at at a time; for one that was moved away
 	// that is a request to the API server.
 	reconciles = 16
 	// lookAgain is the first pause after a look that failed; each further one doubles it, up to retryMost.
 	lookAgain = 50 * time.Millisecond
-	// stockEvery is how often this worker asks what it holds but was not given.
-	stockEvery = 5 * time.Minute
-	// beatEvery is how often the agent shows that it goes round, and stuckAfter when it is
+	// stockInterval is how often this worker asks what it holds but was not given.
+	stockInterval = 5 * time.Minute
+	// beatInterval is how often the agent shows that it goes round, and stuckAfter when it is
 	// taken for stuck: a slow refresh of the cache is not.
-	beatEvery  = 5 * time.Second
-	stuckAfter = time.Minute
+	beatInterval = 5 * time.Second
+	stuckAfter   = time.Minute
 )
 
 // Options are what an agent needs.
@@ -308,10 +308,10 @@ func (a *Agent) Start(ctx context.Context) error {
 	if !released { // a restart in place takes the rest up; until then nobody may think them free
 		return err
 	}
-	leave, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestPatience)
+	leave, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
 	defer cancel()
 	if leaveErr := a.o.Membership.Leave(leave); leaveErr != nil {
-		a.o.Log.Error(leaveErr, "The witnesses could not be taken away; the others wait for their silence")
+		a.o.Log.Error(leaveErr, "The heartbeats could not be taken away; the others wait for their silence")
 	}
 	return err
 }
@@ -330,7 +330,7 @@ var errLost = errors.New("this worker must take itself for declared dead: all it
 
 // serve refreshes the cache until the process is asked to end (nil), or cannot go on.
 func (a *Agent) serve(ctx context.Context, left <-chan error) error {
-	refresh, beat := a.o.Clock.NewTicker(refreshEvery), a.o.Clock.NewTicker(beatEvery)
+	refresh, beat := a.o.Clock.NewTicker(refreshInterval), a.o.Clock.NewTicker(beatInterval)
 	defer refresh.Stop()
 	defer beat.Stop()
 	memory := burst{}
@@ -406,7 +406,7 @@ func (a *Agent) refresh(ctx context.Context) {
 	if len(all) == 0 {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, refreshEvery/2)
+	ctx, cancel := context.WithTimeout(ctx, refreshInterval/2)
 	defer cancel()
 	if err := a.o.Announcer.Refresh(ctx, all); err != nil && ctx.Err() == nil {
 		a.o.Log.Error(err, "The cache could not be refreshed; it is tried again", "sessions", len(all))
@@ -432,7 +432,7 @@ func (a *Agent) join() {
 func (a *Agent) takeStock(ctx context.Context) {
 	fails := 0
 	for {
-		wait := stockEvery
+		wait := stockInterval
 		held, err := a.leftHeld(ctx)
 		switch {
 		case ctx.Err() != nil:
@@ -500,7 +500,7 @@ func (a *Agent) drain(ctx context.Context, left <-chan error) (released bool) {
 	}
 	begun := a.o.Clock.Now()
 	remaining, progress, evicted := len(all), begun, false
-	ticker := a.o.Clock.NewTicker(drainEvery)
+	ticker := a.o.Clock.NewTicker(drainInterval)
 	defer ticker.Stop()
 	for {
 		now := a.o.Clock.Now()
@@ -516,7 +516,7 @@ func (a *Agent) drain(ctx context.Context, left <-chan error) (released bool) {
 			}
 			return false
 		case evicted:
-		case !now.Before(progress.Add(answerPatience)), !now.Before(begun.Add(a.o.DrainTimeout - evictBefore)), ctx.Err() != nil:
+		case !now.Before(progress.Add(answerTimeout)), !now.Before(begun.Add(a.o.DrainTimeout - evictBefore)), ctx.Err() != nil:
 			evicted = true
 			a.mu.Lock()
 			a.evicting = true

@@ -219,11 +219,11 @@ func TestADrainThatNobodyAnswersGivesUpEverything(t *testing.T) {
 	p.Eventually(p.membership.is(&p.membership.draining)).Should(BeTrue())
 	begun := p.clock.Now()
 	p.Eventually(func() string { p.look(); p.clock.Step(time.Second); return p.status().HeldBy }).Should(BeEmpty())
-	p.Expect(p.clock.Since(begun)).To(BeNumerically(">=", answerPatience))
+	p.Expect(p.clock.Since(begun)).To(BeNumerically(">=", answerTimeout))
 	p.Eventually(p.membership.is(&p.membership.left)).Should(BeTrue())
 }
 
-func TestADrainThatCannotReleaseLeavesItsWitnesses(t *testing.T) {
+func TestADrainThatCannotReleaseLeavesItsHeartbeats(t *testing.T) {
 	p := newWorkplace(t)
 	p.locked(func() { p.apiDown = true })
 	p.stop()
@@ -276,7 +276,7 @@ func TestADrainDoesNotWaitForRedis(t *testing.T) {
 		p.clock.Step(100 * time.Millisecond)
 		return p.membership.is(&p.membership.left)()
 	}).Should(BeTrue())
-	p.Expect(p.clock.Since(begun)).To(BeNumerically("<", answerPatience))
+	p.Expect(p.clock.Since(begun)).To(BeNumerically("<", answerTimeout))
 }
 
 func TestADrainEndsWithTheMembership(t *testing.T) {
@@ -343,9 +343,9 @@ func TestWhatAFormerProcessHeldIsReleased(t *testing.T) {
 	p.Expect(p.sockets()).To(BeZero())
 }
 
-// TestADrainThatDoesNotKnowWhatIsLeftKeepsItsWitnesses: a former process's session may still
+// TestADrainThatDoesNotKnowWhatIsLeftKeepsItsHeartbeats: a former process's session may still
 // be held in this worker's name, and only its silence makes it free.
-func TestADrainThatDoesNotKnowWhatIsLeftKeepsItsWitnesses(t *testing.T) {
+func TestADrainThatDoesNotKnowWhatIsLeftKeepsItsHeartbeats(t *testing.T) {
 	p := prepareLeft(t)
 	p.stop()
 	p.Eventually(func() bool { p.clock.Step(time.Second); return len(p.ended) > 0 }).Should(BeTrue())
@@ -357,7 +357,7 @@ func TestLiveness(t *testing.T) {
 	p := newWorkplace(t)
 	p.Expect(p.agent.Alive()).To(Succeed())
 	for range 100 { // it goes round as time passes
-		p.clock.Step(beatEvery)
+		p.clock.Step(beatInterval)
 		p.Eventually(p.agent.Alive).Should(Succeed())
 	}
 	p.Eventually(func() error {

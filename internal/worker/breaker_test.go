@@ -284,10 +284,10 @@ func TestATrickleOfRefusalsHeals(t *testing.T) {
 	p.heard("a", outdated)
 	p.Eventually(p.clock.HasWaiters).Should(BeTrue())
 	p.Consistently(p.page.questions, "50ms").Should(Equal(1), "asked a moment ago")
-	p.clock.Step(askEvery)
+	p.clock.Step(askInterval)
 	p.page.answer <- errNotNewer
 	p.Consistently(p.retried, "50ms").Should(BeZero(), "the version is the same")
-	p.clock.Step(askEvery)
+	p.clock.Step(askInterval)
 	p.Consistently(p.page.questions, "50ms").Should(Equal(2), "not again and again")
 	p.clock.Step(DefaultOutdatedPause)
 	p.page.answer <- nil
@@ -296,7 +296,7 @@ func TestATrickleOfRefusalsHeals(t *testing.T) {
 	// Its attempt was on its way with the old version.
 	p.heard("b", outdated)
 	p.Eventually(p.clock.HasWaiters).Should(BeTrue())
-	p.clock.Step(askEvery)
+	p.clock.Step(askInterval)
 	p.page.answer <- errNotNewer
 	p.Eventually(p.retried).Should(Equal(2))
 	p.Expect(p.holdsBack()).To(BeFalse())

@@ -14,13 +14,13 @@ import (
 )
 
 const (
-	// refreshPatience bounds one question for the web version.
-	refreshPatience = 30 * time.Second
-	// askEvery is how often the version is asked for at most because a session was refused.
-	askEvery = time.Minute
+	// refreshTimeout bounds one question for the web version.
+	refreshTimeout = 30 * time.Second
+	// askInterval is how often the version is asked for at most because a session was refused.
+	askInterval = time.Minute
 	// changeCounts is how long after a change of the version a refusal may be the old
 	// one's: the attempt was on its way, and the question had to wait.
-	changeCounts = 2*time.Minute + askEvery
+	changeCounts = 2*time.Minute + askInterval
 )
 
 // Version is the client's version as all connections name it.
@@ -146,7 +146,7 @@ func (f *fleet) ask(ctx context.Context) (newer bool) {
 	if f.version == nil {
 		return false
 	}
-	ctx, cancel := context.WithTimeout(ctx, refreshPatience)
+	ctx, cancel := context.WithTimeout(ctx, refreshTimeout)
 	defer cancel()
 	changed, err := f.version.RefreshVersion(ctx)
 	f.mu.Lock()
@@ -161,7 +161,7 @@ func (f *fleet) ask(ctx context.Context) (newer bool) {
 	case newer:
 		f.askAt = time.Time{}
 	case err != nil:
-		f.askAt = now.Add(askEvery)
+		f.askAt = now.Add(askInterval)
 	default:
 		f.askAt = now.Add(f.breaker.settings.Pause)
 	}
@@ -178,7 +178,7 @@ func (f *fleet) ask(ctx context.Context) (newer bool) {
 // again and again. The caller holds f.mu.
 func (f *fleet) refused(now time.Time) {
 	at := now
-	if soonest := f.askedAt.Add(askEvery); !f.askedAt.IsZero() && soonest.After(at) {
+	if soonest := f.askedAt.Add(askInterval); !f.askedAt.IsZero() && soonest.After(at) {
 		at = soonest
 	}
 	if f.version == nil || !f.askAt.IsZero() && !at.Before(f.askAt) {

@@ -21,22 +21,22 @@ const (
 	stableAfter = time.Minute
 	// replacedPause is how long a displaced session leaves the field to the other login.
 	replacedPause = 5 * time.Minute
-	// restartEvery bounds how often restartedAt counts.
-	restartEvery = time.Minute
-	// logoutPatience is how long the logout of a deleted session is tried.
-	logoutPatience = 5 * time.Minute
+	// restartInterval bounds how often restartedAt counts.
+	restartInterval = time.Minute
+	// logoutTimeout is how long the logout of a deleted session is tried.
+	logoutTimeout = 5 * time.Minute
 	// firstCode and laterCode are how long WhatsApp accepts a code (whatsmeow's qrchan.go).
 	firstCode = 60 * time.Second
 	laterCode = 20 * time.Second
-	// loginPatience is how long a login may take from its socket on: whatsmeow's handshake
+	// loginTimeout is how long a login may take from its socket on: whatsmeow's handshake
 	// alone may take 20 s, and a final node can be lost, so that no event ever comes.
-	loginPatience = 60 * time.Second
-	// pairedPatience is the watchdog of the 515 that ends a pairing: whatsmeow may lose it.
-	pairedPatience = 15 * time.Second
-	// codesPatience is how long an unpaired connection may take to bring its codes.
-	codesPatience = 60 * time.Second
-	// flushPatience bounds how long a release waits for what is still to be announced.
-	flushPatience = time.Second
+	loginTimeout = 60 * time.Second
+	// pairedTimeout is the watchdog of the 515 that ends a pairing: whatsmeow may lose it.
+	pairedTimeout = 15 * time.Second
+	// codesTimeout is how long an unpaired connection may take to bring its codes.
+	codesTimeout = 60 * time.Second
+	// flushTimeout bounds how long a release waits for what is still to be announced.
+	flushTimeout = time.Second
 	// codeRefusedPause is how long WhatsApp is not asked again for a code to type: it
 	// limits how many a number gets, and counts on.
 	codeRefusedPause = 5 * time.Minute
@@ -193,7 +193,7 @@ func (m *model) stays(now time.Time) bool {
 		return false
 	case m.want.StoredEpoch >= m.obj.Status.Epoch && m.want.StoredEpoch > 0:
 		return false
-	case m.logoutWanted() && !now.Before(m.obj.DeletionTimestamp.Add(logoutPatience)):
+	case m.logoutWanted() && !now.Before(m.obj.DeletionTimestamp.Add(logoutTimeout)):
 		return false
 	default:
 		return true
@@ -316,7 +316,7 @@ func (m *model) restartFrom() time.Time {
 	if m.want.RestartedTime == nil {
 		return time.Time{}
 	}
-	return m.want.RestartedTime.Add(restartEvery)
+	return m.want.RestartedTime.Add(restartInterval)
 }
 
 // onTaken takes note of the keys.
@@ -355,9 +355,9 @@ func (m *model) onDialed(paired bool, spec dialSpec, now time.Time) {
 	m.dialed, m.loggedOut = spec, false
 	switch {
 	case paired:
-		m.socket, m.watchdog = socketLogin, now.Add(loginPatience)
+		m.socket, m.watchdog = socketLogin, now.Add(loginTimeout)
 	case m.want.JID == "":
-		m.socket, m.watchdog = socketPairing, now.Add(codesPatience)
+		m.socket, m.watchdog = socketPairing, now.Add(codesTimeout)
 	case m.logoutWanted():
 		m.onLoggedOut(now)
 	default: // the logout came while the last connection was being closed
@@ -573,7 +573,7 @@ func (m *model) wakeAt() []time.Time {
 		times = append(times, m.restartFrom())
 	}
 	if m.logoutWanted() {
-		times = append(times, m.obj.DeletionTimestamp.Add(logoutPatience))
+		times = append(times, m.obj.DeletionTimestamp.Add(logoutTimeout))
 	}
 	return times
 }
@@ -735,7 +735,7 @@ func (m *model) event(e whatsapp.Event, now time.Time) {
 		m.hideCode()
 		m.want.JID, m.want.PhoneNumber = e.JID, e.PhoneNumber
 		m.want.PairingDeadline, m.codeCount = nil, 0
-		m.watchdog = now.Add(pairedPatience)
+		m.watchdog = now.Add(pairedTimeout)
 		m.phase(v1alpha1.PhaseConnecting, v1alpha1.ReasonPaired, "the phone "+e.PhoneNumber+" linked the device", now)
 		m.tell(corev1.EventTypeNormal, v1alpha1.ReasonPaired, "the phone "+e.PhoneNumber+" linked the device")
 	case whatsapp.EventPairError:

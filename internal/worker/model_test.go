@@ -307,7 +307,7 @@ func TestRules(t *testing.T) {
 			name: "deleted, and the logout has failed for five minutes: the manager decides",
 			model: func() *model {
 				return takenModel(session(func(s *v1alpha1.WhatsAppSession) {
-					stamp := metav1.NewTime(noon.Add(-logoutPatience))
+					stamp := metav1.NewTime(noon.Add(-logoutTimeout))
 					s.DeletionTimestamp = &stamp
 				}), account{starts: 1, jid: jid, phone: phone})
 			},
@@ -548,10 +548,10 @@ func TestPairing(t *testing.T) {
 	t.Run("the 515 that ends the pairing is lost", func(t *testing.T) {
 		g := NewWithT(t)
 		silent := *m
-		silent.tick(now.Add(pairedPatience))
+		silent.tick(now.Add(pairedTimeout))
 		g.Expect(silent.socket).To(Equal(socketOver))
 		silent.socket = socketNone
-		_, op := silent.decide(now.Add(pairedPatience))
+		_, op := silent.decide(now.Add(pairedTimeout))
 		g.Expect(op).To(Equal(opDial))
 	})
 
@@ -576,8 +576,8 @@ func TestRestartCountsOnceAMinute(t *testing.T) {
 	g.Expect(m.socket).To(Equal(socketOver), "a connected session connects anew")
 	ask("2", noon.Add(time.Second))
 	g.Expect(m.want.ObservedRestartedAt).To(Equal("1"))
-	g.Expect(m.wakeAt()).To(ContainElement(BeTemporally("==", noon.Add(restartEvery))))
-	m.tick(noon.Add(restartEvery))
+	g.Expect(m.wakeAt()).To(ContainElement(BeTemporally("==", noon.Add(restartInterval))))
+	m.tick(noon.Add(restartInterval))
 	g.Expect(m.want.ObservedRestartedAt).To(Equal("2"))
 }
 

@@ -49,9 +49,9 @@ func (q Quarantine) pause(failures int, chance float64) time.Duration {
 const (
 	// banMargin is added to the end of a ban: the clock of the next holder may be ahead.
 	banMargin = 30 * time.Second
-	// commonPatience multiplies the failures after which the pauses become longer while the
+	// commonTimeout multiplies the failures after which the pauses become longer while the
 	// trouble is common.
-	commonPatience = 4
+	commonTimeout = 4
 	// commonPause is the longest pause while the trouble is common: attempts an hour apart
 	// would find out of its end long after it.
 	commonPause = 15 * time.Minute
@@ -208,7 +208,7 @@ func (m *model) leaveAlone(now time.Time) {
 
 // slowDown makes the pauses of a trouble longer that has been everybody's for long.
 func (m *model) slowDown(now time.Time) {
-	if m.attempts > commonPatience*m.quarantine.After && m.around.common(now) {
+	if m.attempts > commonTimeout*m.quarantine.After && m.around.common(now) {
 		m.retryAt = now.Add(time.Duration((1 + m.random()) * float64(min(commonPause, m.quarantine.First)) / 2))
 	}
 }

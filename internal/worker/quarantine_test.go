@@ -218,7 +218,7 @@ func TestQuarantineBegins(t *testing.T) {
 			live: func(t *testing.T, l *life) {
 				for range after {
 					l.attempt(t)
-					l.wait(loginPatience)
+					l.wait(loginTimeout)
 				}
 				l.verdict()
 			},
@@ -521,7 +521,7 @@ func TestACommonTroubleIsNoReasonForAQuarantine(t *testing.T) {
 		g := NewWithT(t)
 		l := newLife()
 		l.around = everybodyFails{}
-		l.fails(t, commonPatience*DefaultQuarantineAfter, "StreamError503")
+		l.fails(t, commonTimeout*DefaultQuarantineAfter, "StreamError503")
 		g.Expect(l.retryAt.Sub(l.now)).To(BeNumerically("<=", backoffMost))
 		l.fails(t, 1, "StreamError503")
 		g.Expect(l.quarantined()).To(BeFalse())
@@ -946,7 +946,7 @@ func TestADeletedSessionIsNotTriedDuringABan(t *testing.T) {
 	l.observe(gone, l.now)
 	g.Expect(l.want.Phase).To(Equal(v1alpha1.PhaseTerminating))
 	g.Expect(l.dialsNow()).To(BeFalse())
-	l.wait(logoutPatience - time.Second)
+	l.wait(logoutTimeout - time.Second)
 	g.Expect(l.dialsNow()).To(BeFalse())
 
 	l = newLife(func(s *v1alpha1.WhatsAppSession) { s.DeletionTimestamp = &metav1.Time{Time: noon} })

@@ -59,7 +59,7 @@ var rules = []rule{
 		},
 		then: func(m *model, now time.Time) operation {
 			m.leaving(now)
-			m.releaseBy = now.Add(flushPatience)
+			m.releaseBy = now.Add(flushTimeout)
 			return opNone
 		},
 	},

@@ -22,8 +22,8 @@ import (
 )
 
 const (
-	// requestPatience bounds one request to the API server, the store or Redis.
-	requestPatience = 10 * time.Second
+	// requestTimeout bounds one request to the API server, the store or Redis.
+	requestTimeout = 10 * time.Second
 	// logoutAttempt bounds one attempt at a logout.
 	logoutAttempt = 30 * time.Second
 	// retryFirst and retryMost bound the pause after a failed write to the API server or to Redis.
@@ -287,7 +287,7 @@ func (s *supervisor) login(pairing bool) Login {
 func (s *supervisor) take() func(context.Context) func(time.Time) {
 	obj := s.m.obj
 	return func(ctx context.Context) func(time.Time) {
-		ctx, cancel := context.WithTimeout(ctx, requestPatience)
+		ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 		defer cancel()
 		account, err := s.Accounts.Take(ctx, obj.UID, obj.Status.Epoch)
 		return func(now time.Time) {
@@ -493,7 +493,7 @@ func (s *supervisor) logout() func(context.Context) func(time.Time) {
 func (s *supervisor) forget() func(context.Context) func(time.Time) {
 	account := s.account
 	return func(ctx context.Context) func(time.Time) {
-		ctx, cancel := context.WithTimeout(ctx, requestPatience)
+		ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 		defer cancel()
 		err := account.Forget(ctx)
 		return func(now time.Time) {
@@ -570,7 +570,7 @@ func (s *supervisor) announce(ctx context.Context, now time.Time) {
 	a := s.pending
 	s.pending, s.announcing = nil, true
 	s.work.Go(func() {
-		ctx, cancel := context.WithTimeout(ctx, requestPatience)
+		ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 		defer cancel()
 		err := s.Announcer.Announce(ctx, *a)
 		s.post(func() {

@@ -10,12 +10,12 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
 
-func TestWitness(t *testing.T) {
+func TestHeartbeat(t *testing.T) {
 	g := NewWithT(t)
 	server := testenv.RedisServer(t)
 	client := goredis.NewClient(&goredis.Options{Addr: server.Addr()})
 	t.Cleanup(func() { _ = client.Close() })
-	w := NewWitness(client, NewKeys("p:"))
+	w := NewHeartbeat(client, NewKeys("p:"))
 	read := func() (string, map[string]string) {
 		run, values, err := w.Read(t.Context())
 		g.Expect(err).NotTo(HaveOccurred())
@@ -55,14 +55,14 @@ func TestWitness(t *testing.T) {
 	}).ShouldNot(Equal(run), "a restart shows")
 }
 
-func TestWitnessWithAReplica(t *testing.T) {
+func TestHeartbeatWithAReplica(t *testing.T) {
 	g := NewWithT(t)
 	primary, replica := testenv.RedisServer(t), testenv.RedisServer(t)
 	client := goredis.NewClient(&goredis.Options{Addr: primary.Addr()})
 	second := goredis.NewClient(&goredis.Options{Addr: replica.Addr()})
 	t.Cleanup(func() { _, _ = client.Close(), second.Close() })
 	g.Expect(second.Do(t.Context(), "REPLICAOF", "127.0.0.1", primary.Port()).Err()).To(Succeed())
-	w := NewWitness(client, NewKeys(""))
+	w := NewHeartbeat(client, NewKeys(""))
 	g.Eventually(func() (int, error) {
 		fields, err := info(t.Context(), client, "replication")
 		return replicas(fields), err
@@ -70,7 +70,7 @@ func TestWitnessWithAReplica(t *testing.T) {
 	g.Eventually(func() error { return w.Raise(t.Context(), "a", "one", "") }).WithTimeout(time.Minute).Should(Succeed())
 	g.Expect(second.HGet(t.Context(), "operator:workers", "a").Result()).To(HavePrefix("one/"), "it counts when the replica has it")
 
-	_, _, err := NewWitness(second, NewKeys("")).Read(t.Context())
+	_, _, err := NewHeartbeat(second, NewKeys("")).Read(t.Context())
 	g.Expect(err).To(MatchError(ErrNoPrimary), "what a replica says is no sight")
 }
 
@@ -100,7 +100,7 @@ func TestAPrimaryThatItsReplicasHaveLeft(t *testing.T) {
 func TestAPrimaryThatHasLostItsReplicas(t *testing.T) {
 	g := NewWithT(t)
 	now := time.Now()
-	w := &Witness{now: func() time.Time { return now }}
+	w := &Heartbeat{now: func() time.Time { return now }}
 	with, without := map[string]string{"run_id": "a", "connected_slaves": "1"}, map[string]string{"run_id": "a", "connected_slaves": "0"}
 	g.Expect(w.abandoned(without)).To(BeFalse(), "it never had one")
 	g.Expect(w.abandoned(with)).To(BeFalse())

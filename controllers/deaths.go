@@ -13,15 +13,15 @@ import (
 // errAlive says that a verdict does not stand any more: the decision is made again.
 var errAlive = errors.New("the worker is not declared dead any more")
 
-// Verdicts tells which workers are dead: no change in either witness for 15 s
+// Verdicts tells which workers are dead: no change in either heartbeat for 15 s
 // under an observer that saw both, or the kubelet's word (DESIGN section 3.5).
 // Calls may run concurrently.
 type Verdicts interface {
 	// Dead reports whether the worker of that name is declared dead. It does no I/O. A
-	// worker of which there is no witness at all is dead once that has been seen for 15 s.
+	// worker of which there is no heartbeat at all is dead once that has been seen for 15 s.
 	// A verdict whose reads are older than 5 s does not stand.
 	Dead(worker string) bool
-	// Confirm looks at the witnesses once more: what Dead says afterwards rests on reads
+	// Confirm looks at the heartbeats once more: what Dead says afterwards rests on reads
 	// that began after Confirm was called. The error says what could not be seen; Dead
 	// takes that into account.
 	Confirm(ctx context.Context) error
@@ -32,7 +32,7 @@ type Verdicts interface {
 // dead are the dead among the holders of sessions that were read before, and
 // among the workers whose Lease is being renewed.
 //
-// A process that came back in place renews its witnesses before it claims a
+// A process that came back in place renews its heartbeats before it claims a
 // session. So a look that began after the sessions were read knows of every
 // process whose claim they show, however old the verdict was; and a claim that
 // they do not show conflicts with the patch. Without that look a session could
@@ -58,7 +58,7 @@ func (r *placementReconciler) dead(ctx context.Context, sessions []v1alpha1.What
 		return nil
 	}
 	if err := r.Verdicts.Confirm(ctx); err != nil && ctx.Err() == nil {
-		r.Log.V(1).Info("Not every witness of the workers could be seen", "reason", err.Error())
+		r.Log.V(1).Info("Not every heartbeat of the workers could be seen", "reason", err.Error())
 	}
 	for name := range dead {
 		dead[name] = r.Verdicts.Dead(name)

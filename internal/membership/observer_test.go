@@ -1,4 +1,4 @@
-package lease
+package membership
 
 import (
 	"context"
@@ -38,7 +38,7 @@ func observe(t *testing.T, objects ...client.Object) *observation {
 // pass lets time pass, a look each 2 s.
 func (n *observation) pass(d time.Duration) {
 	for end := n.now + d; n.now < end; {
-		n.now += LookEvery
+		n.now += LookInterval
 		n.watch.at(n.now)
 		_ = n.Confirm(context.Background()) // a look that fails counts too
 	}
@@ -54,7 +54,7 @@ func TestTheObserver(t *testing.T) {
 	n := observe(t, workerLease("a"), workerLease("b"))
 	n.keys.values["b"] = "i/1"
 	for range 20 {
-		n.pass(LookEvery)
+		n.pass(LookInterval)
 		n.Expect(n.keys.Raise(context.Background(), "b", "i", "")).To(Succeed())
 	}
 	n.Expect(n.Dead("a")).To(BeTrue())
@@ -77,7 +77,7 @@ func TestTheObserver(t *testing.T) {
 	n.pass(time.Minute)
 	n.Expect(n.Dead("a")).To(BeFalse())
 	n.keys.locked(func() { n.keys.down = false })
-	n.pass(Silence + 2*LookEvery)
+	n.pass(Silence + 2*LookInterval)
 	n.Expect(n.Dead("a")).To(BeTrue())
 }
 
@@ -91,9 +91,9 @@ func TestTheObserverAsksTheKubelet(t *testing.T) {
 	}
 	n := observe(t, workerLease("a"), pod)
 	n.keys.down = true
-	n.pass(LookEvery)
+	n.pass(LookInterval)
 	n.Expect(n.Dead("a")).To(BeFalse(), "its Lease is new: nobody asks")
-	n.pass(suspectAfter + LookEvery)
+	n.pass(suspectAfter + LookInterval)
 	n.Expect(n.Dead("a")).To(BeTrue())
 }
 

@@ -1,4 +1,4 @@
-package lease
+package membership
 
 import (
 	"context"
@@ -30,7 +30,7 @@ func TestTheRightToHoldConnections(t *testing.T) {
 		{name: "it lasts for ten seconds", renewals: []renewal{{0, s}}, check: 10 * s},
 		{name: "and not longer", renewals: []renewal{{0, s}}, check: 10*s + 1, err: ErrFenced},
 		{name: "a renewal counts from its sending", renewals: []renewal{{0, 0}, {3 * s, 5 * s}}, check: 13*s + 1, err: ErrFenced},
-		{name: "either witness will do", renewals: []renewal{{0, 0}, {9 * s, 9 * s}, {18 * s, 18 * s}, {27 * s, 27 * s}}, check: 37 * s},
+		{name: "either heartbeat will do", renewals: []renewal{{0, 0}, {9 * s, 9 * s}, {18 * s, 18 * s}, {27 * s, 27 * s}}, check: 37 * s},
 		{name: "an answer that comes late does not take away what came before", renewals: []renewal{{0, 0}, {6 * s, 6 * s}, {4 * s, 7 * s}}, check: 16 * s},
 		{name: "stopped for a minute, the next renewal succeeds: it is lost all the same", renewals: []renewal{{0, 0}, {60 * s, 60 * s}}, check: 60 * s, err: ErrFenced},
 		{name: "and stays lost", renewals: []renewal{{0, 0}, {60 * s, 60 * s}, {61 * s, 61 * s}}, check: 61 * s, err: ErrFenced},
@@ -81,7 +81,7 @@ func TestTheGuardLooksWhereNobodyWrites(t *testing.T) {
 	go func() { ended <- guard.Run(ctx, ticks) }()
 	clock.at(11 * time.Second)
 	g.Eventually(func() error {
-		ticks.Step(guardEvery)
+		ticks.Step(guardInterval)
 		select {
 		case err := <-ended:
 			return err

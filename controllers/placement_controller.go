@@ -28,7 +28,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
-	"github.com/whatsapp-operator/whatsapp-operator/internal/lease"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/membership"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/metrics"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/placement"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
@@ -64,10 +64,10 @@ type PlacementOptions struct {
 	Verdicts Verdicts
 	// Namespace is the operator's, where the workers' pods are.
 	Namespace string
-	// RebalanceEvery is the pace at which sessions leave workers that have more to do than
+	// RebalanceInterval is the pace at which sessions leave workers that have more to do than
 	// others; zero: they do not. RebalanceAfter is how long a worker must have been live
 	// before it takes over any.
-	RebalanceEvery, RebalanceAfter time.Duration
+	RebalanceInterval, RebalanceAfter time.Duration
 	// Concurrency is how many sessions are written at a time; default 64: after the loss of a
 	// worker these writes come before all others.
 	Concurrency int
@@ -217,7 +217,7 @@ func namespaceChanged(before, after client.Object) bool {
 
 func (r *placementReconciler) onLease() handler.EventHandler {
 	observe := func(obj client.Object, q queue) {
-		if l := obj.(*coordinationv1.Lease); l.Labels[lease.ComponentLabel] == lease.ComponentWorker && r.members.observe(l) {
+		if l := obj.(*coordinationv1.Lease); l.Labels[membership.ComponentLabel] == membership.ComponentWorker && r.members.observe(l) {
 			q.AddAfter(everything, gather)
 		}
 	}
@@ -240,7 +240,7 @@ func (r *placementReconciler) Reconcile(ctx context.Context, _ ctrl.Request) (ct
 	if err != nil {
 		return ctrl.Result{}, err
 	}
-	r.mourn(sessions, snapshot)
+	r.reportLostWorkers(sessions, snapshot)
 	plan := placement.Make(snapshot)
 	r.count(sessions, snapshot, plan, r.Clock.Since(now))
 	r.remember(snapshot, plan, now)
@@ -348,9 +348,9 @@ func (r *placementReconciler) snapshot(ctx context.Context, now time.Time) (sess
 		}
 	}
 	r.assumed = assumed
-	if r.RebalanceEvery > 0 {
+	if r.RebalanceInterval > 0 {
 		out.Rebalance = &placement.Rebalance{
-			Threshold: rebalanceThreshold, Patience: r.RebalanceAfter, Every: r.RebalanceEvery, Last: r.rebalanced,
+			Threshold: rebalanceThreshold, MinAge: r.RebalanceAfter, Interval: r.RebalanceInterval, Last: r.rebalanced,
 		}
 	}
 	return list.Items, out, again, nil
@@ -364,10 +364,10 @@ func connectedSince(s *v1alpha1.WhatsAppSession) time.Time {
 	return s.Status.LastConnectedTime.Time
 }
 
-// mourn says once of each worker that it is dead. There is one Event, beside its
+// reportLostWorkers says once of each worker that it is dead. There is one Event, beside its
 // Lease: one beside each of a thousand sessions would cost as much as a quarter of
 // the fail-over itself, and their conditions say it.
-func (r *placementReconciler) mourn(sessions []v1alpha1.WhatsAppSession, snapshot placement.Snapshot) {
+func (r *placementReconciler) reportLostWorkers(sessions []v1alpha1.WhatsAppSession, snapshot placement.Snapshot) {
 	held := map[string]int{}
 	for i := range snapshot.Sessions {
 		if snapshot.Sessions[i].Lost {
@@ -379,7 +379,7 @@ func (r *placementReconciler) mourn(sessions []v1alpha1.WhatsAppSession, snapsho
 			r.lost[worker] = true
 			r.Log.Info("A worker is dead: its sessions are placed anew", "worker", worker, "sessions", n)
 			metrics.WorkerLost()
-			its := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: r.Namespace, Name: lease.LeaseName(worker)}}
+			its := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: r.Namespace, Name: membership.LeaseName(worker)}}
 			r.events.Eventf(its, nil, corev1.EventTypeWarning, v1alpha1.ReasonWorkerLost, "Place", "worker %s is dead: its %d sessions are placed anew", worker, n)
 		}
 	}
@@ -551,7 +551,7 @@ func (r *placementReconciler) write(ctx context.Context, d decision, now time.Ti
 	}
 	if next.HeldBy == "" {
 		next = status.Summarize(next, unheld(s, next, d.why, now), now)
-		next = speak(s, next, now)
+		next = supersede(s, next, now)
 	}
 	if equality.Semantic.DeepEqual(s.Status, next) {
 		return assumption{}, nil

@@ -19,7 +19,7 @@ func TestTogether(t *testing.T) {
 	var mu sync.Mutex
 	got := map[string]int{}
 	outcomes := map[string]batch.Outcome{"0": batch.Stale, "1": batch.Queued, "2": batch.Replaced, "3": batch.Unknown}
-	q := newTogether(delivery.KindStatus, 1, func(_ context.Context, _ delivery.Kind, items ...delivery.Item) ([]batch.Outcome, error) {
+	q := newCoalescedEnqueue(delivery.KindStatus, 1, func(_ context.Context, _ delivery.Kind, items ...delivery.Item) ([]batch.Outcome, error) {
 		trips <- len(items)
 		<-hold
 		mu.Lock()
@@ -60,7 +60,7 @@ func TestTogether(t *testing.T) {
 func TestTogetherTellsEveryoneOfAnError(t *testing.T) {
 	g := NewWithT(t)
 	down := errors.New("connection refused")
-	q := newTogether(delivery.KindStatus, 1, func(context.Context, delivery.Kind, ...delivery.Item) ([]batch.Outcome, error) { return nil, down })
+	q := newCoalescedEnqueue(delivery.KindStatus, 1, func(context.Context, delivery.Kind, ...delivery.Item) ([]batch.Outcome, error) { return nil, down })
 	var all sync.WaitGroup
 	for i := range 50 {
 		all.Go(func() {
@@ -74,7 +74,7 @@ func TestTogetherTellsEveryoneOfAnError(t *testing.T) {
 func TestTogetherIsNotHeldUpByOneWhoGivesUp(t *testing.T) {
 	g := NewWithT(t)
 	hold := make(chan struct{})
-	q := newTogether(delivery.KindStatus, 1, func(ctx context.Context, _ delivery.Kind, items ...delivery.Item) ([]batch.Outcome, error) {
+	q := newCoalescedEnqueue(delivery.KindStatus, 1, func(ctx context.Context, _ delivery.Kind, items ...delivery.Item) ([]batch.Outcome, error) {
 		<-hold
 		return make([]batch.Outcome, len(items)), ctx.Err()
 	})

@@ -1,4 +1,4 @@
-package lease
+package membership
 
 import (
 	"time"
@@ -8,11 +8,11 @@ import (
 )
 
 const (
-	// Silence is how long neither witness of a worker may change before it is dead.
+	// Silence is how long neither heartbeat of a worker may change before it is dead.
 	Silence = 15 * time.Second
-	// LookEvery is how often the witnesses are looked at; the moment at which a silence is
+	// LookInterval is how often the heartbeats are looked at; the moment at which a silence is
 	// over gets a look of its own.
-	LookEvery = 2 * time.Second
+	LookInterval = 2 * time.Second
 	// sightGap is the longest pause between two looks over which silence still counts: an
 	// observer that was stopped itself knows nothing of the time between.
 	sightGap = 5 * time.Second
@@ -21,7 +21,7 @@ const (
 	comeBack = 15 * time.Second
 	// suspectAfter is how long a Lease must be unchanged before its pod is asked for: one
 	// renewal was left out.
-	suspectAfter = RenewEvery + time.Second
+	suspectAfter = RenewInterval + time.Second
 	// ContainerName is the worker's container in its pod.
 	ContainerName = "worker"
 )
@@ -44,7 +44,7 @@ type leaseSight struct {
 	kubelet word
 }
 
-// look is what one look at the witnesses saw. A half that could not be read is nil.
+// look is what one look at the heartbeats saw. A half that could not be read is nil.
 type look struct {
 	// began and ended are by the observer's own monotonic clock.
 	began, ended time.Duration
@@ -59,12 +59,12 @@ type look struct {
 //
 //   - a change counts from the end of the look that showed it, silence up to the
 //     beginning of the last look;
-//   - silence counts only while both witnesses were seen, in looks that follow
+//   - silence counts only while both heartbeats were seen, in looks that follow
 //     each other closely, of one run of Redis;
 //   - a value that is missing is no change: Redis may have been emptied;
 //   - a worker that was never seen is silent since the watch began.
 type watch struct {
-	// since is when both witnesses began to be seen without a break; sighted: they are.
+	// since is when both heartbeats began to be seen without a break; sighted: they are.
 	since   time.Duration
 	sighted bool
 	// leasesSince is the same for the Leases alone: the kubelet's word needs no Redis.
@@ -80,7 +80,7 @@ type watch struct {
 type track struct {
 	lease leaseSight
 	key   string
-	// leaseChanged and changed are when the Lease, or either witness, was last seen to change.
+	// leaseChanged and changed are when the Lease, or either heartbeat, was last seen to change.
 	leaseChanged, changed time.Duration
 	// word is the kubelet's last one: wordNone, wordRestarted or wordEnded, and endedSince
 	// since when it has said so. That a pod cannot be read any more takes nothing back;
@@ -149,7 +149,7 @@ func (w *watch) track(name string) *track {
 	return t
 }
 
-// silent: neither witness has changed for Silence under a watch that saw both.
+// silent: neither heartbeat has changed for Silence under a watch that saw both.
 func (w *watch) silent(name string) bool {
 	if !w.sighted {
 		return false
@@ -164,7 +164,7 @@ func (w *watch) silent(name string) bool {
 // next is when to look again: the sessions of a dead worker are down, so a
 // silence that would be over before the next regular look is not left to it.
 func (w *watch) next() time.Duration {
-	next := w.last + LookEvery
+	next := w.last + LookInterval
 	if !w.sighted {
 		return next
 	}

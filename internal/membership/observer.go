@@ -1,4 +1,4 @@
-package lease
+package membership
 
 import (
 	"context"
@@ -16,14 +16,14 @@ import (
 )
 
 const (
-	// lookPatience bounds one read of a look.
-	lookPatience = 2 * time.Second
-	// keepDead is how long the witnesses of a dead worker are kept, for whoever looks for
+	// lookTimeout bounds one read of a look.
+	lookTimeout = 2 * time.Second
+	// keepDead is how long the heartbeats of a dead worker are kept, for whoever looks for
 	// the cause.
 	keepDead = time.Hour
 )
 
-// Keys is the second witness: a value for each worker in Redis.
+// Keys is the second heartbeat: a value for each worker in Redis.
 type Keys interface {
 	// Raise renews the worker's value. Another incarnation's is an error, unless it is the
 	// one that may be replaced.
@@ -48,7 +48,7 @@ type Observer struct {
 	Elapsed func() time.Duration
 	Clock   clock.WithTicker
 	Log     logr.Logger
-	// Sight, where set, is told after each look whether both witnesses were seen.
+	// Sight, where set, is told after each look whether both heartbeats were seen.
 	Sight func(both bool)
 
 	once    sync.Once
@@ -130,7 +130,7 @@ func (o *Observer) Confirm(ctx context.Context) error {
 	var keysErr, leasesErr error
 	var reading sync.WaitGroup
 	reading.Go(func() {
-		ctx, cancel := context.WithTimeout(ctx, lookPatience)
+		ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 		defer cancel()
 		var keys map[string]string
 		if l.run, keys, keysErr = o.Keys.Read(ctx); keysErr == nil {
@@ -151,7 +151,7 @@ func (o *Observer) Confirm(ctx context.Context) error {
 
 // leases reads the Leases of all workers, and the pods of those that may have ended.
 func (o *Observer) leases(ctx context.Context) (map[string]leaseSight, error) {
-	ctx, cancel := context.WithTimeout(ctx, lookPatience)
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
 	list := &coordinationv1.LeaseList{}
 	if err := o.Client.List(ctx, list, client.InNamespace(o.Namespace), client.MatchingLabels{ComponentLabel: ComponentWorker}); err != nil {
@@ -229,13 +229,13 @@ func (o *Observer) report(err error) {
 	}
 	switch {
 	case now && !was:
-		o.Log.Error(err, "A witness of the workers cannot be seen: nobody is declared dead by silence until both are seen again")
+		o.Log.Error(err, "A heartbeat of the workers cannot be seen: nobody is declared dead by silence until both are seen again")
 	case was && !now:
-		o.Log.Info("Both witnesses of the workers are seen again")
+		o.Log.Info("Both heartbeats of the workers are seen again")
 	}
 }
 
-// Sweep deletes the witnesses of workers that have been dead for an hour. Only
+// Sweep deletes the heartbeats of workers that have been dead for an hour. Only
 // the leader should. A worker that comes back meanwhile writes them anew.
 func (o *Observer) Sweep(ctx context.Context) error {
 	o.init()

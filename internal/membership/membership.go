@@ -1,4 +1,4 @@
-package lease
+package membership
 
 import (
 	"context"
@@ -16,11 +16,11 @@ func incarnationOf(value string) string {
 }
 
 // Membership is a worker's place among the workers: it joins when nobody else
-// of its name can be alive, and then renews both witnesses independently of
+// of its name can be alive, and then renews both heartbeats independently of
 // each other, so that the loss of one of them changes nothing.
 type Membership struct {
 	Renewer
-	// Keys is the second witness.
+	// Keys is the second heartbeat.
 	Keys Keys
 	// Guard is told of each renewal.
 	Guard *Guard
@@ -31,8 +31,8 @@ type Membership struct {
 }
 
 // Run joins and renews until ctx ends; joined is called once, after the first
-// renewal of both witnesses. Another incarnation of the same name is waited for
-// until both of its witnesses are silent. Run returns ErrFenced when the right
+// renewal of both heartbeats. Another incarnation of the same name is waited for
+// until both of its heartbeats are silent. Run returns ErrFenced when the right
 // to hold connections has ended, and an error when another incarnation has
 // taken the name.
 func (m *Membership) Run(ctx context.Context, joined func(), load func() (sessions, tokens int)) error {
@@ -52,14 +52,14 @@ func (m *Membership) Run(ctx context.Context, joined func(), load func() (sessio
 // Lost is closed when this process may hold no connection any more.
 func (m *Membership) Lost() <-chan struct{} { return m.Guard.Lost() }
 
-// Leave takes both witnesses away. Run must have ended.
+// Leave takes both heartbeats away. Run must have ended.
 func (m *Membership) Leave(ctx context.Context) error {
 	return errors.Join(m.Renewer.Leave(ctx), m.Keys.Remove(ctx, m.Self.Name, m.Self.Incarnation))
 }
 
-// join returns when both witnesses are this incarnation's, or ctx ends.
+// join returns when both heartbeats are this incarnation's, or ctx ends.
 func (m *Membership) join(ctx context.Context) error {
-	ticker := m.Clock.NewTicker(LookEvery)
+	ticker := m.Clock.NewTicker(LookInterval)
 	defer ticker.Stop()
 	watch := newWatch()
 	waiting := false
@@ -84,14 +84,14 @@ func (m *Membership) join(ctx context.Context) error {
 	}
 }
 
-// tryJoin looks at both witnesses and writes them if nobody else's are alive.
+// tryJoin looks at both heartbeats and writes them if nobody else's are alive.
 func (m *Membership) tryJoin(ctx context.Context, watch *watch) error {
 	name := m.Self.Name
 	l := look{began: m.Guard.Sending()}
 	var reading sync.WaitGroup
 	var keysErr error
 	reading.Go(func() {
-		ctx, cancel := context.WithTimeout(ctx, lookPatience)
+		ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 		defer cancel()
 		var all map[string]string
 		if l.run, all, keysErr = m.Keys.Read(ctx); keysErr == nil {
@@ -129,7 +129,7 @@ func (m *Membership) tryJoin(ctx context.Context, watch *watch) error {
 	if err := m.write(ctx); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, attemptPatience)
+	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
 	if err := m.Keys.Raise(ctx, name, m.Self.Incarnation, replacing); err != nil {
 		return err
@@ -138,9 +138,9 @@ func (m *Membership) tryJoin(ctx context.Context, watch *watch) error {
 	return nil
 }
 
-// every renews one witness until ctx ends or the name is another's.
+// every renews one heartbeat until ctx ends or the name is another's.
 func (m *Membership) every(ctx context.Context, what string, renew func(context.Context) error) error {
-	ticker := m.Clock.NewTicker(RenewEvery)
+	ticker := m.Clock.NewTicker(RenewInterval)
 	defer ticker.Stop()
 	failing := false
 	for {
@@ -155,26 +155,26 @@ func (m *Membership) every(ctx context.Context, what string, renew func(context.
 		case err == nil:
 			m.Guard.Renewed(sent)
 			if failing {
-				m.Log.Info("A witness is renewed again", "witness", what, "worker", m.Self.Name)
+				m.Log.Info("A heartbeat is renewed again", "heartbeat", what, "worker", m.Self.Name)
 			}
 			failing = false
 		case errors.Is(err, errTaken):
 			return err
 		case ctx.Err() == nil && !failing:
-			m.Log.Error(err, "A witness could not be renewed; it is tried again", "witness", what, "worker", m.Self.Name)
+			m.Log.Error(err, "A heartbeat could not be renewed; it is tried again", "heartbeat", what, "worker", m.Self.Name)
 			failing = true
 		}
 	}
 }
 
 func (m *Membership) renewLease(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, attemptPatience)
+	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
 	return m.renew(ctx)
 }
 
 func (m *Membership) renewKey(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, attemptPatience)
+	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
 	return m.Keys.Raise(ctx, m.Self.Name, m.Self.Incarnation, "")
 }

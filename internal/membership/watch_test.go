@@ -1,4 +1,4 @@
-package lease
+package membership
 
 import (
 	"fmt"
@@ -154,7 +154,7 @@ func TestWhoIsDead(t *testing.T) {
 			dead:  16,
 		},
 		{
-			name: "it left in order: its witnesses are gone, and so is it in time",
+			name: "it left in order: its heartbeats are gone, and so is it in time",
 			story: func(s int) scene {
 				return scene{leaseRenewed: s < 10, keyRenewed: s < 10, leaseGone: s >= 10, keyGone: s >= 10}
 			},
@@ -250,8 +250,8 @@ func TestTheNextLook(t *testing.T) {
 		looks []look
 		want  time.Duration
 	}{
-		"a first look":                        {[]look{key(0, "i/1")}, LookEvery},
-		"one that is blind":                   {[]look{{began: 4 * s, ended: 4 * s}}, 4*s + LookEvery},
+		"a first look":                        {[]look{key(0, "i/1")}, LookInterval},
+		"one that is blind":                   {[]look{{began: 4 * s, ended: 4 * s}}, 4*s + LookInterval},
 		"the end of a silence":                {[]look{key(0, "i/1"), key(5*s, "i/1"), key(10*s, "i/1"), key(14*s, "i/1")}, 15*s + s/10},
 		"a silence that is over":              {[]look{key(0, "i/1"), key(5*s, "i/1"), key(10*s, "i/1"), key(15*s+s/10, "i/1")}, 17*s + s/10},
 		"a silence that is not over for long": {[]look{key(0, "i/1"), key(5*s, "i/1"), key(10*s, "i/1")}, 12 * s},

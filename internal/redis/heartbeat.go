@@ -13,9 +13,9 @@ import (
 )
 
 const (
-	// witnessWait is how long a renewal may take to a replica; the whole renewal has 2 s
+	// heartbeatWait is how long a renewal may take to a replica; the whole renewal has 2 s
 	// (DESIGN section 3.5).
-	witnessWait = "1000"
+	heartbeatWait = "1000"
 	// staleReplica is how many seconds a replica may have been silent and still show that
 	// this primary is not cut off. A replica reports each second.
 	staleReplica = 5
@@ -39,10 +39,10 @@ func (e *ForeignError) Error() string {
 	return "another incarnation of this worker is written in Redis"
 }
 
-// Witness is the workers' second witness: a hash with a value for each worker,
+// Heartbeat is the workers' second heartbeat: a hash with a value for each worker,
 // "incarnation/count", that the worker raises. A missing value says nothing:
 // Redis may have been emptied. It may be used by many goroutines.
-type Witness struct {
+type Heartbeat struct {
 	client goredis.UniversalClient
 	key    string
 	now    func() time.Time
@@ -53,10 +53,10 @@ type Witness struct {
 	replicated time.Time
 }
 
-// NewWitness does no I/O. The client should be one of its own: a renewal must
+// NewHeartbeat does no I/O. The client should be one of its own: a renewal must
 // not wait for a connection behind a thousand sessions.
-func NewWitness(client goredis.UniversalClient, keys Keys) *Witness {
-	return &Witness{client: client, key: keys.Workers(), now: time.Now}
+func NewHeartbeat(client goredis.UniversalClient, keys Keys) *Heartbeat {
+	return &Heartbeat{client: client, key: keys.Workers(), now: time.Now}
 }
 
 // raise compares the incarnation and raises the count in one step. ARGV: worker,
@@ -84,11 +84,11 @@ if found and string.match(found, '^(.*)/%d+$') == ARGV[2] then
 end
 return ''`
 
-// Raise renews the worker's witness. Another incarnation's value is a
+// Raise renews the worker's heartbeat. Another incarnation's value is a
 // *ForeignError, unless it is the one that may be replaced. Where the primary
 // has replicas it succeeds only when one of them has the value, so that a
 // fail-over of Redis does not undo it.
-func (w *Witness) Raise(ctx context.Context, worker, incarnation, replacing string) error {
+func (w *Heartbeat) Raise(ctx context.Context, worker, incarnation, replacing string) error {
 	node, err := w.node(ctx)
 	if err != nil {
 		return err
@@ -101,7 +101,7 @@ func (w *Witness) Raise(ctx context.Context, worker, incarnation, replacing stri
 	_, err = node.Pipelined(ctx, func(p goredis.Pipeliner) error {
 		written = p.Eval(ctx, raise, []string{w.key}, worker, incarnation, replacing)
 		if replicas(replication) > 0 {
-			waited = p.Do(ctx, "WAIT", 1, witnessWait)
+			waited = p.Do(ctx, "WAIT", 1, heartbeatWait)
 		}
 		return nil
 	})
@@ -120,7 +120,7 @@ func (w *Witness) Raise(ctx context.Context, worker, incarnation, replacing stri
 }
 
 // Remove deletes the worker's value if it is that of the incarnation.
-func (w *Witness) Remove(ctx context.Context, worker, incarnation string) error {
+func (w *Heartbeat) Remove(ctx context.Context, worker, incarnation string) error {
 	if err := w.client.Eval(ctx, remove, []string{w.key}, worker, incarnation).Err(); err != nil {
 		return fmt.Errorf("removing a worker from Redis: %w", err)
 	}
@@ -130,7 +130,7 @@ func (w *Witness) Remove(ctx context.Context, worker, incarnation string) error 
 // Read is what the primary says of all workers: the server's run id (empty
 // where it has no INFO) and each worker's value. ErrNoPrimary says that nothing
 // was seen.
-func (w *Witness) Read(ctx context.Context) (run string, values map[string]string, err error) {
+func (w *Heartbeat) Read(ctx context.Context) (run string, values map[string]string, err error) {
 	node, err := w.node(ctx)
 	if err != nil {
 		return "", nil, err
@@ -168,7 +168,7 @@ func stale(fields map[string]string) bool {
 }
 
 // abandoned reports a primary that has lost its replicas a moment ago.
-func (w *Witness) abandoned(fields map[string]string) bool {
+func (w *Heartbeat) abandoned(fields map[string]string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if run := fields["run_id"]; run != w.run {
@@ -181,7 +181,7 @@ func (w *Witness) abandoned(fields map[string]string) bool {
 	return replicas(fields) == 0 && !w.replicated.IsZero() && now.Sub(w.replicated) < lostReplicas
 }
 
-func (w *Witness) node(ctx context.Context) (goredis.UniversalClient, error) {
+func (w *Heartbeat) node(ctx context.Context) (goredis.UniversalClient, error) {
 	cluster, ok := w.client.(*goredis.ClusterClient)
 	if !ok {
 		return w.client, nil

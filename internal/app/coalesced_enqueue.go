@@ -11,15 +11,15 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 )
 
-// enqueuePatience bounds one round trip to the queue. A Redis that answers only
+// enqueueTimeout bounds one round trip to the queue. A Redis that answers only
 // after its disk has (WAITAOF) may take a second.
-const enqueuePatience = 10 * time.Second
+const enqueueTimeout = 10 * time.Second
 
-// together lets callers that come at the same time share one round trip to the
+// coalescedEnqueue lets callers that come at the same time share one round trip to the
 // queue: where Redis must reach its disk or a replica before it answers, a
 // thousand sessions must not wait for it one after the other. A few round trips
 // may be under way at a time; their order does not matter, the items' numbers do.
-type together struct {
+type coalescedEnqueue struct {
 	kind    delivery.Kind
 	enqueue enqueue
 	// turn is taken by who makes a round trip.
@@ -40,13 +40,13 @@ type joined struct {
 	err     error
 }
 
-func newTogether(kind delivery.Kind, trips int, how enqueue) *together {
-	return &together{kind: kind, enqueue: how, turn: make(chan struct{}, trips)}
+func newCoalescedEnqueue(kind delivery.Kind, trips int, how enqueue) *coalescedEnqueue {
+	return &coalescedEnqueue{kind: kind, enqueue: how, turn: make(chan struct{}, trips)}
 }
 
 // Enqueue returns when the queue has answered for the item. After an error it
 // may be there or come there yet; its numbers make that harmless.
-func (t *together) Enqueue(ctx context.Context, item delivery.Item) (batch.Outcome, error) {
+func (t *coalescedEnqueue) Enqueue(ctx context.Context, item delivery.Item) (batch.Outcome, error) {
 	mine := &joined{item: item, done: make(chan struct{})}
 	t.mu.Lock()
 	t.waiting = append(t.waiting, mine)
@@ -65,7 +65,7 @@ func (t *together) Enqueue(ctx context.Context, item delivery.Item) (batch.Outco
 
 // take makes the round trip for everyone who waits. It is not cut short by the
 // context of the one whose turn it is.
-func (t *together) take(ctx context.Context) {
+func (t *coalescedEnqueue) take(ctx context.Context) {
 	t.mu.Lock()
 	all := t.waiting
 	t.waiting = nil
@@ -77,7 +77,7 @@ func (t *together) take(ctx context.Context) {
 	for i, j := range all {
 		items[i] = j.item
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), enqueuePatience)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), enqueueTimeout)
 	defer cancel()
 	outcomes, err := t.enqueue(ctx, t.kind, items...)
 	for i, j := range all {

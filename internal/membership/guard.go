@@ -1,4 +1,4 @@
-package lease
+package membership
 
 import (
 	"context"
@@ -12,17 +12,17 @@ import (
 
 const (
 	// FenceAfter is how long a worker may hold connections without a renewal of either
-	// witness. Whoever has declared it dead has seen no change for Silence, of a renewal
+	// heartbeat. Whoever has declared it dead has seen no change for Silence, of a renewal
 	// that was counted from its sending, so it had given up 5 s before (DESIGN section 3.6).
 	FenceAfter = 10 * time.Second
-	// guardEvery is how often the gap is looked at where nobody dials or writes.
-	guardEvery = 500 * time.Millisecond
+	// guardInterval is how often the gap is looked at where nobody dials or writes.
+	guardInterval = 500 * time.Millisecond
 )
 
 // ErrFenced says that this process may hold no connection any more.
 var ErrFenced = errors.New("neither the API server nor Redis was reached for 10 s: this worker must take itself for declared dead")
 
-// errNotJoined: no witness has been renewed yet.
+// errNotJoined: no heartbeat has been renewed yet.
 var errNotJoined = errors.New("the worker has not joined yet")
 
 // started is the origin of Go's monotonic clock for this package.
@@ -92,7 +92,7 @@ func (g *Guard) Lost() <-chan struct{} { return g.lost }
 // Run looks at the gap until ctx ends, so that connections on which nobody
 // writes end as well. It returns ErrFenced when the right has ended.
 func (g *Guard) Run(ctx context.Context, ticks clock.WithTicker) error {
-	ticker := ticks.NewTicker(guardEvery)
+	ticker := ticks.NewTicker(guardInterval)
 	defer ticker.Stop()
 	for {
 		select {

@@ -20,7 +20,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
-	"github.com/whatsapp-operator/whatsapp-operator/internal/lease"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/membership"
 )
 
 func TestAFullPoolHeals(t *testing.T) {
@@ -81,7 +81,7 @@ func TestASilentWorkerKeepsWhatItHolds(t *testing.T) {
 	w.worker("worker-a")
 	held := w.hold(w.placed(w.apply(w.a, "held"), "worker-a"), "worker-a")
 	free := w.placed(w.apply(w.a, "free"), "worker-a")
-	w.clock.SetTime(w.clock.Now().Add(lease.Duration + time.Second))
+	w.clock.SetTime(w.clock.Now().Add(membership.Duration + time.Second))
 	w.worker("worker-b")
 	w.placed(free, "worker-b")
 	now, err := w.get(held)
@@ -161,20 +161,20 @@ func seeing(sessions *[]v1alpha1.WhatsAppSession, more interceptor.Funcs) client
 }
 
 // leaseOf is a worker's Lease, renewed now.
-func (w *world) leaseOf(name string, change ...func(*lease.Member)) *coordinationv1.Lease {
-	m := lease.Member{
-		Name: name, Incarnation: "i1", Pool: v1alpha1.DefaultPool, Capacity: 100, Tokens: 100, RenewTime: w.clock.Now(), Duration: lease.Duration,
+func (w *world) leaseOf(name string, change ...func(*membership.Member)) *coordinationv1.Lease {
+	m := membership.Member{
+		Name: name, Incarnation: "i1", Pool: v1alpha1.DefaultPool, Capacity: 100, Tokens: 100, RenewTime: w.clock.Now(), Duration: membership.Duration,
 	}
 	for _, c := range change {
 		c(&m)
 	}
-	l := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: lease.LeaseName(name)}}
+	l := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: membership.LeaseName(name)}}
 	m.Into(l)
 	return l
 }
 
 // lease shows r a worker that has just come up.
-func (w *world) lease(r *placementReconciler, name string, change ...func(*lease.Member)) {
+func (w *world) lease(r *placementReconciler, name string, change ...func(*membership.Member)) {
 	w.Expect(r.members.observe(w.leaseOf(name, change...))).To(BeTrue())
 }
 
@@ -200,7 +200,7 @@ func TestAStaleCacheFillsNoWorkerTwice(t *testing.T) {
 
 	result, err := r.Reconcile(t.Context(), everything)
 	w.Expect(err).NotTo(HaveOccurred())
-	w.Expect(result.RequeueAfter).To(Equal(lease.Duration), "the lease is looked at again when it ends")
+	w.Expect(result.RequeueAfter).To(Equal(membership.Duration), "the lease is looked at again when it ends")
 	w.Expect(w.workers(first)).To(Equal(map[string]int{"worker-a": 3}))
 
 	t.Log("three more come, and the cache still shows the first three as they were")
@@ -298,12 +298,12 @@ func TestMembers(t *testing.T) {
 	start := time.Date(2026, 5, 4, 12, 0, 0, 0, time.UTC)
 	clock := clocktesting.NewFakeClock(start)
 	m := &members{clock: clock, log: logr.Discard(), known: map[string]sighting{}}
-	leaseOf := func(renewed time.Time, change ...func(*lease.Member)) *coordinationv1.Lease {
-		member := lease.Member{Name: "w", Incarnation: "i", Pool: "p", Capacity: 5, RenewTime: renewed, Duration: 15 * time.Second}
+	leaseOf := func(renewed time.Time, change ...func(*membership.Member)) *coordinationv1.Lease {
+		member := membership.Member{Name: "w", Incarnation: "i", Pool: "p", Capacity: 5, RenewTime: renewed, Duration: 15 * time.Second}
 		for _, c := range change {
 			c(&member)
 		}
-		l := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: lease.LeaseName("w")}}
+		l := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: membership.LeaseName("w")}}
 		member.Into(l)
 		return l
 	}
@@ -328,7 +328,7 @@ func TestMembers(t *testing.T) {
 		return workers[0].Since
 	}
 	g.Expect(since()).To(Equal(start.Add(15*time.Second)), "when it came back")
-	m.observe(leaseOf(start.Add(4*time.Second), func(l *lease.Member) { l.Incarnation = "j" }))
+	m.observe(leaseOf(start.Add(4*time.Second), func(l *membership.Member) { l.Incarnation = "j" }))
 	g.Expect(since()).To(Equal(clock.Now()), "another incarnation is another worker")
 	left := leaseOf(start)
 	left.Spec.HolderIdentity = ptr.To("")

@@ -1,6 +1,6 @@
-// Package lease is a worker's place among the workers: its incarnation, the
+// Package membership is a worker's place among the workers: its incarnation, the
 // Lease that it renews, and how that Lease is written and read.
-package lease
+package membership
 
 import (
 	"crypto/rand"

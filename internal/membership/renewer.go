@@ -1,4 +1,4 @@
-package lease
+package membership
 
 import (
 	"context"
@@ -16,18 +16,18 @@ import (
 )
 
 const (
-	// RenewEvery is how often a worker renews each of its witnesses (DESIGN section 3.5).
-	RenewEvery = 3 * time.Second
+	// RenewInterval is how often a worker renews each of its heartbeats (DESIGN section 3.5).
+	RenewInterval = 3 * time.Second
 	// Duration is how long after a renewal of its Lease a worker is given new sessions.
 	Duration = 15 * time.Second
-	// attemptPatience bounds one renewal, counted from its sending.
-	attemptPatience = 2 * time.Second
+	// attemptTimeout bounds one renewal, counted from its sending.
+	attemptTimeout = 2 * time.Second
 )
 
-// errTaken says that another incarnation of the worker renews a witness.
+// errTaken says that another incarnation of the worker renews a heartbeat.
 var errTaken = errors.New("another process has taken over this worker's name: give each worker a name of its own")
 
-// Renewer is the first witness: a worker's Lease. Nobody else writes it.
+// Renewer is the first heartbeat: a worker's Lease. Nobody else writes it.
 type Renewer struct {
 	// Client must read from the API server itself.
 	Client    client.Client
@@ -49,7 +49,7 @@ type Renewer struct {
 // nothing more. It may run beside Run.
 func (r *Renewer) Drain(ctx context.Context) error {
 	r.draining.Store(true)
-	ctx, cancel := context.WithTimeout(ctx, attemptPatience)
+	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
 	current, err := r.get(ctx)
 	if err != nil || current == nil {
@@ -86,7 +86,7 @@ func (r *Renewer) Leave(ctx context.Context) error {
 }
 
 func (r *Renewer) get(ctx context.Context) (*coordinationv1.Lease, error) {
-	ctx, cancel := context.WithTimeout(ctx, attemptPatience)
+	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
 	current := &coordinationv1.Lease{}
 	err := r.Client.Get(ctx, client.ObjectKey{Namespace: r.Namespace, Name: LeaseName(r.Self.Name)}, current)
@@ -126,7 +126,7 @@ func (r *Renewer) isMine(l *coordinationv1.Lease) bool {
 
 // write writes the Lease with the resourceVersion that it was computed from.
 func (r *Renewer) write(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, attemptPatience)
+	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
 	desired := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: r.Namespace, Name: LeaseName(r.Self.Name)}}
 	if r.lease != nil {

@@ -1,4 +1,4 @@
-package lease
+package membership
 
 import (
 	"context"
@@ -178,7 +178,7 @@ func TestRenewing(t *testing.T) {
 	n.Expect(n.joined.Load()).To(BeEquivalentTo(1))
 }
 
-func TestOneWitnessIsEnough(t *testing.T) {
+func TestOneHeartbeatIsEnough(t *testing.T) {
 	n := renew(t, newAPI(), newKeys(), "one")
 	n.Eventually(n.joined.Load).Should(BeEquivalentTo(1))
 	n.keys.locked(func() { n.keys.down = true })
@@ -196,7 +196,7 @@ func TestOneWitnessIsEnough(t *testing.T) {
 	}).Should(HavePrefix("one/"), "an emptied Redis is filled again")
 }
 
-func TestWithoutEitherWitnessItEnds(t *testing.T) {
+func TestWithoutEitherHeartbeatItEnds(t *testing.T) {
 	down := atomic.Bool{}
 	api := interceptor.NewClient(newAPI().(client.WithWatch), interceptor.Funcs{
 		Update: func(ctx context.Context, c client.WithWatch, obj client.Object, opts ...client.UpdateOption) error {
@@ -226,7 +226,7 @@ func foreign() *coordinationv1.Lease {
 func TestAnotherIncarnationIsWaitedFor(t *testing.T) {
 	tests := []struct {
 		name       string
-		lease, key bool // which of its witnesses are there
+		lease, key bool // which of its heartbeats are there
 		renew      func(n *renewal)
 	}{
 		{name: "its Lease renews", lease: true, key: true, renew: func(n *renewal) {
@@ -288,7 +288,7 @@ func TestAMemberThatIsReplacedEnds(t *testing.T) {
 	n.Expect(api.Get(context.Background(), client.ObjectKey{Namespace: "ops", Name: LeaseName("w")}, l)).To(Succeed())
 	Member{Name: "w", Incarnation: "other", Pool: "default", Capacity: 1, RenewTime: time.Unix(0, 0), Duration: Duration}.Into(l)
 	n.Expect(api.Update(context.Background(), l)).To(Succeed())
-	n.pass(2 * RenewEvery) // one renewal that is refused, one that reads why
+	n.pass(2 * RenewInterval) // one renewal that is refused, one that reads why
 	n.Eventually(n.ended).Should(Receive(MatchError(ContainSubstring("a name of its own"))))
 	n.Expect(n.r.Leave(context.Background())).To(Succeed())
 	n.Expect(n.member().Incarnation).To(Equal("other"), "another's Lease is not deleted")
@@ -316,7 +316,7 @@ func TestDrainCostsNoRenewal(t *testing.T) {
 	n.Eventually(n.joined.Load).Should(BeEquivalentTo(1))
 	n.Expect(n.r.Drain(context.Background())).To(Succeed())
 	before := n.member().RenewTime
-	n.pass(RenewEvery)
+	n.pass(RenewInterval)
 	n.Eventually(func() time.Time { return n.member().RenewTime }).Should(BeTemporally(">", before))
 }
 
@@ -326,11 +326,11 @@ func TestHalfAJoin(t *testing.T) {
 	k := newKeys()
 	k.values["w"] = "other/41"
 	n := renew(t, newAPI(foreign()), k, "one")
-	n.Eventually(func() bool { n.pass(time.Second); return n.watch.elapsed() >= Silence-LookEvery }).Should(BeTrue())
+	n.Eventually(func() bool { n.pass(time.Second); return n.watch.elapsed() >= Silence-LookInterval }).Should(BeTrue())
 	k.locked(func() { k.raiseErr = errDown })
 	n.Eventually(func() string { n.pass(time.Second); return n.member().Incarnation }).Should(Equal("one"))
 	n.Expect(n.joined.Load()).To(BeZero())
 	k.locked(func() { k.raiseErr = nil })
-	n.pass(2 * LookEvery)
+	n.pass(2 * LookInterval)
 	n.Eventually(n.joined.Load).Should(BeEquivalentTo(1))
 }
