@@ -31,6 +31,9 @@ type Record struct {
 	JID string
 	// Epoch and Starts are those of the last taking.
 	Epoch, Starts int64
+	// Unsettled counts the takings in a row, each by another process, that nothing has
+	// settled; the last one is among them.
+	Unsettled int64
 	// Orphaned is when the keys became those of no resource; zero: they are not.
 	Orphaned         time.Time
 	Created, Updated time.Time
@@ -46,13 +49,16 @@ func (r Record) PhoneNumber() string {
 	return "+" + user
 }
 
-const selectRecord = `SELECT session_id, namespace, uid, jid, epoch, starts, orphaned_at, created_at, updated_at FROM whatsapp_operator_session`
+// recordColumns are those that scanRecord reads.
+const recordColumns = "session_id, namespace, uid, jid, epoch, starts, unsettled, orphaned_at, created_at, updated_at"
+
+const selectRecord = "SELECT " + recordColumns + " FROM whatsapp_operator_session"
 
 func scanRecord(row dbutil.Scannable) (r Record, err error) {
 	var jid sql.NullString
 	var orphaned sql.NullInt64
 	var created, updated int64
-	err = row.Scan(&r.SessionID, &r.Namespace, &r.UID, &jid, &r.Epoch, &r.Starts, &orphaned, &created, &updated)
+	err = row.Scan(&r.SessionID, &r.Namespace, &r.UID, &jid, &r.Epoch, &r.Starts, &r.Unsettled, &orphaned, &created, &updated)
 	if errors.Is(err, sql.ErrNoRows) {
 		return Record{}, ErrNoRecord
 	}

@@ -105,7 +105,7 @@ func (s *Store) Restore(ctx context.Context, sessionID, jid string) (r Record, e
 			return err
 		}
 		r, err = scanRecord(s.db.QueryRow(ctx, `UPDATE whatsapp_operator_session SET jid=$2, starts=starts+1, updated_at=$3 WHERE session_id=$1
-			RETURNING session_id, namespace, uid, jid, epoch, starts, orphaned_at, created_at, updated_at`, sessionID, m.JID, s.now()))
+			RETURNING `+recordColumns, sessionID, m.JID, s.now()))
 		return err
 	})
 	if err != nil {

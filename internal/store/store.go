@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"crypto/rand"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -75,6 +76,8 @@ type Store struct {
 	lids      *lids // in the place of the container's own map, which is never used
 	clock     clock.WithTicker
 	log       logr.Logger
+	// process is a random name of this process: a session that it takes twice has not ended it.
+	process string
 	// writer is held by the one transaction that writes: SQLite has one writer, and
 	// waiting in a queue is fairer and cheaper than SQLite's polling. nil for PostgreSQL.
 	writer chan struct{}
@@ -94,7 +97,7 @@ func Open(ctx context.Context, cfg Config, log logr.Logger) (*Store, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	s := &Store{clock: cfg.Clock, log: log, prekeys: make(chan struct{}, runtime.GOMAXPROCS(0))}
+	s := &Store{clock: cfg.Clock, log: log, process: rand.Text(), prekeys: make(chan struct{}, runtime.GOMAXPROCS(0))}
 	if s.clock == nil {
 		s.clock = clock.RealClock{}
 	}

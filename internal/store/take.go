@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"math"
 
 	"go.mau.fi/whatsmeow/store"
 	"go.mau.fi/whatsmeow/types"
@@ -31,14 +32,16 @@ type Taking struct {
 
 // Take makes the caller the only writer of the keys of the object with that
 // UID. It waits for the writes of the owner before, which are refused from then
-// on, and counts the record's starts up. The error is an *EpochBehindError
-// where a higher epoch has taken the session, ErrNoRecord where there is none.
+// on, and counts the record's starts up. It counts the taking as not settled
+// until [Taking.Settle]. The error is an *EpochBehindError where a higher epoch
+// has taken the session, ErrNoRecord where there is none.
 func (s *Store) Take(ctx context.Context, uid string, epoch int64) (*Taking, error) {
 	t := &Taking{store: s}
 	err := s.transaction(ctx, func(ctx context.Context) (err error) {
-		t.Record, err = scanRecord(s.db.QueryRow(ctx, `UPDATE whatsapp_operator_session SET epoch=$2, starts=starts+1, updated_at=$3
+		t.Record, err = scanRecord(s.db.QueryRow(ctx, `UPDATE whatsapp_operator_session SET epoch=$2, starts=starts+1, updated_at=$3,
+			unsettled=CASE WHEN taken_by=$4 THEN unsettled ELSE unsettled+1 END, taken_by=$4
 			WHERE uid=$1 AND epoch<=$2
-			RETURNING session_id, namespace, uid, jid, epoch, starts, orphaned_at, created_at, updated_at`, uid, epoch, s.now()))
+			RETURNING `+recordColumns, uid, epoch, s.now(), s.process))
 		if !errors.Is(err, ErrNoRecord) {
 			return err
 		}
@@ -56,6 +59,26 @@ func (s *Store) Take(ctx context.Context, uid string, epoch int64) (*Taking, err
 
 // Starts counts the takings of the session up to this one.
 func (t *Taking) Starts() int64 { return t.Record.Starts }
+
+// Unsettled is how many takings in a row before this one were not settled: as
+// many processes have taken the session and may have been ended by it. A process
+// that takes a session again, because the answer to its taking was lost or its
+// epoch has risen, lives, so it counts once.
+func (t *Taking) Unsettled() int32 {
+	return int32(min(max(t.Record.Unsettled-1, 0), math.MaxInt32))
+}
+
+// Settle says that the session has not ended the process that took it: the next
+// taking finds none that was not settled. It does nothing where the session was
+// taken again or has no record any more.
+func (t *Taking) Settle(ctx context.Context) error {
+	err := t.store.exec(ctx, "UPDATE whatsapp_operator_session SET unsettled=0, taken_by=NULL WHERE uid=$1 AND epoch=$2 AND starts=$3 AND unsettled<>0",
+		t.Record.UID, t.Record.Epoch, t.Record.Starts)
+	if err != nil {
+		return fmt.Errorf("settling the taking of a session: %w", err)
+	}
+	return nil
+}
 
 // Open reads the device for one connection: the linked one, or a new one that
 // is stored when a phone links it. An *EpochBehindError says that the session

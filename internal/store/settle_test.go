@@ -1,0 +1,111 @@
+package store
+
+import (
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"time"
+
+	. "github.com/onsi/gomega"
+)
+
+func TestTakingsThatNothingHasSettled(t *testing.T) {
+	onBoth(t, func(t *testing.T, url string, s *Store) {
+		g := NewWithT(t)
+		ctx := t.Context()
+		_, err := s.Claim(ctx, Claimant{SessionID: "id", Namespace: "a", UID: "u"}, never)
+		g.Expect(err).NotTo(HaveOccurred())
+		take := func(process *Store, epoch int64) *Taking {
+			t.Helper()
+			taking, err := process.Take(ctx, "u", epoch)
+			g.Expect(err).NotTo(HaveOccurred())
+			return taking
+		}
+		second, third := open(t, url), open(t, url)
+
+		first := take(s, 1)
+		g.Expect(first.Unsettled()).To(BeEquivalentTo(0))
+		g.Expect(take(s, 1).Unsettled()).To(BeEquivalentTo(0), "the answer to the first was lost: the process lives")
+		g.Expect(take(second, 1).Unsettled()).To(BeEquivalentTo(1), "the first process was restarted in place")
+		last := take(third, 2)
+		g.Expect(last.Unsettled()).To(BeEquivalentTo(2))
+
+		g.Expect(first.Settle(ctx)).To(Succeed(), "a former owner is late")
+		g.Expect(take(third, 2).Unsettled()).To(BeEquivalentTo(2), "and has changed nothing")
+		g.Expect(last.Settle(ctx)).To(Succeed(), "it has been taken again since, by the same process")
+		last = take(third, 3)
+		g.Expect(last.Unsettled()).To(BeEquivalentTo(2))
+
+		g.Expect(last.Settle(ctx)).To(Succeed())
+		g.Expect(last.Settle(ctx)).To(Succeed(), "the answer was lost")
+		g.Expect(take(third, 3).Unsettled()).To(BeEquivalentTo(0))
+		g.Expect(take(s, 4).Unsettled()).To(BeEquivalentTo(1), "a taking counts again after a settled one of the same process")
+
+		g.Expect(s.DeleteSession(ctx, "u")).To(Succeed())
+		g.Expect(last.Settle(ctx)).To(Succeed(), "the record is gone")
+	})
+}
+
+// Processes take a session, end without a word, or settle late and at once with
+// the taking of another: the count is always that of the takings since the last
+// one that its owner settled.
+func TestTakingsAndSettlingsInAnyOrder(t *testing.T) {
+	onBoth(t, func(t *testing.T, url string, s *Store) {
+		g := NewWithT(t)
+		ctx := t.Context()
+		seed := uint64(time.Now().UnixNano())
+		random := rand.New(rand.NewPCG(seed, 0))
+		defer func() {
+			if t.Failed() {
+				t.Logf("seed %d", seed)
+			}
+		}()
+		_, err := s.Claim(ctx, Claimant{SessionID: "id", Namespace: "a", UID: "u"}, never)
+		g.Expect(err).NotTo(HaveOccurred())
+
+		processes := []*Store{s, open(t, url), open(t, url)}
+		epoch, want, takenBy := int64(1), int64(0), -1
+		takings := []*Taking{}
+		for range 120 {
+			switch owner, process := len(takings)-1, random.IntN(len(processes)); random.IntN(4) {
+			case 0, 1: // a process takes the session
+				epoch += random.Int64N(2)
+				taking, err := processes[process].Take(ctx, "u", epoch)
+				g.Expect(err).NotTo(HaveOccurred())
+				if takenBy != process {
+					want++
+				}
+				takings, takenBy = append(takings, taking), process
+				g.Expect(taking.Unsettled()).To(BeEquivalentTo(want - 1))
+			case 2: // anybody who ever had it settles
+				if owner < 0 {
+					continue
+				}
+				settled := random.IntN(len(takings))
+				g.Expect(takings[settled].Settle(ctx)).To(Succeed())
+				if settled == owner && want > 0 {
+					want, takenBy = 0, -1
+				}
+			case 3: // the owner settles while another process takes the session
+				if owner < 0 || process == takenBy {
+					continue
+				}
+				epoch++
+				var both sync.WaitGroup
+				var taking *Taking
+				var takeErr, settleErr error
+				both.Go(func() { taking, takeErr = processes[process].Take(ctx, "u", epoch) })
+				both.Go(func() { settleErr = takings[owner].Settle(ctx) })
+				both.Wait()
+				g.Expect(takeErr).NotTo(HaveOccurred())
+				g.Expect(settleErr).NotTo(HaveOccurred())
+				takings, takenBy = append(takings, taking), process
+				g.Expect(taking.Unsettled()).To(BeElementOf(int32(0), int32(want)), "the one or the other came first")
+				want = int64(taking.Unsettled()) + 1
+			}
+			r, err := s.Record(ctx, "u")
+			g.Expect(err).NotTo(HaveOccurred())
+			g.Expect(r.Unsettled).To(Equal(want))
+		}
+	})
+}
