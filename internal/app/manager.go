@@ -21,6 +21,7 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/laravel"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/membership"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/metrics"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/publish"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/redis"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/store"
 )
@@ -71,7 +72,7 @@ func runManager(ctx context.Context, config *managerConfig, log logr.Logger) (er
 	}
 	ids := &ids{store: f.store, ready: make(chan struct{})}
 	sessions, err := controllers.SetupSession(mgr, controllers.SessionOptions{
-		Installation: f.installation, IDs: ids, Announcer: newManagerPublisher(f.queue, f.cache),
+		Installation: f.installation, IDs: ids, Announcer: publish.NewManagerPublisher(f.queue, f.cache),
 		Clock: f.clock, Log: log.WithName("session"),
 	})
 	if err != nil {

@@ -20,8 +20,10 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/kube"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/membership"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/metrics"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/publish"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/redis"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/whatsapp"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/worker"
@@ -92,8 +94,10 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 	}
 
 	guard := membership.NewGuard(membership.Elapsed)
-	revision := newRevision(f.direct, config, log)
-	if err := f.retryUntilReady(ctx, "this worker's revision", revision.first); err != nil {
+	revision := kube.NewRevision(f.direct, kube.RevisionOptions{
+		Fixed: config.Revision, Namespace: config.Namespace, Pod: config.Name, InPod: config.PodUID != "",
+	}, log)
+	if err := f.retryUntilReady(ctx, "this worker's revision", revision.First); err != nil {
 		return fmt.Errorf("asking for this worker's revision: %w", err)
 	}
 	limiter := worker.NewPerEgress(config.Pace, f.clock)
@@ -101,7 +105,7 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 		Worker: config.Name, Process: strings.ToLower(rand.Text()), DrainTimeout: config.DrainTimeout, Stop: ctx.Done(), Installation: f.installation,
 		Membership: &membership.Membership{
 			Renewer: membership.Renewer{
-				Client: f.direct, Namespace: config.Namespace, Clock: f.clock, Log: log.WithName("lease"), Revision: revision.number,
+				Client: f.direct, Namespace: config.Namespace, Clock: f.clock, Log: log.WithName("lease"), Revision: revision.Number,
 				Self: membership.Member{
 					Name: config.Name, Incarnation: incarnation.ID, PodUID: types.UID(config.PodUID), Pool: config.Pool,
 					Format: membership.Format, Capacity: config.Capacity,
@@ -109,15 +113,15 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 			},
 			Keys: redis.NewHeartbeat(f.heartbeat, f.keys), Guard: guard,
 		},
-		Sessions:   newSessions(f.direct),
+		Sessions:   kube.NewSessions(f.direct),
 		Accounts:   config.or(&accounts{store: f.store, connector: connector, allowed: guard.Check, log: log.WithName("whatsapp")}),
-		Proxies:    &proxies{client: f.direct, serviceAccount: config.Namespace + ":" + config.ServiceAccount},
-		Announcer:  newPublisher(f.queue, f.cache),
+		Proxies:    &kube.Proxies{Client: f.direct, ServiceAccount: config.Namespace + ":" + config.ServiceAccount},
+		Announcer:  publish.NewPublisher(f.queue, f.cache),
 		Limiter:    limiter,
 		Version:    connector,
 		Quarantine: config.Quarantine,
 		Outdated:   config.Outdated,
-		Events:     &recorder{events: mgr.GetEventRecorder("whatsapp-operator-worker")},
+		Events:     &kube.Events{Recorder: mgr.GetEventRecorder("whatsapp-operator-worker")},
 		Clock:      f.clock,
 		Log:        log.WithName("session"),
 	}, mgr.GetCache())
@@ -134,7 +138,7 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 			return agent.Start(ctx)
 		}},
 		{func(ctx context.Context) error { return exitWhenLost(ctx, guard.Lost(), log) }},
-		{revision.run},
+		{revision.Run},
 	} {
 		if err := mgr.Add(r); err != nil {
 			return fmt.Errorf("adding the agent: %w", err)

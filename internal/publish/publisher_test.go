@@ -1,4 +1,4 @@
-package app
+package publish
 
 import (
 	"testing"
@@ -23,7 +23,7 @@ func TestTheManagerUpdates(t *testing.T) {
 	t.Cleanup(func() { _ = client.Close() })
 	keys := redis.NewKeys("test:")
 	queue := batch.NewQueue(client, keys, clock.RealClock{}, batch.Options{})
-	s := newManagerPublisher(queue, cache.New(client, keys, clock.RealClock{}))
+	s := NewManagerPublisher(queue, cache.New(client, keys, clock.RealClock{}))
 	status := func(epoch int64, phase string) delivery.StatusItem {
 		now := delivery.Time{Time: time.Now()}
 		return delivery.StatusItem{

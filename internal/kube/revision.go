@@ -1,4 +1,4 @@
-package app
+package kube
 
 import (
 	"context"
@@ -23,36 +23,47 @@ const (
 	revisionInterval = 30 * time.Second
 )
 
-// revision is the worker's place in the order of versions: a flag's, or the
-// number of the Deployment's revision that its pod belongs to.
-type revision struct {
+// Revision is the worker's place in the order of versions: a flag's value, or the
+// revision number of the Deployment that its pod belongs to.
+type Revision struct {
 	client          client.Reader
 	namespace, name string
 	fixed           bool
 	value           atomic.Int64
-	trouble         bool
+	failing         bool
 	log             logr.Logger
 }
 
-func newRevision(c client.Reader, config *workerConfig, log logr.Logger) *revision {
-	r := &revision{client: c, namespace: config.Namespace, name: config.Name, fixed: config.Revision != 0 || config.PodUID == "", log: log}
-	r.value.Store(config.Revision)
+// RevisionOptions say whose revision it is.
+type RevisionOptions struct {
+	// Fixed is the value of the flag; 0: the Deployment's revision.
+	Fixed int64
+	// Namespace and Pod name the worker's pod; InPod is false where there is none.
+	Namespace, Pod string
+	InPod          bool
+}
+
+// NewRevision returns the revision of one worker; c must not read from a cache.
+func NewRevision(c client.Reader, o RevisionOptions, log logr.Logger) *Revision {
+	r := &Revision{client: c, namespace: o.Namespace, name: o.Pod, fixed: o.Fixed != 0 || !o.InPod, log: log}
+	r.value.Store(o.Fixed)
 	return r
 }
 
-func (r *revision) number() int64 { return r.value.Load() }
+// Number is the revision that was read last.
+func (r *Revision) Number() int64 { return r.value.Load() }
 
-// first reads the number for the first Lease: a worker of a new revision that did
-// not say so would be given sessions that move once more. What will not change
-// by waiting is said, and the number is 0.
-func (r *revision) first(ctx context.Context) (final bool, err error) {
+// First reads the number for the first Lease: a worker of a new revision whose Lease
+// lacks it would be given sessions that must move once more. Where waiting cannot
+// help, the error is logged and the number is 0.
+func (r *Revision) First(ctx context.Context) (final bool, err error) {
 	if r.fixed {
 		return true, nil
 	}
 	number, err := r.read(ctx)
 	if apierrors.IsForbidden(err) || apierrors.IsNotFound(err) {
-		r.log.Error(err, "The revision of this worker's Deployment is not known: a rollout may move sessions twice")
-		r.trouble = true
+		r.log.Error(err, "Failed to find the revision of this worker's Deployment: a rollout may move sessions twice")
+		r.failing = true
 		return true, nil
 	}
 	r.value.Store(number)
@@ -60,7 +71,7 @@ func (r *revision) first(ctx context.Context) (final bool, err error) {
 }
 
 // refresh reads the number again; without an answer the old one stays.
-func (r *revision) refresh(ctx context.Context) {
+func (r *Revision) refresh(ctx context.Context) {
 	if r.fixed {
 		return
 	}
@@ -68,15 +79,15 @@ func (r *revision) refresh(ctx context.Context) {
 	switch {
 	case err == nil:
 		r.value.Store(number)
-		r.trouble = false
-	case ctx.Err() == nil && !r.trouble:
-		r.log.Error(err, "The revision of this worker's Deployment could not be read; it is tried again")
-		r.trouble = true
+		r.failing = false
+	case ctx.Err() == nil && !r.failing:
+		r.log.Error(err, "Failed to read the revision of this worker's Deployment, trying again")
+		r.failing = true
 	}
 }
 
-// run keeps the number until ctx ends.
-func (r *revision) run(ctx context.Context) error {
+// Run reads the number again every 30 seconds, until ctx ends.
+func (r *Revision) Run(ctx context.Context) error {
 	ticker := time.NewTicker(revisionInterval)
 	defer ticker.Stop()
 	for {
@@ -89,8 +100,8 @@ func (r *revision) run(ctx context.Context) error {
 	}
 }
 
-func (r *revision) read(ctx context.Context) (int64, error) {
-	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+func (r *Revision) read(ctx context.Context) (int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, RequestTimeout)
 	defer cancel()
 	pod := &corev1.Pod{}
 	if err := r.client.Get(ctx, client.ObjectKey{Namespace: r.namespace, Name: r.name}, pod); err != nil {
@@ -110,7 +121,7 @@ func (r *revision) read(ctx context.Context) (int64, error) {
 	}
 	number, err := strconv.ParseInt(text, 10, 64)
 	if err != nil || number < 0 {
-		return 0, fmt.Errorf("the annotation %s of the ReplicaSet %s is no number", deploymentRevision, owner.Name)
+		return 0, fmt.Errorf("the annotation %s of the ReplicaSet %s is not a number", deploymentRevision, owner.Name)
 	}
 	return number, nil
 }

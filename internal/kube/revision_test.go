@@ -1,4 +1,4 @@
-package app
+package kube
 
 import (
 	"testing"
@@ -25,35 +25,35 @@ func TestRevision(t *testing.T) {
 	tests := []struct {
 		name    string
 		flag    int64
-		podUID  string
+		inPod   bool
 		objects []client.Object
 		want    int64
 	}{
-		{name: "the flag wins", flag: 7, podUID: "uid", objects: []client.Object{pod(owned), set("3")}, want: 7},
+		{name: "the flag wins", flag: 7, inPod: true, objects: []client.Object{pod(owned), set("3")}, want: 7},
 		{name: "no pod", objects: []client.Object{pod(owned), set("3")}, want: 0},
-		{name: "a Deployment's pod", podUID: "uid", objects: []client.Object{pod(owned), set("3")}, want: 3},
-		{name: "a pod of its own", podUID: "uid", objects: []client.Object{pod()}, want: 0},
-		{name: "a number that is none", podUID: "uid", objects: []client.Object{pod(owned), set("three")}, want: 0},
-		{name: "the ReplicaSet is gone", podUID: "uid", objects: []client.Object{pod(owned)}, want: 0},
+		{name: "a Deployment's pod", inPod: true, objects: []client.Object{pod(owned), set("3")}, want: 3},
+		{name: "a pod of its own", inPod: true, objects: []client.Object{pod()}, want: 0},
+		{name: "a number that is not one", inPod: true, objects: []client.Object{pod(owned), set("three")}, want: 0},
+		{name: "the ReplicaSet is gone", inPod: true, objects: []client.Object{pod(owned)}, want: 0},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			c := fake.NewClientBuilder().WithScheme(clientgoscheme.Scheme).WithObjects(tt.objects...).Build()
-			r := newRevision(c, &workerConfig{commonConfig: commonConfig{Namespace: "ops"}, Name: "w", PodUID: tt.podUID, Revision: tt.flag}, logr.Discard())
+			r := NewRevision(c, RevisionOptions{Fixed: tt.flag, Namespace: "ops", Pod: "w", InPod: tt.inPod}, logr.Discard())
 			r.refresh(t.Context())
-			NewWithT(t).Expect(r.number()).To(Equal(tt.want))
+			NewWithT(t).Expect(r.Number()).To(Equal(tt.want))
 		})
 	}
 
 	t.Run("a rollback gives a running pod the newest number", func(t *testing.T) {
 		g := NewWithT(t)
 		c := fake.NewClientBuilder().WithScheme(clientgoscheme.Scheme).WithObjects(pod(owned), set("1")).Build()
-		r := newRevision(c, &workerConfig{commonConfig: commonConfig{Namespace: "ops"}, Name: "w", PodUID: "uid"}, logr.Discard())
+		r := NewRevision(c, RevisionOptions{Namespace: "ops", Pod: "w", InPod: true}, logr.Discard())
 		r.refresh(t.Context())
-		g.Expect(r.number()).To(BeEquivalentTo(1))
+		g.Expect(r.Number()).To(BeEquivalentTo(1))
 		newer := set("4")
 		g.Expect(c.Update(t.Context(), newer)).To(Succeed())
 		r.refresh(t.Context())
-		g.Expect(r.number()).To(BeEquivalentTo(4))
+		g.Expect(r.Number()).To(BeEquivalentTo(4))
 	})
 }

@@ -1,4 +1,4 @@
-package app
+package publish
 
 import (
 	"context"
@@ -10,9 +10,9 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/worker"
 )
 
-// publisher brings a session's state to Redis: the queues first, because
+// Publisher brings a session's state to Redis: the queues first, because
 // Laravel waits, then the cache keys.
-type publisher struct {
+type Publisher struct {
 	queue           *batch.Queue
 	cache           *cache.Cache
 	statuses, codes *coalescedEnqueue
@@ -22,15 +22,16 @@ type publisher struct {
 // waits for the disk must not keep the next change from being sent.
 const roundTrips = 4
 
-func newPublisher(queue *batch.Queue, c *cache.Cache) *publisher {
-	return &publisher{
+// NewPublisher returns the workers' publisher.
+func NewPublisher(queue *batch.Queue, c *cache.Cache) *Publisher {
+	return &Publisher{
 		queue: queue, cache: c,
 		statuses: newCoalescedEnqueue(delivery.KindStatus, roundTrips, queue.Enqueue), codes: newCoalescedEnqueue(delivery.KindQR, roundTrips, queue.Enqueue),
 	}
 }
 
 // Announce implements worker.Announcer.
-func (a *publisher) Announce(ctx context.Context, what worker.Announcement) error {
+func (a *Publisher) Announce(ctx context.Context, what worker.Announcement) error {
 	var told error
 	if what.NewStatus {
 		told = a.enqueue(ctx, what.Status)
@@ -40,7 +41,7 @@ func (a *publisher) Announce(ctx context.Context, what worker.Announcement) erro
 }
 
 // Refresh implements worker.Announcer.
-func (a *publisher) Refresh(ctx context.Context, all []worker.Announcement) error {
+func (a *Publisher) Refresh(ctx context.Context, all []worker.Announcement) error {
 	entries := make([]cache.Entry, len(all))
 	for i, what := range all {
 		entries[i] = entry(what, true)
@@ -49,7 +50,7 @@ func (a *publisher) Refresh(ctx context.Context, all []worker.Announcement) erro
 }
 
 // enqueue puts a status into its queue.
-func (a *publisher) enqueue(ctx context.Context, status delivery.StatusItem) error {
+func (a *Publisher) enqueue(ctx context.Context, status delivery.StatusItem) error {
 	item, err := status.Item()
 	if err != nil {
 		return err
@@ -59,7 +60,7 @@ func (a *publisher) enqueue(ctx context.Context, status delivery.StatusItem) err
 }
 
 // code writes the QR code to the cache and, if it is new there, into its queue.
-func (a *publisher) code(ctx context.Context, what worker.Announcement) error {
+func (a *Publisher) code(ctx context.Context, what worker.Announcement) error {
 	if what.QR == nil {
 		if !what.QRGone {
 			return nil
@@ -113,18 +114,19 @@ func entry(what worker.Announcement, withCode bool) cache.Entry {
 	return e
 }
 
-// managerPublisher is the manager's voice: for sessions that nobody holds.
-type managerPublisher struct {
-	*publisher
+// ManagerPublisher is the manager's: for sessions that nobody holds.
+type ManagerPublisher struct {
+	*Publisher
 	updates *coalescedEnqueue
 }
 
-func newManagerPublisher(queue *batch.Queue, c *cache.Cache) *managerPublisher {
-	return &managerPublisher{newPublisher(queue, c), newCoalescedEnqueue(delivery.KindStatus, roundTrips, queue.Update)}
+// NewManagerPublisher returns the manager's publisher.
+func NewManagerPublisher(queue *batch.Queue, c *cache.Cache) *ManagerPublisher {
+	return &ManagerPublisher{NewPublisher(queue, c), newCoalescedEnqueue(delivery.KindStatus, roundTrips, queue.Update)}
 }
 
 // Update implements controllers.Announcer.
-func (s *managerPublisher) Update(ctx context.Context, status delivery.StatusItem) (told bool, err error) {
+func (s *ManagerPublisher) Update(ctx context.Context, status delivery.StatusItem) (told bool, err error) {
 	item, err := status.Item()
 	if err != nil {
 		return false, err
@@ -142,16 +144,16 @@ func (s *managerPublisher) Update(ctx context.Context, status delivery.StatusIte
 }
 
 // Enqueue implements controllers.Announcer.
-func (s *managerPublisher) Enqueue(ctx context.Context, status delivery.StatusItem) error {
+func (s *ManagerPublisher) Enqueue(ctx context.Context, status delivery.StatusItem) error {
 	return errors.Join(s.enqueue(ctx, status), s.refresh(ctx, status))
 }
 
-func (s *managerPublisher) refresh(ctx context.Context, status delivery.StatusItem) error {
+func (s *ManagerPublisher) refresh(ctx context.Context, status delivery.StatusItem) error {
 	return s.cache.RefreshAll(ctx, []cache.Entry{entry(worker.Announcement{Status: status}, false)})
 }
 
 // Deleted implements controllers.Announcer.
-func (s *managerPublisher) Deleted(ctx context.Context, status delivery.StatusItem) error {
+func (s *ManagerPublisher) Deleted(ctx context.Context, status delivery.StatusItem) error {
 	return errors.Join(
 		s.enqueue(ctx, status),
 		s.queue.Withdraw(ctx, delivery.KindQR, status.SessionID, status.Numbers),

@@ -1,4 +1,4 @@
-package app
+package kube
 
 import (
 	"context"
@@ -11,7 +11,7 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 )
 
-func TestWhoOwnsADeviceGoesBeforeWhatIsToldOfIt(t *testing.T) {
+func TestClaimsAndReleasesGoBeforeReports(t *testing.T) {
 	t.Parallel()
 	held := v1alpha1.WhatsAppSessionStatus{HeldBy: "w", HolderStart: "p", Phase: v1alpha1.PhaseConnecting}
 	for name, tt := range map[string]struct {
@@ -26,9 +26,9 @@ func TestWhoOwnsADeviceGoesBeforeWhatIsToldOfIt(t *testing.T) {
 		NewWithT(t).Expect(changesOwner(&tt.from, &tt.to)).To(Equal(tt.owner), name)
 	}
 
-	t.Log("while an owner waits, there is one report at a time; when none does, there are more")
+	t.Log("While a claim waits, there is one report at a time; otherwise there are more")
 	g := NewWithT(t)
-	s := newSessions(nil)
+	s := NewSessions(nil)
 	second := false
 	g.Expect(s.own(t.Context(), func(ctx context.Context) error {
 		return s.report(ctx, func(ctx context.Context) error {
