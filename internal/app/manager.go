@@ -51,14 +51,14 @@ func newManagerCommand() *cobra.Command {
 }
 
 func runManager(ctx context.Context, config *managerConfig, log logr.Logger) (err error) {
-	f, err := openFoundation(ctx, &config.commonConfig, log)
+	d, err := openDependencies(ctx, &config.commonConfig, log)
 	if err != nil {
 		return err
 	}
-	defer closing(closer(f.close), &err)
+	defer closing(closer(d.close), &err)
 
-	mgr, err := manager.New(f.rest, manager.Options{
-		Scheme: f.scheme, Logger: log, Cache: controllers.CacheOptions(config.Namespace), Metrics: f.metricsOptions(),
+	mgr, err := manager.New(d.rest, manager.Options{
+		Scheme: d.scheme, Logger: log, Cache: controllers.CacheOptions(config.Namespace), Metrics: d.metricsOptions(),
 		HealthProbeBindAddress: config.HealthAddress,
 		LeaderElection:         config.LeaderElect, LeaderElectionID: leaderElectionID, LeaderElectionNamespace: config.Namespace,
 		LeaderElectionReleaseOnCancel: true,
@@ -67,24 +67,24 @@ func runManager(ctx context.Context, config *managerConfig, log logr.Logger) (er
 		return fmt.Errorf("preparing the manager: %w", err)
 	}
 	observer := &membership.Observer{
-		Client: f.direct, Namespace: config.Namespace, Keys: redis.NewHeartbeat(f.heartbeat, f.keys),
-		Elapsed: membership.Elapsed, Clock: f.clock, Log: log.WithName("observer"), Sight: metrics.HeartbeatsSeen,
+		Client: d.direct, Namespace: config.Namespace, Keys: redis.NewHeartbeat(d.heartbeat, d.keys),
+		Elapsed: membership.Elapsed, Clock: d.clock, Log: log.WithName("observer"), Sight: metrics.HeartbeatsSeen,
 	}
-	ids := &ids{store: f.store, ready: make(chan struct{})}
+	ids := &ids{store: d.store, ready: make(chan struct{})}
 	sessions, err := controllers.SetupSession(mgr, controllers.SessionOptions{
-		Installation: f.installation, IDs: ids, Announcer: publish.NewManagerPublisher(f.queue, f.cache),
-		Clock: f.clock, Log: log.WithName("session"),
+		Installation: d.installation, IDs: ids, Announcer: publish.NewManagerPublisher(d.queue, d.cache),
+		Clock: d.clock, Log: log.WithName("session"),
 	})
 	if err != nil {
 		return err
 	}
 	if err := controllers.SetupPlacement(mgr, controllers.PlacementOptions{
-		Installation: f.installation, Clock: f.clock, Log: log.WithName("placement"), Verdicts: observer, Namespace: config.Namespace,
+		Installation: d.installation, Clock: d.clock, Log: log.WithName("placement"), Verdicts: observer, Namespace: config.Namespace,
 		RebalanceInterval: config.rebalanceInterval(), RebalanceAfter: config.RebalanceAfter,
 	}); err != nil {
 		return err
 	}
-	flusher, closeClient, err := newFlusher(config, f, mgr)
+	flusher, closeClient, err := newFlusher(config, d, mgr)
 	if err != nil {
 		return err
 	}
@@ -92,15 +92,15 @@ func runManager(ctx context.Context, config *managerConfig, log logr.Logger) (er
 	runnables := []manager.Runnable{
 		flusher,
 		observer,
-		manager.RunnableFunc(func(ctx context.Context) error { return f.sweepWorkers(ctx, observer) }),
-		manager.RunnableFunc(func(ctx context.Context) error { return f.keepStore(ctx, ids.open) }),
+		manager.RunnableFunc(func(ctx context.Context) error { return d.sweepWorkers(ctx, observer) }),
+		manager.RunnableFunc(func(ctx context.Context) error { return d.keepStore(ctx, ids.open) }),
 	}
 	forgot := func() {
 		if err := sessions.TellAgain(ctx); err != nil && ctx.Err() == nil {
 			log.Error(err, "The sessions that nobody holds could not be told again")
 		}
 	}
-	for _, m := range f.monitors(forgot) {
+	for _, m := range d.monitors(forgot) {
 		runnables = append(runnables, m)
 	}
 	for _, r := range runnables {
@@ -108,10 +108,10 @@ func runManager(ctx context.Context, config *managerConfig, log logr.Logger) (er
 			return fmt.Errorf("adding to the manager: %w", err)
 		}
 	}
-	if err := addChecks(mgr, healthz.Ping, f.pingRedis); err != nil {
+	if err := addChecks(mgr, healthz.Ping, d.pingRedis); err != nil {
 		return err
 	}
-	log.Info("Starting", "installation", f.installation)
+	log.Info("Starting", "installation", d.installation)
 	if err := mgr.Start(ctx); err != nil {
 		return fmt.Errorf("running the manager: %w", err)
 	}
@@ -120,19 +120,19 @@ func runManager(ctx context.Context, config *managerConfig, log logr.Logger) (er
 
 // keepStore is the leader's work on the store: the schema, whose it is, and
 // the janitor's rounds. open is called when the store may be used.
-func (f *foundation) keepStore(ctx context.Context, open func()) error {
-	if err := f.store.Migrate(ctx); err != nil {
+func (d *dependencies) keepStore(ctx context.Context, open func()) error {
+	if err := d.store.Migrate(ctx); err != nil {
 		return fmt.Errorf("migrating the store: %w", err)
 	}
-	if err := f.store.SetInstallation(ctx, f.installation); err != nil {
+	if err := d.store.SetInstallation(ctx, d.installation); err != nil {
 		return fmt.Errorf("asking the store whose it is: %w", err)
 	}
 	open()
-	ticker := f.clock.NewTicker(cleanInterval)
+	ticker := d.clock.NewTicker(cleanInterval)
 	defer ticker.Stop()
 	for {
-		if err := f.store.Clean(ctx); err != nil && ctx.Err() == nil {
-			f.log.Error(err, "The store could not be cleaned; it is tried again", "after", cleanInterval.String())
+		if err := d.store.Clean(ctx); err != nil && ctx.Err() == nil {
+			d.log.Error(err, "The store could not be cleaned; it is tried again", "after", cleanInterval.String())
 		}
 		select {
 		case <-ctx.Done():
@@ -143,8 +143,8 @@ func (f *foundation) keepStore(ctx context.Context, open func()) error {
 }
 
 // sweepWorkers is the leader's round among the heartbeats of dead workers.
-func (f *foundation) sweepWorkers(ctx context.Context, observer *membership.Observer) error {
-	ticker := f.clock.NewTicker(sweepInterval)
+func (d *dependencies) sweepWorkers(ctx context.Context, observer *membership.Observer) error {
+	ticker := d.clock.NewTicker(sweepInterval)
 	defer ticker.Stop()
 	for {
 		select {
@@ -153,15 +153,15 @@ func (f *foundation) sweepWorkers(ctx context.Context, observer *membership.Obse
 		case <-ticker.C():
 		}
 		if err := observer.Sweep(ctx); err != nil && ctx.Err() == nil {
-			f.log.Error(err, "The heartbeats of dead workers could not be removed; it is tried again", "after", sweepInterval.String())
+			d.log.Error(err, "The heartbeats of dead workers could not be removed; it is tried again", "after", sweepInterval.String())
 		}
 	}
 }
 
 // newFlusher joins the queue and Laravel. When delivery stops, an Event beside
 // the manager's pod says so, too.
-func newFlusher(config *managerConfig, f *foundation, mgr manager.Manager) (*batch.Flusher, func(), error) {
-	client, err := laravel.New(config.Laravel, f.clock, f.log.WithName("laravel"))
+func newFlusher(config *managerConfig, d *dependencies, mgr manager.Manager) (*batch.Flusher, func(), error) {
+	client, err := laravel.New(config.Laravel, d.clock, d.log.WithName("laravel"))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -181,7 +181,7 @@ func newFlusher(config *managerConfig, f *foundation, mgr manager.Manager) (*bat
 		},
 	}
 	options.MaxItems = config.BatchSize
-	flusher, err := batch.NewFlusher(f.queue, client, f.clock, f.log.WithName("flusher"), options)
+	flusher, err := batch.NewFlusher(d.queue, client, d.clock, d.log.WithName("flusher"), options)
 	if err != nil {
 		client.Close()
 		return nil, nil, err

@@ -38,7 +38,7 @@ WhatsApp accounts.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return prepare(cmd, config.complete, config, func(ctx context.Context, log logr.Logger) (err error) {
-				f, err := newFoundation(ctx, config, log)
+				f, err := openUnclaimed(ctx, config, log)
 				if err != nil {
 					return err
 				}

@@ -67,17 +67,17 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 	}
 	defer closing(incarnation, &err)
 
-	f, err := openFoundation(ctx, &config.commonConfig, log)
+	d, err := openDependencies(ctx, &config.commonConfig, log)
 	if err != nil {
 		return err
 	}
-	defer closing(closer(f.close), &err)
+	defer closing(closer(d.close), &err)
 
 	log.Info("Waiting for the store's schema")
-	if err := f.store.WaitForSchema(ctx); err != nil {
+	if err := d.store.WaitForSchema(ctx); err != nil {
 		return fmt.Errorf("waiting for the store's schema: %w", err)
 	}
-	if err := f.store.SetInstallation(ctx, f.installation); err != nil {
+	if err := d.store.SetInstallation(ctx, d.installation); err != nil {
 		return fmt.Errorf("asking the store whose it is: %w", err)
 	}
 	connector, err := whatsapp.Setup(config.WhatsApp, log.WithName("whatsapp"))
@@ -85,8 +85,8 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 		return fmt.Errorf("preparing the WhatsApp client: %w", err)
 	}
 
-	mgr, err := manager.New(f.rest, manager.Options{
-		Scheme: f.scheme, Logger: log, Cache: sessionsOf(config.Name), Metrics: f.metricsOptions(),
+	mgr, err := manager.New(d.rest, manager.Options{
+		Scheme: d.scheme, Logger: log, Cache: sessionsOf(config.Name), Metrics: d.metricsOptions(),
 		HealthProbeBindAddress: config.HealthAddress,
 	})
 	if err != nil {
@@ -94,35 +94,35 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 	}
 
 	guard := membership.NewGuard(membership.Elapsed)
-	revision := kube.NewRevision(f.direct, kube.RevisionOptions{
+	revision := kube.NewRevision(d.direct, kube.RevisionOptions{
 		Fixed: config.Revision, Namespace: config.Namespace, Pod: config.Name, InPod: config.PodUID != "",
 	}, log)
-	if err := f.retryUntilReady(ctx, "this worker's revision", revision.First); err != nil {
+	if err := d.retryUntilReady(ctx, "this worker's revision", revision.First); err != nil {
 		return fmt.Errorf("asking for this worker's revision: %w", err)
 	}
-	limiter := worker.NewPerEgress(config.Pace, f.clock)
+	limiter := worker.NewPerEgress(config.Pace, d.clock)
 	agent := worker.NewAgent(worker.Options{
-		Worker: config.Name, Process: strings.ToLower(rand.Text()), DrainTimeout: config.DrainTimeout, Stop: ctx.Done(), Installation: f.installation,
+		Worker: config.Name, Process: strings.ToLower(rand.Text()), DrainTimeout: config.DrainTimeout, Stop: ctx.Done(), Installation: d.installation,
 		Membership: &membership.Membership{
 			Renewer: membership.Renewer{
-				Client: f.direct, Namespace: config.Namespace, Clock: f.clock, Log: log.WithName("lease"), Revision: revision.Number,
+				Client: d.direct, Namespace: config.Namespace, Clock: d.clock, Log: log.WithName("lease"), Revision: revision.Number,
 				Self: membership.Member{
 					Name: config.Name, Incarnation: incarnation.ID, PodUID: types.UID(config.PodUID), Pool: config.Pool,
 					Format: membership.Format, Capacity: config.Capacity,
 				},
 			},
-			Keys: redis.NewHeartbeat(f.heartbeat, f.keys), Guard: guard,
+			Keys: redis.NewHeartbeat(d.heartbeat, d.keys), Guard: guard,
 		},
-		Sessions:   kube.NewSessions(f.direct),
-		Accounts:   config.or(&accounts{store: f.store, connector: connector, allowed: guard.Check, log: log.WithName("whatsapp")}),
-		Proxies:    &kube.Proxies{Client: f.direct, ServiceAccount: config.Namespace + ":" + config.ServiceAccount},
-		Announcer:  publish.NewPublisher(f.queue, f.cache),
+		Sessions:   kube.NewSessions(d.direct),
+		Accounts:   config.or(&accounts{store: d.store, connector: connector, allowed: guard.Check, log: log.WithName("whatsapp")}),
+		Proxies:    &kube.Proxies{Client: d.direct, ServiceAccount: config.Namespace + ":" + config.ServiceAccount},
+		Announcer:  publish.NewPublisher(d.queue, d.cache),
 		Limiter:    limiter,
 		Version:    connector,
 		Quarantine: config.Quarantine,
 		Outdated:   config.Outdated,
 		Events:     &kube.Events{Recorder: mgr.GetEventRecorder("whatsapp-operator-worker")},
-		Clock:      f.clock,
+		Clock:      d.clock,
 		Log:        log.WithName("session"),
 	}, mgr.GetCache())
 	if err := agent.SetupWithManager(mgr, mgr.GetCache()); err != nil {
@@ -156,7 +156,7 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 	if err := metrics.RegisterLife(agent.Life); err != nil {
 		return fmt.Errorf("registering the metrics: %w", err)
 	}
-	for _, m := range f.monitors(agent.TellAgain) {
+	for _, m := range d.monitors(agent.TellAgain) {
 		if err := mgr.Add(m); err != nil {
 			return fmt.Errorf("adding the watch on Redis: %w", err)
 		}
@@ -170,7 +170,7 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 	if err := addChecks(mgr, func(*http.Request) error { return agent.Alive() }, ready); err != nil {
 		return err
 	}
-	log.Info("Starting", "incarnation", incarnation.ID, "restarted", incarnation.Restarted, "installation", f.installation, "pool", config.Pool, "capacity", config.Capacity)
+	log.Info("Starting", "incarnation", incarnation.ID, "restarted", incarnation.Restarted, "installation", d.installation, "pool", config.Pool, "capacity", config.Capacity)
 	if err := mgr.Start(life); err != nil {
 		return fmt.Errorf("running the worker: %w", err)
 	}

@@ -110,16 +110,16 @@ var faults = []fault{
 	{"a worker is cut from the API server and from Redis for 40 s", false, 1, 1, func(w *world) {
 		victim := w.busiest()[0]
 		ended := victim.present()
-		victim.links[toAPI].Cut()
-		victim.links[toRedis].Cut()
+		victim.proxies[toAPI].Cut()
+		victim.proxies[toRedis].Cut()
 		w.within(14*time.Second, "the worker that renews nothing to end by itself", ended)
 		w.last(26 * time.Second)
 	}},
 	{"a worker's ways to the API server and to Redis hang for 40 s", false, 1, 1, func(w *world) {
 		victim := w.busiest()[0]
 		ended := victim.present()
-		victim.links[toAPI].Hang()
-		victim.links[toRedis].Hang()
+		victim.proxies[toAPI].Hang()
+		victim.proxies[toRedis].Hang()
 		w.within(14*time.Second, "the worker that renews nothing to end by itself", ended)
 		w.last(26 * time.Second)
 	}},
@@ -174,13 +174,13 @@ var faults = []fault{
 	}},
 	{"both managers are cut from Redis while a worker is cut from the API server", true, 0, 0, func(w *world) {
 		for _, p := range w.managers {
-			p.links[toRedis].Cut()
+			p.proxies[toRedis].Cut()
 		}
 		w.without(w.busiest()[:1], 40*time.Second, toAPI)
 	}},
 	{"both managers are cut from the API server while a worker is cut from Redis", true, 0, 0, func(w *world) {
 		for _, p := range w.managers {
-			p.links[toAPI].Cut()
+			p.proxies[toAPI].Cut()
 		}
 		w.without(w.busiest()[:1], 40*time.Second, toRedis)
 	}},
@@ -210,11 +210,11 @@ var faults = []fault{
 	}},
 	{"sessions are deleted and applied again while a worker is cut from the API server", false, anyNumber, anyNumber, func(w *world) {
 		victim := w.busiest()[0]
-		victim.links[toAPI].Cut()
+		victim.proxies[toAPI].Cut()
 		mine := w.heldBy(victim)
 		w.must(w.remove(mine))
 		w.last(20 * time.Second)
-		victim.links[toAPI].Restore()
+		victim.proxies[toAPI].Restore()
 		w.renew(mine)
 	}},
 	{"every socket drops at once", false, 0, 1, func(w *world) {
@@ -331,7 +331,7 @@ func (w *world) try(t *testing.T, f fault) verdict {
 func (w *world) without(pods []*pod, d time.Duration, to ...service) {
 	w.severed(pods, d, func(p *pod, s service) {
 		w.note("%s is cut from %s", p.name, s)
-		p.links[s].Cut()
+		p.proxies[s].Cut()
 	}, to)
 }
 
@@ -339,7 +339,7 @@ func (w *world) without(pods []*pod, d time.Duration, to ...service) {
 func (w *world) hanging(pods []*pod, d time.Duration, to ...service) {
 	w.severed(pods, d, func(p *pod, s service) {
 		w.note("the way of %s to %s hangs", p.name, s)
-		p.links[s].Hang()
+		p.proxies[s].Hang()
 	}, to)
 }
 
@@ -352,7 +352,7 @@ func (w *world) severed(pods []*pod, d time.Duration, sever func(*pod, service),
 	w.last(d)
 	for _, p := range pods {
 		for _, s := range to {
-			p.links[s].Restore()
+			p.proxies[s].Restore()
 		}
 	}
 	w.note("restored")

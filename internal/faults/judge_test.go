@@ -82,7 +82,7 @@ func (w *world) problem(s *session, obj *v1alpha1.WhatsAppSession, devices map[s
 		return fmt.Sprintf("it is on %q, which does not live", status.Worker)
 	case !device.Connected:
 		return "it is Connected, and its device is not"
-	case !at.links[toWhatsApp].Carried(device.Remote):
+	case !at.proxies[toWhatsApp].Carried(device.Remote):
 		return fmt.Sprintf("it is on %s, and its device is connected through %s", status.Worker, w.through(device.Remote))
 	}
 	return ""
@@ -93,7 +93,7 @@ func (w *world) through(remote string) string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, p := range w.pods {
-		if l := p.links[toWhatsApp]; l != nil && l.Carried(remote) {
+		if l := p.proxies[toWhatsApp]; l != nil && l.Carried(remote) {
 			return p.name
 		}
 	}

@@ -42,7 +42,7 @@ type pod struct {
 	w       *world
 	name    string
 	args    []string
-	links   map[service]*testenv.Link
+	proxies map[service]*testenv.TCPProxy
 	log     *os.File
 	deleted chan struct{}
 	done    chan struct{} // the kubelet has ended: no process runs and none will
@@ -64,11 +64,11 @@ func (w *world) newPod(name string, upstream map[service]string, args func(p *po
 	log, err := os.Create(filepath.Join(w.dir, name+".log"))
 	w.must(err)
 	p := &pod{
-		w: w, name: name, log: log, links: map[service]*testenv.Link{},
+		w: w, name: name, log: log, proxies: map[service]*testenv.TCPProxy{},
 		deleted: make(chan struct{}), done: make(chan struct{}), again: restartAfter,
 	}
 	for to, address := range upstream {
-		p.links[to] = testenv.NewLink(w.root, address)
+		p.proxies[to] = testenv.NewTCPProxy(w.root, address)
 	}
 	p.args = args(p)
 	w.mu.Lock()
@@ -207,7 +207,7 @@ func (p *pod) remove() {
 // vanish is remove without a word to anybody: to the servers the connections
 // stay open, and nothing answers on them.
 func (p *pod) vanish() {
-	for _, l := range p.links {
+	for _, l := range p.proxies {
 		l.Hang()
 	}
 	p.remove()
@@ -245,7 +245,7 @@ func (p *pod) goes() {
 }
 
 func (p *pod) restore() {
-	for _, l := range p.links {
+	for _, l := range p.proxies {
 		l.Restore()
 	}
 	p.wake()
@@ -295,7 +295,7 @@ func (p *pod) String() string {
 	if !p.leads.IsZero() {
 		state += " leads"
 	}
-	for to, l := range p.links {
+	for to, l := range p.proxies {
 		if !l.Open() {
 			state += fmt.Sprintf(" without %s", to)
 		}

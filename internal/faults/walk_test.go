@@ -143,14 +143,14 @@ func (w *walk) make() {
 		w.during(place, fmt.Sprintf("%s %s %s", p.name, verb, to), d, func() {
 			for _, s := range to {
 				if mode == 0 {
-					p.links[s].Cut()
+					p.proxies[s].Cut()
 				} else {
-					p.links[s].Hang()
+					p.proxies[s].Hang()
 				}
 			}
 		}, func() {
 			for _, s := range to {
-				p.links[s].Restore()
+				p.proxies[s].Restore()
 			}
 		})
 	}

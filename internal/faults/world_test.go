@@ -193,7 +193,7 @@ func (w *world) endPods() {
 			w.root.Errorf("%s: a data race:\n%s", p.name, race)
 		}
 		_ = p.log.Close()
-		for _, l := range p.links {
+		for _, l := range p.proxies {
 			l.Close()
 		}
 	}
@@ -243,8 +243,8 @@ func hostPort(url string) string {
 
 func (w *world) common(p *pod) []string {
 	return []string{
-		"--kubeconfig=" + w.kubeconfig(p.name, p.links[toAPI].Addr()), "--namespace=" + w.namespace,
-		"--redis=" + p.links[toRedis].Addr(), "--store=" + w.store.URLVia(p.links[toStore].Addr()),
+		"--kubeconfig=" + w.kubeconfig(p.name, p.proxies[toAPI].Addr()), "--namespace=" + w.namespace,
+		"--redis=" + p.proxies[toRedis].Addr(), "--store=" + w.store.URLVia(p.proxies[toStore].Addr()),
 		"--metrics-bind-address=0", "--health-bind-address=0", "--start-timeout=20s",
 	}
 }
@@ -280,7 +280,7 @@ func (w *world) newWorker(place int) *pod {
 	}
 	p := w.newPod(name, upstream, func(p *pod) []string {
 		return append([]string{"worker", "--name=" + p.name, "--pod-uid=" + string(uid), "--state-dir=" + filepath.Join(w.dir, p.name),
-			"--whatsapp-endpoint=ws://" + p.links[toWhatsApp].Addr(), fmt.Sprintf("--whatsapp-noise-root=%x", w.simulator.NoiseRoot()),
+			"--whatsapp-endpoint=ws://" + p.proxies[toWhatsApp].Addr(), fmt.Sprintf("--whatsapp-noise-root=%x", w.simulator.NoiseRoot()),
 			fmt.Sprintf("--revision=%d", w.revision), "--drain-timeout=" + drainTimeout.String(),
 			"--pairings-per-second=200", "--pairing-burst=200"}, w.common(p)...)
 	})

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-func TestLink(t *testing.T) {
+func TestTCPProxy(t *testing.T) {
 	server, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -28,17 +28,17 @@ func TestLink(t *testing.T) {
 		}
 	}()
 	defer func() { _ = server.Close(); <-echoed }()
-	link := NewLink(t, server.Addr().String())
+	proxy := NewTCPProxy(t, server.Addr().String())
 	dial := func() (net.Conn, *bufio.Reader) {
-		c, err := net.Dial("tcp", link.Addr())
+		c, err := net.Dial("tcp", proxy.Addr())
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = c.Close() })
 		return c, bufio.NewReader(c)
 	}
-	say := func(c net.Conn, r *bufio.Reader, word string, patience time.Duration) error {
-		_ = c.SetReadDeadline(time.Now().Add(patience))
+	say := func(c net.Conn, r *bufio.Reader, word string, timeout time.Duration) error {
+		_ = c.SetReadDeadline(time.Now().Add(timeout))
 		if word != "" {
 			if _, err := io.WriteString(c, word+"\n"); err != nil {
 				return err
@@ -54,38 +54,38 @@ func TestLink(t *testing.T) {
 
 	c, r := dial()
 	if err := say(c, r, "hello", 10*time.Second); err != nil {
-		t.Fatal("an open link does not carry:", err)
+		t.Fatal("an open proxy does not carry:", err)
 	}
-	if origin := <-origins; !link.Carried(origin) || link.Carried(server.Addr().String()) {
-		t.Error("the link does not know what it carried")
+	if origin := <-origins; !proxy.Carried(origin) || proxy.Carried(server.Addr().String()) {
+		t.Error("the proxy does not know what it carried")
 	}
-	link.Hang()
+	proxy.Hang()
 	if err := say(c, r, "late", 50*time.Millisecond); !isTimeout(err) {
-		t.Fatal("a link that hangs answers:", err)
+		t.Fatal("a proxy that hangs answers:", err)
 	}
 	newer, newerReader := dial()
 	if err := say(newer, newerReader, "late too", 50*time.Millisecond); !isTimeout(err) {
-		t.Fatal("a link that hangs answers a new connection:", err)
+		t.Fatal("a proxy that hangs answers a new connection:", err)
 	}
-	link.Restore()
+	proxy.Restore()
 	for _, err := range []error{say(c, r, "", 10*time.Second), say(newer, newerReader, "", 10*time.Second)} {
 		if err != nil {
-			t.Fatal("what was sent to a link that hung is lost:", err)
+			t.Fatal("what was sent to a proxy that hung is lost:", err)
 		}
 	}
-	link.Cut()
+	proxy.Cut()
 	if err := say(c, r, "", 10*time.Second); err == nil || isTimeout(err) {
 		t.Fatal("a connection survives a cut:", err)
 	}
-	if again, err := net.Dial("tcp", link.Addr()); err == nil { // the reset may be faster than the dial
+	if again, err := net.Dial("tcp", proxy.Addr()); err == nil { // the reset may be faster than the dial
 		if err := say(again, bufio.NewReader(again), "hello?", 10*time.Second); err == nil || isTimeout(err) {
 			t.Fatal("a new connection survives a cut:", err)
 		}
 		_ = again.Close()
 	}
-	link.Restore()
+	proxy.Restore()
 	c, r = dial()
 	if err := say(c, r, "hello again", 10*time.Second); err != nil {
-		t.Fatal("a restored link does not carry:", err)
+		t.Fatal("a restored proxy does not carry:", err)
 	}
 }
