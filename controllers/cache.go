@@ -12,16 +12,16 @@ import (
 )
 
 // CacheOptions keep in the manager's cache what the controllers need and no
-// more: of the Leases those of workers in the operator's namespace, and of
+// more: of the Leases those of the release's workers in the operator's namespace, and of
 // every object neither managed fields nor kubectl's copy of the manifest.
-func CacheOptions(namespace string) cache.Options {
+func CacheOptions(namespace, release string) cache.Options {
 	return cache.Options{
 		DefaultTransform: slim,
 		ByObject: map[client.Object]cache.ByObject{
 			&v1alpha1.WhatsAppSession{}: {},
 			&coordinationv1.Lease{}: {
 				Namespaces: map[string]cache.Config{namespace: {}},
-				Label:      labels.SelectorFromSet(labels.Set{membership.ComponentLabel: membership.ComponentWorker}),
+				Label:      labels.SelectorFromSet(membership.WorkerLabels(release)),
 			},
 		},
 	}

@@ -82,7 +82,7 @@ func TestADeadWorkersSessionsArePlacedAnew(t *testing.T) {
 		w.Expect(after.Status.JID).To(Equal(row.before.Status.JID), after.Name)
 		w.Expect(after.Status.RetryAfter).To(Equal(row.before.Status.RetryAfter), after.Name)
 	}
-	its := &v1alpha1.WhatsAppSession{ObjectMeta: metav1.ObjectMeta{Namespace: w.operator, Name: membership.LeaseName("worker-a")}}
+	its := &v1alpha1.WhatsAppSession{ObjectMeta: metav1.ObjectMeta{Namespace: w.operator, Name: membership.LeaseName(release, "worker-a")}}
 	w.Expect(w.event(its, v1alpha1.ReasonWorkerLost)).To(Equal("worker worker-a is dead: its 6 sessions are placed anew"))
 	after, err := w.get(connected)
 	w.Expect(err).NotTo(HaveOccurred())

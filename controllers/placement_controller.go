@@ -62,8 +62,9 @@ type PlacementOptions struct {
 	// Verdicts tells which workers are dead, so that what they hold is placed anew. Calls
 	// may run concurrently.
 	Verdicts Verdicts
-	// Namespace is the operator's, where the workers' pods are.
-	Namespace string
+	// Namespace is the operator's, where the workers' pods are, and Release the name by which
+	// their Leases are told from those of another release in the same namespace.
+	Namespace, Release string
 	// RebalanceInterval is the pace at which sessions leave workers that have more to do than
 	// others; zero: they do not. RebalanceAfter is how long a worker must have been live
 	// before it takes over any.
@@ -217,7 +218,7 @@ func namespaceChanged(before, after client.Object) bool {
 
 func (r *placementReconciler) onLease() handler.EventHandler {
 	observe := func(obj client.Object, q queue) {
-		if l := obj.(*coordinationv1.Lease); l.Labels[membership.ComponentLabel] == membership.ComponentWorker && r.members.observe(l) {
+		if r.members.observe(obj.(*coordinationv1.Lease)) {
 			q.AddAfter(everything, gather)
 		}
 	}
@@ -379,7 +380,7 @@ func (r *placementReconciler) reportLostWorkers(sessions []v1alpha1.WhatsAppSess
 			r.lost[worker] = true
 			r.Log.Info("A worker is dead: its sessions are placed anew", "worker", worker, "sessions", n)
 			metrics.WorkerLost()
-			its := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: r.Namespace, Name: membership.LeaseName(worker)}}
+			its := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: r.Namespace, Name: membership.LeaseName(r.Release, worker)}}
 			r.events.Eventf(its, nil, corev1.EventTypeWarning, v1alpha1.ReasonWorkerLost, "Place", "worker %s is dead: its %d sessions are placed anew", worker, n)
 		}
 	}

@@ -163,12 +163,12 @@ func seeing(sessions *[]v1alpha1.WhatsAppSession, more interceptor.Funcs) client
 // leaseOf is a worker's Lease, renewed now.
 func (w *world) leaseOf(name string, change ...func(*membership.Member)) *coordinationv1.Lease {
 	m := membership.Member{
-		Name: name, Incarnation: "i1", Pool: v1alpha1.DefaultPool, Capacity: 100, Tokens: 100, RenewTime: w.clock.Now(), Duration: membership.Duration,
+		Release: release, Name: name, Incarnation: "i1", Pool: v1alpha1.DefaultPool, Capacity: 100, Tokens: 100, RenewTime: w.clock.Now(), Duration: membership.Duration,
 	}
 	for _, c := range change {
 		c(&m)
 	}
-	l := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: membership.LeaseName(name)}}
+	l := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: membership.LeaseName(release, name)}}
 	m.Into(l)
 	return l
 }
@@ -299,11 +299,11 @@ func TestMembers(t *testing.T) {
 	clock := clocktesting.NewFakeClock(start)
 	m := &members{clock: clock, log: logr.Discard(), known: map[string]sighting{}}
 	leaseOf := func(renewed time.Time, change ...func(*membership.Member)) *coordinationv1.Lease {
-		member := membership.Member{Name: "w", Incarnation: "i", Pool: "p", Capacity: 5, RenewTime: renewed, Duration: 15 * time.Second}
+		member := membership.Member{Release: release, Name: "w", Incarnation: "i", Pool: "p", Capacity: 5, RenewTime: renewed, Duration: 15 * time.Second}
 		for _, c := range change {
 			c(&member)
 		}
-		l := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: membership.LeaseName("w")}}
+		l := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: membership.LeaseName(release, "w")}}
 		member.Into(l)
 		return l
 	}

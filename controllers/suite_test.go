@@ -48,7 +48,8 @@ var (
 )
 
 const (
-	installation = "cluster-1/operators/main"
+	release      = "main"
+	installation = "cluster-1/operators/" + release
 	patience     = 30 * time.Second
 	beat         = 10 * time.Millisecond
 )
@@ -164,7 +165,7 @@ func (w *world) namespace(prefix string) string {
 // start runs a manager that sees only this test's namespaces.
 func (w *world) start() {
 	w.t.Helper()
-	cacheOptions := CacheOptions(w.operator)
+	cacheOptions := CacheOptions(w.operator, release)
 	for obj, by := range cacheOptions.ByObject {
 		if _, ok := obj.(*v1alpha1.WhatsAppSession); ok {
 			by.Namespaces = map[string]cache.Config{w.a: {}, w.b: {}}
@@ -184,7 +185,7 @@ func (w *world) start() {
 	})
 	w.Expect(err).NotTo(HaveOccurred())
 	w.Expect(SetupPlacement(mgr, PlacementOptions{
-		Installation: installation, Clock: w.clock, Log: logr.Discard(), Verdicts: w.verdicts, Namespace: w.operator,
+		Installation: installation, Clock: w.clock, Log: logr.Discard(), Verdicts: w.verdicts, Namespace: w.operator, Release: release,
 		RebalanceInterval: 10 * time.Second, RebalanceAfter: 5 * time.Minute,
 	})).To(Succeed())
 	ctx, cancel := context.WithCancel(context.Background())
@@ -349,16 +350,16 @@ func (w *world) release(s *v1alpha1.WhatsAppSession) *v1alpha1.WhatsAppSession {
 func (w *world) worker(name string, change ...func(*membership.Member)) {
 	w.t.Helper()
 	member := membership.Member{
-		Name: name, Incarnation: "i1", Pool: v1alpha1.DefaultPool, Revision: 1, Capacity: 100, Tokens: 200,
+		Release: release, Name: name, Incarnation: "i1", Pool: v1alpha1.DefaultPool, Revision: 1, Capacity: 100, Tokens: 200,
 		RenewTime: w.clock.Now(), Duration: membership.Duration,
 	}
 	for _, c := range change {
 		c(&member)
 	}
 	l := &coordinationv1.Lease{}
-	err := k8s.Get(w.t.Context(), types.NamespacedName{Namespace: w.operator, Name: membership.LeaseName(name)}, l)
+	err := k8s.Get(w.t.Context(), types.NamespacedName{Namespace: w.operator, Name: membership.LeaseName(release, name)}, l)
 	if apierrors.IsNotFound(err) {
-		l.Namespace, l.Name = w.operator, membership.LeaseName(name)
+		l.Namespace, l.Name = w.operator, membership.LeaseName(release, name)
 		member.Into(l)
 		w.Expect(k8s.Create(w.t.Context(), l)).To(Succeed())
 		return
@@ -377,7 +378,7 @@ func draining(m *membership.Member) { m.Draining = true }
 // leaves ends a worker's membership.
 func (w *world) leaves(name string) {
 	w.t.Helper()
-	w.Expect(k8s.Delete(w.t.Context(), &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: w.operator, Name: membership.LeaseName(name)}})).To(Succeed())
+	w.Expect(k8s.Delete(w.t.Context(), &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: w.operator, Name: membership.LeaseName(release, name)}})).To(Succeed())
 }
 
 // event waits for an Event beside the session and returns its text.

@@ -46,7 +46,7 @@ type commonConfig struct {
 func (c *commonConfig) bind(f *pflag.FlagSet) {
 	f.StringVar(&c.Kubeconfig, "kubeconfig", os.Getenv("KUBECONFIG"), "kubeconfig file; empty: the pod's service account")
 	f.StringVar(&c.Namespace, "namespace", os.Getenv("POD_NAMESPACE"), "namespace of the operator, where the workers' Leases are")
-	f.StringVar(&c.Release, "release", "whatsapp-operator", "name of the release: with the cluster and the namespace it names this installation")
+	f.StringVar(&c.Release, "release", "whatsapp-operator", "name of the release: with the cluster and the namespace it names this installation; of several in one namespace each has its own")
 	f.StringVar(&c.MetricsAddress, "metrics-bind-address", "127.0.0.1:8080", "address of the metrics; 0: none")
 	f.StringVar(&c.HealthAddress, "health-bind-address", ":8081", "address of /healthz and /readyz; 0: none")
 	f.IntVarP(&c.Verbosity, "verbosity", "v", 0, "how much is logged: 0 what happened, 1 each step of each session, 2 the WhatsApp client's own log")
@@ -79,8 +79,8 @@ func (c *commonConfig) complete() error {
 	if c.Namespace == "" {
 		errs = append(errs, errors.New("the operator's namespace is not known: set --namespace"))
 	}
-	if c.Release == "" {
-		errs = append(errs, errors.New("--release is empty: give the installation a name"))
+	if !releaseRule.MatchString(c.Release) {
+		errs = append(errs, fmt.Errorf("--release is %q: choose a name of at most 53 lower case letters, digits and '-', which begins with a letter or digit and ends with one", c.Release))
 	}
 	switch {
 	case c.StoreURL == "" && c.StoreURLFile == "":
@@ -254,6 +254,10 @@ func (c *workerConfig) bind(f *pflag.FlagSet) {
 	f.StringVar(&w.NoiseRoot, "whatsapp-noise-root", "", "root key of that server in hex; needed with --whatsapp-endpoint")
 	f.StringVar(&w.CAFile, "whatsapp-ca-file", "", "PEM file with the authority of that server's certificate")
 }
+
+// releaseRule is what Helm allows as the name of a release, but for dots: the name is part
+// of the names of Leases, and a label's value.
+var releaseRule = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,51}[a-z0-9])?$`)
 
 // nameRule is what Kubernetes allows as the name of a pod.
 var nameRule = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$`)

@@ -27,7 +27,8 @@ import (
 )
 
 const (
-	leaderElectionID = "whatsapp-operator-manager"
+	// leaderElectionPrefix and the name of the release make the name of the leader's Lease.
+	leaderElectionPrefix = "whatsapp-manager-"
 	// cleanInterval is how often the janitor deletes what the store has kept long enough.
 	cleanInterval = 6 * time.Hour
 	// sweepInterval is how often the heartbeats of workers that have long been dead are removed.
@@ -58,16 +59,16 @@ func runManager(ctx context.Context, config *managerConfig, log logr.Logger) (er
 	defer closing(closer(d.close), &err)
 
 	mgr, err := manager.New(d.rest, manager.Options{
-		Scheme: d.scheme, Logger: log, Cache: controllers.CacheOptions(config.Namespace), Metrics: d.metricsOptions(),
+		Scheme: d.scheme, Logger: log, Cache: controllers.CacheOptions(config.Namespace, config.Release), Metrics: d.metricsOptions(),
 		HealthProbeBindAddress: config.HealthAddress,
-		LeaderElection:         config.LeaderElect, LeaderElectionID: leaderElectionID, LeaderElectionNamespace: config.Namespace,
+		LeaderElection:         config.LeaderElect, LeaderElectionID: leaderElectionPrefix + config.Release, LeaderElectionNamespace: config.Namespace,
 		LeaderElectionReleaseOnCancel: true,
 	})
 	if err != nil {
 		return fmt.Errorf("preparing the manager: %w", err)
 	}
 	observer := &membership.Observer{
-		Client: d.direct, Namespace: config.Namespace, Keys: redis.NewHeartbeat(d.heartbeat, d.keys),
+		Client: d.direct, Namespace: config.Namespace, Release: config.Release, Keys: redis.NewHeartbeat(d.heartbeat, d.keys),
 		Elapsed: membership.Elapsed, Clock: d.clock, Log: log.WithName("observer"), Sight: metrics.HeartbeatsSeen,
 	}
 	ids := &ids{store: d.store, ready: make(chan struct{})}
@@ -79,7 +80,7 @@ func runManager(ctx context.Context, config *managerConfig, log logr.Logger) (er
 		return err
 	}
 	if err := controllers.SetupPlacement(mgr, controllers.PlacementOptions{
-		Installation: d.installation, Clock: d.clock, Log: log.WithName("placement"), Verdicts: observer, Namespace: config.Namespace,
+		Installation: d.installation, Clock: d.clock, Log: log.WithName("placement"), Verdicts: observer, Namespace: config.Namespace, Release: config.Release,
 		RebalanceInterval: config.rebalanceInterval(), RebalanceAfter: config.RebalanceAfter,
 	}); err != nil {
 		return err

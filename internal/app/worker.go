@@ -107,7 +107,7 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 			Renewer: membership.Renewer{
 				Client: d.direct, Namespace: config.Namespace, Clock: d.clock, Log: log.WithName("lease"), Revision: revision.Number,
 				Self: membership.Member{
-					Name: config.Name, Incarnation: incarnation.ID, PodUID: types.UID(config.PodUID), Pool: config.Pool,
+					Release: config.Release, Name: config.Name, Incarnation: incarnation.ID, PodUID: types.UID(config.PodUID), Pool: config.Pool,
 					Format: membership.Format, Capacity: config.Capacity,
 				},
 			},

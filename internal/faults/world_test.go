@@ -321,7 +321,7 @@ func (w *world) joined(p *pod) {
 	w.t.Helper()
 	w.eventually("the Lease of "+p.name, func(ctx context.Context) error {
 		l := &coordinationv1.Lease{}
-		if err := w.client.Get(ctx, client.ObjectKey{Namespace: w.namespace, Name: membership.LeaseName(p.name)}, l); err != nil {
+		if err := w.client.Get(ctx, client.ObjectKey{Namespace: w.namespace, Name: membership.LeaseName("whatsapp-operator", p.name)}, l); err != nil {
 			return err
 		}
 		if _, err := membership.FromLease(l); err != nil {

@@ -18,6 +18,9 @@ import (
 )
 
 const (
+	// ReleaseLabel names the release that an object belongs to: several may live in one
+	// namespace, and none of them reads another's Leases.
+	ReleaseLabel = "app.kubernetes.io/instance"
 	// ComponentLabel with ComponentWorker marks the Leases of workers.
 	ComponentLabel = "app.kubernetes.io/component"
 	// ComponentWorker is the value of ComponentLabel on a worker's Lease.
@@ -49,6 +52,8 @@ var ErrNoHolder = errors.New("the lease has no holder")
 
 // Member is a worker as its Lease describes it (DESIGN section 3.2).
 type Member struct {
+	// Release is the release that the worker belongs to.
+	Release string
 	// Name is the worker's, its pod's.
 	Name string
 	// Incarnation tells a worker from an earlier one of the same name.
@@ -75,14 +80,20 @@ type Member struct {
 	Duration time.Duration
 }
 
-// LeaseName is the name of a worker's Lease. It differs for different workers,
-// and fits also where the worker's name is as long as a name may be.
-func LeaseName(worker string) string {
-	name := namePrefix + worker
+// WorkerLabels select the Leases of a release's workers.
+func WorkerLabels(release string) map[string]string {
+	return map[string]string{ReleaseLabel: release, ComponentLabel: ComponentWorker}
+}
+
+// LeaseName is the name of a worker's Lease. It differs for different releases,
+// whose names contain no dot, and for different workers, and fits also where the
+// worker's name is as long as a name may be.
+func LeaseName(release, worker string) string {
+	name := namePrefix + release + "." + worker
 	if len(name) <= maxName {
 		return name
 	}
-	sum := sha256.Sum256([]byte(worker))
+	sum := sha256.Sum256([]byte(name))
 	suffix := "-" + hex.EncodeToString(sum[:8])
 	return strings.TrimRight(name[:maxName-len(suffix)], "-.") + suffix
 }
@@ -101,14 +112,15 @@ func FromLease(l *coordinationv1.Lease) (Member, error) {
 	if !ok || name == "" || incarnation == "" {
 		return Member{}, errors.New("the lease's holder is not of the form worker/incarnation")
 	}
-	if l.Name != LeaseName(name) {
+	release := l.Labels[ReleaseLabel]
+	if l.Name != LeaseName(release, name) {
 		return Member{}, fmt.Errorf("the lease %q speaks for worker %q", l.Name, name)
 	}
 	if l.Spec.RenewTime == nil || l.Spec.LeaseDurationSeconds == nil || *l.Spec.LeaseDurationSeconds <= 0 {
 		return Member{}, errors.New("the lease has no time of renewal or no duration")
 	}
 	m := Member{
-		Name: name, Incarnation: incarnation, Pool: l.Labels[v1alpha1.PoolLabel], PodUID: types.UID(l.Annotations[annotationPod]),
+		Release: release, Name: name, Incarnation: incarnation, Pool: l.Labels[v1alpha1.PoolLabel], PodUID: types.UID(l.Annotations[annotationPod]),
 		RenewTime: l.Spec.RenewTime.Time,
 		Duration:  time.Duration(*l.Spec.LeaseDurationSeconds) * time.Second,
 	}
@@ -149,6 +161,7 @@ func (m Member) Into(l *coordinationv1.Lease) {
 	if annotations == nil {
 		annotations = map[string]string{}
 	}
+	labels[ReleaseLabel] = m.Release
 	labels[ComponentLabel] = ComponentWorker
 	labels[v1alpha1.PoolLabel] = m.Pool
 	annotations[annotationFormat] = strconv.Itoa(format)

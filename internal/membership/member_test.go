@@ -15,14 +15,14 @@ import (
 
 func member() Member {
 	return Member{
-		Name: "worker-a", Incarnation: "k3x9", Pool: "blue", Revision: 7, Format: Format,
+		Release: "main", Name: "worker-a", Incarnation: "k3x9", Pool: "blue", Revision: 7, Format: Format,
 		Capacity: 1000, Load: 12, Tokens: 200, Draining: true,
 		RenewTime: time.Date(2026, 5, 4, 3, 2, 1, 123456000, time.UTC), Duration: 15 * time.Second,
 	}
 }
 
 func encode(m Member) *coordinationv1.Lease {
-	l := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: LeaseName(m.Name)}}
+	l := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: LeaseName(m.Release, m.Name)}}
 	m.Into(l)
 	return l
 }
@@ -41,7 +41,7 @@ func TestIntoKeepsWhatItDoesNotKnow(t *testing.T) {
 	g := NewWithT(t)
 	annotations := map[string]string{"whatsapp-operator.io/shoe-size": "44", "whatsapp-operator.io/load": "1"}
 	l := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{
-		Name: LeaseName("worker-a"), Annotations: annotations, Labels: map[string]string{"team": "x"},
+		Name: LeaseName("main", "worker-a"), Annotations: annotations, Labels: map[string]string{"team": "x"},
 	}}
 	member().Into(l)
 	g.Expect(l.Annotations).To(HaveKeyWithValue("whatsapp-operator.io/shoe-size", "44"))
@@ -72,6 +72,11 @@ func TestFromLease(t *testing.T) {
 			name:   "the leader election's lease",
 			change: func(l *coordinationv1.Lease) { delete(l.Labels, ComponentLabel) },
 			err:    "not a worker's",
+		},
+		{
+			name:   "a worker of another release",
+			change: func(l *coordinationv1.Lease) { l.Labels[ReleaseLabel] = "other" },
+			err:    "speaks for worker",
 		},
 		{
 			name:   "a worker that has left",
@@ -154,10 +159,12 @@ func TestFromLease(t *testing.T) {
 
 func TestLeaseName(t *testing.T) {
 	g := NewWithT(t)
-	g.Expect(LeaseName("whatsapp-6d5f-x2x")).To(Equal("whatsapp-worker-whatsapp-6d5f-x2x"))
+	g.Expect(LeaseName("main", "whatsapp-6d5f-x2x")).To(Equal("whatsapp-worker-main.whatsapp-6d5f-x2x"))
+	g.Expect(LeaseName("main", "a")).NotTo(Equal(LeaseName("other", "a")), "two releases in one namespace")
+	g.Expect(LeaseName("a", "b-c")).NotTo(Equal(LeaseName("a-b", "c")))
 	long := strings.Repeat("a", 252)
-	g.Expect(len(LeaseName(long + "b"))).To(BeNumerically("<=", 253))
-	g.Expect(LeaseName(long + "b")).NotTo(Equal(LeaseName(long + "c")))
+	g.Expect(len(LeaseName("main", long+"b"))).To(BeNumerically("<=", 253))
+	g.Expect(LeaseName("main", long+"b")).NotTo(Equal(LeaseName("main", long+"c")))
 }
 
 func FuzzFromLease(f *testing.F) {
@@ -168,8 +175,8 @@ func FuzzFromLease(f *testing.F) {
 		name, _, _ := strings.Cut(holder, "/")
 		l := &coordinationv1.Lease{
 			ObjectMeta: metav1.ObjectMeta{
-				Name:   LeaseName(name),
-				Labels: map[string]string{ComponentLabel: ComponentWorker, v1alpha1.PoolLabel: pool},
+				Name:   LeaseName("main", name),
+				Labels: map[string]string{ReleaseLabel: "main", ComponentLabel: ComponentWorker, v1alpha1.PoolLabel: pool},
 				Annotations: map[string]string{
 					annotationFormat: format, annotationRev: revision, annotationCap: capacity,
 					annotationLoad: "0", annotationTokens: "0", annotationDrain: draining,

@@ -102,7 +102,7 @@ func renew(t *testing.T, api client.Client, k *keys, incarnation string) *renewa
 	n.r = &Membership{
 		Renewer: Renewer{
 			Client: api, Namespace: "ops", Clock: n.clock, Log: logr.Discard(),
-			Self: Member{Name: "w", Incarnation: incarnation, PodUID: "pod", Pool: "default", Capacity: 10},
+			Self: Member{Release: "main", Name: "w", Incarnation: incarnation, PodUID: "pod", Pool: "default", Capacity: 10},
 		},
 		Keys: k, Guard: NewGuard(n.watch.elapsed),
 	}
@@ -123,7 +123,7 @@ func renew(t *testing.T, api client.Client, k *keys, incarnation string) *renewa
 
 func (n *renewal) member() Member {
 	var l coordinationv1.Lease
-	n.Expect(n.api.Get(context.Background(), client.ObjectKey{Namespace: "ops", Name: LeaseName("w")}, &l)).To(Succeed())
+	n.Expect(n.api.Get(context.Background(), client.ObjectKey{Namespace: "ops", Name: LeaseName("main", "w")}, &l)).To(Succeed())
 	m, err := FromLease(&l)
 	n.Expect(err).NotTo(HaveOccurred())
 	return m
@@ -172,7 +172,7 @@ func TestRenewing(t *testing.T) {
 	n.stop()
 	n.Eventually(n.ended).Should(Receive(BeNil()))
 	n.Expect(n.r.Leave(context.Background())).To(Succeed())
-	err := n.api.Get(context.Background(), client.ObjectKey{Namespace: "ops", Name: LeaseName("w")}, &coordinationv1.Lease{})
+	err := n.api.Get(context.Background(), client.ObjectKey{Namespace: "ops", Name: LeaseName("main", "w")}, &coordinationv1.Lease{})
 	n.Expect(apierrors.IsNotFound(err)).To(BeTrue())
 	n.Expect(n.keys.values).To(BeEmpty())
 	n.Expect(n.joined.Load()).To(BeEquivalentTo(1))
@@ -218,8 +218,8 @@ func TestWithoutEitherHeartbeatItEnds(t *testing.T) {
 // foreign is the Lease of another incarnation of the same name.
 func foreign() *coordinationv1.Lease {
 	l := &coordinationv1.Lease{}
-	l.Namespace, l.Name = "ops", LeaseName("w")
-	Member{Name: "w", Incarnation: "other", Pool: "default", Capacity: 1, RenewTime: time.Unix(0, 0), Duration: Duration}.Into(l)
+	l.Namespace, l.Name = "ops", LeaseName("main", "w")
+	Member{Release: "main", Name: "w", Incarnation: "other", Pool: "default", Capacity: 1, RenewTime: time.Unix(0, 0), Duration: Duration}.Into(l)
 	return l
 }
 
@@ -285,8 +285,8 @@ func TestAMemberThatIsReplacedEnds(t *testing.T) {
 	n := renew(t, api, newKeys(), "one")
 	n.Eventually(n.joined.Load).Should(BeEquivalentTo(1))
 	l := &coordinationv1.Lease{}
-	n.Expect(api.Get(context.Background(), client.ObjectKey{Namespace: "ops", Name: LeaseName("w")}, l)).To(Succeed())
-	Member{Name: "w", Incarnation: "other", Pool: "default", Capacity: 1, RenewTime: time.Unix(0, 0), Duration: Duration}.Into(l)
+	n.Expect(api.Get(context.Background(), client.ObjectKey{Namespace: "ops", Name: LeaseName("main", "w")}, l)).To(Succeed())
+	Member{Release: "main", Name: "w", Incarnation: "other", Pool: "default", Capacity: 1, RenewTime: time.Unix(0, 0), Duration: Duration}.Into(l)
 	n.Expect(api.Update(context.Background(), l)).To(Succeed())
 	n.pass(2 * RenewInterval) // one renewal that is refused, one that reads why
 	n.Eventually(n.ended).Should(Receive(MatchError(ContainSubstring("a name of its own"))))
@@ -299,7 +299,7 @@ func TestASpoiltLeaseIsMended(t *testing.T) {
 	n := renew(t, api, newKeys(), "one")
 	n.Eventually(n.joined.Load).Should(BeEquivalentTo(1))
 	l := &coordinationv1.Lease{}
-	n.Expect(api.Get(context.Background(), client.ObjectKey{Namespace: "ops", Name: LeaseName("w")}, l)).To(Succeed())
+	n.Expect(api.Get(context.Background(), client.ObjectKey{Namespace: "ops", Name: LeaseName("main", "w")}, l)).To(Succeed())
 	l.Annotations[annotationCap] = "foo"
 	n.Expect(api.Update(context.Background(), l)).To(Succeed())
 	n.Eventually(func() error {

@@ -43,7 +43,9 @@ type Observer struct {
 	Client client.Client
 	// Namespace has the workers' Leases and pods.
 	Namespace string
-	Keys      Keys
+	// Release is the one whose workers are observed.
+	Release string
+	Keys    Keys
 	// Elapsed is the observer's own monotonic clock; see the function Elapsed.
 	Elapsed func() time.Duration
 	Clock   clock.WithTicker
@@ -154,7 +156,7 @@ func (o *Observer) leases(ctx context.Context) (map[string]leaseSight, error) {
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
 	list := &coordinationv1.LeaseList{}
-	if err := o.Client.List(ctx, list, client.InNamespace(o.Namespace), client.MatchingLabels{ComponentLabel: ComponentWorker}); err != nil {
+	if err := o.Client.List(ctx, list, client.InNamespace(o.Namespace), client.MatchingLabels(WorkerLabels(o.Release))); err != nil {
 		return nil, fmt.Errorf("listing the workers' leases: %w", err)
 	}
 	sights := make(map[string]leaseSight, len(list.Items))
@@ -240,7 +242,7 @@ func (o *Observer) report(err error) {
 func (o *Observer) Sweep(ctx context.Context) error {
 	o.init()
 	list := &coordinationv1.LeaseList{}
-	if err := o.Client.List(ctx, list, client.InNamespace(o.Namespace), client.MatchingLabels{ComponentLabel: ComponentWorker}); err != nil {
+	if err := o.Client.List(ctx, list, client.InNamespace(o.Namespace), client.MatchingLabels(WorkerLabels(o.Release))); err != nil {
 		return fmt.Errorf("listing the workers' leases: %w", err)
 	}
 	var errs []error

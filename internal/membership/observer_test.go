@@ -29,7 +29,7 @@ type observation struct {
 func observe(t *testing.T, objects ...client.Object) *observation {
 	n := &observation{WithT: NewWithT(t), api: newAPI(objects...), keys: newKeys(), watch: &stopwatch{}}
 	n.Observer = &Observer{
-		Client: n.api, Namespace: "ops", Keys: n.keys, Elapsed: n.watch.elapsed,
+		Client: n.api, Namespace: "ops", Release: "main", Keys: n.keys, Elapsed: n.watch.elapsed,
 		Clock: clocktesting.NewFakeClock(time.Unix(0, 0)), Log: logr.Discard(),
 	}
 	return n
@@ -45,8 +45,8 @@ func (n *observation) pass(d time.Duration) {
 }
 
 func workerLease(name string) *coordinationv1.Lease {
-	l := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "ops", Name: LeaseName(name)}}
-	Member{Name: name, Incarnation: "i", PodUID: "uid", Pool: "default", Capacity: 1, RenewTime: time.Unix(0, 0), Duration: Duration}.Into(l)
+	l := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "ops", Name: LeaseName("main", name)}}
+	Member{Release: "main", Name: name, Incarnation: "i", PodUID: "uid", Pool: "default", Capacity: 1, RenewTime: time.Unix(0, 0), Duration: Duration}.Into(l)
 	return l
 }
 
@@ -119,4 +119,23 @@ func TestTheObserverEndsWithItsContext(t *testing.T) {
 	go func() { ended <- n.Start(ctx) }()
 	cancel()
 	n.Eventually(ended).Should(Receive(BeNil()))
+}
+
+// TestTwoReleasesInOneNamespace have workers of the same name.
+func TestTwoReleasesInOneNamespace(t *testing.T) {
+	theirs := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "ops", Name: LeaseName("other", "a")}}
+	Member{Release: "other", Name: "a", Incarnation: "i", Pool: "default", Capacity: 1, RenewTime: time.Unix(0, 0), Duration: Duration}.Into(theirs)
+	n := observe(t, workerLease("a"), theirs)
+	for range 10 {
+		n.pass(LookInterval)
+		n.Expect(n.api.Get(t.Context(), client.ObjectKeyFromObject(theirs), theirs)).To(Succeed())
+		metav1.SetMetaDataAnnotation(&theirs.ObjectMeta, "renewed", n.now.String())
+		n.Expect(n.api.Update(t.Context(), theirs)).To(Succeed())
+	}
+	n.Expect(n.Dead("a")).To(BeTrue(), "the other release's worker of that name says nothing of ours")
+	for range 2000 {
+		n.pass(LookInterval)
+	}
+	n.Expect(n.Sweep(t.Context())).To(Succeed())
+	n.Expect(n.api.Get(t.Context(), client.ObjectKeyFromObject(theirs), theirs)).To(Succeed(), "nor is its Lease swept away")
 }

@@ -89,7 +89,7 @@ func (r *Renewer) get(ctx context.Context) (*coordinationv1.Lease, error) {
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
 	current := &coordinationv1.Lease{}
-	err := r.Client.Get(ctx, client.ObjectKey{Namespace: r.Namespace, Name: LeaseName(r.Self.Name)}, current)
+	err := r.Client.Get(ctx, client.ObjectKey{Namespace: r.Namespace, Name: LeaseName(r.Self.Release, r.Self.Name)}, current)
 	switch {
 	case apierrors.IsNotFound(err):
 		return nil, nil
@@ -128,7 +128,7 @@ func (r *Renewer) isMine(l *coordinationv1.Lease) bool {
 func (r *Renewer) write(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
-	desired := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: r.Namespace, Name: LeaseName(r.Self.Name)}}
+	desired := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: r.Namespace, Name: LeaseName(r.Self.Release, r.Self.Name)}}
 	if r.lease != nil {
 		desired = r.lease.DeepCopy()
 	}
