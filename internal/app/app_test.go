@@ -32,7 +32,7 @@ func TestASessionAllTheWay(t *testing.T) {
 	}
 	for name, database := range databases {
 		t.Run(name, func(t *testing.T) {
-			s := newStage(t, database(t))
+			s := newEnvironment(t, database(t))
 			s.manager()
 			first := s.worker("worker-1")
 			s.worker("worker-2")
@@ -113,7 +113,7 @@ func TestASessionAllTheWay(t *testing.T) {
 	}
 }
 
-func (s *stage) gone(name string) {
+func (s *environment) gone(name string) {
 	s.t.Helper()
 	s.Eventually(func() bool {
 		err := s.client.Get(s.t.Context(), client.ObjectKey{Namespace: s.namespace, Name: name}, &v1alpha1.WhatsAppSession{})
@@ -122,7 +122,7 @@ func (s *stage) gone(name string) {
 }
 
 // event waits for an Event beside a session and returns its sentence.
-func (s *stage) event(name, reason string) (note string) {
+func (s *environment) event(name, reason string) (note string) {
 	s.t.Helper()
 	s.Eventually(func() bool {
 		var all eventsv1.EventList
@@ -146,7 +146,7 @@ func restart(value string) func(*v1alpha1.WhatsAppSession) {
 
 // TestWhatWhatsAppSays has the servers end sessions in each way.
 func TestWhatWhatsAppSays(t *testing.T) {
-	s := newStage(t, "")
+	s := newEnvironment(t, "")
 	s.manager()
 	s.worker("worker-1")
 	names := []string{"dropped", "unlinked", "banned", "outdated", "replaced", "wrong"}
@@ -219,7 +219,7 @@ func TestWhatWhatsAppSays(t *testing.T) {
 
 // TestBadInput ends each in a sentence where a person looks.
 func TestBadInput(t *testing.T) {
-	s := newStage(t, "")
+	s := newEnvironment(t, "")
 	s.manager()
 	s.worker("worker-1")
 
@@ -289,7 +289,7 @@ func TestBadInput(t *testing.T) {
 
 // TestRedisForgets: what is present is told again, and the cache is there again.
 func TestRedisForgets(t *testing.T) {
-	s := newStage(t, "")
+	s := newEnvironment(t, "")
 	redis := testenv.RedisServer(t)
 	s.redisAddr = redis.Addr()
 	s.manager()
@@ -305,7 +305,7 @@ func TestRedisForgets(t *testing.T) {
 }
 
 // refused starts a worker that is not to get far.
-func (s *stage) refused(redis string, more ...string) *process {
+func (s *environment) refused(redis string, more ...string) *process {
 	return s.start("worker", append([]string{
 		"--kubeconfig=" + s.kube, "--namespace=" + s.namespace, "--redis=" + redis, "--store=" + s.store,
 		"--metrics-bind-address=0", "--health-bind-address=0", "--name=w", "--state-dir=" + s.t.TempDir(),
@@ -315,7 +315,7 @@ func (s *stage) refused(redis string, more ...string) *process {
 // TestRestartInPlace: a process that comes back in its state folder takes up its
 // own sessions, under the same epoch, and nothing moves.
 func TestRestartInPlace(t *testing.T) {
-	s := newStage(t, "")
+	s := newEnvironment(t, "")
 	s.manager()
 	first := s.worker("worker-1")
 	for i, name := range []string{"a", "b"} {
@@ -328,7 +328,7 @@ func TestRestartInPlace(t *testing.T) {
 	before := s.get("a").Status
 	s.worker("worker-2") // has room, but nothing is to move
 
-	first.kill()
+	first.Kill()
 	s.worker("worker-1")
 	for _, name := range []string{"a", "b"} {
 		s.Eventually(func() int64 { return s.get(name).Status.Reconnects }).Should(BeEquivalentTo(1))
@@ -346,7 +346,7 @@ func TestRestartInPlace(t *testing.T) {
 
 // TestLaravelIsAwayAtFirst: what happened meanwhile is told when it is there.
 func TestLaravelIsAwayAtFirst(t *testing.T) {
-	s := newStage(t, "")
+	s := newEnvironment(t, "")
 	s.laravel.answerWith(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) })
 	s.manager()
 	s.worker("worker-1")
@@ -363,7 +363,7 @@ func TestLaravelIsAwayAtFirst(t *testing.T) {
 
 // TestStartIsRefused with a sentence that says what to change.
 func TestStartIsRefused(t *testing.T) {
-	s := newStage(t, "")
+	s := newEnvironment(t, "")
 	volatile := testenv.Redis(t, "--maxmemory-policy", "allkeys-lru", "--appendonly", "no", "--save", "")
 	tests := []struct {
 		name string

@@ -15,7 +15,7 @@ import (
 )
 
 // code waits until a session shows a code to type that is not the one before.
-func (s *stage) code(name, before string) string {
+func (s *environment) code(name, before string) string {
 	s.t.Helper()
 	var code string
 	s.Eventually(func() string {
@@ -26,7 +26,7 @@ func (s *stage) code(name, before string) string {
 }
 
 // everything is all that Redis holds, as text.
-func (s *stage) everything() string {
+func (s *environment) everything() string {
 	var all strings.Builder
 	ctx := s.t.Context()
 	for _, key := range s.redis.Keys(ctx, "*").Val() {
@@ -48,7 +48,7 @@ func (s *stage) everything() string {
 
 // TestPhoneCode links phones by codes that are typed on them.
 func TestPhoneCode(t *testing.T) {
-	s := newStage(t, "")
+	s := newEnvironment(t, "")
 	manager, worker := s.manager(), s.worker("worker-1")
 	byCode := func(phone string) func(*v1alpha1.WhatsAppSession) {
 		return func(o *v1alpha1.WhatsAppSession) {

@@ -15,7 +15,7 @@ import (
 // A session that WhatsApp refuses again and again is left alone, also by the
 // worker that takes it up next, until a person begins anew.
 func TestQuarantine(t *testing.T) {
-	s := newStage(t, "")
+	s := newEnvironment(t, "")
 	s.manager()
 	flags := []string{"--quarantine-after=3", "--quarantine-first=2h"}
 	first := s.worker("worker-1", flags...)
@@ -60,7 +60,7 @@ func TestQuarantine(t *testing.T) {
 // WhatsApp refuses the version of the client one day: the worker asks for the
 // newest, tries it with one session, and all come back.
 func TestAVersionThatGrowsOld(t *testing.T) {
-	s := newStage(t, "")
+	s := newEnvironment(t, "")
 	s.manager()
 	s.worker("worker-1", "--outdated-pause=1s")
 	var names []string
@@ -90,7 +90,7 @@ func TestAVersionThatGrowsOld(t *testing.T) {
 }
 
 // reasons are those of the sessions' connections.
-func (s *stage) reasons(names []string) (all string) {
+func (s *environment) reasons(names []string) (all string) {
 	for _, name := range names {
 		if c := meta.FindStatusCondition(s.get(name).Status.Conditions, v1alpha1.ConditionConnected); c != nil {
 			all += c.Reason + " "

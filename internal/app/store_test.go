@@ -14,11 +14,11 @@ import (
 )
 
 // asked runs a store command to its end and returns what it printed.
-func (s *stage) asked(code int, args ...string) string {
+func (s *environment) asked(code int, args ...string) string {
 	s.t.Helper()
 	p := s.start("store", append(args, s.common()...)...)
-	s.Eventually(p.done).Should(BeClosed())
-	s.Expect(p.cmd.ProcessState.ExitCode()).To(Equal(code), p.output())
+	s.Eventually(p.Done()).Should(BeClosed())
+	s.Expect(p.State().ExitCode()).To(Equal(code), p.output())
 	return p.output()
 }
 
@@ -26,7 +26,7 @@ func (s *stage) asked(code int, args ...string) string {
 // person has its keys given back, and it logs in without a scan, although the
 // worker that heard the logout still holds the session.
 func TestALogoutThatWasAMistake(t *testing.T) {
-	s := newStage(t, testenv.Postgres(t))
+	s := newEnvironment(t, testenv.Postgres(t))
 	s.manager()
 	s.worker("worker-1")
 	s.apply("shop")
@@ -62,7 +62,7 @@ func TestALogoutThatWasAMistake(t *testing.T) {
 }
 
 func TestOrphansAreListedAndPurged(t *testing.T) {
-	s := newStage(t, "sqlite:"+filepath.Join(t.TempDir(), "keys.db"))
+	s := newEnvironment(t, "sqlite:"+filepath.Join(t.TempDir(), "keys.db"))
 	m := s.manager()
 	w := s.worker("worker-1")
 	s.apply("shop")
@@ -88,7 +88,7 @@ func TestOrphansAreListedAndPurged(t *testing.T) {
 
 // A command that was pointed at the wrong store says so and leaves it whose it is.
 func TestStoreCommandsClaimNoStore(t *testing.T) {
-	s := newStage(t, "")
+	s := newEnvironment(t, "")
 	opened, err := store.Open(t.Context(), store.Config{URL: s.store}, logr.Discard())
 	s.Expect(err).NotTo(HaveOccurred())
 	defer func() { s.Expect(opened.Close()).To(Succeed()) }()

@@ -4,32 +4,27 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 
-	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/client-go/rest"
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/envtest"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
-	"github.com/whatsapp-operator/whatsapp-operator/config/crd"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/apiserver"
 )
 
 // cluster is an API server with etcd, and the sessions in it.
 type cluster struct {
-	env        *envtest.Environment
+	server     *apiserver.Server
 	kubeconfig string // path
 	assets     string
-	config     *rest.Config
 	client     client.Client
 
 	mu     sync.Mutex
@@ -43,10 +38,6 @@ type cluster struct {
 // startCluster starts etcd and kube-apiserver from assets, with the resource
 // installed, and writes an administrator's kubeconfig into dir.
 func startCluster(assets, dir string) (*cluster, error) {
-	definition, err := crd.WhatsAppSessions()
-	if err != nil {
-		return nil, err
-	}
 	scheme := runtime.NewScheme()
 	if err := v1alpha1.AddToScheme(scheme); err != nil {
 		return nil, fmt.Errorf("registering the resource: %w", err)
@@ -55,28 +46,23 @@ func startCluster(assets, dir string) (*cluster, error) {
 		assets:     assets,
 		kubeconfig: filepath.Join(dir, "kubeconfig"),
 		known:      map[string]v1alpha1.WhatsAppSession{},
-		env: &envtest.Environment{
-			BinaryAssetsDirectory: assets,
-			CRDs:                  []*apiextensionsv1.CustomResourceDefinition{definition},
-		},
 	}
-	if c.config, err = c.env.Start(); err != nil {
-		return nil, errors.Join(fmt.Errorf("starting the API server: %w", err), c.env.Stop())
+	var err error
+	if c.server, err = apiserver.Start(assets); err != nil {
+		return nil, err
 	}
-	// What this process asks for itself is not part of what is shown.
-	c.config.QPS, c.config.Burst = 200, 400
-	if c.client, err = client.New(c.config, client.Options{Scheme: scheme}); err == nil {
-		err = os.WriteFile(c.kubeconfig, c.env.KubeConfig, 0o600)
+	if c.client, err = client.New(c.server.Config, client.Options{Scheme: scheme}); err == nil {
+		err = c.server.WriteKubeconfig(c.kubeconfig, "")
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("reaching the API server: %w", err), c.env.Stop())
+		return nil, errors.Join(fmt.Errorf("reaching the API server: %w", err), c.server.Close())
 	}
 	return c, nil
 }
 
 // watch keeps what is known of the sessions current, until stop.
 func (c *cluster) watch(ctx context.Context) error {
-	sessions, err := cache.New(c.config, cache.Options{
+	sessions, err := cache.New(c.server.Config, cache.Options{
 		Scheme:            c.client.Scheme(),
 		DefaultNamespaces: map[string]cache.Config{namespace: {}},
 	})
@@ -169,7 +155,7 @@ func (c *cluster) stop() error {
 		c.stopWatch()
 		c.watching.Wait()
 	}
-	if err := c.env.Stop(); err != nil {
+	if err := c.server.Close(); err != nil {
 		return fmt.Errorf("stopping the API server: %w", err)
 	}
 	return nil

@@ -12,7 +12,6 @@
 //
 //   - demo.go: options, and the story from start to end.
 //   - cluster.go: the API server and the sessions in it.
-//   - process.go: the children, their logs, their end.
 //   - laravel.go: the stand-in for Laravel: it checks signatures and keeps the
 //     last state of each session, as the contract asks of the real one.
 //   - phones.go: who scans what, and when.
@@ -43,6 +42,7 @@ import (
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/laravel"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/process"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
 )
 
@@ -155,6 +155,15 @@ func Run(ctx context.Context, o Options) (err error) {
 	return err
 }
 
+// stopTimeout is what a child has to end by itself before it is killed.
+const stopTimeout = 10 * time.Second
+
+// child is a process of this same program.
+type child struct {
+	*process.Process
+	log string // path
+}
+
 // demo is one run. Its fields are set by start and read afterwards.
 type demo struct {
 	Options
@@ -165,7 +174,7 @@ type demo struct {
 	cluster  *cluster
 	laravel  *standIn
 	phones   *phones // nil with the real servers
-	children []*child
+	children []child
 	// closers end what start started, the newest first.
 	closers []func() error
 }
@@ -315,16 +324,20 @@ func (d *demo) startWhatsApp(ctx context.Context) ([]string, error) {
 
 // spawn starts a child of this binary; its log is a file of the temporary folder.
 func (d *demo) spawn(name string, args ...string) error {
-	executable, err := os.Executable()
+	log, err := os.Create(filepath.Join(d.dir, name+".log"))
 	if err != nil {
-		return fmt.Errorf("finding this program: %w", err)
+		return fmt.Errorf("making the log of %s: %w", name, err)
 	}
-	c, err := startChild(name, d.dir, executable, args...)
+	defer log.Close() // the child has its own descriptor
+	p, err := process.Start(process.Options{Name: name, Args: args, Output: log})
 	if err != nil {
 		return err
 	}
-	d.children = append(d.children, c)
-	d.closers = append(d.closers, c.stop)
+	d.children = append(d.children, child{Process: p, log: log.Name()})
+	d.closers = append(d.closers, func() error {
+		_ = p.Stop(stopTimeout) // one that had to be killed has left nothing behind either
+		return nil
+	})
 	return nil
 }
 
@@ -359,7 +372,7 @@ func (d *demo) watch(ctx context.Context) error {
 		case <-ticker.C:
 		}
 		for _, c := range d.children {
-			if err := c.ended(); err != nil {
+			if err := c.Running(); err != nil {
 				return err
 			}
 		}
@@ -404,8 +417,8 @@ func (d *demo) introduction() []string {
 // printLogs shows the end of each child's log, for a demo that failed.
 func (d *demo) printLogs() {
 	for _, c := range d.children {
-		if lines := c.tail(20); len(lines) > 0 {
-			d.screen.println("", "--- the end of the log of "+c.name)
+		if lines := process.Tail(c.log, 20); len(lines) > 0 {
+			d.screen.println("", "--- the end of the log of "+c.Name)
 			d.screen.println(lines...)
 		}
 	}

@@ -12,11 +12,8 @@ import (
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/whatsapp-operator/whatsapp-operator/internal/app"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
-
-// runAsProgram makes a process of this test binary the program itself, race
-// detector included.
-const runAsProgram = "WHATSAPP_OPERATOR_TEST_AS_PROGRAM"
 
 var (
 	sessionCount = flag.Int("sessions", 120, "how many sessions a world has")
@@ -26,9 +23,7 @@ var (
 )
 
 func TestMain(m *testing.M) {
-	if os.Getenv(runAsProgram) != "" {
-		os.Exit(app.Main())
-	}
+	testenv.ProgramMain(app.Main)
 	ctrllog.SetLogger(logr.Discard()) // the processes print their own
 	os.Exit(m.Run())
 }

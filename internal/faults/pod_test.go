@@ -6,14 +6,12 @@ import (
 	"bytes"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"regexp"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
 
+	"github.com/whatsapp-operator/whatsapp-operator/internal/process"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
 
@@ -48,10 +46,9 @@ type pod struct {
 	done    chan struct{} // the kubelet has ended: no process runs and none will
 
 	mu      sync.Mutex
-	cmd     *exec.Cmd
-	ended   chan struct{} // of the present process
-	started time.Time
-	again   time.Duration // before the next start
+	process *process.Process // the present one, or the last
+	ended   chan struct{}    // closed once the end of the present process has been noted
+	again   time.Duration    // before the next start
 	paused  bool
 	going   bool // it is being deleted
 	// leads since this instant; zero: it has not said so.
@@ -84,18 +81,18 @@ func (w *world) newPod(name string, upstream map[service]string, args func(p *po
 func (p *pod) keep(started chan<- struct{}) {
 	defer close(p.done)
 	for {
-		cmd, ended := p.start()
+		run, ended := p.start()
 		if started != nil {
 			close(started)
 			started = nil
 		}
-		if cmd == nil {
+		if run == nil {
 			return
 		}
-		_ = cmd.Wait() // the state says it
+		<-run.Done()
 		p.mu.Lock()
-		state, after := cmd.ProcessState, time.Since(p.started).Round(10*time.Millisecond)
-		wait := p.again
+		state, after := run.State(), time.Since(run.Started).Round(10*time.Millisecond)
+		pause := time.NewTimer(p.again)
 		p.again, p.paused, p.leads = restartAfter, false, time.Time{}
 		going := p.going
 		p.mu.Unlock()
@@ -104,37 +101,31 @@ func (p *pod) keep(started chan<- struct{}) {
 		if state.ExitCode() == 2 {
 			p.w.complain("%s panicked; see its log", p.name)
 		}
-		if going {
-			return
+		if !going {
+			select {
+			case <-p.deleted:
+			case <-pause.C:
+				continue
+			}
 		}
-		select {
-		case <-p.deleted:
-			return
-		case <-time.After(wait):
-		}
+		pause.Stop()
+		return
 	}
 }
 
-func (p *pod) start() (*exec.Cmd, chan struct{}) {
+func (p *pod) start() (*process.Process, chan struct{}) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.going {
 		return nil, nil
 	}
-	self, err := os.Executable()
-	if err == nil {
-		p.cmd = exec.Command(self, p.args...)
-		p.cmd.Env = append(os.Environ(), runAsProgram+"=1", "GORACE=exitcode=0") // races are read from the output
-		p.cmd.Stdout, p.cmd.Stderr = p, p
-		p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-		err = p.cmd.Start()
-	}
+	run, err := testenv.StartProgram(p.name, p, p.args...)
 	if err != nil {
-		p.w.complain("%s could not be started: %v", p.name, err)
+		p.w.complain("%v", err)
 		return nil, nil
 	}
-	p.started, p.ended = time.Now(), make(chan struct{})
-	return p.cmd, p.ended
+	p.process, p.ended = run, make(chan struct{})
+	return run, p.ended
 }
 
 // Write takes the process's output.
@@ -175,8 +166,8 @@ func (p *pod) leadsSince() time.Time {
 func (p *pod) signal(s syscall.Signal) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.cmd != nil && p.cmd.Process != nil {
-		_ = p.cmd.Process.Signal(s) // one that has ended is as good
+	if p.process != nil {
+		p.process.Signal(s)
 	}
 	p.paused = s == syscall.SIGSTOP
 }
@@ -226,9 +217,11 @@ func (p *pod) retire() {
 	p.goes()
 	p.signal(syscall.SIGTERM)
 	p.signal(syscall.SIGCONT)
+	late := time.NewTimer(grace)
+	defer late.Stop()
 	select {
 	case <-p.done:
-	case <-time.After(grace):
+	case <-late.C:
 		p.w.complain("%s did not end within its grace of %s", p.name, grace)
 		p.signal(syscall.SIGKILL)
 		<-p.done
@@ -261,25 +254,9 @@ func (p *pod) output(most int) string {
 }
 
 // races are the data races in the pod's output that are not the library's own.
-func (p *pod) races() (races []string) {
-	for report := range strings.SplitSeq(p.output(1<<30), "==================") {
-		if strings.Contains(report, "DATA RACE") && !librarysOwn(report) {
-			races = append(races, report)
-		}
-	}
+func (p *pod) races() []string {
+	races, _ := testenv.DataRaces(p.output(1 << 30))
 	return races
-}
-
-// librarysOwn: both accesses of a race are made by whatsmeow's socket, which
-// sends and closes without a common lock; nothing here can order them.
-func librarysOwn(report string) bool {
-	accesses := regexp.MustCompile(`(?:[Rr]ead|[Ww]rite) at .*\n\s+(\S+)`).FindAllStringSubmatch(report, -1)
-	for _, access := range accesses {
-		if !strings.HasPrefix(access[1], "go.mau.fi/whatsmeow/socket.") && !strings.HasPrefix(access[1], "go.mau.fi/whatsmeow.(*Client)") {
-			return false
-		}
-	}
-	return len(accesses) == 2
 }
 
 func (p *pod) String() string {

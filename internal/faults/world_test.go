@@ -22,11 +22,10 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
-	"k8s.io/client-go/tools/clientcmd"
-	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/apiserver"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/membership"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
@@ -56,7 +55,7 @@ type world struct {
 	namespace    string
 	managerFlags []string
 
-	api       *testenv.APIServer
+	api       *apiserver.Server
 	apiDown   bool
 	redis     *testenv.RedisProcess
 	redisDown bool
@@ -214,16 +213,10 @@ func (w *world) complain(format string, args ...any) {
 	w.wrong = append(w.wrong, fmt.Sprintf(format, args...))
 }
 
-// kubeconfig names the API server by a link.
+// kubeconfig names the API server by the address of a proxy.
 func (w *world) kubeconfig(name, address string) string {
-	c := w.api.Config
 	path := filepath.Join(w.dir, name+".kubeconfig")
-	w.must(clientcmd.WriteToFile(clientcmdapi.Config{
-		Clusters:       map[string]*clientcmdapi.Cluster{"test": {Server: "https://" + address, CertificateAuthorityData: c.CAData}},
-		AuthInfos:      map[string]*clientcmdapi.AuthInfo{"test": {ClientCertificateData: c.CertData, ClientKeyData: c.KeyData}},
-		Contexts:       map[string]*clientcmdapi.Context{"test": {Cluster: "test", AuthInfo: "test"}},
-		CurrentContext: "test",
-	}, path))
+	w.must(w.api.WriteKubeconfig(path, address))
 	return path
 }
 
@@ -329,7 +322,7 @@ func (w *world) joined(p *pod) {
 		}
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		if l.Spec.RenewTime.Time.Before(p.started) {
+		if l.Spec.RenewTime.Time.Before(p.process.Started) {
 			return fmt.Errorf("it was renewed by an earlier process")
 		}
 		return nil
@@ -500,7 +493,7 @@ func (w *world) startAPI() {
 	if !w.apiDown {
 		return
 	}
-	w.must(w.api.Start())
+	w.must(w.api.Restart())
 	w.apiDown = false
 	w.note("the API server serves again")
 }

@@ -9,12 +9,9 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -25,38 +22,31 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
-	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/apiserver"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/laravel"
+	childprocess "github.com/whatsapp-operator/whatsapp-operator/internal/process"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
 
-// runAsProgram makes a process of this test binary the program itself, race
-// detector included.
-const runAsProgram = "WHATSAPP_OPERATOR_TEST_AS_PROGRAM"
-
-var apiServer *rest.Config
+var apiServer *apiserver.Server
 
 func TestMain(m *testing.M) {
-	if os.Getenv(runAsProgram) != "" {
-		os.Exit(Main())
-	}
+	testenv.ProgramMain(Main)
 	ctrllog.SetLogger(logr.Discard()) // the processes print their own
-	config, stop, err := testenv.StartAPIServer()
+	server, err := testenv.NewAPIServer()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	apiServer = config
+	apiServer = server
 	code := m.Run()
-	if err := stop(); err != nil {
+	if err := server.Close(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 	}
 	os.Exit(code)
@@ -65,13 +55,13 @@ func TestMain(m *testing.M) {
 const (
 	signingSecret = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
 	bearerToken   = "a-token-for-the-tests"
-	// patience bounds waits for whole stories on a loaded machine.
-	patience = 2 * time.Minute
+	// waitTimeout bounds waits for whole stories on a loaded machine.
+	waitTimeout = 2 * time.Minute
 )
 
-// stage is everything around the program: API server, Redis, a database, the
+// environment is everything around the program: API server, Redis, a database, the
 // simulator, Laravel, and a namespace of its own for operator and sessions.
-type stage struct {
+type environment struct {
 	*WithT
 	t         *testing.T
 	dir       string
@@ -85,11 +75,11 @@ type stage struct {
 	kube      string
 }
 
-func newStage(t *testing.T, store string) *stage {
+func newEnvironment(t *testing.T, store string) *environment {
 	g := NewWithT(t)
-	g.SetDefaultEventuallyTimeout(patience)
+	g.SetDefaultEventuallyTimeout(waitTimeout)
 	g.SetDefaultEventuallyPollingInterval(50 * time.Millisecond)
-	s := &stage{WithT: g, t: t, dir: t.TempDir(), redisAddr: testenv.Redis(t), laravel: newLaravel(t)}
+	s := &environment{WithT: g, t: t, dir: t.TempDir(), redisAddr: testenv.Redis(t), laravel: newLaravel(t)}
 	s.store = store
 	if store == "" {
 		s.store = "sqlite:" + filepath.Join(s.dir, "keys.db")
@@ -101,14 +91,14 @@ func newStage(t *testing.T, store string) *stage {
 	g.Expect(clientgoscheme.AddToScheme(scheme)).To(Succeed())
 	g.Expect(v1alpha1.AddToScheme(scheme)).To(Succeed())
 	var err error
-	s.client, err = client.New(apiServer, client.Options{Scheme: scheme})
+	s.client, err = client.New(apiServer.Config, client.Options{Scheme: scheme})
 	g.Expect(err).NotTo(HaveOccurred())
-	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "stage-"}}
+	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "app-"}}
 	g.Expect(s.client.Create(t.Context(), namespace)).To(Succeed())
 	s.namespace = namespace.Name
 	t.Cleanup(s.clear)
 	s.kube = filepath.Join(s.dir, "kubeconfig")
-	g.Expect(clientcmd.WriteToFile(kubeconfig(apiServer), s.kube)).To(Succeed())
+	g.Expect(apiServer.WriteKubeconfig(s.kube, "")).To(Succeed())
 
 	s.simulator, err = simulator.New(simulator.Options{Logger: logr.Discard()})
 	g.Expect(err).NotTo(HaveOccurred())
@@ -132,7 +122,7 @@ func newStage(t *testing.T, store string) *stage {
 }
 
 // clear takes the sessions out of the API server, which other tests use too.
-func (s *stage) clear() {
+func (s *environment) clear() {
 	ctx := context.Background() // the test's own has ended
 	var all v1alpha1.WhatsAppSessionList
 	s.Expect(s.client.List(ctx, &all)).To(Succeed())
@@ -144,36 +134,27 @@ func (s *stage) clear() {
 	}
 }
 
-func kubeconfig(c *rest.Config) clientcmdapi.Config {
-	return clientcmdapi.Config{
-		Clusters:       map[string]*clientcmdapi.Cluster{"test": {Server: c.Host, CertificateAuthorityData: c.CAData}},
-		AuthInfos:      map[string]*clientcmdapi.AuthInfo{"test": {ClientCertificateData: c.CertData, ClientKeyData: c.KeyData, Token: c.BearerToken}},
-		Contexts:       map[string]*clientcmdapi.Context{"test": {Cluster: "test", AuthInfo: "test"}},
-		CurrentContext: "test",
-	}
-}
-
-// file writes a file into the stage's folder.
-func (s *stage) file(name, content string) string {
+// file writes a file into the environment's folder.
+func (s *environment) file(name, content string) string {
 	path := filepath.Join(s.dir, name)
 	s.Expect(os.WriteFile(path, []byte(content), 0o600)).To(Succeed())
 	return path
 }
 
-func (s *stage) common() []string {
+func (s *environment) common() []string {
 	return []string{
 		"--kubeconfig=" + s.kube, "--namespace=" + s.namespace, "--redis=" + s.redisAddr, "--store=" + s.store,
 		"--metrics-bind-address=0", "--health-bind-address=0", "--start-timeout=20s",
 	}
 }
 
-func (s *stage) manager(more ...string) *process {
+func (s *environment) manager(more ...string) *process {
 	args := append(s.common(), "--leader-elect=false", "--laravel-url="+s.laravel.URL,
 		"--laravel-token-file="+s.file("token", bearerToken), "--laravel-signing-secret-file="+s.file("secret", signingSecret))
 	return s.start("manager", append(args, more...)...)
 }
 
-func (s *stage) worker(name string, more ...string) *process {
+func (s *environment) worker(name string, more ...string) *process {
 	args := append(s.common(), "--name="+name, "--state-dir="+filepath.Join(s.dir, name),
 		"--whatsapp-endpoint="+s.simulator.Endpoint(), fmt.Sprintf("--whatsapp-noise-root=%x", s.simulator.NoiseRoot()))
 	return s.start("worker", append(args, more...)...)
@@ -181,12 +162,11 @@ func (s *stage) worker(name string, more ...string) *process {
 
 // process is a run of the program.
 type process struct {
-	s    *stage
-	name string
-	cmd  *exec.Cmd
-	done chan struct{}
-	mu   sync.Mutex
-	out  bytes.Buffer
+	*childprocess.Process
+	s  *environment
+	mu sync.Mutex
+	// out is what it has printed.
+	out bytes.Buffer
 }
 
 func (p *process) Write(b []byte) (int, error) {
@@ -203,29 +183,19 @@ func (p *process) output() string {
 
 // start runs the program; at the end of the test it must end by itself when
 // asked to, without an error and without a data race.
-func (s *stage) start(command string, args ...string) *process {
-	self, err := os.Executable()
+func (s *environment) start(command string, args ...string) *process {
+	p := &process{s: s}
+	var err error
+	p.Process, err = testenv.StartProgram(command, p, append([]string{command}, args...)...)
 	s.Expect(err).NotTo(HaveOccurred())
-	p := &process{s: s, name: command, done: make(chan struct{})}
-	p.cmd = exec.Command(self, append([]string{command}, args...)...)
-	p.cmd.Env = append(os.Environ(), runAsProgram+"=1", "GORACE=exitcode=0") // races are read from the output
-	p.cmd.Stdout, p.cmd.Stderr = p, p
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	s.Expect(p.cmd.Start()).To(Succeed())
-	go func() {
-		_ = p.cmd.Wait() // the exit code says it
-		close(p.done)
-	}()
 	s.t.Cleanup(func() {
 		p.stop()
-		for report := range strings.SplitSeq(p.output(), "==================") {
-			switch {
-			case !strings.Contains(report, "DATA RACE"):
-			case librarysOwn(report):
-				s.t.Logf("%s: a data race inside whatsmeow:\n%s", command, report)
-			default:
-				s.t.Errorf("%s: a data race:\n%s", command, report)
-			}
+		races, libraries := testenv.DataRaces(p.output())
+		for _, report := range libraries {
+			s.t.Logf("%s: a data race inside whatsmeow:\n%s", command, report)
+		}
+		for _, report := range races {
+			s.t.Errorf("%s: a data race:\n%s", command, report)
 		}
 		if s.t.Failed() {
 			s.t.Logf("--- %s %s\n%s", command, strings.Join(args, " "), tail(p.output(), 12_000))
@@ -234,56 +204,29 @@ func (s *stage) start(command string, args ...string) *process {
 	return p
 }
 
-// librarysOwn: both accesses of a race are made by whatsmeow: its socket sends
-// and closes without a common lock, its client closes the channel of a request
-// whose answer is coming in. Nothing here can order them.
-func librarysOwn(report string) bool {
-	accesses := regexp.MustCompile(`(?:[Rr]ead|[Ww]rite) at .*\n\s+(?:runtime\.\S+\n\s+\S+ \S+\n\s+)?(\S+)`).FindAllStringSubmatch(report, -1)
-	for _, access := range accesses {
-		if !strings.HasPrefix(access[1], "go.mau.fi/whatsmeow/socket.") && !strings.HasPrefix(access[1], "go.mau.fi/whatsmeow.(*Client)") {
-			return false
-		}
-	}
-	return len(accesses) == 2
-}
-
 func tail(s string, n int) string { return s[max(0, len(s)-n):] }
 
 // stop asks the process to end and waits until it has.
 func (p *process) stop() {
-	select {
-	case <-p.done:
+	if p.Running() != nil {
 		return
-	default:
 	}
-	_ = p.cmd.Process.Signal(syscall.SIGTERM)
-	select {
-	case <-p.done:
-		if code := p.cmd.ProcessState.ExitCode(); code != 0 {
-			p.s.t.Errorf("%s ended with code %d when it was asked to end", p.name, code)
-		}
-	case <-time.After(patience):
-		_ = p.cmd.Process.Kill()
-		<-p.done
-		p.s.t.Errorf("%s did not end when it was asked to", p.name)
+	if err := p.Stop(waitTimeout); err != nil {
+		p.s.t.Error(err)
+	} else if p.Err() != nil {
+		p.s.t.Errorf("%s was asked to end, and ended with an error: %v", p.Name, p.Err())
 	}
-}
-
-// kill ends the process as a crash does.
-func (p *process) kill() {
-	p.s.Expect(p.cmd.Process.Kill()).To(Succeed())
-	<-p.done
 }
 
 // fails waits for the process to end by itself with an error and returns what it printed last.
 func (p *process) fails() string {
-	p.s.Eventually(p.done).Should(BeClosed())
-	p.s.Expect(p.cmd.ProcessState.ExitCode()).To(Equal(1), p.output())
+	p.s.Eventually(p.Done()).Should(BeClosed())
+	p.s.Expect(p.State().ExitCode()).To(Equal(1), p.output())
 	return p.output()
 }
 
 // apply creates a session.
-func (s *stage) apply(name string, change ...func(*v1alpha1.WhatsAppSession)) *v1alpha1.WhatsAppSession {
+func (s *environment) apply(name string, change ...func(*v1alpha1.WhatsAppSession)) *v1alpha1.WhatsAppSession {
 	obj := &v1alpha1.WhatsAppSession{ObjectMeta: metav1.ObjectMeta{Namespace: s.namespace, Name: name}}
 	for _, c := range change {
 		c(obj)
@@ -293,21 +236,21 @@ func (s *stage) apply(name string, change ...func(*v1alpha1.WhatsAppSession)) *v
 }
 
 // change changes a session's spec or metadata.
-func (s *stage) change(name string, f func(*v1alpha1.WhatsAppSession)) {
+func (s *environment) change(name string, f func(*v1alpha1.WhatsAppSession)) {
 	obj := s.get(name)
 	base := obj.DeepCopy()
 	f(obj)
 	s.Expect(s.client.Patch(s.t.Context(), obj, client.MergeFrom(base))).To(Succeed())
 }
 
-func (s *stage) get(name string) *v1alpha1.WhatsAppSession {
+func (s *environment) get(name string) *v1alpha1.WhatsAppSession {
 	obj := &v1alpha1.WhatsAppSession{}
 	s.Expect(s.client.Get(s.t.Context(), client.ObjectKey{Namespace: s.namespace, Name: name}, obj)).To(Succeed())
 	return obj
 }
 
 // phase waits until a session is in a phase and returns it.
-func (s *stage) phase(name string, p v1alpha1.Phase) *v1alpha1.WhatsAppSession {
+func (s *environment) phase(name string, p v1alpha1.Phase) *v1alpha1.WhatsAppSession {
 	s.t.Helper()
 	s.Eventually(func() v1alpha1.Phase { return s.get(name).Status.Phase }).Should(Equal(p), func() string {
 		status, _ := json.MarshalIndent(s.get(name).Status, "", " ")
@@ -317,7 +260,7 @@ func (s *stage) phase(name string, p v1alpha1.Phase) *v1alpha1.WhatsAppSession {
 }
 
 // scan waits for a session's code and scans it with a phone.
-func (s *stage) scan(name, phone string) {
+func (s *environment) scan(name, phone string) {
 	s.t.Helper()
 	s.Eventually(func() error {
 		qr := s.get(name).Status.QR
@@ -330,7 +273,7 @@ func (s *stage) scan(name, phone string) {
 }
 
 // hears waits until the last that Laravel has heard of a session is this.
-func (s *stage) hears(sessionID string, word delivery.Word, phase v1alpha1.Phase) delivery.StatusItem {
+func (s *environment) hears(sessionID string, word delivery.Word, phase v1alpha1.Phase) delivery.StatusItem {
 	s.t.Helper()
 	var last delivery.StatusItem
 	s.Eventually(func() string {
