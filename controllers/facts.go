@@ -30,28 +30,28 @@ var resting = map[v1alpha1.Phase]bool{
 	v1alpha1.PhaseReplaced:       true,
 }
 
-// refusal is why a session has no worker; the zero value: it has one, or waits.
-type refusal struct{ reason, message string }
+// unplaced is why a session has no worker; the zero value: it has one, or waits.
+type unplaced struct{ reason, message string }
 
-// refusals are the reasons that only a placement run gives and takes back.
-var refusals = map[string]bool{
+// unplacedReasons are the reasons that only a placement run gives and takes back.
+var unplacedReasons = map[string]bool{
 	v1alpha1.ReasonNoCapacity:      true,
 	v1alpha1.ReasonNoWorkers:       true,
 	v1alpha1.ReasonTooManySessions: true,
 }
 
-// refused is what the last placement run said of the session.
-func refused(s *v1alpha1.WhatsAppSession) refusal {
+// lastUnplaced is what the last placement run said of the session.
+func lastUnplaced(s *v1alpha1.WhatsAppSession) unplaced {
 	placed := meta.FindStatusCondition(s.Status.Conditions, v1alpha1.ConditionPlaced)
-	if placed == nil || !refusals[placed.Reason] {
-		return refusal{}
+	if placed == nil || !unplacedReasons[placed.Reason] {
+		return unplaced{}
 	}
-	return refusal{reason: placed.Reason, message: placed.Message}
+	return unplaced{reason: placed.Reason, message: placed.Message}
 }
 
-// unheld is what the manager says of a session that nobody holds. next is its
+// unheldFacts is what the manager says of a session that nobody holds. next is its
 // status as it is to be written, but for phase and conditions.
-func unheld(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, why refusal, now time.Time) status.Facts {
+func unheldFacts(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, why unplaced, now time.Time) status.Facts {
 	f := status.Facts{Generation: s.Generation, NotPlaced: why.reason, NotPlacedMessage: why.message}
 	rest, rests := status.Rest(next, now)
 	rests = rests && rest.Phase != v1alpha1.PhasePairing // its holder's word: a session that nobody holds offers no codes
@@ -82,12 +82,12 @@ func unheld(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, wh
 	return f
 }
 
-// settled is the status of a session that nobody holds and that is not being deleted.
-func settled(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, now time.Time) v1alpha1.WhatsAppSessionStatus {
+// unheldStatus is the status of a session that nobody holds and that is not being deleted.
+func unheldStatus(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, now time.Time) v1alpha1.WhatsAppSessionStatus {
 	if s.Spec.Suspend {
 		next = status.Suspend(next)
 	}
-	return status.Summarize(next, unheld(s, next, refused(s), now), now)
+	return status.Summarize(next, unheldFacts(s, next, lastUnplaced(s), now), now)
 }
 
 // lostMessage says what became of the worker that held a session.
@@ -95,9 +95,9 @@ func lostMessage(worker string) string {
 	return "worker " + worker + " died while it held the session"
 }
 
-// lose takes next, the status of a session whose holder is dead, from the holder.
+// afterWorkerLoss takes next, the status of a session whose holder is dead, from the holder.
 // What a person or a date must end, and what stands still, stays as it is.
-func lose(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, now time.Time) v1alpha1.WhatsAppSessionStatus {
+func afterWorkerLoss(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, now time.Time) v1alpha1.WhatsAppSessionStatus {
 	why := lostMessage(next.HeldBy)
 	next.HeldBy, next.HolderStart, next.QR, next.PairingCode = "", "", nil, ""
 	if next.Phase == v1alpha1.PhaseConnected {
@@ -113,11 +113,11 @@ func lose(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, now 
 	}, now)
 }
 
-// speak makes next, a status that the manager writes for a session that nobody
+// supersede makes next, a status that the manager writes for a session that nobody
 // holds, one that Redis and Laravel take for newer if it says something new.
 func supersede(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, now time.Time) v1alpha1.WhatsAppSessionStatus {
-	told, tell := status.Update(s.Status, delivery.Numbers{}, time.Time{}), status.Update(next, delivery.Numbers{}, time.Time{})
-	if told == tell || tell.Reason == v1alpha1.ReasonWaitingForPlacement || next.Epoch > s.Status.Epoch {
+	before, after := status.Update(s.Status, delivery.Numbers{}, time.Time{}), status.Update(next, delivery.Numbers{}, time.Time{})
+	if before == after || after.Reason == v1alpha1.ReasonWaitingForPlacement || next.Epoch > s.Status.Epoch {
 		return next // nothing new, or not for long, or raised already
 	}
 	next.Epoch = nextEpoch(s.Status, now)
@@ -141,14 +141,14 @@ func wantsWorker(s *v1alpha1.WhatsAppSession, installation string, now time.Time
 		return false
 	case !s.DeletionTimestamp.IsZero():
 		return s.Spec.DeletionPolicy != v1alpha1.DeletionRetain && s.Status.JID != "" &&
-			now.Before(s.DeletionTimestamp.Add(logoutTimeout)) && !ended(s)
+			now.Before(s.DeletionTimestamp.Add(logoutTimeout)) && !deletionDecided(s)
 	default:
 		return !s.Spec.Suspend
 	}
 }
 
-// ended: the manager has written the last status of a deleted session.
-func ended(s *v1alpha1.WhatsAppSession) bool {
+// deletionDecided: the manager has written the last status of a deleted session.
+func deletionDecided(s *v1alpha1.WhatsAppSession) bool {
 	reason := status.Reason(s.Status)
 	return s.Status.Phase == v1alpha1.PhaseTerminating &&
 		(reason == v1alpha1.ReasonDeleted || reason == v1alpha1.ReasonLogoutUnconfirmed)

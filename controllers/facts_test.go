@@ -34,7 +34,7 @@ func TestUnheld(t *testing.T) {
 		spec   v1alpha1.WhatsAppSessionSpec
 		gone   bool
 		next   v1alpha1.WhatsAppSessionStatus
-		why    refusal
+		why    unplaced
 		phase  v1alpha1.Phase
 		reason string
 		placed string
@@ -44,7 +44,7 @@ func TestUnheld(t *testing.T) {
 		{name: "new", next: nowhere, phase: v1alpha1.PhasePending, reason: v1alpha1.ReasonWaitingForPlacement, placed: "False/WaitingForPlacement"},
 		{name: "placed", next: onWorker, phase: v1alpha1.PhasePending, reason: v1alpha1.ReasonPlaced, placed: "True/Placed"},
 		{
-			name: "refused", next: nowhere, why: refusal{v1alpha1.ReasonNoCapacity, "full"},
+			name: "refused", next: nowhere, why: unplaced{v1alpha1.ReasonNoCapacity, "full"},
 			phase: v1alpha1.PhasePending, reason: v1alpha1.ReasonNoCapacity, placed: "False/NoCapacity",
 		},
 		{
@@ -65,12 +65,12 @@ func TestUnheld(t *testing.T) {
 		},
 		{
 			name: "logged out, and without a worker", next: was(v1alpha1.PhaseLoggedOut, v1alpha1.ReasonLoggedOut, nowhere),
-			why:   refusal{v1alpha1.ReasonNoWorkers, "none"},
+			why:   unplaced{v1alpha1.ReasonNoWorkers, "none"},
 			phase: v1alpha1.PhaseLoggedOut, reason: v1alpha1.ReasonLoggedOut, placed: "False/NoWorkers",
 		},
 		{
 			name: "suspended", spec: v1alpha1.WhatsAppSessionSpec{Suspend: true}, next: was(v1alpha1.PhaseLoggedOut, v1alpha1.ReasonLoggedOut, nowhere),
-			why:   refusal{v1alpha1.ReasonNoWorkers, "none"},
+			why:   unplaced{v1alpha1.ReasonNoWorkers, "none"},
 			phase: v1alpha1.PhaseSuspended, reason: v1alpha1.ReasonSuspended, placed: "False/Suspended",
 		},
 		{
@@ -129,7 +129,7 @@ func TestUnheld(t *testing.T) {
 		},
 		{
 			name: "in quarantine, and without a worker", next: was(v1alpha1.PhaseDisconnected, v1alpha1.ReasonMoving, quarantined("")),
-			why:   refusal{v1alpha1.ReasonNoWorkers, "none"},
+			why:   unplaced{v1alpha1.ReasonNoWorkers, "none"},
 			phase: v1alpha1.PhaseDisconnected, reason: v1alpha1.ReasonQuarantined, placed: "False/NoWorkers", stalled: true,
 		},
 		{
@@ -148,7 +148,7 @@ func TestUnheld(t *testing.T) {
 			phase: v1alpha1.PhaseTerminating, reason: v1alpha1.ReasonDeleting, placed: "True/Placed",
 		},
 		{
-			name: "deleted, and no worker is there to log out", gone: true, next: nowhere, why: refusal{v1alpha1.ReasonNoWorkers, "none"},
+			name: "deleted, and no worker is there to log out", gone: true, next: nowhere, why: unplaced{v1alpha1.ReasonNoWorkers, "none"},
 			phase: v1alpha1.PhaseTerminating, reason: v1alpha1.ReasonDeleting, placed: "False/NoWorkers",
 		},
 	}
@@ -159,7 +159,7 @@ func TestUnheld(t *testing.T) {
 			if tt.gone {
 				s.DeletionTimestamp = &metav1.Time{Time: noon}
 			}
-			got := status.Summarize(tt.next, unheld(s, tt.next, tt.why, noon), noon)
+			got := status.Summarize(tt.next, unheldFacts(s, tt.next, tt.why, noon), noon)
 			g.Expect(got.Phase).To(Equal(tt.phase))
 			g.Expect(status.Reason(got)).To(Equal(tt.reason))
 			s.Status = got
@@ -168,7 +168,7 @@ func TestUnheld(t *testing.T) {
 			}
 			g.Expect(condition(s, v1alpha1.ConditionPlaced)).To(Equal(tt.placed))
 
-			again := status.Summarize(got, unheld(s, got, refused(s), noon), noon.Add(time.Minute))
+			again := status.Summarize(got, unheldFacts(s, got, lastUnplaced(s), noon), noon.Add(time.Minute))
 			g.Expect(again).To(Equal(got), "the next look changes nothing")
 		})
 	}
@@ -228,14 +228,14 @@ func TestARestOutlastsASuspension(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			g := NewWithT(t)
 			s := &v1alpha1.WhatsAppSession{Spec: v1alpha1.WhatsAppSessionSpec{Suspend: true}, Status: tt.before}
-			next := settled(s, tt.before, noon)
+			next := unheldStatus(s, tt.before, noon)
 			g.Expect(next.Phase).To(Equal(v1alpha1.PhaseSuspended))
-			g.Expect(settled(s, next, noon)).To(Equal(next), "the next look changes nothing")
+			g.Expect(unheldStatus(s, next, noon)).To(Equal(next), "the next look changes nothing")
 			s.Spec.Suspend = false
-			next = settled(s, next, noon)
+			next = unheldStatus(s, next, noon)
 			g.Expect(next.Phase).To(Equal(tt.phase))
 			g.Expect(status.Reason(next)).To(Equal(tt.reason))
-			g.Expect(settled(s, next, noon)).To(Equal(next), "the next look changes nothing")
+			g.Expect(unheldStatus(s, next, noon)).To(Equal(next), "the next look changes nothing")
 		})
 	}
 }
@@ -306,7 +306,7 @@ func TestHowItEnds(t *testing.T) {
 			if tt.held {
 				s.Status.HeldBy = "worker-a"
 			}
-			e, wait := howItEnds(s, tt.record, noon.Add(tt.after))
+			e, wait := decideEnding(s, tt.record, noon.Add(tt.after))
 			g.Expect(wait).To(Equal(tt.wait))
 			if tt.reason == "" {
 				g.Expect(e).To(BeNil())

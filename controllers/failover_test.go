@@ -20,7 +20,7 @@ import (
 )
 
 // dies is a worker that is declared dead after its silence.
-func (w *world) dies(name string, survivors ...string) {
+func (w *env) dies(name string, survivors ...string) {
 	w.t.Helper()
 	// When a later session is placed, the manager has seen the others as they are.
 	w.becomes(w.apply(w.b, "before-"+name), func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.Worker).NotTo(BeEmpty()) })
@@ -36,7 +36,7 @@ func (w *world) dies(name string, survivors ...string) {
 
 func TestADeadWorkersSessionsArePlacedAnew(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newEnv(t)
 	w.worker("worker-a")
 	held := func(name string, phase v1alpha1.Phase, reason string, change func(*v1alpha1.WhatsAppSessionStatus)) *v1alpha1.WhatsAppSession {
 		w.t.Helper()
@@ -98,7 +98,7 @@ func TestADeadWorkersSessionsArePlacedAnew(t *testing.T) {
 
 func TestTheOnlyWorkerDies(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newEnv(t)
 	w.worker("worker-a")
 	held := w.hold(w.placed(w.apply(w.a, "held"), "worker-a"), "worker-a")
 
@@ -121,7 +121,7 @@ func TestTheOnlyWorkerDies(t *testing.T) {
 
 func TestAMoveThatTheOldHolderDoesNotLiveToSee(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newEnv(t)
 	w.worker("worker-a")
 	held := w.hold(w.placed(w.apply(w.a, "held"), "worker-a"), "worker-a")
 	w.worker("worker-b")
@@ -137,7 +137,7 @@ func TestAMoveThatTheOldHolderDoesNotLiveToSee(t *testing.T) {
 
 func TestADeletedSessionWhoseHolderDies(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newEnv(t)
 	w.worker("worker-a")
 	logout := w.hold(w.placed(w.apply(w.a, "logout"), "worker-a"), "worker-a")
 	kept := w.hold(w.placed(w.apply(w.a, "kept", retain), "worker-a"), "worker-a")
@@ -163,7 +163,7 @@ func TestADeletedSessionWhoseHolderDies(t *testing.T) {
 
 func TestAnotherInstallationsSessionIsNotTaken(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newEnv(t)
 	w.stop()
 	s := w.apply(w.a, "theirs")
 	w.Expect(patchStatus(t.Context(), k8s, s, v1alpha1.WhatsAppSessionStatus{
@@ -181,7 +181,7 @@ func TestAnotherInstallationsSessionIsNotTaken(t *testing.T) {
 }
 
 // held makes sessions that worker-a holds, with no manager about.
-func (w *world) held(n int) []v1alpha1.WhatsAppSession {
+func (w *env) held(n int) []v1alpha1.WhatsAppSession {
 	w.t.Helper()
 	sessions := w.waiting(n)
 	for i := range sessions {
@@ -215,7 +215,7 @@ func claim(ctx context.Context, s *v1alpha1.WhatsAppSession, process string) (bo
 
 func TestALeaderThatIsPausedBetweenVerdictAndPatch(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newEnv(t)
 	sessions := w.held(1)
 	restart := sync.OnceFunc(func() {
 		w.verdicts.renews("worker-a")
@@ -233,7 +233,7 @@ func TestALeaderThatIsPausedBetweenVerdictAndPatch(t *testing.T) {
 	w.verdicts.say("worker-a", true)
 	result, err := r.Reconcile(t.Context(), everything)
 	w.Expect(err).NotTo(HaveOccurred())
-	w.Expect(result.RequeueAfter).To(Equal(againAfterConflict), "it is decided again")
+	w.Expect(result.RequeueAfter).To(Equal(conflictRetryInterval), "it is decided again")
 
 	t.Log("the cache shows the claim, and the verdict does not know of it yet")
 	now, err := w.get(&sessions[0])
@@ -255,7 +255,7 @@ func TestALeaderThatIsPausedBetweenVerdictAndPatch(t *testing.T) {
 
 func TestANewWorkerThatTheObserverHasNotSeenYet(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newEnv(t)
 	sessions := w.waiting(1)
 	r := w.bare(seeing(&sessions, interceptor.Funcs{}))
 	w.lease(r, "worker-b")
@@ -268,7 +268,7 @@ func TestANewWorkerThatTheObserverHasNotSeenYet(t *testing.T) {
 
 func TestAVerdictIsReadAgainBeforeEachWrite(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newEnv(t)
 	sessions := w.held(3)
 	var once sync.Once
 	r := w.bare(seeing(&sessions, interceptor.Funcs{
@@ -282,13 +282,13 @@ func TestAVerdictIsReadAgainBeforeEachWrite(t *testing.T) {
 	w.verdicts.say("worker-a", true)
 	result, err := r.Reconcile(t.Context(), everything)
 	w.Expect(err).NotTo(HaveOccurred())
-	w.Expect(result.RequeueAfter).To(Equal(againAfterConflict))
+	w.Expect(result.RequeueAfter).To(Equal(conflictRetryInterval))
 	w.Expect(w.workers(sessions)).To(Equal(map[string]int{"worker-a": 2, "worker-b": 1}))
 }
 
 func TestAFailOverWithoutAnAnswer(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newEnv(t)
 	sessions := w.held(1)
 	broken := true
 	r := w.bare(seeing(&sessions, interceptor.Funcs{
@@ -327,7 +327,7 @@ func TestAFailOverWithoutAnAnswer(t *testing.T) {
 func TestAWorkerThatComesBackAtTheVerdict(t *testing.T) {
 	t.Parallel()
 	const rounds, each = 12, 10
-	w := newWorld(t)
+	w := newEnv(t)
 	stayed := 0
 	for round := range rounds {
 		name, process := fmt.Sprintf("worker-%d", round), fmt.Sprintf("back-%d", round)

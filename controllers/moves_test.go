@@ -25,7 +25,7 @@ func wants(s *v1alpha1.WhatsAppSession, worker string) {
 
 func TestAnAnnotationMovesASession(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newEnv(t)
 	w.worker("worker-a")
 	held := w.hold(w.placed(w.apply(w.a, "held"), "worker-a"), "worker-a")
 	w.clock.SetTime(w.clock.Now().Add(placement.MoveInterval))
@@ -45,7 +45,7 @@ func TestAnAnnotationMovesASession(t *testing.T) {
 
 func TestARefusedMoveIsSaidOnce(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newEnv(t)
 	sessions := w.held(1)
 	r := w.bare(seeing(&sessions, interceptor.Funcs{}))
 	recorder := r.events.(*events.FakeRecorder)
@@ -68,7 +68,7 @@ func TestARefusedMoveIsSaidOnce(t *testing.T) {
 func TestADrainMovesInWaves(t *testing.T) {
 	t.Parallel()
 	const n = placement.DefaultWave + 15
-	w := newWorld(t)
+	w := newEnv(t)
 	w.worker("worker-a")
 	sessions := make([]*v1alpha1.WhatsAppSession, n)
 	for i := range sessions {
@@ -89,7 +89,7 @@ func TestADrainMovesInWaves(t *testing.T) {
 		}
 		return out
 	}
-	w.Eventually(onWay, patience, beat).Should(HaveLen(placement.DefaultWave))
+	w.Eventually(onWay, testTimeout, pollInterval).Should(HaveLen(placement.DefaultWave))
 	w.Consistently(onWay, "500ms", "50ms").Should(HaveLen(placement.DefaultWave), "no more before one has arrived")
 
 	t.Log("as they arrive the next ones go")
@@ -98,17 +98,17 @@ func TestADrainMovesInWaves(t *testing.T) {
 		w.release(s)
 		w.hold(s, "worker-b")
 	}
-	w.Eventually(onWay, patience, beat).Should(HaveLen(placement.DefaultWave))
+	w.Eventually(onWay, testTimeout, pollInterval).Should(HaveLen(placement.DefaultWave))
 	for _, s := range onWay() {
 		w.release(s)
 		w.hold(s, "worker-b")
 	}
-	w.Eventually(onWay, patience, beat).Should(HaveLen(n - 10 - placement.DefaultWave))
+	w.Eventually(onWay, testTimeout, pollInterval).Should(HaveLen(n - 10 - placement.DefaultWave))
 }
 
 func TestUnequalLoadsAreMadeEqual(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newEnv(t)
 	sessions := w.held(5)
 	for i := range sessions {
 		next := *sessions[i].Status.DeepCopy()
@@ -166,7 +166,7 @@ func TestUnequalLoadsAreMadeEqual(t *testing.T) {
 // and the other is served all the same.
 func TestOneNamespacesTroubleIsNotAnothers(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newEnv(t)
 	sessions := w.waiting(20)
 	other := w.apply(w.b, "other")
 	w.Expect(patchStatus(t.Context(), k8s, other, v1alpha1.WhatsAppSessionStatus{SessionID: other.Name, Installation: installation})).To(Succeed())
@@ -208,7 +208,7 @@ func TestOneNamespacesTroubleIsNotAnothers(t *testing.T) {
 
 // It runs alone: the metrics are the process's.
 func TestNoCapacityIsCounted(t *testing.T) {
-	w := newWorld(t)
+	w := newEnv(t)
 	sessions := w.waiting(3)
 	r := w.bare(seeing(&sessions, interceptor.Funcs{}))
 	w.lease(r, "worker-a", capacity(1))
@@ -242,7 +242,7 @@ func TestNoCapacityIsCounted(t *testing.T) {
 
 func TestPodsGetADeletionCost(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newEnv(t)
 	pod := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: w.operator, Name: "worker-a"},
 		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "worker", Image: "none"}}},
@@ -260,11 +260,11 @@ func TestPodsGetADeletionCost(t *testing.T) {
 		w.Expect(k8s.Get(t.Context(), client.ObjectKeyFromObject(pod), now)).To(Succeed())
 		return now.Annotations[corev1.PodDeletionCost]
 	}
-	w.Eventually(cost, patience, beat).Should(Equal("2"))
+	w.Eventually(cost, testTimeout, pollInterval).Should(Equal("2"))
 	w.edit(two, suspended)
 	w.placed(two, "")
 	w.release(two)
-	w.Eventually(cost, patience, beat).Should(Equal("1"))
+	w.Eventually(cost, testTimeout, pollInterval).Should(Equal("1"))
 }
 
 func TestNoticeable(t *testing.T) {

@@ -269,7 +269,7 @@ func earlier(a, b time.Time) time.Time {
 func untilFirst(now time.Time, conflicts bool, instants ...time.Time) time.Duration {
 	var wait time.Duration
 	if conflicts {
-		wait = againAfterConflict
+		wait = conflictRetryInterval
 	}
 	for _, t := range instants {
 		if t.IsZero() {
@@ -515,7 +515,7 @@ func (r *placementReconciler) carryOut(
 			w.assume.uncertain = true
 			r.assumed[uid] = w.assume
 			f := failure{count: failing[uid].count + 1}
-			f.until = now.Add(min(retryFirst<<min(f.count-1, 10), retryAtMost))
+			f.until = now.Add(min(retryFirst<<min(f.count-1, 10), maxRetryInterval))
 			r.failing[uid] = f
 			retry = earlier(retry, f.until)
 			r.Log.Error(w.err, "A session could not be placed; it is tried again", "namespace", w.cached.Namespace, "session", w.cached.Name, "worker", w.to)
@@ -530,7 +530,7 @@ type decision struct {
 	cached  *v1alpha1.WhatsAppSession
 	planned *placement.Session // the session as the plan was made with
 	to      string
-	why     refusal
+	why     unplaced
 	cause   placement.Cause
 }
 
@@ -548,10 +548,10 @@ func (r *placementReconciler) write(ctx context.Context, d decision, now time.Ti
 		next.Worker, next.Epoch = d.to, nextEpoch(next, now)
 	}
 	if lost {
-		next = lose(s, next, now)
+		next = afterWorkerLoss(s, next, now)
 	}
 	if next.HeldBy == "" {
-		next = status.Summarize(next, unheld(s, next, d.why, now), now)
+		next = status.Summarize(next, unheldFacts(s, next, d.why, now), now)
 		next = supersede(s, next, now)
 	}
 	if equality.Semantic.DeepEqual(s.Status, next) {
@@ -568,8 +568,8 @@ func (r *placementReconciler) write(ctx context.Context, d decision, now time.Ti
 	return a, nil
 }
 
-// says reports whether the status has the refusal already.
-func says(s *v1alpha1.WhatsAppSession, why refusal) bool {
+// says reports whether the status has this reason already.
+func says(s *v1alpha1.WhatsAppSession, why unplaced) bool {
 	placed := meta.FindStatusCondition(s.Status.Conditions, v1alpha1.ConditionPlaced)
 	return placed != nil && s.Status.Worker == "" && placed.Reason == why.reason && placed.Message == why.message && placed.ObservedGeneration == s.Generation
 }
@@ -608,17 +608,17 @@ func (r *placementReconciler) report(s *v1alpha1.WhatsAppSession, d decision) {
 var moved = map[placement.Cause]string{"": "moved", placement.Asked: "moved_as_asked", placement.Balanced: "rebalanced"}
 
 // explain makes a sentence of the reason why a session has no worker.
-func (r *placementReconciler) explain(reason, namespace string, snapshot placement.Snapshot) refusal {
+func (r *placementReconciler) explain(reason, namespace string, snapshot placement.Snapshot) unplaced {
 	ns, pool := snapshot.Namespaces[namespace], snapshot.Pool(namespace)
 	switch reason {
 	case v1alpha1.ReasonNoCapacity:
-		return refusal{reason, fmt.Sprintf("every worker of the pool %q is full: add workers", pool)}
+		return unplaced{reason, fmt.Sprintf("every worker of the pool %q is full: add workers", pool)}
 	case v1alpha1.ReasonNoWorkers:
-		return refusal{reason, fmt.Sprintf("no worker of the pool %q is running: start one, or correct the label %s of the namespace", pool, v1alpha1.PoolLabel)}
+		return unplaced{reason, fmt.Sprintf("no worker of the pool %q is running: start one, or correct the label %s of the namespace", pool, v1alpha1.PoolLabel)}
 	case v1alpha1.ReasonTooManySessions:
-		return refusal{reason, fmt.Sprintf("the namespace has the %d sessions that its annotation %s allows: delete sessions or have it raised", *ns.MaxSessions, v1alpha1.MaxSessionsAnnotation)}
+		return unplaced{reason, fmt.Sprintf("the namespace has the %d sessions that its annotation %s allows: delete sessions or have it raised", *ns.MaxSessions, v1alpha1.MaxSessionsAnnotation)}
 	default:
-		return refusal{}
+		return unplaced{}
 	}
 }
 

@@ -25,7 +25,7 @@ import (
 
 func TestAFullPoolHeals(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newEnv(t)
 	s := w.phase(w.apply(w.a, "one"), v1alpha1.PhasePending, v1alpha1.ReasonNoWorkers)
 	w.hears("one", "pending/Pending/NoWorkers")
 	w.worker("worker-a", capacity(1))
@@ -45,7 +45,7 @@ func TestAFullPoolHeals(t *testing.T) {
 
 func TestADrainingWorkersSessionsMove(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newEnv(t)
 	w.worker("worker-a")
 	held := w.hold(w.placed(w.apply(w.a, "held"), "worker-a"), "worker-a")
 	free := w.placed(w.apply(w.a, "free"), "worker-a")
@@ -77,7 +77,7 @@ func TestADrainingWorkersSessionsMove(t *testing.T) {
 
 func TestASilentWorkerKeepsWhatItHolds(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newEnv(t)
 	w.worker("worker-a")
 	held := w.hold(w.placed(w.apply(w.a, "held"), "worker-a"), "worker-a")
 	free := w.placed(w.apply(w.a, "free"), "worker-a")
@@ -98,7 +98,7 @@ func TestASilentWorkerKeepsWhatItHolds(t *testing.T) {
 
 func TestNamespacesChooseThePoolAndTheLimit(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newEnv(t)
 	w.worker("worker-a")
 	w.worker("worker-blue", inPool("blue"))
 	label := func(namespace string, change func(*corev1.Namespace)) {
@@ -127,14 +127,14 @@ func TestNamespacesChooseThePoolAndTheLimit(t *testing.T) {
 }
 
 // bare is a placement reconciler without a manager, over a client of the test's choice.
-func (w *world) bare(c client.Client) *placementReconciler {
+func (w *env) bare(c client.Client) *placementReconciler {
 	return newPlacementReconciler(
 		PlacementOptions{Installation: installation, Clock: w.clock, Log: logr.Discard(), Verdicts: w.verdicts, Concurrency: 4},
 		c, k8s, events.NewFakeRecorder(100))
 }
 
 // waiting makes sessions that hold their ids and wait for a worker, with no manager about.
-func (w *world) waiting(n int) []v1alpha1.WhatsAppSession {
+func (w *env) waiting(n int) []v1alpha1.WhatsAppSession {
 	w.t.Helper()
 	w.stop()
 	out := make([]v1alpha1.WhatsAppSession, n)
@@ -161,7 +161,7 @@ func seeing(sessions *[]v1alpha1.WhatsAppSession, more interceptor.Funcs) client
 }
 
 // leaseOf is a worker's Lease, renewed now.
-func (w *world) leaseOf(name string, change ...func(*membership.Member)) *coordinationv1.Lease {
+func (w *env) leaseOf(name string, change ...func(*membership.Member)) *coordinationv1.Lease {
 	m := membership.Member{
 		Release: release, Name: name, Incarnation: "i1", Pool: v1alpha1.DefaultPool, Capacity: 100, Tokens: 100, RenewTime: w.clock.Now(), Duration: membership.Duration,
 	}
@@ -174,11 +174,11 @@ func (w *world) leaseOf(name string, change ...func(*membership.Member)) *coordi
 }
 
 // lease shows r a worker that has just come up.
-func (w *world) lease(r *placementReconciler, name string, change ...func(*membership.Member)) {
+func (w *env) lease(r *placementReconciler, name string, change ...func(*membership.Member)) {
 	w.Expect(r.members.observe(w.leaseOf(name, change...))).To(BeTrue())
 }
 
-func (w *world) workers(sessions []v1alpha1.WhatsAppSession) map[string]int {
+func (w *env) workers(sessions []v1alpha1.WhatsAppSession) map[string]int {
 	w.t.Helper()
 	counts := map[string]int{}
 	for i := range sessions {
@@ -191,7 +191,7 @@ func (w *world) workers(sessions []v1alpha1.WhatsAppSession) map[string]int {
 
 func TestAStaleCacheFillsNoWorkerTwice(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newEnv(t)
 	sessions := w.waiting(6)
 	first, all := sessions[:3], sessions
 	shown := first
@@ -225,7 +225,7 @@ func TestAWriteWithoutAnAnswer(t *testing.T) {
 	for _, arrives := range []bool{true, false} {
 		t.Run(fmt.Sprintf("that arrived: %t", arrives), func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t)
+			w := newEnv(t)
 			sessions := w.waiting(2)
 			shown := sessions[:1]
 			broken := true
@@ -259,7 +259,7 @@ func TestAWriteWithoutAnAnswer(t *testing.T) {
 
 func TestAPlacementFromAnOldPicture(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newEnv(t)
 	sessions := w.waiting(1)
 	now := sessions[0].DeepCopy()
 	next := *now.Status.DeepCopy()
@@ -270,7 +270,7 @@ func TestAPlacementFromAnOldPicture(t *testing.T) {
 	w.lease(r, "worker-a")
 	result, err := r.Reconcile(t.Context(), everything)
 	w.Expect(err).NotTo(HaveOccurred())
-	w.Expect(result.RequeueAfter).To(Equal(againAfterConflict))
+	w.Expect(result.RequeueAfter).To(Equal(conflictRetryInterval))
 	after, err := w.get(now)
 	w.Expect(err).NotTo(HaveOccurred())
 	w.Expect(after).To(Equal(now))
@@ -278,7 +278,7 @@ func TestAPlacementFromAnOldPicture(t *testing.T) {
 
 func TestManySessionsAtOnce(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newEnv(t)
 	w.worker("worker-a", capacity(30))
 	w.worker("worker-b", capacity(30))
 	var all []*v1alpha1.WhatsAppSession
@@ -351,6 +351,6 @@ func TestUntilFirst(t *testing.T) {
 	now := time.Unix(1000, 0)
 	g.Expect(untilFirst(now, false)).To(BeZero())
 	g.Expect(untilFirst(now, false, time.Time{}, now.Add(time.Minute), now.Add(time.Second))).To(Equal(time.Second))
-	g.Expect(untilFirst(now, true, now.Add(time.Minute))).To(Equal(againAfterConflict))
+	g.Expect(untilFirst(now, true, now.Add(time.Minute))).To(Equal(conflictRetryInterval))
 	g.Expect(untilFirst(now, false, now.Add(-time.Minute))).To(Equal(time.Millisecond))
 }

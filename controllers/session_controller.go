@@ -38,15 +38,15 @@ import (
 const (
 	// indexSessionID finds the sessions that want the same id.
 	indexSessionID = "sessionID"
-	// againAfterConflict is how soon a decision that was made from an old picture is made
+	// conflictRetryInterval is how soon a decision that was made from an old picture is made
 	// again, should no watch event come first.
-	againAfterConflict = 100 * time.Millisecond
-	// foreignResync is how often the store is asked whether an id has become free without
+	conflictRetryInterval = 100 * time.Millisecond
+	// idResync is how often the store is asked whether an id has become free without
 	// the deletion of an object: a person may purge what a retained session left.
-	foreignResync = 10 * time.Minute
-	// retryAtMost bounds the backoff after errors, which end when Redis, the database or
+	idResync = 10 * time.Minute
+	// maxRetryInterval bounds the backoff after errors, which end when Redis, the database or
 	// the API server come back.
-	retryAtMost = time.Minute
+	maxRetryInterval = time.Minute
 )
 
 // Record is what the store knows of a session id.
@@ -90,10 +90,10 @@ type IDs interface {
 	Release(ctx context.Context, uid types.UID, how Release) error
 }
 
-// Announcer is Redis as the controller needs it: the manager's voice for
+// Publisher is Redis as the controller needs it: the manager's voice for
 // sessions that nobody holds. What is not newer than what Redis knows is
 // ignored there, so a call may be repeated or come late.
-type Announcer interface {
+type Publisher interface {
 	// Update says the status of a session that may have another by now: only where Redis
 	// remembers what was said of it before. told is false where it remembers nothing.
 	Update(ctx context.Context, item delivery.StatusItem) (told bool, err error)
@@ -108,7 +108,7 @@ type SessionOptions struct {
 	// Installation is the id of this installation: cluster/namespace/release.
 	Installation string
 	IDs          IDs
-	Announcer    Announcer
+	Publisher    Publisher
 	Clock        clock.PassiveClock
 	Log          logr.Logger
 	// Concurrency is how many sessions are led at a time; default 16.
@@ -126,16 +126,16 @@ type SessionReconciler struct {
 	mu sync.Mutex
 	// told is the epoch under which this process has said a session's status. A new
 	// leader has told nothing, so it says everything once.
-	told map[types.NamespacedName]int64
-	// forgotten counts how often Redis has forgotten everything.
-	forgotten int
+	published map[types.NamespacedName]int64
+	// forgetCount counts how often Redis has forgetCount everything.
+	forgetCount int
 	// floor is the last epoch of sessions deleted a moment ago, by session id: what is
 	// applied again within the same second must be above it.
-	floor map[string]int64
+	lastEpochs map[string]int64
 	// wrote is the version of a session as this process has written it last, until the
 	// cache shows it.
-	wrote map[types.NamespacedName]version
-	queue workqueue.TypedRateLimitingInterface[reconcile.Request]
+	lastWrite map[types.NamespacedName]version
+	queue     workqueue.TypedRateLimitingInterface[reconcile.Request]
 }
 
 // version is one state of an object.
@@ -151,7 +151,7 @@ func SetupSession(mgr ctrl.Manager, o SessionOptions) (*SessionReconciler, error
 	}
 	r := &SessionReconciler{
 		SessionOptions: o, client: mgr.GetClient(), reader: mgr.GetAPIReader(), events: mgr.GetEventRecorder("whatsapp-operator"),
-		told: map[types.NamespacedName]int64{}, floor: map[string]int64{}, wrote: map[types.NamespacedName]version{},
+		published: map[types.NamespacedName]int64{}, lastEpochs: map[string]int64{}, lastWrite: map[types.NamespacedName]version{},
 	}
 	err := mgr.GetFieldIndexer().IndexField(context.Background(), &v1alpha1.WhatsAppSession{}, indexSessionID, func(obj client.Object) []string {
 		return []string{obj.(*v1alpha1.WhatsAppSession).SessionID()}
@@ -166,7 +166,7 @@ func SetupSession(mgr ctrl.Manager, o SessionOptions) (*SessionReconciler, error
 			CreateFunc: func(event.CreateEvent) bool { return false },
 			UpdateFunc: func(event.UpdateEvent) bool { return false },
 		})).
-		WatchesRawSource(source.Func(r.keepQueue)).
+		WatchesRawSource(source.Func(r.setQueue)).
 		WithOptions(options(o.Concurrency, o.Log)).
 		Complete(r)
 	if err != nil {
@@ -180,7 +180,7 @@ func options(concurrency int, log logr.Logger) controller.Options {
 	return controller.Options{
 		MaxConcurrentReconciles: concurrency,
 		EnableWarmup:            &warm,
-		RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](5*time.Millisecond, retryAtMost),
+		RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](5*time.Millisecond, maxRetryInterval),
 		LogConstructor: func(request *reconcile.Request) logr.Logger {
 			if request == nil || request.Namespace == "" {
 				return log
@@ -190,24 +190,24 @@ func options(concurrency int, log logr.Logger) controller.Options {
 	}
 }
 
-func (r *SessionReconciler) keepQueue(_ context.Context, queue workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
+func (r *SessionReconciler) setQueue(_ context.Context, queue workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.queue = queue
 	return nil
 }
 
-// TellAgain has the status of every session that nobody holds said once more:
+// PublishAgain has the status of every session that nobody holds said once more:
 // Redis forgot it. It does not wait for that.
-func (r *SessionReconciler) TellAgain(ctx context.Context) error {
+func (r *SessionReconciler) PublishAgain(ctx context.Context) error {
 	list := &v1alpha1.WhatsAppSessionList{}
 	if err := r.client.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
 		return fmt.Errorf("listing the sessions: %w", err)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	clear(r.told)
-	r.forgotten++
+	clear(r.published)
+	r.forgetCount++
 	queue, ok := r.queue.(priorityqueue.PriorityQueue[reconcile.Request])
 	if !ok {
 		return nil // not started: whoever starts has told nothing yet
@@ -223,14 +223,14 @@ func (r *SessionReconciler) TellAgain(ctx context.Context) error {
 
 // sameID finds the other sessions that want the id of obj.
 func (r *SessionReconciler) sameID(ctx context.Context, obj client.Object) []reconcile.Request {
-	rivals, err := r.rivals(ctx, obj.(*v1alpha1.WhatsAppSession))
+	claimants, err := r.claimants(ctx, obj.(*v1alpha1.WhatsAppSession))
 	if err != nil {
 		r.Log.Error(err, "Those who wait for a session's id were not found", "namespace", obj.GetNamespace(), "session", obj.GetName())
 		return nil
 	}
-	requests := make([]reconcile.Request, 0, len(rivals))
-	for i := range rivals {
-		requests = append(requests, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(&rivals[i])})
+	requests := make([]reconcile.Request, 0, len(claimants))
+	for i := range claimants {
+		requests = append(requests, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(&claimants[i])})
 	}
 	return requests
 }
@@ -242,40 +242,40 @@ func (r *SessionReconciler) Reconcile(ctx context.Context, request ctrl.Request)
 		r.forget(request.NamespacedName)
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
-	if r.isBehind(s) {
+	if r.isCacheBehind(s) {
 		return ctrl.Result{}, nil // the event of what was written brings it back
 	}
-	result, err := r.lead(ctx, s)
+	result, err := r.reconcile(ctx, s)
 	if apierrors.IsConflict(err) {
 		logr.FromContextOrDiscard(ctx).V(1).Info("The session has changed meanwhile: deciding again")
-		return ctrl.Result{RequeueAfter: againAfterConflict}, nil
+		return ctrl.Result{RequeueAfter: conflictRetryInterval}, nil
 	}
 	return result, client.IgnoreNotFound(err)
 }
 
-// lead is the story of a session.
-func (r *SessionReconciler) lead(ctx context.Context, s *v1alpha1.WhatsAppSession) (ctrl.Result, error) {
+// reconcile is the story of a session.
+func (r *SessionReconciler) reconcile(ctx context.Context, s *v1alpha1.WhatsAppSession) (ctrl.Result, error) {
 	if s.Status.Installation != "" && s.Status.Installation != r.Installation {
-		return ctrl.Result{}, r.elsewhere(ctx, s)
+		return ctrl.Result{}, r.leaveToItsInstallation(ctx, s)
 	}
 	if !s.DeletionTimestamp.IsZero() {
-		return r.end(ctx, s)
+		return r.reconcileDeletion(ctx, s)
 	}
 	if err := r.addFinalizer(ctx, s); err != nil {
 		return ctrl.Result{}, err
 	}
 	mine, err := r.claim(ctx, s)
 	if err != nil {
-		return ctrl.Result{}, errors.Join(err, r.storeless(ctx, s))
+		return ctrl.Result{}, errors.Join(err, r.reportStoreUnavailable(ctx, s))
 	}
 	if !mine {
-		return ctrl.Result{RequeueAfter: foreignResync}, r.foreign(ctx, s)
+		return ctrl.Result{RequeueAfter: idResync}, r.reportIDTaken(ctx, s)
 	}
-	again, err := r.settle(ctx, s)
+	again, err := r.updateStatus(ctx, s)
 	if err != nil {
 		return ctrl.Result{}, err
 	}
-	return ctrl.Result{RequeueAfter: again}, r.announce(ctx, s)
+	return ctrl.Result{RequeueAfter: again}, r.publish(ctx, s)
 }
 
 func (r *SessionReconciler) addFinalizer(ctx context.Context, s *v1alpha1.WhatsAppSession) error {
@@ -287,7 +287,7 @@ func (r *SessionReconciler) addFinalizer(ctx context.Context, s *v1alpha1.WhatsA
 	if err := r.client.Patch(ctx, s, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); err != nil {
 		return fmt.Errorf("adding the finalizer: %w", err)
 	}
-	r.hasWritten(s)
+	r.rememberWrite(s)
 	return nil
 }
 
@@ -302,14 +302,14 @@ func (r *SessionReconciler) removeFinalizer(ctx context.Context, s *v1alpha1.Wha
 	return nil
 }
 
-// isBehind reports whether the cache shows a session as it was before this
+// isCacheBehind reports whether the cache shows a session as it was before this
 // process wrote it last: what was decided then would be decided again, with a
 // query at the store and a write that is refused.
-func (r *SessionReconciler) isBehind(s *v1alpha1.WhatsAppSession) bool {
+func (r *SessionReconciler) isCacheBehind(s *v1alpha1.WhatsAppSession) bool {
 	key := client.ObjectKeyFromObject(s)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	wrote, ok := r.wrote[key]
+	wrote, ok := r.lastWrite[key]
 	if !ok {
 		return false
 	}
@@ -318,30 +318,30 @@ func (r *SessionReconciler) isBehind(s *v1alpha1.WhatsAppSession) bool {
 			return true
 		}
 	}
-	delete(r.wrote, key)
+	delete(r.lastWrite, key)
 	return false
 }
 
-// hasWritten notes that s is as this process has written it.
-func (r *SessionReconciler) hasWritten(s *v1alpha1.WhatsAppSession) {
+// rememberWrite notes that s is as this process has written it.
+func (r *SessionReconciler) rememberWrite(s *v1alpha1.WhatsAppSession) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.wrote[client.ObjectKeyFromObject(s)] = version{s.UID, s.ResourceVersion}
+	r.lastWrite[client.ObjectKeyFromObject(s)] = version{s.UID, s.ResourceVersion}
 }
 
-// rivals are the other sessions that want the id of s.
-func (r *SessionReconciler) rivals(ctx context.Context, s *v1alpha1.WhatsAppSession) ([]v1alpha1.WhatsAppSession, error) {
+// claimants are the other sessions that want the id of s.
+func (r *SessionReconciler) claimants(ctx context.Context, s *v1alpha1.WhatsAppSession) ([]v1alpha1.WhatsAppSession, error) {
 	list := &v1alpha1.WhatsAppSessionList{}
 	if err := r.client.List(ctx, list, client.MatchingFields{indexSessionID: s.SessionID()}); err != nil {
 		return nil, fmt.Errorf("looking for sessions with the same id: %w", err)
 	}
-	rivals := list.Items[:0]
+	claimants := list.Items[:0]
 	for i := range list.Items {
 		if list.Items[i].UID != s.UID {
-			rivals = append(rivals, list.Items[i])
+			claimants = append(claimants, list.Items[i])
 		}
 	}
-	return rivals, nil
+	return claimants, nil
 }
 
 // claim reports whether s holds its id. The store's record decides; with none
@@ -352,11 +352,11 @@ func (r *SessionReconciler) claim(ctx context.Context, s *v1alpha1.WhatsAppSessi
 	if s.Status.SessionID != "" {
 		return true, nil
 	}
-	rivals, err := r.rivals(ctx, s)
+	claimants, err := r.claimants(ctx, s)
 	if err != nil {
 		return false, err
 	}
-	if first := foremost(s, rivals); first != nil {
+	if first := firstClaimant(s, claimants); first != nil {
 		// One query more, for the few whose id somebody else wants too.
 		record, err := r.IDs.Record(ctx, s.SessionID())
 		if err != nil {
@@ -370,8 +370,8 @@ func (r *SessionReconciler) claim(ctx context.Context, s *v1alpha1.WhatsAppSessi
 		}
 	}
 	held, err := r.IDs.Claim(ctx, Claimant{SessionID: s.SessionID(), Namespace: s.Namespace, UID: s.UID}, func(uid types.UID) bool {
-		for i := range rivals {
-			if rivals[i].UID == uid {
+		for i := range claimants {
+			if claimants[i].UID == uid {
 				return false
 			}
 		}
@@ -383,18 +383,18 @@ func (r *SessionReconciler) claim(ctx context.Context, s *v1alpha1.WhatsAppSessi
 	return held, nil
 }
 
-// foremost is the rival that comes before s where no record decides: one that
+// firstClaimant is the other that comes before s where no record decides: one that
 // still holds the id, or an older one. In doubt it is one of the namespace of s.
-func foremost(s *v1alpha1.WhatsAppSession, rivals []v1alpha1.WhatsAppSession) *v1alpha1.WhatsAppSession {
+func firstClaimant(s *v1alpha1.WhatsAppSession, claimants []v1alpha1.WhatsAppSession) *v1alpha1.WhatsAppSession {
 	var first *v1alpha1.WhatsAppSession
-	for i := range rivals {
-		rival := &rivals[i]
-		holds := rival.Status.SessionID != ""
-		if !holds && (!rival.DeletionTimestamp.IsZero() || !older(rival, s)) {
+	for i := range claimants {
+		other := &claimants[i]
+		holds := other.Status.SessionID != ""
+		if !holds && (!other.DeletionTimestamp.IsZero() || !older(other, s)) {
 			continue
 		}
-		if first == nil || rival.Namespace == s.Namespace {
-			first = rival
+		if first == nil || other.Namespace == s.Namespace {
+			first = other
 		}
 	}
 	return first
@@ -408,19 +408,19 @@ func older(a, b *v1alpha1.WhatsAppSession) bool {
 	return a.UID < b.UID
 }
 
-// foreign says that another session holds the id.
-func (r *SessionReconciler) foreign(ctx context.Context, s *v1alpha1.WhatsAppSession) error {
+// reportIDTaken says that another session holds the id.
+func (r *SessionReconciler) reportIDTaken(ctx context.Context, s *v1alpha1.WhatsAppSession) error {
 	next := status.ForeignID(s.Status, s.Generation, r.Clock.Now())
 	next.Installation = r.Installation
 	written, err := r.write(ctx, s, next)
 	if written {
-		r.warn(s, v1alpha1.ReasonSessionIDTaken, "another session holds the session id "+s.SessionID()+": choose another spec.sessionID, or delete the session that holds it")
+		r.recordEvent(s, corev1.EventTypeWarning, v1alpha1.ReasonSessionIDTaken, "another session holds the session id "+s.SessionID()+": choose another spec.sessionID, or delete the session that holds it")
 	}
 	return err
 }
 
-// storeless says that the session waits for the database.
-func (r *SessionReconciler) storeless(ctx context.Context, s *v1alpha1.WhatsAppSession) error {
+// reportStoreUnavailable says that the session waits for the database.
+func (r *SessionReconciler) reportStoreUnavailable(ctx context.Context, s *v1alpha1.WhatsAppSession) error {
 	next := *s.Status.DeepCopy()
 	next.Installation = r.Installation
 	_, err := r.write(ctx, s, status.Summarize(next, status.Facts{
@@ -430,10 +430,10 @@ func (r *SessionReconciler) storeless(ctx context.Context, s *v1alpha1.WhatsAppS
 	return err
 }
 
-// elsewhere leaves a session alone that another installation manages. One of
+// leaveToItsInstallation leaves a session alone that another installation manages. One of
 // this cluster speaks for itself; one that came from another cluster, by a
 // restore, has nobody here who would say so.
-func (r *SessionReconciler) elsewhere(ctx context.Context, s *v1alpha1.WhatsAppSession) error {
+func (r *SessionReconciler) leaveToItsInstallation(ctx context.Context, s *v1alpha1.WhatsAppSession) error {
 	theirs, _, _ := strings.Cut(s.Status.Installation, "/")
 	if ours, _, _ := strings.Cut(r.Installation, "/"); theirs == ours {
 		return nil
@@ -447,20 +447,20 @@ func (r *SessionReconciler) elsewhere(ctx context.Context, s *v1alpha1.WhatsAppS
 	}, r.Clock.Now())
 	written, err := r.write(ctx, s, next)
 	if written {
-		r.warn(s, v1alpha1.ReasonOtherInstallation, message)
+		r.recordEvent(s, corev1.EventTypeWarning, v1alpha1.ReasonOtherInstallation, message)
 	}
 	return err
 }
 
-// settle decides what is the manager's to decide of a session that is not being
+// updateStatus decides what is the manager's to decide of a session that is not being
 // deleted: its id, its suspension, an epoch that the store refused, a restart,
 // and, while nobody holds it, all that its status says. again is when to look
 // once more; zero: when something changes.
-func (r *SessionReconciler) settle(ctx context.Context, s *v1alpha1.WhatsAppSession) (again time.Duration, err error) {
+func (r *SessionReconciler) updateStatus(ctx context.Context, s *v1alpha1.WhatsAppSession) (again time.Duration, err error) {
 	now := r.Clock.Now()
 	next := *s.Status.DeepCopy()
 	if next.SessionID == "" {
-		next.SessionID, next.Installation, next.Epoch = s.SessionID(), r.Installation, r.floorOf(s.SessionID())
+		next.SessionID, next.Installation, next.Epoch = s.SessionID(), r.Installation, r.lastEpoch(s.SessionID())
 	}
 	switch {
 	case s.Spec.Suspend && next.Worker != "":
@@ -471,7 +471,7 @@ func (r *SessionReconciler) settle(ctx context.Context, s *v1alpha1.WhatsAppSess
 	restarted := false
 	if next.HeldBy == "" {
 		next, again, restarted = restart(s, next, now)
-		next = settled(s, next, now)
+		next = unheldStatus(s, next, now)
 		next = supersede(s, next, now)
 	}
 	was := s.Status
@@ -485,10 +485,10 @@ func (r *SessionReconciler) settle(ctx context.Context, s *v1alpha1.WhatsAppSess
 		log.V(1).Info("The session holds its id")
 	case restarted:
 		log.Info("Restarted")
-		r.tell(s, v1alpha1.ReasonRestarted, "restartedAt changed: the session begins anew when it is placed")
+		r.recordEvent(s, corev1.EventTypeNormal, v1alpha1.ReasonRestarted, "restartedAt changed: the session begins anew when it is placed")
 	case next.Phase == v1alpha1.PhaseSuspended && was.Phase != v1alpha1.PhaseSuspended:
 		log.Info("Suspended")
-		r.tell(s, v1alpha1.ReasonSuspended, "the session is disconnected and keeps its keys")
+		r.recordEvent(s, corev1.EventTypeNormal, v1alpha1.ReasonSuspended, "the session is disconnected and keeps its keys")
 	case was.Epoch != next.Epoch && next.Worker == was.Worker && next.HeldBy != "":
 		log.Info("Placed again above the epoch that the store knows", "worker", next.Worker)
 	}
@@ -526,7 +526,7 @@ func (r *SessionReconciler) write(ctx context.Context, s *v1alpha1.WhatsAppSessi
 	if err := patchStatus(ctx, r.client, s, next); err != nil {
 		return false, err
 	}
-	r.hasWritten(s)
+	r.rememberWrite(s)
 	return true, nil
 }
 
@@ -541,22 +541,22 @@ func patchStatus(ctx context.Context, c client.Client, s *v1alpha1.WhatsAppSessi
 	return nil
 }
 
-// announce says what Redis is to know of a session that nobody holds. The
+// publish says what Redis is to know of a session that nobody holds. The
 // patch that raised the epoch came first, so nothing is said that was not
 // decided; an error is repeated, and so is everything by a new leader.
-func (r *SessionReconciler) announce(ctx context.Context, s *v1alpha1.WhatsAppSession) error {
+func (r *SessionReconciler) publish(ctx context.Context, s *v1alpha1.WhatsAppSession) error {
 	key := client.ObjectKeyFromObject(s)
 	if s.Status.HeldBy != "" || s.Status.SessionID == "" || s.Status.Epoch == 0 {
-		r.untell(key)
+		r.clearPublished(key)
 		return nil
 	}
 	r.mu.Lock()
-	told, forgotten := r.told[key], r.forgotten
+	told, forgetCount := r.published[key], r.forgetCount
 	r.mu.Unlock()
 	if told == s.Status.Epoch {
 		return nil
 	}
-	known, err := r.Announcer.Update(ctx, item(s))
+	known, err := r.Publisher.Update(ctx, item(s))
 	if err == nil && !known {
 		// Nothing there would keep an old status from Laravel, and ours may be old: that of
 		// a leader that was paused and leads no more, whose cache is catching up.
@@ -564,15 +564,15 @@ func (r *SessionReconciler) announce(ctx context.Context, s *v1alpha1.WhatsAppSe
 		if readErr != nil || !newest {
 			return readErr // what has changed brings the session back
 		}
-		err = r.Announcer.Enqueue(ctx, item(s))
+		err = r.Publisher.Enqueue(ctx, item(s))
 	}
 	if err != nil {
 		return fmt.Errorf("telling Redis the session's status: %w", err)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.forgotten == forgotten { // else it is to be said again, and comes back for it
-		r.told[key] = s.Status.Epoch
+	if r.forgetCount == forgetCount { // else it is to be said again, and comes back for it
+		r.published[key] = s.Status.Epoch
 	}
 	return nil
 }
@@ -590,46 +590,42 @@ func (r *SessionReconciler) isNewest(ctx context.Context, s *v1alpha1.WhatsAppSe
 	return newest.UID == s.UID && newest.ResourceVersion == s.ResourceVersion, nil
 }
 
-func (r *SessionReconciler) untell(key types.NamespacedName) {
+func (r *SessionReconciler) clearPublished(key types.NamespacedName) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.told, key)
+	delete(r.published, key)
 }
 
 // forget forgets a session that does not exist any more.
 func (r *SessionReconciler) forget(key types.NamespacedName) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.told, key)
-	delete(r.wrote, key)
+	delete(r.published, key)
+	delete(r.lastWrite, key)
 }
 
-// setFloor remembers the last epoch of a deleted session for as long as a new
+// rememberEpoch remembers the last epoch of a deleted session for as long as a new
 // placement could come out below it: until the clock has passed it.
-func (r *SessionReconciler) setFloor(sessionID string, epoch int64) {
+func (r *SessionReconciler) rememberEpoch(sessionID string, epoch int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := r.Clock.Now().Unix()
-	for id, floor := range r.floor {
+	for id, floor := range r.lastEpochs {
 		if floor < now {
-			delete(r.floor, id)
+			delete(r.lastEpochs, id)
 		}
 	}
-	r.floor[sessionID] = epoch
+	r.lastEpochs[sessionID] = epoch
 }
 
-func (r *SessionReconciler) floorOf(sessionID string) int64 {
+func (r *SessionReconciler) lastEpoch(sessionID string) int64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.floor[sessionID]
+	return r.lastEpochs[sessionID]
 }
 
-func (r *SessionReconciler) tell(s *v1alpha1.WhatsAppSession, reason, message string) {
-	r.events.Eventf(s, nil, corev1.EventTypeNormal, reason, reason, "%s", message)
-}
-
-func (r *SessionReconciler) warn(s *v1alpha1.WhatsAppSession, reason, message string) {
-	r.events.Eventf(s, nil, corev1.EventTypeWarning, reason, reason, "%s", message)
+func (r *SessionReconciler) recordEvent(s *v1alpha1.WhatsAppSession, kind, reason, message string) {
+	r.events.Eventf(s, nil, kind, reason, reason, "%s", message)
 }
 
 // ending is how a deleted session ends.
@@ -639,10 +635,10 @@ type ending struct {
 	release         Release // empty: the store has nothing of it
 }
 
-// end is the story of a session that is being deleted: it waits for the holder,
+// reconcileDeletion is the story of a session that is being deleted: it waits for the holder,
 // takes the session from it where it is not to log out, and when nobody holds
 // it any more says the last word and lets it go.
-func (r *SessionReconciler) end(ctx context.Context, s *v1alpha1.WhatsAppSession) (ctrl.Result, error) {
+func (r *SessionReconciler) reconcileDeletion(ctx context.Context, s *v1alpha1.WhatsAppSession) (ctrl.Result, error) {
 	if !controllerutil.ContainsFinalizer(s, v1alpha1.Finalizer) {
 		return ctrl.Result{}, nil
 	}
@@ -657,19 +653,19 @@ func (r *SessionReconciler) end(ctx context.Context, s *v1alpha1.WhatsAppSession
 		return ctrl.Result{}, r.removeFinalizer(ctx, s) // it never held the id
 	}
 	now := r.Clock.Now()
-	e, wait := howItEnds(s, record, now)
+	e, wait := decideEnding(s, record, now)
 	if e != nil {
-		return ctrl.Result{}, r.finish(ctx, s, *e)
+		return ctrl.Result{}, r.finishDeletion(ctx, s, *e)
 	}
-	if err := r.await(ctx, s, record, now); err != nil {
+	if err := r.reportDeletion(ctx, s, record, now); err != nil {
 		return ctrl.Result{}, err
 	}
-	return ctrl.Result{RequeueAfter: wait}, r.announce(ctx, s)
+	return ctrl.Result{RequeueAfter: wait}, r.publish(ctx, s)
 }
 
-// howItEnds decides whether a deleted session may go, and how; if not, how long
+// decideEnding decides whether a deleted session may go, and how; if not, how long
 // to wait at most. record is the session's own; nil: the store has none any more.
-func howItEnds(s *v1alpha1.WhatsAppSession, record *Record, now time.Time) (*ending, time.Duration) {
+func decideEnding(s *v1alpha1.WhatsAppSession, record *Record, now time.Time) (*ending, time.Duration) {
 	deadline := s.DeletionTimestamp.Add(logoutTimeout)
 	retain := s.Spec.DeletionPolicy == v1alpha1.DeletionRetain
 	linked := record != nil && record.JID != ""
@@ -701,8 +697,8 @@ func unlinkByHand(s *v1alpha1.WhatsAppSession, record *Record) string {
 		logoutTimeout, record.PhoneNumber, device)
 }
 
-// await writes what the manager has to say of a deleted session that cannot go yet.
-func (r *SessionReconciler) await(ctx context.Context, s *v1alpha1.WhatsAppSession, record *Record, now time.Time) error {
+// reportDeletion writes what the manager has to say of a deleted session that cannot go yet.
+func (r *SessionReconciler) reportDeletion(ctx context.Context, s *v1alpha1.WhatsAppSession, record *Record, now time.Time) error {
 	next := *s.Status.DeepCopy()
 	next.SessionID, next.Installation = s.SessionID(), r.Installation
 	overdue := !now.Before(s.DeletionTimestamp.Add(logoutTimeout))
@@ -715,19 +711,19 @@ func (r *SessionReconciler) await(ctx context.Context, s *v1alpha1.WhatsAppSessi
 			next.JID, next.PhoneNumber = record.JID, record.PhoneNumber
 		}
 		next.QR, next.PairingCode = nil, ""
-		next = status.Summarize(next, unheld(s, next, refused(s), now), now)
+		next = status.Summarize(next, unheldFacts(s, next, lastUnplaced(s), now), now)
 		next = supersede(s, next, now)
 	}
 	_, err := r.write(ctx, s, next)
 	return err
 }
 
-// finish says the last word of a session and lets it go. The patch comes first:
+// finishDeletion says the last word of a session and lets it go. The patch comes first:
 // no worker can take the session afterwards. Redis comes before the finalizer:
 // a deletion is known there before the object is gone.
-func (r *SessionReconciler) finish(ctx context.Context, s *v1alpha1.WhatsAppSession, e ending) error {
+func (r *SessionReconciler) finishDeletion(ctx context.Context, s *v1alpha1.WhatsAppSession, e ending) error {
 	now := r.Clock.Now()
-	if ended(s) { // said already, by a process that came no further
+	if deletionDecided(s) { // said already, by a process that came no further
 		e.reason = status.Reason(s.Status)
 	}
 	next := *s.Status.DeepCopy()
@@ -751,14 +747,14 @@ func (r *SessionReconciler) finish(ctx context.Context, s *v1alpha1.WhatsAppSess
 			return fmt.Errorf("releasing the session id: %w", err)
 		}
 	}
-	if err := r.Announcer.Deleted(ctx, item(s)); err != nil {
+	if err := r.Publisher.Deleted(ctx, item(s)); err != nil {
 		return fmt.Errorf("telling Redis that the session is deleted: %w", err)
 	}
-	r.setFloor(s.Status.SessionID, s.Status.Epoch)
+	r.rememberEpoch(s.Status.SessionID, s.Status.Epoch)
 	if e.reason == v1alpha1.ReasonLogoutUnconfirmed {
-		r.warn(s, e.reason, e.message)
+		r.recordEvent(s, corev1.EventTypeWarning, e.reason, e.message)
 	} else {
-		r.tell(s, e.reason, e.message)
+		r.recordEvent(s, corev1.EventTypeNormal, e.reason, e.message)
 	}
 	logr.FromContextOrDiscard(ctx).Info("Deleted", "sessionID", s.Status.SessionID, "epoch", s.Status.Epoch, "reason", e.reason)
 	return r.removeFinalizer(ctx, s)

@@ -26,7 +26,7 @@ import (
 
 func TestAnAppliedSessionIsPlaced(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newEnv(t)
 	w.worker("worker-a")
 	s := w.placed(w.apply(w.a, "acme"), "worker-a")
 
@@ -44,11 +44,11 @@ func TestAnAppliedSessionIsPlaced(t *testing.T) {
 
 func TestTheHoldersStatusIsNotTouched(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newEnv(t)
 	w.worker("worker-a")
 	s := w.hold(w.placed(w.apply(w.a, "acme"), "worker-a"), "worker-a")
 	w.stop()
-	result, err := w.reconciler.lead(t.Context(), s.DeepCopy())
+	result, err := w.reconciler.reconcile(t.Context(), s.DeepCopy())
 	w.Expect(err).NotTo(HaveOccurred())
 	w.Expect(result).To(BeZero())
 	now, err := w.get(s)
@@ -59,7 +59,7 @@ func TestTheHoldersStatusIsNotTouched(t *testing.T) {
 
 func TestTwoNamespacesAndOneID(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newEnv(t)
 	w.worker("worker-a")
 	winner := w.placed(w.apply(w.a, "mine", withID("acme")), "worker-a")
 	loser := w.phase(w.apply(w.b, "yours", withID("acme")), v1alpha1.PhasePending, v1alpha1.ReasonSessionIDTaken)
@@ -102,26 +102,26 @@ func TestWithoutARecordTheOlderObjectWins(t *testing.T) {
 	deleted := func(s *v1alpha1.WhatsAppSession) { s.DeletionTimestamp = &metav1.Time{Time: time.Unix(2000, 0)} }
 	holding := func(s *v1alpha1.WhatsAppSession) { s.Status.SessionID = "acme" }
 	for _, tt := range []struct {
-		name   string
-		s      *v1alpha1.WhatsAppSession
-		rivals []*v1alpha1.WhatsAppSession
-		first  string
+		name      string
+		s         *v1alpha1.WhatsAppSession
+		claimants []*v1alpha1.WhatsAppSession
+		first     string
 	}{
 		{name: "alone", s: object("m", "a", 5)},
-		{name: "an older one", s: object("m", "a", 5), rivals: []*v1alpha1.WhatsAppSession{object("x", "b", 6)}, first: "x"},
-		{name: "a younger one", s: object("m", "a", 5), rivals: []*v1alpha1.WhatsAppSession{object("x", "b", 4)}},
-		{name: "equal ages, the lower UID", s: object("m", "a", 5), rivals: []*v1alpha1.WhatsAppSession{object("c", "b", 5)}, first: "c"},
-		{name: "equal ages, the higher UID", s: object("m", "a", 5), rivals: []*v1alpha1.WhatsAppSession{object("x", "b", 5)}},
-		{name: "an older one that is going", s: object("m", "a", 5), rivals: []*v1alpha1.WhatsAppSession{object("x", "b", 6, deleted)}},
-		{name: "one that is going and still holds the id", s: object("m", "a", 5), rivals: []*v1alpha1.WhatsAppSession{object("x", "b", 1, deleted, holding)}, first: "x"},
-		{name: "one of the own namespace before one of another", s: object("m", "a", 5), rivals: []*v1alpha1.WhatsAppSession{object("x", "b", 9), object("y", "a", 6)}, first: "y"},
+		{name: "an older one", s: object("m", "a", 5), claimants: []*v1alpha1.WhatsAppSession{object("x", "b", 6)}, first: "x"},
+		{name: "a younger one", s: object("m", "a", 5), claimants: []*v1alpha1.WhatsAppSession{object("x", "b", 4)}},
+		{name: "equal ages, the lower UID", s: object("m", "a", 5), claimants: []*v1alpha1.WhatsAppSession{object("c", "b", 5)}, first: "c"},
+		{name: "equal ages, the higher UID", s: object("m", "a", 5), claimants: []*v1alpha1.WhatsAppSession{object("x", "b", 5)}},
+		{name: "an older one that is going", s: object("m", "a", 5), claimants: []*v1alpha1.WhatsAppSession{object("x", "b", 6, deleted)}},
+		{name: "one that is going and still holds the id", s: object("m", "a", 5), claimants: []*v1alpha1.WhatsAppSession{object("x", "b", 1, deleted, holding)}, first: "x"},
+		{name: "one of the own namespace before one of another", s: object("m", "a", 5), claimants: []*v1alpha1.WhatsAppSession{object("x", "b", 9), object("y", "a", 6)}, first: "y"},
 	} {
-		rivals := make([]v1alpha1.WhatsAppSession, len(tt.rivals))
-		for i := range tt.rivals {
-			rivals[i] = *tt.rivals[i]
+		claimants := make([]v1alpha1.WhatsAppSession, len(tt.claimants))
+		for i := range tt.claimants {
+			claimants[i] = *tt.claimants[i]
 		}
 		first := ""
-		if f := foremost(tt.s, rivals); f != nil {
+		if f := firstClaimant(tt.s, claimants); f != nil {
 			first = f.Name
 		}
 		g.Expect(first).To(Equal(tt.first), tt.name)
@@ -130,7 +130,7 @@ func TestWithoutARecordTheOlderObjectWins(t *testing.T) {
 
 func TestARetainedIDPassesOnInItsNamespace(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newEnv(t)
 	w.worker("worker-a")
 	s := w.hold(w.placed(w.apply(w.a, "one", withID("acme"), retain), "worker-a"), "worker-a")
 
@@ -155,14 +155,14 @@ func TestARetainedIDPassesOnInItsNamespace(t *testing.T) {
 
 func TestDeletion(t *testing.T) {
 	t.Parallel()
-	late := (*world).late
+	late := (*env).late
 	tests := []struct {
 		name string
 		// change is the manifest's.
 		change func(*v1alpha1.WhatsAppSession)
 		// before is done before the deletion, after with what came of it.
-		before  func(w *world, s *v1alpha1.WhatsAppSession)
-		after   func(w *world, s *v1alpha1.WhatsAppSession)
+		before  func(w *env, s *v1alpha1.WhatsAppSession)
+		after   func(w *env, s *v1alpha1.WhatsAppSession)
 		release Release
 		says    string
 		event   string
@@ -173,8 +173,8 @@ func TestDeletion(t *testing.T) {
 		},
 		{
 			name:   "a session that no phone was linked to, while its worker offers codes",
-			before: func(w *world, s *v1alpha1.WhatsAppSession) { w.pair(s, "worker-a") },
-			after: func(w *world, s *v1alpha1.WhatsAppSession) {
+			before: func(w *env, s *v1alpha1.WhatsAppSession) { w.pair(s, "worker-a") },
+			after: func(w *env, s *v1alpha1.WhatsAppSession) {
 				w.ids.forget("acme")
 				w.release(s)
 			},
@@ -182,8 +182,8 @@ func TestDeletion(t *testing.T) {
 		},
 		{
 			name:   "the holder logs out and deletes the record",
-			before: func(w *world, s *v1alpha1.WhatsAppSession) { w.hold(s, "worker-a") },
-			after: func(w *world, s *v1alpha1.WhatsAppSession) {
+			before: func(w *env, s *v1alpha1.WhatsAppSession) { w.hold(s, "worker-a") },
+			after: func(w *env, s *v1alpha1.WhatsAppSession) {
 				w.ids.forget("acme")
 				w.release(s)
 			},
@@ -191,8 +191,8 @@ func TestDeletion(t *testing.T) {
 		},
 		{
 			name:   "a suspended session is placed to log out",
-			before: func(w *world, s *v1alpha1.WhatsAppSession) { w.suspend(w.hold(s, "worker-a")) },
-			after: func(w *world, s *v1alpha1.WhatsAppSession) {
+			before: func(w *env, s *v1alpha1.WhatsAppSession) { w.suspend(w.hold(s, "worker-a")) },
+			after: func(w *env, s *v1alpha1.WhatsAppSession) {
 				w.Expect(w.placed(s, "worker-a").Status.Phase).To(Equal(v1alpha1.PhaseTerminating))
 				w.hears("acme", "inactive/Terminating/Deleting")
 				w.hold(s, "worker-a")
@@ -203,10 +203,10 @@ func TestDeletion(t *testing.T) {
 		},
 		{
 			name: "a device that the status does not know of is logged out too",
-			before: func(w *world, _ *v1alpha1.WhatsAppSession) {
+			before: func(w *env, _ *v1alpha1.WhatsAppSession) {
 				w.ids.link("acme", "34600111222:3@s.whatsapp.net", "+34600111222")
 			},
-			after: func(w *world, s *v1alpha1.WhatsAppSession) {
+			after: func(w *env, s *v1alpha1.WhatsAppSession) {
 				w.becomes(s, func(g Gomega, s *v1alpha1.WhatsAppSession) {
 					g.Expect(s.Status.JID).NotTo(BeEmpty())
 					g.Expect(s.Status.Worker).To(Equal("worker-a"))
@@ -219,8 +219,8 @@ func TestDeletion(t *testing.T) {
 		{
 			name:   "no worker could log out in time",
 			change: func(s *v1alpha1.WhatsAppSession) { s.Spec.DeviceName = "Shop 7" },
-			before: func(w *world, s *v1alpha1.WhatsAppSession) { w.suspend(w.hold(s, "worker-a")) },
-			after: func(w *world, s *v1alpha1.WhatsAppSession) {
+			before: func(w *env, s *v1alpha1.WhatsAppSession) { w.suspend(w.hold(s, "worker-a")) },
+			after: func(w *env, s *v1alpha1.WhatsAppSession) {
 				w.phase(s, v1alpha1.PhaseTerminating, v1alpha1.ReasonDeleting)
 				late(w, logoutTimeout+time.Second)
 				w.touch(s)
@@ -230,8 +230,8 @@ func TestDeletion(t *testing.T) {
 		},
 		{
 			name:   "a holder that does not come to an end is told to give up, and waited for",
-			before: func(w *world, s *v1alpha1.WhatsAppSession) { w.hold(s, "worker-a") },
-			after: func(w *world, s *v1alpha1.WhatsAppSession) {
+			before: func(w *env, s *v1alpha1.WhatsAppSession) { w.hold(s, "worker-a") },
+			after: func(w *env, s *v1alpha1.WhatsAppSession) {
 				late(w, logoutTimeout+time.Hour)
 				w.touch(s)
 				withdrawn := w.placed(s, "")
@@ -243,8 +243,8 @@ func TestDeletion(t *testing.T) {
 		},
 		{
 			name:   "a dead holder of a session that no phone was linked to",
-			before: func(w *world, s *v1alpha1.WhatsAppSession) { w.pair(s, "worker-a") },
-			after: func(w *world, s *v1alpha1.WhatsAppSession) {
+			before: func(w *env, s *v1alpha1.WhatsAppSession) { w.pair(s, "worker-a") },
+			after: func(w *env, s *v1alpha1.WhatsAppSession) {
 				late(w, logoutTimeout+time.Second)
 				w.touch(s)
 				withdrawn := w.placed(s, "")
@@ -256,8 +256,8 @@ func TestDeletion(t *testing.T) {
 		{
 			name:   "Retain, nobody holds it",
 			change: retain,
-			before: func(w *world, s *v1alpha1.WhatsAppSession) { w.suspend(w.hold(s, "worker-a")) },
-			after:  func(*world, *v1alpha1.WhatsAppSession) {},
+			before: func(w *env, s *v1alpha1.WhatsAppSession) { w.suspend(w.hold(s, "worker-a")) },
+			after:  func(*env, *v1alpha1.WhatsAppSession) {},
 
 			release: ReleaseRetain, says: "inactive/Terminating/Deleted", event: "keys are kept",
 		},
@@ -270,7 +270,7 @@ func TestDeletion(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t)
+			w := newEnv(t)
 			w.worker("worker-a")
 			if tt.change == nil {
 				tt.change = func(*v1alpha1.WhatsAppSession) {}
@@ -298,7 +298,7 @@ func TestDeletion(t *testing.T) {
 }
 
 // suspend suspends a held session and plays its holder.
-func (w *world) suspend(s *v1alpha1.WhatsAppSession) *v1alpha1.WhatsAppSession {
+func (w *env) suspend(s *v1alpha1.WhatsAppSession) *v1alpha1.WhatsAppSession {
 	w.t.Helper()
 	w.edit(s, suspended)
 	withdrawn := w.placed(s, "")
@@ -309,14 +309,14 @@ func (w *world) suspend(s *v1alpha1.WhatsAppSession) *v1alpha1.WhatsAppSession {
 
 func TestADeletionWaitsForRedis(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newEnv(t)
 	w.worker("worker-a")
 	s := w.placed(w.apply(w.a, "acme"), "worker-a")
 	w.hears("acme", "pending/Pending/Placed")
 	w.redis.breaks(errors.New("connection refused"))
 	w.delete(s)
 	w.phase(s, v1alpha1.PhaseTerminating, v1alpha1.ReasonDeleted)
-	w.Consistently(func() error { _, err := w.get(s); return err }, 200*time.Millisecond, beat).Should(Succeed())
+	w.Consistently(func() error { _, err := w.get(s); return err }, 200*time.Millisecond, pollInterval).Should(Succeed())
 	w.redis.breaks(nil)
 	w.gone(s)
 	w.Expect(w.redis.says("acme")).To(Equal("inactive/Terminating/Deleted"))
@@ -324,7 +324,7 @@ func TestADeletionWaitsForRedis(t *testing.T) {
 
 func TestWhatIsAppliedAgainAtOnceIsNewerThanWhatWasDeleted(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t) // whose clock stands still
+	w := newEnv(t) // whose clock stands still
 	w.worker("worker-a")
 	for range 3 {
 		before := w.redis.numbers("acme").Epoch
@@ -339,7 +339,7 @@ func TestWhatIsAppliedAgainAtOnceIsNewerThanWhatWasDeleted(t *testing.T) {
 
 func TestSuspendAndResume(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newEnv(t)
 	w.worker("worker-a")
 	s := w.hold(w.placed(w.apply(w.a, "acme"), "worker-a"), "worker-a")
 
@@ -366,7 +366,7 @@ func TestSuspendAndResume(t *testing.T) {
 
 func TestASessionThatIsAppliedSuspended(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newEnv(t)
 	w.worker("worker-a")
 	s := w.phase(w.apply(w.a, "acme", suspended), v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended)
 	w.Expect(s.Status.SessionID).To(Equal("acme"))
@@ -376,7 +376,7 @@ func TestASessionThatIsAppliedSuspended(t *testing.T) {
 
 func TestABanOutlivesASuspension(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newEnv(t)
 	w.worker("worker-a")
 	s := w.hold(w.placed(w.apply(w.a, "acme"), "worker-a"), "worker-a")
 	until := metav1.NewTime(w.clock.Now().Add(time.Hour))
@@ -394,7 +394,7 @@ func TestABanOutlivesASuspension(t *testing.T) {
 
 func TestRestart(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newEnv(t)
 	w.worker("worker-a", capacity(1))
 	s := w.pair(w.placed(w.apply(w.a, "acme"), "worker-a"), "worker-a")
 	t.Log("a session rests, and loses its worker")
@@ -469,7 +469,7 @@ func TestRestartDecides(t *testing.T) {
 
 func TestTheStoreKnowsAHigherEpoch(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newEnv(t)
 	w.worker("worker-a")
 	s := w.hold(w.placed(w.apply(w.a, "acme"), "worker-a"), "worker-a")
 	behind := s.Status.Epoch + 1000
@@ -484,7 +484,7 @@ func TestTheStoreKnowsAHigherEpoch(t *testing.T) {
 // A session that rests is placed above as well, and rests on.
 func TestTheStoreKnowsAHigherEpochOfASessionThatRests(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newEnv(t)
 	w.worker("worker-a")
 	s := w.hold(w.placed(w.apply(w.a, "acme"), "worker-a"), "worker-a")
 	behind := s.Status.Epoch + 1000
@@ -505,7 +505,7 @@ func TestTheStoreKnowsAHigherEpochOfASessionThatRests(t *testing.T) {
 
 func TestASessionOfAnotherInstallation(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newEnv(t)
 	w.stop() // a restore writes the status before the manager sees the object
 	restored := w.apply(w.a, "restored")
 	neighbour := w.apply(w.a, "neighbour")
@@ -535,7 +535,7 @@ func TestASessionOfAnotherInstallation(t *testing.T) {
 
 func TestRedisIsToldUntilItListens(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newEnv(t)
 	w.redis.breaks(errors.New("connection refused"))
 	w.worker("worker-a")
 	s := w.placed(w.apply(w.a, "acme"), "worker-a")
@@ -547,26 +547,26 @@ func TestRedisIsToldUntilItListens(t *testing.T) {
 
 func TestRedisForgetsAndTheLeaderChanges(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newEnv(t)
 	s := w.phase(w.apply(w.a, "acme", suspended), v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended)
 	w.hears("acme", "inactive/Suspended/Suspended")
 	said := w.redis.numbers("acme")
 
 	w.redis.empty()
-	w.Expect(w.reconciler.TellAgain(t.Context())).To(Succeed())
+	w.Expect(w.reconciler.PublishAgain(t.Context())).To(Succeed())
 	w.hears("acme", "inactive/Suspended/Suspended")
 
 	// It forgets what it has just been told.
 	w.redis.empty()
-	forgotten := make(chan error, 1)
+	forgetCount := make(chan error, 1)
 	w.redis.mu.Lock()
 	w.redis.then = func() {
 		w.redis.empty()
-		forgotten <- w.reconciler.TellAgain(t.Context())
+		forgetCount <- w.reconciler.PublishAgain(t.Context())
 	}
 	w.redis.mu.Unlock()
-	w.Expect(w.reconciler.TellAgain(t.Context())).To(Succeed())
-	w.Eventually(forgotten).Should(Receive(Succeed()))
+	w.Expect(w.reconciler.PublishAgain(t.Context())).To(Succeed())
+	w.Eventually(forgetCount).Should(Receive(Succeed()))
 	w.hears("acme", "inactive/Suspended/Suspended")
 
 	w.stop()
@@ -584,7 +584,7 @@ func TestRedisForgetsAndTheLeaderChanges(t *testing.T) {
 // nothing in Redis would refuse it.
 func TestAnOldPictureAndARedisThatForgot(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newEnv(t)
 	w.worker("worker-a")
 	pictures := map[string]*v1alpha1.WhatsAppSession{}
 	for _, name := range []string{"held", "moved", "unheld", "gone", "again", "ended"} {
@@ -618,7 +618,7 @@ func TestAnOldPictureAndARedisThatForgot(t *testing.T) {
 
 	wakes := func(name string) error {
 		r := &SessionReconciler{
-			SessionOptions: SessionOptions{Installation: installation, IDs: w.ids, Announcer: w.redis, Log: logr.Discard(), Clock: w.clock},
+			SessionOptions: SessionOptions{Installation: installation, IDs: w.ids, Publisher: w.redis, Log: logr.Discard(), Clock: w.clock},
 			client: interceptor.NewClient(k8s, interceptor.Funcs{
 				Get: func(_ context.Context, _ client.WithWatch, _ client.ObjectKey, into client.Object, _ ...client.GetOption) error {
 					pictures[name].DeepCopyInto(into.(*v1alpha1.WhatsAppSession))
@@ -626,7 +626,7 @@ func TestAnOldPictureAndARedisThatForgot(t *testing.T) {
 				},
 			}),
 			reader: k8s, events: events.NewFakeRecorder(10),
-			told: map[types.NamespacedName]int64{}, floor: map[string]int64{}, wrote: map[types.NamespacedName]version{},
+			published: map[types.NamespacedName]int64{}, lastEpochs: map[string]int64{}, lastWrite: map[types.NamespacedName]version{},
 		}
 		_, err := r.Reconcile(t.Context(), ctrl.Request{NamespacedName: client.ObjectKeyFromObject(pictures[name])})
 		return err
@@ -641,7 +641,7 @@ func TestAnOldPictureAndARedisThatForgot(t *testing.T) {
 
 func TestAStoreThatDoesNotAnswer(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newEnv(t)
 	w.ids.mu.Lock()
 	w.ids.err = errors.New("connection refused")
 	w.ids.mu.Unlock()
@@ -661,7 +661,7 @@ func TestAStoreThatDoesNotAnswer(t *testing.T) {
 // decided: its cache shows the session as it was.
 func TestADecisionFromAnOldPicture(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newEnv(t)
 	w.worker("worker-a")
 	old := w.placed(w.apply(w.a, "acme"), "worker-a")
 	w.hold(old, "worker-a")
@@ -678,10 +678,10 @@ func TestADecisionFromAnOldPicture(t *testing.T) {
 	})
 	r := &SessionReconciler{
 		SessionOptions: SessionOptions{
-			Installation: installation, IDs: w.ids, Announcer: w.redis, Log: logr.Discard(),
+			Installation: installation, IDs: w.ids, Publisher: w.redis, Log: logr.Discard(),
 			Clock: clocktesting.NewFakeClock(w.clock.Now().Add(time.Hour)),
 		},
-		client: paused, reader: k8s, events: events.NewFakeRecorder(10), told: map[types.NamespacedName]int64{}, floor: map[string]int64{},
+		client: paused, reader: k8s, events: events.NewFakeRecorder(10), published: map[types.NamespacedName]int64{}, lastEpochs: map[string]int64{},
 	}
 	result, err := r.Reconcile(t.Context(), ctrl.Request{NamespacedName: client.ObjectKeyFromObject(old)})
 	w.Expect(err).NotTo(HaveOccurred(), "a conflict is no error: it is decided again")
@@ -696,7 +696,7 @@ func TestADecisionFromAnOldPicture(t *testing.T) {
 // the cache shows what it has just written.
 func TestTheCacheIsBehindOurOwnWrite(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newEnv(t)
 	w.stop()
 	shown := w.apply(w.a, "acme")
 	claims := &countingIDs{IDs: w.ids}
@@ -706,7 +706,7 @@ func TestTheCacheIsBehindOurOwnWrite(t *testing.T) {
 			shown.DeepCopyInto(into.(*v1alpha1.WhatsAppSession))
 			return nil
 		},
-		List: func(context.Context, client.WithWatch, client.ObjectList, ...client.ListOption) error { return nil }, // no rivals
+		List: func(context.Context, client.WithWatch, client.ObjectList, ...client.ListOption) error { return nil }, // no claimants
 		Patch: func(ctx context.Context, c client.WithWatch, obj client.Object, patch client.Patch, o ...client.PatchOption) error {
 			patches++
 			return c.Patch(ctx, obj, patch, o...)
@@ -717,9 +717,9 @@ func TestTheCacheIsBehindOurOwnWrite(t *testing.T) {
 		},
 	})
 	r := &SessionReconciler{
-		SessionOptions: SessionOptions{Installation: installation, IDs: claims, Announcer: w.redis, Log: logr.Discard(), Clock: w.clock},
+		SessionOptions: SessionOptions{Installation: installation, IDs: claims, Publisher: w.redis, Log: logr.Discard(), Clock: w.clock},
 		client:         behind, reader: k8s, events: events.NewFakeRecorder(10),
-		told: map[types.NamespacedName]int64{}, floor: map[string]int64{}, wrote: map[types.NamespacedName]version{},
+		published: map[types.NamespacedName]int64{}, lastEpochs: map[string]int64{}, lastWrite: map[types.NamespacedName]version{},
 	}
 	reconcile := func(why string, writes, claimed int) {
 		t.Helper()

@@ -50,8 +50,8 @@ var (
 const (
 	release      = "main"
 	installation = "cluster-1/operators/" + release
-	patience     = 30 * time.Second
-	beat         = 10 * time.Millisecond
+	testTimeout  = 30 * time.Second
+	pollInterval = 10 * time.Millisecond
 )
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
@@ -115,7 +115,7 @@ func readRoles() error {
 }
 
 // grant gives the manager its role in the operator's namespace.
-func (w *world) grant() {
+func (w *env) grant() {
 	w.t.Helper()
 	role := managerRole.DeepCopy()
 	role.Namespace = w.operator
@@ -127,8 +127,8 @@ func (w *world) grant() {
 	})).To(Succeed())
 }
 
-// world is a manager with all that it talks to. The test plays the workers.
-type world struct {
+// env is a manager with all that it talks to. The test plays the workers.
+type env struct {
 	*WithT
 	t     *testing.T
 	ids   *fakeIDs
@@ -142,9 +142,9 @@ type world struct {
 	stop           func()
 }
 
-func newWorld(t *testing.T) *world {
+func newEnv(t *testing.T) *env {
 	t.Helper()
-	w := &world{
+	w := &env{
 		WithT: NewWithT(t), t: t, redis: &fakeRedis{},
 		ids:   &fakeIDs{records: map[string]*Record{}, released: map[types.UID]Release{}},
 		clock: clocktesting.NewFakeClock(time.Now().Truncate(time.Second)), verdicts: newFakeVerdicts(),
@@ -155,7 +155,7 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-func (w *world) namespace(prefix string) string {
+func (w *env) namespace(prefix string) string {
 	w.t.Helper()
 	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: prefix}}
 	w.Expect(k8s.Create(w.t.Context(), ns)).To(Succeed())
@@ -163,7 +163,7 @@ func (w *world) namespace(prefix string) string {
 }
 
 // start runs a manager that sees only this test's namespaces.
-func (w *world) start() {
+func (w *env) start() {
 	w.t.Helper()
 	cacheOptions := CacheOptions(w.operator, release)
 	for obj, by := range cacheOptions.ByObject {
@@ -181,7 +181,7 @@ func (w *world) start() {
 	})
 	w.Expect(err).NotTo(HaveOccurred())
 	w.reconciler, err = SetupSession(mgr, SessionOptions{
-		Installation: installation, IDs: w.ids, Announcer: w.redis, Clock: w.clock, Log: logr.Discard(), Concurrency: 4,
+		Installation: installation, IDs: w.ids, Publisher: w.redis, Clock: w.clock, Log: logr.Discard(), Concurrency: 4,
 	})
 	w.Expect(err).NotTo(HaveOccurred())
 	w.Expect(SetupPlacement(mgr, PlacementOptions{
@@ -201,7 +201,7 @@ func (w *world) start() {
 }
 
 // apply creates a session.
-func (w *world) apply(namespace, name string, change ...func(*v1alpha1.WhatsAppSession)) *v1alpha1.WhatsAppSession {
+func (w *env) apply(namespace, name string, change ...func(*v1alpha1.WhatsAppSession)) *v1alpha1.WhatsAppSession {
 	w.t.Helper()
 	s := &v1alpha1.WhatsAppSession{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}}
 	for _, c := range change {
@@ -220,13 +220,13 @@ func suspended(s *v1alpha1.WhatsAppSession) { s.Spec.Suspend = true }
 func retain(s *v1alpha1.WhatsAppSession) { s.Spec.DeletionPolicy = v1alpha1.DeletionRetain }
 
 // get reads a session from the API server.
-func (w *world) get(s *v1alpha1.WhatsAppSession) (*v1alpha1.WhatsAppSession, error) {
+func (w *env) get(s *v1alpha1.WhatsAppSession) (*v1alpha1.WhatsAppSession, error) {
 	out := &v1alpha1.WhatsAppSession{}
 	return out, k8s.Get(w.t.Context(), client.ObjectKeyFromObject(s), out)
 }
 
 // becomes waits until the session is as check says, and returns it.
-func (w *world) becomes(s *v1alpha1.WhatsAppSession, check func(g Gomega, s *v1alpha1.WhatsAppSession)) *v1alpha1.WhatsAppSession {
+func (w *env) becomes(s *v1alpha1.WhatsAppSession, check func(g Gomega, s *v1alpha1.WhatsAppSession)) *v1alpha1.WhatsAppSession {
 	w.t.Helper()
 	var now *v1alpha1.WhatsAppSession
 	w.Eventually(func(g Gomega) {
@@ -234,18 +234,18 @@ func (w *world) becomes(s *v1alpha1.WhatsAppSession, check func(g Gomega, s *v1a
 		now, err = w.get(s)
 		g.Expect(err).NotTo(HaveOccurred())
 		check(g, now)
-	}, patience, beat).Should(Succeed())
+	}, testTimeout, pollInterval).Should(Succeed())
 	return now
 }
 
 // placed waits until the session is placed on worker.
-func (w *world) placed(s *v1alpha1.WhatsAppSession, worker string) *v1alpha1.WhatsAppSession {
+func (w *env) placed(s *v1alpha1.WhatsAppSession, worker string) *v1alpha1.WhatsAppSession {
 	w.t.Helper()
 	return w.becomes(s, func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.Worker).To(Equal(worker)) })
 }
 
 // phase waits until the session is in a phase for a reason.
-func (w *world) phase(s *v1alpha1.WhatsAppSession, phase v1alpha1.Phase, reason string) *v1alpha1.WhatsAppSession {
+func (w *env) phase(s *v1alpha1.WhatsAppSession, phase v1alpha1.Phase, reason string) *v1alpha1.WhatsAppSession {
 	w.t.Helper()
 	return w.becomes(s, func(g Gomega, s *v1alpha1.WhatsAppSession) {
 		g.Expect(s.Status.Phase).To(Equal(phase))
@@ -254,17 +254,17 @@ func (w *world) phase(s *v1alpha1.WhatsAppSession, phase v1alpha1.Phase, reason 
 }
 
 // gone waits until the object is gone.
-func (w *world) gone(s *v1alpha1.WhatsAppSession) {
+func (w *env) gone(s *v1alpha1.WhatsAppSession) {
 	w.t.Helper()
 	w.Eventually(func() bool {
 		_, err := w.get(s)
 		return apierrors.IsNotFound(err)
-	}, patience, beat).Should(BeTrue())
+	}, testTimeout, pollInterval).Should(BeTrue())
 }
 
 // late is that much later than now, also by the API server's clock, which writes
 // the time of a deletion.
-func (w *world) late(d time.Duration) {
+func (w *env) late(d time.Duration) {
 	now := w.clock.Now()
 	if real := time.Now(); real.After(now) {
 		now = real.Truncate(time.Second)
@@ -272,13 +272,13 @@ func (w *world) late(d time.Duration) {
 	w.clock.SetTime(now.Add(d))
 }
 
-func (w *world) delete(s *v1alpha1.WhatsAppSession) {
+func (w *env) delete(s *v1alpha1.WhatsAppSession) {
 	w.t.Helper()
 	w.Expect(k8s.Delete(w.t.Context(), s)).To(Succeed())
 }
 
 // edit changes the object as a person would.
-func (w *world) edit(s *v1alpha1.WhatsAppSession, change func(*v1alpha1.WhatsAppSession)) {
+func (w *env) edit(s *v1alpha1.WhatsAppSession, change func(*v1alpha1.WhatsAppSession)) {
 	w.t.Helper()
 	now, err := w.get(s)
 	w.Expect(err).NotTo(HaveOccurred())
@@ -289,14 +289,14 @@ func (w *world) edit(s *v1alpha1.WhatsAppSession, change func(*v1alpha1.WhatsApp
 
 // touch makes the manager look at a session, as the timer would that a fake clock
 // cannot move, unless it has done so already and the session is gone.
-func (w *world) touch(s *v1alpha1.WhatsAppSession) {
+func (w *env) touch(s *v1alpha1.WhatsAppSession) {
 	w.t.Helper()
 	patch := fmt.Sprintf(`{"metadata":{"annotations":{"test/touched":%q}}}`, time.Now().Format(time.RFC3339Nano))
 	gone := k8s.Patch(w.t.Context(), s.DeepCopy(), client.RawPatch(types.MergePatchType, []byte(patch)))
 	w.Expect(client.IgnoreNotFound(gone)).To(Succeed())
 }
 
-func (w *world) restart(s *v1alpha1.WhatsAppSession, value string) {
+func (w *env) restart(s *v1alpha1.WhatsAppSession, value string) {
 	w.t.Helper()
 	w.edit(s, func(s *v1alpha1.WhatsAppSession) {
 		metav1.SetMetaDataAnnotation(&s.ObjectMeta, v1alpha1.RestartedAtAnnotation, value)
@@ -305,7 +305,7 @@ func (w *world) restart(s *v1alpha1.WhatsAppSession, value string) {
 
 // holder writes a status as a worker does that holds the session, with what it
 // has read, again until nobody was quicker.
-func (w *world) holder(s *v1alpha1.WhatsAppSession, phase v1alpha1.Phase, reason string, change func(*v1alpha1.WhatsAppSessionStatus)) *v1alpha1.WhatsAppSession {
+func (w *env) holder(s *v1alpha1.WhatsAppSession, phase v1alpha1.Phase, reason string, change func(*v1alpha1.WhatsAppSessionStatus)) *v1alpha1.WhatsAppSession {
 	w.t.Helper()
 	var now *v1alpha1.WhatsAppSession
 	w.Eventually(func(g Gomega) {
@@ -316,12 +316,12 @@ func (w *world) holder(s *v1alpha1.WhatsAppSession, phase v1alpha1.Phase, reason
 		change(&next)
 		next = status.Summarize(next, status.Facts{Generation: now.Generation, Phase: phase, Reason: reason}, w.clock.Now())
 		g.Expect(patchStatus(w.t.Context(), k8s, now, next)).To(Succeed())
-	}, patience, beat).Should(Succeed())
+	}, testTimeout, pollInterval).Should(Succeed())
 	return now
 }
 
 // hold is a worker that takes the session and connects.
-func (w *world) hold(s *v1alpha1.WhatsAppSession, worker string) *v1alpha1.WhatsAppSession {
+func (w *env) hold(s *v1alpha1.WhatsAppSession, worker string) *v1alpha1.WhatsAppSession {
 	w.t.Helper()
 	jid, phone := "34600111222:3@s.whatsapp.net", "+34600111222"
 	w.ids.link(s.SessionID(), jid, phone)
@@ -331,7 +331,7 @@ func (w *world) hold(s *v1alpha1.WhatsAppSession, worker string) *v1alpha1.Whats
 }
 
 // pair is a worker that takes the session and offers codes.
-func (w *world) pair(s *v1alpha1.WhatsAppSession, worker string) *v1alpha1.WhatsAppSession {
+func (w *env) pair(s *v1alpha1.WhatsAppSession, worker string) *v1alpha1.WhatsAppSession {
 	w.t.Helper()
 	return w.holder(s, v1alpha1.PhasePairing, v1alpha1.ReasonWaitingForScan, func(next *v1alpha1.WhatsAppSessionStatus) {
 		next.HeldBy, next.HolderStart = worker, "p1"
@@ -339,7 +339,7 @@ func (w *world) pair(s *v1alpha1.WhatsAppSession, worker string) *v1alpha1.Whats
 }
 
 // release is a worker that has closed the socket.
-func (w *world) release(s *v1alpha1.WhatsAppSession) *v1alpha1.WhatsAppSession {
+func (w *env) release(s *v1alpha1.WhatsAppSession) *v1alpha1.WhatsAppSession {
 	w.t.Helper()
 	return w.holder(s, v1alpha1.PhaseDisconnected, v1alpha1.ReasonMoving, func(next *v1alpha1.WhatsAppSessionStatus) {
 		next.HeldBy, next.HolderStart = "", ""
@@ -347,7 +347,7 @@ func (w *world) release(s *v1alpha1.WhatsAppSession) *v1alpha1.WhatsAppSession {
 }
 
 // worker joins, or renews its Lease with what has changed.
-func (w *world) worker(name string, change ...func(*membership.Member)) {
+func (w *env) worker(name string, change ...func(*membership.Member)) {
 	w.t.Helper()
 	member := membership.Member{
 		Release: release, Name: name, Incarnation: "i1", Pool: v1alpha1.DefaultPool, Revision: 1, Capacity: 100, Tokens: 200,
@@ -376,13 +376,13 @@ func inPool(name string) func(*membership.Member) {
 func draining(m *membership.Member) { m.Draining = true }
 
 // leaves ends a worker's membership.
-func (w *world) leaves(name string) {
+func (w *env) leaves(name string) {
 	w.t.Helper()
 	w.Expect(k8s.Delete(w.t.Context(), &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: w.operator, Name: membership.LeaseName(release, name)}})).To(Succeed())
 }
 
 // event waits for an Event beside the session and returns its text.
-func (w *world) event(s *v1alpha1.WhatsAppSession, reason string) string {
+func (w *env) event(s *v1alpha1.WhatsAppSession, reason string) string {
 	w.t.Helper()
 	var note string
 	w.Eventually(func() bool {
@@ -394,7 +394,7 @@ func (w *world) event(s *v1alpha1.WhatsAppSession, reason string) string {
 			note = e.Note
 			return e.Regarding.Name == s.Name && e.Reason == reason
 		})
-	}, patience, beat).Should(BeTrue(), "an Event "+reason)
+	}, testTimeout, pollInterval).Should(BeTrue(), "an Event "+reason)
 	return note
 }
 
@@ -615,7 +615,7 @@ func (f *fakeRedis) numbers(id string) delivery.Numbers {
 }
 
 // hears waits until Redis knows this of a session.
-func (w *world) hears(id, what string) {
+func (w *env) hears(id, what string) {
 	w.t.Helper()
-	w.Eventually(func() string { return w.redis.says(id) }, patience, beat).Should(Equal(what))
+	w.Eventually(func() string { return w.redis.says(id) }, testTimeout, pollInterval).Should(Equal(what))
 }

@@ -73,7 +73,7 @@ func runManager(ctx context.Context, config *managerConfig, log logr.Logger) (er
 	}
 	ids := &ids{store: d.store, ready: make(chan struct{})}
 	sessions, err := controllers.SetupSession(mgr, controllers.SessionOptions{
-		Installation: d.installation, IDs: ids, Announcer: publish.NewManagerPublisher(d.queue, d.cache),
+		Installation: d.installation, IDs: ids, Publisher: publish.NewManagerPublisher(d.queue, d.cache),
 		Clock: d.clock, Log: log.WithName("session"),
 	})
 	if err != nil {
@@ -97,7 +97,7 @@ func runManager(ctx context.Context, config *managerConfig, log logr.Logger) (er
 		manager.RunnableFunc(func(ctx context.Context) error { return d.keepStore(ctx, ids.open) }),
 	}
 	forgot := func() {
-		if err := sessions.TellAgain(ctx); err != nil && ctx.Err() == nil {
+		if err := sessions.PublishAgain(ctx); err != nil && ctx.Err() == nil {
 			log.Error(err, "The sessions that nobody holds could not be told again")
 		}
 	}

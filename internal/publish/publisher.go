@@ -125,7 +125,7 @@ func NewManagerPublisher(queue *batch.Queue, c *cache.Cache) *ManagerPublisher {
 	return &ManagerPublisher{NewPublisher(queue, c), newCoalescedEnqueue(delivery.KindStatus, roundTrips, queue.Update)}
 }
 
-// Update implements controllers.Announcer.
+// Update implements controllers.Publisher.
 func (s *ManagerPublisher) Update(ctx context.Context, status delivery.StatusItem) (told bool, err error) {
 	item, err := status.Item()
 	if err != nil {
@@ -143,7 +143,7 @@ func (s *ManagerPublisher) Update(ctx context.Context, status delivery.StatusIte
 	return true, s.refresh(ctx, status)
 }
 
-// Enqueue implements controllers.Announcer.
+// Enqueue implements controllers.Publisher.
 func (s *ManagerPublisher) Enqueue(ctx context.Context, status delivery.StatusItem) error {
 	return errors.Join(s.enqueue(ctx, status), s.refresh(ctx, status))
 }
@@ -152,7 +152,7 @@ func (s *ManagerPublisher) refresh(ctx context.Context, status delivery.StatusIt
 	return s.cache.RefreshAll(ctx, []cache.Entry{entry(worker.Announcement{Status: status}, false)})
 }
 
-// Deleted implements controllers.Announcer.
+// Deleted implements controllers.Publisher.
 func (s *ManagerPublisher) Deleted(ctx context.Context, status delivery.StatusItem) error {
 	return errors.Join(
 		s.enqueue(ctx, status),
