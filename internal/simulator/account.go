@@ -164,9 +164,45 @@ func validPhone(digits string) bool {
 	return !strings.ContainsFunc(digits, func(r rune) bool { return r < '0' || r > '9' })
 }
 
-// accountLocked is the account with that number, made if there is none. An empty
-// number makes a new one up. The caller holds s.mu.
+// SetAlias makes alias another way to write the number of the account with that
+// phone, which is made if there is none. WhatsApp has such: it knows Brazilian
+// numbers by eight digits, which people write with a ninth, and Mexican ones with a 1
+// after the country code, which people leave out. Asked whose number the alias is, the
+// server names the account by its own number. An alias that is an account's own number
+// is ErrNotNow.
+func (s *Server) SetAlias(phone, alias string) error {
+	phone, err := parsePhone(phone)
+	if err != nil {
+		return err
+	}
+	if alias, err = parsePhone(alias); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.byPhone[alias] != nil {
+		return fmt.Errorf("%w: an account has this number already", ErrNotNow)
+	}
+	a, err := s.accountLocked(phone)
+	if err != nil {
+		return err
+	}
+	s.aliases[alias] = a.phone
+	return nil
+}
+
+// numberLocked is the account's own number where an alias is given. The caller holds s.mu.
+func (s *Server) numberLocked(phone string) string {
+	if own, ok := s.aliases[phone]; ok {
+		return own
+	}
+	return phone
+}
+
+// accountLocked is the account with that number or alias, made if there is none. An
+// empty number makes a new one up. The caller holds s.mu.
 func (s *Server) accountLocked(phone string) (*account, error) {
+	phone = s.numberLocked(phone)
 	for phone == "" {
 		s.lastPhone++
 		made := "1555" + strconv.Itoa(1000000+s.lastPhone)
@@ -218,7 +254,7 @@ func (s *Server) deviceLocked(name string) (*device, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := s.byPhone[jid.User]
+	a := s.byPhone[s.numberLocked(jid.User)]
 	if jid.Server == types.HiddenUserServer {
 		a = s.byLID[jid.User]
 	}

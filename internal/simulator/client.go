@@ -64,6 +64,12 @@ func (c Control) EnterCode(ctx context.Context, phone, code string) (string, err
 	return out.JID, err
 }
 
+// SetAlias makes alias another way to write an account's number.
+func (c Control) SetAlias(ctx context.Context, phone, alias string) error {
+	_, err := call[aliasBody](ctx, c, http.MethodPost, "/alias", aliasBody{Phone: phone, Alias: alias})
+	return err
+}
+
 // Send lets a contact write to a device, and returns the message's id.
 func (c Control) Send(ctx context.Context, device, from, text string) (string, error) {
 	out, err := call[sendAnswer](ctx, c, http.MethodPost, "/send", sendRequest{Device: device, From: from, Text: text})

@@ -45,6 +45,10 @@ type (
 	sendAnswer struct {
 		ID string `json:"id"`
 	}
+	aliasBody struct {
+		Phone string `json:"phone"`
+		Alias string `json:"alias"`
+	}
 	versionBody struct {
 		WebVersion uint32 `json:"web_version"`
 	}
@@ -89,6 +93,9 @@ func (s *Server) controlHandler() http.Handler {
 	mux.HandleFunc("POST /send", post(func(r *http.Request, in sendRequest) (any, error) {
 		id, err := s.Send(r.Context(), in.Device, in.From, in.Text)
 		return sendAnswer{ID: id}, err
+	}))
+	mux.HandleFunc("POST /alias", post(func(_ *http.Request, in aliasBody) (any, error) {
+		return in, s.SetAlias(in.Phone, in.Alias)
 	}))
 	get("/version", func(*http.Request) (any, error) { return versionBody{WebVersion: s.WebVersion()}, nil })
 	mux.HandleFunc("POST /version", post(func(_ *http.Request, in versionBody) (any, error) {

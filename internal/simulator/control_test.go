@@ -56,6 +56,10 @@ func TestControl(t *testing.T) {
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(n).To(Equal(1))
 
+	g.Expect(control.SetAlias(ctx, "551187654321", "5511987654321")).To(Succeed())
+	g.Expect(control.SetAlias(ctx, "551187654321", "15551234567")).To(MatchError(ErrNotNow), "an account's own number")
+	g.Expect(control.SetAlias(ctx, "551187654321", "x")).To(MatchError(ErrBadInput))
+
 	stats, err := control.Stats(ctx)
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(stats.Pairings).To(BeEquivalentTo(1))

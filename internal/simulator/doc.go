@@ -39,6 +39,7 @@
 //	GET    /received  ?device=       list of [Message]: what devices sent, as the recipient's phone decrypted it
 //	GET    /doubled                  list of [Doubled]: second logins while the first connection was alive
 //	GET    /unknown                  {"name": count}: what clients asked that the simulator does not know
+//	POST   /alias     {"phone","alias"}  make alias another way to write an account's number
 //	GET    /version                  {"web_version"}: what the page of WhatsApp Web names
 //	POST   /version   {"web_version"} have it name another version; 0 is the library's own
 //	POST   /fault     [Fault]        {"connections"}: make something go wrong

@@ -254,6 +254,9 @@ func (c *conn) answerUsync(iq *waBinary.Node) (reply, bool) {
 			for index := range a.devices {
 				indices = append(indices, index)
 			}
+			if jid.Server != types.HiddenUserServer {
+				jid = a.jid() // whatever way of writing it was asked for
+			}
 		}
 		c.srv.mu.Unlock()
 		slices.Sort(indices)

@@ -96,6 +96,7 @@ func (c *conn) companionHello(node *waBinary.Node) reply {
 	l := &linkCode{phone: jid.User, ref: rand.Text(), wrapped: slices.Clone(wrapped), until: s.clock.Now().Add(s.opts.CodeLifetime)}
 	s.mu.Lock()
 	s.forgetCodeLocked(c.pairing)
+	l.phone = s.numberLocked(l.phone)
 	c.pairing.link = l
 	s.byCode[l.phone] = c.pairing
 	s.mu.Unlock()
@@ -183,7 +184,7 @@ func (s *Server) EnterCode(ctx context.Context, phone, code string) (string, err
 func (s *Server) beginEntry(phone string) (*pairing, *linkCode, *account, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p := s.byCode[phone]
+	p := s.byCode[s.numberLocked(phone)]
 	switch {
 	case p == nil || p.conn.ending:
 		return nil, nil, nil, fmt.Errorf("%w: no client shows a code for this number", ErrNotNow)

@@ -96,6 +96,7 @@ type Server struct {
 	pairings  map[pairingID]*pairing
 	byCode    map[string]*pairing // who shows a code to type, by the phone that it is for
 	byPhone   map[string]*account
+	aliases   map[string]string // the own numbers of accounts, by other ways to write them
 	byLID     map[string]*account
 	lastPhone int
 	faults    []standingFault
@@ -142,6 +143,7 @@ func New(opts Options) (*Server, error) {
 		pairings: map[pairingID]*pairing{},
 		byCode:   map[string]*pairing{},
 		byPhone:  map[string]*account{},
+		aliases:  map[string]string{},
 		byLID:    map[string]*account{},
 		unknown:  map[string]int64{},
 	}

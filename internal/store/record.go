@@ -5,10 +5,11 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"go.mau.fi/util/dbutil"
+
+	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
 )
 
 var (
@@ -39,15 +40,9 @@ type Record struct {
 	Created, Updated time.Time
 }
 
-// PhoneNumber is the linked account's number in E.164; empty while there is none.
-func (r Record) PhoneNumber() string {
-	user, _, _ := strings.Cut(r.JID, "@")
-	user, _, _ = strings.Cut(user, ":")
-	if user == "" {
-		return ""
-	}
-	return "+" + user
-}
+// PhoneNumber is the linked account's number in E.164; empty while there is none, or
+// while only an address is known that hides it.
+func (r Record) PhoneNumber() string { return status.PhoneNumber(r.JID) }
 
 // recordColumns are those that scanRecord reads.
 const recordColumns = "session_id, namespace, uid, jid, epoch, starts, unsettled, orphaned_at, created_at, updated_at"

@@ -137,11 +137,5 @@ func word(code string) string {
 
 func address(jid types.JID) string { return status.Clean(jid.String(), maxJID) }
 
-// phoneNumber is the account's number in E.164 (at most 15 digits); empty for
-// an address that is none.
-func phoneNumber(jid types.JID) string {
-	if jid.User == "" || len(jid.User) > 15 || strings.Trim(jid.User, "0123456789") != "" {
-		return ""
-	}
-	return "+" + jid.User
-}
+// phoneNumber is the account's number in E.164; empty for an address that holds none.
+func phoneNumber(jid types.JID) string { return status.PhoneNumber(jid.String()) }

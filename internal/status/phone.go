@@ -1,0 +1,23 @@
+package status
+
+import "strings"
+
+// phoneServers are the servers of addresses whose user is a phone number. All others
+// hide it (lid, hosted.lid) or name something else (g.us, broadcast, newsletter, bot).
+var phoneServers = map[string]bool{"s.whatsapp.net": true, "c.us": true, "hosted": true}
+
+// maxPhoneDigits is the longest number of E.164.
+const maxPhoneDigits = 15
+
+// PhoneNumber is the phone number, in E.164, of a WhatsApp address such as
+// 34600111222:3@s.whatsapp.net; empty where the address holds none. A LID is an
+// address that hides the phone number, and is digits too: it must never be shown as one.
+func PhoneNumber(jid string) string {
+	user, server, _ := strings.Cut(jid, "@")
+	user, _, _ = strings.Cut(user, ":") // the device
+	user, _, _ = strings.Cut(user, ".") // the agent
+	if !phoneServers[server] || user == "" || user[0] == '0' || len(user) > maxPhoneDigits || strings.Trim(user, "0123456789") != "" {
+		return ""
+	}
+	return "+" + user
+}

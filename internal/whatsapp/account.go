@@ -1,0 +1,84 @@
+package whatsapp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	waBinary "go.mau.fi/whatsmeow/binary"
+	"go.mau.fi/whatsmeow/types"
+)
+
+// accountTimeout is how long WhatsApp may take to say whose number one is.
+const accountTimeout = 30 * time.Second
+
+// ErrAccountUnknown: WhatsApp has not said whose account a phone number is.
+var ErrAccountUnknown = errors.New("WhatsApp did not say whose account the phone number is")
+
+// SameAccount asks WhatsApp whether a phone number, in E.164, is that of the account
+// whose device is connected. The digits alone cannot tell: WhatsApp knows Brazilian
+// numbers without their ninth digit, Mexican and Argentine ones with a digit that
+// people leave out, and others. A number that WhatsApp does not know is another
+// account. Without an answer there is an error, never a no.
+func (c *Connection) SameAccount(ctx context.Context, phone string) (same bool, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			same, err = false, fmt.Errorf("%w: the answer is malformed: %v", ErrAccountUnknown, r)
+		}
+	}()
+	if !c.Paired() {
+		return false, fmt.Errorf("%w: no device is linked", ErrAccountUnknown)
+	}
+	if phone != "" && phone == phoneNumber(c.jid) {
+		return true, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, accountTimeout)
+	defer cancel()
+	// Client.IsOnWhatsApp takes an answer without a type for a no.
+	list, err := c.client.DangerousInternals().Usync( //nolint:staticcheck // "deprecated" only says that it is dangerous
+		ctx, []types.JID{types.NewJID(phone, types.LegacyUserServer)}, "query", "interactive", []waBinary.Node{{Tag: "contact"}})
+	if err != nil {
+		return false, fmt.Errorf("%w: %w", ErrAccountUnknown, err)
+	}
+	return ownAccount(list, c.jid, c.options.Device.GetLID())
+}
+
+// ownAccount reads WhatsApp's answer to whose number one is, and compares it with the
+// account's own addresses: the one with its phone number and the one that hides it.
+func ownAccount(list *waBinary.Node, own, hidden types.JID) (bool, error) {
+	answered := false
+	for _, user := range list.GetChildrenByTag("user") {
+		contact := user.GetChildByTag("contact")
+		switch contact.AttrGetter().OptionalString("type") {
+		case "in":
+		case "out": // nobody has this number
+			answered = true
+			continue
+		default:
+			continue
+		}
+		for _, name := range []string{"jid", "pn_jid"} {
+			jid := user.AttrGetter().OptionalJIDOrEmpty(name)
+			mine := own
+			switch jid.Server {
+			case types.DefaultUserServer, types.LegacyUserServer, types.HostedServer:
+			case types.HiddenUserServer, types.HostedLIDServer:
+				mine = hidden
+			default:
+				continue
+			}
+			if jid.User == "" || mine.User == "" {
+				continue
+			}
+			answered = true
+			if jid.User == mine.User {
+				return true, nil
+			}
+		}
+	}
+	if !answered {
+		return false, ErrAccountUnknown
+	}
+	return false, nil
+}
