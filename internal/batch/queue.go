@@ -51,13 +51,13 @@ var (
 	ErrInvalidItem = errors.New("invalid item")
 )
 
-// Outcome is what became of an item that was enqueued.
-type Outcome int
+// EnqueueCode says in a word what became of an item that was enqueued.
+type EnqueueCode int
 
 const (
 	// Stale: the queue holds a newer item of the session or is done with one;
-	// nothing was changed.
-	Stale Outcome = iota
+	// nothing was changed. EnqueueResult.Newest says which.
+	Stale EnqueueCode = iota
 	// Queued: the item waits. Also the answer to the repetition of an enqueue
 	// whose item still waits.
 	Queued
@@ -71,8 +71,14 @@ const (
 	Repeated
 )
 
-// Accepted reports whether the item waits in the queue now.
-func (o Outcome) Accepted() bool { return o == Queued || o == Replaced }
+// EnqueueResult is what became of an item that was enqueued.
+type EnqueueResult struct {
+	Code EnqueueCode
+	// Newest are the numbers of the newest item of the session that the queue holds or is
+	// done with. They are set where the code is Stale: a caller that knows of nothing newer
+	// must continue above them, or Laravel never hears of the session again.
+	Newest delivery.Numbers
+}
 
 // Options of a Queue. The zero value is what production uses.
 type Options struct {
@@ -138,22 +144,22 @@ func NewQueue(client goredis.UniversalClient, keys redis.Keys, clk clock.Passive
 }
 
 // Enqueue adds items in one round trip and wakes the flusher. Of each session
-// the newest item by its Numbers is kept. The outcomes are in the order of the
+// the newest item by its Numbers is kept. The results are in the order of the
 // items. After an error it is unknown which of them are in the queue: enqueue
 // them again. ErrInvalidItem: none is in the queue.
-func (q *Queue) Enqueue(ctx context.Context, kind delivery.Kind, items ...delivery.Item) ([]Outcome, error) {
+func (q *Queue) Enqueue(ctx context.Context, kind delivery.Kind, items ...delivery.Item) ([]EnqueueResult, error) {
 	return q.enqueue(ctx, kind, false, items)
 }
 
-// Update is Enqueue for a caller whose picture may be old. It adds an item only
+// Update is Enqueue for a caller that may read from a stale cache. It adds an item only
 // where the queue remembers an earlier one of the session, waiting or delivered
 // within the time of Options.Remember, so that what is newer wins; elsewhere the
-// outcome is Unknown, because a Redis that was emptied would take anything.
-func (q *Queue) Update(ctx context.Context, kind delivery.Kind, items ...delivery.Item) ([]Outcome, error) {
+// code is Unknown, because a Redis that was emptied would take anything.
+func (q *Queue) Update(ctx context.Context, kind delivery.Kind, items ...delivery.Item) ([]EnqueueResult, error) {
 	return q.enqueue(ctx, kind, true, items)
 }
 
-func (q *Queue) enqueue(ctx context.Context, kind delivery.Kind, knownOnly bool, items []delivery.Item) ([]Outcome, error) {
+func (q *Queue) enqueue(ctx context.Context, kind delivery.Kind, knownOnly bool, items []delivery.Item) ([]EnqueueResult, error) {
 	if len(items) == 0 {
 		return nil, nil
 	}
@@ -198,20 +204,24 @@ func (q *Queue) enqueue(ctx context.Context, kind delivery.Kind, knownOnly bool,
 	if err != nil {
 		return nil, fmt.Errorf("enqueuing %d items: %w", len(items), err)
 	}
-	outcomes := make([]Outcome, 0, len(items))
+	results := make([]EnqueueResult, 0, len(items))
 	for _, answer := range answers {
-		codes, err := answer.Int64Slice()
+		parts, err := answer.Slice()
 		if err != nil {
 			return nil, fmt.Errorf("reading the answer to an enqueue: %w", err)
 		}
-		for _, code := range codes {
-			outcomes = append(outcomes, Outcome(code))
+		for _, part := range parts {
+			result, err := parseResult(part)
+			if err != nil {
+				return nil, fmt.Errorf("reading the answer to an enqueue: %w", err)
+			}
+			results = append(results, result)
 		}
 	}
-	if len(outcomes) != len(items) {
-		return nil, fmt.Errorf("the answer to an enqueue of %d items has %d outcomes", len(items), len(outcomes))
+	if len(results) != len(items) {
+		return nil, fmt.Errorf("the answer to an enqueue of %d items has %d results", len(items), len(results))
 	}
-	return outcomes, nil
+	return results, nil
 }
 
 // Withdraw takes back what waits of a session up to and including the given

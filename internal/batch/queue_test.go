@@ -120,11 +120,19 @@ func clusterOfOne(t *testing.T) string {
 
 func (b *bench) pass(d time.Duration) { b.clock.SetTime(b.clock.Now().Add(d)) }
 
-func (b *bench) enqueue(kind delivery.Kind, items ...delivery.Item) []Outcome {
+func (b *bench) enqueue(kind delivery.Kind, items ...delivery.Item) []EnqueueCode {
 	b.t.Helper()
-	outcomes, err := b.Enqueue(b.ctx, kind, items...)
+	results, err := b.Enqueue(b.ctx, kind, items...)
 	b.g.ExpectWithOffset(1, err).NotTo(HaveOccurred())
-	return outcomes
+	return codesOf(results)
+}
+
+func codesOf(results []EnqueueResult) []EnqueueCode {
+	var codes []EnqueueCode
+	for _, result := range results {
+		codes = append(codes, result.Code)
+	}
+	return codes
 }
 
 func (b *bench) claim(kind delivery.Kind, limit int) *delivery.Batch {
@@ -175,13 +183,16 @@ func statusQueue(b *bench) {
 	g.Expect(b.claim(kind, 50)).To(BeNil())
 
 	// The newest of a session is kept, and the first time that it became due.
-	g.Expect(b.enqueue(kind, status("a", 1, delivery.Normal), status("b", 1, delivery.High))).To(Equal([]Outcome{Queued, Queued}))
+	g.Expect(b.enqueue(kind, status("a", 1, delivery.Normal), status("b", 1, delivery.High))).To(Equal([]EnqueueCode{Queued, Queued}))
 	b.pass(time.Second)
 	g.Expect(b.enqueue(kind,
 		status("a", 3, delivery.High), status("a", 2, delivery.High), // late
 		status("b", 2, delivery.Normal), status("b", 2, delivery.Normal), // repeated
 		status("c", 1, delivery.Normal),
-	)).To(Equal([]Outcome{Replaced, Stale, Replaced, Queued, Queued}))
+	)).To(Equal([]EnqueueCode{Replaced, Stale, Replaced, Queued, Queued}))
+	results, err := b.Enqueue(b.ctx, kind, status("a", 2, delivery.High))
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(results).To(Equal([]EnqueueResult{{Code: Stale, Newest: status("a", 3, "").Numbers}}), "what waits is newer")
 	p := b.pending(kind)
 	g.Expect(p).To(Equal(Pending{
 		Urgent: 2, Normal: 1, Waiting: 3, // what replaces an urgent one is urgent
@@ -204,8 +215,8 @@ func statusQueue(b *bench) {
 	g.Expect(b.claim(kind, 50)).To(BeNil())
 
 	// What is newer waits behind what is in flight.
-	g.Expect(b.enqueue(kind, status("a", 4, delivery.Normal))).To(Equal([]Outcome{Queued}))
-	g.Expect(b.enqueue(kind, status("a", 5, delivery.Normal))).To(Equal([]Outcome{Replaced}))
+	g.Expect(b.enqueue(kind, status("a", 4, delivery.Normal))).To(Equal([]EnqueueCode{Queued}))
+	g.Expect(b.enqueue(kind, status("a", 5, delivery.Normal))).To(Equal([]EnqueueCode{Replaced}))
 	g.Expect(b.claim(kind, 50)).To(BeNil())
 	g.Expect(b.pending(kind)).To(Equal(Pending{InFlight: 3, Unfinished: 2, NextClaimable: start.Add(time.Second + lease)}))
 	g.Expect(b.Ack(b.ctx, first)).To(Succeed())
@@ -213,10 +224,10 @@ func statusQueue(b *bench) {
 	g.Expect(seqs(b.claim(kind, 50))).To(Equal([]string{"a/5"}))
 
 	// What is not newer than the last delivered one is refused.
-	g.Expect(b.enqueue(kind, status("b", 2, delivery.High), status("b", 1, delivery.High))).To(Equal([]Outcome{Repeated, Stale}))
+	g.Expect(b.enqueue(kind, status("b", 2, delivery.High), status("b", 1, delivery.High))).To(Equal([]EnqueueCode{Repeated, Stale}))
 	newEpoch := status("b", 0, delivery.Normal)
 	newEpoch.Numbers = delivery.Numbers{Epoch: 1_800_000_001}
-	g.Expect(b.enqueue(kind, newEpoch)).To(Equal([]Outcome{Queued}))
+	g.Expect(b.enqueue(kind, newEpoch)).To(Equal([]EnqueueCode{Queued}))
 }
 
 func repeatedBatch(b *bench) {
@@ -314,8 +325,8 @@ func qrQueue(b *bench) {
 	b.enqueue(kind, code("a", 1, at(60*time.Second)))
 	g.Expect(b.Ack(b.ctx, b.claim(kind, 50))).To(Succeed())
 	b.pass(20 * time.Second)
-	g.Expect(b.enqueue(kind, code("a", 2, at(70*time.Second)))).To(Equal([]Outcome{Queued}))
-	g.Expect(b.enqueue(kind, code("a", 3, at(75*time.Second)))).To(Equal([]Outcome{Replaced}))
+	g.Expect(b.enqueue(kind, code("a", 2, at(70*time.Second)))).To(Equal([]EnqueueCode{Queued}))
+	g.Expect(b.enqueue(kind, code("a", 3, at(75*time.Second)))).To(Equal([]EnqueueCode{Replaced}))
 	g.Expect(b.claim(kind, 50)).To(BeNil())
 	g.Expect(b.pending(kind)).To(Equal(Pending{NextDue: at(30 * time.Second), Waiting: 1}))
 	b.pass(10 * time.Second)
@@ -391,44 +402,47 @@ func withdraw(b *bench) {
 	b.enqueue(kind, code("a", 2, valid), code("b", 5, valid), code("c", 1, valid))
 	g.Expect(b.Withdraw(b.ctx, kind, "a", code("a", 3, valid).Numbers)).To(Succeed())
 	g.Expect(b.Withdraw(b.ctx, kind, "b", code("b", 4, valid).Numbers)).To(Succeed())
-	g.Expect(b.enqueue(kind, code("a", 3, valid))).To(Equal([]Outcome{Repeated}))
+	g.Expect(b.enqueue(kind, code("a", 3, valid))).To(Equal([]EnqueueCode{Repeated}))
 	claimed := b.claim(kind, 50)
 	g.Expect(seqs(claimed)).To(Equal([]string{"b/5", "c/1"}))
 	g.Expect(b.Withdraw(b.ctx, kind, "c", code("c", 7, valid).Numbers)).To(Succeed(), "in flight")
 	g.Expect(b.Ack(b.ctx, claimed)).To(Succeed())
-	g.Expect(b.enqueue(kind, code("c", 7, valid), code("c", 8, valid))).To(Equal([]Outcome{Repeated, Queued}))
+	g.Expect(b.enqueue(kind, code("c", 7, valid), code("c", 8, valid))).To(Equal([]EnqueueCode{Repeated, Queued}))
 	g.Expect(b.pending(kind).NextDue).To(Equal(start.Add(DefaultQRInterval)), "Laravel has the code that was in flight")
 }
 
 func update(b *bench) {
 	g, kind := b.g, delivery.KindStatus
-	told := func(why string, want Outcome, item delivery.Item) {
+	update := func(why string, want EnqueueCode, item delivery.Item) {
 		b.t.Helper()
-		outcomes, err := b.Update(b.ctx, kind, item)
+		results, err := b.Update(b.ctx, kind, item)
 		g.ExpectWithOffset(1, err).NotTo(HaveOccurred(), why)
-		g.ExpectWithOffset(1, outcomes).To(Equal([]Outcome{want}), why)
+		g.ExpectWithOffset(1, codesOf(results)).To(Equal([]EnqueueCode{want}), why)
 	}
-	told("nothing is remembered", Unknown, status("a", 1, delivery.Normal))
+	update("nothing is remembered", Unknown, status("a", 1, delivery.Normal))
 	g.Expect(b.claim(kind, 50)).To(BeNil())
 	b.enqueue(kind, status("a", 2, delivery.Normal))
-	told("an older one", Stale, status("a", 1, delivery.Normal))
-	told("the one that waits", Queued, status("a", 2, delivery.Normal))
-	told("a newer one", Replaced, status("a", 3, delivery.Normal))
-	told("another session", Unknown, status("b", 9, delivery.Normal))
+	update("an older one", Stale, status("a", 1, delivery.Normal))
+	update("the one that waits", Queued, status("a", 2, delivery.Normal))
+	update("a newer one", Replaced, status("a", 3, delivery.Normal))
+	update("another session", Unknown, status("b", 9, delivery.Normal))
 
 	flying := b.claim(kind, 50)
 	g.Expect(seqs(flying)).To(Equal([]string{"a/3"}))
-	told("older than what is in flight", Stale, status("a", 2, delivery.Normal))
+	update("older than what is in flight", Stale, status("a", 2, delivery.Normal))
 	g.Expect(b.Ack(b.ctx, flying)).To(Succeed())
-	told("older than what was delivered", Stale, status("a", 2, delivery.Normal))
-	told("what was delivered", Repeated, status("a", 3, delivery.Normal))
-	told("newer than what was delivered", Queued, status("a", 4, delivery.Normal))
-	told("what was delivered before", Stale, status("a", 3, delivery.Normal))
+	update("older than what was delivered", Stale, status("a", 2, delivery.Normal))
+	results, err := b.Enqueue(b.ctx, kind, status("a", 2, delivery.Normal))
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(results).To(Equal([]EnqueueResult{{Code: Stale, Newest: status("a", 3, "").Numbers}}), "the writer is told above what to continue")
+	update("what was delivered", Repeated, status("a", 3, delivery.Normal))
+	update("newer than what was delivered", Queued, status("a", 4, delivery.Normal))
+	update("what was delivered before", Stale, status("a", 3, delivery.Normal))
 
 	g.Expect(b.client.FlushAll(b.ctx).Err()).To(Succeed())
-	told("Redis was emptied", Unknown, status("a", 5, delivery.Normal))
+	update("Redis was emptied", Unknown, status("a", 5, delivery.Normal))
 	g.Expect(b.Update(b.ctx, kind)).To(BeEmpty())
-	g.Expect(b.enqueue(kind, status("a", 5, delivery.Normal))).To(Equal([]Outcome{Queued}))
+	g.Expect(b.enqueue(kind, status("a", 5, delivery.Normal))).To(Equal([]EnqueueCode{Queued}))
 }
 
 func deadLetters(b *bench) {
@@ -445,7 +459,7 @@ func deadLetters(b *bench) {
 		"session_id": "b", "epoch": "1800000000", "seq": "12884901889", "batch_id": batch.ID,
 		"answer": "unknown  session", "payload": `{"n":1,"session_id":"b"}`,
 	}))
-	g.Expect(b.enqueue(kind, status("b", 1, delivery.Normal))).To(Equal([]Outcome{Stale}), "a dead letter is not enqueued again")
+	g.Expect(b.enqueue(kind, status("b", 1, delivery.Normal))).To(Equal([]EnqueueCode{Stale}), "a dead letter is not enqueued again")
 	g.Expect(seqs(b.claim(kind, 50))).To(Equal([]string{"b/2"}), "a newer one may be good")
 
 	// A single bad item.
@@ -466,7 +480,7 @@ func deadLetters(b *bench) {
 	b.enqueue(kind, status("f", 1, delivery.Normal), status("g", 1, delivery.Normal))
 	two := b.claim(kind, 50)
 	g.Expect(b.Ack(b.ctx, two, delivery.Rejection{SessionID: "g"})).To(MatchError(ErrDeadLettersFull))
-	g.Expect(b.enqueue(kind, status("f", 1, delivery.Normal))).To(Equal([]Outcome{Repeated}), "the others are delivered")
+	g.Expect(b.enqueue(kind, status("f", 1, delivery.Normal))).To(Equal([]EnqueueCode{Repeated}), "the others are delivered")
 	g.Expect(b.Ack(b.ctx, two)).To(Succeed(), "not stored any more")
 	b.pass(lease)
 	var rest []string
@@ -590,15 +604,15 @@ func TestRestarts(t *testing.T) {
 	batch := b.claim(kind, 1)
 
 	server.Restart()
-	g.Expect(b.enqueue(kind, present...)).To(Equal([]Outcome{Queued, Queued}), "the scripts are gone with the old process, the items are not")
+	g.Expect(b.enqueue(kind, present...)).To(Equal([]EnqueueCode{Queued, Queued}), "the scripts are gone with the old process, the items are not")
 	g.Expect(seqs(b.claim(kind, 50))).To(Equal([]string{"b/1"}))
 	g.Expect(b.Ack(b.ctx, batch)).To(Succeed())
-	g.Expect(b.enqueue(kind, present[0])).To(Equal([]Outcome{Repeated}))
+	g.Expect(b.enqueue(kind, present[0])).To(Equal([]EnqueueCode{Repeated}))
 
 	server.RestartEmpty()
 	g.Expect(b.Ack(b.ctx, batch)).To(Succeed(), "nobody knows the batch any more")
 	g.Expect(b.claim(kind, 50)).To(BeNil())
-	g.Expect(b.enqueue(kind, present...)).To(Equal([]Outcome{Queued, Queued}), "everything present is enqueued again")
+	g.Expect(b.enqueue(kind, present...)).To(Equal([]EnqueueCode{Queued, Queued}), "everything present is enqueued again")
 	again := b.claim(kind, 50)
 	g.Expect(seqs(again)).To(Equal([]string{"a/1", "b/1"}))
 	g.Expect(again.ID).NotTo(Equal(batch.ID))

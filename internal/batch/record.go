@@ -107,6 +107,20 @@ func parseClaim(answer []any) (claim, error) {
 	}, nil
 }
 
+// parseResult reads what the script enqueue.lua says of one item: a code, or the numbers
+// that make it stale.
+func parseResult(part any) (EnqueueResult, error) {
+	switch part := part.(type) {
+	case int64:
+		return EnqueueResult{Code: EnqueueCode(part)}, nil
+	case string:
+		newest, err := parseNumbers(part)
+		return EnqueueResult{Code: Stale, Newest: newest}, err
+	default:
+		return EnqueueResult{}, fmt.Errorf("%w: a result is neither a code nor numbers", errMalformed)
+	}
+}
+
 // parseContent reads the content of a batch.
 func parseContent(content string) ([]delivery.Item, error) {
 	var items []delivery.Item

@@ -38,12 +38,12 @@ var writeLua string
 
 var writeScript = goredis.NewScript(writeLua)
 
-// Outcome is what became of a write.
-type Outcome int
+// WriteResult is what became of a write.
+type WriteResult int
 
 const (
 	// Stale: a newer value is there, or a deletion that is not older; nothing was written.
-	Stale Outcome = iota
+	Stale WriteResult = iota
 	// Written: the value is there now. Also the answer to a repetition.
 	Written
 	// Same: this QR code is there already under older numbers; nothing was written.
@@ -115,8 +115,8 @@ func (c *Cache) SetQR(ctx context.Context, qr QR) (isNew bool, err error) {
 	if err != nil || w.ttl <= 0 {
 		return false, err
 	}
-	outcome, err := c.write(ctx, w)
-	return outcome == Written, err
+	result, err := c.write(ctx, w)
+	return result == Written, err
 }
 
 // ClearQR removes the code, which was used or has expired, unless a newer one is there.
@@ -126,7 +126,7 @@ func (c *Cache) ClearQR(ctx context.Context, sessionID string, numbers delivery.
 }
 
 // SetStatus writes a session's status for TTL.
-func (c *Cache) SetStatus(ctx context.Context, status Status) (Outcome, error) {
+func (c *Cache) SetStatus(ctx context.Context, status Status) (WriteResult, error) {
 	w, err := c.status(status)
 	if err != nil {
 		return Stale, err
@@ -135,7 +135,7 @@ func (c *Cache) SetStatus(ctx context.Context, status Status) (Outcome, error) {
 }
 
 // SetConnection writes who holds a session's connection for TTL.
-func (c *Cache) SetConnection(ctx context.Context, connection Connection) (Outcome, error) {
+func (c *Cache) SetConnection(ctx context.Context, connection Connection) (WriteResult, error) {
 	w, err := c.connection(connection)
 	if err != nil {
 		return Stale, err
@@ -267,16 +267,16 @@ func valueWrite(key string, numbers delivery.Numbers, value any, ttl time.Durati
 	return write{key: key, numbers: numbers, value: text, ttl: ttl}, nil
 }
 
-func (c *Cache) write(ctx context.Context, w write) (Outcome, error) {
-	outcomes, err := c.writeAll(ctx, []write{w})
+func (c *Cache) write(ctx context.Context, w write) (WriteResult, error) {
+	results, err := c.writeAll(ctx, []write{w})
 	if err != nil {
 		return Stale, err
 	}
-	return outcomes[0], nil
+	return results[0], nil
 }
 
 // writeAll runs the script for each write, in one pipeline (one per node of a cluster).
-func (c *Cache) writeAll(ctx context.Context, writes []write) ([]Outcome, error) {
+func (c *Cache) writeAll(ctx context.Context, writes []write) ([]WriteResult, error) {
 	for _, w := range writes {
 		if w.numbers.Epoch < 0 || w.numbers.Seq < 0 {
 			return nil, errors.New("writing to the session cache: negative numbers")
@@ -303,13 +303,13 @@ func (c *Cache) writeAll(ctx context.Context, writes []write) ([]Outcome, error)
 	if err != nil {
 		return nil, fmt.Errorf("writing to the session cache: %w", err)
 	}
-	outcomes := make([]Outcome, len(writes))
+	results := make([]WriteResult, len(writes))
 	for i, answer := range answers {
 		code, err := answer.Int()
 		if err != nil {
 			return nil, fmt.Errorf("writing to the session cache: %w", err)
 		}
-		outcomes[i] = Outcome(code)
+		results[i] = WriteResult(code)
 	}
-	return outcomes, nil
+	return results, nil
 }

@@ -30,14 +30,14 @@ type coalescedEnqueue struct {
 }
 
 // enqueue is how a Queue takes items.
-type enqueue func(ctx context.Context, kind delivery.Kind, items ...delivery.Item) ([]batch.Outcome, error)
+type enqueue func(ctx context.Context, kind delivery.Kind, items ...delivery.Item) ([]batch.EnqueueResult, error)
 
 type joined struct {
 	item delivery.Item
 	done chan struct{}
 	// Valid when done is closed.
-	outcome batch.Outcome
-	err     error
+	result batch.EnqueueResult
+	err    error
 }
 
 func newCoalescedEnqueue(kind delivery.Kind, trips int, how enqueue) *coalescedEnqueue {
@@ -46,7 +46,7 @@ func newCoalescedEnqueue(kind delivery.Kind, trips int, how enqueue) *coalescedE
 
 // Enqueue returns when the queue has answered for the item. After an error it
 // may be there or come there yet; its numbers make that harmless.
-func (t *coalescedEnqueue) Enqueue(ctx context.Context, item delivery.Item) (batch.Outcome, error) {
+func (t *coalescedEnqueue) Enqueue(ctx context.Context, item delivery.Item) (batch.EnqueueResult, error) {
 	mine := &joined{item: item, done: make(chan struct{})}
 	t.mu.Lock()
 	t.waiting = append(t.waiting, mine)
@@ -58,9 +58,9 @@ func (t *coalescedEnqueue) Enqueue(ctx context.Context, item delivery.Item) (bat
 		<-t.turn
 		<-mine.done // by us, or by who had the turn before
 	case <-ctx.Done():
-		return 0, fmt.Errorf("waiting to enqueue: %w", ctx.Err())
+		return batch.EnqueueResult{}, fmt.Errorf("waiting to enqueue: %w", ctx.Err())
 	}
-	return mine.outcome, mine.err
+	return mine.result, mine.err
 }
 
 // take makes the round trip for everyone who waits. It is not cut short by the
@@ -79,9 +79,9 @@ func (t *coalescedEnqueue) take(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), enqueueTimeout)
 	defer cancel()
-	outcomes, err := t.enqueue(ctx, t.kind, items...)
+	results, err := t.enqueue(ctx, t.kind, items...)
 	for i, j := range all {
-		mine, err := outcomes, err
+		mine, err := results, err
 		if errors.Is(err, batch.ErrInvalidItem) && len(all) > 1 { // one bad item must not hold up the others
 			mine, err = t.enqueue(ctx, t.kind, j.item)
 			i = 0
@@ -89,7 +89,7 @@ func (t *coalescedEnqueue) take(ctx context.Context) {
 		if err != nil {
 			j.err = fmt.Errorf("enqueueing a %s update: %w", t.kind, err)
 		} else {
-			j.outcome = mine[i]
+			j.result = mine[i]
 		}
 		close(j.done)
 	}

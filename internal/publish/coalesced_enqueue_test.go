@@ -18,16 +18,18 @@ func TestTogether(t *testing.T) {
 	hold, trips := make(chan struct{}), make(chan int, 1000)
 	var mu sync.Mutex
 	got := map[string]int{}
-	outcomes := map[string]batch.Outcome{"0": batch.Stale, "1": batch.Queued, "2": batch.Replaced, "3": batch.Unknown}
-	q := newCoalescedEnqueue(delivery.KindStatus, 1, func(_ context.Context, _ delivery.Kind, items ...delivery.Item) ([]batch.Outcome, error) {
+	results := map[string]batch.EnqueueResult{
+		"0": {Code: batch.Stale, Newest: delivery.Numbers{Epoch: 9}}, "1": {Code: batch.Queued}, "2": {Code: batch.Replaced}, "3": {Code: batch.Unknown},
+	}
+	q := newCoalescedEnqueue(delivery.KindStatus, 1, func(_ context.Context, _ delivery.Kind, items ...delivery.Item) ([]batch.EnqueueResult, error) {
 		trips <- len(items)
 		<-hold
 		mu.Lock()
 		defer mu.Unlock()
-		var answer []batch.Outcome
+		var answer []batch.EnqueueResult
 		for _, item := range items {
 			got[item.SessionID]++
-			answer = append(answer, outcomes[item.SessionID])
+			answer = append(answer, results[item.SessionID])
 		}
 		return answer, nil
 	})
@@ -35,7 +37,7 @@ func TestTogether(t *testing.T) {
 	enqueue := func(i int) {
 		all.Go(func() {
 			id := fmt.Sprint(i)
-			g.Expect(q.Enqueue(t.Context(), delivery.Item{SessionID: id})).To(Equal(outcomes[id]), "each gets the answer to its own item")
+			g.Expect(q.Enqueue(t.Context(), delivery.Item{SessionID: id})).To(Equal(results[id]), "each gets the answer to its own item")
 		})
 	}
 	enqueue(0)
@@ -60,7 +62,9 @@ func TestTogether(t *testing.T) {
 func TestTogetherTellsEveryoneOfAnError(t *testing.T) {
 	g := NewWithT(t)
 	down := errors.New("connection refused")
-	q := newCoalescedEnqueue(delivery.KindStatus, 1, func(context.Context, delivery.Kind, ...delivery.Item) ([]batch.Outcome, error) { return nil, down })
+	q := newCoalescedEnqueue(delivery.KindStatus, 1, func(context.Context, delivery.Kind, ...delivery.Item) ([]batch.EnqueueResult, error) {
+		return nil, down
+	})
 	var all sync.WaitGroup
 	for i := range 50 {
 		all.Go(func() {
@@ -74,9 +78,9 @@ func TestTogetherTellsEveryoneOfAnError(t *testing.T) {
 func TestTogetherIsNotHeldUpByOneWhoGivesUp(t *testing.T) {
 	g := NewWithT(t)
 	hold := make(chan struct{})
-	q := newCoalescedEnqueue(delivery.KindStatus, 1, func(ctx context.Context, _ delivery.Kind, items ...delivery.Item) ([]batch.Outcome, error) {
+	q := newCoalescedEnqueue(delivery.KindStatus, 1, func(ctx context.Context, _ delivery.Kind, items ...delivery.Item) ([]batch.EnqueueResult, error) {
 		<-hold
-		return make([]batch.Outcome, len(items)), ctx.Err()
+		return make([]batch.EnqueueResult, len(items)), ctx.Err()
 	})
 	impatient, giveUp := context.WithCancel(t.Context())
 	var all sync.WaitGroup

@@ -131,13 +131,13 @@ func (s *ManagerPublisher) Update(ctx context.Context, status delivery.StatusIte
 	if err != nil {
 		return false, err
 	}
-	outcome, err := s.updates.Enqueue(ctx, item)
+	result, err := s.updates.Enqueue(ctx, item)
 	switch {
 	case err != nil:
 		return false, err
-	case outcome == batch.Unknown:
+	case result.Code == batch.Unknown:
 		return false, nil
-	case outcome == batch.Stale: // the cache's keys may be gone, and would take what is old
+	case result.Code == batch.Stale: // the cache's keys may be gone, and would take what is old
 		return true, nil
 	}
 	return true, s.refresh(ctx, status)
