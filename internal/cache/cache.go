@@ -50,31 +50,6 @@ const (
 	Same
 )
 
-// QR is the value of session:<sid>:qr.
-type QR struct {
-	delivery.Numbers
-	SessionID string `json:"session_id"`
-	// Code is the text that the QR picture shows.
-	Code string `json:"qr"`
-	// Attempt counts the codes of this pairing, from 1.
-	Attempt     int32         `json:"attempt"`
-	GeneratedAt delivery.Time `json:"generated_at"`
-	ExpiresAt   delivery.Time `json:"expires_at"`
-}
-
-// Status is the value of session:<sid>:status.
-type Status struct {
-	delivery.Numbers
-	SessionID   string        `json:"session_id"`
-	Status      delivery.Word `json:"status"`
-	Phase       string        `json:"phase"`
-	Reason      string        `json:"reason,omitempty"`
-	JID         string        `json:"jid,omitempty"`
-	PhoneNumber string        `json:"phone_number,omitempty"`
-	// OccurredAt is when the session came into this status.
-	OccurredAt delivery.Time `json:"occurred_at"`
-}
-
 // Connection is the value of session:<sid>:connection.
 type Connection struct {
 	delivery.Numbers
@@ -88,8 +63,8 @@ type Connection struct {
 
 // Entry is what RefreshAll rewrites of one session; nil is left alone.
 type Entry struct {
-	QR         *QR
-	Status     *Status
+	QR         *delivery.QRItem
+	Status     *delivery.StatusItem
 	Connection *Connection
 }
 
@@ -110,7 +85,7 @@ func New(client goredis.UniversalClient, keys redis.Keys, clk clock.PassiveClock
 // one that is there, not older than what is there, and not expired. The
 // repetition of a write whose answer was lost is new again, so that the caller
 // goes on as it would have.
-func (c *Cache) SetQR(ctx context.Context, qr QR) (isNew bool, err error) {
+func (c *Cache) SetQR(ctx context.Context, qr delivery.QRItem) (isNew bool, err error) {
 	w, err := c.qr(qr)
 	if err != nil || w.ttl <= 0 {
 		return false, err
@@ -126,7 +101,7 @@ func (c *Cache) ClearQR(ctx context.Context, sessionID string, numbers delivery.
 }
 
 // SetStatus writes a session's status for TTL.
-func (c *Cache) SetStatus(ctx context.Context, status Status) (WriteResult, error) {
+func (c *Cache) SetStatus(ctx context.Context, status delivery.StatusItem) (WriteResult, error) {
 	w, err := c.status(status)
 	if err != nil {
 		return Stale, err
@@ -187,13 +162,13 @@ func (c *Cache) RefreshAll(ctx context.Context, entries []Entry) error {
 }
 
 // QR reads a session's code; nil: there is none to scan.
-func (c *Cache) QR(ctx context.Context, sessionID string) (*QR, error) {
-	return read[QR](ctx, c.client, c.keys.QR(sessionID))
+func (c *Cache) QR(ctx context.Context, sessionID string) (*delivery.QRItem, error) {
+	return read[delivery.QRItem](ctx, c.client, c.keys.QR(sessionID))
 }
 
 // Status reads a session's status; nil: nobody has spoken for it lately.
-func (c *Cache) Status(ctx context.Context, sessionID string) (*Status, error) {
-	return read[Status](ctx, c.client, c.keys.Status(sessionID))
+func (c *Cache) Status(ctx context.Context, sessionID string) (*delivery.StatusItem, error) {
+	return read[delivery.StatusItem](ctx, c.client, c.keys.Status(sessionID))
 }
 
 // Connection reads who holds a session's connection; nil: nobody has said so lately.
@@ -237,8 +212,8 @@ func (w write) args() []any {
 	}
 }
 
-func (c *Cache) qr(qr QR) (write, error) {
-	code, err := json.Marshal(qr.Code)
+func (c *Cache) qr(qr delivery.QRItem) (write, error) {
+	code, err := json.Marshal(qr.QR)
 	if err != nil {
 		return write{}, fmt.Errorf("encoding a QR code: %w", err)
 	}
@@ -247,7 +222,7 @@ func (c *Cache) qr(qr QR) (write, error) {
 	return w, err
 }
 
-func (c *Cache) status(s Status) (write, error) {
+func (c *Cache) status(s delivery.StatusItem) (write, error) {
 	return valueWrite(c.keys.Status(s.SessionID), s.Numbers, s, TTL)
 }
 

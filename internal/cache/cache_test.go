@@ -55,13 +55,13 @@ func onEach(t *testing.T, f func(*bench)) {
 
 func at(epoch, seq int64) delivery.Numbers { return delivery.Numbers{Epoch: epoch, Seq: seq} }
 
-func qr(session, code string, n delivery.Numbers) QR {
-	return QR{Numbers: n, SessionID: session, Code: code, Attempt: 1,
+func qr(session, code string, n delivery.Numbers) delivery.QRItem {
+	return delivery.QRItem{Numbers: n, SessionID: session, QR: code, Attempt: 1,
 		GeneratedAt: delivery.Time{Time: start}, ExpiresAt: delivery.Time{Time: start.Add(time.Minute)}}
 }
 
-func status(session, phase string, n delivery.Numbers) Status {
-	return Status{Numbers: n, SessionID: session, Status: delivery.Active, Phase: phase, OccurredAt: delivery.Time{Time: start}}
+func status(session, phase string, n delivery.Numbers) delivery.StatusItem {
+	return delivery.StatusItem{Numbers: n, SessionID: session, Status: delivery.Active, Phase: phase, OccurredAt: delivery.Time{Time: start}}
 }
 
 // big numbers are neighbours that a float64 cannot tell apart.
@@ -81,7 +81,7 @@ func TestCache(t *testing.T) {
 
 func qrRules(b *bench) {
 	g, ctx := b.g, b.t.Context()
-	set := func(q QR) bool {
+	set := func(q delivery.QRItem) bool {
 		b.t.Helper()
 		isNew, err := b.SetQR(ctx, q)
 		g.ExpectWithOffset(1, err).NotTo(HaveOccurred())
@@ -234,7 +234,7 @@ func TestUnreachable(t *testing.T) {
 
 // TestValuesBeginWithTheNumbers holds the values to what the script reads.
 func TestValuesBeginWithTheNumbers(t *testing.T) {
-	for _, value := range []any{QR{Numbers: at(1, 2)}, Status{Numbers: at(1, 2)}, Connection{Numbers: at(1, 2)}} {
+	for _, value := range []any{delivery.QRItem{Numbers: at(1, 2)}, delivery.StatusItem{Numbers: at(1, 2)}, Connection{Numbers: at(1, 2)}} {
 		text, err := json.Marshal(value)
 		if err != nil || !strings.HasPrefix(string(text), `{"epoch":1,"seq":2,`) {
 			t.Errorf("%T is written as %s, %v", value, text, err)

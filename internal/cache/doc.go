@@ -6,9 +6,9 @@
 //
 // Each is one JSON object, read with GET:
 //
-//	session:<sid>:qr          QR          until the code expires
-//	session:<sid>:status      Status      120 s, rewritten by the worker (RefreshAll)
-//	session:<sid>:connection  Connection  120 s, rewritten by the worker
+//	session:<sid>:qr          delivery.QRItem      until the code expires
+//	session:<sid>:status      delivery.StatusItem  120 s, rewritten by the worker (RefreshAll)
+//	session:<sid>:connection  Connection           120 s, rewritten by the worker
 //
 // A missing key means: no code to scan, or nobody has spoken for the session
 // for two minutes. Every object begins with {"epoch":<n>,"seq":<n>, without

@@ -148,14 +148,18 @@ func (t *Time) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// QRItem is an element of POST /qr/batch.
+// QRItem is a QR code that waits to be scanned: an element of POST /qr/batch, and
+// the value of the cache key session:<sid>:qr. The numbers come first, because the
+// cache's script reads them at the beginning of the text.
 type QRItem struct {
-	SessionID   string `json:"session_id"`
-	QR          string `json:"qr"`
-	Attempt     int32  `json:"attempt"`
-	GeneratedAt Time   `json:"generated_at"`
-	ExpiresAt   Time   `json:"expires_at"`
 	Numbers
+	SessionID string `json:"session_id"`
+	// QR is the text that the picture shows.
+	QR string `json:"qr"`
+	// Attempt counts the codes of this pairing, from 1.
+	Attempt     int32 `json:"attempt"`
+	GeneratedAt Time  `json:"generated_at"`
+	ExpiresAt   Time  `json:"expires_at"`
 }
 
 // Item wraps q for the queue.
@@ -167,8 +171,10 @@ func (q QRItem) Item() (Item, error) {
 	return Item{SessionID: q.SessionID, Numbers: q.Numbers, Priority: Normal, ExpiresAt: q.ExpiresAt.Time, Payload: payload}, nil
 }
 
-// StatusItem is an element of POST /whatsapp/status/batch.
+// StatusItem is a session's status: an element of POST /whatsapp/status/batch, and
+// the value of the cache key session:<sid>:status.
 type StatusItem struct {
+	Numbers
 	SessionID   string   `json:"session_id"`
 	Status      Word     `json:"status"`
 	Phase       string   `json:"phase"`
@@ -176,8 +182,8 @@ type StatusItem struct {
 	Priority    Priority `json:"priority"`
 	JID         string   `json:"jid,omitempty"`
 	PhoneNumber string   `json:"phone_number,omitempty"`
-	OccurredAt  Time     `json:"occurred_at"`
-	Numbers
+	// OccurredAt is when the session came into this status.
+	OccurredAt Time `json:"occurred_at"`
 }
 
 // Item wraps s for the queue.

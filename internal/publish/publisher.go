@@ -70,7 +70,7 @@ func (a *Publisher) code(ctx context.Context, what worker.Announcement) error {
 			a.queue.Withdraw(ctx, delivery.KindQR, what.Status.SessionID, what.Status.Numbers),
 		)
 	}
-	isNew, err := a.cache.SetQR(ctx, qr(*what.QR))
+	isNew, err := a.cache.SetQR(ctx, *what.QR)
 	if err != nil || !isNew && !what.NewQR {
 		return err
 	}
@@ -80,13 +80,6 @@ func (a *Publisher) code(ctx context.Context, what worker.Announcement) error {
 	}
 	_, err = a.codes.Enqueue(ctx, item)
 	return err
-}
-
-func qr(item delivery.QRItem) cache.QR {
-	return cache.QR{
-		Numbers: item.Numbers, SessionID: item.SessionID, Code: item.QR, Attempt: item.Attempt,
-		GeneratedAt: item.GeneratedAt, ExpiresAt: item.ExpiresAt,
-	}
 }
 
 // entry is what the cache says of a session; a code is rewritten only by a
@@ -100,16 +93,9 @@ func entry(what worker.Announcement, withCode bool) cache.Entry {
 	if connection.Connected {
 		connection.Since = delivery.Time{Time: what.ConnectedSince}
 	}
-	e := cache.Entry{
-		Status: &cache.Status{
-			Numbers: s.Numbers, SessionID: s.SessionID, Status: s.Status, Phase: s.Phase, Reason: s.Reason,
-			JID: s.JID, PhoneNumber: s.PhoneNumber, OccurredAt: s.OccurredAt,
-		},
-		Connection: &connection,
-	}
-	if withCode && what.QR != nil {
-		code := qr(*what.QR)
-		e.QR = &code
+	e := cache.Entry{Status: &s, Connection: &connection}
+	if withCode {
+		e.QR = what.QR
 	}
 	return e
 }
