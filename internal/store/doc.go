@@ -40,8 +40,8 @@
 //
 // # The files
 //
-// store.go opens the database, schema.go migrates it, record.go has the records
-// and the installation, take.go the taking, device.go the fence, clean.go the
-// deletions, restore.go what a person may do about them, lids.go the map between
+// store.go opens the database, schema.go migrates it, record.go has the records,
+// installation.go whose the store is, take.go the taking, device.go the fence,
+// clean.go the deletions, restore.go what a person may do about them, lids.go the map between
 // phone numbers and LIDs, memory.go what a process remembers of it.
 package store

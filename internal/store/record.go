@@ -17,10 +17,6 @@ var (
 	ErrNoRecord = errors.New("the store has no record of this session")
 	// ErrTaken: another session holds the id. It does not say which.
 	ErrTaken = errors.New("another session holds this session id")
-	// ErrOwnedElsewhere: the store belongs to another installation; the error is an *OwnedElsewhereError.
-	ErrOwnedElsewhere = errors.New("the store belongs to another installation")
-	// ErrOwnedByNobody: no installation has used the store yet.
-	ErrOwnedByNobody = errors.New("the store belongs to no installation yet")
 )
 
 // Record is what the store knows of a session.
@@ -136,84 +132,4 @@ func (s *Store) exec(ctx context.Context, query string, args ...any) error {
 		_, err := s.db.Exec(ctx, query, args...)
 		return err
 	})
-}
-
-// OwnedElsewhereError says which installation a store belongs to.
-type OwnedElsewhereError struct {
-	// Stored is the installation that the store remembers, Own the one that asked.
-	Stored, Own string
-}
-
-func (e *OwnedElsewhereError) Error() string {
-	return fmt.Sprintf("StoreOwnedElsewhere: the store belongs to installation %q, and this is %q: if it moved here for good, say so with \"whatsapp-operator store adopt\"", e.Stored, e.Own)
-}
-
-// Is makes the error an ErrOwnedElsewhere.
-func (e *OwnedElsewhereError) Is(target error) bool { return target == ErrOwnedElsewhere }
-
-// Installation is the id of the installation that the store belongs to; empty
-// while it belongs to none.
-func (s *Store) Installation(ctx context.Context) (string, error) {
-	var id string
-	err := s.db.QueryRow(ctx, "SELECT id FROM whatsapp_operator_installation WHERE one=1").Scan(&id)
-	if err != nil && !errors.Is(err, sql.ErrNoRows) {
-		return "", fmt.Errorf("reading the installation of the store: %w", err)
-	}
-	return id, nil
-}
-
-// CheckInstallation refuses a store that is not the installation's, with an
-// *OwnedElsewhereError or ErrOwnedByNobody, and leaves it whose it is.
-func (s *Store) CheckInstallation(ctx context.Context, id string) error {
-	stored, err := s.Installation(ctx)
-	switch {
-	case err != nil:
-		return err
-	case stored == "":
-		return ErrOwnedByNobody
-	case stored != id:
-		return &OwnedElsewhereError{Stored: stored, Own: id}
-	}
-	return nil
-}
-
-// SetInstallation makes the store that of the installation, if it is nobody's.
-// An *OwnedElsewhereError says that it is another's: then nothing in it may be used.
-func (s *Store) SetInstallation(ctx context.Context, id string) error {
-	if id == "" {
-		return errors.New("an installation needs an id")
-	}
-	stored, err := s.Installation(ctx)
-	if err == nil && stored == "" {
-		err = s.exec(ctx, "INSERT INTO whatsapp_operator_installation (one, id) VALUES (1, $1) ON CONFLICT (one) DO NOTHING", id)
-		if err == nil {
-			stored, err = s.Installation(ctx)
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("setting the installation of the store: %w", err)
-	}
-	if stored != id {
-		return &OwnedElsewhereError{Stored: stored, Own: id}
-	}
-	return nil
-}
-
-// Adopt makes the store that of the installation, whosever it was, and returns
-// who had it. Only a person may ask for it.
-func (s *Store) Adopt(ctx context.Context, id string) (previous string, err error) {
-	if id == "" {
-		return "", errors.New("an installation needs an id")
-	}
-	err = s.transaction(ctx, func(ctx context.Context) error {
-		if previous, err = s.Installation(ctx); err != nil {
-			return err
-		}
-		_, err = s.db.Exec(ctx, "INSERT INTO whatsapp_operator_installation (one, id) VALUES (1, $1) ON CONFLICT (one) DO UPDATE SET id=excluded.id", id)
-		return err
-	})
-	if err != nil {
-		return "", fmt.Errorf("adopting the store: %w", err)
-	}
-	return previous, nil
 }

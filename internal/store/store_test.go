@@ -750,34 +750,6 @@ func TestTheJanitor(t *testing.T) {
 	})
 }
 
-func TestInstallation(t *testing.T) {
-	onBoth(t, func(t *testing.T, url string, s *Store) {
-		g := NewWithT(t)
-		ctx := t.Context()
-		g.Expect(s.CheckInstallation(ctx, "production")).To(MatchError(ErrOwnedByNobody))
-		g.Expect(s.Installation(ctx)).To(BeEmpty(), "who looks claims nothing")
-		g.Expect(s.SetInstallation(ctx, "production")).To(Succeed())
-		g.Expect(s.CheckInstallation(ctx, "production")).To(Succeed())
-		g.Expect(s.CheckInstallation(ctx, "staging")).To(MatchError(&OwnedElsewhereError{Stored: "production", Own: "staging"}))
-		g.Expect(s.SetInstallation(ctx, "production")).To(Succeed())
-
-		staging := open(t, url)
-		err := staging.SetInstallation(ctx, "staging")
-		g.Expect(err).To(MatchError(ErrOwnedElsewhere))
-		var elsewhere *OwnedElsewhereError
-		g.Expect(errors.As(err, &elsewhere)).To(BeTrue())
-		g.Expect(*elsewhere).To(Equal(OwnedElsewhereError{Stored: "production", Own: "staging"}))
-		g.Expect(s.Installation(ctx)).To(Equal("production"))
-
-		previous, err := staging.Adopt(ctx, "staging")
-		g.Expect(err).NotTo(HaveOccurred())
-		g.Expect(previous).To(Equal("production"))
-		g.Expect(staging.SetInstallation(ctx, "staging")).To(Succeed())
-		g.Expect(s.SetInstallation(ctx, "production")).To(MatchError(ErrOwnedElsewhere))
-		g.Expect(s.SetInstallation(ctx, "")).NotTo(Succeed())
-	})
-}
-
 func TestMigration(t *testing.T) {
 	for kind, make := range kinds {
 		t.Run(kind, func(t *testing.T) {
