@@ -241,3 +241,23 @@ func TestValuesBeginWithTheNumbers(t *testing.T) {
 		}
 	}
 }
+
+// TestFullRedis: what frees memory runs when there is none; what takes it is refused.
+func TestFullRedis(t *testing.T) {
+	g, ctx := NewWithT(t), t.Context()
+	client := goredis.NewClient(&goredis.Options{Addr: testenv.Redis(t)})
+	t.Cleanup(func() { _ = client.Close() })
+	c := New(client, redis.NewKeys(""), testclock.NewFakePassiveClock(start))
+	_, err := c.SetQR(ctx, qr("s", "code", at(1, 1)))
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(c.SetStatus(ctx, status("s", "Pairing", at(1, 1)))).To(Equal(Written))
+	g.Expect(client.ScriptFlush(ctx).Err()).To(Succeed())
+	g.Expect(client.ConfigSet(ctx, "maxmemory", "1mb").Err()).To(Succeed())
+
+	_, err = c.SetStatus(ctx, status("s", "Connected", at(1, 2)))
+	g.Expect(err).To(MatchError(ContainSubstring("OOM")))
+	g.Expect(c.ClearQR(ctx, "s", at(1, 2))).To(Succeed())
+	g.Expect(c.QR(ctx, "s")).To(BeNil())
+	g.Expect(c.Delete(ctx, "s", at(1, 3))).To(Succeed())
+	g.Expect(c.Status(ctx, "s")).To(BeNil())
+}

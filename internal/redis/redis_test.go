@@ -435,6 +435,6 @@ func TestInstallation(t *testing.T) {
 		})
 	}
 	g := NewWithT(t)
-	g.Expect(ClaimInstallation(t.Context(), unreachable(t), Keys{}, "x")).To(MatchError(ContainSubstring("claiming")))
+	g.Expect(ClaimInstallation(t.Context(), unreachable(t), Keys{}, "x")).To(MatchError(ContainSubstring("reading whose")))
 	g.Expect(Adopt(t.Context(), unreachable(t), Keys{}, "x")).NotTo(Succeed())
 }

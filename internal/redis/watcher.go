@@ -152,11 +152,14 @@ func (w *Watcher) look(ctx context.Context) (now *sight, missing bool, err error
 	if errors.Is(err, goredis.Nil) {
 		missing = true
 		err = w.Client.SetNX(ctx, w.Keys.Marker(), uuid.NewString(), 0).Err()
+		var refusal goredis.Error
 		switch {
 		case err == nil:
 			now.marker, err = w.Client.Get(ctx, w.Keys.Marker()).Result()
-		case goredis.HasErrorPrefix(err, "READONLY"):
-			err = nil // a replica: there is none until there is a master again
+		case errors.As(err, &refusal):
+			// A replica, a full server or one without a disk takes no marker. That it is
+			// missing says enough; one is set when the server takes writes again.
+			err = nil
 		}
 	}
 	if err != nil {

@@ -1,5 +1,6 @@
 -- ARGV: 5 id, 6 attempt, 7 a new batch id, 8 most dead letters, 9 their greatest
 -- age in milliseconds, from 10 on: session and answer of each rejected item.
+run_when_full()
 local id, new_id, most, age = ARGV[5], ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9])
 local held = holds(id, ARGV[6])
 if held == nil then

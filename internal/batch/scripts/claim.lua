@@ -1,5 +1,6 @@
 -- ARGV: 5 token, 6 a new batch id, 7 limit, 8 lease in milliseconds.
 -- Answers {now, until, id, attempt, content, expired items dropped, more}.
+run_when_full()
 local token, new_id, limit, until_ = ARGV[5], ARGV[6], tonumber(ARGV[7]), NOW + tonumber(ARGV[8])
 local dropped = 0
 

@@ -3,6 +3,16 @@
 local ITEMS, URGENT, NORMAL, FLIGHT, LAST, FORGET, OPEN, CLAIMS, CONTENT, DEAD = unpack(KEYS)
 local KIND, QR_INTERVAL, REMEMBER = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 
+-- A Redis that is full refuses what may take more memory, unless the script has
+-- already written something that takes none: then all of its commands run, so that
+-- it is not left half done. (This holds in every version; the flag allow-oom, which
+-- says the same, exists from version 7 on, and older ones refuse a script that has
+-- flags.) What empties the queue begins with this, so that a full Redis can be
+-- emptied; only what fills it, enqueue, is refused.
+local function run_when_full()
+  redis.call('ZREM', FORGET, '')
+end
+
 -- The clock of Redis, in milliseconds; a test may bring its own.
 local function clock()
   if ARGV[1] ~= '' then

@@ -1,4 +1,5 @@
 -- ARGV: 5 id, 6 attempt, 7 milliseconds until it may be claimed again.
+run_when_full()
 local id = ARGV[5]
 local held = holds(id, ARGV[6])
 if held == nil then

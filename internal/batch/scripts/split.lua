@@ -1,4 +1,5 @@
 -- ARGV: 5 id, 6 attempt, 7 and 8 the ids of the halves.
+run_when_full()
 local id = ARGV[5]
 local held = holds(id, ARGV[6])
 if held == nil then

@@ -42,8 +42,10 @@ if old then
 end
 
 if ARGV[3] == '' then
-  redis.call('SET', KEYS[2], ARGV[1] .. ':' .. ARGV[2], 'PX', ARGV[4])
+  -- In this order a deletion also runs when the memory of Redis is full: DEL takes
+  -- none, and a script that has written something is not stopped half done.
   redis.call('DEL', KEYS[1])
+  redis.call('SET', KEYS[2], ARGV[1] .. ':' .. ARGV[2], 'PX', ARGV[4])
 else
   redis.call('SET', KEYS[1], ARGV[3], 'PX', ARGV[4])
 end
