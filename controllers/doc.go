@@ -12,7 +12,7 @@
 // was made from an old picture fails, and is made again.
 //
 // What a dead worker holds is taken from it in the patch that places it anew. Who
-// is dead is the observer's word (Verdicts); a claim that was just seen outweighs
+// is dead is what DeathConfirmer says; a claim that was just seen outweighs
 // it, for the observer may not know of it yet.
 //
 // What Redis, and through it Laravel, is to hear of a session that nobody holds

@@ -44,7 +44,7 @@ func TestUnheld(t *testing.T) {
 		{name: "new", next: nowhere, phase: v1alpha1.PhasePending, reason: v1alpha1.ReasonWaitingForPlacement, placed: "False/WaitingForPlacement"},
 		{name: "placed", next: onWorker, phase: v1alpha1.PhasePending, reason: v1alpha1.ReasonPlaced, placed: "True/Placed"},
 		{
-			name: "refused", next: nowhere, why: unplaced{v1alpha1.ReasonNoCapacity, "full"},
+			name: "unplaced", next: nowhere, why: unplaced{v1alpha1.ReasonNoCapacity, "full"},
 			phase: v1alpha1.PhasePending, reason: v1alpha1.ReasonNoCapacity, placed: "False/NoCapacity",
 		},
 		{

@@ -31,7 +31,7 @@ func (w *env) dies(name string, survivors ...string) {
 	if len(survivors) > 0 { // and again: a survivor whose renewal was not seen would be silent, too
 		w.becomes(w.apply(w.b, "after-"+name), func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(survivors).To(ContainElement(s.Status.Worker)) })
 	}
-	w.verdicts.say(name, true)
+	w.deaths.say(name, true)
 }
 
 func TestADeadWorkersSessionsArePlacedAnew(t *testing.T) {
@@ -172,7 +172,7 @@ func TestAnotherInstallationsSessionIsNotTaken(t *testing.T) {
 	sessions := []v1alpha1.WhatsAppSession{*s}
 	r := w.bare(seeing(&sessions, interceptor.Funcs{}))
 	w.lease(r, "worker-b")
-	w.verdicts.say("worker-a", true)
+	w.deaths.say("worker-a", true)
 	_, err := r.Reconcile(t.Context(), everything)
 	w.Expect(err).NotTo(HaveOccurred())
 	now, err := w.get(s)
@@ -213,12 +213,12 @@ func claim(ctx context.Context, s *v1alpha1.WhatsAppSession, process string) (bo
 	}
 }
 
-func TestALeaderThatIsPausedBetweenVerdictAndPatch(t *testing.T) {
+func TestALeaderThatIsPausedBetweenDecisionAndPatch(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	sessions := w.held(1)
 	restart := sync.OnceFunc(func() {
-		w.verdicts.renews("worker-a")
+		w.deaths.renews("worker-a")
 		taken, err := claim(t.Context(), &sessions[0], "p2")
 		w.Expect(err).NotTo(HaveOccurred())
 		w.Expect(taken).To(BeTrue())
@@ -230,16 +230,16 @@ func TestALeaderThatIsPausedBetweenVerdictAndPatch(t *testing.T) {
 		},
 	}))
 	w.lease(r, "worker-b")
-	w.verdicts.say("worker-a", true)
+	w.deaths.say("worker-a", true)
 	result, err := r.Reconcile(t.Context(), everything)
 	w.Expect(err).NotTo(HaveOccurred())
 	w.Expect(result.RequeueAfter).To(Equal(conflictRetryInterval), "it is decided again")
 
-	t.Log("the cache shows the claim, and the verdict does not know of it yet")
+	t.Log("the cache shows the claim, and the observer does not know of it yet")
 	now, err := w.get(&sessions[0])
 	w.Expect(err).NotTo(HaveOccurred())
 	sessions[0] = *now
-	w.Expect(w.verdicts.Dead("worker-a")).To(BeTrue())
+	w.Expect(w.deaths.Dead("worker-a")).To(BeTrue())
 	_, err = r.Reconcile(t.Context(), everything)
 	w.Expect(err).NotTo(HaveOccurred())
 	after, err := w.get(now)
@@ -247,7 +247,7 @@ func TestALeaderThatIsPausedBetweenVerdictAndPatch(t *testing.T) {
 	w.Expect(after).To(Equal(now), "the process that came back keeps it")
 
 	t.Log("but when it dies again, it is lost")
-	w.verdicts.say("worker-a", true)
+	w.deaths.say("worker-a", true)
 	_, err = r.Reconcile(t.Context(), everything)
 	w.Expect(err).NotTo(HaveOccurred())
 	w.Expect(w.workers(sessions)).To(Equal(map[string]int{"worker-b": 1}))
@@ -259,27 +259,27 @@ func TestANewWorkerThatTheObserverHasNotSeenYet(t *testing.T) {
 	sessions := w.waiting(1)
 	r := w.bare(seeing(&sessions, interceptor.Funcs{}))
 	w.lease(r, "worker-b")
-	w.verdicts.say("worker-b", true)
-	w.verdicts.renews("worker-b") // it has joined since the last look
+	w.deaths.say("worker-b", true)
+	w.deaths.renews("worker-b") // it has joined since the last look
 	_, err := r.Reconcile(t.Context(), everything)
 	w.Expect(err).NotTo(HaveOccurred())
 	w.Expect(w.workers(sessions)).To(Equal(map[string]int{"worker-b": 1}))
 }
 
-func TestAVerdictIsReadAgainBeforeEachWrite(t *testing.T) {
+func TestDeadIsAskedAgainBeforeEachWrite(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	sessions := w.held(3)
 	var once sync.Once
 	r := w.bare(seeing(&sessions, interceptor.Funcs{
 		SubResourcePatch: func(ctx context.Context, c client.Client, sub string, obj client.Object, patch client.Patch, o ...client.SubResourcePatchOption) error {
-			once.Do(func() { w.verdicts.say("worker-a", false) }) // it came back during the first write
+			once.Do(func() { w.deaths.say("worker-a", false) }) // it came back during the first write
 			return c.SubResource(sub).Patch(ctx, obj, patch, o...)
 		},
 	}))
 	r.Concurrency = 1
 	w.lease(r, "worker-b")
-	w.verdicts.say("worker-a", true)
+	w.deaths.say("worker-a", true)
 	result, err := r.Reconcile(t.Context(), everything)
 	w.Expect(err).NotTo(HaveOccurred())
 	w.Expect(result.RequeueAfter).To(Equal(conflictRetryInterval))
@@ -300,7 +300,7 @@ func TestAFailOverWithoutAnAnswer(t *testing.T) {
 		},
 	}))
 	w.lease(r, "worker-b")
-	w.verdicts.say("worker-a", true)
+	w.deaths.say("worker-a", true)
 	result, err := r.Reconcile(t.Context(), everything)
 	w.Expect(err).NotTo(HaveOccurred())
 	w.Expect(result.RequeueAfter).To(Equal(retryFirst), "it is tried again, and keeps nobody else waiting")
@@ -321,10 +321,10 @@ func TestAFailOverWithoutAnAnswer(t *testing.T) {
 	w.Expect(after).To(Equal(claimed))
 }
 
-// TestAWorkerThatComesBackAtTheVerdict has processes claim their sessions in the
+// TestAWorkerThatComesBackAsItIsDeclaredDead has processes claim their sessions in the
 // very moment in which a running manager takes them away. A claim that succeeded
 // is never taken away, and none is lost between the two.
-func TestAWorkerThatComesBackAtTheVerdict(t *testing.T) {
+func TestAWorkerThatComesBackAsItIsDeclaredDead(t *testing.T) {
 	t.Parallel()
 	const rounds, each = 12, 10
 	w := newEnv(t)
@@ -347,10 +347,10 @@ func TestAWorkerThatComesBackAtTheVerdict(t *testing.T) {
 		var running sync.WaitGroup
 		for i := range sessions {
 			if i == round%each {
-				w.verdicts.say(name, true)
+				w.deaths.say(name, true)
 			}
 			running.Go(func() {
-				w.verdicts.renews(name) // whoever claims has renewed
+				w.deaths.renews(name) // whoever claims has renewed
 				claimed[i], failed[i] = claim(t.Context(), sessions[i], process)
 			})
 		}

@@ -24,24 +24,24 @@ type members struct {
 	log   logr.Logger
 
 	mu    sync.Mutex
-	known map[string]sighting // by name of the Lease
+	known map[string]knownMember // by name of the Lease
 }
 
-type sighting struct {
+type knownMember struct {
 	membership.Member
 	seen time.Time
 	// since is when the worker was seen to become live.
 	since time.Time
 }
 
-func (s sighting) expires() time.Time { return s.seen.Add(s.Duration) }
+func (s knownMember) expires() time.Time { return s.seen.Add(s.Duration) }
 
-// observe takes note of a Lease and reports whether a plan may change by it.
+// observe records a Lease and reports whether a plan may change by it.
 func (m *members) observe(l *coordinationv1.Lease) bool {
 	member, err := membership.FromLease(l)
 	if err != nil {
 		if !errors.Is(err, membership.ErrNoHolder) {
-			m.log.Error(err, "A lease that describes no worker is ignored", "lease", l.Name)
+			m.log.Error(err, "Failed to read a lease of a worker, ignoring it", "lease", l.Name)
 		}
 		return m.forget(l.Name)
 	}
@@ -49,7 +49,7 @@ func (m *members) observe(l *coordinationv1.Lease) bool {
 	defer m.mu.Unlock()
 	now := m.clock.Now()
 	before, known := m.known[l.Name]
-	after := sighting{Member: member, seen: now, since: now}
+	after := knownMember{Member: member, seen: now, since: now}
 	switch {
 	case !known && member.RenewTime.Before(now):
 		after.seen = member.RenewTime
@@ -65,7 +65,7 @@ func (m *members) observe(l *coordinationv1.Lease) bool {
 		before.Capacity != member.Capacity || before.Draining != member.Draining
 }
 
-// forget takes note of a Lease that is gone.
+// forget records that a Lease is gone.
 func (m *members) forget(name string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -38,17 +38,15 @@ const (
 	// rebalanceThreshold is the difference of relative loads up to which nothing is
 	// rebalanced: a tenth of a worker is within what a fleet's ordinary changes make.
 	rebalanceThreshold = 0.1
-	// phasesGather is the same as gather for changes of the phase alone, on which a plan
-	// hardly depends: a thousand sessions that fail again and again shall not keep it busy.
-	phasesGather = time.Second
+	// coalesceDelay is how long a run waits after the first change, for the changes that
+	// come with it: a manifest with many sessions, a worker with many claims.
+	coalesceDelay = 20 * time.Millisecond
+	// phaseDelay is the same for changes of the phase alone, on which a plan hardly depends: a
+	// thousand sessions that fail again and again must not keep it busy.
+	phaseDelay = time.Second
+	// retryFirst is the first pause after a write that failed; each further one doubles it.
+	retryFirst = 500 * time.Millisecond
 )
-
-// gather is how long a run waits after the first change, for the changes that
-// come with it: a manifest with many sessions, a worker with many claims.
-const gather = 20 * time.Millisecond
-
-// retryFirst is the first pause after a write that failed; each further one doubles it.
-const retryFirst = 500 * time.Millisecond
 
 // everything is the one request of the placement reconciler: a plan is for all sessions.
 var everything = reconcile.Request{NamespacedName: types.NamespacedName{Name: "placement"}}
@@ -59,9 +57,8 @@ type PlacementOptions struct {
 	Installation string
 	Clock        clock.WithTicker
 	Log          logr.Logger
-	// Verdicts tells which workers are dead, so that what they hold is placed anew. Calls
-	// may run concurrently.
-	Verdicts Verdicts
+	// Deaths tells which workers are dead, so that what they hold is placed anew.
+	Deaths DeathConfirmer
 	// Namespace is the operator's, where the workers' pods are, and Release the name by which
 	// their Leases are told from those of another release in the same namespace.
 	Namespace, Release string
@@ -85,7 +82,7 @@ type placementReconciler struct {
 	direct  client.Reader // the API server itself
 	events  events.EventRecorder
 	members *members
-	changed chan event.GenericEvent // a verdict has changed
+	changed chan event.GenericEvent // another worker is dead, or is not any more
 
 	// assumed are decisions that were written and that the cache does not show yet.
 	assumed map[types.UID]assumption
@@ -93,15 +90,15 @@ type placementReconciler struct {
 	since map[types.UID]time.Time
 	// failing are the sessions whose placement could not be written.
 	failing map[types.UID]failure
-	// lost are the workers of which it was said that they are dead.
+	// lost are the workers whose death was reported, while a session names them as its holder.
 	lost map[string]bool
 	// rebalanced is when each pool was rebalanced last.
 	rebalanced map[string]time.Time
-	// declined are the values of move-to of which it was said that they cannot be followed.
+	// declined are the values of move-to that were reported as impossible.
 	declined map[types.UID]string
-	// misread are the values of max-sessions that are no numbers, by namespace, so that
-	// each is said once.
-	misread map[string]string
+	// invalidLimits are the values of max-sessions that are no numbers, by namespace, so that
+	// each is logged once.
+	invalidLimits map[string]string
 }
 
 // failure is how often in a row a session's placement could not be written, and
@@ -143,7 +140,7 @@ func SetupPlacement(mgr ctrl.Manager, o PlacementOptions) error {
 	costs := &deletionCosts{
 		namespace: o.Namespace, clock: o.Clock, log: o.Log, client: r.client, direct: r.direct, members: r.members, written: map[string]int{},
 	}
-	for _, runnable := range []manager.Runnable{manager.RunnableFunc(r.passOn), costs} {
+	for _, runnable := range []manager.Runnable{manager.RunnableFunc(r.forwardDeaths), costs} {
 		if err := mgr.Add(runnable); err != nil {
 			return fmt.Errorf("setting up the placement: %w", err)
 		}
@@ -154,9 +151,9 @@ func SetupPlacement(mgr ctrl.Manager, o PlacementOptions) error {
 func newPlacementReconciler(o PlacementOptions, c client.Client, direct client.Reader, recorder events.EventRecorder) *placementReconciler {
 	return &placementReconciler{
 		PlacementOptions: o, client: c, direct: direct, events: recorder,
-		members: &members{clock: o.Clock, log: o.Log, known: map[string]sighting{}},
+		members: &members{clock: o.Clock, log: o.Log, known: map[string]knownMember{}},
 		changed: make(chan event.GenericEvent),
-		assumed: map[types.UID]assumption{}, since: map[types.UID]time.Time{}, misread: map[string]string{},
+		assumed: map[types.UID]assumption{}, since: map[types.UID]time.Time{}, invalidLimits: map[string]string{},
 		failing: map[types.UID]failure{}, lost: map[string]bool{}, rebalanced: map[string]time.Time{}, declined: map[types.UID]string{},
 	}
 }
@@ -166,30 +163,30 @@ type queue = workqueue.TypedRateLimitingInterface[reconcile.Request]
 // onNamespace asks for a run when a namespace comes, goes, or changes in what a plan depends on.
 func onNamespace() handler.EventHandler {
 	return handler.Funcs{
-		CreateFunc: func(_ context.Context, _ event.CreateEvent, q queue) { q.AddAfter(everything, gather) },
+		CreateFunc: func(_ context.Context, _ event.CreateEvent, q queue) { q.AddAfter(everything, coalesceDelay) },
 		UpdateFunc: func(_ context.Context, e event.UpdateEvent, q queue) {
 			if namespaceChanged(e.ObjectOld, e.ObjectNew) {
-				q.AddAfter(everything, gather)
+				q.AddAfter(everything, coalesceDelay)
 			}
 		},
-		DeleteFunc: func(_ context.Context, _ event.DeleteEvent, q queue) { q.AddAfter(everything, gather) },
+		DeleteFunc: func(_ context.Context, _ event.DeleteEvent, q queue) { q.AddAfter(everything, coalesceDelay) },
 	}
 }
 
-// onSession asks for one when a session does.
+// onSession asks for a run when a session does.
 func onSession() handler.EventHandler {
 	return handler.Funcs{
-		CreateFunc: func(_ context.Context, _ event.CreateEvent, q queue) { q.AddAfter(everything, gather) },
+		CreateFunc: func(_ context.Context, _ event.CreateEvent, q queue) { q.AddAfter(everything, coalesceDelay) },
 		UpdateFunc: func(_ context.Context, e event.UpdateEvent, q queue) {
 			before, after := e.ObjectOld.(*v1alpha1.WhatsAppSession), e.ObjectNew.(*v1alpha1.WhatsAppSession)
 			switch {
 			case sessionChanged(before, after):
-				q.AddAfter(everything, gather)
+				q.AddAfter(everything, coalesceDelay)
 			case before.Status.Phase != after.Status.Phase:
-				q.AddAfter(everything, phasesGather)
+				q.AddAfter(everything, phaseDelay)
 			}
 		},
-		DeleteFunc: func(_ context.Context, _ event.DeleteEvent, q queue) { q.AddAfter(everything, gather) },
+		DeleteFunc: func(_ context.Context, _ event.DeleteEvent, q queue) { q.AddAfter(everything, coalesceDelay) },
 	}
 }
 
@@ -219,7 +216,7 @@ func namespaceChanged(before, after client.Object) bool {
 func (r *placementReconciler) onLease() handler.EventHandler {
 	observe := func(obj client.Object, q queue) {
 		if r.members.observe(obj.(*coordinationv1.Lease)) {
-			q.AddAfter(everything, gather)
+			q.AddAfter(everything, coalesceDelay)
 		}
 	}
 	return handler.Funcs{
@@ -227,7 +224,7 @@ func (r *placementReconciler) onLease() handler.EventHandler {
 		UpdateFunc: func(_ context.Context, e event.UpdateEvent, q queue) { observe(e.ObjectNew, q) },
 		DeleteFunc: func(_ context.Context, e event.DeleteEvent, q queue) {
 			if r.members.forget(e.Object.GetName()) {
-				q.AddAfter(everything, gather)
+				q.AddAfter(everything, coalesceDelay)
 			}
 		},
 	}
@@ -237,19 +234,19 @@ func (r *placementReconciler) onLease() handler.EventHandler {
 func (r *placementReconciler) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, error) {
 	unresolved := r.resolve(ctx) // these sessions stay as they are assumed to be; the others need not wait for them
 	now := r.Clock.Now()
-	sessions, snapshot, again, err := r.snapshot(ctx, now)
+	snapshot, again, err := r.snapshot(ctx, now)
 	if err != nil {
 		return ctrl.Result{}, err
 	}
-	r.reportLostWorkers(sessions, snapshot)
+	r.reportLostWorkers(snapshot)
 	plan := placement.Make(snapshot)
-	r.count(sessions, snapshot, plan, r.Clock.Since(now))
+	r.count(snapshot, plan, r.Clock.Since(now))
 	r.remember(snapshot, plan, now)
-	r.decline(sessions, plan)
+	r.reportDeclined(plan)
 
-	conflicts, retry := r.carryOut(ctx, sessions, snapshot, plan, now)
+	conflicts, retry := r.carryOut(ctx, snapshot, plan, now)
 	if unresolved != nil {
-		r.Log.Error(unresolved, "It is not known what became of some placements; it is asked again")
+		r.Log.Error(unresolved, "Failed to find out whether some placements were written, trying again")
 		retry = earlier(retry, now.Add(retryFirst))
 	}
 	// No error is returned: its backoff would be that of all sessions, and a run that is
@@ -304,18 +301,18 @@ func (r *placementReconciler) resolve(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// snapshot reads the cache. The sessions are the cache's own and must not be
-// changed. again is when the snapshot may change by time alone.
-func (r *placementReconciler) snapshot(ctx context.Context, now time.Time) (sessions []v1alpha1.WhatsAppSession, out placement.Snapshot, again time.Time, err error) {
+// snapshot reads the cache. The objects of its sessions are the cache's own and must
+// not be changed. again is when the snapshot may change by time alone.
+func (r *placementReconciler) snapshot(ctx context.Context, now time.Time) (out placement.Snapshot, again time.Time, err error) {
 	out = placement.Snapshot{Now: now, Namespaces: map[string]placement.Namespace{}}
 	list := &v1alpha1.WhatsAppSessionList{}
 	if err := r.client.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
-		return nil, out, time.Time{}, fmt.Errorf("listing the sessions: %w", err)
+		return out, time.Time{}, fmt.Errorf("listing the sessions: %w", err)
 	}
 	namespaces := &metav1.PartialObjectMetadataList{}
 	namespaces.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("NamespaceList"))
 	if err := r.client.List(ctx, namespaces, client.UnsafeDisableDeepCopy); err != nil {
-		return nil, out, time.Time{}, fmt.Errorf("listing the namespaces: %w", err)
+		return out, time.Time{}, fmt.Errorf("listing the namespaces: %w", err)
 	}
 	for i := range namespaces.Items {
 		ns := &namespaces.Items[i]
@@ -325,7 +322,7 @@ func (r *placementReconciler) snapshot(ctx context.Context, now time.Time) (sess
 	dead := r.dead(ctx, list.Items, out.Workers)
 	for i := range out.Workers {
 		w := &out.Workers[i]
-		w.Live = w.Live && !dead[w.Name] // the kubelet's word may come before the Lease ends
+		w.Live = w.Live && !dead[w.Name] // the kubelet's report may come before the Lease expires
 	}
 
 	out.Sessions = make([]placement.Session, len(list.Items))
@@ -341,7 +338,7 @@ func (r *placementReconciler) snapshot(ctx context.Context, now time.Time) (sess
 			heldBy = ""
 		}
 		out.Sessions[i] = placement.Session{
-			UID: s.UID, Namespace: s.Namespace, Created: s.CreationTimestamp.Time,
+			Object: s, UID: s.UID, Namespace: s.Namespace, Created: s.CreationTimestamp.Time,
 			Worker: worker, HeldBy: heldBy, Lost: lost, Since: r.since[s.UID],
 			Wanted: wantsWorker(s, r.Installation, now), Urgent: !s.DeletionTimestamp.IsZero(),
 			Paired: s.Status.JID != "", Idle: resting[s.Status.Phase], Connected: connectedSince(s),
@@ -354,7 +351,7 @@ func (r *placementReconciler) snapshot(ctx context.Context, now time.Time) (sess
 			Threshold: rebalanceThreshold, MinAge: r.RebalanceAfter, Interval: r.RebalanceInterval, Last: r.rebalanced,
 		}
 	}
-	return list.Items, out, again, nil
+	return out, again, nil
 }
 
 // connectedSince is since when the session is connected; zero: it is not.
@@ -365,33 +362,43 @@ func connectedSince(s *v1alpha1.WhatsAppSession) time.Time {
 	return s.Status.LastConnectedTime.Time
 }
 
-// reportLostWorkers says once of each worker that it is dead. There is one Event, beside its
-// Lease: one beside each of a thousand sessions would cost as much as a quarter of
-// the fail-over itself, and their conditions say it.
-func (r *placementReconciler) reportLostWorkers(sessions []v1alpha1.WhatsAppSession, snapshot placement.Snapshot) {
-	held := map[string]int{}
+// reportLostWorkers reports once of each worker that it is dead. There is one Event,
+// beside its Lease: one beside each of a thousand sessions would cost as much as a
+// quarter of the fail-over itself, and their conditions say it.
+//
+// It is reported again only when the worker has been live meanwhile, or nothing
+// named it any more: an observer that was blind for a moment is no second death.
+func (r *placementReconciler) reportLostWorkers(snapshot placement.Snapshot) {
+	lost, holders := map[string]int{}, map[string]bool{}
 	for i := range snapshot.Sessions {
-		if snapshot.Sessions[i].Lost {
-			held[sessions[i].Status.HeldBy]++
+		s := &snapshot.Sessions[i]
+		holder := s.Object.Status.HeldBy
+		holders[holder] = true
+		if s.Lost {
+			lost[holder]++
 		}
 	}
-	for worker, n := range held {
+	for worker, n := range lost {
 		if !r.lost[worker] {
 			r.lost[worker] = true
-			r.Log.Info("A worker is dead: its sessions are placed anew", "worker", worker, "sessions", n)
+			r.Log.Info("Placing the sessions of a dead worker anew", "worker", worker, "sessions", n)
 			metrics.WorkerLost()
-			its := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: r.Namespace, Name: membership.LeaseName(r.Release, worker)}}
-			r.events.Eventf(its, nil, corev1.EventTypeWarning, v1alpha1.ReasonWorkerLost, "Place", "worker %s is dead: its %d sessions are placed anew", worker, n)
+			lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: r.Namespace, Name: membership.LeaseName(r.Release, worker)}}
+			r.events.Eventf(lease, nil, corev1.EventTypeWarning, v1alpha1.ReasonWorkerLost, "Place", "worker %s is dead: its %d sessions are placed anew", worker, n)
 		}
 	}
+	live := map[string]bool{}
+	for _, w := range snapshot.Workers {
+		live[w.Name] = w.Live
+	}
 	for worker := range r.lost {
-		if !r.Verdicts.Dead(worker) {
+		if !holders[worker] || live[worker] {
 			delete(r.lost, worker)
 		}
 	}
 }
 
-// limit reads max-sessions. What is no number is no limit, and said.
+// limit reads max-sessions. What is no number is no limit, and logged.
 func (r *placementReconciler) limit(ns *metav1.PartialObjectMetadata) *int {
 	text, ok := ns.Annotations[v1alpha1.MaxSessionsAnnotation]
 	if !ok {
@@ -399,30 +406,30 @@ func (r *placementReconciler) limit(ns *metav1.PartialObjectMetadata) *int {
 	}
 	limit, err := strconv.Atoi(text)
 	if err != nil || limit < 0 {
-		if r.misread[ns.Name] == text {
+		if r.invalidLimits[ns.Name] == text {
 			return nil
 		}
-		r.misread[ns.Name] = text
-		r.Log.Info("The annotation of a namespace is not a number from 0 on; its sessions are not limited",
+		r.invalidLimits[ns.Name] = text
+		r.Log.Info("Ignoring an annotation that is not a number from 0 on: the sessions of the namespace are not limited",
 			"namespace", ns.Name, "annotation", v1alpha1.MaxSessionsAnnotation)
 		return nil
 	}
-	delete(r.misread, ns.Name)
+	delete(r.invalidLimits, ns.Name)
 	return &limit
 }
 
-// decline says once of each value of move-to why it cannot be followed.
-func (r *placementReconciler) decline(sessions []v1alpha1.WhatsAppSession, plan placement.Plan) {
+// reportDeclined reports once of each value of move-to why the session cannot go there.
+func (r *placementReconciler) reportDeclined(plan placement.Plan) {
 	declined := map[types.UID]string{}
 	for _, d := range plan.Declined {
-		s := &sessions[d.Session]
+		s := d.Session.Object
 		value := s.Annotations[v1alpha1.MoveToAnnotation]
 		declined[s.UID] = value
 		if r.declined[s.UID] == value {
 			continue
 		}
 		worker := status.Clean(value, 253) // the longest name of a pod
-		r.Log.Info("A session cannot go where its annotation wants it", "namespace", s.Namespace, "session", s.Name, "worker", worker, "reason", string(d.Why))
+		r.Log.Info("Ignoring the annotation move-to for now", "namespace", s.Namespace, "session", s.Name, "worker", worker, "reason", string(d.Why))
 		r.events.Eventf(s, nil, corev1.EventTypeWarning, v1alpha1.ReasonMoveRefused, "Move",
 			"the annotation %s names worker %q, %s", v1alpha1.MoveToAnnotation, worker, declines[d.Why])
 	}
@@ -441,57 +448,59 @@ var declines = map[placement.Decline]string{
 // remember keeps since when each session has wanted a worker, and when each pool was rebalanced.
 func (r *placementReconciler) remember(snapshot placement.Snapshot, plan placement.Plan, now time.Time) {
 	since := map[types.UID]time.Time{}
-	keep := func(i int) {
-		uid := snapshot.Sessions[i].UID
-		if since[uid] = r.since[uid]; since[uid].IsZero() {
-			since[uid] = now
+	keep := func(s *placement.Session) {
+		if since[s.UID] = r.since[s.UID]; since[s.UID].IsZero() {
+			since[s.UID] = now
 		}
 	}
-	for _, i := range plan.Waiting {
-		keep(i)
+	for _, s := range plan.Waiting {
+		keep(s)
 	}
-	for _, refused := range plan.Refusals {
-		keep(refused.Session)
+	for _, u := range plan.Unplaceable {
+		keep(u.Session)
 	}
 	for _, m := range plan.Moves {
 		if m.To == "" {
 			keep(m.Session)
 		}
-		if m.Cause == placement.Balanced {
-			r.rebalanced[snapshot.Pool(snapshot.Sessions[m.Session].Namespace)] = now
+		if m.Cause == placement.Rebalanced {
+			r.rebalanced[snapshot.Pool(m.Session.Namespace)] = now
 		}
 	}
 	r.since = since
+	for pool, last := range r.rebalanced { // one that is older than the pace says nothing any more
+		if now.Sub(last) >= r.RebalanceInterval {
+			delete(r.rebalanced, pool)
+		}
+	}
 }
 
 // carryOut writes the plan, several sessions at a time. It reports whether a
-// decision was made from an old picture and must be made again.
-func (r *placementReconciler) carryOut(
-	ctx context.Context, sessions []v1alpha1.WhatsAppSession, snapshot placement.Snapshot, plan placement.Plan, now time.Time,
-) (conflicts bool, retry time.Time) {
+// decision was made from a stale cache and must be made again.
+func (r *placementReconciler) carryOut(ctx context.Context, snapshot placement.Snapshot, plan placement.Plan, now time.Time) (conflicts bool, retry time.Time) {
 	type write struct {
 		decision
 		assume assumption
 		err    error
 	}
-	writes := make([]write, 0, len(plan.Moves)+len(plan.Refusals))
+	writes := make([]write, 0, len(plan.Moves)+len(plan.Unplaceable))
 	failing := r.failing
 	r.failing = map[types.UID]failure{}
-	add := func(i int, to, refused string, cause placement.Cause) {
-		if f, found := failing[sessions[i].UID]; found && now.Before(f.until) {
-			r.failing[sessions[i].UID] = f
+	add := func(s *placement.Session, to, reason string, cause placement.Cause) {
+		if f, found := failing[s.UID]; found && now.Before(f.until) {
+			r.failing[s.UID] = f
 			retry = earlier(retry, f.until)
 			return
 		}
 		writes = append(writes, write{decision: decision{
-			cached: &sessions[i], planned: &snapshot.Sessions[i], to: to, cause: cause, why: r.explain(refused, sessions[i].Namespace, snapshot),
+			session: s, to: to, cause: cause, why: r.explain(reason, s.Namespace, snapshot),
 		}})
 	}
 	for _, m := range plan.Moves {
-		add(m.Session, m.To, m.Refused, m.Cause)
+		add(m.Session, m.To, m.Reason, m.Cause)
 	}
-	for _, refused := range plan.Refusals {
-		add(refused.Session, "", refused.Reason, "")
+	for _, u := range plan.Unplaceable {
+		add(u.Session, "", u.Reason, "")
 	}
 	var group errgroup.Group
 	group.SetLimit(r.Concurrency)
@@ -499,16 +508,16 @@ func (r *placementReconciler) carryOut(
 		w := &writes[i]
 		group.Go(func() error {
 			w.assume, w.err = r.write(ctx, w.decision, now)
-			return nil // one session's trouble does not keep the others waiting
+			return nil // the failure of one session does not keep the others waiting
 		})
 	}
 	_ = group.Wait() // always nil
 	for _, w := range writes {
-		uid := w.cached.UID
+		uid := w.session.UID
 		switch {
 		case w.err == nil && w.assume.epoch != 0:
 			r.assumed[uid] = w.assume
-		case apierrors.IsConflict(w.err), apierrors.IsNotFound(w.err), errors.Is(w.err, errAlive):
+		case apierrors.IsConflict(w.err), apierrors.IsNotFound(w.err), errors.Is(w.err, errNotDead):
 			conflicts = true
 			metrics.Placement("conflict")
 		case w.err != nil:
@@ -518,7 +527,7 @@ func (r *placementReconciler) carryOut(
 			f.until = now.Add(min(retryFirst<<min(f.count-1, 10), maxRetryInterval))
 			r.failing[uid] = f
 			retry = earlier(retry, f.until)
-			r.Log.Error(w.err, "A session could not be placed; it is tried again", "namespace", w.cached.Namespace, "session", w.cached.Name, "worker", w.to)
+			r.Log.Error(w.err, "Failed to place a session, trying again", "namespace", w.session.Namespace, "session", w.session.Object.Name, "worker", w.to)
 			metrics.Placement("failed")
 		}
 	}
@@ -527,8 +536,7 @@ func (r *placementReconciler) carryOut(
 
 // decision is what is to be written of a session.
 type decision struct {
-	cached  *v1alpha1.WhatsAppSession
-	planned *placement.Session // the session as the plan was made with
+	session *placement.Session // as the plan was made with it
 	to      string
 	why     unplaced
 	cause   placement.Cause
@@ -538,11 +546,11 @@ type decision struct {
 // that is dead, all in one patch. The zero assumption says that nothing was to be
 // written.
 func (r *placementReconciler) write(ctx context.Context, d decision, now time.Time) (assumption, error) {
-	lost := d.planned.Lost
-	if d.planned.Worker == "" && d.to == "" && !lost && (d.cached.Status.HeldBy != "" || says(d.cached, d.why)) {
+	cached, lost := d.session.Object, d.session.Lost
+	if d.session.Worker == "" && d.to == "" && !lost && (cached.Status.HeldBy != "" || isReported(cached, d.why)) {
 		return assumption{}, nil
 	}
-	s := d.cached.DeepCopy()
+	s := cached.DeepCopy()
 	next := *s.Status.DeepCopy()
 	if next.Worker != d.to || lost {
 		next.Worker, next.Epoch = d.to, nextEpoch(next, now)
@@ -557,8 +565,8 @@ func (r *placementReconciler) write(ctx context.Context, d decision, now time.Ti
 	if equality.Semantic.DeepEqual(s.Status, next) {
 		return assumption{}, nil
 	}
-	if lost && !r.Verdicts.Dead(d.cached.Status.HeldBy) { // many writes may have come before this one
-		return assumption{}, errAlive
+	if lost && !r.Deaths.Dead(cached.Status.HeldBy) { // many writes may have come before this one
+		return assumption{}, errNotDead
 	}
 	a := assumption{key: client.ObjectKeyFromObject(s), worker: d.to, heldBy: next.HeldBy, epoch: next.Epoch}
 	if err := patchStatus(ctx, r.client, s, next); err != nil {
@@ -568,46 +576,46 @@ func (r *placementReconciler) write(ctx context.Context, d decision, now time.Ti
 	return a, nil
 }
 
-// says reports whether the status has this reason already.
-func says(s *v1alpha1.WhatsAppSession, why unplaced) bool {
+// isReported reports whether the status says already why the session has no worker.
+func isReported(s *v1alpha1.WhatsAppSession, why unplaced) bool {
 	placed := meta.FindStatusCondition(s.Status.Conditions, v1alpha1.ConditionPlaced)
 	return placed != nil && s.Status.Worker == "" && placed.Reason == why.reason && placed.Message == why.message && placed.ObservedGeneration == s.Generation
 }
 
-// report says what was written; s is the session as it is now.
+// report logs and counts what was written; s is the session as it is now.
 func (r *placementReconciler) report(s *v1alpha1.WhatsAppSession, d decision) {
-	from, to := d.planned.Worker, d.to
+	from, to := d.session.Worker, d.to
 	log := r.Log.WithValues("namespace", s.Namespace, "session", s.Name, "sessionID", s.Status.SessionID, "epoch", s.Status.Epoch)
 	warn := func(reason, message string) {
 		r.events.Eventf(s, nil, corev1.EventTypeWarning, reason, "Place", "%s", message)
 	}
 	switch {
-	case d.planned.Lost:
+	case d.session.Lost:
 		// One line for all of a worker's sessions was written before.
-		log.V(1).Info("Taken from a dead worker", "worker", to, "from", d.cached.Status.HeldBy, "reason", d.why.reason)
+		log.V(1).Info("Took a session from a dead worker", "worker", to, "from", d.session.Object.Status.HeldBy, "reason", d.why.reason)
 		metrics.Placement("failed_over")
 		if d.why.reason != "" {
 			warn(d.why.reason, d.why.message)
 		}
 	case to != "" && from == "":
-		log.Info("Placed", "worker", to)
+		log.Info("Placed a session", "worker", to)
 		metrics.Placement("placed")
 	case to != "":
-		log.Info("Moved", "worker", to, "from", from, "cause", string(d.cause))
+		log.Info("Moved a session", "worker", to, "from", from, "cause", string(d.cause))
 		metrics.Placement(moved[d.cause])
 	case from != "":
-		log.Info("Withdrawn: no other worker can take the session", "worker", from, "reason", d.why.reason)
+		log.Info("Withdrew a session that no other worker can take", "worker", from, "reason", d.why.reason)
 		metrics.Placement("withdrawn")
 	default:
-		log.Info("Not placed", "reason", d.why.reason)
+		log.Info("Failed to place a session", "reason", d.why.reason)
 		warn(d.why.reason, d.why.message)
 	}
 }
 
 // moved are the metric's words for the causes of moves.
-var moved = map[placement.Cause]string{"": "moved", placement.Asked: "moved_as_asked", placement.Balanced: "rebalanced"}
+var moved = map[placement.Cause]string{"": "moved", placement.Requested: "moved_as_requested", placement.Rebalanced: "rebalanced"}
 
-// explain makes a sentence of the reason why a session has no worker.
+// explain says in a sentence why a session has no worker, and what to do.
 func (r *placementReconciler) explain(reason, namespace string, snapshot placement.Snapshot) unplaced {
 	ns, pool := snapshot.Namespaces[namespace], snapshot.Pool(namespace)
 	switch reason {
@@ -623,7 +631,7 @@ func (r *placementReconciler) explain(reason, namespace string, snapshot placeme
 }
 
 // count publishes what the plan was made from.
-func (r *placementReconciler) count(sessions []v1alpha1.WhatsAppSession, snapshot placement.Snapshot, plan placement.Plan, planning time.Duration) {
+func (r *placementReconciler) count(snapshot placement.Snapshot, plan placement.Plan, planning time.Duration) {
 	f := metrics.Fleet{
 		Sessions: map[string]int{}, Unplaced: map[string]int{}, Workers: map[metrics.PoolState]int{}, Capacity: map[string]int{}, Planning: planning,
 	}
@@ -631,7 +639,7 @@ func (r *placementReconciler) count(sessions []v1alpha1.WhatsAppSession, snapsho
 	for _, w := range snapshot.Workers {
 		state := metrics.PoolState{Pool: w.Pool, State: "live"}
 		switch {
-		case r.Verdicts.Dead(w.Name):
+		case r.Deaths.Dead(w.Name):
 			state.State = "dead"
 		case !w.Live:
 			state.State = "silent"
@@ -643,19 +651,19 @@ func (r *placementReconciler) count(sessions []v1alpha1.WhatsAppSession, snapsho
 		live[w.Name] = w.Live
 		f.Workers[state]++
 	}
-	for i := range sessions {
-		s := &sessions[i].Status
+	for i := range snapshot.Sessions {
+		s := &snapshot.Sessions[i].Object.Status
 		f.Sessions[string(s.Phase)]++
 		if s.HeldBy != "" && !live[s.HeldBy] {
 			f.HeldBySilent++
 		}
 	}
-	for _, refused := range plan.Refusals {
-		f.Unplaced[refused.Reason]++
+	for _, u := range plan.Unplaceable {
+		f.Unplaced[u.Reason]++
 	}
 	for _, m := range plan.Moves {
-		if m.Refused != "" {
-			f.Unplaced[m.Refused]++
+		if m.Reason != "" {
+			f.Unplaced[m.Reason]++
 		}
 	}
 	metrics.SetFleet(f)

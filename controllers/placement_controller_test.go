@@ -129,7 +129,7 @@ func TestNamespacesChooseThePoolAndTheLimit(t *testing.T) {
 // bare is a placement reconciler without a manager, over a client of the test's choice.
 func (w *env) bare(c client.Client) *placementReconciler {
 	return newPlacementReconciler(
-		PlacementOptions{Installation: installation, Clock: w.clock, Log: logr.Discard(), Verdicts: w.verdicts, Concurrency: 4},
+		PlacementOptions{Installation: installation, Clock: w.clock, Log: logr.Discard(), Deaths: w.deaths, Concurrency: 4},
 		c, k8s, events.NewFakeRecorder(100))
 }
 
@@ -297,7 +297,7 @@ func TestMembers(t *testing.T) {
 	g := NewWithT(t)
 	start := time.Date(2026, 5, 4, 12, 0, 0, 0, time.UTC)
 	clock := clocktesting.NewFakeClock(start)
-	m := &members{clock: clock, log: logr.Discard(), known: map[string]sighting{}}
+	m := &members{clock: clock, log: logr.Discard(), known: map[string]knownMember{}}
 	leaseOf := func(renewed time.Time, change ...func(*membership.Member)) *coordinationv1.Lease {
 		member := membership.Member{Release: release, Name: "w", Incarnation: "i", Pool: "p", Capacity: 5, RenewTime: renewed, Duration: 15 * time.Second}
 		for _, c := range change {

@@ -249,7 +249,7 @@ func TestDeletion(t *testing.T) {
 				w.touch(s)
 				withdrawn := w.placed(s, "")
 				w.Expect(withdrawn.Finalizers).To(ConsistOf(v1alpha1.Finalizer), "nobody may think that it is free")
-				w.verdicts.say("worker-a", true)
+				w.deaths.say("worker-a", true)
 			},
 			release: ReleaseForget, says: "inactive/Terminating/Deleted", event: "no device was linked",
 		},

@@ -134,8 +134,8 @@ type env struct {
 	ids   *fakeIDs
 	redis *fakeRedis
 	clock *clocktesting.FakeClock
-	// verdicts are the observer's.
-	verdicts *fakeVerdicts
+	// deaths is what the observer says.
+	deaths *fakeDeaths
 
 	operator, a, b string // namespaces: the operator's and two tenants'
 	reconciler     *SessionReconciler
@@ -147,7 +147,7 @@ func newEnv(t *testing.T) *env {
 	w := &env{
 		WithT: NewWithT(t), t: t, redis: &fakeRedis{},
 		ids:   &fakeIDs{records: map[string]*Record{}, released: map[types.UID]Release{}},
-		clock: clocktesting.NewFakeClock(time.Now().Truncate(time.Second)), verdicts: newFakeVerdicts(),
+		clock: clocktesting.NewFakeClock(time.Now().Truncate(time.Second)), deaths: newFakeDeaths(),
 	}
 	w.operator, w.a, w.b = w.namespace("operator-"), w.namespace("a-"), w.namespace("b-")
 	w.grant()
@@ -185,7 +185,7 @@ func (w *env) start() {
 	})
 	w.Expect(err).NotTo(HaveOccurred())
 	w.Expect(SetupPlacement(mgr, PlacementOptions{
-		Installation: installation, Clock: w.clock, Log: logr.Discard(), Verdicts: w.verdicts, Namespace: w.operator, Release: release,
+		Installation: installation, Clock: w.clock, Log: logr.Discard(), Deaths: w.deaths, Namespace: w.operator, Release: release,
 		RebalanceInterval: 10 * time.Second, RebalanceAfter: 5 * time.Minute,
 	})).To(Succeed())
 	ctx, cancel := context.WithCancel(context.Background())
@@ -479,27 +479,27 @@ func (f *fakeIDs) how(uid types.UID) Release {
 	return f.released[uid]
 }
 
-// fakeVerdicts are what a test says of workers.
-type fakeVerdicts struct {
+// fakeDeaths are what a test says of workers.
+type fakeDeaths struct {
 	mu      sync.Mutex
 	dead    map[string]bool
 	renewed map[string]bool // what the next look will show
 	changed chan struct{}
 }
 
-func newFakeVerdicts() *fakeVerdicts {
-	return &fakeVerdicts{dead: map[string]bool{}, renewed: map[string]bool{}, changed: make(chan struct{}, 1)}
+func newFakeDeaths() *fakeDeaths {
+	return &fakeDeaths{dead: map[string]bool{}, renewed: map[string]bool{}, changed: make(chan struct{}, 1)}
 }
 
 // renews is a worker that was declared dead and renews its heartbeats: nobody
 // knows before the next look.
-func (f *fakeVerdicts) renews(worker string) {
+func (f *fakeDeaths) renews(worker string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.renewed[worker] = true
 }
 
-func (f *fakeVerdicts) Confirm(context.Context) error {
+func (f *fakeDeaths) Confirm(context.Context) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for worker := range f.renewed {
@@ -508,15 +508,15 @@ func (f *fakeVerdicts) Confirm(context.Context) error {
 	return nil
 }
 
-func (f *fakeVerdicts) Dead(worker string) bool {
+func (f *fakeDeaths) Dead(worker string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.dead[worker]
 }
 
-func (f *fakeVerdicts) Changed() <-chan struct{} { return f.changed }
+func (f *fakeDeaths) Changed() <-chan struct{} { return f.changed }
 
-func (f *fakeVerdicts) say(worker string, dead bool) {
+func (f *fakeDeaths) say(worker string, dead bool) {
 	f.mu.Lock()
 	f.dead[worker] = dead
 	delete(f.renewed, worker)

@@ -69,7 +69,7 @@ func runManager(ctx context.Context, config *managerConfig, log logr.Logger) (er
 	}
 	observer := &membership.Observer{
 		Client: d.direct, Namespace: config.Namespace, Release: config.Release, Keys: redis.NewHeartbeat(d.heartbeat, d.keys),
-		Elapsed: membership.Elapsed, Clock: d.clock, Log: log.WithName("observer"), Sight: metrics.HeartbeatsSeen,
+		Elapsed: membership.Elapsed, Clock: d.clock, Log: log.WithName("observer"), Visibility: metrics.HeartbeatsVisible,
 	}
 	ids := &ids{store: d.store, ready: make(chan struct{})}
 	sessions, err := controllers.SetupSession(mgr, controllers.SessionOptions{
@@ -80,7 +80,7 @@ func runManager(ctx context.Context, config *managerConfig, log logr.Logger) (er
 		return err
 	}
 	if err := controllers.SetupPlacement(mgr, controllers.PlacementOptions{
-		Installation: d.installation, Clock: d.clock, Log: log.WithName("placement"), Verdicts: observer, Namespace: config.Namespace, Release: config.Release,
+		Installation: d.installation, Clock: d.clock, Log: log.WithName("placement"), Deaths: observer, Namespace: config.Namespace, Release: config.Release,
 		RebalanceInterval: config.rebalanceInterval(), RebalanceAfter: config.RebalanceAfter,
 	}); err != nil {
 		return err

@@ -93,7 +93,7 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 		return fmt.Errorf("preparing the worker: %w", err)
 	}
 
-	guard := membership.NewGuard(membership.Elapsed)
+	fence := membership.NewSelfFence(membership.Elapsed)
 	revision := kube.NewRevision(d.direct, kube.RevisionOptions{
 		Fixed: config.Revision, Namespace: config.Namespace, Pod: config.Name, InPod: config.PodUID != "",
 	}, log)
@@ -111,10 +111,10 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 					Format: membership.Format, Capacity: config.Capacity,
 				},
 			},
-			Keys: redis.NewHeartbeat(d.heartbeat, d.keys), Guard: guard,
+			Keys: redis.NewHeartbeat(d.heartbeat, d.keys), SelfFence: fence,
 		},
 		Sessions:   kube.NewSessions(d.direct),
-		Accounts:   config.or(&accounts{store: d.store, connector: connector, allowed: guard.Check, log: log.WithName("whatsapp")}),
+		Accounts:   config.or(&accounts{store: d.store, connector: connector, allowed: fence.Check, log: log.WithName("whatsapp")}),
 		Proxies:    &kube.Proxies{Client: d.direct, ServiceAccount: config.Namespace + ":" + config.ServiceAccount},
 		Announcer:  publish.NewPublisher(d.queue, d.cache),
 		Limiter:    limiter,
@@ -137,7 +137,7 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 			defer end()
 			return agent.Start(ctx)
 		}},
-		{func(ctx context.Context) error { return exitWhenLost(ctx, guard.Lost(), log) }},
+		{func(ctx context.Context) error { return exitWhenLost(ctx, fence.Lost(), log) }},
 		{revision.Run},
 	} {
 		if err := mgr.Add(r); err != nil {
@@ -190,7 +190,7 @@ func exitWhenLost(ctx context.Context, lost <-chan struct{}, log logr.Logger) er
 	}
 	select {
 	case <-lost: // also where both came at once
-		log.Info("FENCED: neither the API server nor Redis was reached in time: all connections are closed and the process ends")
+		log.Info("Lost both heartbeats, closing all connections and ending the process")
 		time.AfterFunc(exitTimeout, func() { os.Exit(1) })
 	default:
 	}

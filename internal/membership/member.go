@@ -27,8 +27,9 @@ const (
 	ComponentWorker = "worker"
 
 	// Format is the version of this encoding that this program writes. Fields are only
-	// added, so a reader takes what it knows from a newer one.
-	Format = 1
+	// added, so a reader takes what it knows from a newer one. Version 2 added the time at
+	// which the process joined.
+	Format = 2
 
 	annotationPrefix = "whatsapp-operator.io/"
 	annotationFormat = annotationPrefix + "format"
@@ -42,6 +43,9 @@ const (
 	namePrefix = "whatsapp-worker-"
 	// maxName is what Kubernetes allows for the name of a Lease.
 	maxName = 253
+	// maxDuration bounds for how long one renewal counts, whatever the Lease says: a worker
+	// that has died must not be given sessions for hours.
+	maxDuration = time.Minute
 	// maxCount bounds the numbers of a Lease: no worker has more sessions, and sums of
 	// them stay far from overflowing.
 	maxCount = 1_000_000
@@ -58,7 +62,7 @@ type Member struct {
 	Name string
 	// Incarnation tells a worker from an earlier one of the same name.
 	Incarnation string
-	// PodUID is its pod's, where it has one: the kubelet's word is believed of that pod only.
+	// PodUID is its pod's, where it has one: the kubelet's reports count for that pod only.
 	PodUID types.UID
 	// Pool is the pool whose namespaces it serves.
 	Pool string
@@ -74,6 +78,9 @@ type Member struct {
 	Tokens int
 	// Draining: it gives its sessions away and takes none.
 	Draining bool
+	// AcquireTime is when the process that renews the Lease joined, by the worker's own clock;
+	// zero where the worker is too old to say so.
+	AcquireTime time.Time
 	// RenewTime is the last renewal, by the worker's own clock.
 	RenewTime time.Time
 	// Duration is how long after a renewal the worker counts as live.
@@ -122,7 +129,7 @@ func FromLease(l *coordinationv1.Lease) (Member, error) {
 	m := Member{
 		Release: release, Name: name, Incarnation: incarnation, Pool: l.Labels[v1alpha1.PoolLabel], PodUID: types.UID(l.Annotations[annotationPod]),
 		RenewTime: l.Spec.RenewTime.Time,
-		Duration:  time.Duration(*l.Spec.LeaseDurationSeconds) * time.Second,
+		Duration:  min(time.Duration(*l.Spec.LeaseDurationSeconds)*time.Second, maxDuration),
 	}
 	if m.Pool == "" {
 		m.Pool = v1alpha1.DefaultPool
@@ -140,6 +147,10 @@ func FromLease(l *coordinationv1.Lease) (Member, error) {
 	}
 	if m.Format == 0 {
 		return Member{}, fmt.Errorf("the lease's annotation %s is 0", annotationFormat)
+	}
+	// An older program keeps the fields that it does not know: they are its predecessor's.
+	if m.Format >= 2 && l.Spec.AcquireTime != nil {
+		m.AcquireTime = l.Spec.AcquireTime.Time
 	}
 	if m.Draining, err = strconv.ParseBool(l.Annotations[annotationDrain]); err != nil {
 		return Member{}, fmt.Errorf("the lease's annotation %s is neither true nor false", annotationDrain)
@@ -177,6 +188,11 @@ func (m Member) Into(l *coordinationv1.Lease) {
 	}
 	l.Labels, l.Annotations = labels, annotations
 
+	l.Spec.AcquireTime = nil
+	if !m.AcquireTime.IsZero() {
+		acquired := metav1.NewMicroTime(m.AcquireTime)
+		l.Spec.AcquireTime = &acquired
+	}
 	holder := m.Name + "/" + m.Incarnation
 	seconds := int32(m.Duration / time.Second)
 	renew := metav1.NewMicroTime(m.RenewTime)

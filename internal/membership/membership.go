@@ -9,31 +9,30 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// incarnationOf is the part of a value in Redis, "incarnation/count", that
-// names who wrote it.
+// incarnationOf is the incarnation that wrote a value in Redis, "incarnation/count".
 func incarnationOf(value string) string {
 	return value[:max(strings.LastIndexByte(value, '/'), 0)]
 }
 
-// Membership is a worker's place among the workers: it joins when nobody else
+// Membership is a worker's place among the workers: it joins when no other process
 // of its name can be alive, and then renews both heartbeats independently of
 // each other, so that the loss of one of them changes nothing.
 type Membership struct {
 	Renewer
 	// Keys is the second heartbeat.
 	Keys Keys
-	// Guard is told of each renewal.
-	Guard *Guard
+	// SelfFence records each renewal.
+	SelfFence *SelfFence
 
-	// outlived is an incarnation whose silence was waited for: a join that got only half
-	// of the name does not wait for it again.
-	outlived string
+	// silentIncarnation is another incarnation of this name that has fallen silent: a join that
+	// has written only one of the heartbeats does not wait for it again.
+	silentIncarnation string
 }
 
 // Run joins and renews until ctx ends; joined is called once, after the first
 // renewal of both heartbeats. Another incarnation of the same name is waited for
-// until both of its heartbeats are silent. Run returns ErrFenced when the right
-// to hold connections has ended, and an error when another incarnation has
+// until both of its heartbeats are silent. Run returns ErrFenced when this process
+// may hold connections no longer, and an error when another incarnation has
 // taken the name.
 func (m *Membership) Run(ctx context.Context, joined func(), load func() (sessions, tokens int)) error {
 	m.load = load
@@ -43,14 +42,14 @@ func (m *Membership) Run(ctx context.Context, joined func(), load func() (sessio
 	m.Log.Info("Joined", "worker", m.Self.Name, "incarnation", m.Self.Incarnation)
 	joined()
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return m.Guard.Run(ctx, m.Clock) })
-	group.Go(func() error { return m.every(ctx, "lease", m.renewLease) })
-	group.Go(func() error { return m.every(ctx, "Redis", m.renewKey) })
+	group.Go(func() error { return m.SelfFence.Run(ctx, m.Clock) })
+	group.Go(func() error { return m.renewPeriodically(ctx, "lease", m.renewLease) })
+	group.Go(func() error { return m.renewPeriodically(ctx, "Redis", m.renewKey) })
 	return group.Wait()
 }
 
 // Lost is closed when this process may hold no connection any more.
-func (m *Membership) Lost() <-chan struct{} { return m.Guard.Lost() }
+func (m *Membership) Lost() <-chan struct{} { return m.SelfFence.Lost() }
 
 // Leave takes both heartbeats away. Run must have ended.
 func (m *Membership) Leave(ctx context.Context) error {
@@ -59,22 +58,22 @@ func (m *Membership) Leave(ctx context.Context) error {
 
 // join returns when both heartbeats are this incarnation's, or ctx ends.
 func (m *Membership) join(ctx context.Context) error {
-	ticker := m.Clock.NewTicker(LookInterval)
+	ticker := m.Clock.NewTicker(ObserveInterval)
 	defer ticker.Stop()
-	watch := newWatch()
+	detector := newFailureDetector()
 	waiting := false
 	for {
-		err := m.tryJoin(ctx, watch)
+		err := m.tryJoin(ctx, detector)
 		switch {
 		case err == nil:
 			return nil
 		case errors.Is(err, errTaken):
 			if !waiting {
-				m.Log.Info("Waiting for another incarnation of this worker to fall silent", "worker", m.Self.Name)
+				m.Log.Info("Waiting until another incarnation of this worker is silent", "worker", m.Self.Name)
 			}
 			waiting = true
 		case ctx.Err() == nil:
-			m.Log.Error(err, "The worker could not join; it is tried again", "worker", m.Self.Name)
+			m.Log.Error(err, "Failed to join, trying again", "worker", m.Self.Name)
 		}
 		select {
 		case <-ctx.Done():
@@ -84,48 +83,48 @@ func (m *Membership) join(ctx context.Context) error {
 	}
 }
 
-// tryJoin looks at both heartbeats and writes them if nobody else's are alive.
-func (m *Membership) tryJoin(ctx context.Context, watch *watch) error {
+// tryJoin reads both heartbeats and writes them unless another incarnation renews one.
+func (m *Membership) tryJoin(ctx context.Context, detector *failureDetector) error {
 	name := m.Self.Name
-	l := look{began: m.Guard.Sending()}
+	seen := observation{began: m.SelfFence.Sending()}
 	var reading sync.WaitGroup
 	var keysErr error
 	reading.Go(func() {
-		ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+		ctx, cancel := context.WithTimeout(ctx, readTimeout)
 		defer cancel()
 		var all map[string]string
-		if l.run, all, keysErr = m.Keys.Read(ctx); keysErr == nil {
-			l.keys = map[string]string{}
+		if seen.run, all, keysErr = m.Keys.Read(ctx); keysErr == nil {
+			seen.keys = map[string]string{}
 			if value, found := all[name]; found {
-				l.keys[name] = value
+				seen.keys[name] = value
 			}
 		}
 	})
 	lease, leaseErr := m.get(ctx)
 	reading.Wait()
-	l.ended = m.Guard.Sending()
+	seen.ended = m.SelfFence.Sending()
 	foreignLease := false
 	if leaseErr == nil {
-		l.leases = map[string]leaseSight{}
+		seen.leases = map[string]observedLease{}
 		if lease != nil {
 			foreignLease = !m.isMine(lease)
-			l.leases[name] = leaseSight{version: lease.ResourceVersion}
+			seen.leases[name] = observedLease{version: lease.ResourceVersion}
 		}
 	}
-	watch.take(l)
+	detector.observe(seen)
 	if err := errors.Join(leaseErr, keysErr); err != nil {
 		return err
 	}
 	replacing := ""
-	if value, found := l.keys[name]; found && incarnationOf(value) != m.Self.Incarnation {
+	if value, found := seen.keys[name]; found && incarnationOf(value) != m.Self.Incarnation {
 		replacing = incarnationOf(value)
 	}
-	if (foreignLease || replacing != "" && replacing != m.outlived) && !watch.silent(name) {
+	if (foreignLease || replacing != "" && replacing != m.silentIncarnation) && !detector.silent(name) {
 		return errTaken
 	}
-	m.outlived = replacing
+	m.silentIncarnation = replacing
 	m.lease = lease
-	sent := m.Guard.Sending()
+	sent := m.SelfFence.Sending()
 	if err := m.write(ctx); err != nil {
 		return err
 	}
@@ -134,12 +133,12 @@ func (m *Membership) tryJoin(ctx context.Context, watch *watch) error {
 	if err := m.Keys.Raise(ctx, name, m.Self.Incarnation, replacing); err != nil {
 		return err
 	}
-	m.Guard.Renewed(sent)
+	m.SelfFence.Renewed(sent)
 	return nil
 }
 
-// every renews one heartbeat until ctx ends or the name is another's.
-func (m *Membership) every(ctx context.Context, what string, renew func(context.Context) error) error {
+// renewPeriodically renews one heartbeat until ctx ends or the name is another's.
+func (m *Membership) renewPeriodically(ctx context.Context, what string, renew func(context.Context) error) error {
 	ticker := m.Clock.NewTicker(RenewInterval)
 	defer ticker.Stop()
 	failing := false
@@ -149,19 +148,19 @@ func (m *Membership) every(ctx context.Context, what string, renew func(context.
 			return nil
 		case <-ticker.C():
 		}
-		sent := m.Guard.Sending()
+		sent := m.SelfFence.Sending()
 		err := renew(ctx)
 		switch {
 		case err == nil:
-			m.Guard.Renewed(sent)
+			m.SelfFence.Renewed(sent)
 			if failing {
-				m.Log.Info("A heartbeat is renewed again", "heartbeat", what, "worker", m.Self.Name)
+				m.Log.Info("Renewed a heartbeat again", "heartbeat", what, "worker", m.Self.Name)
 			}
 			failing = false
 		case errors.Is(err, errTaken):
 			return err
 		case ctx.Err() == nil && !failing:
-			m.Log.Error(err, "A heartbeat could not be renewed; it is tried again", "heartbeat", what, "worker", m.Self.Name)
+			m.Log.Error(err, "Failed to renew a heartbeat, trying again", "heartbeat", what, "worker", m.Self.Name)
 			failing = true
 		}
 	}

@@ -87,24 +87,24 @@ func (k *keys) Read(context.Context) (run string, values map[string]string, err 
 // renewal is a Membership that runs, with a clock, an API server and a Redis to look at.
 type renewal struct {
 	*WithT
-	r      *Membership
-	api    client.Client
-	keys   *keys
-	clock  *clocktesting.FakeClock
-	watch  *stopwatch
-	joined atomic.Int32
-	ended  chan error
-	stop   context.CancelFunc
+	r         *Membership
+	api       client.Client
+	keys      *keys
+	clock     *clocktesting.FakeClock
+	stopwatch *stopwatch
+	joined    atomic.Int32
+	ended     chan error
+	stop      context.CancelFunc
 }
 
 func renew(t *testing.T, api client.Client, k *keys, incarnation string) *renewal {
-	n := &renewal{WithT: NewWithT(t), api: api, keys: k, watch: &stopwatch{}, clock: clocktesting.NewFakeClock(time.Unix(1_800_000_000, 0)), ended: make(chan error, 1)}
+	n := &renewal{WithT: NewWithT(t), api: api, keys: k, stopwatch: &stopwatch{}, clock: clocktesting.NewFakeClock(time.Unix(1_800_000_000, 0)), ended: make(chan error, 1)}
 	n.r = &Membership{
 		Renewer: Renewer{
 			Client: api, Namespace: "ops", Clock: n.clock, Log: logr.Discard(),
 			Self: Member{Release: "main", Name: "w", Incarnation: incarnation, PodUID: "pod", Pool: "default", Capacity: 10},
 		},
-		Keys: k, Guard: NewGuard(n.watch.elapsed),
+		Keys: k, SelfFence: NewSelfFence(n.stopwatch.elapsed),
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	n.stop = cancel
@@ -133,7 +133,7 @@ func (n *renewal) member() Member {
 func (n *renewal) pass(d time.Duration) {
 	for ; d > 0; d -= time.Second {
 		n.Eventually(n.clock.HasWaiters).Should(BeTrue())
-		n.watch.at(n.watch.elapsed() + time.Second)
+		n.stopwatch.at(n.stopwatch.elapsed() + time.Second)
 		n.clock.Step(time.Second)
 	}
 }
@@ -147,7 +147,7 @@ func newKeys() *keys { return &keys{values: map[string]string{}, run: "r"} }
 func TestRenewing(t *testing.T) {
 	n := renew(t, newAPI(), newKeys(), "one")
 	n.Eventually(n.joined.Load).Should(BeEquivalentTo(1))
-	n.Expect(n.r.Guard.Check()).To(Succeed())
+	n.Expect(n.r.SelfFence.Check()).To(Succeed())
 	m := n.member()
 	n.Expect(m.Load).To(Equal(3))
 	n.Expect(m.Tokens).To(Equal(7))
@@ -187,7 +187,7 @@ func TestOneHeartbeatIsEnough(t *testing.T) {
 		n.Eventually(func() time.Time { n.pass(time.Second); return n.member().RenewTime }).Should(BeTemporally(">", before))
 		before = n.member().RenewTime
 	}
-	n.Expect(n.r.Guard.Check()).To(Succeed())
+	n.Expect(n.r.SelfFence.Check()).To(Succeed())
 	n.keys.locked(func() { n.keys.down, n.keys.values = false, map[string]string{} })
 	n.Eventually(func() (value string) {
 		n.pass(time.Second)
@@ -210,7 +210,7 @@ func TestWithoutEitherHeartbeatItEnds(t *testing.T) {
 	n.Eventually(n.joined.Load).Should(BeEquivalentTo(1))
 	down.Store(true)
 	n.keys.locked(func() { n.keys.down = true })
-	n.pass(FenceAfter + 2*time.Second)
+	n.pass(SelfFenceTimeout + 2*time.Second)
 	n.Eventually(n.ended).Should(Receive(MatchError(ErrFenced)))
 	n.Expect(n.r.Lost()).To(BeClosed())
 }
@@ -255,14 +255,14 @@ func TestAnotherIncarnationIsWaitedFor(t *testing.T) {
 				k.values["w"] = "other/41"
 			}
 			n := renew(t, api, k, "one")
-			n.pass(Silence - 3*time.Second)
+			n.pass(SilenceTimeout - 3*time.Second)
 			n.Expect(n.joined.Load()).To(BeZero())
 
 			t.Log("it renews: its silence begins anew, whatever its own clock says")
 			tt.renew(n)
-			n.pass(Silence - 3*time.Second)
+			n.pass(SilenceTimeout - 3*time.Second)
 			n.Expect(n.joined.Load()).To(BeZero())
-			n.Expect(n.r.Guard.Check()).NotTo(Succeed())
+			n.Expect(n.r.SelfFence.Check()).NotTo(Succeed())
 
 			n.Eventually(func() int32 { n.pass(time.Second); return n.joined.Load() }).Should(BeEquivalentTo(1))
 			n.Expect(n.member().Incarnation).To(Equal("one"))
@@ -326,11 +326,11 @@ func TestHalfAJoin(t *testing.T) {
 	k := newKeys()
 	k.values["w"] = "other/41"
 	n := renew(t, newAPI(foreign()), k, "one")
-	n.Eventually(func() bool { n.pass(time.Second); return n.watch.elapsed() >= Silence-LookInterval }).Should(BeTrue())
+	n.Eventually(func() bool { n.pass(time.Second); return n.stopwatch.elapsed() >= SilenceTimeout-ObserveInterval }).Should(BeTrue())
 	k.locked(func() { k.raiseErr = errDown })
 	n.Eventually(func() string { n.pass(time.Second); return n.member().Incarnation }).Should(Equal("one"))
 	n.Expect(n.joined.Load()).To(BeZero())
 	k.locked(func() { k.raiseErr = nil })
-	n.pass(2 * LookInterval)
+	n.pass(2 * ObserveInterval)
 	n.Eventually(n.joined.Load).Should(BeEquivalentTo(1))
 }

@@ -16,11 +16,11 @@ import (
 )
 
 const (
-	// lookTimeout bounds one read of a look.
-	lookTimeout = 2 * time.Second
-	// keepDead is how long the heartbeats of a dead worker are kept, for whoever looks for
-	// the cause.
-	keepDead = time.Hour
+	// readTimeout bounds one read of an observation.
+	readTimeout = 2 * time.Second
+	// deadRetention is how long the heartbeats of a dead worker are kept, for a person who
+	// looks for the cause.
+	deadRetention = time.Hour
 )
 
 // Keys is the second heartbeat: a value for each worker in Redis.
@@ -30,8 +30,8 @@ type Keys interface {
 	Raise(ctx context.Context, worker, incarnation, replacing string) error
 	// Remove deletes the worker's value if it is that of the incarnation.
 	Remove(ctx context.Context, worker, incarnation string) error
-	// Read is the values of all workers, "incarnation/count", and the run id of the primary
-	// that said so. An error says that they could not be seen.
+	// Read returns the values of all workers, "incarnation/count", and the run id of the
+	// primary that returned them. An error says that they could not be seen.
 	Read(ctx context.Context) (run string, values map[string]string, err error)
 }
 
@@ -50,33 +50,42 @@ type Observer struct {
 	Elapsed func() time.Duration
 	Clock   clock.WithTicker
 	Log     logr.Logger
-	// Sight, where set, is told after each look whether both heartbeats were seen.
-	Sight func(both bool)
+	// Visibility, where set, is called after each observation: whether both heartbeats were visible.
+	Visibility func(both bool)
 
 	once    sync.Once
-	turn    chan struct{} // taken by who looks
+	turn    chan struct{} // held by the goroutine that observes
 	changed chan struct{}
 
-	mu      sync.Mutex
-	watch   *watch
-	dead    map[string]time.Duration // the known dead, and since when
-	blind   bool
-	settled bool // silence has been watched for long enough to judge those who were never seen
+	mu       sync.Mutex
+	detector *failureDetector
+	dead     map[string]death
+	blind    bool // the last observation did not see both heartbeats
+	// judgesUnseen: the detector has run for long enough that a worker that it has never seen is dead.
+	judgesUnseen bool
+}
+
+// death is what is remembered of a worker that was declared dead, until its
+// heartbeats change or are gone.
+type death struct {
+	since time.Duration
+	// unsure: the last observation does not show any more that it is dead, nor that it lives.
+	unsure bool
 }
 
 func (o *Observer) init() {
 	o.once.Do(func() {
 		o.turn, o.changed = make(chan struct{}, 1), make(chan struct{}, 1)
-		o.watch, o.dead = newWatch(), map[string]time.Duration{}
+		o.detector, o.dead = newFailureDetector(), map[string]death{}
 	})
 }
 
-// Start looks each 2 s, and when a worker's silence would be over, until ctx ends.
+// Start observes each 2 s, and when a worker's silence would be over, until ctx ends.
 func (o *Observer) Start(ctx context.Context) error {
 	o.init()
 	for {
 		if err := o.Confirm(ctx); err != nil && ctx.Err() == nil {
-			o.Log.V(1).Info("The workers could not be seen", "reason", err.Error())
+			o.Log.V(1).Info("Failed to read every heartbeat", "reason", err.Error())
 		}
 		timer := o.Clock.NewTimer(o.untilNext())
 		select {
@@ -88,88 +97,90 @@ func (o *Observer) Start(ctx context.Context) error {
 	}
 }
 
-// untilNext is how long to wait for the next look.
+// untilNext is how long to wait for the next observation.
 func (o *Observer) untilNext() time.Duration {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return max(o.watch.next()-o.Elapsed(), 0)
+	return max(o.detector.next()-o.Elapsed(), 0)
 }
 
 // NeedLeaderElection says that standby managers observe too.
 func (o *Observer) NeedLeaderElection() bool { return false }
 
-// Dead reports whether the worker of that name is declared dead by the last
-// look. A look that is older than 5 s proves nothing. It does no I/O.
+// Dead reports whether the last observation shows that the worker of that name is
+// dead. An observation that is older than 5 s proves nothing. It does no I/O.
 func (o *Observer) Dead(worker string) bool {
 	o.init()
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.Elapsed()-o.watch.last <= sightGap && o.watch.dead(worker)
+	return o.Elapsed()-o.detector.last <= maxObservationGap && o.detector.dead(worker)
 }
 
-// Changed gets a value after a verdict has changed.
+// Changed gets a value after the answer of Dead has changed for a worker.
 func (o *Observer) Changed() <-chan struct{} {
 	o.init()
 	return o.changed
 }
 
-// Confirm looks once more, now. What Dead says afterwards is true of a time
-// after Confirm was called: whoever reads a session, confirms, and then finds
-// its holder dead, knows that the session was not claimed by a process that
+// Confirm observes once more, now. What Dead says afterwards is true of a time
+// after Confirm was called: a caller that reads a session, confirms, and then
+// finds its holder dead, knows that the session was not claimed by a process that
 // came back meanwhile, for that one would have renewed before.
 //
-// The error says what could not be seen; the look counts in any case.
+// The error says what could not be seen; the observation counts in any case.
 func (o *Observer) Confirm(ctx context.Context) error {
 	o.init()
 	select {
 	case o.turn <- struct{}{}:
 	case <-ctx.Done():
-		return fmt.Errorf("waiting to look at the workers: %w", ctx.Err())
+		return fmt.Errorf("waiting to read the heartbeats: %w", ctx.Err())
 	}
 	defer func() { <-o.turn }()
 
-	l := look{began: o.Elapsed()}
+	seen := observation{began: o.Elapsed()}
 	var keysErr, leasesErr error
 	var reading sync.WaitGroup
 	reading.Go(func() {
-		ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+		ctx, cancel := context.WithTimeout(ctx, readTimeout)
 		defer cancel()
 		var keys map[string]string
-		if l.run, keys, keysErr = o.Keys.Read(ctx); keysErr == nil {
-			l.keys = keys
-			if l.keys == nil {
-				l.keys = map[string]string{}
+		if seen.run, keys, keysErr = o.Keys.Read(ctx); keysErr == nil {
+			seen.keys = keys
+			if seen.keys == nil {
+				seen.keys = map[string]string{}
 			}
 		}
 	})
-	l.leases, leasesErr = o.leases(ctx)
+	seen.leases, leasesErr = o.leases(ctx)
 	reading.Wait()
-	l.ended = o.Elapsed()
-	o.judge(l)
+	seen.ended = o.Elapsed()
+	o.evaluate(seen)
 	err := errors.Join(leasesErr, keysErr)
-	o.report(err)
+	o.reportVisibility(err)
 	return err
 }
 
 // leases reads the Leases of all workers, and the pods of those that may have ended.
-func (o *Observer) leases(ctx context.Context) (map[string]leaseSight, error) {
-	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+func (o *Observer) leases(ctx context.Context) (map[string]observedLease, error) {
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
 	list := &coordinationv1.LeaseList{}
 	if err := o.Client.List(ctx, list, client.InNamespace(o.Namespace), client.MatchingLabels(WorkerLabels(o.Release))); err != nil {
 		return nil, fmt.Errorf("listing the workers' leases: %w", err)
 	}
-	sights := make(map[string]leaseSight, len(list.Items))
+	observed := make(map[string]observedLease, len(list.Items))
 	for i := range list.Items {
 		member, err := FromLease(&list.Items[i])
 		if err != nil {
-			continue // the placement says it
+			continue // the placement logs it
 		}
-		sights[member.Name] = leaseSight{version: list.Items[i].ResourceVersion, podUID: member.PodUID}
+		observed[member.Name] = observedLease{
+			version: list.Items[i].ResourceVersion, podUID: member.PodUID, acquired: member.AcquireTime,
+		}
 	}
-	for name, sight := range sights {
+	for name, lease := range observed {
 		o.mu.Lock()
-		suspect := o.watch.suspect(name, sight, o.Elapsed())
+		suspect := o.detector.suspect(name, lease, o.Elapsed())
 		o.mu.Unlock()
 		if !suspect {
 			continue
@@ -178,40 +189,54 @@ func (o *Observer) leases(ctx context.Context) (map[string]leaseSight, error) {
 		err := o.Client.Get(ctx, client.ObjectKey{Namespace: o.Namespace, Name: name}, pod)
 		switch {
 		case err == nil:
-			sight.kubelet = kubelet(pod, sight.podUID)
-			sights[name] = sight
+			lease.report = reportOf(pod, lease.podUID, lease.acquired)
+			observed[name] = lease
 		case !apierrors.IsNotFound(err): // its Lease was seen all the same
-			o.Log.V(1).Info("A silent worker's pod could not be read", "worker", name, "reason", err.Error())
+			o.Log.V(1).Info("Failed to read the pod of a silent worker", "worker", name, "reason", err.Error())
 		}
 	}
-	return sights, nil
+	return observed, nil
 }
 
-// judge takes a look and tells whoever waits for verdicts.
-func (o *Observer) judge(l look) {
+// evaluate takes an observation into account, and signals what has changed.
+//
+// A worker that was declared dead is back only when a heartbeat of it has changed
+// since. That an observation failed makes nobody come back: it is only unsure then.
+func (o *Observer) evaluate(seen observation) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.watch.take(l)
-	tell := false
-	for name := range o.dead {
-		if !o.watch.dead(name) {
-			o.Log.Info("A worker that was declared dead is back", "worker", name)
+	o.detector.observe(seen)
+	changed := false
+	for name, d := range o.dead {
+		dead := o.detector.dead(name)
+		_, tracked := o.detector.workers[name]
+		switch {
+		case !tracked: // its heartbeats are gone
 			delete(o.dead, name)
-			tell = true
+		case dead:
+			changed = changed || d.unsure
+			o.dead[name] = death{since: d.since}
+		case o.detector.changedSince(name, d.since):
+			o.Log.Info("Found a worker alive that was declared dead", "worker", name)
+			delete(o.dead, name)
+			changed = true
+		default:
+			changed = changed || !d.unsure
+			o.dead[name] = death{since: d.since, unsure: true}
 		}
 	}
-	for name, t := range o.watch.workers {
-		if _, known := o.dead[name]; known || !o.watch.dead(name) {
+	for name, t := range o.detector.workers {
+		if _, known := o.dead[name]; known || !o.detector.dead(name) {
 			continue
 		}
-		o.dead[name] = l.ended
-		tell = true
-		o.Log.Info("A worker is declared dead", "worker", name, "kubelet", t.word != wordNone && !o.watch.silent(name))
+		o.dead[name] = death{since: seen.ended}
+		changed = true
+		o.Log.Info("Declared a worker dead", "worker", name, "reportedByKubelet", t.report.ended() && !o.detector.silent(name))
 	}
-	settled := o.watch.sighted && o.watch.last-o.watch.since >= Silence
-	tell = tell || settled && !o.settled
-	o.settled = settled
-	if tell {
+	judges := o.detector.visible && o.detector.last-o.detector.since >= SilenceTimeout
+	changed = changed || judges && !o.judgesUnseen
+	o.judgesUnseen = judges
+	if changed {
 		select {
 		case o.changed <- struct{}{}:
 		default:
@@ -219,26 +244,27 @@ func (o *Observer) judge(l look) {
 	}
 }
 
-// report says once that the observer has become blind, and that it sees again.
-func (o *Observer) report(err error) {
+// reportVisibility logs once that a heartbeat is not visible any more, and once that both are again.
+func (o *Observer) reportVisibility(err error) {
 	o.mu.Lock()
 	was := o.blind
 	o.blind = err != nil && !errors.Is(err, context.Canceled)
 	now := o.blind
 	o.mu.Unlock()
-	if o.Sight != nil {
-		o.Sight(!now)
+	if o.Visibility != nil {
+		o.Visibility(!now)
 	}
 	switch {
 	case now && !was:
-		o.Log.Error(err, "A heartbeat of the workers cannot be seen: nobody is declared dead by silence until both are seen again")
+		o.Log.Error(err, "Failed to read a heartbeat of the workers: no worker is declared dead by its silence until both can be read again")
 	case was && !now:
-		o.Log.Info("Both heartbeats of the workers are seen again")
+		o.Log.Info("Read both heartbeats of the workers again")
 	}
 }
 
-// Sweep deletes the heartbeats of workers that have been dead for an hour. Only
-// the leader should. A worker that comes back meanwhile writes them anew.
+// Sweep deletes the heartbeats of workers that have been dead for an hour, and
+// what a worker has left in Redis alone because Redis was away when it left. Only
+// the leader should call it. A worker that comes back meanwhile writes them anew.
 func (o *Observer) Sweep(ctx context.Context) error {
 	o.init()
 	list := &coordinationv1.LeaseList{}
@@ -246,25 +272,40 @@ func (o *Observer) Sweep(ctx context.Context) error {
 		return fmt.Errorf("listing the workers' leases: %w", err)
 	}
 	var errs []error
+	swept := o.longDead()
 	for i := range list.Items {
 		lease := &list.Items[i]
 		member, err := FromLease(lease)
-		if err != nil || !o.longDead(member.Name) {
+		if err != nil {
+			continue
+		}
+		if _, found := swept[member.Name]; !found {
 			continue
 		}
 		version := lease.ResourceVersion
 		if err := client.IgnoreNotFound(o.Client.Delete(ctx, lease, client.Preconditions{ResourceVersion: &version})); err != nil {
 			errs = append(errs, fmt.Errorf("deleting a dead worker's lease: %w", err))
-			continue
+			delete(swept, member.Name) // renewed meanwhile, or it is tried again
 		}
-		errs = append(errs, o.Keys.Remove(ctx, member.Name, member.Incarnation))
+	}
+	for name, incarnation := range swept {
+		if incarnation != "" {
+			errs = append(errs, o.Keys.Remove(ctx, name, incarnation))
+		}
 	}
 	return errors.Join(errs...)
 }
 
-func (o *Observer) longDead(worker string) bool {
+// longDead are the workers that have been dead for deadRetention, with the
+// incarnation of their value in Redis; empty: they have none.
+func (o *Observer) longDead() map[string]string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	since, known := o.dead[worker]
-	return known && o.watch.dead(worker) && o.watch.last-since >= keepDead
+	names := map[string]string{}
+	for name, d := range o.dead {
+		if o.detector.dead(name) && o.detector.last-d.since >= deadRetention {
+			names[name] = incarnationOf(o.detector.workers[name].key)
+		}
+	}
+	return names
 }

@@ -2,10 +2,13 @@ package membership
 
 import (
 	"context"
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/go-logr/logr"
+	"github.com/go-logr/logr/funcr"
 	. "github.com/onsi/gomega"
 	"go.uber.org/goleak"
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -16,31 +19,31 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// observation is an Observer with all that it looks at.
-type observation struct {
+// observerTest is an Observer with all that it reads.
+type observerTest struct {
 	*WithT
 	*Observer
-	api   client.Client
-	keys  *keys
-	watch *stopwatch
-	now   time.Duration
+	api       client.Client
+	keys      *keys
+	stopwatch *stopwatch
+	now       time.Duration
 }
 
-func observe(t *testing.T, objects ...client.Object) *observation {
-	n := &observation{WithT: NewWithT(t), api: newAPI(objects...), keys: newKeys(), watch: &stopwatch{}}
+func observe(t *testing.T, objects ...client.Object) *observerTest {
+	n := &observerTest{WithT: NewWithT(t), api: newAPI(objects...), keys: newKeys(), stopwatch: &stopwatch{}}
 	n.Observer = &Observer{
-		Client: n.api, Namespace: "ops", Release: "main", Keys: n.keys, Elapsed: n.watch.elapsed,
+		Client: n.api, Namespace: "ops", Release: "main", Keys: n.keys, Elapsed: n.stopwatch.elapsed,
 		Clock: clocktesting.NewFakeClock(time.Unix(0, 0)), Log: logr.Discard(),
 	}
 	return n
 }
 
-// pass lets time pass, a look each 2 s.
-func (n *observation) pass(d time.Duration) {
+// pass lets time pass, with an observation each 2 s.
+func (n *observerTest) pass(d time.Duration) {
 	for end := n.now + d; n.now < end; {
-		n.now += LookInterval
-		n.watch.at(n.now)
-		_ = n.Confirm(context.Background()) // a look that fails counts too
+		n.now += ObserveInterval
+		n.stopwatch.at(n.now)
+		_ = n.Confirm(context.Background()) // an observation that fails counts too
 	}
 }
 
@@ -54,7 +57,7 @@ func TestTheObserver(t *testing.T) {
 	n := observe(t, workerLease("a"), workerLease("b"))
 	n.keys.values["b"] = "i/1"
 	for range 20 {
-		n.pass(LookInterval)
+		n.pass(ObserveInterval)
 		n.Expect(n.keys.Raise(context.Background(), "b", "i", "")).To(Succeed())
 	}
 	n.Expect(n.Dead("a")).To(BeTrue())
@@ -62,7 +65,7 @@ func TestTheObserver(t *testing.T) {
 	n.Expect(n.Dead("never-seen")).To(BeTrue())
 	n.Expect(n.Changed()).To(Receive())
 
-	t.Log("a worker that comes back is not dead for whoever confirms")
+	t.Log("a worker that comes back is not dead after Confirm")
 	l := workerLease("a")
 	n.Expect(n.api.Get(t.Context(), client.ObjectKeyFromObject(l), l)).To(Succeed())
 	l.Annotations["x"] = "renewed"
@@ -77,7 +80,7 @@ func TestTheObserver(t *testing.T) {
 	n.pass(time.Minute)
 	n.Expect(n.Dead("a")).To(BeFalse())
 	n.keys.locked(func() { n.keys.down = false })
-	n.pass(Silence + 2*LookInterval)
+	n.pass(SilenceTimeout + 2*ObserveInterval)
 	n.Expect(n.Dead("a")).To(BeTrue())
 }
 
@@ -91,9 +94,9 @@ func TestTheObserverAsksTheKubelet(t *testing.T) {
 	}
 	n := observe(t, workerLease("a"), pod)
 	n.keys.down = true
-	n.pass(LookInterval)
-	n.Expect(n.Dead("a")).To(BeFalse(), "its Lease is new: nobody asks")
-	n.pass(suspectAfter + LookInterval)
+	n.pass(ObserveInterval)
+	n.Expect(n.Dead("a")).To(BeFalse(), "its Lease is new: the pod is not read")
+	n.pass(askKubeletAfter + ObserveInterval)
 	n.Expect(n.Dead("a")).To(BeTrue())
 }
 
@@ -103,12 +106,101 @@ func TestTheLongDeadAreSwept(t *testing.T) {
 	n.pass(time.Minute)
 	n.Expect(n.Dead("a")).To(BeTrue())
 	n.Expect(n.Sweep(t.Context())).To(Succeed())
-	n.Expect(n.api.Get(t.Context(), client.ObjectKeyFromObject(workerLease("a")), &coordinationv1.Lease{})).To(Succeed(), "kept for whoever looks for the cause")
-	n.pass(keepDead + time.Minute)
+	n.Expect(n.api.Get(t.Context(), client.ObjectKeyFromObject(workerLease("a")), &coordinationv1.Lease{})).To(Succeed(), "kept for a person who looks for the cause")
+	n.pass(deadRetention + time.Minute)
 	n.Expect(n.Sweep(t.Context())).To(Succeed())
 	err := n.api.Get(t.Context(), client.ObjectKeyFromObject(workerLease("a")), &coordinationv1.Lease{})
 	n.Expect(apierrors.IsNotFound(err)).To(BeTrue())
 	n.Expect(n.keys.values).To(BeEmpty())
+}
+
+func TestAFailedReadBringsNobodyBack(t *testing.T) {
+	n := observe(t, workerLease("a"))
+	var lines []string
+	n.Log = funcr.New(func(_, args string) { lines = append(lines, args) }, funcr.Options{})
+	logged := func(message string) (count int) {
+		for _, line := range lines {
+			if strings.Contains(line, message) {
+				count++
+			}
+		}
+		return count
+	}
+	n.pass(SilenceTimeout + 2*ObserveInterval)
+	n.Expect(n.Dead("a")).To(BeTrue())
+	n.Expect(logged("Declared a worker dead")).To(Equal(1))
+	n.Expect(n.Changed()).To(Receive())
+
+	for range 3 {
+		n.keys.locked(func() { n.keys.down = true })
+		n.pass(ObserveInterval)
+		n.Expect(n.Dead("a")).To(BeFalse(), "it is not sure now")
+		n.Expect(n.Changed()).To(Receive())
+		n.keys.locked(func() { n.keys.down = false })
+		n.pass(SilenceTimeout + 2*ObserveInterval)
+		n.Expect(n.Dead("a")).To(BeTrue())
+		n.Expect(n.Changed()).To(Receive())
+	}
+	n.Expect(logged("Found a worker alive")).To(BeZero())
+	n.Expect(logged("Declared a worker dead")).To(Equal(1), "nothing has happened since")
+
+	t.Log("the hour after which it is swept counts from its death")
+	n.pass(deadRetention - time.Minute)
+	n.Expect(n.Sweep(t.Context())).To(Succeed())
+	n.Expect(apierrors.IsNotFound(n.api.Get(t.Context(), client.ObjectKeyFromObject(workerLease("a")), &coordinationv1.Lease{}))).To(BeTrue())
+
+	t.Log("and what is gone is forgotten")
+	n.pass(SilenceTimeout + 2*ObserveInterval)
+	n.Expect(n.dead).To(BeEmpty())
+	n.Expect(n.detector.workers).To(BeEmpty())
+	n.Expect(logged("Found a worker alive")).To(BeZero())
+	n.Expect(n.Dead("a")).To(BeTrue())
+}
+
+func TestTheObserverForgetsWhoLeaves(t *testing.T) {
+	n := observe(t)
+	for i := range 50 {
+		name := fmt.Sprintf("worker-%d", i)
+		n.Expect(n.api.Create(t.Context(), workerLease(name))).To(Succeed())
+		n.Expect(n.keys.Raise(t.Context(), name, "i", "")).To(Succeed())
+		n.pass(2 * ObserveInterval)
+		if i%2 == 0 { // killed, and swept later
+			n.pass(SilenceTimeout)
+		}
+		n.Expect(n.api.Delete(t.Context(), workerLease(name))).To(Succeed())
+		n.Expect(n.keys.Remove(t.Context(), name, "i")).To(Succeed())
+	}
+	n.pass(SilenceTimeout + 2*ObserveInterval)
+	n.Expect(n.dead).To(BeEmpty())
+	n.Expect(n.detector.workers).To(BeEmpty())
+}
+
+func TestAWorkerThatLeftWhileRedisWasAway(t *testing.T) {
+	n := observe(t, workerLease("stays"))
+	n.keys.values["left"] = "i/7" // it has deleted its Lease and could not delete this
+	n.keys.values["stays"] = "j/1"
+	pass := func(d time.Duration) {
+		for end := n.now + d; n.now < end; {
+			n.pass(ObserveInterval)
+			n.Expect(n.keys.Raise(t.Context(), "stays", "j", "")).To(Succeed())
+		}
+	}
+	pass(time.Minute)
+	n.Expect(n.Sweep(t.Context())).To(Succeed())
+	n.Expect(n.keys.values).To(HaveKey("left"))
+	pass(deadRetention)
+	n.Expect(n.Sweep(t.Context())).To(Succeed())
+	n.Expect(n.keys.values).NotTo(HaveKey("left"))
+	n.Expect(n.keys.values).To(HaveKey("stays"))
+	pass(time.Minute)
+	n.Expect(n.dead).To(BeEmpty())
+
+	t.Log("another incarnation of that name is not swept with it")
+	n.keys.values["left"] = "i/7"
+	pass(deadRetention + time.Minute)
+	n.keys.values["left"] = "k/1" // since the last observation
+	n.Expect(n.Sweep(t.Context())).To(Succeed())
+	n.Expect(n.keys.values).To(HaveKeyWithValue("left", "k/1"))
 }
 
 func TestTheObserverEndsWithItsContext(t *testing.T) {
@@ -127,14 +219,14 @@ func TestTwoReleasesInOneNamespace(t *testing.T) {
 	Member{Release: "other", Name: "a", Incarnation: "i", Pool: "default", Capacity: 1, RenewTime: time.Unix(0, 0), Duration: Duration}.Into(theirs)
 	n := observe(t, workerLease("a"), theirs)
 	for range 10 {
-		n.pass(LookInterval)
+		n.pass(ObserveInterval)
 		n.Expect(n.api.Get(t.Context(), client.ObjectKeyFromObject(theirs), theirs)).To(Succeed())
 		metav1.SetMetaDataAnnotation(&theirs.ObjectMeta, "renewed", n.now.String())
 		n.Expect(n.api.Update(t.Context(), theirs)).To(Succeed())
 	}
 	n.Expect(n.Dead("a")).To(BeTrue(), "the other release's worker of that name says nothing of ours")
 	for range 2000 {
-		n.pass(LookInterval)
+		n.pass(ObserveInterval)
 	}
 	n.Expect(n.Sweep(t.Context())).To(Succeed())
 	n.Expect(n.api.Get(t.Context(), client.ObjectKeyFromObject(theirs), theirs)).To(Succeed(), "nor is its Lease swept away")

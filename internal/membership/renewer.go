@@ -32,9 +32,9 @@ type Renewer struct {
 	// Client must read from the API server itself.
 	Client    client.Client
 	Namespace string
-	// Self is the member as it announces itself; Load, Tokens and RenewTime are filled in.
+	// Self is the member as it describes itself; what changes from renewal to renewal is filled in.
 	Self Member
-	// Revision is asked at each renewal where it is set; see Member.Revision.
+	// Revision, where set, is called at each renewal; see Member.Revision.
 	Revision func() int64
 	Clock    clock.WithTicker
 	Log      logr.Logger
@@ -43,10 +43,12 @@ type Renewer struct {
 	lease    *coordinationv1.Lease
 	draining atomic.Bool
 	load     func() (sessions, tokens int)
+	// acquired is when this process wrote its first renewal.
+	acquired time.Time
 }
 
-// Drain announces at once, not with the next renewal, that the worker takes
-// nothing more. It may run beside Run.
+// Drain writes at once, not with the next renewal, that the worker takes no more
+// sessions. It may run beside Run.
 func (r *Renewer) Drain(ctx context.Context) error {
 	r.draining.Store(true)
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
@@ -118,8 +120,8 @@ func (r *Renewer) renew(ctx context.Context) error {
 	return err
 }
 
-// isMine reads only who holds the Lease: somebody may have spoilt the rest, and
-// the next write mends it.
+// isMine reads only who holds the Lease: a person may have damaged the rest, and
+// the next write repairs it.
 func (r *Renewer) isMine(l *coordinationv1.Lease) bool {
 	return l.Spec.HolderIdentity != nil && *l.Spec.HolderIdentity == r.Self.Name+"/"+r.Self.Incarnation
 }
@@ -139,6 +141,10 @@ func (r *Renewer) write(ctx context.Context) error {
 	self.Load, self.Tokens = r.load()
 	self.Draining = r.draining.Load()
 	self.RenewTime, self.Duration = r.Clock.Now(), Duration
+	if r.acquired.IsZero() {
+		r.acquired = self.RenewTime
+	}
+	self.AcquireTime = r.acquired
 	self.Into(desired)
 
 	var err error

@@ -30,15 +30,15 @@ var (
 	}, []string{"pool"})
 	placements = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: namespace, Name: "placements_total",
-		Help: "Decisions of the placement: placed, moved (off a draining worker or to another pool), moved_as_asked (move-to), rebalanced, failed_over (taken from a dead worker), withdrawn, conflict (to be made again) or failed.",
+		Help: "Decisions of the placement: placed, moved (off a draining worker or to another pool), moved_as_requested (move-to), rebalanced, failed_over (taken from a dead worker), withdrawn, conflict (to be made again) or failed.",
 	}, []string{"result"})
 	workersLost = prometheus.NewCounter(prometheus.CounterOpts{
 		Namespace: namespace, Name: "workers_lost_total",
 		Help: "Workers that were declared dead while they held sessions.",
 	})
-	heartbeatsSeen = prometheus.NewGauge(prometheus.GaugeOpts{
-		Namespace: namespace, Name: "heartbeats_seen",
-		Help: "1 while this manager sees both heartbeats of the workers, the Leases and Redis. While it is 0 no worker is declared dead by its silence.",
+	heartbeatsVisible = prometheus.NewGauge(prometheus.GaugeOpts{
+		Namespace: namespace, Name: "heartbeats_visible",
+		Help: "1 while this manager can read both heartbeats of the workers, the Leases and Redis. While it is 0 no worker is declared dead by its silence.",
 	})
 	placementSeconds = prometheus.NewHistogram(prometheus.HistogramOpts{
 		Namespace: namespace, Name: "placement_plan_seconds",
@@ -48,7 +48,7 @@ var (
 )
 
 func init() {
-	metrics.Registry.MustRegister(managerSessions, sessionsUnplaced, sessionsSilent, workers, poolCapacity, placements, workersLost, heartbeatsSeen, placementSeconds)
+	metrics.Registry.MustRegister(managerSessions, sessionsUnplaced, sessionsSilent, workers, poolCapacity, placements, workersLost, heartbeatsVisible, placementSeconds)
 }
 
 // Fleet is what the leader counts before each plan.
@@ -89,13 +89,13 @@ func SetFleet(f Fleet) {
 // WorkerLost counts a worker that died with its sessions.
 func WorkerLost() { workersLost.Inc() }
 
-// HeartbeatsSeen publishes whether both heartbeats of the workers were seen.
-func HeartbeatsSeen(both bool) {
+// HeartbeatsVisible publishes whether both heartbeats of the workers are visible.
+func HeartbeatsVisible(both bool) {
 	value := 0.0
 	if both {
 		value = 1
 	}
-	heartbeatsSeen.Set(value)
+	heartbeatsVisible.Set(value)
 }
 
 // Placement counts a decision that was carried out, or could not be.

@@ -8,14 +8,15 @@
 // one with the least relative load. A session on a draining worker moves in
 // waves that its successors can log in. One that a person wants elsewhere goes
 // there. Where nothing else is to be done, unequal loads are made equal, one
-// session at a time (see rebalance.go). The rest is said to be refused, with
-// the reason. A session whose worker died comes before all others and does not
-// wait for the newest revision: it is down, and another move costs it less.
+// session at a time (see rebalance.go). A session that no worker can take is in
+// the plan as unplaceable, with the reason. A session whose worker died comes
+// before all others and does not wait for the newest revision: it is down, and
+// another move costs it less.
 //
 // The workers of a pool are scanned for each session instead of being kept in
-// a heap: ties are frequent (a fresh pool is one big tie) and are decided by
-// the session, so a heap would be taken apart for every session anyway. 10,000
-// sessions on 100 workers take some milliseconds (BenchmarkPlan).
+// a heap: ties are frequent (the workers of a new pool are all equal) and are
+// decided by the session, so a heap would have to be rebuilt for every session.
+// 10,000 sessions on 100 workers take some milliseconds (BenchmarkPlan).
 package placement
 
 import (
@@ -33,24 +34,28 @@ const (
 	// NewestTimeout is how long a session waits for room on the newest revision
 	// before it goes to an older one: during a rollout it would have to move again.
 	NewestTimeout = 60 * time.Second
-	// drainTimeout is the same for what a draining worker has: it is shorter than the
-	// 30 s after which such a worker releases everything by itself, and then what it had
-	// is down.
+	// drainTimeout is the same for the sessions of a draining worker: it is shorter than
+	// the 30 s after which such a worker releases everything by itself, which would leave
+	// them without a connection.
 	drainTimeout = 15 * time.Second
-	// DefaultWave is how many sessions are on their way to a worker at a time. From the
+	// DefaultWave is how many sessions are moving to a worker at a time. From the
 	// release by the old holder to the successor's login a session is down, so a wave is
-	// no larger than what a busy machine takes up in a moment; the next session goes
+	// no larger than what a busy machine takes up in a moment; the next session moves
 	// when one of them has arrived. (1,000 sessions on four workers, all on two cores: with
 	// 25 a gap of 2.2 s, p99.)
 	DefaultWave = 12
 	// MoveInterval is how often a session moves at most because a person asks for it.
 	MoveInterval = time.Minute
-	// paceInterval is when to look again at moves that wait for login tokens.
+	// paceInterval is when to plan again for moves that wait for login tokens.
 	paceInterval = time.Second
 )
 
-// Session is what counts of a session.
+// Session is what a plan depends on of a session.
 type Session struct {
+	// Object is the resource, for the caller that carries the plan out. The plan does not
+	// depend on it.
+	Object *v1alpha1.WhatsAppSession
+
 	UID       types.UID
 	Namespace string
 	// Created orders the sessions of a namespace: the older ones come first.
@@ -60,7 +65,8 @@ type Session struct {
 	// HeldBy is the worker that owns its device.
 	HeldBy string
 	// Lost: the worker that owned its device has been declared dead; HeldBy is empty then.
-	// Each lost session is in the plan's moves or refusals, so that its holder is cleared.
+	// Each lost session is among the plan's moves or unplaceable sessions, so that its holder
+	// is cleared.
 	Lost bool
 	// Wanted: the session is to have a worker. One that is not wanted only takes room
 	// as long as a worker has it.
@@ -76,13 +82,13 @@ type Session struct {
 	Idle bool
 	// Connected is since when it is connected; zero: it is not.
 	Connected time.Time
-	// MoveTo is the worker on which a person wants it; empty: whichever.
+	// MoveTo is the worker on which a person wants it; empty: any.
 	MoveTo string
 	// Placed is when it was placed last, or spoken for.
 	Placed time.Time
 }
 
-// Worker is what counts of a worker.
+// Worker is what a plan depends on of a worker.
 type Worker struct {
 	Name     string
 	Pool     string
@@ -99,7 +105,7 @@ type Worker struct {
 	Since time.Time
 }
 
-// Namespace is what counts of a namespace.
+// Namespace is what a plan depends on of a namespace.
 type Namespace struct {
 	// Pool whose workers serve it; empty: the default pool.
 	Pool string
@@ -131,29 +137,30 @@ func (s *Snapshot) Pool(namespace string) string {
 type Cause string
 
 const (
-	// Asked: a person wants it on that worker.
-	Asked Cause = "Asked"
-	// Balanced: its worker has more to do than others.
-	Balanced Cause = "Balanced"
+	// Requested: a person wants it on that worker.
+	Requested Cause = "Requested"
+	// Rebalanced: its worker has more sessions than others.
+	Rebalanced Cause = "Rebalanced"
 )
 
 // Move gives a session another worker.
 type Move struct {
-	// Session is its index in the snapshot.
-	Session int
-	// To is the worker; empty: nobody can take the session, and its present worker has to
+	// Session is one of the snapshot's.
+	Session *Session
+	// To is the worker; empty: no worker can take the session, and its present worker has to
 	// give it up. It is the present worker where a lost session was on its way there.
 	To string
-	// Refused is why To is empty; of a lost session that is not wanted it is empty, too.
-	Refused string
+	// Reason is why To is empty, as in Unplaceable; of a lost session that is not wanted it
+	// is empty, too.
+	Reason string
 	// Cause is empty where the session could not stay.
 	Cause Cause
 }
 
-// Refusal says why a session that wants a worker gets none.
-type Refusal struct {
-	// Session is its index in the snapshot.
-	Session int
+// Unplaceable is a session that wants a worker and gets none.
+type Unplaceable struct {
+	// Session is one of the snapshot's.
+	Session *Session
 	// Reason is one of v1alpha1.ReasonNoCapacity, ReasonNoWorkers and ReasonTooManySessions.
 	Reason string
 }
@@ -172,35 +179,35 @@ const (
 
 // Declined is a session that stays where it is although a person wants it elsewhere.
 type Declined struct {
-	// Session is its index in the snapshot.
-	Session int
+	// Session is one of the snapshot's.
+	Session *Session
 	Why     Decline
 }
 
 // Plan is what to do.
 type Plan struct {
-	Moves    []Move
-	Refusals []Refusal
-	// Waiting are the indexes of sessions that want another worker and will get one
-	// later: the newest revision is full for the moment, or moves are paced.
-	Waiting  []int
+	Moves       []Move
+	Unplaceable []Unplaceable
+	// Waiting are the sessions that want another worker and will get one later: the newest
+	// revision is full for the moment, or moves are paced.
+	Waiting  []*Session
 	Declined []Declined
 	// Again is when the plan may change by time alone; zero: never.
 	Again time.Time
 }
 
-// Make plans the snapshot.
+// Make plans the snapshot. The plan points into it.
 func Make(s Snapshot) Plan {
 	p := planner{Snapshot: s, workers: map[string]*worker{}, pools: map[string]*pool{}, placed: map[string]int{}, busy: map[string]bool{}}
 	if p.Wave == 0 {
 		p.Wave = DefaultWave
 	}
-	p.takeWorkers()
-	todo := p.takeSessions()
-	p.deal(todo.lost, p.place) // they were connected: each second is an outage
-	p.deal(todo.waiting, p.place)
-	p.deal(todo.moving, p.move)
-	p.deal(todo.asked, p.obey)
+	p.addWorkers()
+	todo := p.addSessions()
+	p.roundRobin(todo.lost, p.place) // they were connected: each second is an outage
+	p.roundRobin(todo.waiting, p.place)
+	p.roundRobin(todo.leaving, p.move)
+	p.roundRobin(todo.requested, p.moveAsRequested)
 	if p.Rebalance != nil {
 		p.rebalance()
 	}
@@ -209,10 +216,10 @@ func Make(s Snapshot) Plan {
 
 type worker struct {
 	Worker
-	hash   uint64
-	load   int // sessions that it has or is to have
-	budget int // logins that it can begin, less those that it owes
-	coming int // sessions with a device that are placed here and not held here yet
+	hash     uint64
+	load     int // sessions that it has or is to have
+	tokens   int // logins that it can begin, less those of the sessions that are moving here
+	arriving int // sessions with a device that are placed here and not held here yet
 }
 
 // pool is the workers that can take sessions, newest revision first.
@@ -227,13 +234,13 @@ type planner struct {
 	plan    Plan
 }
 
-func (p *planner) takeWorkers() {
+func (p *planner) addWorkers() {
 	sorted := slices.Clone(p.Workers)
 	slices.SortFunc(sorted, func(a, b Worker) int {
 		return cmp.Or(cmp.Compare(b.Revision, a.Revision), cmp.Compare(a.Name, b.Name))
 	})
 	for _, known := range sorted {
-		w := &worker{Worker: known, hash: hash(known.Name), budget: known.Tokens}
+		w := &worker{Worker: known, hash: hash(known.Name), tokens: known.Tokens}
 		p.workers[w.Name] = w
 		if w.Draining && w.Live {
 			p.busy[w.Pool] = true
@@ -257,26 +264,26 @@ func (p *planner) takeWorkers() {
 
 // todo are the sessions for which a worker is to be found.
 type todo struct {
-	lost    []int // their worker died
-	waiting []int // they have none
-	moving  []int // they have one and must leave it
-	asked   []int // a person wants them elsewhere
+	lost      []*Session // their worker died
+	waiting   []*Session // they have none
+	leaving   []*Session // they have one and cannot stay there
+	requested []*Session // a person wants them elsewhere
 }
 
-// takeSessions counts what every worker has, and sorts the sessions for which
+// addSessions counts what every worker has, and sorts out the sessions for which
 // a worker is to be found.
-func (p *planner) takeSessions() (todo todo) {
+func (p *planner) addSessions() (todo todo) {
 	for i := range p.Sessions {
 		s := &p.Sessions[i]
 		w := p.workers[s.Worker]
 		if w != nil {
 			w.load++
-			// One whose holder is silent comes nobody knows when: it must not keep the others
+			// One whose holder is silent arrives at an unknown time: it must not keep the others
 			// from moving.
 			holder := p.workers[s.HeldBy]
 			if s.HeldBy != s.Worker && s.Paired && (s.HeldBy == "" || holder != nil && holder.Live) {
-				w.budget--
-				w.coming++
+				w.tokens--
+				w.arriving++
 			}
 		}
 		if holder := p.workers[s.HeldBy]; holder != nil && s.HeldBy != s.Worker {
@@ -284,7 +291,7 @@ func (p *planner) takeSessions() (todo todo) {
 		}
 		if !s.Wanted {
 			if s.Lost {
-				p.plan.Moves = append(p.plan.Moves, Move{Session: i})
+				p.plan.Moves = append(p.plan.Moves, Move{Session: s})
 			}
 			continue
 		}
@@ -297,20 +304,20 @@ func (p *planner) takeSessions() (todo todo) {
 		case stays: // a live worker keeps what it has
 			p.placed[s.Namespace]++
 			if s.Lost {
-				p.plan.Moves = append(p.plan.Moves, Move{Session: i, To: s.Worker})
+				p.plan.Moves = append(p.plan.Moves, Move{Session: s, To: s.Worker})
 			}
 			if held && s.MoveTo != "" && s.MoveTo != s.Worker {
-				todo.asked = append(todo.asked, i)
+				todo.requested = append(todo.requested, s)
 			}
 		case s.Lost:
-			todo.lost = append(todo.lost, i)
+			todo.lost = append(todo.lost, s)
 		case w != nil && w.Live && (held || !w.Draining):
 			p.placed[s.Namespace]++
-			todo.moving = append(todo.moving, i)
+			todo.leaving = append(todo.leaving, s)
 		case held:
 			p.placed[s.Namespace]++ // silent, but not declared dead: it may still hold the connection
 		default:
-			todo.waiting = append(todo.waiting, i)
+			todo.waiting = append(todo.waiting, s)
 		}
 	}
 	return todo
@@ -318,17 +325,17 @@ func (p *planner) takeSessions() (todo todo) {
 
 func (p *planner) pool(s *Session) string { return p.Pool(s.Namespace) }
 
-// deal hands the sessions to each, one of every namespace in turn, beginning
+// roundRobin calls each with the sessions, one of every namespace in turn, beginning
 // with the namespaces that have the fewest placed.
-func (p *planner) deal(sessions []int, each func(i int)) {
-	queues := map[string][]int{}
-	for _, i := range sessions {
-		queues[p.Sessions[i].Namespace] = append(queues[p.Sessions[i].Namespace], i)
+func (p *planner) roundRobin(sessions []*Session, each func(*Session)) {
+	queues := map[string][]*Session{}
+	for _, s := range sessions {
+		queues[s.Namespace] = append(queues[s.Namespace], s)
 	}
 	names := make([]string, 0, len(queues))
 	for name, queue := range queues {
 		names = append(names, name)
-		slices.SortFunc(queue, p.compare)
+		slices.SortFunc(queue, compare)
 	}
 	slices.SortFunc(names, func(a, b string) int {
 		return cmp.Or(cmp.Compare(p.placed[a], p.placed[b]), cmp.Compare(a, b))
@@ -342,8 +349,7 @@ func (p *planner) deal(sessions []int, each func(i int)) {
 }
 
 // compare orders the sessions of a namespace: urgent ones, those that had a worker, old ones.
-func (p *planner) compare(i, j int) int {
-	a, b := &p.Sessions[i], &p.Sessions[j]
+func compare(a, b *Session) int {
 	return cmp.Or(
 		first(a.Urgent, b.Urgent), first(a.Worker != "", b.Worker != ""),
 		a.Created.Compare(b.Created), cmp.Compare(a.UID, b.UID),
@@ -362,70 +368,67 @@ func first(a, b bool) int {
 }
 
 // place finds a worker for a session that has none.
-func (p *planner) place(i int) {
-	s := &p.Sessions[i]
+func (p *planner) place(s *Session) {
 	// A limit that was lowered takes no session's worker away, nor does a worker's death.
 	if limit := p.Namespaces[s.Namespace].MaxSessions; limit != nil && !s.Urgent && !s.Lost && p.placed[s.Namespace] >= *limit {
-		p.refuse(i, v1alpha1.ReasonTooManySessions)
+		p.markUnplaceable(s, v1alpha1.ReasonTooManySessions)
 		return
 	}
 	p.busy[p.pool(s)] = true
 	workers, reason := p.find(s)
-	wish, declined := p.wish(s)
+	requested, declined := p.requested(s)
 	switch {
-	case wish != nil && declined == "":
+	case requested != nil && declined == "":
 		p.placed[s.Namespace]++
-		p.assign(i, wish, "")
+		p.assign(s, requested, "")
 	case workers != nil:
 		p.placed[s.Namespace]++
-		p.assign(i, pick(s, workers, (*worker).hasRoom), "")
+		p.assign(s, leastLoaded(s, workers, (*worker).hasRoom), "")
 	case reason != "":
-		p.refuse(i, reason)
+		p.markUnplaceable(s, reason)
 	default:
-		p.wait(i)
+		p.waitForNewest(s)
 	}
 }
 
-// move finds another worker for a session that has one and must leave it.
-func (p *planner) move(i int) {
-	s := &p.Sessions[i]
+// move finds another worker for a session that has one and cannot stay there.
+func (p *planner) move(s *Session) {
 	workers, reason := p.find(s)
-	wish, declined := p.wish(s)
+	requested, declined := p.requested(s)
 	switch {
-	case wish != nil && declined == "" && p.fits(s)(wish):
-		p.assign(i, wish, "")
+	case requested != nil && declined == "" && p.fits(s)(requested):
+		p.assign(s, requested, "")
 	case workers != nil:
-		if to := pick(s, workers, p.fits(s)); to != nil {
-			p.assign(i, to, "")
+		if to := leastLoaded(s, workers, p.fits(s)); to != nil {
+			p.assign(s, to, "")
 			return
 		}
-		p.waitUntil(i, p.Now.Add(paceInterval))
+		p.waitUntil(s, p.Now.Add(paceInterval))
 	case reason == "":
-		p.wait(i)
+		p.waitForNewest(s)
 	case p.workers[s.Worker].Draining:
-		p.refuse(i, reason)
+		p.markUnplaceable(s, reason)
 	}
 }
 
-// obey moves a session to where a person wants it.
-func (p *planner) obey(i int) {
-	s := &p.Sessions[i]
-	switch to, declined := p.wish(s); {
+// moveAsRequested moves a session to where a person wants it.
+func (p *planner) moveAsRequested(s *Session) {
+	switch to, declined := p.requested(s); {
 	case declined != "":
-		p.plan.Declined = append(p.plan.Declined, Declined{Session: i, Why: declined})
+		p.plan.Declined = append(p.plan.Declined, Declined{Session: s, Why: declined})
 	case p.Now.Before(s.Placed.Add(MoveInterval)):
-		p.waitUntil(i, s.Placed.Add(MoveInterval))
+		p.waitUntil(s, s.Placed.Add(MoveInterval))
 	case !p.fits(s)(to):
-		p.waitUntil(i, p.Now.Add(paceInterval))
+		p.waitUntil(s, p.Now.Add(paceInterval))
 	default:
 		p.busy[to.Pool] = true
-		p.assign(i, to, Asked)
+		p.assign(s, to, Requested)
 	}
 }
 
-// wish is the worker on which a person wants the session, and why it cannot go
-// there; without such a wish both are empty.
-func (p *planner) wish(s *Session) (*worker, Decline) {
+// requested is the worker on which a person wants the session, and why it cannot go
+// there; both are empty where no person has chosen one.
+func (p *planner) requested(s *Session) (*worker, Decline) {
 	if s.MoveTo == "" {
 		return nil, ""
 	}
@@ -458,15 +461,15 @@ func (p *planner) find(s *Session) (workers []*worker, reason string) {
 	switch {
 	case n < 0:
 		return nil, v1alpha1.ReasonNoCapacity
-	case n > 0 && !s.Lost && p.Now.Before(p.since(s).Add(p.patience(s))):
+	case n > 0 && !s.Lost && p.Now.Before(p.since(s).Add(p.newestTimeout(s))):
 		return nil, ""
 	default:
 		return group.revisions[n], ""
 	}
 }
 
-// patience is how long a session waits for the newest revision.
-func (p *planner) patience(s *Session) time.Duration {
+// newestTimeout is how long a session waits for the newest revision.
+func (p *planner) newestTimeout(s *Session) time.Duration {
 	if w := p.workers[s.Worker]; w != nil && w.Draining {
 		return drainTimeout
 	}
@@ -480,10 +483,10 @@ func (p *planner) since(s *Session) time.Time {
 	return s.Since
 }
 
-// pick is the worker with the least relative load; of equal ones the one that
+// leastLoaded is the worker with the least relative load; of equal ones the one that
 // the session's hash prefers, so that they fill evenly and a session tends to
 // find the same one again.
-func pick(s *Session, workers []*worker, fits func(*worker) bool) *worker {
+func leastLoaded(s *Session, workers []*worker, fits func(*worker) bool) *worker {
 	var best *worker
 	var score uint64
 	id := hash(string(s.UID))
@@ -507,41 +510,40 @@ func pick(s *Session, workers []*worker, fits func(*worker) bool) *worker {
 
 func (w *worker) hasRoom() bool { return w.load < w.Capacity }
 
-// fits tells the workers to which the session can move now. One without a device
-// has no login to make and no connection to lose.
+// fits returns a filter for the workers to which the session can move now. A session
+// without a device has no login to make and no connection to lose.
 func (p *planner) fits(s *Session) func(*worker) bool {
 	if !s.Paired {
 		return (*worker).hasRoom
 	}
-	return func(w *worker) bool { return w.hasRoom() && w.budget > 0 && w.coming < p.Wave }
+	return func(w *worker) bool { return w.hasRoom() && w.tokens > 0 && w.arriving < p.Wave }
 }
 
-func (p *planner) assign(i int, to *worker, cause Cause) {
+func (p *planner) assign(s *Session, to *worker, cause Cause) {
 	to.load++
-	if p.Sessions[i].Paired {
-		to.budget--
-		to.coming++
+	if s.Paired {
+		to.tokens--
+		to.arriving++
 	}
-	p.plan.Moves = append(p.plan.Moves, Move{Session: i, To: to.Name, Cause: cause})
+	p.plan.Moves = append(p.plan.Moves, Move{Session: s, To: to.Name, Cause: cause})
 }
 
-// refuse says why a session gets no worker; it loses the one that it had.
-func (p *planner) refuse(i int, reason string) {
-	if p.Sessions[i].Worker != "" {
-		p.plan.Moves = append(p.plan.Moves, Move{Session: i, Refused: reason})
+// markUnplaceable says why a session gets no worker; it loses the one that it had.
+func (p *planner) markUnplaceable(s *Session, reason string) {
+	if s.Worker != "" {
+		p.plan.Moves = append(p.plan.Moves, Move{Session: s, Reason: reason})
 		return
 	}
-	p.plan.Refusals = append(p.plan.Refusals, Refusal{Session: i, Reason: reason})
+	p.plan.Unplaceable = append(p.plan.Unplaceable, Unplaceable{Session: s, Reason: reason})
 }
 
-// wait has the session wait for the newest revision.
-func (p *planner) wait(i int) {
-	s := &p.Sessions[i]
-	p.waitUntil(i, p.since(s).Add(p.patience(s)))
+// waitForNewest has the session wait for the newest revision.
+func (p *planner) waitForNewest(s *Session) {
+	p.waitUntil(s, p.since(s).Add(p.newestTimeout(s)))
 }
 
-func (p *planner) waitUntil(i int, t time.Time) {
-	p.plan.Waiting = append(p.plan.Waiting, i)
+func (p *planner) waitUntil(s *Session, t time.Time) {
+	p.plan.Waiting = append(p.plan.Waiting, s)
 	p.again(t)
 }
 

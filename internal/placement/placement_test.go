@@ -67,27 +67,27 @@ func silent(w *worker)               { w.Live = false }
 
 // result is a plan in a form that a table can state: session → worker, session → reason.
 type result struct {
-	moves   map[string]string
-	refused map[string]string
-	waiting []string
-	again   time.Duration
+	moves       map[string]string
+	unplaceable map[string]string
+	waiting     []string
+	again       time.Duration
 }
 
 func plan(snapshot placement.Snapshot) result {
 	p := placement.Make(snapshot)
-	out := result{moves: map[string]string{}, refused: map[string]string{}}
-	name := func(i int) string { return string(snapshot.Sessions[i].UID) }
+	out := result{moves: map[string]string{}, unplaceable: map[string]string{}}
+	name := func(s *session) string { return string(s.UID) }
 	for _, m := range p.Moves {
 		out.moves[name(m.Session)] = m.To
-		if m.Refused != "" {
-			out.refused[name(m.Session)] = m.Refused
+		if m.Reason != "" {
+			out.unplaceable[name(m.Session)] = m.Reason
 		}
 	}
-	for _, r := range p.Refusals {
-		out.refused[name(r.Session)] = r.Reason
+	for _, r := range p.Unplaceable {
+		out.unplaceable[name(r.Session)] = r.Reason
 	}
-	for _, i := range p.Waiting {
-		out.waiting = append(out.waiting, name(i))
+	for _, s := range p.Waiting {
+		out.waiting = append(out.waiting, name(s))
 	}
 	slices.Sort(out.waiting)
 	if !p.Again.IsZero() {
@@ -126,7 +126,7 @@ func TestMake(t *testing.T) {
 			name:     "a worker whose capacity was lowered keeps what it has and takes nothing",
 			sessions: []session{s(1, "a", on("w1")), s(2, "a", on("w1")), s(3, "a")},
 			workers:  []worker{w("w1", 1)},
-			want:     result{refused: map[string]string{"a-0003": v1alpha1.ReasonNoCapacity}},
+			want:     result{unplaceable: map[string]string{"a-0003": v1alpha1.ReasonNoCapacity}},
 		},
 		{
 			name:     "a session that is not wanted gets no worker",
@@ -137,30 +137,30 @@ func TestMake(t *testing.T) {
 			name:     "a session that is being given up takes room until it is",
 			sessions: []session{s(1, "a", unwanted, heldBy("w1")), s(2, "a")},
 			workers:  []worker{w("w1", 1)},
-			want:     result{refused: map[string]string{"a-0002": v1alpha1.ReasonNoCapacity}},
+			want:     result{unplaceable: map[string]string{"a-0002": v1alpha1.ReasonNoCapacity}},
 		},
 		{
 			name:     "a session on its way takes room at both ends",
 			sessions: []session{s(1, "a", placedOn("w2"), heldBy("w1")), s(2, "a")},
 			workers:  []worker{w("w1", 1), w("w2", 1)},
-			want:     result{refused: map[string]string{"a-0002": v1alpha1.ReasonNoCapacity}},
+			want:     result{unplaceable: map[string]string{"a-0002": v1alpha1.ReasonNoCapacity}},
 		},
 		{
-			name:     "a full pool refuses",
+			name:     "a session that finds its pool full",
 			sessions: []session{s(1, "a", on("w1")), s(2, "a")},
 			workers:  []worker{w("w1", 1)},
-			want:     result{refused: map[string]string{"a-0002": v1alpha1.ReasonNoCapacity}},
+			want:     result{unplaceable: map[string]string{"a-0002": v1alpha1.ReasonNoCapacity}},
 		},
 		{
 			name:     "no worker at all",
 			sessions: []session{s(1, "a")},
-			want:     result{refused: map[string]string{"a-0001": v1alpha1.ReasonNoWorkers}},
+			want:     result{unplaceable: map[string]string{"a-0001": v1alpha1.ReasonNoWorkers}},
 		},
 		{
 			name:     "only silent and draining workers",
 			sessions: []session{s(1, "a")},
 			workers:  []worker{w("w1", 10, silent), w("w2", 10, draining)},
-			want:     result{refused: map[string]string{"a-0001": v1alpha1.ReasonNoWorkers}},
+			want:     result{unplaceable: map[string]string{"a-0001": v1alpha1.ReasonNoWorkers}},
 		},
 		{
 			name:     "only workers of the namespace's pool",
@@ -170,8 +170,8 @@ func TestMake(t *testing.T) {
 				"b": {Pool: "blue"}, "c": {Pool: "green"},
 			},
 			want: result{
-				moves:   map[string]string{"a-0001": "w1", "b-0002": "w2"},
-				refused: map[string]string{"c-0003": v1alpha1.ReasonNoWorkers},
+				moves:       map[string]string{"a-0001": "w1", "b-0002": "w2"},
+				unplaceable: map[string]string{"c-0003": v1alpha1.ReasonNoWorkers},
 			},
 		},
 		{
@@ -200,7 +200,7 @@ func TestMake(t *testing.T) {
 			want:     result{moves: map[string]string{"a-0001": "w2"}},
 		},
 		{
-			name:     "a session that a silent worker holds stays: nobody has declared it dead",
+			name:     "a session that a silent worker holds stays: it is not declared dead",
 			sessions: []session{s(1, "a", on("w1")), s(2, "a", on("gone"))},
 			workers:  []worker{w("w1", 10, silent), w("w2", 10)},
 		},
@@ -208,8 +208,8 @@ func TestMake(t *testing.T) {
 			name:     "a session whose worker is gone loses it when there is no other",
 			sessions: []session{s(1, "a", placedOn("gone"))},
 			want: result{
-				moves:   map[string]string{"a-0001": ""},
-				refused: map[string]string{"a-0001": v1alpha1.ReasonNoWorkers},
+				moves:       map[string]string{"a-0001": ""},
+				unplaceable: map[string]string{"a-0001": v1alpha1.ReasonNoWorkers},
 			},
 		},
 		{
@@ -223,8 +223,8 @@ func TestMake(t *testing.T) {
 			sessions: []session{s(1, "a", on("w1"))},
 			workers:  []worker{w("w1", 10, draining)},
 			want: result{
-				moves:   map[string]string{"a-0001": ""},
-				refused: map[string]string{"a-0001": v1alpha1.ReasonNoWorkers},
+				moves:       map[string]string{"a-0001": ""},
+				unplaceable: map[string]string{"a-0001": v1alpha1.ReasonNoWorkers},
 			},
 		},
 		{
@@ -245,7 +245,7 @@ func TestMake(t *testing.T) {
 			want:    result{waiting: []string{"a-0001"}, again: time.Second},
 		},
 		{
-			name:     "a wave is dealt by namespace",
+			name:     "a wave is divided by namespace",
 			sessions: []session{s(1, "a", on("w1")), s(2, "a", on("w1")), s(3, "a", on("w1")), s(4, "b", on("w1"))},
 			workers:  []worker{w("w1", 10, draining), w("w2", 10, tokens(2))},
 			want: result{
@@ -281,7 +281,7 @@ func TestMake(t *testing.T) {
 			name:     "it does not wait where the older revisions are full too",
 			sessions: []session{s(1, "a", on("new")), s(2, "a", on("old")), s(3, "a")},
 			workers:  []worker{w("old", 1), w("new", 1, revision(2))},
-			want:     result{refused: map[string]string{"a-0003": v1alpha1.ReasonNoCapacity}},
+			want:     result{unplaceable: map[string]string{"a-0003": v1alpha1.ReasonNoCapacity}},
 		},
 		{
 			name:     "however long a move waits for a token, it does not go to an older revision",
@@ -308,12 +308,12 @@ func TestMake(t *testing.T) {
 			want:     result{moves: map[string]string{"a-0001": "w2", "a-0003": "w2", "a-0004": "w2"}},
 		},
 		{
-			name:     "capacity is dealt by namespace",
+			name:     "capacity is divided by namespace",
 			sessions: []session{s(1, "a"), s(2, "a"), s(3, "a"), s(4, "b")},
 			workers:  []worker{w("w1", 2)},
 			want: result{
 				moves: map[string]string{"a-0001": "w1", "b-0004": "w1"},
-				refused: map[string]string{
+				unplaceable: map[string]string{
 					"a-0002": v1alpha1.ReasonNoCapacity, "a-0003": v1alpha1.ReasonNoCapacity,
 				},
 			},
@@ -323,8 +323,8 @@ func TestMake(t *testing.T) {
 			sessions: []session{s(1, "a", on("w1")), s(2, "a"), s(3, "b")},
 			workers:  []worker{w("w1", 2)},
 			want: result{
-				moves:   map[string]string{"b-0003": "w1"},
-				refused: map[string]string{"a-0002": v1alpha1.ReasonNoCapacity},
+				moves:       map[string]string{"b-0003": "w1"},
+				unplaceable: map[string]string{"a-0002": v1alpha1.ReasonNoCapacity},
 			},
 		},
 		{
@@ -332,8 +332,8 @@ func TestMake(t *testing.T) {
 			sessions: []session{s(1, "a"), s(2, "a"), s(3, "a", placedOn("gone"))},
 			workers:  []worker{w("w1", 2)},
 			want: result{
-				moves:   map[string]string{"a-0003": "w1", "a-0001": "w1"},
-				refused: map[string]string{"a-0002": v1alpha1.ReasonNoCapacity},
+				moves:       map[string]string{"a-0003": "w1", "a-0001": "w1"},
+				unplaceable: map[string]string{"a-0002": v1alpha1.ReasonNoCapacity},
 			},
 		},
 		{
@@ -342,8 +342,8 @@ func TestMake(t *testing.T) {
 			workers:    []worker{w("w1", 10)},
 			namespaces: map[string]placement.Namespace{"a": {MaxSessions: ptr.To(2)}},
 			want: result{
-				moves:   map[string]string{"a-0002": "w1", "b-0004": "w1"},
-				refused: map[string]string{"a-0003": v1alpha1.ReasonTooManySessions},
+				moves:       map[string]string{"a-0002": "w1", "b-0004": "w1"},
+				unplaceable: map[string]string{"a-0003": v1alpha1.ReasonTooManySessions},
 			},
 		},
 		{
@@ -358,8 +358,8 @@ func TestMake(t *testing.T) {
 			workers:    []worker{w("w1", 1)},
 			namespaces: map[string]placement.Namespace{"a": {MaxSessions: ptr.To(1)}},
 			want: result{
-				moves:   map[string]string{"a-0002": "w1"},
-				refused: map[string]string{"a-0001": v1alpha1.ReasonTooManySessions},
+				moves:       map[string]string{"a-0002": "w1"},
+				unplaceable: map[string]string{"a-0001": v1alpha1.ReasonTooManySessions},
 			},
 		},
 		{
@@ -367,8 +367,8 @@ func TestMake(t *testing.T) {
 			sessions: []session{s(1, "a", urgent), s(2, "b", placedOn("dead"), lost)},
 			workers:  []worker{w("w1", 1), w("dead", 10, silent)},
 			want: result{
-				moves:   map[string]string{"b-0002": "w1"},
-				refused: map[string]string{"a-0001": v1alpha1.ReasonNoCapacity},
+				moves:       map[string]string{"b-0002": "w1"},
+				unplaceable: map[string]string{"a-0001": v1alpha1.ReasonNoCapacity},
 			},
 		},
 		{
@@ -393,8 +393,8 @@ func TestMake(t *testing.T) {
 			name:     "a dead worker's session that nobody can take is freed",
 			sessions: []session{s(1, "a", placedOn("dead"), lost), s(2, "a", lost)},
 			want: result{
-				moves:   map[string]string{"a-0001": ""},
-				refused: map[string]string{"a-0001": v1alpha1.ReasonNoWorkers, "a-0002": v1alpha1.ReasonNoWorkers},
+				moves:       map[string]string{"a-0001": ""},
+				unplaceable: map[string]string{"a-0001": v1alpha1.ReasonNoWorkers, "a-0002": v1alpha1.ReasonNoWorkers},
 			},
 		},
 		{
@@ -418,8 +418,8 @@ func TestMake(t *testing.T) {
 			if tt.want.moves == nil {
 				tt.want.moves = map[string]string{}
 			}
-			if tt.want.refused == nil {
-				tt.want.refused = map[string]string{}
+			if tt.want.unplaceable == nil {
+				tt.want.unplaceable = map[string]string{}
 			}
 			g.Expect(got).To(Equal(tt.want))
 		})
@@ -467,7 +467,7 @@ func TestAnyPlan(t *testing.T) {
 				t.Fatalf("seed %d: sessions still move after %d rounds", seed, round)
 			}
 			for _, m := range p.Moves { // the workers take and give up at once
-				s := &snapshot.Sessions[m.Session]
+				s := m.Session
 				s.Worker, s.HeldBy, s.Lost = m.To, m.To, false
 			}
 		}
@@ -501,16 +501,16 @@ func check(t *testing.T, seed uint64, r *rand.Rand, snapshot placement.Snapshot)
 		}
 	}
 	maps.Copy(before, load)
-	seen := map[int]bool{}
+	seen := map[types.UID]bool{}
 	for _, m := range p.Moves {
-		s := snapshot.Sessions[m.Session]
-		g.Expect(seen[m.Session]).To(BeFalse(), note+": one decision for a session")
-		seen[m.Session] = true
+		s := *m.Session
+		g.Expect(seen[s.UID]).To(BeFalse(), note+": one decision for a session")
+		seen[s.UID] = true
 		if !s.Wanted {
 			g.Expect(s.Lost && m == placement.Move{Session: m.Session}).To(BeTrue(), note+": it is freed of its dead holder, no more")
 			continue
 		}
-		g.Expect(m.To == "").To(Equal(m.Refused != ""), note)
+		g.Expect(m.To == "").To(Equal(m.Reason != ""), note)
 		from, known := workers[s.Worker]
 		wanted := snapshot.Namespaces[s.Namespace].Pool
 		if wanted == "" {
@@ -539,15 +539,15 @@ func check(t *testing.T, seed uint64, r *rand.Rand, snapshot placement.Snapshot)
 			g.Expect(load[w.Name]).To(BeNumerically("<=", w.Capacity), note+": never over capacity")
 		}
 	}
-	for _, refused := range p.Refusals {
-		g.Expect(seen[refused.Session]).To(BeFalse(), note)
-		seen[refused.Session] = true
+	for _, unplaceable := range p.Unplaceable {
+		g.Expect(seen[unplaceable.Session.UID]).To(BeFalse(), note)
+		seen[unplaceable.Session.UID] = true
 	}
-	for i, s := range snapshot.Sessions {
-		g.Expect(seen[i] || !s.Lost).To(BeTrue(), note+": each lost session is decided at once")
+	for _, s := range snapshot.Sessions {
+		g.Expect(seen[s.UID] || !s.Lost).To(BeTrue(), note+": each lost session is decided at once")
 	}
-	for _, i := range p.Waiting {
-		g.Expect(seen[i]).To(BeFalse(), note)
+	for _, s := range p.Waiting {
+		g.Expect(seen[s.UID]).To(BeFalse(), note)
 		g.Expect(p.Again).NotTo(BeZero(), note)
 	}
 }
@@ -601,9 +601,9 @@ func BenchmarkPlan(b *testing.B) {
 	fresh := fleet(10_000, 100, 50)
 	settled := func() placement.Snapshot {
 		out := fleet(10_000, 100, 50)
-		for _, m := range placement.Make(fresh).Moves {
-			on(m.To)(&out.Sessions[m.Session])
-			out.Sessions[m.Session].Connected = noon.Add(-time.Hour)
+		for _, m := range placement.Make(out).Moves {
+			on(m.To)(m.Session)
+			m.Session.Connected = noon.Add(-time.Hour)
 		}
 		out.Rebalance = &placement.Rebalance{Threshold: 0.1, Interval: 10 * time.Second}
 		return out

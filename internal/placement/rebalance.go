@@ -8,17 +8,17 @@ import (
 )
 
 // Rebalance is how unequal loads are made equal. It is never urgent: a session
-// that moves is down for a moment, and an unequal load hurts nobody before the
-// workers are full. So it goes slowly, and not at all while anything else is
-// under way in the pool: something waits, moves, drains, is silent, or a newer
-// revision is being rolled out.
+// that moves is down for a moment, and an unequal load does no harm before the
+// workers are full. So it is slow, and it stops while anything else is going on
+// in the pool: something waits, moves, drains, is silent, or a newer revision is
+// being rolled out.
 type Rebalance struct {
 	// Threshold is the difference of relative loads (0 to 1) up to which nothing moves.
 	Threshold float64
-	// Timeout is how long a worker must have been live before it takes anything over: one
-	// that has just come up may be about to go again, and new sessions fill it by themselves.
+	// MinAge is how long a worker must have been live before it takes anything over: one
+	// that has just started may end soon, and new sessions fill it by themselves.
 	MinAge time.Duration
-	// Every is the pace of the moves in a pool; Last is when each pool had its last one.
+	// Interval is the pace of the moves in a pool; Last is when each pool had its last one.
 	Interval time.Duration
 	Last     map[string]time.Time
 }
@@ -38,7 +38,7 @@ func (p *planner) balance(pool string, workers []*worker) {
 	slices.SortFunc(workers, func(a, b *worker) int {
 		return cmp.Or(cmp.Compare(b.relative(), a.relative()), cmp.Compare(a.Name, b.Name))
 	})
-	to := p.taker(workers)
+	to := p.successor(workers)
 	if to == nil || !p.unequal(workers[0], to) {
 		return
 	}
@@ -51,27 +51,27 @@ func (p *planner) balance(pool string, workers []*worker) {
 		if !p.unequal(from, to) {
 			return
 		}
-		if i, ok := cheapest[from.Name]; ok {
-			if !p.fits(&p.Sessions[i])(to) {
+		if s := cheapest[from.Name]; s != nil {
+			if !p.fits(s)(to) {
 				p.again(p.Now.Add(p.Rebalance.Interval))
 				return
 			}
-			p.assign(i, to, Balanced)
+			p.assign(s, to, Rebalanced)
 			return
 		}
 	}
 }
 
-// taker is the worker with the least relative load that has been live for long
+// successor is the worker with the least relative load that has been live for long
 // enough. workers are in the order of their load, the greatest first.
-func (p *planner) taker(workers []*worker) *worker {
+func (p *planner) successor(workers []*worker) *worker {
 	for _, w := range slices.Backward(workers) {
-		ripe := w.Since.Add(p.Rebalance.MinAge)
+		oldEnough := w.Since.Add(p.Rebalance.MinAge)
 		switch {
 		case !w.hasRoom():
-		case p.Now.Before(ripe):
+		case p.Now.Before(oldEnough):
 			if p.unequal(workers[0], w) {
-				p.again(ripe)
+				p.again(oldEnough)
 			}
 		default:
 			return w
@@ -90,12 +90,12 @@ func (w *worker) relative() float64 { return float64(w.load) / float64(max(w.Cap
 
 // cheapest is the session of each worker that loses the least by a move: one
 // without a connection loses nothing; of the others the one that has been
-// connected the longest, for it has proven that it connects well, it is not in
-// the midst of what follows a login, and what has just moved does not move again.
-// Whoever is being paired or is reconnecting is not disturbed, and where a person
-// wants a session it stays.
-func (p *planner) cheapest(pool string) map[string]int {
-	best := map[string]int{}
+// connected the longest, because it has shown that it connects well, a login
+// long ago has nothing left to do, and a session that has just moved does not move
+// again. A session that is being paired or is reconnecting is not disturbed, and
+// one that a person wants where it is stays.
+func (p *planner) cheapest(pool string) map[string]*Session {
+	best := map[string]*Session{}
 	for i := range p.Sessions {
 		s := &p.Sessions[i]
 		if !s.Wanted || s.Urgent || s.MoveTo != "" || s.Worker == "" || s.HeldBy != s.Worker || p.pool(s) != pool {
@@ -104,8 +104,8 @@ func (p *planner) cheapest(pool string) map[string]int {
 		if !s.Idle && s.Connected.IsZero() {
 			continue
 		}
-		if other, ok := best[s.Worker]; !ok || cheaper(s, &p.Sessions[other]) < 0 {
-			best[s.Worker] = i
+		if other := best[s.Worker]; other == nil || cheaper(s, other) < 0 {
+			best[s.Worker] = s
 		}
 	}
 	return best

@@ -183,7 +183,7 @@ func TestMovesThatAPersonAsksFor(t *testing.T) {
 				tt.moves = map[string]string{}
 			}
 			g.Expect(got.moves).To(Equal(tt.moves))
-			g.Expect(got.refused).To(BeEmpty())
+			g.Expect(got.unplaceable).To(BeEmpty())
 			g.Expect(got.waiting).To(Equal(tt.waiting))
 			g.Expect(got.again).To(Equal(tt.again))
 			var declined map[string]placement.Decline
@@ -191,7 +191,7 @@ func TestMovesThatAPersonAsksFor(t *testing.T) {
 				if declined == nil {
 					declined = map[string]placement.Decline{}
 				}
-				declined[string(tt.sessions[d.Session].UID)] = d.Why
+				declined[string(d.Session.UID)] = d.Why
 			}
 			g.Expect(declined).To(Equal(tt.declined))
 		})
@@ -337,10 +337,10 @@ func TestRebalanceEnds(t *testing.T) {
 			}
 			g.Expect(len(p.Moves)).To(BeNumerically("<=", 1), note+": one at a time")
 			for _, m := range p.Moves {
-				s := &snapshot.Sessions[m.Session]
+				s := m.Session
 				s.Worker, s.HeldBy, s.Connected = m.To, m.To, snapshot.Now
 				snapshot.Rebalance.Last[v1alpha1.DefaultPool] = snapshot.Now
-				g.Expect(m.Cause).To(Equal(placement.Balanced), note)
+				g.Expect(m.Cause).To(Equal(placement.Rebalanced), note)
 			}
 			if moves += len(p.Moves); moves > len(snapshot.Sessions) {
 				t.Fatalf("%s: sessions move round and round", note)

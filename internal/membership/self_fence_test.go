@@ -17,7 +17,7 @@ func (s *stopwatch) elapsed() time.Duration { return time.Duration(s.now.Load())
 
 func (s *stopwatch) at(d time.Duration) { s.now.Store(int64(d)) }
 
-func TestTheRightToHoldConnections(t *testing.T) {
+func TestHowLongConnectionsMayBeHeld(t *testing.T) {
 	const s = time.Second
 	type renewal struct{ sent, known time.Duration }
 	tests := []struct {
@@ -40,48 +40,48 @@ func TestTheRightToHoldConnections(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			g := NewWithT(t)
 			clock := &stopwatch{}
-			guard := NewGuard(clock.elapsed)
+			fence := NewSelfFence(clock.elapsed)
 			for _, r := range tt.renewals {
 				clock.at(r.known)
-				guard.Renewed(r.sent)
+				fence.Renewed(r.sent)
 			}
 			clock.at(tt.check)
 			if tt.err == nil {
-				g.Expect(guard.Check()).To(Succeed())
-				g.Expect(guard.Lost()).NotTo(BeClosed())
+				g.Expect(fence.Check()).To(Succeed())
+				g.Expect(fence.Lost()).NotTo(BeClosed())
 				return
 			}
-			g.Expect(guard.Check()).To(MatchError(tt.err))
+			g.Expect(fence.Check()).To(MatchError(tt.err))
 			if tt.err == ErrFenced { //nolint:errorlint // it is ours
-				g.Expect(guard.Lost()).To(BeClosed())
+				g.Expect(fence.Lost()).To(BeClosed())
 			}
 		})
 	}
 }
 
-func TestWhoAsksAfterTheGapLosesTheRight(t *testing.T) {
+func TestACheckAfterTheGapEndsThePermission(t *testing.T) {
 	g := NewWithT(t)
 	clock := &stopwatch{}
-	guard := NewGuard(clock.elapsed)
-	guard.Renewed(0)
+	fence := NewSelfFence(clock.elapsed)
+	fence.Renewed(0)
 	clock.at(11 * time.Second)
-	g.Expect(guard.Check()).To(MatchError(ErrFenced))
-	guard.Renewed(9 * time.Second) // sent in time, but somebody has been refused already
-	g.Expect(guard.Check()).To(MatchError(ErrFenced))
+	g.Expect(fence.Check()).To(MatchError(ErrFenced))
+	fence.Renewed(9 * time.Second) // sent in time, but somebody has been refused already
+	g.Expect(fence.Check()).To(MatchError(ErrFenced))
 }
 
-func TestTheGuardLooksWhereNobodyWrites(t *testing.T) {
+func TestTheSelfFenceEndsWhereNothingIsWritten(t *testing.T) {
 	g := NewWithT(t)
 	clock, ticks := &stopwatch{}, clocktesting.NewFakeClock(time.Unix(0, 0))
-	guard := NewGuard(clock.elapsed)
-	guard.Renewed(0)
+	fence := NewSelfFence(clock.elapsed)
+	fence.Renewed(0)
 	ended := make(chan error, 1)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	go func() { ended <- guard.Run(ctx, ticks) }()
+	go func() { ended <- fence.Run(ctx, ticks) }()
 	clock.at(11 * time.Second)
 	g.Eventually(func() error {
-		ticks.Step(guardInterval)
+		ticks.Step(selfFenceInterval)
 		select {
 		case err := <-ended:
 			return err
@@ -98,12 +98,12 @@ func TestElapsedGoesForward(t *testing.T) {
 	g.Eventually(Elapsed).Should(BeNumerically(">", first))
 }
 
-func BenchmarkGuardCheck(b *testing.B) {
-	guard := NewGuard(Elapsed)
-	guard.Renewed(guard.Sending())
+func BenchmarkSelfFenceCheck(b *testing.B) {
+	fence := NewSelfFence(Elapsed)
+	fence.Renewed(fence.Sending())
 	for b.Loop() {
-		guard.Renewed(guard.Sending())
-		if err := guard.Check(); err != nil {
+		fence.Renewed(fence.Sending())
+		if err := fence.Check(); err != nil {
 			b.Fatal(err)
 		}
 	}
