@@ -8,6 +8,7 @@ import (
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
 )
 
@@ -19,16 +20,6 @@ const (
 	// maxReason bounds status.lastDisconnectReason.
 	maxReason = 512
 )
-
-// resting are the phases that end only by a person or a date: they stay as they
-// are while a session changes hands.
-var resting = map[v1alpha1.Phase]bool{
-	v1alpha1.PhasePairingExpired: true,
-	v1alpha1.PhaseLoggedOut:      true,
-	v1alpha1.PhaseBanned:         true,
-	v1alpha1.PhaseOutdated:       true,
-	v1alpha1.PhaseReplaced:       true,
-}
 
 // unplaced is why a session has no worker; the zero value: it has one, or waits.
 type unplaced struct{ reason, message string }
@@ -53,7 +44,7 @@ func lastUnplaced(s *v1alpha1.WhatsAppSession) unplaced {
 // status as it is to be written, but for phase and conditions.
 func unheldFacts(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, why unplaced, now time.Time) status.Facts {
 	f := status.Facts{Generation: s.Generation, NotPlaced: why.reason, NotPlacedMessage: why.message}
-	rest, rests := status.Rest(next, now)
+	rest, rests := session.Rest(next, now)
 	rests = rests && rest.Phase != v1alpha1.PhasePairing // its holder's word: a session that nobody holds offers no codes
 	switch {
 	case !s.DeletionTimestamp.IsZero():
@@ -61,9 +52,9 @@ func unheldFacts(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatu
 	case s.Spec.Suspend:
 		f.Phase, f.Reason, f.Message = v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended, "spec.suspend is true: set it to false to connect"
 		f.NotPlaced, f.NotPlacedMessage = "", ""
-	case rests && (next.Phase == v1alpha1.PhaseSuspended || next.Worker == "" && !resting[next.Phase]):
+	case rests && (next.Phase == v1alpha1.PhaseSuspended || next.Worker == "" && !status.Kept(next.Phase)):
 		f.Phase, f.Reason, f.Message, f.Stalled = rest.Phase, rest.Reason, rest.Message, rest.Stalled
-	case resting[next.Phase], next.Phase == v1alpha1.PhaseDisconnected && (next.Worker != "" || status.Reason(next) == v1alpha1.ReasonWorkerLost):
+	case status.Kept(next.Phase), next.Phase == v1alpha1.PhaseDisconnected && (next.Worker != "" || status.Reason(next) == v1alpha1.ReasonWorkerLost):
 		f.Phase, f.Reason = next.Phase, status.Reason(next)
 		f.Stalled = meta.IsStatusConditionTrue(next.Conditions, v1alpha1.ConditionStalled)
 		if c := meta.FindStatusCondition(next.Conditions, v1alpha1.ConditionReady); c != nil {
@@ -85,7 +76,7 @@ func unheldFacts(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatu
 // unheldStatus is the status of a session that nobody holds and that is not being deleted.
 func unheldStatus(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, now time.Time) v1alpha1.WhatsAppSessionStatus {
 	if s.Spec.Suspend {
-		next = status.Suspend(next)
+		next = session.Suspend(next)
 	}
 	return status.Summarize(next, unheldFacts(s, next, lastUnplaced(s), now), now)
 }
@@ -105,7 +96,7 @@ func afterWorkerLoss(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionS
 		next.LastDisconnectReason = status.Clean(why, maxReason)
 	}
 	quarantined := next.Phase == v1alpha1.PhaseDisconnected && meta.IsStatusConditionTrue(next.Conditions, v1alpha1.ConditionStalled)
-	if resting[next.Phase] || next.Phase == v1alpha1.PhaseTerminating || quarantined {
+	if status.Kept(next.Phase) || next.Phase == v1alpha1.PhaseTerminating || quarantined {
 		return next
 	}
 	return status.Summarize(next, status.Facts{

@@ -341,7 +341,7 @@ func (r *placementReconciler) snapshot(ctx context.Context, now time.Time) (out 
 			Object: s, UID: s.UID, Namespace: s.Namespace, Created: s.CreationTimestamp.Time,
 			Worker: worker, HeldBy: heldBy, Lost: lost, Since: r.since[s.UID],
 			Wanted: wantsWorker(s, r.Installation, now), Urgent: !s.DeletionTimestamp.IsZero(),
-			Paired: s.Status.JID != "", Idle: resting[s.Status.Phase], Connected: connectedSince(s),
+			Paired: s.Status.JID != "", Idle: status.Kept(s.Status.Phase), Connected: connectedSince(s),
 			MoveTo: s.Annotations[v1alpha1.MoveToAnnotation], Placed: time.Unix(s.Status.Epoch, 0), // DESIGN section 3.8
 		}
 	}

@@ -498,7 +498,7 @@ func (r *SessionReconciler) updateStatus(ctx context.Context, s *v1alpha1.WhatsA
 // restart acts upon restartedAt for a session that rests and that no worker is
 // to take: a worker that takes it sees the annotation itself.
 func restart(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, now time.Time) (v1alpha1.WhatsAppSessionStatus, time.Duration, bool) {
-	if !s.RestartWanted() || next.Worker != "" || s.Spec.Suspend || !resting[next.Phase] {
+	if !s.RestartWanted() || next.Worker != "" || s.Spec.Suspend || !status.Kept(next.Phase) {
 		return next, 0, false
 	}
 	from := now

@@ -8,7 +8,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/whatsapp-operator/whatsapp-operator/internal/whatsapp"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/worker"
 )
 
@@ -34,8 +34,8 @@ func (account) Forget(context.Context) error { return nil }
 func (a account) Dial(_ context.Context, o worker.DialOptions) (worker.Connection, error) {
 	c := &connection{}
 	c.telling.Go(func() {
-		o.Events(whatsapp.Event{
-			Type: whatsapp.EventConnected, JID: a.phone + ":1@s.whatsapp.net", PhoneNumber: "+" + a.phone, PushName: "Bench",
+		o.Events(session.Event{
+			Type: session.EventConnected, JID: a.phone + ":1@s.whatsapp.net", PhoneNumber: "+" + a.phone, PushName: "Bench",
 		})
 	})
 	return c, nil

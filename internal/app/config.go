@@ -17,6 +17,7 @@ import (
 
 	"github.com/whatsapp-operator/whatsapp-operator/internal/laravel"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/redis"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/store"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/whatsapp"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/worker"
@@ -219,7 +220,7 @@ type workerConfig struct {
 	DrainTimeout   time.Duration
 	GCPercent      int
 	Pace           worker.Pace
-	Quarantine     worker.Quarantine
+	Quarantine     session.Quarantine
 	Outdated       worker.Outdated
 	WhatsApp       whatsapp.Config
 	// accounts take the place of WhatsApp's where they are set.
@@ -242,9 +243,9 @@ func (c *workerConfig) bind(f *pflag.FlagSet) {
 	f.IntVar(&c.Pace.LoginBurst, "login-burst", 200, "most logins at once by one egress")
 	f.Float64Var(&c.Pace.PairingsPerSecond, "pairings-per-second", 20, "pace of new pairings by one egress")
 	f.IntVar(&c.Pace.PairingBurst, "pairing-burst", 20, "most new pairings at once by one egress")
-	f.IntVar(&c.Quarantine.After, "quarantine-after", worker.DefaultQuarantineAfter, "failures in a row, in the same way and without a minute connected, after which a session is tried only after hours")
-	f.DurationVar(&c.Quarantine.First, "quarantine-first", worker.DefaultQuarantineFirst, "the first of these pauses; each further failure doubles it")
-	f.DurationVar(&c.Quarantine.Most, "quarantine-most", worker.DefaultQuarantineMost, "the longest of these pauses")
+	f.IntVar(&c.Quarantine.After, "quarantine-after", session.DefaultQuarantineAfter, "failures in a row, in the same way and without a minute connected, after which a session is tried only after hours")
+	f.DurationVar(&c.Quarantine.First, "quarantine-first", session.DefaultQuarantineFirst, "the first of these pauses; each further failure doubles it")
+	f.DurationVar(&c.Quarantine.Most, "quarantine-most", session.DefaultQuarantineMost, "the longest of these pauses")
 	f.IntVar(&c.Outdated.Sessions, "outdated-sessions", worker.DefaultOutdatedSessions, "sessions whose client WhatsApp must refuse as outdated before all are held back and the newest version is tried with one")
 	f.DurationVar(&c.Outdated.Within, "outdated-within", worker.DefaultOutdatedWithin, "time within which they must be refused")
 	f.DurationVar(&c.Outdated.Pause, "outdated-pause", worker.DefaultOutdatedPause, "how long all are held back when the newest version is refused as well")

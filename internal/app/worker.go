@@ -116,7 +116,7 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 		Sessions:   kube.NewSessions(d.direct),
 		Accounts:   config.or(&accounts{store: d.store, connector: connector, allowed: fence.Check, log: log.WithName("whatsapp")}),
 		Proxies:    &kube.Proxies{Client: d.direct, ServiceAccount: config.Namespace + ":" + config.ServiceAccount},
-		Announcer:  publish.NewPublisher(d.queue, d.cache),
+		Publisher:  publish.NewPublisher(d.queue, d.cache),
 		Limiter:    limiter,
 		Version:    connector,
 		Quarantine: config.Quarantine,
@@ -156,7 +156,7 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 	if err := metrics.RegisterLife(agent.Life); err != nil {
 		return fmt.Errorf("registering the metrics: %w", err)
 	}
-	for _, m := range d.monitors(agent.TellAgain) {
+	for _, m := range d.monitors(agent.PublishAgain) {
 		if err := mgr.Add(m); err != nil {
 			return fmt.Errorf("adding the watch on Redis: %w", err)
 		}

@@ -35,21 +35,21 @@ func (p *Proxies) Proxy(ctx context.Context, session *v1alpha1.WhatsAppSession) 
 	err := p.Client.Get(ctx, types.NamespacedName{Namespace: session.Namespace, Name: name}, secret)
 	switch {
 	case apierrors.IsNotFound(err):
-		return nil, &worker.Refusal{Reason: v1alpha1.ReasonProxySecretMissing, Message: fmt.Sprintf(
+		return nil, &worker.SetupError{Reason: v1alpha1.ReasonProxySecretMissing, Message: fmt.Sprintf(
 			"the Secret %s that spec.proxy.secretRef names does not exist: create it with type %s and the key %s", name, v1alpha1.ProxySecretType, v1alpha1.ProxySecretKey)}
 	case apierrors.IsForbidden(err):
-		return nil, &worker.Refusal{Reason: v1alpha1.ReasonProxySecretForbidden, Message: fmt.Sprintf(
+		return nil, &worker.SetupError{Reason: v1alpha1.ReasonProxySecretForbidden, Message: fmt.Sprintf(
 			"the workers may not read the Secret %s: kubectl -n %s create rolebinding whatsapp-operator-proxy --clusterrole=whatsapp-operator-proxy-reader --serviceaccount=%s",
 			name, session.Namespace, p.ServiceAccount)}
 	case err != nil:
 		return nil, fmt.Errorf("reading the proxy's Secret: %w", err)
 	case secret.Type != v1alpha1.ProxySecretType:
-		return nil, &worker.Refusal{Reason: v1alpha1.ReasonProxySecretInvalid, Message: fmt.Sprintf(
+		return nil, &worker.SetupError{Reason: v1alpha1.ReasonProxySecretInvalid, Message: fmt.Sprintf(
 			"the Secret %s is not of type %s: only Secrets of this type are used; create it anew with it", name, v1alpha1.ProxySecretType)}
 	}
 	proxy, err := whatsapp.ParseProxy(string(secret.Data[v1alpha1.ProxySecretKey]))
 	if err != nil {
-		return nil, &worker.Refusal{Reason: v1alpha1.ReasonProxySecretInvalid, Message: fmt.Sprintf("the Secret %s, key %s: %v", name, v1alpha1.ProxySecretKey, err)}
+		return nil, &worker.SetupError{Reason: v1alpha1.ReasonProxySecretInvalid, Message: fmt.Sprintf("the Secret %s, key %s: %v", name, v1alpha1.ProxySecretKey, err)}
 	}
 	return proxy, nil
 }

@@ -2,12 +2,12 @@ package metrics
 
 import (
 	"fmt"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
+
+	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 )
 
 var (
@@ -33,35 +33,11 @@ func init() {
 	metrics.Registry.MustRegister(connectionsEnded, reconnects, quarantines, versionBreaker)
 }
 
-// endReasons are the reasons that are shown as they are; the others come from
-// outside or carry a code, of which only the kind is shown.
-var endReasons = []string{
-	"SocketClosed", "KeepAliveTimeout", "Silent", "Cancelled", "StoreFailed", "Replaced", "ClientOutdated", "TokenRefused",
-	"DeviceRemoved", "AccountLocked", "AccountBanned", "LoggedOut", "PairingRefused", "PhoneNumberInvalid",
-	"ProxyRefused", "ProxyUnreachable", "ProxyFailed", "Refused", "CertificateRefused", "Timeout", "Unreachable", "ConnectFailed",
-}
-
-// endKinds are the beginnings of reasons that carry a code.
-var endKinds = []string{"StreamError", "ConnectFailure", "TemporaryBan", "PairingCodeRefused"}
-
-// bounded is the reason as a label: one of about two dozen.
-func bounded(reason string) string {
-	if slices.Contains(endReasons, reason) {
-		return reason
-	}
-	for _, kind := range endKinds {
-		if strings.HasPrefix(reason, kind) {
-			return kind
-		}
-	}
-	return "Other"
-}
-
 // ConnectionEnded counts a connection that ended, or could not be opened.
-func ConnectionEnded(reason string) { connectionsEnded.WithLabelValues(bounded(reason)).Inc() }
+func ConnectionEnded(reason string) { connectionsEnded.WithLabelValues(session.EndLabel(reason)).Inc() }
 
 // Reconnected counts a session that is connected again after an end for that reason.
-func Reconnected(reason string) { reconnects.WithLabelValues(bounded(reason)).Inc() }
+func Reconnected(reason string) { reconnects.WithLabelValues(session.EndLabel(reason)).Inc() }
 
 // Quarantined counts a session that was put into quarantine.
 func Quarantined() { quarantines.Inc() }

@@ -7,7 +7,7 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/batch"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/cache"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
-	"github.com/whatsapp-operator/whatsapp-operator/internal/worker"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 )
 
 // Publisher brings a session's state to Redis: the queues first, because
@@ -30,8 +30,8 @@ func NewPublisher(queue *batch.Queue, c *cache.Cache) *Publisher {
 	}
 }
 
-// Announce implements worker.Announcer.
-func (a *Publisher) Announce(ctx context.Context, what worker.Announcement) error {
+// Publish implements worker.Publisher.
+func (a *Publisher) Publish(ctx context.Context, what session.Publication) error {
 	var told error
 	if what.NewStatus {
 		told = a.enqueue(ctx, what.Status)
@@ -40,8 +40,8 @@ func (a *Publisher) Announce(ctx context.Context, what worker.Announcement) erro
 	return errors.Join(told, a.code(ctx, what), a.cache.RefreshAll(ctx, []cache.Entry{entry(what, false)}))
 }
 
-// Refresh implements worker.Announcer.
-func (a *Publisher) Refresh(ctx context.Context, all []worker.Announcement) error {
+// Refresh implements worker.Publisher.
+func (a *Publisher) Refresh(ctx context.Context, all []session.Publication) error {
 	entries := make([]cache.Entry, len(all))
 	for i, what := range all {
 		entries[i] = entry(what, true)
@@ -60,7 +60,7 @@ func (a *Publisher) enqueue(ctx context.Context, status delivery.StatusItem) err
 }
 
 // code writes the QR code to the cache and, if it is new there, into its queue.
-func (a *Publisher) code(ctx context.Context, what worker.Announcement) error {
+func (a *Publisher) code(ctx context.Context, what session.Publication) error {
 	if what.QR == nil {
 		if !what.QRGone {
 			return nil
@@ -84,7 +84,7 @@ func (a *Publisher) code(ctx context.Context, what worker.Announcement) error {
 
 // entry is what the cache says of a session; a code is rewritten only by a
 // refresh, because Announce must know whether it is new.
-func entry(what worker.Announcement, withCode bool) cache.Entry {
+func entry(what session.Publication, withCode bool) cache.Entry {
 	s := what.Status
 	connection := cache.Connection{
 		Numbers: s.Numbers, SessionID: s.SessionID, Connected: !what.ConnectedSince.IsZero(),
@@ -135,7 +135,7 @@ func (s *ManagerPublisher) Enqueue(ctx context.Context, status delivery.StatusIt
 }
 
 func (s *ManagerPublisher) refresh(ctx context.Context, status delivery.StatusItem) error {
-	return s.cache.RefreshAll(ctx, []cache.Entry{entry(worker.Announcement{Status: status}, false)})
+	return s.cache.RefreshAll(ctx, []cache.Entry{entry(session.Publication{Status: status}, false)})
 }
 
 // Deleted implements controllers.Publisher.

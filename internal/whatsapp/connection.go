@@ -22,6 +22,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"k8s.io/utils/clock"
 
+	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
 )
 
@@ -269,10 +270,10 @@ func (c *Connection) onEnd() {
 	}
 	e := socketClosed
 	if cause := context.Cause(c.ctx); cause != nil && !errors.Is(cause, errSocketEnded) {
-		e = over(EventDisconnected, "Cancelled", "the worker ended the connection")
+		e = over(EventDisconnected, session.EndCancelled, "the worker ended the connection")
 		if !errors.Is(cause, context.Canceled) {
 			c.options.Log().Error(cause, "The store failed: the connection ends before a message can be lost")
-			e = over(EventDisconnected, "StoreFailed", "the database failed or another process has taken the session: the connection was ended to keep its messages")
+			e = over(EventDisconnected, session.EndStoreFailed, "the database failed or another process has taken the session: the connection was ended to keep its messages")
 		}
 		e.Ours = true
 	}
@@ -409,7 +410,7 @@ func (c *Connection) handle(evt any) (taken bool) {
 		return c.accept(e)
 	case *events.KeepAliveTimeout:
 		if silent(e, c.LastSeen(), now) {
-			c.tell(over(EventDisconnected, "KeepAliveTimeout", "WhatsApp has not answered since %s", e.LastSuccess.UTC().Format(time.RFC3339)))
+			c.tell(over(EventDisconnected, session.EndKeepAliveTimeout, "WhatsApp has not answered since %s", e.LastSuccess.UTC().Format(time.RFC3339)))
 		}
 	case *events.LoggedOut:
 		// The device is being deleted at this moment; who hears of the logout may read it.
@@ -432,7 +433,7 @@ func (c *Connection) handle(evt any) (taken bool) {
 	case *events.PairError:
 		c.pairEndedOnce.Do(func() { close(c.pairEnded) })
 		c.translate(e, now)
-		c.tell(over(EventDisconnected, "PairingRefused", "the pairing was refused"))
+		c.tell(over(EventDisconnected, session.EndPairingRefused, "the pairing was refused"))
 	case *events.ManualLoginReconnect:
 		if !c.Paired() {
 			// The 515 can overtake the return of the write that it answers. If the socket

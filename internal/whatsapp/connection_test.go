@@ -113,7 +113,7 @@ func root(s *simulator.Server) string {
 }
 
 // session is a connection, and what it has told.
-type session struct {
+type testSession struct {
 	*Connection
 	w  *world
 	mu sync.Mutex
@@ -122,20 +122,20 @@ type session struct {
 	messages []string
 }
 
-func (s *session) events() []Event {
+func (s *testSession) events() []Event {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return append([]Event(nil), s.told...)
 }
 
-func (s *session) texts() []string {
+func (s *testSession) texts() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return append([]string(nil), s.messages...)
 }
 
 // event waits for one of that type.
-func (s *session) event(kind EventType) (found Event) {
+func (s *testSession) event(kind EventType) (found Event) {
 	s.w.t.Helper()
 	s.w.g.Eventually(func() bool {
 		for _, e := range s.events() {
@@ -167,12 +167,12 @@ func (w *world) take() *store.Taking {
 }
 
 // prepare makes a connection as the worker does, without connecting it.
-func (w *world) prepare(taking *store.Taking, change ...func(*Options)) (*session, context.Context) {
+func (w *world) prepare(taking *store.Taking, change ...func(*Options)) (*testSession, context.Context) {
 	w.t.Helper()
 	ctx, cancel := context.WithCancelCause(context.Background())
 	device, err := taking.Open(w.t.Context(), cancel)
 	w.g.Expect(err).NotTo(HaveOccurred())
-	s := &session{w: w}
+	s := &testSession{w: w}
 	o := Options{Device: device, Log: func() logr.Logger { return w.log }, Events: func(e Event) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -196,7 +196,7 @@ func (w *world) prepare(taking *store.Taking, change ...func(*Options)) (*sessio
 }
 
 // connect makes a connection and opens it.
-func (w *world) connect(taking *store.Taking, change ...func(*Options)) *session {
+func (w *world) connect(taking *store.Taking, change ...func(*Options)) *testSession {
 	w.t.Helper()
 	s, ctx := w.prepare(taking, change...)
 	w.g.Expect(s.Connect(ctx)).To(Succeed())
@@ -214,7 +214,7 @@ func (w *world) pair(taking *store.Taking, phone string, change ...func(*Options
 }
 
 // linked is a session that has been paired and is connected.
-func linked(t *testing.T, change ...func(*simulator.Options)) (*world, *store.Taking, *session) {
+func linked(t *testing.T, change ...func(*simulator.Options)) (*world, *store.Taking, *testSession) {
 	t.Helper()
 	w := newWorld(t, change...)
 	taking := w.take()
@@ -295,7 +295,7 @@ func TestEnds(t *testing.T) {
 		"the login is refused": {fault: simulator.Fault{Kind: simulator.FaultRefuse, Device: phone}, login: true, kind: EventDisconnected, reason: "SocketClosed"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			var s *session
+			var s *testSession
 			if !row.login {
 				s = w.connect(taking)
 				s.event(EventConnected)

@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strconv"
 	"strings"
 
 	"go.mau.fi/whatsmeow"
 	"go.mau.fi/whatsmeow/socket"
+
+	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 )
 
 // ConnectError is a failed attempt to connect, in words for people. It shows
@@ -45,21 +48,21 @@ func explain(err error, proxied bool) error {
 	}
 	switch {
 	case errors.As(err, &refusal):
-		return say("ProxyRefused", "the proxy refused the connection with status %d", refusal.status)
+		return say(session.EndProxyRefused, "the proxy refused the connection with status %d", refusal.status)
 	case errors.As(err, &status):
-		return say("Refused", "WhatsApp refused the connection with HTTP status %d", status.StatusCode)
+		return say(session.EndRefused, "WhatsApp refused the connection with HTTP status %d", status.StatusCode)
 	case strings.Contains(err.Error(), "failed to verify server cert"):
-		return say("CertificateRefused", "the server's certificate is not signed by WhatsApp's root: something stands between")
+		return say(session.EndCertificateRefused, "the server's certificate is not signed by WhatsApp's root: something stands between")
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), strings.Contains(err.Error(), "timed out waiting for handshake"):
-		return say("Timeout", "WhatsApp did not answer in time")
+		return say(session.EndTimeout, "WhatsApp did not answer in time")
 	case proxied && errors.As(err, &network) && (network.Op == "dial" || network.Op == "proxyconnect"):
-		return say("ProxyUnreachable", "the proxy cannot be reached")
+		return say(session.EndProxyUnreachable, "the proxy cannot be reached")
 	case proxied:
-		return say("ProxyFailed", "the connection through the proxy failed")
+		return say(session.EndProxyFailed, "the connection through the proxy failed")
 	case errors.As(err, &network) && network.Op == "dial":
-		return say("Unreachable", "WhatsApp cannot be reached: %v", network)
+		return say(session.EndUnreachable, "WhatsApp cannot be reached: %v", network)
 	default:
-		return say("ConnectFailed", "connecting to WhatsApp failed: %v", err)
+		return say(session.EndConnectFailed, "connecting to WhatsApp failed: %v", err)
 	}
 }
 
@@ -70,17 +73,17 @@ func codeRefused(err error) Event {
 	errors.As(err, &answer)
 	switch {
 	case errors.Is(err, whatsmeow.ErrPhoneNumberTooShort), errors.Is(err, whatsmeow.ErrPhoneNumberIsNotInternational):
-		return over(EventCodeRefused, "PhoneNumberInvalid", "the phone number is not an international one: correct spec.pairing.phoneNumber")
+		return over(EventCodeRefused, session.EndPhoneNumberInvalid, "the phone number is not an international one: correct spec.pairing.phoneNumber")
 	case answer == nil, answer.Code >= 500, answer.Code == 0:
-		return over(EventDisconnected, "PairingCodeFailed", "WhatsApp did not give a pairing code in time")
+		return over(EventDisconnected, session.EndPairingCodeFailed, "WhatsApp did not give a pairing code in time")
 	case answer.Code == 429:
-		return over(EventCodeRefused, "PairingCodeRefused429",
+		return over(EventCodeRefused, session.EndPairingCodeRefused+"429",
 			"WhatsApp gives no pairing code for this number at present, because too many were asked for: wait some hours, or set spec.pairing.method to QRCode")
 	case answer.Code == 400, answer.Code == 404, answer.Code == 406:
-		return over(EventCodeRefused, fmt.Sprintf("PairingCodeRefused%d", answer.Code),
+		return over(EventCodeRefused, session.EndPairingCodeRefused+strconv.Itoa(answer.Code),
 			"WhatsApp gives no pairing code for this number (code %d): check that spec.pairing.phoneNumber is right and that its phone uses WhatsApp, or set spec.pairing.method to QRCode", answer.Code)
 	default:
-		return over(EventCodeRefused, fmt.Sprintf("PairingCodeRefused%d", answer.Code),
+		return over(EventCodeRefused, session.EndPairingCodeRefused+strconv.Itoa(answer.Code),
 			"WhatsApp refuses a pairing code with code %d: set spec.pairing.method to QRCode", answer.Code)
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"time"
 
 	"go.mau.fi/whatsmeow"
+
+	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 )
 
 // silentPeriods is how many keep-alive periods in a row may pass in silence.
@@ -27,7 +29,7 @@ func (c *Connection) proveLife() {
 		}
 		return
 	}
-	c.tell(over(EventDisconnected, "KeepAliveTimeout", "nothing has come from WhatsApp for %s", silent.Round(time.Second)))
+	c.tell(over(EventDisconnected, session.EndKeepAliveTimeout, "nothing has come from WhatsApp for %s", silent.Round(time.Second)))
 }
 
 // forgetLife ends the looking. The caller holds c.mu.

@@ -9,6 +9,7 @@ import (
 	wastore "go.mau.fi/whatsmeow/store"
 	clocktesting "k8s.io/utils/clock/testing"
 
+	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
 )
 
@@ -88,7 +89,7 @@ func TestAClose515IsAnEnd(t *testing.T) {
 		_, err = w.simulator.Scan(t.Context(), s.event(EventQR).Codes[0], phone)
 		w.g.Expect(err).NotTo(HaveOccurred())
 		s.event(EventPairSuccess)
-		w.g.Expect(s.event(EventDisconnected).Reason).To(Or(Equal("StreamError515"), Equal(ReasonSocketClosed)))
+		w.g.Expect(s.event(EventDisconnected).Reason).To(Or(Equal("StreamError515"), Equal(session.EndSocketClosed)))
 		s.Close()
 		w.connect(taking).event(EventConnected)
 	}
@@ -101,7 +102,7 @@ func TestALostReplacedIsAnEnd(t *testing.T) {
 	w.g.Expect(err).NotTo(HaveOccurred())
 	_, err = w.simulator.Inject(simulator.Fault{Kind: simulator.FaultStreamError, Code: "replaced"})
 	w.g.Expect(err).NotTo(HaveOccurred())
-	w.g.Expect(s.event(EventDisconnected).Reason).To(Equal(ReasonSocketClosed))
+	w.g.Expect(s.event(EventDisconnected).Reason).To(Equal(session.EndSocketClosed))
 }
 
 func TestTheNewestVersion(t *testing.T) {

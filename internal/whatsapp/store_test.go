@@ -188,7 +188,7 @@ func (v *valve) pass(n int) {
 
 // stopped is a connection of a process that stops in the moment in which a
 // message has come to it. wake has it go on with that message alone.
-func (w *world) stopped(taking *store.Taking, text string) (s *session, wake func()) {
+func (w *world) stopped(taking *store.Taking, text string) (s *testSession, wake func()) {
 	w.t.Helper()
 	v := newValve(w.t, w.simulator.Endpoint())
 	factory, err := Setup(Config{Endpoint: v.endpoint(), NoiseRoot: root(w.simulator)}, logr.Discard())

@@ -10,6 +10,7 @@ import (
 	"go.mau.fi/whatsmeow/types"
 	"go.mau.fi/whatsmeow/types/events"
 
+	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
 )
 
@@ -40,37 +41,37 @@ func Translate(evt any, now time.Time) (Event, bool) {
 	case *events.PairSuccess:
 		return Event{Type: EventPairSuccess, JID: address(e.ID), PhoneNumber: phoneNumber(e.ID)}, true
 	case *events.PairError:
-		return Event{Type: EventPairError, Reason: "PairingRefused", Message: sentence("the pairing was refused: %v", e.Error)}, true
+		return Event{Type: EventPairError, Reason: session.EndPairingRefused, Message: sentence("the pairing was refused: %v", e.Error)}, true
 	case *events.QRScannedWithoutMultidevice:
-		return Event{Type: EventPairError, Reason: "NoMultidevice", Message: "the phone's WhatsApp does not know linked devices: update it and scan again"}, true
+		return Event{Type: EventPairError, Reason: session.EndNoMultidevice, Message: "the phone's WhatsApp does not know linked devices: update it and scan again"}, true
 	case *events.Connected:
 		return Event{Type: EventConnected}, true
 	case *events.PushNameSetting:
 		name := status.Clean(e.Action.GetName(), maxName)
 		return Event{Type: EventPushName, PushName: name}, name != ""
 	case *events.ManualLoginReconnect:
-		return over(EventDisconnected, "StreamError515", "WhatsApp asks the device to log in again"), true
+		return over(EventDisconnected, session.EndStreamError+"515", "WhatsApp asks the device to log in again"), true
 	case *events.Disconnected:
 		return socketClosed, true
 	case *events.StreamError:
 		code := word(e.Code)
-		return over(EventDisconnected, "StreamError"+code, "WhatsApp ended the connection with code %s", code), true
+		return over(EventDisconnected, session.EndStreamError+code, "WhatsApp ended the connection with code %s", code), true
 	case *events.CATRefreshError:
-		return over(EventDisconnected, "TokenRefused", "WhatsApp asks for a token that this client does not have"), true
+		return over(EventDisconnected, session.EndTokenRefused, "WhatsApp asks for a token that this client does not have"), true
 	case *events.StreamReplaced:
-		return over(EventReplaced, "Replaced", "the device logged in elsewhere"), true
+		return over(EventReplaced, session.EndReplaced, "the device logged in elsewhere"), true
 	case *events.LoggedOut:
 		return loggedOut(e), true
 	case *events.TemporaryBan:
-		banned := over(EventBanned, "TemporaryBan"+strconv.Itoa(int(e.Code)), "WhatsApp banned the account for a time: %s", banReason(e.Code))
+		banned := over(EventBanned, session.EndTemporaryBan+strconv.Itoa(int(e.Code)), "WhatsApp banned the account for a time: %s", banReason(e.Code))
 		if e.Expire > 0 {
 			banned.Until = now.Add(e.Expire)
 		}
 		return banned, true
 	case *events.ClientOutdated:
-		return over(EventOutdated, "ClientOutdated", "WhatsApp refuses this version of the client"), true
+		return over(EventOutdated, session.EndClientOutdated, "WhatsApp refuses this version of the client"), true
 	case *events.ConnectFailure:
-		failure := over(EventDisconnected, "ConnectFailure"+strconv.Itoa(int(e.Reason)), "WhatsApp refused the login with code %d", int(e.Reason))
+		failure := over(EventDisconnected, session.EndConnectFailure+strconv.Itoa(int(e.Reason)), "WhatsApp refused the login with code %d", int(e.Reason))
 		if text := status.Clean(e.Message, maxMessage/2); text != "" {
 			failure.Message += ": " + text
 		}
@@ -81,7 +82,7 @@ func Translate(evt any, now time.Time) (Event, bool) {
 }
 
 // socketClosed is the end that nobody has explained.
-var socketClosed = Event{Type: EventDisconnected, Reason: ReasonSocketClosed, Message: "the connection was closed"}
+var socketClosed = Event{Type: EventDisconnected, Reason: session.EndSocketClosed, Message: "the connection was closed"}
 
 func over(kind EventType, reason, format string, args ...any) Event {
 	return Event{Type: kind, Reason: reason, Message: sentence(format, args...)}
@@ -90,13 +91,13 @@ func over(kind EventType, reason, format string, args ...any) Event {
 func loggedOut(e *events.LoggedOut) Event {
 	switch {
 	case !e.OnConnect:
-		return over(EventLoggedOut, "DeviceRemoved", "the device was unlinked on the phone or by WhatsApp")
+		return over(EventLoggedOut, session.EndDeviceRemoved, "the device was unlinked on the phone or by WhatsApp")
 	case e.Reason == events.ConnectFailureMainDeviceGone: // 403; WhatsApp's own word is LOCKED
-		return over(EventLoggedOut, "AccountLocked", "WhatsApp locked the account, or it moved to another phone")
+		return over(EventLoggedOut, session.EndAccountLocked, "WhatsApp locked the account, or it moved to another phone")
 	case e.Reason == events.ConnectFailureUnknownLogout: // 406; WhatsApp's own word is BANNED
-		return over(EventLoggedOut, "AccountBanned", "WhatsApp banned the account")
+		return over(EventLoggedOut, session.EndAccountBanned, "WhatsApp banned the account")
 	default:
-		return over(EventLoggedOut, "LoggedOut", "WhatsApp does not know the device any more: it was unlinked")
+		return over(EventLoggedOut, session.EndLoggedOut, "WhatsApp does not know the device any more: it was unlinked")
 	}
 }
 

@@ -1,11 +1,10 @@
 // Package worker is what runs in a worker pod: an agent that learns from the
 // API server which sessions are placed here, and one supervisor per session
-// that claims the device, connects it, and tells the resource, Redis and
-// people what becomes of it.
+// that claims the device, connects it, writes its status, publishes it to Redis
+// and records Events.
 //
-// A supervisor is a small loop around a pure model: model.go holds the facts
-// and what each event makes of them, rules.go the ordered table that decides
-// the next step, supervisor.go carries the steps out.
+// What becomes of a session is decided in package session, which is pure; a
+// supervisor is the loop that carries the decisions out.
 package worker
 
 import (
@@ -36,6 +35,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 )
 
 // refreshInterval is how often the cache keys, which live 120 s, are written again:
@@ -77,12 +77,12 @@ type Options struct {
 	Sessions     Sessions
 	Accounts     Accounts
 	Proxies      Proxies
-	Announcer    Announcer
+	Publisher    Publisher
 	Limiter      Limiter
 	// Version is refreshed at the start, and when WhatsApp refuses it; nil: it never is.
 	Version Version
 	// Quarantine and Outdated may be zero: the defaults.
-	Quarantine Quarantine
+	Quarantine session.Quarantine
 	Outdated   Outdated
 	Events     Events
 	Clock      clock.WithTicker
@@ -128,7 +128,7 @@ func NewAgent(o Options, placed client.Reader) *Agent {
 	}
 	// The supervisors outlive the manager's context: they are drained after it has ended.
 	a.life, a.end = context.WithCancel(context.Background())
-	a.fleet = newFleet(o.Outdated, o.Version, o.Clock, o.Log, a.sessions, a.retryOutdated, a.backAgain)
+	a.fleet = newFleet(o.Outdated, o.Version, o.Clock, o.Log, a.sessions, a.retryOutdated, a.resumeSoon)
 	return a
 }
 
@@ -182,7 +182,7 @@ func (a *Agent) Reconcile(ctx context.Context, req reconcile.Request) (reconcile
 	}
 	s.post(func() {
 		if obj == nil {
-			s.m.vanish()
+			s.step(session.Vanished{})
 			return
 		}
 		s.observe(obj)
@@ -228,19 +228,24 @@ func (a *Agent) supervisor(key types.NamespacedName, obj *v1alpha1.WhatsAppSessi
 		return nil
 	}
 	s := newSupervisor(dependencies{
-		Sessions: a.o.Sessions, Accounts: a.o.Accounts, Proxies: a.o.Proxies, Announcer: a.o.Announcer,
+		Sessions: a.o.Sessions, Accounts: a.o.Accounts, Proxies: a.o.Proxies, Publisher: a.o.Publisher,
 		Limiter: a.o.Limiter, Events: a.o.Events, Clock: a.o.Clock, Dials: &a.dials,
 		Quarantine: a.o.Quarantine, Fleet: a.fleet,
 	}, a.o.Log, obj, a.o.Worker, a.nextStart())
-	s.m.draining, s.m.evicted = a.draining, a.evicting
+	switch {
+	case a.evicting:
+		s.step(session.Evict{})
+	case a.draining:
+		s.step(session.Drain{})
+	}
 	a.supervisors[key] = s
 	ended := event.GenericEvent{Object: &v1alpha1.WhatsAppSession{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}}
 	a.running.Go(func() {
 		s.run(a.life)
 		a.mu.Lock()
 		delete(a.supervisors, key)
-		if s.m.obj != nil {
-			a.over[key] = ending{uid: s.m.obj.UID, version: s.m.obj.ResourceVersion}
+		if obj := s.machine.Object(); obj != nil {
+			a.over[key] = ending{uid: obj.UID, version: obj.ResourceVersion}
 		}
 		a.mu.Unlock()
 		// The name may stand for another object by now.
@@ -397,7 +402,7 @@ func (b *burst) isOver(dials int64) bool {
 }
 
 func (a *Agent) refresh(ctx context.Context) {
-	var all []Announcement
+	var all []session.Publication
 	for _, s := range a.all() {
 		if snapshot := s.snapshot.Load(); snapshot != nil {
 			all = append(all, *snapshot)
@@ -408,7 +413,7 @@ func (a *Agent) refresh(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, refreshInterval/2)
 	defer cancel()
-	if err := a.o.Announcer.Refresh(ctx, all); err != nil && ctx.Err() == nil {
+	if err := a.o.Publisher.Refresh(ctx, all); err != nil && ctx.Err() == nil {
 		a.o.Log.Error(err, "The cache could not be refreshed; it is tried again", "sessions", len(all))
 	}
 }
@@ -496,7 +501,7 @@ func (a *Agent) drain(ctx context.Context, left <-chan error) (released bool) {
 	all := a.all()
 	a.o.Log.Info("Handing over all sessions", "sessions", len(all))
 	for _, s := range all {
-		s.post(func() { s.m.draining = true })
+		s.post(func() { s.step(session.Drain{}) })
 	}
 	begun := a.o.Clock.Now()
 	remaining, progress, evicted := len(all), begun, false
@@ -523,7 +528,7 @@ func (a *Agent) drain(ctx context.Context, left <-chan error) (released bool) {
 			a.mu.Unlock()
 			a.o.Log.Info("Giving up all sessions without waiting for their successors", "sessions", len(all))
 			for _, s := range a.all() { // also who has come since
-				s.post(func() { s.m.evicted = true })
+				s.post(func() { s.step(session.Evict{}) })
 			}
 		case len(all) != remaining:
 			remaining, progress = len(all), now
@@ -568,10 +573,10 @@ func (a *Agent) supervise(sessions []v1alpha1.WhatsAppSession) {
 	}
 }
 
-// TellAgain has every session's state announced once more: Redis forgot it.
-func (a *Agent) TellAgain() {
+// PublishAgain has the state of every session published again: Redis forgot it.
+func (a *Agent) PublishAgain() {
 	for _, s := range a.all() {
-		s.post(func() { s.m.tellAgain() })
+		s.post(func() { s.step(session.PublishAgain{}) })
 	}
 }
 

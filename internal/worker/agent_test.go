@@ -16,7 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
-	"github.com/whatsapp-operator/whatsapp-operator/internal/whatsapp"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 )
 
 func TestTheEndOfABurst(t *testing.T) {
@@ -112,10 +112,10 @@ type workplace struct {
 }
 
 func newWorkplace(t *testing.T) *workplace {
-	p := prepare(t, session())
+	p := prepare(t, newSession())
 	p.begin(t)
 	p.Eventually(func() string { p.look(); return p.status().HeldBy }).Should(Equal(me))
-	p.Eventually(func() func(whatsapp.Event) {
+	p.Eventually(func() func(session.Event) {
 		p.look()
 		p.mu.Lock()
 		defer p.mu.Unlock()
@@ -124,7 +124,7 @@ func newWorkplace(t *testing.T) *workplace {
 	p.mu.Lock()
 	events := p.events
 	p.mu.Unlock()
-	events(whatsapp.Event{Type: whatsapp.EventConnected, JID: jid, PhoneNumber: phone})
+	events(session.Event{Type: session.EventConnected, JID: jid, PhoneNumber: phone})
 	p.Eventually(func() v1alpha1.Phase { return p.status().Phase }).Should(Equal(v1alpha1.PhaseConnected))
 	return p
 }
@@ -139,7 +139,7 @@ func prepare(t *testing.T, obj *v1alpha1.WhatsAppSession) *workplace {
 	p.stop = sync.OnceFunc(func() { close(stop) })
 	p.agent = NewAgent(Options{
 		Worker: me, Process: process, Stop: stop, DrainTimeout: time.Minute, Membership: p.membership,
-		Sessions: p.world, Accounts: p.world, Proxies: p.world, Announcer: p.world, Limiter: p.world, Events: p.world,
+		Sessions: p.world, Accounts: p.world, Proxies: p.world, Publisher: p.world, Limiter: p.world, Events: p.world,
 		Clock: p.clock, Log: testr.New(t),
 	}, shown{p.world})
 	return p
@@ -170,7 +170,7 @@ func (p *workplace) begin(t *testing.T) {
 
 // look has the agent look at the session as a watch would.
 func (p *workplace) look() {
-	_, err := p.agent.Reconcile(context.Background(), reconcile.Request{NamespacedName: client.ObjectKeyFromObject(session())})
+	_, err := p.agent.Reconcile(context.Background(), reconcile.Request{NamespacedName: client.ObjectKeyFromObject(newSession())})
 	p.Expect(err).NotTo(HaveOccurred())
 }
 
@@ -255,7 +255,7 @@ func TestAWorkerThatLosesItsRightClosesEverythingAtOnce(t *testing.T) {
 // TestWhoHasNotJoinedReleasesNothing: what another incarnation of the name holds is not
 // this process's to give up.
 func TestWhoHasNotJoinedReleasesNothing(t *testing.T) {
-	p := prepare(t, session(func(s *v1alpha1.WhatsAppSession) { s.Status.HeldBy, s.Status.HolderStart = me, "theirs" }))
+	p := prepare(t, newSession(func(s *v1alpha1.WhatsAppSession) { s.Status.HeldBy, s.Status.HolderStart = me, "theirs" }))
 	p.membership.waits = true
 	p.begin(t)
 	p.stop()
@@ -291,7 +291,7 @@ func TestADrainEndsWithTheMembership(t *testing.T) {
 
 // TestAnothersWorkerOfTheSameName leaves alone what another installation manages.
 func TestAnothersWorkerOfTheSameName(t *testing.T) {
-	p := prepare(t, session(func(s *v1alpha1.WhatsAppSession) {
+	p := prepare(t, newSession(func(s *v1alpha1.WhatsAppSession) {
 		s.Status.Installation, s.Status.HeldBy, s.Status.HolderStart = "elsewhere", me, "theirs"
 	}))
 	p.begin(t)
@@ -323,7 +323,7 @@ func TestASupervisorThatHasEndedKnowsBetterThanTheCache(t *testing.T) {
 // prepareLeft is an agent that cannot ask yet what a former process held: a
 // session that was moved while that was dead.
 func prepareLeft(t *testing.T) *workplace {
-	p := prepare(t, session(func(s *v1alpha1.WhatsAppSession) {
+	p := prepare(t, newSession(func(s *v1alpha1.WhatsAppSession) {
 		s.Status.Worker, s.Status.HeldBy, s.Status.HolderStart = "worker-b", me, "before"
 	}))
 	p.apiDown = true

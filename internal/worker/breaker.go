@@ -8,7 +8,7 @@ import (
 )
 
 // Outdated says when WhatsApp's refusal of this version of the client is taken
-// for the trouble of all sessions of the worker.
+// for one that concerns all sessions of the worker.
 type Outdated struct {
 	// Sessions is how many sessions must be refused Within that time; a worker with
 	// fewer sessions needs fewer.
@@ -46,10 +46,10 @@ const (
 // breakerStates are all of them, for the metric.
 var breakerStates = []string{string(breakerClosed), string(breakerRefreshing), string(breakerProbing), string(breakerStale)}
 
-// breaker holds all sessions of a worker back when WhatsApp refuses the client's
+// versionBreaker holds all sessions of a worker back when WhatsApp refuses the client's
 // version: asking once is enough, and a thousand refused logins look like an
-// attack. It is pure; fleet carries it out.
-type breaker struct {
+// attack. It is pure: fleet acts upon it.
+type versionBreaker struct {
 	settings Outdated
 	state    breakerState
 	// refused are the sessions that were refused lately, and when.
@@ -60,12 +60,12 @@ type breaker struct {
 	until time.Time
 }
 
-func newBreaker(settings Outdated) *breaker {
-	return &breaker{settings: settings.orDefault(), state: breakerClosed, refused: map[types.UID]time.Time{}}
+func newVersionBreaker(settings Outdated) *versionBreaker {
+	return &versionBreaker{settings: settings.orDefault(), state: breakerClosed, refused: map[types.UID]time.Time{}}
 }
 
 // outdated takes note that a session was refused, on a worker with so many.
-func (b *breaker) outdated(uid types.UID, sessions int, now time.Time) {
+func (b *versionBreaker) outdated(uid types.UID, sessions int, now time.Time) {
 	switch {
 	case b.state == breakerProbing && uid == b.probe:
 		b.state, b.probe, b.until = breakerStale, "", now.Add(b.settings.Pause)
@@ -83,20 +83,20 @@ func (b *breaker) outdated(uid types.UID, sessions int, now time.Time) {
 	}
 }
 
-func (b *breaker) refresh() {
+func (b *versionBreaker) refresh() {
 	clear(b.refused)
 	b.state, b.probe, b.until = breakerRefreshing, "", time.Time{}
 }
 
 // refreshed takes note that the newest version is known, or cannot be had.
-func (b *breaker) refreshed() {
+func (b *versionBreaker) refreshed() {
 	if b.state == breakerRefreshing {
 		b.state = breakerProbing
 	}
 }
 
 // admits reports whether a session may connect. The first that asks for it is the probe.
-func (b *breaker) admits(uid types.UID) bool {
+func (b *versionBreaker) admits(uid types.UID) bool {
 	if b.state == breakerProbing && b.probe == "" {
 		b.probe = uid
 	}
@@ -104,29 +104,29 @@ func (b *breaker) admits(uid types.UID) bool {
 }
 
 // through takes note that WhatsApp has accepted a session's client.
-func (b *breaker) through(uid types.UID) {
+func (b *versionBreaker) through(uid types.UID) {
 	if b.state == breakerProbing && b.probe == uid {
 		b.state, b.probe = breakerClosed, ""
 	}
 }
 
-// gone takes note that a session's attempt is over: a probe without a verdict
+// gone takes note that a session's attempt is over: a probe without a result
 // makes room for another.
-func (b *breaker) gone(uid types.UID) {
+func (b *versionBreaker) gone(uid types.UID) {
 	if b.probe == uid {
 		b.probe = ""
 	}
 }
 
 // tick ends the pause.
-func (b *breaker) tick(now time.Time) {
+func (b *versionBreaker) tick(now time.Time) {
 	if b.state == breakerStale && !now.Before(b.until) {
 		b.refresh()
 	}
 }
 
 // again ends the pause at once: a person asks for it.
-func (b *breaker) again() {
+func (b *versionBreaker) again() {
 	if b.state == breakerStale {
 		b.refresh()
 	}

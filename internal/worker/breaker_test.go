@@ -12,93 +12,94 @@ import (
 	"github.com/go-logr/logr/testr"
 	. "github.com/onsi/gomega"
 	"go.uber.org/goleak"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	clocktesting "k8s.io/utils/clock/testing"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
-	"github.com/whatsapp-operator/whatsapp-operator/internal/whatsapp"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 )
 
 func TestBreaker(t *testing.T) {
-	refused := func(uids ...types.UID) func(b *breaker) {
-		return func(b *breaker) {
+	refused := func(uids ...types.UID) func(b *versionBreaker) {
+		return func(b *versionBreaker) {
 			for i, uid := range uids {
 				b.outdated(uid, 100, noon.Add(time.Duration(i)*time.Second))
 			}
 		}
 	}
-	admitted := func(uid types.UID) func(b *breaker) { return func(b *breaker) { b.admits(uid) } }
+	admitted := func(uid types.UID) func(b *versionBreaker) { return func(b *versionBreaker) { b.admits(uid) } }
 	for _, tt := range []struct {
 		name  string
-		steps []func(b *breaker)
+		steps []func(b *versionBreaker)
 		state breakerState
 		// admits are the sessions that may connect then.
 		admits, holds []types.UID
 	}{
 		{name: "nothing happened", state: breakerClosed, admits: []types.UID{"a", "b"}},
-		{name: "two were refused", steps: []func(*breaker){refused("a", "b")}, state: breakerClosed, admits: []types.UID{"a", "c"}},
-		{name: "one was refused three times", steps: []func(*breaker){refused("a", "a", "a")}, state: breakerClosed, admits: []types.UID{"a"}},
+		{name: "two were refused", steps: []func(*versionBreaker){refused("a", "b")}, state: breakerClosed, admits: []types.UID{"a", "c"}},
+		{name: "one was refused three times", steps: []func(*versionBreaker){refused("a", "a", "a")}, state: breakerClosed, admits: []types.UID{"a"}},
 		{
 			name: "three were refused, over a long time",
-			steps: []func(*breaker){refused("a", "b"), func(b *breaker) {
+			steps: []func(*versionBreaker){refused("a", "b"), func(b *versionBreaker) {
 				b.outdated("c", 100, noon.Add(DefaultOutdatedWithin+2*time.Second))
 			}},
 			state: breakerClosed, admits: []types.UID{"a"},
 		},
 		{
 			name:  "three were refused within a minute: all are held back",
-			steps: []func(*breaker){refused("a", "b", "c")}, state: breakerRefreshing, holds: []types.UID{"a", "d"},
+			steps: []func(*versionBreaker){refused("a", "b", "c")}, state: breakerRefreshing, holds: []types.UID{"a", "d"},
 		},
 		{
 			name:  "a worker with two sessions needs two",
-			steps: []func(*breaker){func(b *breaker) { b.outdated("a", 2, noon); b.outdated("b", 2, noon) }},
+			steps: []func(*versionBreaker){func(b *versionBreaker) { b.outdated("a", 2, noon); b.outdated("b", 2, noon) }},
 			state: breakerRefreshing, holds: []types.UID{"a"},
 		},
 		{
 			name:  "the version was refreshed: the first who asks may try, alone",
-			steps: []func(*breaker){refused("a", "b", "c"), (*breaker).refreshed, admitted("x")},
+			steps: []func(*versionBreaker){refused("a", "b", "c"), (*versionBreaker).refreshed, admitted("x")},
 			state: breakerProbing, admits: []types.UID{"x"}, holds: []types.UID{"a", "y"},
 		},
 		{
 			name:  "it gets through: all may",
-			steps: []func(*breaker){refused("a", "b", "c"), (*breaker).refreshed, admitted("x"), func(b *breaker) { b.through("x") }},
+			steps: []func(*versionBreaker){refused("a", "b", "c"), (*versionBreaker).refreshed, admitted("x"), func(b *versionBreaker) { b.through("x") }},
 			state: breakerClosed, admits: []types.UID{"x", "a", "y"},
 		},
 		{
 			name:  "another gets through, whose attempt was older: that says nothing",
-			steps: []func(*breaker){refused("a", "b", "c"), (*breaker).refreshed, admitted("x"), func(b *breaker) { b.through("y") }},
+			steps: []func(*versionBreaker){refused("a", "b", "c"), (*versionBreaker).refreshed, admitted("x"), func(b *versionBreaker) { b.through("y") }},
 			state: breakerProbing, holds: []types.UID{"y"},
 		},
 		{
 			name:  "others are refused meanwhile, whose attempts were older: the same",
-			steps: []func(*breaker){refused("a", "b", "c"), (*breaker).refreshed, admitted("x"), refused("d", "e", "f")},
+			steps: []func(*versionBreaker){refused("a", "b", "c"), (*versionBreaker).refreshed, admitted("x"), refused("d", "e", "f")},
 			state: breakerProbing, admits: []types.UID{"x"}, holds: []types.UID{"d"},
 		},
 		{
 			name:  "it ends without a verdict: another may try",
-			steps: []func(*breaker){refused("a", "b", "c"), (*breaker).refreshed, admitted("x"), func(b *breaker) { b.gone("y"); b.gone("x") }},
+			steps: []func(*versionBreaker){refused("a", "b", "c"), (*versionBreaker).refreshed, admitted("x"), func(b *versionBreaker) { b.gone("y"); b.gone("x") }},
 			state: breakerProbing, admits: []types.UID{"y"}, holds: []types.UID{"x"},
 		},
 		{
 			name:  "it is refused: a long pause",
-			steps: []func(*breaker){refused("a", "b", "c"), (*breaker).refreshed, admitted("x"), refused("x"), func(b *breaker) { b.gone("x"); b.tick(noon.Add(DefaultOutdatedPause - time.Second)) }},
+			steps: []func(*versionBreaker){refused("a", "b", "c"), (*versionBreaker).refreshed, admitted("x"), refused("x"), func(b *versionBreaker) { b.gone("x"); b.tick(noon.Add(DefaultOutdatedPause - time.Second)) }},
 			state: breakerStale, holds: []types.UID{"x", "a"},
 		},
 		{
 			name:  "the pause is over",
-			steps: []func(*breaker){refused("a", "b", "c"), (*breaker).refreshed, admitted("x"), refused("x"), func(b *breaker) { b.tick(noon.Add(DefaultOutdatedPause)) }},
+			steps: []func(*versionBreaker){refused("a", "b", "c"), (*versionBreaker).refreshed, admitted("x"), refused("x"), func(b *versionBreaker) { b.tick(noon.Add(DefaultOutdatedPause)) }},
 			state: breakerRefreshing, holds: []types.UID{"x"},
 		},
 		{
 			name:  "a person ends the pause",
-			steps: []func(*breaker){refused("a", "b", "c"), (*breaker).refreshed, admitted("x"), refused("x"), (*breaker).again},
+			steps: []func(*versionBreaker){refused("a", "b", "c"), (*versionBreaker).refreshed, admitted("x"), refused("x"), (*versionBreaker).again},
 			state: breakerRefreshing, holds: []types.UID{"x"},
 		},
-		{name: "a person asks for nothing while all is well", steps: []func(*breaker){(*breaker).again, (*breaker).refreshed}, state: breakerClosed, admits: []types.UID{"x"}},
+		{name: "a person asks for nothing while all is well", steps: []func(*versionBreaker){(*versionBreaker).again, (*versionBreaker).refreshed}, state: breakerClosed, admits: []types.UID{"x"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			g := NewWithT(t)
-			b := newBreaker(Outdated{})
+			b := newVersionBreaker(Outdated{})
 			for _, step := range tt.steps {
 				step(b)
 			}
@@ -214,7 +215,7 @@ func (p *port) broughtForward() []types.UID {
 
 func (p *port) trip() {
 	for i := range DefaultOutdatedSessions {
-		p.heard(types.UID(fmt.Sprint("early-", i)), whatsapp.Event{Type: whatsapp.EventOutdated})
+		p.onEvent(types.UID(fmt.Sprint("early-", i)), session.Event{Type: session.EventOutdated})
 	}
 }
 
@@ -238,11 +239,11 @@ func TestAFleetWithANewVersion(t *testing.T) {
 
 	p.fleet.gone(p.gone()[1])
 	p.Eventually(p.gone).Should(HaveLen(3), "its connection broke: another tries")
-	p.heard(p.gone()[2], whatsapp.Event{Type: whatsapp.EventConnected})
+	p.onEvent(p.gone()[2], session.Event{Type: session.EventConnected})
 	p.Eventually(p.gone).Should(HaveLen(6), "it is through")
 	p.Eventually(p.retried).Should(Equal(2))
 	p.Expect(p.page.questions()).To(Equal(2), "asked once")
-	p.Expect(p.holdsBack()).To(BeFalse())
+	p.Expect(p.HoldsBack()).To(BeFalse())
 }
 
 func TestAFleetWhoseNewestVersionIsRefused(t *testing.T) {
@@ -253,7 +254,7 @@ func TestAFleetWhoseNewestVersionIsRefused(t *testing.T) {
 	p.goes("b")
 	p.page.answer <- nil
 	p.Eventually(p.gone).Should(HaveLen(1))
-	p.heard(p.gone()[0], whatsapp.Event{Type: whatsapp.EventOutdated})
+	p.onEvent(p.gone()[0], session.Event{Type: session.EventOutdated})
 	p.fleet.gone(p.gone()[0])
 	p.Eventually(p.clock.HasWaiters).Should(BeTrue())
 	p.Consistently(p.gone, "50ms").Should(HaveLen(1), "the others stay")
@@ -261,18 +262,18 @@ func TestAFleetWhoseNewestVersionIsRefused(t *testing.T) {
 	p.clock.Step(DefaultOutdatedPause)
 	p.page.answer <- nil
 	p.Eventually(p.gone).Should(HaveLen(2), "after the pause it is tried again")
-	p.heard(p.gone()[1], whatsapp.Event{Type: whatsapp.EventOutdated})
+	p.onEvent(p.gone()[1], session.Event{Type: session.EventOutdated})
 	p.goes("c")
 	p.fleet.again()
 	p.page.answer <- nil
 	p.Eventually(p.gone).Should(HaveLen(3), "and at once when a person asks for it")
-	p.heard("c", whatsapp.Event{Type: whatsapp.EventQR})
-	p.Eventually(p.holdsBack).Should(BeFalse(), "codes come to clients that are accepted")
+	p.onEvent("c", session.Event{Type: session.EventQR})
+	p.Eventually(p.HoldsBack).Should(BeFalse(), "codes come to clients that are accepted")
 }
 
 // Sessions that are refused one by one never open the breaker.
 func TestATrickleOfRefusalsHeals(t *testing.T) {
-	outdated := whatsapp.Event{Type: whatsapp.EventOutdated}
+	outdated := session.Event{Type: session.EventOutdated}
 	p := newPort(t)
 	p.page.answer <- errors.New("the page is away")
 	p.Eventually(func() bool {
@@ -280,8 +281,8 @@ func TestATrickleOfRefusalsHeals(t *testing.T) {
 		defer p.fleet.mu.Unlock()
 		return p.askedAt.Equal(noon)
 	}).Should(BeTrue())
-	p.heard("a", outdated)
-	p.heard("a", outdated)
+	p.onEvent("a", outdated)
+	p.onEvent("a", outdated)
 	p.Eventually(p.clock.HasWaiters).Should(BeTrue())
 	p.Consistently(p.page.questions, "50ms").Should(Equal(1), "asked a moment ago")
 	p.clock.Step(askInterval)
@@ -294,51 +295,51 @@ func TestATrickleOfRefusalsHeals(t *testing.T) {
 	p.Eventually(p.retried).Should(Equal(1), "WhatsApp's page has named a newer one meanwhile")
 
 	// Its attempt was on its way with the old version.
-	p.heard("b", outdated)
+	p.onEvent("b", outdated)
 	p.Eventually(p.clock.HasWaiters).Should(BeTrue())
 	p.clock.Step(askInterval)
 	p.page.answer <- errNotNewer
 	p.Eventually(p.retried).Should(Equal(2))
-	p.Expect(p.holdsBack()).To(BeFalse())
+	p.Expect(p.HoldsBack()).To(BeFalse())
 }
 
 // One of the refused sessions of a worker, seen from its supervisor.
 func TestAnOutdatedSessionIsHeldBackAndComesBack(t *testing.T) {
-	st := newStage(t, session(), account{jid: jid, phone: phone})
+	st := newStage(t, newSession(), account{jid: jid, phone: phone})
 	st.dials(1)
-	st.happens(whatsapp.Event{Type: whatsapp.EventOutdated, Reason: "ClientOutdated"})
+	st.happens(session.Event{Type: session.EventOutdated, Reason: "ClientOutdated"})
 	st.eventually(v1alpha1.PhaseOutdated)
 	fleet := st.s.Fleet
-	fleet.change(func(b *breaker) { b.outdated("b", 2, noon) })
-	st.Expect(fleet.holdsBack()).To(BeTrue())
-	st.s.post(func() { st.s.m.retryOutdated(noon) })
-	st.Eventually(st.running).Should(Equal(opDial))
+	fleet.change(func(b *versionBreaker) { b.outdated("b", 2, noon) })
+	st.Expect(fleet.HoldsBack()).To(BeTrue())
+	st.s.post(func() { st.s.step(session.RetryOutdated{}) })
+	st.Eventually(st.running).Should(Equal(session.OpDial))
 	st.Consistently(st.countDials, "50ms").Should(Equal(1), "it waits for its chance")
 
-	fleet.change((*breaker).refreshed)
+	fleet.change((*versionBreaker).refreshed)
 	st.dials(2)
-	st.happens(whatsapp.Event{Type: whatsapp.EventConnected, JID: jid, PhoneNumber: phone})
+	st.happens(session.Event{Type: session.EventConnected, JID: jid, PhoneNumber: phone})
 	st.eventually(v1alpha1.PhaseConnected)
-	st.Expect(fleet.holdsBack()).To(BeFalse())
+	st.Expect(fleet.HoldsBack()).To(BeFalse())
 }
 
 func TestAProbeThatCannotBeDialledMakesRoom(t *testing.T) {
-	st := newStage(t, session(), account{jid: jid, phone: phone})
+	st := newStage(t, newSession(), account{jid: jid, phone: phone})
 	fleet := st.s.Fleet
 	st.connect()
-	fleet.change(func(b *breaker) { b.outdated("b", 1, noon) })
-	st.happens(whatsapp.Event{Type: whatsapp.EventDisconnected, Reason: "SocketClosed"})
+	fleet.change(func(b *versionBreaker) { b.outdated("b", 1, noon) })
+	st.happens(session.Event{Type: session.EventDisconnected, Reason: "SocketClosed"})
 	st.Eventually(func() string { st.clock.Step(time.Second); return string(st.running()) }).Should(Equal("dial"))
 	st.Eventually(func() string { return st.message() }).Should(ContainSubstring("newest is tried"))
 	st.locked(func() { st.dialErr = errDown })
-	fleet.change((*breaker).refreshed)
+	fleet.change((*versionBreaker).refreshed)
 	st.Eventually(func() bool { ok, _ := fleet.admits("other"); return ok }).Should(BeTrue())
 	st.locked(func() { st.dialErr = nil })
 }
 
-func (st *stage) running() (op operation) {
+func (st *stage) running() (op session.Operation) {
 	done := make(chan struct{})
-	st.s.post(func() { op = st.s.m.running; close(done) })
+	st.s.post(func() { op = st.s.machine.Running(); close(done) })
 	<-done
 	return op
 }
@@ -354,11 +355,11 @@ func (st *stage) message() string {
 
 // The hold of a session that waits for the breaker is given up at once.
 func TestAHeldBackSessionMovesAway(t *testing.T) {
-	st := newStage(t, session(), account{jid: jid, phone: phone})
+	st := newStage(t, newSession(), account{jid: jid, phone: phone})
 	st.connect()
-	st.s.Fleet.change(func(b *breaker) { b.outdated("b", 1, noon) })
-	st.happens(whatsapp.Event{Type: whatsapp.EventDisconnected, Reason: "SocketClosed"})
-	st.Eventually(func() operation { st.clock.Step(time.Second); return st.running() }).Should(Equal(opDial))
+	st.s.Fleet.change(func(b *versionBreaker) { b.outdated("b", 1, noon) })
+	st.happens(session.Event{Type: session.EventDisconnected, Reason: "SocketClosed"})
+	st.Eventually(func() session.Operation { st.clock.Step(time.Second); return st.running() }).Should(Equal(session.OpDial))
 	st.change(func(s *v1alpha1.WhatsAppSession) { s.Status.Worker, s.Status.Epoch = "worker-b", 101 })
 	st.Eventually(st.s.finished).Should(BeClosed())
 	st.Expect(st.status().HeldBy).To(BeEmpty())
@@ -397,16 +398,16 @@ func TestWhoQueuesIsHeldBackToo(t *testing.T) {
 	go func() { through <- s.turn(ctx, Login{}, false) }()
 	g.Eventually(q.waiting.Load).Should(BeEquivalentTo(1))
 
-	fleet.change(func(b *breaker) { b.outdated("b", 1, noon) })
+	fleet.change(func(b *versionBreaker) { b.outdated("b", 1, noon) })
 	g.Eventually(q.waiting.Load).Should(BeZero(), "it leaves the queue")
 	close(q.opened)
 	g.Consistently(through, "50ms").ShouldNot(Receive())
 	g.Expect(q.spent.Load()).To(BeZero(), "its token is another's")
 
-	fleet.change((*breaker).refreshed)
+	fleet.change((*versionBreaker).refreshed)
 	g.Eventually(through).Should(Receive(BeNil()))
 	g.Expect(q.spent.Load()).To(BeEquivalentTo(1))
-	fleet.change(func(b *breaker) { b.through("a") })
+	fleet.change(func(b *versionBreaker) { b.through("a") })
 	g.Expect(s.turn(ctx, Login{}, true)).To(Succeed())
 	g.Expect(q.spent.Load()).To(BeEquivalentTo(1), "it had one in hand")
 }
@@ -417,50 +418,66 @@ func TestADialThatWaitsIsCalledOff(t *testing.T) {
 		st := newStage(t, obj, device)
 		fleet := st.s.Fleet
 		st.dials(1)
-		fleet.change(func(b *breaker) { b.outdated("b", 1, noon) })
-		st.happens(whatsapp.Event{Type: whatsapp.EventDisconnected, Reason: "SocketClosed"})
-		st.Eventually(func() operation { st.clock.Step(time.Second); return st.running() }).Should(Equal(opDial))
+		fleet.change(func(b *versionBreaker) { b.outdated("b", 1, noon) })
+		st.happens(session.Event{Type: session.EventDisconnected, Reason: "SocketClosed"})
+		st.Eventually(func() session.Operation { st.clock.Step(time.Second); return st.running() }).Should(Equal(session.OpDial))
 		return st, fleet
 	}
-	now := func(st *stage) (m model) {
+	now := func(st *stage) (spec session.DialSpec, attempts int) {
 		done := make(chan struct{})
-		st.s.post(func() { m = *st.s.m; close(done) })
+		st.s.post(func() { spec, attempts = st.s.machine.Dialing(), st.s.machine.Attempts(); close(done) })
 		<-done
-		return m
+		return spec, attempts
 	}
 	t.Run("the number is corrected", func(t *testing.T) {
-		st, fleet := waits(t, session(byCode), account{})
-		failures := now(st).attempts
+		st, fleet := waits(t, newSession(byCode), account{})
+		_, failures := now(st)
 		st.change(func(s *v1alpha1.WhatsAppSession) { s.Spec.Pairing.PhoneNumber = "+34600111333" })
-		st.Eventually(func() string { return now(st).dialing.pairPhone }).Should(Equal("+34600111333"))
-		st.Expect(now(st).attempts).To(Equal(failures), "it was no failure")
-		fleet.change((*breaker).refreshed)
+		st.Eventually(func() string { spec, _ := now(st); return spec.PairPhone }).Should(Equal("+34600111333"))
+		_, attempts := now(st)
+		st.Expect(attempts).To(Equal(failures), "it was no failure")
+		fleet.change((*versionBreaker).refreshed)
 		st.dials(2)
 		st.locked(func() { st.Expect(st.pairPhones).To(Equal([]string{phone, "+34600111333"})) })
 	})
 	t.Run("the proxy is corrected", func(t *testing.T) {
-		st, fleet := waits(t, session(), account{jid: jid, phone: phone})
+		st, fleet := waits(t, newSession(), account{jid: jid, phone: phone})
 		st.change(func(s *v1alpha1.WhatsAppSession) {
 			s.Spec.Proxy = &v1alpha1.ProxySpec{SecretRef: v1alpha1.SecretReference{Name: "out"}}
 		})
-		st.Eventually(func() string { return now(st).dialing.proxySecret }).Should(Equal("out"))
-		fleet.change((*breaker).refreshed)
+		st.Eventually(func() string { spec, _ := now(st); return spec.ProxySecret }).Should(Equal("out"))
+		fleet.change((*versionBreaker).refreshed)
 		st.dials(2)
 	})
 	t.Run("the time for pairing is over", func(t *testing.T) {
-		st, fleet := waits(t, session(func(s *v1alpha1.WhatsAppSession) {
-			s.Status.PairingDeadline = at(noon.Add(defaultPairingTimeout))
+		st, fleet := waits(t, newSession(func(s *v1alpha1.WhatsAppSession) {
+			s.Status.PairingDeadline = &metav1.Time{Time: noon.Add(10 * time.Minute)}
 		}), account{})
-		st.clock.Step(defaultPairingTimeout)
+		st.clock.Step(10 * time.Minute)
 		st.eventually(v1alpha1.PhasePairingExpired)
-		st.Eventually(st.running).Should(Equal(opNone))
-		fleet.change((*breaker).refreshed)
+		st.Eventually(st.running).Should(Equal(session.OpNone))
+		fleet.change((*versionBreaker).refreshed)
 		st.Consistently(st.countDials, "50ms").Should(Equal(1))
 	})
 	t.Run("an unpaired session is deleted", func(t *testing.T) {
-		st, _ := waits(t, session(), account{})
+		st, _ := waits(t, newSession(), account{})
 		st.change(deleted)
 		st.Eventually(func() string { return st.status().HeldBy }).Should(BeEmpty())
 		st.Expect(st.lines()).To(ContainElement("forget"))
 	})
+}
+
+// The first session that is well again speaks for those that failed with it.
+func TestTheFirstStableSessionBringsTheOthersForward(t *testing.T) {
+	p := newPort(t)
+	p.page.answer <- nil
+	for i := range 3 {
+		p.Failed(types.UID(fmt.Sprint(i)), noon)
+	}
+	p.fleet.left("2") // it was logged out, or has moved away
+	p.onEvent("0", session.Event{Type: session.EventConnected})
+	p.Recovered("0", noon)
+	p.Eventually(p.broughtForward).Should(Equal([]types.UID{"1"}))
+	p.Recovered("1", noon)
+	p.Consistently(p.broughtForward, "50ms").Should(HaveLen(1), "nobody is left")
 }

@@ -11,9 +11,8 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 )
 
-// egressOf names the way out through a proxy by the proxy's address, whichever
-// Secret it comes from: that is where WhatsApp sees the sessions of all of them
-// come from. It is a hash, so that neither the address nor anything else of the
+// egressOf names the egress through a proxy by the proxy's address, whichever
+// Secret it comes from: WhatsApp sees all their sessions come from there. It is a hash, so that neither the address nor anything else of the
 // URL is kept or shown. nil is the worker's own address, which has no name.
 func egressOf(proxy *url.URL) string {
 	if proxy == nil {
@@ -28,8 +27,8 @@ func egressOf(proxy *url.URL) string {
 	return hex.EncodeToString(sum[:16])
 }
 
-// egress is the way out of the session's next attempt. Where its proxy cannot be
-// read it is the Secret's own, which no other session's pace suffers from.
+// egress names the egress of the session's next attempt. Where its proxy cannot
+// be read it is one of the Secret's own, so that no other session waits for it.
 func (s *supervisor) egress(ctx context.Context, obj *v1alpha1.WhatsAppSession) string {
 	proxy, err := s.Proxies.Proxy(ctx, obj)
 	if err != nil && obj.Spec.Proxy != nil {

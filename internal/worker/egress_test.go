@@ -58,7 +58,7 @@ func behind(t *testing.T, proxy string, unreadable int) *stage {
 	if err != nil {
 		t.Fatal(err)
 	}
-	obj := session(func(s *v1alpha1.WhatsAppSession) {
+	obj := newSession(func(s *v1alpha1.WhatsAppSession) {
 		s.Spec.Proxy = &v1alpha1.ProxySpec{SecretRef: v1alpha1.SecretReference{Name: "one"}}
 	})
 	return newStage(t, obj, account{jid: jid, phone: phone}, func(w *world) { w.proxy, w.proxyDown = u, unreadable })

@@ -10,7 +10,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/whatsapp-operator/whatsapp-operator/internal/metrics"
-	"github.com/whatsapp-operator/whatsapp-operator/internal/whatsapp"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 )
 
 const (
@@ -30,25 +30,8 @@ type Version interface {
 	RefreshVersion(ctx context.Context) (changed bool, err error)
 }
 
-// around is what a session's model asks of the other sessions of its worker.
-type around interface {
-	// failed takes note that a session has failed.
-	failed(uid types.UID, now time.Time)
-	// recovered takes note that a session has had its stable minute.
-	recovered(uid types.UID, now time.Time)
-	// common reports whether most sessions that try fail at present.
-	common(now time.Time) bool
-}
-
-// alone is a session without others.
-type alone struct{}
-
-func (alone) failed(types.UID, time.Time)    {}
-func (alone) recovered(types.UID, time.Time) {}
-func (alone) common(time.Time) bool          { return false }
-
 // fleet is what the sessions of a worker share: the breaker for an outdated
-// client, and the knowledge of how the others fare.
+// client, and which of them fail at present. It implements session.Fleet.
 type fleet struct {
 	version Version // nil: it cannot be asked for
 	clock   clock.Clock
@@ -57,14 +40,14 @@ type fleet struct {
 	sessions func() int
 	// retry has the sessions that WhatsApp refused try again.
 	retry func()
-	// back has those sessions try soon: the trouble that they shared is over.
-	back func(sessions map[types.UID]bool)
+	// resume has those sessions try soon: what failed them all is over.
+	resume func(sessions map[types.UID]bool)
 	// due gets a value when run has something to do.
 	due chan struct{}
 
 	mu       sync.Mutex
-	breaker  *breaker
-	troubles troubles
+	breaker  *versionBreaker
+	failures session.FailureTracker
 	// changed is closed, and made anew, when a session that waits may have a chance.
 	changed chan struct{}
 	// closed ends when the breaker, which is closed, opens.
@@ -74,15 +57,15 @@ type fleet struct {
 	// none was since it last changed. askedAt and changedAt are when it was asked for, and
 	// changed, last.
 	askAt, askedAt, changedAt time.Time
-	// shared are the sessions that are to hear of the end of a common trouble.
+	// shared are the sessions that are to try soon.
 	shared map[types.UID]bool
 }
 
-func newFleet(settings Outdated, version Version, clock clock.Clock, log logr.Logger, sessions func() int, retry func(), back func(map[types.UID]bool)) *fleet {
+func newFleet(settings Outdated, version Version, clock clock.Clock, log logr.Logger, sessions func() int, retry func(), resume func(map[types.UID]bool)) *fleet {
 	metrics.VersionBreaker(string(breakerClosed), breakerStates)
 	f := &fleet{
-		version: version, clock: clock, log: log, sessions: sessions, retry: retry, back: back,
-		due: make(chan struct{}, 1), breaker: newBreaker(settings), changed: make(chan struct{}),
+		version: version, clock: clock, log: log, sessions: sessions, retry: retry, resume: resume,
+		due: make(chan struct{}, 1), breaker: newVersionBreaker(settings), changed: make(chan struct{}),
 	}
 	f.closed, f.open = context.WithCancel(context.Background())
 	return f
@@ -100,13 +83,13 @@ func (f *fleet) run(ctx context.Context) {
 		var until, askAt time.Time
 		var shared map[types.UID]bool
 		now := f.clock.Now()
-		f.change(func(b *breaker) {
+		f.change(func(b *versionBreaker) {
 			b.tick(now)
 			state, until, askAt = b.state, b.until, f.askAt
 			shared, f.shared = f.shared, nil
 		})
 		if shared != nil {
-			f.back(shared)
+			f.resume(shared)
 		}
 		timer.Stop()
 		switch {
@@ -118,7 +101,7 @@ func (f *fleet) run(ctx context.Context) {
 		case state == breakerRefreshing:
 			was = state
 			f.ask(ctx)
-			f.change((*breaker).refreshed)
+			f.change((*versionBreaker).refreshed)
 			f.retry() // one of them gets in and tries, the others wait
 			continue
 		case state == breakerStale:
@@ -167,9 +150,9 @@ func (f *fleet) ask(ctx context.Context) (newer bool) {
 	}
 	switch {
 	case err != nil:
-		f.log.Info("WhatsApp's newest version could not be asked for: the present one is kept", "reason", err.Error())
+		f.log.Info("Failed to ask for WhatsApp's newest version; the present one is kept", "reason", err.Error())
 	case changed:
-		f.log.Info("WhatsApp has a newer version, which all connections name from now on")
+		f.log.Info("Found a newer version of WhatsApp Web, which all connections name from now on")
 	}
 	return newer
 }
@@ -196,8 +179,8 @@ func (f *fleet) wake() {
 	}
 }
 
-// change lets the breaker do something, and tells everybody if it has changed.
-func (f *fleet) change(do func(b *breaker)) {
+// change changes the breaker, and wakes all sessions that wait if its state is another.
+func (f *fleet) change(do func(b *versionBreaker)) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	state, probe := f.breaker.state, f.breaker.probe
@@ -210,7 +193,7 @@ func (f *fleet) change(do func(b *breaker)) {
 	if f.breaker.state == state {
 		return
 	}
-	f.log.Info("The breaker for an outdated client has changed", "from", state, "to", f.breaker.state)
+	f.log.Info("Changed the state of the breaker for an outdated client", "from", state, "to", f.breaker.state)
 	metrics.VersionBreaker(string(f.breaker.state), breakerStates)
 	switch breakerClosed {
 	case state:
@@ -260,83 +243,83 @@ func (f *fleet) whileAdmitted(ctx context.Context, uid types.UID) (context.Conte
 	return ctx, func() { stop(); cancel() }
 }
 
-// holdsBack: sessions are held back at present.
-func (f *fleet) holdsBack() bool {
+// HoldsBack implements session.Fleet.
+func (f *fleet) HoldsBack() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.breaker.state != breakerClosed
 }
 
-// heard takes note of what happened on a session's connection.
-func (f *fleet) heard(uid types.UID, e whatsapp.Event) {
+// onEvent takes note of what happened on a session's connection.
+func (f *fleet) onEvent(uid types.UID, e session.Event) {
 	switch e.Type {
-	case whatsapp.EventOutdated:
+	case session.EventOutdated:
 		sessions := f.sessions()
-		f.change(func(b *breaker) {
+		f.change(func(b *versionBreaker) {
 			now := f.clock.Now()
 			b.outdated(uid, sessions, now)
 			f.refused(now)
-			f.troubles.forget(uid)
+			f.failures.Forget(uid)
 		})
-	case whatsapp.EventConnected, whatsapp.EventQR, whatsapp.EventPairingCode: // codes come to clients that are accepted
-		f.change(func(b *breaker) {
+	case session.EventConnected, session.EventQR, session.EventPairingCode: // codes come to clients that are accepted
+		f.change(func(b *versionBreaker) {
 			b.through(uid)
-			if e.Type == whatsapp.EventConnected {
-				f.troubles.connected(uid)
+			if e.Type == session.EventConnected {
+				f.failures.Connected(uid)
 			}
 		})
-	case whatsapp.EventLoggedOut, whatsapp.EventReplaced, whatsapp.EventBanned: // it has an end of its own, and rests
+	case session.EventLoggedOut, session.EventReplaced, session.EventBanned: // it has an end of its own, and rests
 		f.left(uid)
 	}
 }
 
 // gone takes note that a session's connection, or its attempt, is over.
 func (f *fleet) gone(uid types.UID) {
-	f.change(func(b *breaker) {
+	f.change(func(b *versionBreaker) {
 		b.gone(uid)
-		f.troubles.gone(uid, f.clock.Now())
+		f.failures.Ended(uid, f.clock.Now())
 	})
 }
 
-// left takes note that a session says nothing of the others any more.
+// left takes note that a session has left, or rests: it does not count any more.
 func (f *fleet) left(uid types.UID) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.troubles.forget(uid)
+	f.failures.Forget(uid)
 }
 
-// again has the newest version tried at once: a person asks for it.
-func (f *fleet) again() { f.change((*breaker).again) }
+// again has the newest version tried at once, because a person asks for it.
+func (f *fleet) again() { f.change((*versionBreaker).again) }
 
-// failed implements around.
-func (f *fleet) failed(uid types.UID, now time.Time) {
+// Failed implements session.Fleet.
+func (f *fleet) Failed(uid types.UID, now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.troubles.note(uid, now)
+	f.failures.Failed(uid, now)
 }
 
-// recovered implements around. The first session that is stable again after a
-// trouble that all shared brings the others forward.
-func (f *fleet) recovered(uid types.UID, now time.Time) {
+// Recovered implements session.Fleet. The first session that is stable again
+// after most had failed brings the others forward.
+func (f *fleet) Recovered(uid types.UID, now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.troubles.common(now) {
+	if f.failures.Common(now) {
 		if f.shared == nil {
 			f.shared = map[types.UID]bool{}
 		}
-		for other := range f.troubles.failed {
+		for _, other := range f.failures.Failing() {
 			if other != uid {
 				f.shared[other] = true
 			}
 		}
 		f.wake()
 	}
-	delete(f.troubles.failed, uid)
+	f.failures.Recovered(uid)
 }
 
-// common implements around.
-func (f *fleet) common(now time.Time) bool {
+// Common implements session.Fleet.
+func (f *fleet) Common(now time.Time) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.troubles.common(now)
+	return f.failures.Common(now)
 }

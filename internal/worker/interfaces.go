@@ -3,14 +3,13 @@ package worker
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/url"
-	"time"
 
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
-	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
-	"github.com/whatsapp-operator/whatsapp-operator/internal/whatsapp"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 )
 
 // Sessions is the API server as agent and supervisors need it. All methods are
@@ -55,10 +54,10 @@ type DialOptions struct {
 	// PairPhone is the phone, in E.164, on which a code is to be typed if there is no
 	// device yet; empty: codes to scan are offered.
 	PairPhone string
-	// Proxy is the way out; nil: direct.
+	// Proxy is the egress; nil: direct.
 	Proxy *url.URL
-	// Events is told what happens, in order. It must not be called after Close has returned.
-	Events func(whatsapp.Event)
+	// Events is called with what happens, in order. It must not be called after Close has returned.
+	Events func(session.Event)
 }
 
 // Connection is one login, or one attempt at pairing. Its methods may be called concurrently.
@@ -79,7 +78,7 @@ func (e *EpochBehindError) Error() string { return "the store knows a higher epo
 // Proxies finds the proxy of a session.
 type Proxies interface {
 	// Proxy returns the URL in the session's Secret, nil where its spec names none. A
-	// *Refusal says what a person must change.
+	// *SetupError says what a person must change.
 	Proxy(ctx context.Context, session *v1alpha1.WhatsAppSession) (*url.URL, error)
 }
 
@@ -87,33 +86,29 @@ type Proxies interface {
 // deleted, or the manager has not written it yet.
 var ErrNoRecord = errors.New("the store has no record of this session")
 
-// Refusal is an error that a person must mend; it becomes the session's reason and message.
-type Refusal struct{ Reason, Message string }
+// SetupError is something in a session's setup that a person must correct; it
+// becomes the session's reason and message.
+type SetupError struct{ Reason, Message string }
 
-func (r *Refusal) Error() string { return r.Message }
+func (e *SetupError) Error() string { return e.Message }
 
-// Announcement is what Redis, and through it Laravel, is to know of a session.
-// Its parts are written in one round trip where possible.
-type Announcement struct {
-	Status delivery.StatusItem
-	// QR is the code that waits to be scanned; nil: none does.
-	QR *delivery.QRItem
-	// QRGone: a code was shown under this holder, and it has expired or was used.
-	QRGone bool
-	// NewStatus and NewQR: Laravel has not been told of it yet. The cache is written in any case.
-	NewStatus, NewQR bool
-	// ConnectedSince is zero unless the session is connected.
-	ConnectedSince time.Time
-	Worker         string
+// Publisher is Redis as the worker needs it. Calls may run concurrently; a call
+// that is repeated, or comes late, does no harm: the numbers decide.
+type Publisher interface {
+	// Publish writes the session's cache keys and puts its updates into the queues. A
+	// *StaleError says that something newer is there already.
+	Publish(ctx context.Context, p session.Publication) error
+	// Refresh writes the cache keys of many sessions again, in pipelines, before they expire.
+	Refresh(ctx context.Context, all []session.Publication) error
 }
 
-// Announcer is Redis as the worker needs it. Calls may run concurrently; a call
-// that is repeated, or comes late, does no harm: the numbers decide.
-type Announcer interface {
-	// Announce writes the session's cache keys and puts its updates into the queues.
-	Announce(ctx context.Context, a Announcement) error
-	// Refresh writes the cache keys of many sessions again, in pipelines, before they expire.
-	Refresh(ctx context.Context, all []Announcement) error
+// StaleError is Redis's refusal of a publication whose numbers are not newer than
+// what it has. Epoch is what it knows of the session: to be heard again, the
+// session must be placed above it.
+type StaleError struct{ Epoch int64 }
+
+func (e *StaleError) Error() string {
+	return fmt.Sprintf("Redis has something newer of this session, of epoch %d", e.Epoch)
 }
 
 // Limiter paces logins and pairings.
@@ -124,7 +119,7 @@ type Limiter interface {
 	Free() int
 }
 
-// Events tells people: an Event beside the session.
+// Events records Events beside the session.
 type Events interface {
 	// Event records one; kind is corev1.EventTypeNormal or EventTypeWarning.
 	Event(session *v1alpha1.WhatsAppSession, kind, reason, message string)
@@ -135,10 +130,10 @@ type Membership interface {
 	// Run joins, and renews until ctx ends. joined is called once, when the worker may
 	// hold sessions. load is asked at each renewal.
 	Run(ctx context.Context, joined func(), load func() (sessions, tokens int)) error
-	// Lost is closed when this process must take itself for declared dead: it may hold no
-	// connection any more, whatever the next renewal says.
+	// Lost is closed when this process must assume that it was declared dead: it may hold no
+	// connection any more, whatever the next renewal brings.
 	Lost() <-chan struct{}
-	// Drain says at once that the worker takes nothing more.
+	// Drain publishes at once that the worker takes no more sessions.
 	Drain(ctx context.Context) error
 	// Leave ends the membership, so that nobody waits for a time-out.
 	Leave(ctx context.Context) error

@@ -11,7 +11,7 @@ import (
 
 // Login is an attempt that waits for its turn.
 type Login struct {
-	// Egress names the way out (a proxy); empty: the worker's own address.
+	// Egress names the proxy; empty: the worker's own address.
 	Egress string
 	// Namespace is whose session it is: turns go round by namespace.
 	Namespace string
@@ -142,7 +142,7 @@ type dealer struct {
 	perSecond, burst float64
 	tokens           float64
 	at               time.Time // what tokens were counted at
-	proven, unproven lane
+	proven, unproven waitList
 	// streak counts the tokens that the proven got while unproven waited.
 	streak int
 	// watcher is the waiter that watches the clock; nil while nobody waits.
@@ -156,7 +156,7 @@ func newDealer(perSecond float64, burst int, now time.Time) *dealer {
 // waiter is one who waits for a token.
 type waiter struct {
 	namespace string
-	lane      *lane
+	list      *waitList
 	// granted is closed when the token is its own.
 	granted chan struct{}
 	// watch gets a value when it is to watch the clock.
@@ -164,13 +164,13 @@ type waiter struct {
 	has   bool
 }
 
-// ask puts a new waiter into its lane.
+// ask puts a new waiter into its list.
 func (d *dealer) ask(namespace string, unproven bool) *waiter {
-	w := &waiter{namespace: namespace, lane: &d.proven, granted: make(chan struct{}), watch: make(chan struct{}, 1)}
+	w := &waiter{namespace: namespace, list: &d.proven, granted: make(chan struct{}), watch: make(chan struct{}, 1)}
 	if unproven {
-		w.lane = &d.unproven
+		w.list = &d.unproven
 	}
-	w.lane.push(w)
+	w.list.push(w)
 	return w
 }
 
@@ -195,7 +195,7 @@ func (d *dealer) refill(now time.Time) {
 	}
 }
 
-// turn takes whose turn it is out of its lane; nil: nobody waits.
+// turn takes whose turn it is out of its list; nil: nobody waits.
 func (d *dealer) turn() *waiter {
 	switch {
 	case d.unproven.empty():
@@ -224,7 +224,7 @@ func (d *dealer) withdraw(w *waiter) {
 		d.tokens = min(d.tokens+1, d.burst)
 		return
 	}
-	w.lane.remove(w)
+	w.list.remove(w)
 }
 
 // watch makes w the one who watches the clock, if nobody does and it must wait.
@@ -254,16 +254,16 @@ func (d *dealer) full(now time.Time) bool {
 	return d.tokens >= d.burst && d.proven.empty() && d.unproven.empty()
 }
 
-// lane is a queue in which the namespaces take turns: of each the first waits
+// waitList is a queue in which the namespaces take turns: of each the first waits
 // for its turn, then the namespace goes to the end.
-type lane struct {
+type waitList struct {
 	turns []string
 	by    map[string][]*waiter
 }
 
-func (l *lane) empty() bool { return len(l.turns) == 0 }
+func (l *waitList) empty() bool { return len(l.turns) == 0 }
 
-func (l *lane) push(w *waiter) {
+func (l *waitList) push(w *waiter) {
 	if l.by == nil {
 		l.by = map[string][]*waiter{}
 	}
@@ -273,14 +273,14 @@ func (l *lane) push(w *waiter) {
 	l.by[w.namespace] = append(l.by[w.namespace], w)
 }
 
-func (l *lane) first() *waiter {
+func (l *waitList) first() *waiter {
 	if l.empty() {
 		return nil
 	}
 	return l.by[l.turns[0]][0]
 }
 
-func (l *lane) pop() *waiter {
+func (l *waitList) pop() *waiter {
 	w := l.first()
 	if w == nil {
 		return nil
@@ -295,7 +295,7 @@ func (l *lane) pop() *waiter {
 	return w
 }
 
-func (l *lane) remove(w *waiter) {
+func (l *waitList) remove(w *waiter) {
 	waiting := l.by[w.namespace]
 	for i := range waiting {
 		if waiting[i] == w {

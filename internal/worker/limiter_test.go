@@ -180,7 +180,7 @@ func (a *asks) waiting() int {
 	defer a.p.mu.Unlock()
 	n := 0
 	for _, e := range a.p.by {
-		for _, l := range []*lane{&e.logins.proven, &e.logins.unproven, &e.pairings.proven} {
+		for _, l := range []*waitList{&e.logins.proven, &e.logins.unproven, &e.pairings.proven} {
 			for _, w := range l.by {
 				n += len(w)
 			}

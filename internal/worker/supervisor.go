@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/resourceversion"
@@ -17,6 +16,7 @@ import (
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/metrics"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/whatsapp"
 )
@@ -36,20 +36,20 @@ type dependencies struct {
 	Sessions  Sessions
 	Accounts  Accounts
 	Proxies   Proxies
-	Announcer Announcer
+	Publisher Publisher
 	Limiter   Limiter
 	Events    Events
 	Clock     clock.Clock
 	// Dials counts the connections that were begun.
 	Dials      *atomic.Int64
-	Quarantine Quarantine
+	Quarantine session.Quarantine
 	// Fleet is what the session shares with the others of this worker.
 	Fleet *fleet
 }
 
-// supervisor owns one session: its goroutine alone touches the model; blocking
-// work runs beside it, one piece of each sort at a time, and comes back through
-// the inbox.
+// supervisor owns one session: its goroutine alone uses the state machine.
+// Blocking work runs beside it, one piece of each sort at a time, and its result
+// comes back through the inbox.
 type supervisor struct {
 	dependencies
 	base  logr.Logger // see log
@@ -59,34 +59,34 @@ type supervisor struct {
 	// finished is closed when the goroutine has ended and nothing of it runs any more.
 	finished chan struct{}
 	// snapshot is what the agent refreshes the cache with.
-	snapshot atomic.Pointer[Announcement]
+	snapshot atomic.Pointer[session.Publication]
 	// phase is what the agent counts.
 	phase atomic.Pointer[v1alpha1.Phase]
 	// quarantined and live are for its metrics.
 	quarantined atomic.Bool
-	live        atomic.Pointer[sign]
+	live        atomic.Pointer[lastSeen]
 	// lastEnd is why the last connection ended; empty: there was none, or it is replaced.
 	lastEnd string
 
-	m        *model
+	machine  *session.Machine
 	work     sync.WaitGroup
 	account  Account
 	conn     Connection
 	hangUp   context.CancelFunc // ends conn's context
 	cancelOp context.CancelFunc
-	// tokenEgress is the way out that the login token in hand (m.token) is for.
+	// tokenEgress is the egress that the login token in hand is for.
 	tokenEgress string
 	// dial counts the connections, so that an old one's events are told from the present one's.
 	dial  int
-	early []whatsapp.Event
+	early []session.Event
 
-	writing       bool
-	writeAfter    time.Time
-	writeFails    int
-	pending       *Announcement
-	announcing    bool
-	announceAfter time.Time
-	announceFails int
+	writing      bool
+	writeAfter   time.Time
+	writeFails   int
+	pending      *session.Publication
+	publishing   bool
+	publishAfter time.Time
+	publishFails int
 }
 
 func newSupervisor(d dependencies, log logr.Logger, obj *v1alpha1.WhatsAppSession, worker, process string) *supervisor {
@@ -97,18 +97,22 @@ func newSupervisor(d dependencies, log logr.Logger, obj *v1alpha1.WhatsAppSessio
 		uid:          obj.UID,
 		inbox:        make(chan func(), 16),
 		finished:     make(chan struct{}),
-		m:            newModel(worker, process, rand.Float64),
+		machine: session.New(session.Config{
+			Worker: worker, Process: process, Random: rand.Float64, Quarantine: d.Quarantine, Fleet: d.Fleet,
+		}),
 	}
-	s.m.quarantine, s.m.around = d.Quarantine.orDefault(), d.Fleet
 	return s
 }
+
+// step takes note of an input.
+func (s *supervisor) step(in session.Input) { s.machine.Step(in, s.Clock.Now()) }
 
 // log names the session. The logger is made when something is said: each keeps
 // kilobytes, and a session that is well says nothing for days.
 func (s *supervisor) log() logr.Logger {
 	id := ""
-	if s.m.obj != nil {
-		id = s.m.obj.Status.SessionID
+	if obj := s.machine.Object(); obj != nil {
+		id = obj.Status.SessionID
 	}
 	return s.base.WithValues("session", s.key.Name, "namespace", s.key.Namespace, "sessionID", id)
 }
@@ -138,22 +142,16 @@ func (s *supervisor) run(ctx context.Context) {
 	}()
 	for {
 		now := s.Clock.Now()
-		if s.m.obj != nil {
-			s.m.tick(now)
-			if s.m.restarted {
-				s.m.restarted = false
-				s.Fleet.again()
-			}
-			s.advance(opsCtx, now)
-			s.notify()
-			s.announce(opsCtx, now)
+		if s.machine.Object() != nil {
+			s.carryOut(opsCtx, s.machine.Next(now))
+			s.publish(opsCtx, now)
 			s.write(opsCtx, now)
-			phase := s.m.want.Phase
+			phase := s.machine.Phase()
 			s.phase.Store(&phase)
-			s.quarantined.Store(s.m.stalled())
-			// What is still to be told was given its moment before the release; whoever has
-			// the session now tells the present state.
-			if s.m.done() && !s.writing {
+			s.quarantined.Store(s.machine.Quarantined())
+			// What is still to be published was given its moment before the release; the next
+			// holder publishes the present state.
+			if s.machine.Finished() && !s.writing {
 				return
 			}
 		}
@@ -186,12 +184,10 @@ func (s *supervisor) drainWork() {
 }
 
 // wakeAt is the next time after now at which there is something to do; zero:
-// none. What was due by now has been done, or waits for something else.
-func (s *supervisor) wakeAt(now time.Time) (earliest time.Time) {
-	if s.m.obj == nil {
-		return earliest
-	}
-	for _, t := range append(s.m.wakeAt(), s.writeAfter, s.announceAfter) {
+// when something happens.
+func (s *supervisor) wakeAt(now time.Time) time.Time {
+	earliest := s.machine.WakeAt(now)
+	for _, t := range []time.Time{s.writeAfter, s.publishAfter} {
 		if t.After(now) && (earliest.IsZero() || t.Before(earliest)) {
 			earliest = t
 		}
@@ -202,159 +198,149 @@ func (s *supervisor) wakeAt(now time.Time) (earliest time.Time) {
 // observe takes note of an object if it is newer than the one known.
 func (s *supervisor) observe(obj *v1alpha1.WhatsAppSession) {
 	if obj.UID != s.uid {
-		s.m.vanish() // deleted and made anew: another session, with a supervisor of its own
+		s.step(session.Vanished{}) // deleted and made anew: another session, with a supervisor of its own
 		return
 	}
-	if s.m.obj != nil {
-		switch order, err := resourceversion.CompareResourceVersion(obj.ResourceVersion, s.m.obj.ResourceVersion); {
+	if known := s.machine.Object(); known != nil {
+		switch order, err := resourceversion.CompareResourceVersion(obj.ResourceVersion, known.ResourceVersion); {
 		case err == nil && order == 0:
-			s.m.obj = obj // the same: one copy less is kept where this is the cache's
+			s.step(session.SameObject{Object: obj}) // one copy less is kept where this is the cache's
 			return
 		case err == nil && order < 0:
 			return
 		}
 	}
-	s.m.observe(obj, s.Clock.Now())
+	s.step(session.Observed{Object: obj})
 }
 
-// advance carries out the rules.
-func (s *supervisor) advance(ctx context.Context, now time.Time) {
-	if s.cancelOp != nil && s.m.cancels(now) {
+// carryOut does what the machine has decided, but for what is published.
+func (s *supervisor) carryOut(ctx context.Context, d session.Decision) {
+	if d.Restarted {
+		s.Fleet.again()
+	}
+	if d.Cancel && s.cancelOp != nil {
 		s.cancelOp()
 	}
-	for range 4 { // a rule that only changes the model may make way for another
-		name, op := s.m.decide(now)
-		if op != opNone {
-			if s.base.V(1).Enabled() {
-				s.log().V(1).Info("Next step", "rule", name, "operation", string(op), "epoch", s.m.obj.Status.Epoch)
-			}
-			s.begin(ctx, op)
-			return
-		}
+	s.recordEvents(d.Events)
+	if d.Publication != nil {
+		d.Publication.Supersede(s.pending)
+		s.pending = d.Publication
 	}
+	if d.Operation == session.OpNone {
+		return
+	}
+	if s.base.V(1).Enabled() {
+		s.log().V(1).Info("Starting the next step", "rule", d.Rule, "operation", string(d.Operation), "epoch", s.machine.Object().Status.Epoch)
+	}
+	s.begin(ctx, d)
 }
 
-// begin starts an operation beside the goroutine; its outcome comes through the inbox.
-func (s *supervisor) begin(life context.Context, op operation) {
+// begin starts an operation beside the goroutine; its result comes through the inbox.
+func (s *supervisor) begin(life context.Context, d session.Decision) {
 	ctx, cancel := context.WithCancel(life)
 	s.cancelOp = cancel
-	s.m.running = op
-	var perform func(context.Context) func(now time.Time)
-	switch op {
-	case opToken:
+	var perform func(context.Context) func() session.Input
+	switch d.Operation {
+	case session.OpToken:
 		perform = s.getToken()
-	case opTake:
+	case session.OpTake:
 		perform = s.take()
-	case opDial:
-		perform = s.connect(life)
-	case opClose:
+	case session.OpDial:
+		perform = s.connect(life, d)
+	case session.OpClose:
 		perform = s.closeSocket()
-	case opLogout:
+	case session.OpLogout:
 		perform = s.logout()
-	case opForget:
+	case session.OpForget:
 		perform = s.forget()
 	}
 	s.work.Go(func() {
 		defer cancel()
-		outcome := perform(ctx)
+		result := perform(ctx)
 		s.post(func() {
-			s.m.running, s.cancelOp = opNone, nil
-			outcome(s.Clock.Now())
+			s.cancelOp = nil
+			s.step(result())
+			s.replayEarly()
 		})
 	})
 }
 
-func (s *supervisor) getToken() func(context.Context) func(time.Time) {
-	obj, login := s.m.obj, s.login(s.m.obj.Status.JID == "")
-	return func(ctx context.Context) func(time.Time) {
+func (s *supervisor) getToken() func(context.Context) func() session.Input {
+	obj, login := s.machine.Object(), s.login(s.machine.Object().Status.JID == "")
+	return func(ctx context.Context) func() session.Input {
 		login.Egress = s.egress(ctx, obj)
 		err := s.Limiter.Wait(ctx, login)
-		return func(time.Time) { s.m.token, s.tokenEgress = err == nil, login.Egress }
-	}
-}
-
-// login is the session's next attempt, as the limiter is to see it, but for its
-// way out (egress), which needs the API server. A session that has failed since
-// its last stable minute counts as unproven, too: to have been connected once
-// does not make the hundredth attempt of a loop a good one.
-func (s *supervisor) login(pairing bool) Login {
-	return Login{
-		Namespace: s.key.Namespace, Pairing: pairing,
-		Unproven: !pairing && (s.m.want.LastConnectedTime == nil || s.m.want.Failures > 0),
-	}
-}
-
-func (s *supervisor) take() func(context.Context) func(time.Time) {
-	obj := s.m.obj
-	return func(ctx context.Context) func(time.Time) {
-		ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-		defer cancel()
-		account, err := s.Accounts.Take(ctx, obj.UID, obj.Status.Epoch)
-		return func(now time.Time) {
-			switch {
-			case errors.Is(err, ErrNoRecord) && s.m.logoutWanted():
-				s.m.forgotten = true
-			case errors.Is(err, ErrNoRecord):
-				s.fail("", "", &Refusal{
-					Reason:  v1alpha1.ReasonRecordMissing,
-					Message: "the database has no record of this session; if it was restored from an older copy, delete the session and apply it again",
-				}, now)
-			case err != nil:
-				s.fail(v1alpha1.ReasonStoreUnavailable, "the database did not give the device's keys", err, now)
-			case obj.Status.Epoch != s.m.obj.Status.Epoch || !s.m.held():
-				// moved meanwhile: the next taking is under the new epoch
-			default:
-				s.account = account
-				s.m.onTaken(account, now)
-				s.log().Info("Took the device", "epoch", s.m.epoch, "starts", s.m.starts, "paired", s.m.want.JID != "")
-			}
+		return func() session.Input {
+			s.tokenEgress = login.Egress
+			return session.TokenResult{Granted: err == nil}
 		}
 	}
 }
 
-// fail sorts an error of the store, the proxy or the connection.
-func (s *supervisor) fail(reason, sentence string, err error, now time.Time) {
+// login is the session's next attempt, as the limiter is to see it, but for its
+// egress, which needs the API server.
+func (s *supervisor) login(pairing bool) Login {
+	return Login{Namespace: s.key.Namespace, Pairing: pairing, Unproven: !pairing && s.machine.Unproven()}
+}
+
+func (s *supervisor) take() func(context.Context) func() session.Input {
+	obj := s.machine.Object()
+	return func(ctx context.Context) func() session.Input {
+		ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+		defer cancel()
+		account, err := s.Accounts.Take(ctx, obj.UID, obj.Status.Epoch)
+		return func() session.Input {
+			switch {
+			case errors.Is(err, ErrNoRecord):
+				return session.NoRecord{}
+			case err != nil:
+				return s.failure(v1alpha1.ReasonStoreUnavailable, "the database did not give the device's keys", err)
+			}
+			s.account = account
+			s.log().Info("Took the device", "epoch", obj.Status.Epoch, "starts", account.Starts(), "paired", account.JID() != "")
+			return session.Taken{Epoch: obj.Status.Epoch, Device: session.Device{
+				Starts: account.Starts(), JID: account.JID(), PhoneNumber: account.PhoneNumber(),
+			}}
+		}
+	}
+}
+
+// failure makes an input of an error of the store, the proxy or the connection.
+func (s *supervisor) failure(reason, sentence string, err error) session.Input {
 	var behind *EpochBehindError
-	var refusal *Refusal
+	var setup *SetupError
 	switch {
-	case errors.Is(err, context.Canceled) && !s.m.stays(now):
-		return
+	case errors.Is(err, context.Canceled) && !s.machine.Wanted(s.Clock.Now()):
+		return session.Cancelled{}
 	case errors.As(err, &behind):
-		s.log().Info("The store knows a higher epoch", "epoch", s.m.obj.Status.Epoch, "storedEpoch", behind.Stored)
-		s.m.behind(behind.Stored, now)
-	case errors.As(err, &refusal):
-		s.log().Info("The session needs a person", "reason", refusal.Reason, "message", refusal.Message)
-		s.m.refused(refusal, now)
+		s.log().Info("The store knows a higher epoch", "epoch", s.machine.Object().Status.Epoch, "storedEpoch", behind.Stored)
+		return session.EpochBehind{Stored: behind.Stored}
+	case errors.As(err, &setup):
+		s.log().Info("The session waits until a person corrects its setup", "reason", setup.Reason, "message", setup.Message)
+		return session.SetupInvalid{Reason: setup.Reason, Message: setup.Message}
 	default:
-		s.log().Error(err, "An attempt failed", "reason", reason, "epoch", s.m.obj.Status.Epoch, "attempts", s.m.attempts)
+		s.log().Error(err, "Failed an attempt", "reason", reason, "epoch", s.machine.Object().Status.Epoch, "attempts", s.machine.Attempts())
 		// The text of other errors names hosts and users that are none of the tenant's business.
 		var refused *whatsapp.ConnectError
 		if errors.As(err, &refused) {
 			metrics.ConnectionEnded(refused.Reason)
 			sentence += ": " + status.Clean(refused.Message, 256)
 		}
-		s.m.failed(reason, sentence, now)
+		return session.Failed{Reason: reason, Message: sentence}
 	}
 }
 
-func (s *supervisor) connect(life context.Context) func(context.Context) func(time.Time) {
-	obj, account, hasToken, tokenEgress := s.m.obj, s.account, s.m.token, s.tokenEgress
-	spec := s.m.dialSpec()
-	pairing := s.m.want.JID == ""
-	login := s.login(pairing)
-	s.m.token = false
+func (s *supervisor) connect(life context.Context, d session.Decision) func(context.Context) func() session.Input {
+	obj, account, hasToken, tokenEgress := s.machine.Object(), s.account, d.HasToken, s.tokenEgress
+	login := s.login(!s.machine.Paired())
 	s.dial++
 	s.Dials.Add(1)
-	s.m.dialing = spec
-	if s.Fleet.holdsBack() {
-		s.m.heldBack(s.Clock.Now())
-	}
 	s.early = nil
 	number := s.dial
 	life, hangUp := context.WithCancel(life)
 	s.hangUp = hangUp
-	return func(ctx context.Context) func(time.Time) {
-		// Until the socket stands, what cancels the operation ends it too.
+	return func(ctx context.Context) func() session.Input {
+		// Until the socket is open, what cancels the operation ends it too.
 		release := context.AfterFunc(ctx, hangUp)
 		defer release()
 		conn, err := func() (Connection, error) {
@@ -367,36 +353,39 @@ func (s *supervisor) connect(life context.Context) func(context.Context) func(ti
 			if err != nil {
 				return nil, err
 			}
-			return account.Dial(life, DialOptions{DeviceName: spec.deviceName, PairPhone: spec.pairPhone, Proxy: proxy, Events: func(e whatsapp.Event) {
+			return account.Dial(life, DialOptions{DeviceName: d.Dial.DeviceName, PairPhone: d.Dial.PairPhone, Proxy: proxy, Events: func(e session.Event) {
 				s.post(func() { s.onEvent(number, e) })
 			}})
 		}()
 		cancelled := ctx.Err() != nil
-		return func(now time.Time) {
+		return func() session.Input {
 			if err != nil {
 				hangUp()
+				s.early = nil
 				s.Fleet.gone(s.uid)
 				if cancelled { // it was not wanted any more, which is no failure
-					return
+					return session.Cancelled{}
 				}
-				s.fail(v1alpha1.ReasonConnectFailed, "the connection to WhatsApp could not be opened", err, now)
-				return
+				return s.failure(v1alpha1.ReasonConnectFailed, "the connection to WhatsApp could not be opened", err)
 			}
 			s.conn = conn
-			if live, ok := conn.(sign); ok {
+			if live, ok := conn.(lastSeen); ok {
 				s.live.Store(&live)
 			}
 			if cancelled { // too late to stop it
-				s.m.drop()
 				s.early = nil
-				return
 			}
-			s.m.onDialed(conn.Paired(), spec, now)
-			for _, e := range s.early {
-				s.onEvent(number, e)
-			}
-			s.early = nil
+			return session.Dialed{Paired: conn.Paired(), Cancelled: cancelled}
 		}
+	}
+}
+
+// replayEarly takes note of the events that came before the result of their dial.
+func (s *supervisor) replayEarly() {
+	early := s.early
+	s.early = nil
+	for _, e := range early {
+		s.onEvent(s.dial, e)
 	}
 }
 
@@ -427,81 +416,78 @@ func (s *supervisor) turn(ctx context.Context, login Login, hasToken bool) error
 	}
 }
 
-func (s *supervisor) onEvent(number int, e whatsapp.Event) {
+func (s *supervisor) onEvent(number int, e session.Event) {
 	switch {
 	case number != s.dial:
-	case s.m.running == opDial:
-		s.early = append(s.early, e) // the socket's own event may overtake the answer of Dial
+	case s.machine.Running() == session.OpDial:
+		s.early = append(s.early, e) // the socket's own event may come before the answer of Dial
 	default:
-		s.log().Info("WhatsApp says", "event", string(e.Type), "reason", e.Reason, "epoch", s.m.epoch)
+		s.log().Info("Received an event of the connection", "event", string(e.Type), "reason", e.Reason, "epoch", s.machine.Object().Status.Epoch)
 		s.measure(e)
-		s.Fleet.heard(s.uid, e)
-		s.m.event(e, s.Clock.Now())
+		s.Fleet.onEvent(s.uid, e)
+		s.step(e)
 	}
 }
 
 // measure counts what happened on a connection.
-func (s *supervisor) measure(e whatsapp.Event) {
+func (s *supervisor) measure(e session.Event) {
 	switch {
 	case e.Over():
 		s.lastEnd = e.Reason
 		metrics.ConnectionEnded(e.Reason)
-	case e.Type == whatsapp.EventConnected && s.lastEnd != "":
+	case e.Type == session.EventConnected && s.lastEnd != "":
 		metrics.Reconnected(s.lastEnd)
 		s.lastEnd = ""
 	}
 }
 
-func (s *supervisor) closeSocket() func(context.Context) func(time.Time) {
+func (s *supervisor) closeSocket() func(context.Context) func() session.Input {
 	conn, hangUp := s.conn, s.hangUp
-	s.dial++ // what the old connection still says is of no interest
+	s.dial++ // later events of the old connection are ignored
 	s.live.Store(nil)
 	s.Fleet.gone(s.uid)
-	return func(context.Context) func(time.Time) {
+	return func(context.Context) func() session.Input {
 		if conn != nil {
 			conn.Close() // before its context ends: whatsmeow's reader would wait for ever
 		}
 		if hangUp != nil {
 			hangUp()
 		}
-		return func(time.Time) { s.conn, s.hangUp, s.m.socket = nil, nil, socketNone }
-	}
-}
-
-func (s *supervisor) logout() func(context.Context) func(time.Time) {
-	conn := s.conn
-	return func(ctx context.Context) func(time.Time) {
-		ctx, cancel := context.WithTimeout(ctx, logoutAttempt)
-		defer cancel()
-		err := conn.Logout(ctx)
-		return func(now time.Time) {
-			if s.m.socket == socketOver {
-				return // the connection's own event came first
-			}
-			if err != nil {
-				s.log().Error(err, "The logout failed", "epoch", s.m.epoch)
-				s.m.backOff(now)
-				s.m.message = "the logout failed and is repeated"
-				return
-			}
-			s.log().Info("Logged out", "epoch", s.m.epoch)
-			s.m.onLoggedOut(now)
+		return func() session.Input {
+			s.conn, s.hangUp = nil, nil
+			return session.Closed{}
 		}
 	}
 }
 
-func (s *supervisor) forget() func(context.Context) func(time.Time) {
+func (s *supervisor) logout() func(context.Context) func() session.Input {
+	conn := s.conn
+	return func(ctx context.Context) func() session.Input {
+		ctx, cancel := context.WithTimeout(ctx, logoutAttempt)
+		defer cancel()
+		err := conn.Logout(ctx)
+		return func() session.Input {
+			if err != nil {
+				s.log().Error(err, "Failed to log out", "epoch", s.machine.Object().Status.Epoch)
+			} else {
+				s.log().Info("Logged out", "epoch", s.machine.Object().Status.Epoch)
+			}
+			return session.LogoutResult{Failed: err != nil}
+		}
+	}
+}
+
+func (s *supervisor) forget() func(context.Context) func() session.Input {
 	account := s.account
-	return func(ctx context.Context) func(time.Time) {
+	return func(ctx context.Context) func() session.Input {
 		ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 		defer cancel()
 		err := account.Forget(ctx)
-		return func(now time.Time) {
+		return func() session.Input {
 			if err != nil {
-				s.fail(v1alpha1.ReasonStoreUnavailable, "the keys of the deleted session could not be deleted", err, now)
-				return
+				return s.failure(v1alpha1.ReasonStoreUnavailable, "the keys of the deleted session could not be deleted", err)
 			}
-			s.m.forgotten = true
+			return session.Forgotten{}
 		}
 	}
 }
@@ -511,13 +497,13 @@ func (s *supervisor) write(ctx context.Context, now time.Time) {
 	if s.writing || now.Before(s.writeAfter) {
 		return
 	}
-	desired, needed := s.m.rendered(now)
+	desired, needed := s.machine.Status(now)
 	if !needed {
 		s.writeAfter = time.Time{}
 		return
 	}
 	s.writing = true
-	base := s.m.obj
+	base := s.machine.Object()
 	s.work.Go(func() {
 		written, err := s.patch(ctx, base, desired)
 		s.post(func() {
@@ -526,7 +512,7 @@ func (s *supervisor) write(ctx context.Context, now time.Time) {
 			case written != nil && written.ResourceVersion != base.ResourceVersion:
 				s.writeFails, s.writeAfter = 0, time.Time{}
 			default: // also a write that changed nothing: the API server keeps something else than was written
-				s.log().Error(err, "The status could not be written")
+				s.log().Error(err, "Failed to write the status")
 				s.writeAfter = s.Clock.Now().Add(pause(s.writeFails))
 				s.writeFails++
 			}
@@ -534,7 +520,7 @@ func (s *supervisor) write(ctx context.Context, now time.Time) {
 			case written != nil:
 				s.observe(written)
 			case apierrors.IsNotFound(err):
-				s.m.vanish()
+				s.step(session.Vanished{})
 			}
 		})
 	})
@@ -558,66 +544,53 @@ func (s *supervisor) patch(ctx context.Context, base *v1alpha1.WhatsAppSession, 
 	}
 }
 
-// announce brings to Redis what changed, the newest only, one call at a time.
-func (s *supervisor) announce(ctx context.Context, now time.Time) {
-	if a, changed := s.m.announcement(now); changed {
-		s.wait(&a, s.pending)
-	}
-	s.m.telling = s.pending != nil || s.announcing
-	if s.pending == nil || s.announcing || now.Before(s.announceAfter) {
+// publish brings to Redis what has changed, the newest only, one call at a time.
+func (s *supervisor) publish(ctx context.Context, now time.Time) {
+	if s.pending == nil || s.publishing || now.Before(s.publishAfter) {
 		return
 	}
-	a := s.pending
-	s.pending, s.announcing = nil, true
+	p := s.pending
+	s.pending, s.publishing = nil, true
 	s.work.Go(func() {
 		ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 		defer cancel()
-		err := s.Announcer.Announce(ctx, *a)
+		err := s.Publisher.Publish(ctx, *p)
 		s.post(func() {
-			s.announcing = false
+			s.publishing = false
 			if err == nil {
-				s.m.telling = s.pending != nil
-				s.snapshot.Store(a)
-				s.announceFails, s.announceAfter = 0, time.Time{}
+				s.snapshot.Store(p)
+				s.publishFails, s.publishAfter = 0, time.Time{}
+				if s.pending == nil {
+					s.step(session.Published{})
+				}
 				return
 			}
-			s.log().Error(err, "Redis did not take the session's state; it is tried again", "epoch", a.Status.Epoch)
+			s.log().Error(err, "Failed to publish the session's state; it is tried again", "epoch", p.Status.Epoch)
 			if s.pending == nil {
-				s.pending = a
+				s.pending = p
 			} else {
-				s.wait(s.pending, a)
+				s.pending.Supersede(p)
 			}
-			s.announceAfter = s.Clock.Now().Add(pause(s.announceFails))
-			s.announceFails++
+			s.publishAfter = s.Clock.Now().Add(pause(s.publishFails))
+			s.publishFails++
 		})
 	})
 }
 
-// wait has an announcement wait in place of an older one, which Laravel may not
-// have been told of.
-func (s *supervisor) wait(a, older *Announcement) {
-	if older != nil {
-		a.NewStatus = a.NewStatus || older.NewStatus
-		a.NewQR = a.QR != nil && (a.NewQR || older.NewQR)
-	}
-	s.pending = a
-}
-
-// notify records the Events that the model asks for.
-func (s *supervisor) notify() {
-	for _, n := range s.m.notes {
-		if n.reason == v1alpha1.ReasonQuarantined {
+// recordEvents records the Events that the machine asks for.
+func (s *supervisor) recordEvents(events []session.RecordedEvent) {
+	for _, e := range events {
+		if e.Reason == v1alpha1.ReasonQuarantined {
 			metrics.Quarantined()
 		}
-		if n.kind == corev1.EventTypeWarning {
-			s.log().Info("A person is told", "reason", n.reason, "message", n.message)
+		if e.Warning() {
+			s.log().Info("Recording a warning", "reason", e.Reason, "message", e.Message)
 		}
-		s.Events.Event(s.m.obj, n.kind, n.reason, status.Clean(n.message, 512))
+		s.Events.Event(s.machine.Object(), e.Type, e.Reason, status.Clean(e.Message, 512))
 	}
-	s.m.notes = nil
 }
 
-// pause is the wait after the n-th failure in a row: doubled each time, half of it by chance.
+// pause is the wait after the n-th failure in a row: doubled each time, half of it random.
 func pause(n int) time.Duration {
 	interval := min(retryFirst<<min(n, 6), retryMost)
 	return interval/2 + rand.N(interval/2)

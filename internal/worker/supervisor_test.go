@@ -21,7 +21,7 @@ import (
 	clocktesting "k8s.io/utils/clock/testing"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
-	"github.com/whatsapp-operator/whatsapp-operator/internal/whatsapp"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 )
 
 // world stands for all that a supervisor touches, and keeps a diary in which
@@ -47,9 +47,9 @@ type world struct {
 
 	starts int64
 	device account
-	events func(whatsapp.Event)
+	events func(session.Event)
 	open   int
-	told   []Announcement
+	told   []session.Publication
 	// pairPhones are the phones that codes were to be typed on, of each connection.
 	pairPhones []string
 }
@@ -198,7 +198,7 @@ func (w *world) Proxy(context.Context, *v1alpha1.WhatsAppSession) (*url.URL, err
 	return w.proxy, nil
 }
 
-func (w *world) Announce(_ context.Context, a Announcement) error {
+func (w *world) Publish(_ context.Context, a session.Publication) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.redisDown {
@@ -208,7 +208,7 @@ func (w *world) Announce(_ context.Context, a Announcement) error {
 	return nil
 }
 
-func (w *world) Refresh(context.Context, []Announcement) error { return nil }
+func (w *world) Refresh(context.Context, []session.Publication) error { return nil }
 
 func (w *world) Wait(ctx context.Context, login Login) error {
 	w.locked(func() { w.logins = append(w.logins, login) })
@@ -236,7 +236,7 @@ func newStage(t *testing.T, obj *v1alpha1.WhatsAppSession, device account, befor
 	}
 	fake := clocktesting.NewFakeClock(noon)
 	s := newSupervisor(dependencies{
-		Sessions: w, Accounts: w, Proxies: w, Announcer: w, Limiter: w, Events: w, Clock: fake, Dials: new(atomic.Int64),
+		Sessions: w, Accounts: w, Proxies: w, Publisher: w, Limiter: w, Events: w, Clock: fake, Dials: new(atomic.Int64),
 		Fleet: newFleet(Outdated{}, nil, fake, testr.New(t), func() int { return 100 }, func() {}, func(map[types.UID]bool) {}),
 	}, testr.NewWithOptions(t, testr.Options{Verbosity: 1}), obj, me, process)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -264,7 +264,7 @@ func (st *stage) see() {
 	})
 	st.s.post(func() {
 		if obj == nil {
-			st.s.m.vanish()
+			st.s.step(session.Vanished{})
 			return
 		}
 		st.s.observe(obj)
@@ -281,8 +281,8 @@ func (st *stage) change(f func(*v1alpha1.WhatsAppSession)) {
 	st.see()
 }
 
-func (st *stage) happens(e whatsapp.Event) {
-	var events func(whatsapp.Event)
+func (st *stage) happens(e session.Event) {
+	var events func(session.Event)
 	st.locked(func() { events = st.events })
 	events(e)
 }
@@ -326,26 +326,26 @@ func (st *stage) words() (words []string) {
 // connect brings a session with a device to Connected.
 func (st *stage) connect() {
 	st.dials(1)
-	st.happens(whatsapp.Event{Type: whatsapp.EventConnected, JID: jid, PhoneNumber: phone})
+	st.happens(session.Event{Type: session.EventConnected, JID: jid, PhoneNumber: phone})
 	st.eventually(v1alpha1.PhaseConnected)
 	st.Eventually(st.words).Should(ContainElement("active/Connected"))
 }
 
 func TestFromPlacementToConnected(t *testing.T) {
-	st := newStage(t, session(), account{})
+	st := newStage(t, newSession(), account{})
 	st.dials(1)
-	st.happens(whatsapp.Event{Type: whatsapp.EventQR, Codes: []string{"one", "two"}})
+	st.happens(session.Event{Type: session.EventQR, Codes: []string{"one", "two"}})
 	st.Eventually(func() *v1alpha1.QRStatus { return st.status().QR }).ShouldNot(BeNil())
 	st.Expect(st.status().QR.Code).To(Equal("one"))
 	st.Eventually(func() bool { return st.clock.HasWaiters() }).Should(BeTrue())
-	st.clock.Step(firstCode)
+	st.clock.Step(time.Minute)
 	st.Eventually(func() string { return st.status().QR.Code }).Should(Equal("two"))
 
 	st.locked(func() { st.device = account{jid: jid, phone: phone} })
-	st.happens(whatsapp.Event{Type: whatsapp.EventPairSuccess, JID: jid, PhoneNumber: phone})
-	st.happens(whatsapp.Event{Type: whatsapp.EventDisconnected, Reason: "StreamError515"})
+	st.happens(session.Event{Type: session.EventPairSuccess, JID: jid, PhoneNumber: phone})
+	st.happens(session.Event{Type: session.EventDisconnected, Reason: "StreamError515"})
 	st.dials(2)
-	st.happens(whatsapp.Event{Type: whatsapp.EventConnected, JID: jid, PhoneNumber: phone, PushName: "The shop"})
+	st.happens(session.Event{Type: session.EventConnected, JID: jid, PhoneNumber: phone, PushName: "The shop"})
 	st.eventually(v1alpha1.PhaseConnected)
 
 	status := st.status()
@@ -366,7 +366,7 @@ func TestFromPlacementToConnected(t *testing.T) {
 }
 
 func TestAMoveClosesTheSocketBeforeTheRelease(t *testing.T) {
-	st := newStage(t, session(), account{jid: jid, phone: phone})
+	st := newStage(t, newSession(), account{jid: jid, phone: phone})
 	st.connect()
 	st.change(func(s *v1alpha1.WhatsAppSession) { s.Status.Worker, s.Status.Epoch = "worker-b", 101 })
 	st.Eventually(st.s.finished).Should(BeClosed())
@@ -376,7 +376,7 @@ func TestAMoveClosesTheSocketBeforeTheRelease(t *testing.T) {
 }
 
 func TestAMoveToItselfTakesTheKeysAnew(t *testing.T) {
-	st := newStage(t, session(), account{jid: jid, phone: phone})
+	st := newStage(t, newSession(), account{jid: jid, phone: phone})
 	st.connect()
 	st.change(func(s *v1alpha1.WhatsAppSession) { s.Status.Epoch = 101 })
 	st.dials(2)
@@ -385,7 +385,7 @@ func TestAMoveToItselfTakesTheKeysAnew(t *testing.T) {
 }
 
 func TestARestartInPlaceWritesOneClaim(t *testing.T) {
-	st := newStage(t, session(func(s *v1alpha1.WhatsAppSession) {
+	st := newStage(t, newSession(func(s *v1alpha1.WhatsAppSession) {
 		s.Status.HeldBy, s.Status.HolderStart, s.Status.Phase = me, "p0", v1alpha1.PhaseConnected
 	}), account{jid: jid, phone: phone})
 	st.connect()
@@ -394,7 +394,7 @@ func TestARestartInPlaceWritesOneClaim(t *testing.T) {
 }
 
 func TestAForgetThatFailsIsRepeated(t *testing.T) {
-	st := newStage(t, session(), account{jid: jid, phone: phone})
+	st := newStage(t, newSession(), account{jid: jid, phone: phone})
 	st.connect()
 	st.locked(func() { st.forgetErr = errDown })
 	st.change(deleted)
@@ -412,7 +412,7 @@ func (st *stage) forgets() int {
 }
 
 func TestAConflictIsReadAndDecidedAgain(t *testing.T) {
-	obj := session()
+	obj := newSession()
 	st := newStage(t, obj, account{jid: jid, phone: phone})
 	st.connect()
 	// Somebody writes and the watch is late: the supervisor's next write is refused.
@@ -422,14 +422,14 @@ func TestAConflictIsReadAndDecidedAgain(t *testing.T) {
 		st.obj.Generation = 2
 		st.bump()
 	})
-	st.happens(whatsapp.Event{Type: whatsapp.EventPushName, PushName: "The shop"})
+	st.happens(session.Event{Type: session.EventPushName, PushName: "The shop"})
 	st.Eventually(func() string { return st.status().PushName }).Should(Equal("The shop"))
 	st.Expect(st.lines()).To(ContainElement("conflict"))
 	st.Expect(st.status().ObservedGeneration).To(BeEquivalentTo(2))
 }
 
 func TestAClaimWhoseAnswerIsLost(t *testing.T) {
-	obj := session()
+	obj := newSession()
 	st := newStage(t, obj, account{jid: jid, phone: phone})
 	st.connect()
 	st.locked(func() { st.answerLost = 1 })
@@ -439,15 +439,15 @@ func TestAClaimWhoseAnswerIsLost(t *testing.T) {
 }
 
 func TestAnAPIServerOutageDropsNoConnection(t *testing.T) {
-	st := newStage(t, session(), account{jid: jid, phone: phone})
+	st := newStage(t, newSession(), account{jid: jid, phone: phone})
 	st.connect()
 	st.locked(func() { st.apiDown = true })
-	st.happens(whatsapp.Event{Type: whatsapp.EventPushName, PushName: "The shop"})
-	st.happens(whatsapp.Event{Type: whatsapp.EventDisconnected, Message: "the socket closed"})
+	st.happens(session.Event{Type: session.EventPushName, PushName: "The shop"})
+	st.happens(session.Event{Type: session.EventDisconnected, Message: "the socket closed"})
 	st.Eventually(func() bool { return st.clock.HasWaiters() }).Should(BeTrue())
 	st.Eventually(func() []string { st.clock.Step(time.Second); return st.lines() }).Should(ContainElement("close"))
 	st.Eventually(func() int { st.clock.Step(time.Second); return st.countDials() }).Should(Equal(2))
-	st.happens(whatsapp.Event{Type: whatsapp.EventConnected, JID: jid, PhoneNumber: phone})
+	st.happens(session.Event{Type: session.EventConnected, JID: jid, PhoneNumber: phone})
 	st.Eventually(func() int { return len(st.words()) }).Should(BeNumerically(">=", 3))
 	st.locked(func() { st.apiDown = false })
 	st.Eventually(func() int64 { st.clock.Step(time.Second); return st.status().Reconnects }).Should(BeEquivalentTo(1))
@@ -465,11 +465,11 @@ func (st *stage) countDials() (n int) {
 }
 
 func TestRedisOutageKeepsTheNewestState(t *testing.T) {
-	st := newStage(t, session(), account{jid: jid, phone: phone})
+	st := newStage(t, newSession(), account{jid: jid, phone: phone})
 	st.connect()
 	before := len(st.words())
 	st.locked(func() { st.redisDown = true })
-	st.happens(whatsapp.Event{Type: whatsapp.EventLoggedOut, Message: "unlinked on the phone"})
+	st.happens(session.Event{Type: session.EventLoggedOut, Message: "unlinked on the phone"})
 	st.eventually(v1alpha1.PhaseLoggedOut)
 	st.Expect(st.words()).To(HaveLen(before))
 	st.locked(func() { st.redisDown = false })
@@ -477,7 +477,7 @@ func TestRedisOutageKeepsTheNewestState(t *testing.T) {
 }
 
 func TestDeletionLogsOutAndForgets(t *testing.T) {
-	st := newStage(t, session(), account{jid: jid, phone: phone})
+	st := newStage(t, newSession(), account{jid: jid, phone: phone})
 	st.connect()
 	st.locked(func() { st.logoutErr = errors.New("no answer") })
 	st.change(deleted)
@@ -493,9 +493,9 @@ func TestDeletionLogsOutAndForgets(t *testing.T) {
 }
 
 func TestWrongPhoneIsLoggedOutAndPairedAnewOnRequest(t *testing.T) {
-	st := newStage(t, session(func(s *v1alpha1.WhatsAppSession) { s.Spec.Pairing.PhoneNumber = "+34999999999" }), account{jid: jid, phone: phone})
+	st := newStage(t, newSession(func(s *v1alpha1.WhatsAppSession) { s.Spec.Pairing.PhoneNumber = "+34999999999" }), account{jid: jid, phone: phone})
 	st.dials(1)
-	st.happens(whatsapp.Event{Type: whatsapp.EventConnected, JID: jid, PhoneNumber: phone})
+	st.happens(session.Event{Type: session.EventConnected, JID: jid, PhoneNumber: phone})
 	st.eventually(v1alpha1.PhaseLoggedOut)
 	st.Expect(st.status().PhoneNumber).To(BeEmpty())
 	st.Expect(st.lines()).To(ContainElements("logout", "event WrongPhone"))
@@ -503,12 +503,12 @@ func TestWrongPhoneIsLoggedOutAndPairedAnewOnRequest(t *testing.T) {
 		s.Annotations = map[string]string{v1alpha1.RestartedAtAnnotation: "1"}
 	})
 	st.dials(2)
-	st.happens(whatsapp.Event{Type: whatsapp.EventQR, Codes: []string{"one"}})
+	st.happens(session.Event{Type: session.EventQR, Codes: []string{"one"}})
 	st.eventually(v1alpha1.PhasePairing)
 }
 
 func TestAStoreThatKnowsAHigherEpoch(t *testing.T) {
-	obj := session()
+	obj := newSession()
 	st := newStage(t, obj, account{})
 	st.dials(1)
 	st.locked(func() { st.takeErr = &EpochBehindError{Stored: 900} })
@@ -522,7 +522,7 @@ func TestAStoreThatKnowsAHigherEpoch(t *testing.T) {
 }
 
 func TestAnUnreachableStoreIsTriedAgain(t *testing.T) {
-	obj := session()
+	obj := newSession()
 	st := newStage(t, obj, account{jid: jid, phone: phone})
 	st.connect()
 	st.locked(func() { st.takeErr = errDown })
@@ -533,9 +533,9 @@ func TestAnUnreachableStoreIsTriedAgain(t *testing.T) {
 }
 
 func TestShutdownGivesTheDeviceUp(t *testing.T) {
-	st := newStage(t, session(), account{jid: jid, phone: phone})
+	st := newStage(t, newSession(), account{jid: jid, phone: phone})
 	st.connect()
-	st.s.post(func() { st.s.m.draining = true })
+	st.s.post(func() { st.s.step(session.Drain{}) })
 	st.change(func(s *v1alpha1.WhatsAppSession) { s.Status.Worker, s.Status.Epoch = "", 101 })
 	st.Eventually(st.s.finished).Should(BeClosed())
 	st.Expect(st.status().HeldBy).To(BeEmpty())
@@ -544,24 +544,56 @@ func TestShutdownGivesTheDeviceUp(t *testing.T) {
 }
 
 func TestAtTheEndOfTheGraceNobodyIsWaitedFor(t *testing.T) {
-	st := newStage(t, session(), account{jid: jid, phone: phone})
+	st := newStage(t, newSession(), account{jid: jid, phone: phone})
 	st.connect()
-	st.s.post(func() { st.s.m.draining = true })
+	st.s.post(func() { st.s.step(session.Drain{}) })
 	st.Consistently(st.s.finished, "100ms").ShouldNot(BeClosed())
-	st.s.post(func() { st.s.m.evicted = true })
+	st.s.post(func() { st.s.step(session.Evict{}) })
 	st.Eventually(st.s.finished).Should(BeClosed())
 	st.Expect(st.status().HeldBy).To(BeEmpty())
 	st.Expect(st.status().Worker).To(Equal(me), "worker is the manager's")
 }
 
 func TestEventsOfAnOldConnectionAreIgnored(t *testing.T) {
-	st := newStage(t, session(), account{jid: jid, phone: phone})
+	st := newStage(t, newSession(), account{jid: jid, phone: phone})
 	st.connect()
-	var old func(whatsapp.Event)
+	var old func(session.Event)
 	st.locked(func() { old = st.events })
-	st.happens(whatsapp.Event{Type: whatsapp.EventDisconnected, Message: "the socket closed"})
+	st.happens(session.Event{Type: session.EventDisconnected, Message: "the socket closed"})
 	st.Eventually(func() int { st.clock.Step(time.Second); return st.countDials() }).Should(Equal(2))
-	old(whatsapp.Event{Type: whatsapp.EventLoggedOut, Message: "late"})
-	st.happens(whatsapp.Event{Type: whatsapp.EventConnected, JID: jid, PhoneNumber: phone})
+	old(session.Event{Type: session.EventLoggedOut, Message: "late"})
+	st.happens(session.Event{Type: session.EventConnected, JID: jid, PhoneNumber: phone})
 	st.eventually(v1alpha1.PhaseConnected)
+}
+
+func TestFromAPhoneCodeToConnected(t *testing.T) {
+	st := newStage(t, newSession(byCode), account{})
+	st.dials(1)
+	st.locked(func() { st.Expect(st.pairPhones).To(Equal([]string{phone})) })
+	until := noon.Add(time.Minute)
+	st.happens(session.Event{Type: session.EventPairingCode, Code: typed, Until: until})
+	st.Eventually(func() string { return st.status().PairingCode }).Should(Equal(typed))
+	st.Eventually(st.words).Should(ContainElement("pending/Pairing"))
+
+	st.Eventually(func() bool { return st.clock.HasWaiters() }).Should(BeTrue())
+	st.clock.Step(time.Minute)
+	st.dials(2)
+	st.Eventually(func() string { return st.status().PairingCode }).Should(BeEmpty())
+	st.happens(session.Event{Type: session.EventPairingCode, Code: "WXYZ-9876", Until: until.Add(time.Minute)})
+	st.Eventually(func() string { return st.status().PairingCode }).Should(Equal("WXYZ-9876"))
+
+	st.locked(func() { st.device = account{jid: jid, phone: phone} })
+	st.happens(session.Event{Type: session.EventPairSuccess, JID: jid, PhoneNumber: phone})
+	st.happens(session.Event{Type: session.EventDisconnected, Reason: "StreamError515"})
+	st.dials(3)
+	st.happens(session.Event{Type: session.EventConnected, JID: jid, PhoneNumber: phone})
+	st.eventually(v1alpha1.PhaseConnected)
+	st.Expect(st.status().PairingCode).To(BeEmpty())
+	st.Eventually(func() string {
+		words := st.words()
+		return words[len(words)-1]
+	}).Should(Equal("active/Connected"))
+	st.locked(func() {
+		st.Expect(slices.ContainsFunc(st.told, func(a session.Publication) bool { return a.QR != nil || a.NewQR })).To(BeFalse(), "Laravel's batch of QR codes has no place for it")
+	})
 }

@@ -1,4 +1,4 @@
-package worker
+package session
 
 import (
 	"fmt"
@@ -12,17 +12,16 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
-	"github.com/whatsapp-operator/whatsapp-operator/internal/whatsapp"
 )
 
 // life leads a model through attempts, with its clock.
 type life struct {
-	*model
+	*Machine
 	now time.Time
 }
 
 func newLife(change ...func(*v1alpha1.WhatsAppSession)) *life {
-	return &life{model: takenModel(session(change...), account{starts: 1, jid: jid, phone: phone}), now: noon}
+	return &life{Machine: takenMachine(session(change...), Device{Starts: 1, JID: jid, PhoneNumber: phone}), now: noon}
 }
 
 // wait lets time pass.
@@ -35,9 +34,9 @@ func (l *life) wait(d time.Duration) {
 func (l *life) dialsNow() bool {
 	for range 4 {
 		switch _, op := l.decide(l.now); op {
-		case opClose:
+		case OpClose:
 			l.socket = socketNone
-		case opDial:
+		case OpDial:
 			return true
 		default:
 			return false
@@ -58,10 +57,10 @@ func (l *life) attempt(t *testing.T) {
 	l.onDialed(true, l.dialSpec(), l.now)
 }
 
-func (l *life) hears(e whatsapp.Event) { l.event(e, l.now) }
+func (l *life) hears(e Event) { l.onEvent(e, l.now) }
 
 func (l *life) connects() {
-	l.hears(whatsapp.Event{Type: whatsapp.EventConnected, JID: jid, PhoneNumber: phone})
+	l.hears(Event{Type: EventConnected, JID: jid, PhoneNumber: phone})
 }
 
 // fails attempts so many times and is refused each time.
@@ -77,17 +76,17 @@ func (l *life) fails(t *testing.T, n int, reason string) {
 // verdict lets the time pass until it is decided whether the session is left
 // alone, where it is not already.
 func (l *life) verdict() {
-	if !l.verdictAt.IsZero() && l.want.RetryAfter == nil {
-		l.wait(l.verdictAt.Sub(l.now))
+	if !l.assessAt.IsZero() && l.want.RetryAfter == nil {
+		l.wait(l.assessAt.Sub(l.now))
 	}
 }
 
-func ended(reason string) whatsapp.Event {
-	return whatsapp.Event{Type: whatsapp.EventDisconnected, Reason: reason, Message: "it ended: " + reason}
+func ended(reason string) Event {
+	return Event{Type: EventDisconnected, Reason: reason, Message: "it ended: " + reason}
 }
 
 func (l *life) quarantined() bool {
-	s, _ := l.rendered(l.now)
+	s, _ := l.wantedStatus(l.now)
 	for _, c := range s.Conditions {
 		if c.Type == v1alpha1.ConditionStalled {
 			return c.Status == metav1.ConditionTrue && c.Reason == v1alpha1.ReasonQuarantined
@@ -100,24 +99,24 @@ func (l *life) quarantined() bool {
 // the status alone, after what the way there does to it.
 func (l *life) moves(t *testing.T, on ...func(*v1alpha1.WhatsAppSessionStatus)) *life {
 	t.Helper()
-	return l.movesTo(t, account{starts: 2, jid: jid, phone: phone}, on...)
+	return l.movesTo(t, Device{Starts: 2, JID: jid, PhoneNumber: phone}, on...)
 }
 
 // movesTo is moves where the next worker finds those keys.
-func (l *life) movesTo(t *testing.T, keys account, on ...func(*v1alpha1.WhatsAppSessionStatus)) *life {
+func (l *life) movesTo(t *testing.T, keys Device, on ...func(*v1alpha1.WhatsAppSessionStatus)) *life {
 	t.Helper()
 	l.dialsNow()
-	l.running = opNone
+	l.running = OpNone
 	away := l.obj.DeepCopy()
-	away.Status, _ = l.rendered(l.now)
+	away.Status, _ = l.wantedStatus(l.now)
 	away.Status.Worker, away.Status.Epoch = "worker-b", away.Status.Epoch+1
 	l.observe(away, l.now)
 	for range 4 {
-		if _, op := l.decide(l.now); op == opClose {
+		if _, op := l.decide(l.now); op == OpClose {
 			l.socket = socketNone
 		}
 	}
-	left, _ := l.rendered(l.now)
+	left, _ := l.wantedStatus(l.now)
 	if left.HeldBy != "" {
 		t.Fatal("the session was not released")
 	}
@@ -126,15 +125,15 @@ func (l *life) movesTo(t *testing.T, keys account, on ...func(*v1alpha1.WhatsApp
 	}
 	obj := away.DeepCopy()
 	obj.Status = left
-	next := newModel("worker-b", "p9", func() float64 { return 0.5 })
+	next := newMachine("worker-b", "p9", func() float64 { return 0.5 })
 	next.observe(obj, l.now)
 	next.hold, next.token = true, true
-	claimed, _ := next.rendered(l.now)
+	claimed, _ := next.wantedStatus(l.now)
 	held := obj.DeepCopy()
 	held.Status = claimed
 	next.observe(held, l.now)
 	next.onTaken(keys, l.now)
-	return &life{model: next, now: l.now}
+	return &life{Machine: next, now: l.now}
 }
 
 // What becomes of a status on the way to the next holder.
@@ -148,7 +147,7 @@ func workerLost(s *v1alpha1.WhatsAppSessionStatus) {
 }
 
 func suspendedAndResumed(s *v1alpha1.WhatsAppSessionStatus) {
-	*s = status.Summarize(status.Suspend(*s), status.Facts{Phase: v1alpha1.PhaseSuspended, Reason: v1alpha1.ReasonSuspended}, noon)
+	*s = status.Summarize(Suspend(*s), status.Facts{Phase: v1alpha1.PhaseSuspended, Reason: v1alpha1.ReasonSuspended}, noon)
 }
 
 func noWorker(s *v1alpha1.WhatsAppSessionStatus) { s.Phase = v1alpha1.PhasePending }
@@ -207,9 +206,9 @@ func TestQuarantineBegins(t *testing.T) {
 		{
 			name: "the node that names the reason is lost now and then",
 			live: func(t *testing.T, l *life) {
-				l.fails(t, 3, whatsapp.ReasonSocketClosed)
+				l.fails(t, 3, EndSocketClosed)
 				l.fails(t, 2, "ConnectFailure418")
-				l.fails(t, 3, whatsapp.ReasonSocketClosed)
+				l.fails(t, 3, EndSocketClosed)
 			},
 			want: true, failures: 8, reason: "ConnectFailure418",
 		},
@@ -258,23 +257,23 @@ func TestQuarantineBegins(t *testing.T) {
 			g.Expect(l.quarantined()).To(Equal(tt.want))
 			g.Expect(l.want.Failures).To(Equal(tt.failures))
 			g.Expect(l.want.FailureReason).To(Equal(tt.reason))
-			notes := 0
-			for _, n := range l.notes {
-				if n.reason == v1alpha1.ReasonQuarantined {
-					notes++
+			events := 0
+			for _, n := range l.events {
+				if n.Reason == v1alpha1.ReasonQuarantined {
+					events++
 				}
 			}
 			if !tt.want {
 				g.Expect(l.want.RetryAfter).To(BeNil())
 				g.Expect(l.retryAt.Sub(l.now)).To(BeNumerically("<=", backoffMost))
-				g.Expect(notes).To(BeZero())
+				g.Expect(events).To(BeZero())
 				return
 			}
-			g.Expect(notes).To(Equal(1))
+			g.Expect(events).To(Equal(1))
 			g.Expect(l.want.Phase).To(Equal(v1alpha1.PhaseDisconnected))
 			g.Expect(l.message).To(And(ContainSubstring(tt.reason), ContainSubstring(v1alpha1.RestartedAtAnnotation)))
 			g.Expect(l.want.RetryAfter.Sub(l.now)).To(BeNumerically("~", 45*time.Minute, time.Second))
-			a, _ := l.announcement(l.now)
+			a, _ := l.publication(l.now)
 			g.Expect(a.Status.Status).To(Equal(delivery.Inactive), "Laravel hears that it was given up")
 			g.Expect(a.Status.Priority).To(Equal(delivery.High))
 			l.wait(44 * time.Minute)
@@ -286,21 +285,21 @@ func TestQuarantineBegins(t *testing.T) {
 
 func TestThePausesOfAQuarantine(t *testing.T) {
 	g := NewWithT(t)
-	q := Quarantine{}.orDefault()
+	q := Quarantine{}.withDefaults()
 	for i, want := range []time.Duration{time.Hour, 2 * time.Hour, 4 * time.Hour, 6 * time.Hour, 6 * time.Hour} {
 		failures := q.After + i
 		g.Expect(q.pause(failures, 0)).To(Equal(want/2), "failure %d", failures)
 		g.Expect(q.pause(failures, 1)).To(Equal(want), "failure %d", failures)
 	}
 	g.Expect(q.pause(1<<30, 1)).To(Equal(6 * time.Hour))
-	g.Expect(Quarantine{After: 2, First: time.Minute, Most: time.Minute}.orDefault().pause(7, 1)).To(Equal(time.Minute))
+	g.Expect(Quarantine{After: 2, First: time.Minute, Most: time.Minute}.withDefaults().pause(7, 1)).To(Equal(time.Minute))
 }
 
 func TestQuarantineGoesOnAndEnds(t *testing.T) {
 	in := func(t *testing.T) *life {
 		l := newLife()
 		l.fails(t, DefaultQuarantineAfter, "StreamError503")
-		l.notes = nil
+		l.events = nil
 		return l
 	}
 	t.Run("it fails again, also in another way: longer, and without another Event", func(t *testing.T) {
@@ -310,7 +309,7 @@ func TestQuarantineGoesOnAndEnds(t *testing.T) {
 		g.Expect(l.quarantined()).To(BeTrue())
 		g.Expect(l.want.Failures).To(BeEquivalentTo(9))
 		g.Expect(l.retryAt.Sub(l.now)).To(BeNumerically("~", 90*time.Minute, time.Second))
-		g.Expect(l.notes).To(BeEmpty())
+		g.Expect(l.events).To(BeEmpty())
 	})
 	t.Run("the network is away when its time has come: that is tried again soon", func(t *testing.T) {
 		g := NewWithT(t)
@@ -376,17 +375,17 @@ func TestWhichTroubleIsCommon(t *testing.T) {
 		{name: "long ago", failing: 10, later: commonWithin + time.Second},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			var others troubles
+			var others FailureTracker
 			for i := range tt.failing + tt.both {
-				others.note(types.UID(fmt.Sprint("failing ", i)), noon)
+				others.Failed(types.UID(fmt.Sprint("failing ", i)), noon)
 			}
 			for i := range tt.both {
-				others.connected(types.UID(fmt.Sprint("failing ", i)))
+				others.Connected(types.UID(fmt.Sprint("failing ", i)))
 			}
 			for i := range tt.connected {
-				others.connected(types.UID(fmt.Sprint("connected ", i)))
+				others.Connected(types.UID(fmt.Sprint("connected ", i)))
 			}
-			NewWithT(t).Expect(others.common(noon.Add(tt.later))).To(Equal(tt.want))
+			NewWithT(t).Expect(others.Common(noon.Add(tt.later))).To(Equal(tt.want))
 		})
 	}
 }
@@ -403,22 +402,22 @@ func TestWhichEndIsCommon(t *testing.T) {
 		{name: "all at once", lose: 20, want: true},
 		{name: "half of them", lose: 10, want: true},
 		{name: "fewer", lose: 9},
-		{name: "they are back already", lose: 20, back: 19, later: verdictDelay, want: true},
+		{name: "they are back already", lose: 20, back: 19, later: assessmentDelay, want: true},
 		{name: "long ago", lose: 20, back: 19, later: commonMoment + time.Second},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			var others troubles
+			var others FailureTracker
 			for i := range 20 {
-				others.connected(uid(i))
+				others.Connected(uid(i))
 			}
 			for i := range tt.lose {
-				others.gone(uid(i), noon)
-				others.gone(uid(i), noon.Add(time.Hour)) // of an attempt that never connected
+				others.Ended(uid(i), noon)
+				others.Ended(uid(i), noon.Add(time.Hour)) // of an attempt that never connected
 			}
 			for i := range tt.back {
-				others.connected(uid(i))
+				others.Connected(uid(i))
 			}
-			NewWithT(t).Expect(others.common(noon.Add(tt.later))).To(Equal(tt.want))
+			NewWithT(t).Expect(others.Common(noon.Add(tt.later))).To(Equal(tt.want))
 		})
 	}
 }
@@ -428,25 +427,25 @@ func TestWhichEndIsCommon(t *testing.T) {
 func TestTheFirstToFailOfMany(t *testing.T) {
 	g := NewWithT(t)
 	l := newLife()
-	l.fails(t, DefaultQuarantineAfter-1, whatsapp.ReasonSocketClosed)
+	l.fails(t, DefaultQuarantineAfter-1, EndSocketClosed)
 	for range 3 {
-		l.around = alone{}
+		l.fleet = noFleet{}
 		l.attempt(t)
 		l.connects()
-		l.hears(ended(whatsapp.ReasonSocketClosed))
+		l.hears(ended(EndSocketClosed))
 		g.Expect(l.quarantined()).To(BeFalse(), "it is not yet known how the others fare")
 		l.retryAt = l.now // as for somebody whom others' recovery brings forward
 		g.Expect(l.dialsNow()).To(BeFalse(), "and nothing is tried before")
-		l.around = everybodyFails{}
-		l.wait(verdictDelay)
+		l.fleet = everybodyFails{}
+		l.wait(assessmentDelay)
 		g.Expect(l.dialsNow()).To(BeTrue())
 		g.Expect(l.quarantined()).To(BeFalse())
 		g.Expect(l.want.Failures).To(BeEquivalentTo(DefaultQuarantineAfter - 1))
 	}
-	l.around = alone{}
+	l.fleet = noFleet{}
 	l.attempt(t)
-	l.hears(ended(whatsapp.ReasonSocketClosed))
-	l.wait(verdictDelay - time.Second)
+	l.hears(ended(EndSocketClosed))
+	l.wait(assessmentDelay - time.Second)
 	g.Expect(l.quarantined()).To(BeFalse())
 	l.wait(time.Second)
 	g.Expect(l.quarantined()).To(BeTrue(), "it fails alone")
@@ -456,78 +455,41 @@ func TestTheFirstToFailOfMany(t *testing.T) {
 func TestTheFirstToFailOfManyAfterAQuarantine(t *testing.T) {
 	g := NewWithT(t)
 	l := newLife()
-	l.fails(t, DefaultQuarantineAfter, whatsapp.ReasonSocketClosed)
+	l.fails(t, DefaultQuarantineAfter, EndSocketClosed)
 	for range 3 {
-		l.around = alone{}
+		l.fleet = noFleet{}
 		l.attempt(t)
 		l.connects()
-		l.hears(ended(whatsapp.ReasonSocketClosed))
+		l.hears(ended(EndSocketClosed))
 		g.Expect(l.quarantined()).To(BeTrue())
 		g.Expect(l.retryAt.Sub(l.now)).To(BeNumerically(">", time.Hour), "it seems to be its own")
-		l.around = everybodyFails{}
-		l.wait(verdictDelay)
+		l.fleet = everybodyFails{}
+		l.wait(assessmentDelay)
 		g.Expect(l.quarantined()).To(BeTrue())
 		g.Expect(l.retryAt.Sub(l.now)).To(BeNumerically("<=", commonPause))
 		g.Expect(l.want.RetryAfter.Time).To(BeTemporally("==", l.retryAt), "the next holder knows")
 		g.Expect(l.want.Failures).To(BeEquivalentTo(DefaultQuarantineAfter))
 	}
-	l.around = alone{}
+	l.fleet = noFleet{}
 	l.attempt(t)
-	l.hears(ended(whatsapp.ReasonSocketClosed))
+	l.hears(ended(EndSocketClosed))
 	until := l.retryAt
-	l.wait(verdictDelay)
+	l.wait(assessmentDelay)
 	g.Expect(l.retryAt).To(Equal(until), "it fails alone")
-}
-
-// TestManyConnectionsThatEnd is the first session of many to lose its connection,
-// with the others as the worker counts them.
-func TestManyConnectionsThatEnd(t *testing.T) {
-	for name, c := range map[string]struct {
-		end  int
-		want bool
-	}{
-		"no other's": {0, true},
-		"a third":    {4, true},
-		"most":       {9, false},
-		"all":        {12, false},
-	} {
-		t.Run(name, func(t *testing.T) {
-			p := newPort(t)
-			l := newLife()
-			l.around = p.fleet
-			connected := whatsapp.Event{Type: whatsapp.EventConnected}
-			for i := range 12 {
-				p.heard(types.UID(fmt.Sprint(i)), connected)
-			}
-			l.fails(t, DefaultQuarantineAfter-1, whatsapp.ReasonSocketClosed)
-			l.attempt(t)
-			l.connects()
-			p.heard(l.obj.UID, connected)
-			p.clock.SetTime(l.now)
-			l.hears(ended(whatsapp.ReasonSocketClosed))
-			p.fleet.gone(l.obj.UID)
-			p.clock.SetTime(l.now.Add(verdictDelay - time.Second))
-			for i := range c.end {
-				p.fleet.gone(types.UID(fmt.Sprint(i)))
-			}
-			l.wait(verdictDelay)
-			p.Expect(l.quarantined()).To(Equal(c.want))
-		})
-	}
 }
 
 func TestACommonTroubleIsNoReasonForAQuarantine(t *testing.T) {
 	t.Run("nobody enters, but the pauses become longer", func(t *testing.T) {
 		g := NewWithT(t)
 		l := newLife()
-		l.around = everybodyFails{}
-		l.fails(t, commonTimeout*DefaultQuarantineAfter, "StreamError503")
+		l.fleet = everybodyFails{}
+		l.fails(t, commonAfter*DefaultQuarantineAfter, "StreamError503")
 		g.Expect(l.retryAt.Sub(l.now)).To(BeNumerically("<=", backoffMost))
 		l.fails(t, 1, "StreamError503")
 		g.Expect(l.quarantined()).To(BeFalse())
 		g.Expect(l.retryAt.Sub(l.now)).To(BeNumerically("~", commonPause*3/4, time.Second))
 
-		l.around = alone{}
+		l.fleet = noFleet{}
 		l.fails(t, DefaultQuarantineAfter-2, "StreamError503")
 		g.Expect(l.quarantined()).To(BeFalse(), "what all had in common does not count")
 		l.fails(t, 1, "StreamError503")
@@ -538,8 +500,8 @@ func TestACommonTroubleIsNoReasonForAQuarantine(t *testing.T) {
 		g := NewWithT(t)
 		l := newLife()
 		l.fails(t, DefaultQuarantineAfter+1, "StreamError503")
-		l.wait(verdictDelay)
-		l.around = everybodyFails{}
+		l.wait(assessmentDelay)
+		l.fleet = everybodyFails{}
 		for range 3 {
 			l.fails(t, 1, "StreamError503")
 			g.Expect(l.quarantined()).To(BeTrue())
@@ -552,7 +514,7 @@ func TestACommonTroubleIsNoReasonForAQuarantine(t *testing.T) {
 		l := newLife()
 		l.fails(t, DefaultQuarantineAfter, "StreamError503")
 		l.dialsNow()
-		l.backAgain(l.now)
+		l.resumeSoon(l.now)
 		g.Expect(l.retryAt.Sub(l.now)).To(BeNumerically("~", backoffMost/2, time.Second))
 		g.Expect(l.want.RetryAfter.Time).To(BeTemporally("==", l.retryAt), "the next holder knows")
 		g.Expect(l.quarantined()).To(BeTrue())
@@ -564,8 +526,8 @@ func TestACommonTroubleIsNoReasonForAQuarantine(t *testing.T) {
 		l.fails(t, DefaultQuarantineAfter-1, "StreamError503")
 		l.attempt(t)
 		l.hears(ended("StreamError503"))
-		l.backAgain(l.now)
-		l.wait(verdictDelay)
+		l.resumeSoon(l.now)
+		l.wait(assessmentDelay)
 		g.Expect(l.quarantined()).To(BeFalse())
 		g.Expect(l.want.Failures).To(BeEquivalentTo(DefaultQuarantineAfter - 1))
 		l.attempt(t)
@@ -574,9 +536,9 @@ func TestACommonTroubleIsNoReasonForAQuarantine(t *testing.T) {
 		g := NewWithT(t)
 		l := newLife()
 		l.attempt(t)
-		l.hears(whatsapp.Event{Type: whatsapp.EventBanned, Message: "too much", Until: l.now.Add(time.Hour)})
+		l.hears(Event{Type: EventBanned, Message: "too much", Until: l.now.Add(time.Hour)})
 		l.dialsNow()
-		l.backAgain(l.now)
+		l.resumeSoon(l.now)
 		l.wait(59 * time.Minute)
 		g.Expect(l.dialsNow()).To(BeFalse())
 	})
@@ -586,7 +548,7 @@ func TestAStableMinuteIsToldToTheOthers(t *testing.T) {
 	g := NewWithT(t)
 	others := &listener{}
 	l := newLife()
-	l.around = others
+	l.fleet = others
 	l.attempt(t)
 	l.connects()
 	l.wait(stableAfter - time.Second)
@@ -598,34 +560,19 @@ func TestAStableMinuteIsToldToTheOthers(t *testing.T) {
 
 // listener hears who has recovered.
 type listener struct {
-	alone
+	noFleet
 	heard []types.UID
 }
 
-func (o *listener) recovered(uid types.UID, _ time.Time) { o.heard = append(o.heard, uid) }
+func (o *listener) Recovered(uid types.UID, _ time.Time) { o.heard = append(o.heard, uid) }
 
-type everybodyFails struct{ alone }
+type everybodyFails struct{ noFleet }
 
-func (everybodyFails) common(time.Time) bool { return true }
-
-// The first session that is well again speaks for those that failed with it.
-func TestTheFirstStableSessionBringsTheOthersForward(t *testing.T) {
-	p := newPort(t)
-	p.page.answer <- nil
-	for i := range 3 {
-		p.failed(types.UID(fmt.Sprint(i)), noon)
-	}
-	p.fleet.left("2") // it was logged out, or has moved away
-	p.heard("0", whatsapp.Event{Type: whatsapp.EventConnected})
-	p.recovered("0", noon)
-	p.Eventually(p.broughtForward).Should(Equal([]types.UID{"1"}))
-	p.recovered("1", noon)
-	p.Consistently(p.broughtForward, "50ms").Should(HaveLen(1), "nobody is left")
-}
+func (everybodyFails) Common(time.Time) bool { return true }
 
 // What the next holder must know, whatever happened to the phase on the way.
 func TestWhatMovesWithTheSession(t *testing.T) {
-	replaced := whatsapp.Event{Type: whatsapp.EventReplaced}
+	replaced := Event{Type: EventReplaced}
 	for _, tt := range []struct {
 		name string
 		live func(t *testing.T, l *life)
@@ -648,7 +595,7 @@ func TestWhatMovesWithTheSession(t *testing.T) {
 			name: "banned",
 			live: func(t *testing.T, l *life) {
 				l.attempt(t)
-				l.hears(whatsapp.Event{Type: whatsapp.EventBanned, Message: "too much", Until: l.now.Add(time.Hour)})
+				l.hears(Event{Type: EventBanned, Message: "too much", Until: l.now.Add(time.Hour)})
 			},
 			rests: time.Hour + banMargin, phase: v1alpha1.PhaseBanned, reason: v1alpha1.ReasonBanned,
 		},
@@ -656,7 +603,7 @@ func TestWhatMovesWithTheSession(t *testing.T) {
 			name: "banned without an end",
 			live: func(t *testing.T, l *life) {
 				l.attempt(t)
-				l.hears(whatsapp.Event{Type: whatsapp.EventBanned, Message: "too much"})
+				l.hears(Event{Type: EventBanned, Message: "too much"})
 			},
 			rests: -1, phase: v1alpha1.PhaseBanned, reason: v1alpha1.ReasonBanned,
 		},
@@ -664,7 +611,7 @@ func TestWhatMovesWithTheSession(t *testing.T) {
 			name: "logged out",
 			live: func(t *testing.T, l *life) {
 				l.attempt(t)
-				l.hears(whatsapp.Event{Type: whatsapp.EventLoggedOut, Message: "unlinked"})
+				l.hears(Event{Type: EventLoggedOut, Message: "unlinked"})
 			},
 			rests: -1, phase: v1alpha1.PhaseLoggedOut, reason: v1alpha1.ReasonLoggedOut,
 		},
@@ -672,7 +619,7 @@ func TestWhatMovesWithTheSession(t *testing.T) {
 			name: "a ban that is over, and failures after it",
 			live: func(t *testing.T, l *life) {
 				l.attempt(t)
-				l.hears(whatsapp.Event{Type: whatsapp.EventBanned, Message: "too much", Until: l.now.Add(time.Hour)})
+				l.hears(Event{Type: EventBanned, Message: "too much", Until: l.now.Add(time.Hour)})
 				l.fails(t, 2, "StreamError503")
 			},
 			phase: v1alpha1.PhaseConnecting, reason: v1alpha1.ReasonConnecting,
@@ -684,7 +631,7 @@ func TestWhatMovesWithTheSession(t *testing.T) {
 				l.hears(replaced)
 				l.fails(t, 3, "StreamError503")
 				l.attempt(t)
-				l.hears(whatsapp.Event{Type: whatsapp.EventBanned, Message: "too much", Until: l.now.Add(time.Hour)})
+				l.hears(Event{Type: EventBanned, Message: "too much", Until: l.now.Add(time.Hour)})
 			},
 			rests: time.Hour + banMargin, phase: v1alpha1.PhaseBanned, reason: v1alpha1.ReasonBanned,
 		},
@@ -719,7 +666,7 @@ func TestWhatMovesWithTheSession(t *testing.T) {
 			live: func(t *testing.T, l *life) {
 				l.attempt(t)
 				l.hears(replaced)
-				l.fails(t, 3, whatsapp.ReasonSocketClosed)
+				l.fails(t, 3, EndSocketClosed)
 				l.attempt(t)
 				l.hears(replaced)
 			},
@@ -804,7 +751,7 @@ func TestARestSurvivesAnUnreachableStore(t *testing.T) {
 			s.Status.Phase = phase
 			change(&s.Status)
 		})
-		m := newModel(me, process, func() float64 { return 0.5 })
+		m := newMachine(me, process, func() float64 { return 0.5 })
 		m.observe(obj, noon)
 		m.hold = true
 		held := obj.DeepCopy()
@@ -812,12 +759,12 @@ func TestARestSurvivesAnUnreachableStore(t *testing.T) {
 		m.observe(held, noon)
 		m.failed(v1alpha1.ReasonStoreUnavailable, "no answer", noon)
 		g.Expect(m.want.Phase).To(Equal(phase))
-		m.refused(&Refusal{Reason: v1alpha1.ReasonRecordMissing, Message: "no record"}, noon)
+		m.refused(v1alpha1.ReasonRecordMissing, "no record", noon)
 		g.Expect(m.want.Phase).To(Equal(phase))
-		m.onTaken(account{starts: 1, jid: jid, phone: phone}, noon.Add(time.Minute))
+		m.onTaken(Device{Starts: 1, JID: jid, PhoneNumber: phone}, noon.Add(time.Minute))
 		g.Expect(m.want.Phase).To(Equal(phase))
 		_, op := m.decide(noon.Add(time.Minute))
-		g.Expect(op).To(Equal(opNone), "%s", phase)
+		g.Expect(op).To(Equal(OpNone), "%s", phase)
 	}
 }
 
@@ -836,16 +783,16 @@ func TestARestSurvivesARefusedEpoch(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			g := NewWithT(t)
-			m := newModel(me, process, func() float64 { return 0.5 })
+			m := newMachine(me, process, func() float64 { return 0.5 })
 			m.observe(session(func(s *v1alpha1.WhatsAppSession) { s.Status.Phase = tt.phase }), noon)
 			m.hold = true
-			claimed, _ := m.rendered(noon)
+			claimed, _ := m.wantedStatus(noon)
 			m.observe(session(func(s *v1alpha1.WhatsAppSession) { s.Status = claimed }), noon)
 			m.behind(500, noon)
 			for range 3 {
 				_, _ = m.decide(noon)
 			}
-			left, needed := m.rendered(noon)
+			left, needed := m.wantedStatus(noon)
 			g.Expect(needed).To(BeTrue())
 			g.Expect(left.HeldBy).To(BeEmpty())
 			g.Expect(left.StoredEpoch).To(BeEquivalentTo(500), "all that the manager needs")
@@ -854,15 +801,15 @@ func TestARestSurvivesARefusedEpoch(t *testing.T) {
 			above := session(func(s *v1alpha1.WhatsAppSession) { s.Status = left; s.Status.Epoch = 501 })
 			m.observe(above, noon)
 			_, op := m.decide(noon)
-			g.Expect(op).To(Equal(opNone), "no login token for a session that rests")
+			g.Expect(op).To(Equal(OpNone), "no login token for a session that rests")
 			g.Expect(m.hold).To(BeTrue())
-			claimed, _ = m.rendered(noon)
+			claimed, _ = m.wantedStatus(noon)
 			m.observe(session(func(s *v1alpha1.WhatsAppSession) { s.Status = claimed }), noon)
 			_, op = m.decide(noon)
-			g.Expect(op).To(Equal(opTake))
-			m.onTaken(account{starts: 1, jid: jid, phone: phone}, noon)
+			g.Expect(op).To(Equal(OpTake))
+			m.onTaken(Device{Starts: 1, JID: jid, PhoneNumber: phone}, noon)
 			_, op = m.decide(noon)
-			g.Expect(op).To(Equal(opNone), "not one attempt")
+			g.Expect(op).To(Equal(OpNone), "not one attempt")
 			g.Expect(m.want.Phase).To(Equal(tt.phase))
 
 			m.observe(session(func(s *v1alpha1.WhatsAppSession) {
@@ -870,7 +817,7 @@ func TestARestSurvivesARefusedEpoch(t *testing.T) {
 				s.Annotations = map[string]string{v1alpha1.RestartedAtAnnotation: "now"}
 			}), noon)
 			_, op = m.decide(noon)
-			g.Expect(op).To(Equal(opDial), "but a person may ask for one")
+			g.Expect(op).To(Equal(OpDial), "but a person may ask for one")
 			g.Expect(m.want.RetryReason).To(BeEmpty())
 		})
 	}
@@ -897,7 +844,7 @@ func TestARestIsTakenWithoutALoginToken(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			g := NewWithT(t)
-			m := newModel(me, process, nil)
+			m := newMachine(me, process, nil)
 			m.observe(session(func(s *v1alpha1.WhatsAppSession) {
 				s.Status.Phase, s.Status.RetryReason, s.Status.RetryAfter = tt.status.Phase, tt.status.RetryReason, tt.status.RetryAfter
 				s.Status.Failures, s.Status.Replacements = tt.status.Failures, tt.status.Replacements
@@ -906,7 +853,7 @@ func TestARestIsTakenWithoutALoginToken(t *testing.T) {
 				}
 			}), noon)
 			_, op := m.decide(noon)
-			g.Expect(op == opToken).To(Equal(tt.token))
+			g.Expect(op == OpToken).To(Equal(tt.token))
 			g.Expect(m.hold).To(Equal(!tt.token), "claimed at once")
 		})
 	}
@@ -915,7 +862,7 @@ func TestARestIsTakenWithoutALoginToken(t *testing.T) {
 // No codes are offered in a quarantine, so its hours do not count against the pairing.
 func TestAQuarantineStopsThePairingDeadline(t *testing.T) {
 	g := NewWithT(t)
-	l := &life{model: takenModel(session(), account{starts: 1}), now: noon}
+	l := &life{Machine: takenMachine(session(), Device{Starts: 1}), now: noon}
 	l.beginPairing(noon)
 	for range DefaultQuarantineAfter {
 		l.wait(max(l.retryAt.Sub(l.now), 0))
@@ -930,7 +877,7 @@ func TestAQuarantineStopsThePairingDeadline(t *testing.T) {
 	l.wait(l.retryAt.Sub(l.now))
 	g.Expect(l.dialsNow()).To(BeTrue())
 	l.onDialed(false, l.dialSpec(), l.now)
-	l.hears(whatsapp.Event{Type: whatsapp.EventQR, Codes: []string{"one"}})
+	l.hears(Event{Type: EventQR, Codes: []string{"one"}})
 	l.wait(time.Second)
 	g.Expect(l.want.Phase).To(Equal(v1alpha1.PhasePairing))
 	g.Expect(l.want.QR).NotTo(BeNil())
@@ -940,7 +887,7 @@ func TestADeletedSessionIsNotTriedDuringABan(t *testing.T) {
 	g := NewWithT(t)
 	l := newLife()
 	l.attempt(t)
-	l.hears(whatsapp.Event{Type: whatsapp.EventBanned, Until: l.now.Add(time.Hour)})
+	l.hears(Event{Type: EventBanned, Until: l.now.Add(time.Hour)})
 	gone := l.obj.DeepCopy()
 	gone.DeletionTimestamp = &metav1.Time{Time: l.now}
 	l.observe(gone, l.now)
@@ -951,7 +898,7 @@ func TestADeletedSessionIsNotTriedDuringABan(t *testing.T) {
 
 	l = newLife(func(s *v1alpha1.WhatsAppSession) { s.DeletionTimestamp = &metav1.Time{Time: noon} })
 	l.attempt(t)
-	l.hears(whatsapp.Event{Type: whatsapp.EventBanned, Message: "too much", Until: l.now.Add(time.Hour)})
+	l.hears(Event{Type: EventBanned, Message: "too much", Until: l.now.Add(time.Hour)})
 	g.Expect(l.want.Phase).To(Equal(v1alpha1.PhaseTerminating))
 	g.Expect(l.message).To(ContainSubstring("no attempt is made before"))
 	l.wait(time.Minute)
@@ -963,7 +910,7 @@ func TestSuspensionAndReplacement(t *testing.T) {
 	l := newLife()
 	for range 2 {
 		l.attempt(t)
-		l.hears(whatsapp.Event{Type: whatsapp.EventReplaced})
+		l.hears(Event{Type: EventReplaced})
 	}
 	suspended := l.obj.DeepCopy()
 	suspended.Spec.Suspend, suspended.Status.Worker = true, ""
@@ -974,10 +921,10 @@ func TestSuspensionAndReplacement(t *testing.T) {
 
 	// Resumed before the manager has seen it.
 	resumed := l.obj.DeepCopy()
-	l.socket, l.running, l.hold = socketNone, opNone, false
-	resumed.Status, _ = l.rendered(l.now)
+	l.socket, l.running, l.hold = socketNone, OpNone, false
+	resumed.Status, _ = l.wantedStatus(l.now)
 	resumed.Spec.Suspend, resumed.Status.Worker, resumed.Status.Epoch = false, "worker-b", 102
-	next := newModel("worker-b", "p9", func() float64 { return 0.5 })
+	next := newMachine("worker-b", "p9", func() float64 { return 0.5 })
 	next.observe(resumed, l.now)
 	g.Expect(next.restsLong(l.now)).To(BeFalse())
 	g.Expect(next.want.Phase).To(Equal(v1alpha1.PhaseConnecting))
@@ -987,10 +934,53 @@ func TestSuspensionAndReplacement(t *testing.T) {
 func TestReplacedByAnOlderVersion(t *testing.T) {
 	g := NewWithT(t)
 	soon := metav1.NewTime(noon.Add(time.Minute))
-	m := takenModel(session(func(s *v1alpha1.WhatsAppSession) {
+	m := takenMachine(session(func(s *v1alpha1.WhatsAppSession) {
 		s.Status.Phase, s.Status.Failures, s.Status.RetryAfter = v1alpha1.PhaseReplaced, 1, &soon
-	}), account{starts: 2, jid: jid, phone: phone})
+	}), Device{Starts: 2, JID: jid, PhoneNumber: phone})
 	g.Expect(m.want.Replacements).To(BeEquivalentTo(1))
 	g.Expect(m.want.Failures).To(BeZero())
 	g.Expect(m.retryAt).To(BeTemporally("==", soon.Time))
+}
+
+// tracked is a fleet whose sessions are counted as a worker counts them.
+type tracked struct {
+	noFleet
+	*FailureTracker
+}
+
+func (f tracked) Failed(uid types.UID, now time.Time)  { f.FailureTracker.Failed(uid, now) }
+func (f tracked) Recovered(uid types.UID, _ time.Time) { f.FailureTracker.Recovered(uid) }
+func (f tracked) Common(now time.Time) bool            { return f.FailureTracker.Common(now) }
+
+// The first session of many to lose its connection, with the others as the worker counts them.
+func TestManyConnectionsThatEnd(t *testing.T) {
+	for name, c := range map[string]struct {
+		end  int
+		want bool
+	}{
+		"no other's": {0, true},
+		"a third":    {4, true},
+		"most":       {9, false},
+		"all":        {12, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			fleet := tracked{FailureTracker: &FailureTracker{}}
+			l := newLife()
+			l.fleet = fleet
+			for i := range 12 {
+				fleet.Connected(types.UID(fmt.Sprint(i)))
+			}
+			l.fails(t, DefaultQuarantineAfter-1, EndSocketClosed)
+			l.attempt(t)
+			l.connects()
+			fleet.Connected(l.obj.UID)
+			l.hears(ended(EndSocketClosed))
+			fleet.Ended(l.obj.UID, l.now)
+			for i := range c.end {
+				fleet.Ended(types.UID(fmt.Sprint(i)), l.now.Add(assessmentDelay-time.Second))
+			}
+			l.wait(assessmentDelay)
+			NewWithT(t).Expect(l.quarantined()).To(Equal(c.want))
+		})
+	}
 }

@@ -1,8 +1,6 @@
-package worker
+package session
 
 import (
-	"context"
-	"errors"
 	"testing"
 	"time"
 
@@ -11,7 +9,6 @@ import (
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
-	"github.com/whatsapp-operator/whatsapp-operator/internal/whatsapp"
 )
 
 var noon = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
@@ -42,57 +39,48 @@ func deleted(s *v1alpha1.WhatsAppSession) {
 	s.DeletionTimestamp = &stamp
 }
 
-type account struct {
-	starts     int64
-	jid, phone string
+func newMachine(worker, process string, random func() float64) *Machine {
+	return New(Config{Worker: worker, Process: process, Random: random})
 }
 
-func (a account) Starts() int64       { return a.starts }
-func (a account) JID() string         { return a.jid }
-func (a account) PhoneNumber() string { return a.phone }
-func (a account) Dial(context.Context, DialOptions) (Connection, error) {
-	return nil, errors.New("a model dials nothing")
-}
-func (a account) Forget(context.Context) error { return nil }
-
-// taken is a model that holds obj and has its keys.
-func takenModel(obj *v1alpha1.WhatsAppSession, a account) *model {
-	m := newModel(me, process, func() float64 { return 0.5 })
+// takenMachine holds obj and has its keys.
+func takenMachine(obj *v1alpha1.WhatsAppSession, device Device) *Machine {
+	m := newMachine(me, process, func() float64 { return 0.5 })
 	m.observe(session(func(s *v1alpha1.WhatsAppSession) { *s = *obj; s.Status.HeldBy, s.Status.HolderStart = "", "" }), noon)
 	m.hold, m.token = true, true
 	heldByMe(obj)
 	m.observe(obj, noon)
-	m.onTaken(a, noon)
+	m.onTaken(device, noon)
 	return m
 }
 
-// connectedModel is logged in as phone.
-func connectedModel(change ...func(*v1alpha1.WhatsAppSession)) *model {
-	m := takenModel(session(change...), account{starts: 1, jid: jid, phone: phone})
+// connectedMachine is logged in as phone.
+func connectedMachine(change ...func(*v1alpha1.WhatsAppSession)) *Machine {
+	m := takenMachine(session(change...), Device{Starts: 1, JID: jid, PhoneNumber: phone})
 	m.onDialed(true, m.dialSpec(), noon)
-	m.event(whatsapp.Event{Type: whatsapp.EventConnected, JID: jid, PhoneNumber: phone}, noon)
-	m.notes = nil
+	m.onEvent(Event{Type: EventConnected, JID: jid, PhoneNumber: phone}, noon)
+	m.events = nil
 	return m
 }
 
 // TestAClaimIsNotWrittenForWhatIsNotToBeHeld: it was decided, and had to wait.
 func TestAClaimIsNotWrittenForWhatIsNotToBeHeld(t *testing.T) {
-	for name, change := range map[string]func(*model){
-		"shutting down": func(m *model) { m.draining = true },
-		"evicting":      func(m *model) { m.draining, m.evicted = true, true },
-		"refused by the store": func(m *model) {
+	for name, change := range map[string]func(*Machine){
+		"shutting down": func(m *Machine) { m.draining = true },
+		"evicting":      func(m *Machine) { m.draining, m.evicted = true, true },
+		"refused by the store": func(m *Machine) {
 			m.want.StoredEpoch = m.obj.Status.Epoch
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := NewWithT(t)
-			m := newModel(me, process, nil)
+			m := newMachine(me, process, nil)
 			m.observe(session(), noon)
 			m.token, m.hold = true, true
-			_, needed := m.rendered(noon)
+			_, needed := m.wantedStatus(noon)
 			g.Expect(needed).To(BeTrue(), "the claim")
 			change(m)
-			_, needed = m.rendered(noon)
+			_, needed = m.wantedStatus(noon)
 			g.Expect(needed).To(BeFalse())
 		})
 	}
@@ -100,20 +88,20 @@ func TestAClaimIsNotWrittenForWhatIsNotToBeHeld(t *testing.T) {
 
 func TestRules(t *testing.T) {
 	tests := []struct {
-		name  string
-		model func() *model
-		rule  string
-		op    operation
+		name    string
+		machine func() *Machine
+		rule    string
+		op      Operation
 	}{
 		{
-			name:  "placed here and free: a token is fetched first",
-			model: func() *model { m := newModel(me, process, nil); m.observe(session(), noon); return m },
-			rule:  "a login token comes before the claim", op: opToken,
+			name:    "placed here and free: a token is fetched first",
+			machine: func() *Machine { m := newMachine(me, process, nil); m.observe(session(), noon); return m },
+			rule:    "a login token comes before the claim", op: OpToken,
 		},
 		{
 			name: "with a token in hand the claim is written",
-			model: func() *model {
-				m := newModel(me, process, nil)
+			machine: func() *Machine {
+				m := newMachine(me, process, nil)
 				m.observe(session(), noon)
 				m.token = true
 				return m
@@ -122,8 +110,8 @@ func TestRules(t *testing.T) {
 		},
 		{
 			name: "the manager waits for another worker's release, and so do we",
-			model: func() *model {
-				m := newModel(me, process, nil)
+			machine: func() *Machine {
+				m := newMachine(me, process, nil)
 				m.observe(session(func(s *v1alpha1.WhatsAppSession) { s.Status.HeldBy = "worker-b" }), noon)
 				m.token = true
 				return m
@@ -132,17 +120,17 @@ func TestRules(t *testing.T) {
 		},
 		{
 			name: "a login token is fetched while the old holder still has the device",
-			model: func() *model {
-				m := newModel(me, process, nil)
+			machine: func() *Machine {
+				m := newMachine(me, process, nil)
 				m.observe(session(func(s *v1alpha1.WhatsAppSession) { s.Status.HeldBy = "worker-b" }), noon)
 				return m
 			},
-			rule: "a login token comes before the claim", op: opToken,
+			rule: "a login token comes before the claim", op: OpToken,
 		},
 		{
 			name: "a session without its id is not opened",
-			model: func() *model {
-				m := newModel(me, process, nil)
+			machine: func() *Machine {
+				m := newMachine(me, process, nil)
 				m.observe(session(func(s *v1alpha1.WhatsAppSession) { s.Status.SessionID = "" }), noon)
 				return m
 			},
@@ -150,17 +138,17 @@ func TestRules(t *testing.T) {
 		},
 		{
 			name: "a hold of a former process is claimed anew before the device is taken",
-			model: func() *model {
-				m := newModel(me, process, nil)
+			machine: func() *Machine {
+				m := newMachine(me, process, nil)
 				m.observe(session(func(s *v1alpha1.WhatsAppSession) { s.Status.HeldBy, s.Status.HolderStart = me, "p0" }), noon)
 				return m
 			},
-			rule: "a login token comes before the claim", op: opToken,
+			rule: "a login token comes before the claim", op: OpToken,
 		},
 		{
 			name: "a hold of a former process on a session that has moved is given up",
-			model: func() *model {
-				m := newModel(me, process, nil)
+			machine: func() *Machine {
+				m := newMachine(me, process, nil)
 				m.observe(session(func(s *v1alpha1.WhatsAppSession) {
 					s.Status.HeldBy, s.Status.HolderStart, s.Status.Worker = me, "p0", "worker-b"
 				}), noon)
@@ -170,55 +158,55 @@ func TestRules(t *testing.T) {
 		},
 		{
 			name: "held: the keys are taken",
-			model: func() *model {
-				m := newModel(me, process, nil)
+			machine: func() *Machine {
+				m := newMachine(me, process, nil)
 				m.observe(session(heldByMe), noon)
 				m.hold = true
 				return m
 			},
-			rule: "the keys are taken under the epoch of the claim", op: opTake,
+			rule: "the keys are taken under the epoch of the claim", op: OpTake,
 		},
 		{
-			name:  "taken: it connects",
-			model: func() *model { return takenModel(session(), account{starts: 1, jid: jid, phone: phone}) },
-			rule:  "a session without a socket connects when its time has come", op: opDial,
+			name:    "taken: it connects",
+			machine: func() *Machine { return takenMachine(session(), Device{Starts: 1, JID: jid, PhoneNumber: phone}) },
+			rule:    "a session without a socket connects when its time has come", op: OpDial,
 		},
 		{
 			name: "moved while connected: the socket first",
-			model: func() *model {
-				m := connectedModel()
+			machine: func() *Machine {
+				m := connectedMachine()
 				m.observe(session(heldByMe, func(s *v1alpha1.WhatsAppSession) { s.Status.Worker, s.Status.Epoch = "worker-b", 101 }), noon)
 				return m
 			},
-			rule: "a device that is not held, or not to be held, has no socket", op: opClose,
+			rule: "a device that is not held, or not to be held, has no socket", op: OpClose,
 		},
 		{
 			name: "a move to itself is a move: the socket first",
-			model: func() *model {
-				m := connectedModel()
+			machine: func() *Machine {
+				m := connectedMachine()
 				m.observe(session(heldByMe, func(s *v1alpha1.WhatsAppSession) { s.Status.Epoch = 101 }), noon)
 				return m
 			},
-			rule: "a device that is not held, or not to be held, has no socket", op: opClose,
+			rule: "a device that is not held, or not to be held, has no socket", op: OpClose,
 		},
 		{
 			name: "a hold that was taken away: the socket is closed at once",
-			model: func() *model {
-				m := connectedModel()
+			machine: func() *Machine {
+				m := connectedMachine()
 				m.observe(session(), noon)
 				return m
 			},
-			rule: "a device that is not held, or not to be held, has no socket", op: opClose,
+			rule: "a device that is not held, or not to be held, has no socket", op: OpClose,
 		},
 		{
-			name:  "a vanished resource has no socket",
-			model: func() *model { m := connectedModel(); m.vanish(); return m },
-			rule:  "a device that is not held, or not to be held, has no socket", op: opClose,
+			name:    "a vanished resource has no socket",
+			machine: func() *Machine { m := connectedMachine(); m.Step(Vanished{}, noon); return m },
+			rule:    "a device that is not held, or not to be held, has no socket", op: OpClose,
 		},
 		{
 			name: "moved, socket closed: what is to be told comes before the release",
-			model: func() *model {
-				m := connectedModel()
+			machine: func() *Machine {
+				m := connectedMachine()
 				m.observe(session(heldByMe, func(s *v1alpha1.WhatsAppSession) { s.Status.Worker, s.Status.Epoch = "worker-b", 101 }), noon)
 				m.socket = socketNone
 				return m
@@ -227,28 +215,28 @@ func TestRules(t *testing.T) {
 		},
 		{
 			name: "another proxy",
-			model: func() *model {
-				m := connectedModel()
+			machine: func() *Machine {
+				m := connectedMachine()
 				m.observe(session(heldByMe, func(s *v1alpha1.WhatsAppSession) {
 					s.Spec.Proxy = &v1alpha1.ProxySpec{SecretRef: v1alpha1.SecretReference{Name: "out"}}
 				}), noon)
 				return m
 			},
-			rule: "another proxy means another connection", op: opClose,
+			rule: "another proxy means another connection", op: OpClose,
 		},
 		{
 			name: "deleted while connected: logged out",
-			model: func() *model {
-				m := connectedModel()
+			machine: func() *Machine {
+				m := connectedMachine()
 				m.observe(session(heldByMe, deleted), noon)
 				return m
 			},
-			rule: "a deleted session and a wrong phone are logged out", op: opLogout,
+			rule: "a deleted session and a wrong phone are logged out", op: OpLogout,
 		},
 		{
 			name: "deleted with Retain: the manager takes the placement away, nothing is logged out",
-			model: func() *model {
-				m := connectedModel()
+			machine: func() *Machine {
+				m := connectedMachine()
 				m.observe(session(heldByMe, deleted, func(s *v1alpha1.WhatsAppSession) {
 					s.Spec.DeletionPolicy = v1alpha1.DeletionRetain
 				}), noon)
@@ -256,107 +244,107 @@ func TestRules(t *testing.T) {
 			},
 		},
 		{
-			name:  "deleted before it was ever linked: the record is deleted",
-			model: func() *model { return takenModel(session(deleted), account{starts: 1}) },
-			rule:  "the keys of a deleted session without a device are deleted", op: opForget,
+			name:    "deleted before it was ever linked: the record is deleted",
+			machine: func() *Machine { return takenMachine(session(deleted), Device{Starts: 1}) },
+			rule:    "the keys of a deleted session without a device are deleted", op: OpForget,
 		},
 		{
 			name: "deleted while it offers codes: no code can be scanned any more",
-			model: func() *model {
-				m := takenModel(session(), account{starts: 1})
+			machine: func() *Machine {
+				m := takenMachine(session(), Device{Starts: 1})
 				m.onDialed(false, m.dialSpec(), noon)
-				m.event(whatsapp.Event{Type: whatsapp.EventQR, Codes: []string{"one"}}, noon)
+				m.onEvent(Event{Type: EventQR, Codes: []string{"one"}}, noon)
 				m.observe(session(heldByMe, deleted), noon)
 				return m
 			},
-			rule: "a deleted session offers no codes; its record is read again, for a scan may just have succeeded", op: opClose,
+			rule: "a deleted session offers no codes; its record is read again, for a scan may just have succeeded", op: OpClose,
 		},
 		{
 			name: "a wrong phone was logged out before: a deletion still logs out the right one",
-			model: func() *model {
-				m := connectedModel()
+			machine: func() *Machine {
+				m := connectedMachine()
 				m.onLoggedOut(noon)
 				m.socket = socketNone
 				m.onDialed(false, m.dialSpec(), noon)
-				m.event(whatsapp.Event{Type: whatsapp.EventPairSuccess, JID: jid, PhoneNumber: phone}, noon)
-				m.event(whatsapp.Event{Type: whatsapp.EventDisconnected}, noon)
+				m.onEvent(Event{Type: EventPairSuccess, JID: jid, PhoneNumber: phone}, noon)
+				m.onEvent(Event{Type: EventDisconnected}, noon)
 				m.socket = socketNone
 				m.observe(session(heldByMe, deleted), noon)
 				return m
 			},
-			rule: "a session without a socket connects when its time has come", op: opDial,
+			rule: "a session without a socket connects when its time has come", op: OpDial,
 		},
 		{
 			name: "the deletion of the keys failed: it is tried again later",
-			model: func() *model {
-				m := takenModel(session(deleted), account{starts: 1})
+			machine: func() *Machine {
+				m := takenMachine(session(deleted), Device{Starts: 1})
 				m.failed(v1alpha1.ReasonStoreUnavailable, "no answer", noon)
 				return m
 			},
 		},
 		{
 			name: "a release was decided and undone: the session is claimed anew",
-			model: func() *model {
-				m := newModel(me, process, nil)
+			machine: func() *Machine {
+				m := newMachine(me, process, nil)
 				m.observe(session(heldByMe), noon)
 				return m
 			},
-			rule: "a login token comes before the claim", op: opToken,
+			rule: "a login token comes before the claim", op: OpToken,
 		},
 		{
 			name: "deleted, and the logout has failed for five minutes: the manager decides",
-			model: func() *model {
-				return takenModel(session(func(s *v1alpha1.WhatsAppSession) {
+			machine: func() *Machine {
+				return takenMachine(session(func(s *v1alpha1.WhatsAppSession) {
 					stamp := metav1.NewTime(noon.Add(-logoutTimeout))
 					s.DeletionTimestamp = &stamp
-				}), account{starts: 1, jid: jid, phone: phone})
+				}), Device{Starts: 1, JID: jid, PhoneNumber: phone})
 			},
 			rule: "what is to be told is told before the device is given up, for a moment",
 		},
 		{
 			name: "another phone than the spec allows is logged out",
-			model: func() *model {
-				return connectedModel(func(s *v1alpha1.WhatsAppSession) { s.Spec.Pairing.PhoneNumber = "+34999999999" })
+			machine: func() *Machine {
+				return connectedMachine(func(s *v1alpha1.WhatsAppSession) { s.Spec.Pairing.PhoneNumber = "+34999999999" })
 			},
-			rule: "a deleted session and a wrong phone are logged out", op: opLogout,
+			rule: "a deleted session and a wrong phone are logged out", op: OpLogout,
 		},
 		{
-			name:  "shutting down: what is held waits for its successor",
-			model: func() *model { m := connectedModel(); m.draining = true; return m },
+			name:    "shutting down: what is held waits for its successor",
+			machine: func() *Machine { m := connectedMachine(); m.draining = true; return m },
 		},
 		{
 			name: "shutting down, and the successor is known: the socket first",
-			model: func() *model {
-				m := connectedModel()
+			machine: func() *Machine {
+				m := connectedMachine()
 				m.draining = true
 				m.observe(session(heldByMe, func(s *v1alpha1.WhatsAppSession) {
 					s.Status.HolderStart, s.Status.Worker, s.Status.Epoch = process, "worker-b", 101
 				}), noon)
 				return m
 			},
-			rule: "a device that is not held, or not to be held, has no socket", op: opClose,
+			rule: "a device that is not held, or not to be held, has no socket", op: OpClose,
 		},
 		{
 			name: "shutting down, and nobody can take it: it is given up",
-			model: func() *model {
-				m := connectedModel()
+			machine: func() *Machine {
+				m := connectedMachine()
 				m.draining = true
 				m.observe(session(heldByMe, func(s *v1alpha1.WhatsAppSession) {
 					s.Status.HolderStart, s.Status.Worker, s.Status.Epoch = process, "", 101
 				}), noon)
 				return m
 			},
-			rule: "a device that is not held, or not to be held, has no socket", op: opClose,
+			rule: "a device that is not held, or not to be held, has no socket", op: OpClose,
 		},
 		{
-			name:  "shutting down, and the grace is over: the socket first",
-			model: func() *model { m := connectedModel(); m.draining, m.evicted = true, true; return m },
-			rule:  "a device that is not held, or not to be held, has no socket", op: opClose,
+			name:    "shutting down, and the grace is over: the socket first",
+			machine: func() *Machine { m := connectedMachine(); m.draining, m.evicted = true, true; return m },
+			rule:    "a device that is not held, or not to be held, has no socket", op: OpClose,
 		},
 		{
 			name: "shutting down: nothing is claimed any more",
-			model: func() *model {
-				m := newModel(me, process, nil)
+			machine: func() *Machine {
+				m := newMachine(me, process, nil)
 				m.draining = true
 				m.observe(session(), noon)
 				return m
@@ -365,8 +353,8 @@ func TestRules(t *testing.T) {
 		},
 		{
 			name: "shutting down: the hold of a former process is given up",
-			model: func() *model {
-				m := newModel(me, process, nil)
+			machine: func() *Machine {
+				m := newMachine(me, process, nil)
 				m.draining = true
 				m.observe(session(heldByMe, func(s *v1alpha1.WhatsAppSession) { s.Status.HolderStart = "former" }), noon)
 				return m
@@ -374,19 +362,19 @@ func TestRules(t *testing.T) {
 			rule: "a device that is not to be held is given up",
 		},
 		{
-			name:  "connected and wanted: nothing",
-			model: func() *model { return connectedModel() },
+			name:    "connected and wanted: nothing",
+			machine: func() *Machine { return connectedMachine() },
 		},
 		{
-			name:  "an operation under way: nothing",
-			model: func() *model { m := connectedModel(); m.vanish(); m.running = opLogout; return m },
-			rule:  "one operation at a time",
+			name:    "an operation under way: nothing",
+			machine: func() *Machine { m := connectedMachine(); m.Step(Vanished{}, noon); m.running = OpLogout; return m },
+			rule:    "one operation at a time",
 		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			g := NewWithT(t)
-			rule, op := tt.model().decide(noon)
+			rule, op := tt.machine().decide(noon)
 			g.Expect(rule).To(Equal(tt.rule))
 			g.Expect(op).To(Equal(tt.op))
 		})
@@ -397,8 +385,8 @@ func TestEndings(t *testing.T) {
 	until := noon.Add(2 * time.Hour)
 	tests := []struct {
 		name     string
-		event    whatsapp.Event
-		before   func(*model)
+		event    Event
+		before   func(*Machine)
 		phase    v1alpha1.Phase
 		reason   string
 		retryAt  time.Time
@@ -408,45 +396,45 @@ func TestEndings(t *testing.T) {
 	}{
 		{
 			name:  "a lost connection is pending, urgent, and tried again within the backoff",
-			event: whatsapp.Event{Type: whatsapp.EventDisconnected, Message: "the socket closed"},
+			event: Event{Type: EventDisconnected, Message: "the socket closed"},
 			phase: v1alpha1.PhaseDisconnected, reason: v1alpha1.ReasonReconnecting,
 			retryAt: noon.Add(backoffFirst / 2), word: delivery.Pending, priority: delivery.High,
 		},
 		{
 			name:   "the backoff doubles up to two minutes",
-			event:  whatsapp.Event{Type: whatsapp.EventDisconnected, Message: "the socket closed"},
-			before: func(m *model) { m.attempts = 30 },
+			event:  Event{Type: EventDisconnected, Message: "the socket closed"},
+			before: func(m *Machine) { m.attempts = 30 },
 			phase:  v1alpha1.PhaseDisconnected, reason: v1alpha1.ReasonReconnecting,
 			retryAt: noon.Add(backoffMost / 2), word: delivery.Pending, priority: delivery.High,
 		},
 		{
 			name:  "logged out is not tried again",
-			event: whatsapp.Event{Type: whatsapp.EventLoggedOut, Message: "unlinked on the phone"},
+			event: Event{Type: EventLoggedOut, Message: "unlinked on the phone"},
 			phase: v1alpha1.PhaseLoggedOut, reason: v1alpha1.ReasonLoggedOut,
 			word: delivery.Inactive, priority: delivery.High, note: v1alpha1.ReasonLoggedOut,
 		},
 		{
 			name:  "replaced is not fought: once more after five minutes",
-			event: whatsapp.Event{Type: whatsapp.EventReplaced},
+			event: Event{Type: EventReplaced},
 			phase: v1alpha1.PhaseReplaced, reason: v1alpha1.ReasonReplaced, retryAt: noon.Add(replacedPause),
 			word: delivery.Inactive, priority: delivery.High, note: v1alpha1.ReasonReplaced,
 		},
 		{
 			name:   "replaced a second time waits for a person",
-			event:  whatsapp.Event{Type: whatsapp.EventReplaced},
-			before: func(m *model) { m.want.Replacements = 1 },
+			event:  Event{Type: EventReplaced},
+			before: func(m *Machine) { m.want.Replacements = 1 },
 			phase:  v1alpha1.PhaseReplaced, reason: v1alpha1.ReasonReplaced,
 			word: delivery.Inactive, priority: delivery.High, note: v1alpha1.ReasonReplaced,
 		},
 		{
 			name:  "banned: not one attempt before the expiry",
-			event: whatsapp.Event{Type: whatsapp.EventBanned, Message: "sent too much", Until: until},
+			event: Event{Type: EventBanned, Message: "sent too much", Until: until},
 			phase: v1alpha1.PhaseBanned, reason: v1alpha1.ReasonBanned, retryAt: until.Add(banMargin),
 			word: delivery.Inactive, priority: delivery.High, note: v1alpha1.ReasonBanned,
 		},
 		{
 			name:  "outdated waits for a new image",
-			event: whatsapp.Event{Type: whatsapp.EventOutdated},
+			event: Event{Type: EventOutdated},
 			phase: v1alpha1.PhaseOutdated, reason: v1alpha1.ReasonOutdated,
 			word: delivery.Inactive, priority: delivery.High, note: v1alpha1.ReasonOutdated,
 		},
@@ -454,31 +442,31 @@ func TestEndings(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			g := NewWithT(t)
-			m := connectedModel()
-			_, _ = m.announcement(noon)
+			m := connectedMachine()
+			_, _ = m.publication(noon)
 			if tt.before != nil {
 				tt.before(m)
 			}
-			m.event(tt.event, noon)
+			m.onEvent(tt.event, noon)
 
 			g.Expect(m.want.Phase).To(Equal(tt.phase))
 			g.Expect(m.reason).To(Equal(tt.reason))
 			g.Expect(m.retryAt).To(BeTemporally("==", tt.retryAt))
 			g.Expect(m.socket).To(Equal(socketOver))
 			g.Expect(m.want.LastDisconnectedTime.Time).To(BeTemporally("==", noon))
-			a, changed := m.announcement(noon)
+			a, changed := m.publication(noon)
 			g.Expect(changed).To(BeTrue())
 			g.Expect(a.Status.Status).To(Equal(tt.word))
 			g.Expect(a.Status.Priority).To(Equal(tt.priority))
 			g.Expect(a.Status.Numbers).To(Equal(delivery.Numbers{Epoch: 100, Seq: delivery.FirstSeq(1) + 2}))
-			var notes []string
-			for _, n := range m.notes {
-				notes = append(notes, n.reason)
+			var events []string
+			for _, n := range m.events {
+				events = append(events, n.Reason)
 			}
 			if tt.note == "" {
-				g.Expect(notes).To(BeEmpty())
+				g.Expect(events).To(BeEmpty())
 			} else {
-				g.Expect(notes).To(Equal([]string{tt.note}))
+				g.Expect(events).To(Equal([]string{tt.note}))
 			}
 		})
 	}
@@ -486,25 +474,25 @@ func TestEndings(t *testing.T) {
 
 func TestPairing(t *testing.T) {
 	g := NewWithT(t)
-	m := takenModel(session(), account{starts: 1})
+	m := takenMachine(session(), Device{Starts: 1})
 	g.Expect(m.want.Phase).To(Equal(v1alpha1.PhasePairing))
 	m.onDialed(false, m.dialSpec(), noon)
-	m.event(whatsapp.Event{Type: whatsapp.EventQR, Codes: []string{"one", "two"}}, noon)
+	m.onEvent(Event{Type: EventQR, Codes: []string{"one", "two"}}, noon)
 
 	g.Expect(m.want.QR.Code).To(Equal("one"))
 	g.Expect(m.want.QR.Attempt).To(BeEquivalentTo(1))
 	g.Expect(m.want.QR.ExpiresAt.Time).To(BeTemporally("==", noon.Add(firstCode)))
 	g.Expect(m.want.PairingDeadline.Time).To(BeTemporally("==", noon.Add(defaultPairingTimeout)))
-	a, changed := m.announcement(noon)
+	a, changed := m.publication(noon)
 	g.Expect(changed).To(BeTrue())
 	g.Expect(a.QR.QR).To(Equal("one"))
 
 	now := noon.Add(firstCode)
-	g.Expect(m.wakeAt()).To(ContainElement(BeTemporally("==", now)))
+	g.Expect(m.wakeTimes()).To(ContainElement(BeTemporally("==", now)))
 	m.tick(now)
 	g.Expect(m.want.QR.Code).To(Equal("two"))
 	g.Expect(m.want.QR.ExpiresAt.Time).To(BeTemporally("==", now.Add(laterCode)))
-	a, changed = m.announcement(now)
+	a, changed = m.publication(now)
 	g.Expect(changed).To(BeTrue())
 	g.Expect(a.QR.Attempt).To(BeEquivalentTo(2))
 
@@ -512,13 +500,13 @@ func TestPairing(t *testing.T) {
 	m.tick(now)
 	g.Expect(m.want.QR).To(BeNil(), "a code is cleared the moment it expires")
 	_, op := m.decide(now)
-	g.Expect(op).To(Equal(opClose), "the codes have run out: the next connection brings new ones")
+	g.Expect(op).To(Equal(OpClose), "the codes have run out: the next connection brings new ones")
 	m.socket = socketNone
 	_, op = m.decide(now)
-	g.Expect(op).To(Equal(opDial))
+	g.Expect(op).To(Equal(OpDial))
 
 	m.onDialed(false, m.dialSpec(), now)
-	m.event(whatsapp.Event{Type: whatsapp.EventQR, Codes: []string{"three"}}, now)
+	m.onEvent(Event{Type: EventQR, Codes: []string{"three"}}, now)
 	g.Expect(m.want.QR.Attempt).To(BeEquivalentTo(3))
 	g.Expect(m.want.PairingDeadline.Time).To(BeTemporally("==", noon.Add(defaultPairingTimeout)), "a new connection does not prolong the pairing")
 
@@ -531,17 +519,17 @@ func TestPairing(t *testing.T) {
 		g.Expect(late.want.QR).To(BeNil())
 		late.socket = socketNone
 		_, op := late.decide(deadline)
-		g.Expect(op).To(Equal(opNone))
+		g.Expect(op).To(Equal(OpNone))
 		late.obj = session(heldByMe, func(s *v1alpha1.WhatsAppSession) {
 			s.Annotations = map[string]string{v1alpha1.RestartedAtAnnotation: "again"}
 		})
 		late.tick(deadline.Add(time.Second))
 		g.Expect(late.want.ObservedRestartedAt).To(Equal("again"))
 		_, op = late.decide(deadline.Add(time.Second))
-		g.Expect(op).To(Equal(opDial))
+		g.Expect(op).To(Equal(OpDial))
 	})
 
-	m.event(whatsapp.Event{Type: whatsapp.EventPairSuccess, JID: jid, PhoneNumber: phone}, now)
+	m.onEvent(Event{Type: EventPairSuccess, JID: jid, PhoneNumber: phone}, now)
 	g.Expect(m.want.Phase).To(Equal(v1alpha1.PhaseConnecting))
 	g.Expect(m.want.QR).To(BeNil(), "a used code is cleared")
 
@@ -552,19 +540,19 @@ func TestPairing(t *testing.T) {
 		g.Expect(silent.socket).To(Equal(socketOver))
 		silent.socket = socketNone
 		_, op := silent.decide(now.Add(pairedTimeout))
-		g.Expect(op).To(Equal(opDial))
+		g.Expect(op).To(Equal(OpDial))
 	})
 
-	m.event(whatsapp.Event{Type: whatsapp.EventDisconnected, Reason: "StreamError515"}, now)
+	m.onEvent(Event{Type: EventDisconnected, Reason: "StreamError515"}, now)
 	g.Expect(m.want.Phase).To(Equal(v1alpha1.PhaseConnecting), "the 515 is part of a pairing, not a failure")
 	m.socket = socketNone
 	_, op = m.decide(now)
-	g.Expect(op).To(Equal(opDial), "it logs in at once")
+	g.Expect(op).To(Equal(OpDial), "it logs in at once")
 }
 
 func TestRestartCountsOnceAMinute(t *testing.T) {
 	g := NewWithT(t)
-	m := connectedModel()
+	m := connectedMachine()
 	ask := func(value string, now time.Time) {
 		m.observe(session(heldByMe, func(s *v1alpha1.WhatsAppSession) {
 			s.Annotations = map[string]string{v1alpha1.RestartedAtAnnotation: value}
@@ -576,59 +564,59 @@ func TestRestartCountsOnceAMinute(t *testing.T) {
 	g.Expect(m.socket).To(Equal(socketOver), "a connected session connects anew")
 	ask("2", noon.Add(time.Second))
 	g.Expect(m.want.ObservedRestartedAt).To(Equal("1"))
-	g.Expect(m.wakeAt()).To(ContainElement(BeTemporally("==", noon.Add(restartInterval))))
+	g.Expect(m.wakeTimes()).To(ContainElement(BeTemporally("==", noon.Add(restartInterval))))
 	m.tick(noon.Add(restartInterval))
 	g.Expect(m.want.ObservedRestartedAt).To(Equal("2"))
 }
 
 func TestRestartDoesNotShortenABan(t *testing.T) {
 	g := NewWithT(t)
-	m := connectedModel()
-	m.event(whatsapp.Event{Type: whatsapp.EventBanned, Until: noon.Add(time.Hour)}, noon)
+	m := connectedMachine()
+	m.onEvent(Event{Type: EventBanned, Until: noon.Add(time.Hour)}, noon)
 	m.socket = socketNone
 	m.observe(session(heldByMe, func(s *v1alpha1.WhatsAppSession) {
 		s.Annotations = map[string]string{v1alpha1.RestartedAtAnnotation: "please"}
 	}), noon)
 	_, op := m.decide(noon)
-	g.Expect(op).To(Equal(opNone))
+	g.Expect(op).To(Equal(OpNone))
 	g.Expect(m.want.Phase).To(Equal(v1alpha1.PhaseBanned))
 	_, op = m.decide(noon.Add(time.Hour))
-	g.Expect(op).To(Equal(opNone), "another's clock may be ahead")
+	g.Expect(op).To(Equal(OpNone), "another's clock may be ahead")
 	_, op = m.decide(noon.Add(time.Hour + banMargin))
-	g.Expect(op).To(Equal(opDial))
+	g.Expect(op).To(Equal(OpDial))
 }
 
 func TestBanMovesWithTheSession(t *testing.T) {
 	g := NewWithT(t)
 	until := metav1.NewTime(noon.Add(time.Hour))
-	m := takenModel(session(func(s *v1alpha1.WhatsAppSession) {
+	m := takenMachine(session(func(s *v1alpha1.WhatsAppSession) {
 		s.Status.Phase, s.Status.RetryAfter = v1alpha1.PhaseBanned, &until
-	}), account{starts: 3, jid: jid, phone: phone})
+	}), Device{Starts: 3, JID: jid, PhoneNumber: phone})
 	_, op := m.decide(noon)
-	g.Expect(op).To(Equal(opNone), "the next holder must know what was already tried")
-	g.Expect(m.wakeAt()).To(ContainElement(BeTemporally("==", until.Time)))
+	g.Expect(op).To(Equal(OpNone), "the next holder must know what was already tried")
+	g.Expect(m.wakeTimes()).To(ContainElement(BeTemporally("==", until.Time)))
 }
 
 func TestEpochBehindIsGivenUp(t *testing.T) {
 	g := NewWithT(t)
-	m := newModel(me, process, nil)
+	m := newMachine(me, process, nil)
 	m.observe(session(heldByMe), noon)
 	m.hold = true
 	m.behind(500, noon)
 	for range 3 {
 		_, _ = m.decide(noon)
 	}
-	status, needed := m.rendered(noon)
+	status, needed := m.wantedStatus(noon)
 	g.Expect(needed).To(BeTrue())
 	g.Expect(status.HeldBy).To(BeEmpty())
 	g.Expect(status.StoredEpoch).To(BeEquivalentTo(500))
 
 	m.observe(session(func(s *v1alpha1.WhatsAppSession) { s.Status = status }), noon)
 	_, op := m.decide(noon)
-	g.Expect(op).To(Equal(opNone), "under the old epoch it is not tried again")
+	g.Expect(op).To(Equal(OpNone), "under the old epoch it is not tried again")
 	m.observe(session(func(s *v1alpha1.WhatsAppSession) { s.Status = status; s.Status.Epoch = 501 }), noon)
 	_, op = m.decide(noon)
-	g.Expect(op).To(Equal(opToken))
+	g.Expect(op).To(Equal(OpToken))
 }
 
 func TestOnlyTheHolderWrites(t *testing.T) {
@@ -652,10 +640,10 @@ func TestOnlyTheHolderWrites(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			g := NewWithT(t)
-			m := newModel(me, process, nil)
+			m := newMachine(me, process, nil)
 			m.observe(tt.obj, noon)
 			m.hold = tt.hold
-			status, writes := m.rendered(noon)
+			status, writes := m.wantedStatus(noon)
 			g.Expect(writes).To(Equal(tt.writes))
 			if writes {
 				g.Expect(status.Worker).To(Equal(tt.obj.Status.Worker), "worker is the manager's")
@@ -668,54 +656,54 @@ func TestOnlyTheHolderWrites(t *testing.T) {
 
 func TestAConnectedSessionWritesNothing(t *testing.T) {
 	g := NewWithT(t)
-	m := connectedModel()
-	status, needed := m.rendered(noon)
+	m := connectedMachine()
+	status, needed := m.wantedStatus(noon)
 	g.Expect(needed).To(BeTrue())
 	m.observe(session(func(s *v1alpha1.WhatsAppSession) { s.Status = status }), noon)
 	for _, later := range []time.Duration{time.Second, time.Minute, time.Hour} {
 		m.tick(noon.Add(later))
-		_, needed = m.rendered(noon.Add(later))
+		_, needed = m.wantedStatus(noon.Add(later))
 		g.Expect(needed).To(BeFalse())
 	}
 }
 
 func TestALogoutThatNobodyHeardOf(t *testing.T) {
 	g := NewWithT(t)
-	m := connectedModel()
+	m := connectedMachine()
 	m.drop()
 	m.socket = socketNone
 	m.onDialed(false, m.dialSpec(), noon) // the store has no device any more
 	g.Expect(m.want.Phase).To(Equal(v1alpha1.PhaseLoggedOut))
 	g.Expect(m.want.JID).To(BeEmpty())
 	_, op := m.decide(noon)
-	g.Expect(op).To(Equal(opClose))
+	g.Expect(op).To(Equal(OpClose))
 }
 
 func TestARefusalEndsWithItsCause(t *testing.T) {
 	g := NewWithT(t)
-	m := takenModel(session(func(s *v1alpha1.WhatsAppSession) { s.Status.Phase = v1alpha1.PhaseFailed }), account{starts: 2, jid: jid, phone: phone})
+	m := takenMachine(session(func(s *v1alpha1.WhatsAppSession) { s.Status.Phase = v1alpha1.PhaseFailed }), Device{Starts: 2, JID: jid, PhoneNumber: phone})
 	_, op := m.decide(noon)
-	g.Expect(op).To(Equal(opDial), "the next holder looks for itself whether the Secret is there now")
-	m.refused(&Refusal{Reason: v1alpha1.ReasonProxySecretMissing, Message: "create it"}, noon)
+	g.Expect(op).To(Equal(OpDial), "the next holder looks for itself whether the Secret is there now")
+	m.refused(v1alpha1.ReasonProxySecretMissing, "create it", noon)
 	g.Expect(m.want.Phase).To(Equal(v1alpha1.PhaseFailed))
 	g.Expect(m.retryAt).To(BeTemporally(">", noon))
 }
 
 func TestOnlyNewsIsToldToLaravel(t *testing.T) {
 	g := NewWithT(t)
-	m := takenModel(session(), account{starts: 1})
+	m := takenMachine(session(), Device{Starts: 1})
 	m.onDialed(false, m.dialSpec(), noon)
-	m.event(whatsapp.Event{Type: whatsapp.EventQR, Codes: []string{"one", "two"}}, noon)
-	a, _ := m.announcement(noon)
+	m.onEvent(Event{Type: EventQR, Codes: []string{"one", "two"}}, noon)
+	a, _ := m.publication(noon)
 	g.Expect(a.NewStatus).To(BeTrue())
 	g.Expect(a.NewQR).To(BeTrue())
 	m.tick(noon.Add(firstCode))
-	a, _ = m.announcement(noon.Add(firstCode))
+	a, _ = m.publication(noon.Add(firstCode))
 	g.Expect(a.NewStatus).To(BeFalse(), "another code is no other status")
 	g.Expect(a.NewQR).To(BeTrue())
 	g.Expect(a.Status.OccurredAt.Time).To(BeTemporally("==", noon))
-	m.tellAgain()
-	a, changed := m.announcement(noon.Add(firstCode + time.Second))
+	m.Step(PublishAgain{}, noon)
+	a, changed := m.publication(noon.Add(firstCode + time.Second))
 	g.Expect(changed).To(BeTrue())
 	g.Expect(a.NewStatus && a.NewQR).To(BeTrue(), "Redis forgot both")
 	g.Expect(a.Status.OccurredAt.Time).To(BeTemporally("==", noon), "but nothing has happened")
@@ -723,22 +711,22 @@ func TestOnlyNewsIsToldToLaravel(t *testing.T) {
 
 func TestSuspensionDoesNotCountAgainstThePairing(t *testing.T) {
 	g := NewWithT(t)
-	m := takenModel(session(), account{starts: 1})
+	m := takenMachine(session(), Device{Starts: 1})
 	m.onDialed(false, m.dialSpec(), noon)
-	m.event(whatsapp.Event{Type: whatsapp.EventQR, Codes: []string{"one"}}, noon)
+	m.onEvent(Event{Type: EventQR, Codes: []string{"one"}}, noon)
 	m.observe(session(heldByMe, func(s *v1alpha1.WhatsAppSession) { s.Spec.Suspend, s.Status.Worker, s.Status.Epoch = true, "", 101 }), noon)
 	_, op := m.decide(noon)
-	g.Expect(op).To(Equal(opClose))
+	g.Expect(op).To(Equal(OpClose))
 	g.Expect(m.want.PairingDeadline).To(BeNil())
 	g.Expect(m.want.QR).To(BeNil())
 }
 
 func TestASessionThatRestsDoesNotWakeUp(t *testing.T) {
 	g := NewWithT(t)
-	m := connectedModel()
-	m.event(whatsapp.Event{Type: whatsapp.EventOutdated}, noon)
+	m := connectedMachine()
+	m.onEvent(Event{Type: EventOutdated}, noon)
 	m.socket = socketNone
-	for _, at := range m.wakeAt() {
+	for _, at := range m.wakeTimes() {
 		g.Expect(at).To(BeZero())
 	}
 }

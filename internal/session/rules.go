@@ -1,18 +1,17 @@
-package worker
+package session
 
 import (
 	"time"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
-	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
 )
 
 // rule is a line of the table by which a supervisor decides what to do next.
 type rule struct {
 	name string
-	when func(m *model, now time.Time) bool
+	when func(m *Machine, now time.Time) bool
 	// then changes the model and names the operation to begin, if any.
-	then func(m *model, now time.Time) operation
+	then func(m *Machine, now time.Time) Operation
 }
 
 // rules are tried in order; the first that applies is carried out. They are
@@ -21,179 +20,179 @@ type rule struct {
 var rules = []rule{
 	{
 		name: "one operation at a time",
-		when: func(m *model, _ time.Time) bool { return m.running != opNone },
+		when: func(m *Machine, _ time.Time) bool { return m.running != OpNone },
 		then: nothing,
 	},
 	{
 		name: "a connection that has ended is closed",
-		when: func(m *model, _ time.Time) bool { return m.socket == socketOver },
-		then: start(opClose),
+		when: func(m *Machine, _ time.Time) bool { return m.socket == socketOver },
+		then: start(OpClose),
 	},
 	{
 		name: "a device that is not held, or not to be held, has no socket",
-		when: func(m *model, now time.Time) bool {
+		when: func(m *Machine, now time.Time) bool {
 			return m.socket != socketNone && (!m.held() || !m.stays(now))
 		},
-		then: func(m *model, now time.Time) operation {
+		then: func(m *Machine, now time.Time) Operation {
 			m.leaving(now)
 			m.drop()
-			return opClose
+			return OpClose
 		},
 	},
 	{
 		name: "another proxy means another connection",
-		when: func(m *model, _ time.Time) bool {
-			return m.socket != socketNone && m.dialed.proxySecret != m.dialSpec().proxySecret
+		when: func(m *Machine, _ time.Time) bool {
+			return m.socket != socketNone && m.dialed.ProxySecret != m.dialSpec().ProxySecret
 		},
-		then: func(m *model, now time.Time) operation {
+		then: func(m *Machine, now time.Time) Operation {
 			m.drop()
 			m.retryAt = now
 			m.phase(v1alpha1.PhaseConnecting, v1alpha1.ReasonConnecting, "spec.proxy changed", now)
-			return opClose
+			return OpClose
 		},
 	},
 	{
 		name: "what is to be told is told before the device is given up, for a moment",
-		when: func(m *model, now time.Time) bool {
+		when: func(m *Machine, now time.Time) bool {
 			return m.heldHere() && !m.stays(now) && m.hold && m.releaseBy.IsZero()
 		},
-		then: func(m *model, now time.Time) operation {
+		then: func(m *Machine, now time.Time) Operation {
 			m.leaving(now)
 			m.releaseBy = now.Add(flushTimeout)
-			return opNone
+			return OpNone
 		},
 	},
 	{
 		name: "a device that is not to be held is given up",
-		when: func(m *model, now time.Time) bool { return m.heldHere() && !m.stays(now) },
-		then: func(m *model, now time.Time) operation {
-			if m.hold && m.telling && now.Before(m.releaseBy) {
-				return opNone
+		when: func(m *Machine, now time.Time) bool { return m.heldHere() && !m.stays(now) },
+		then: func(m *Machine, now time.Time) Operation {
+			if m.hold && m.publishing && now.Before(m.releaseBy) {
+				return OpNone
 			}
 			m.hold, m.releaseBy = false, time.Time{}
-			return opNone
+			return OpNone
 		},
 	},
 	{
 		name: "nothing is done for a session that is not placed here",
-		when: func(m *model, now time.Time) bool { return !m.stays(now) },
+		when: func(m *Machine, now time.Time) bool { return !m.stays(now) },
 		then: nothing,
 	},
 	{
 		name: "a login token comes before the claim",
-		when: func(m *model, now time.Time) bool { return (!m.held() || !m.hold) && !m.token && !m.restsLong(now) },
-		then: start(opToken),
+		when: func(m *Machine, now time.Time) bool { return (!m.held() || !m.hold) && !m.token && !m.restsLong(now) },
+		then: start(OpToken),
 	},
 	{
 		name: "the old holder is waited for",
-		when: func(m *model, _ time.Time) bool { return m.obj.Status.HeldBy != "" && !m.heldHere() },
+		when: func(m *Machine, _ time.Time) bool { return m.obj.Status.HeldBy != "" && !m.heldHere() },
 		then: nothing,
 	},
 	{
 		name: "the claim is written and confirmed before the device is taken",
-		when: func(m *model, _ time.Time) bool { return !m.held() || !m.hold },
-		then: func(m *model, _ time.Time) operation { m.hold = true; return opNone },
+		when: func(m *Machine, _ time.Time) bool { return !m.held() || !m.hold },
+		then: func(m *Machine, _ time.Time) Operation { m.hold = true; return OpNone },
 	},
 	{
 		name: "the keys are taken under the epoch of the claim",
-		when: func(m *model, now time.Time) bool { return !m.taken && !now.Before(m.retryAt) },
-		then: start(opTake),
+		when: func(m *Machine, now time.Time) bool { return !m.taken && !now.Before(m.retryAt) },
+		then: start(OpTake),
 	},
 	{
 		name: "without keys nothing else is done",
-		when: func(m *model, _ time.Time) bool { return !m.taken },
+		when: func(m *Machine, _ time.Time) bool { return !m.taken },
 		then: nothing,
 	},
 	{
 		name: "a deleted session offers no codes; its record is read again, for a scan may just have succeeded",
-		when: func(m *model, _ time.Time) bool {
+		when: func(m *Machine, _ time.Time) bool {
 			return m.logoutWanted() && m.socket == socketPairing && m.want.JID == ""
 		},
-		then: func(m *model, _ time.Time) operation {
+		then: func(m *Machine, _ time.Time) Operation {
 			m.drop()
 			m.taken = false
-			return opClose
+			return OpClose
 		},
 	},
 	{
 		name: "another way of pairing means another connection",
-		when: func(m *model, _ time.Time) bool {
-			return m.want.JID == "" && m.want.Phase == v1alpha1.PhasePairing && m.dialed.pairPhone != m.dialSpec().pairPhone
+		when: func(m *Machine, _ time.Time) bool {
+			return m.want.JID == "" && m.want.Phase == v1alpha1.PhasePairing && m.dialed.PairPhone != m.dialSpec().PairPhone
 		},
-		then: func(m *model, now time.Time) operation {
+		then: func(m *Machine, now time.Time) Operation {
 			m.awaitCodes(now)
 			m.retryAt, m.want.RetryAfter, m.want.RetryReason = now, nil, ""
 			if m.socket == socketNone { // it may have been waiting after a refusal
-				return opNone
+				return OpNone
 			}
 			m.drop()
-			return opClose
+			return OpClose
 		},
 	},
 	{
 		name: "the keys of a deleted session without a device are deleted",
-		when: func(m *model, now time.Time) bool {
+		when: func(m *Machine, now time.Time) bool {
 			return m.logoutWanted() && m.socket == socketNone && (m.loggedOut || m.want.JID == "") && !now.Before(m.retryAt)
 		},
-		then: start(opForget),
+		then: start(OpForget),
 	},
 	{
 		name: "a deleted session and a wrong phone are logged out",
-		when: func(m *model, now time.Time) bool {
+		when: func(m *Machine, now time.Time) bool {
 			return m.socket == socketOpen && (m.logoutWanted() || m.wrongPhone()) && !now.Before(m.retryAt)
 		},
-		then: start(opLogout),
+		then: start(OpLogout),
 	},
 	{
 		name: "a session without a socket connects when its time has come",
-		when: func(m *model, now time.Time) bool {
-			return m.socket == socketNone && m.verdictAt.IsZero() && !m.retryAt.IsZero() && !now.Before(m.retryAt)
+		when: func(m *Machine, now time.Time) bool {
+			return m.socket == socketNone && m.assessAt.IsZero() && !m.retryAt.IsZero() && !now.Before(m.retryAt)
 		},
-		then: start(opDial),
+		then: start(OpDial),
 	},
 }
 
-func nothing(*model, time.Time) operation { return opNone }
+func nothing(*Machine, time.Time) Operation { return OpNone }
 
-func start(op operation) func(*model, time.Time) operation {
-	return func(*model, time.Time) operation { return op }
+func start(op Operation) func(*Machine, time.Time) Operation {
+	return func(*Machine, time.Time) Operation { return op }
 }
 
 // decide applies the first rule that holds and returns its name and operation.
-func (m *model) decide(now time.Time) (string, operation) {
+func (m *Machine) decide(now time.Time) (string, Operation) {
 	if m.obj == nil {
-		return "", opNone
+		return "", OpNone
 	}
 	for _, r := range rules {
 		if r.when(m, now) {
 			return r.name, r.then(m, now)
 		}
 	}
-	return "", opNone
+	return "", OpNone
 }
 
 // cancels reports whether the operation under way is of no use any more.
-func (m *model) cancels(now time.Time) bool {
+func (m *Machine) cancels(now time.Time) bool {
 	switch m.running {
-	case opToken:
+	case OpToken:
 		return !m.stays(now)
-	case opDial:
-		return !m.stays(now) || !m.held() || m.dialsInVain()
-	case opTake, opLogout:
+	case OpDial:
+		return !m.stays(now) || !m.held() || m.dialIsUseless()
+	case OpTake, OpLogout:
 		return !m.stays(now) || !m.held()
 	default:
 		return false
 	}
 }
 
-// dialsInVain: what was decided while the dial waited for its turn makes it
+// dialIsUseless: what was decided while the dial waited for its turn makes it
 // useless. If it is still wanted, it begins anew with what is so now.
-func (m *model) dialsInVain() bool {
+func (m *Machine) dialIsUseless() bool {
 	spec, unpaired := m.dialSpec(), m.want.JID == ""
 	switch {
 	case m.retryAt.IsZero(): // the time for pairing is over
 		return true
-	case spec.proxySecret != m.dialing.proxySecret:
+	case spec.ProxySecret != m.dialing.ProxySecret:
 		return true
 	case unpaired && spec != m.dialing:
 		return true
@@ -203,11 +202,11 @@ func (m *model) dialsInVain() bool {
 }
 
 // leaving says why a session that is to be given up is not connected.
-func (m *model) leaving(now time.Time) {
+func (m *Machine) leaving(now time.Time) {
 	m.hideCode()
 	m.stableAt, m.watchdog = time.Time{}, time.Time{}
 	if m.obj.Spec.Suspend {
-		m.want = status.Suspend(m.want)
+		m.want = Suspend(m.want)
 		if m.want.Phase == v1alpha1.PhaseReplaced { // should it be resumed before the manager has seen it
 			m.want.Phase = v1alpha1.PhaseDisconnected
 		}

@@ -1,8 +1,7 @@
-package worker
+package session
 
 import (
 	"fmt"
-	"slices"
 	"testing"
 	"time"
 
@@ -12,7 +11,6 @@ import (
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
-	"github.com/whatsapp-operator/whatsapp-operator/internal/whatsapp"
 )
 
 const typed = "ABCD-1234"
@@ -23,21 +21,21 @@ func byCode(s *v1alpha1.WhatsAppSession) {
 }
 
 // showingCode is a model that shows a code until a minute after noon.
-func showingCode() *model {
-	m := takenModel(session(byCode), account{starts: 1})
+func showingCode() *Machine {
+	m := takenMachine(session(byCode), Device{Starts: 1})
 	m.onDialed(false, m.dialSpec(), noon)
-	m.event(whatsapp.Event{Type: whatsapp.EventPairingCode, Code: typed, Until: noon.Add(time.Minute)}, noon)
+	m.onEvent(Event{Type: EventPairingCode, Code: typed, Until: noon.Add(time.Minute)}, noon)
 	return m
 }
 
 func TestPairingByPhoneCode(t *testing.T) {
 	g := NewWithT(t)
-	m := takenModel(session(byCode), account{starts: 1})
+	m := takenMachine(session(byCode), Device{Starts: 1})
 	g.Expect(m.want.Phase).To(Equal(v1alpha1.PhasePairing))
 	g.Expect(m.reason).To(Equal(v1alpha1.ReasonWaitingForCode))
 	g.Expect(m.want.PairingDeadline).To(BeNil(), "the time begins with the first code")
 	rule, op := m.decide(noon)
-	g.Expect(op).To(Equal(opDial), rule)
+	g.Expect(op).To(Equal(OpDial), rule)
 
 	m = showingCode()
 	g.Expect(m.want.PairingCode).To(Equal(typed))
@@ -46,39 +44,39 @@ func TestPairingByPhoneCode(t *testing.T) {
 	g.Expect(m.message).To(ContainSubstring(phone))
 	g.Expect(m.want.PairingDeadline.Time).To(BeTemporally("==", noon.Add(defaultPairingTimeout)))
 	g.Expect(m.want.QR).To(BeNil())
-	a, changed := m.announcement(noon)
+	a, changed := m.publication(noon)
 	g.Expect(changed).To(BeTrue())
 	g.Expect(a.QR).To(BeNil())
 	g.Expect(a.Status.Status).To(Equal(delivery.Pending))
 	g.Expect(a.Status.Phase).To(BeEquivalentTo(v1alpha1.PhasePairing))
 	g.Expect(a.Status.Reason).To(Equal(v1alpha1.ReasonWaitingForCode))
-	g.Expect(fmt.Sprintf("%+v %+v %q", a, m.notes, m.message)).NotTo(ContainSubstring(typed), "the code is in the resource and nowhere else")
-	status, needed := m.rendered(noon)
+	g.Expect(fmt.Sprintf("%+v %+v %q", a, m.events, m.message)).NotTo(ContainSubstring(typed), "the code is in the resource and nowhere else")
+	status, needed := m.wantedStatus(noon)
 	g.Expect(needed).To(BeTrue())
 	g.Expect(status.PairingCode).To(Equal(typed))
 	g.Expect(fmt.Sprint(status.Conditions)).NotTo(ContainSubstring(typed))
 
 	// It expires; the next connection brings another, for which Laravel need not be told anything.
 	now := noon.Add(time.Minute)
-	g.Expect(m.wakeAt()).To(ContainElement(BeTemporally("==", now)))
+	g.Expect(m.wakeTimes()).To(ContainElement(BeTemporally("==", now)))
 	m.tick(now)
 	g.Expect(m.want.PairingCode).To(BeEmpty(), "a code is cleared the moment it expires")
 	_, op = m.decide(now)
-	g.Expect(op).To(Equal(opClose))
+	g.Expect(op).To(Equal(OpClose))
 	m.socket = socketNone
 	_, op = m.decide(now)
-	g.Expect(op).To(Equal(opDial))
+	g.Expect(op).To(Equal(OpDial))
 	m.onDialed(false, m.dialSpec(), now)
-	m.event(whatsapp.Event{Type: whatsapp.EventPairingCode, Code: "WXYZ-9876", Until: now.Add(time.Minute)}, now)
+	m.onEvent(Event{Type: EventPairingCode, Code: "WXYZ-9876", Until: now.Add(time.Minute)}, now)
 	g.Expect(m.want.PairingCode).To(Equal("WXYZ-9876"))
 	g.Expect(m.want.PairingDeadline.Time).To(BeTemporally("==", noon.Add(defaultPairingTimeout)), "a new connection does not prolong the pairing")
-	_, changed = m.announcement(now)
+	_, changed = m.publication(now)
 	g.Expect(changed).To(BeFalse())
 
-	m.event(whatsapp.Event{Type: whatsapp.EventPairSuccess, JID: jid, PhoneNumber: phone}, now)
+	m.onEvent(Event{Type: EventPairSuccess, JID: jid, PhoneNumber: phone}, now)
 	g.Expect(m.want.PairingCode).To(BeEmpty(), "a used code is cleared")
 	g.Expect(m.want.Phase).To(Equal(v1alpha1.PhaseConnecting))
-	m.event(whatsapp.Event{Type: whatsapp.EventPairingCode, Code: typed, Until: now.Add(time.Minute)}, now)
+	m.onEvent(Event{Type: EventPairingCode, Code: typed, Until: now.Add(time.Minute)}, now)
 	g.Expect(m.want.PairingCode).To(BeEmpty(), "a code that comes after the pairing is of no use")
 }
 
@@ -87,31 +85,31 @@ func TestAPhoneCodeIsCleared(t *testing.T) {
 	deadline := noon.Add(defaultPairingTimeout)
 	for _, tt := range []struct {
 		name  string
-		act   func(m *model)
+		act   func(m *Machine)
 		phase v1alpha1.Phase
 	}{
-		{"nobody types it", func(m *model) { m.tick(deadline) }, v1alpha1.PhasePairingExpired},
-		{"the connection is lost", func(m *model) {
-			m.event(whatsapp.Event{Type: whatsapp.EventDisconnected, Message: "the socket closed"}, noon)
+		{"nobody types it", func(m *Machine) { m.tick(deadline) }, v1alpha1.PhasePairingExpired},
+		{"the connection is lost", func(m *Machine) {
+			m.onEvent(Event{Type: EventDisconnected, Message: "the socket closed"}, noon)
 		}, v1alpha1.PhasePairing},
-		{"the pairing is refused", func(m *model) {
-			m.event(whatsapp.Event{Type: whatsapp.EventPairError, Message: "a bad signature"}, noon)
-			m.event(whatsapp.Event{Type: whatsapp.EventDisconnected, Message: "the pairing was refused"}, noon)
+		{"the pairing is refused", func(m *Machine) {
+			m.onEvent(Event{Type: EventPairError, Message: "a bad signature"}, noon)
+			m.onEvent(Event{Type: EventDisconnected, Message: "the pairing was refused"}, noon)
 		}, v1alpha1.PhasePairing},
-		{"suspended", func(m *model) {
+		{"suspended", func(m *Machine) {
 			m.observe(session(byCode, heldByMe, func(s *v1alpha1.WhatsAppSession) { s.Spec.Suspend, s.Status.Worker, s.Status.Epoch = true, "", 101 }), noon)
 			m.decide(noon)
 		}, v1alpha1.PhaseDisconnected},
-		{"deleted", func(m *model) {
+		{"deleted", func(m *Machine) {
 			m.observe(session(byCode, heldByMe, deleted), noon)
 			m.decide(noon)
 		}, v1alpha1.PhaseTerminating},
-		{"restarted", func(m *model) {
+		{"restarted", func(m *Machine) {
 			m.observe(session(byCode, heldByMe, func(s *v1alpha1.WhatsAppSession) {
 				s.Annotations = map[string]string{v1alpha1.RestartedAtAnnotation: "again"}
 			}), noon)
 		}, v1alpha1.PhaseConnecting},
-		{"taken up by another process", func(m *model) {
+		{"taken up by another process", func(m *Machine) {
 			m.observe(session(byCode, func(s *v1alpha1.WhatsAppSession) { s.Status.PairingCode = typed }), noon)
 		}, v1alpha1.PhaseConnecting},
 	} {
@@ -127,19 +125,19 @@ func TestAPhoneCodeIsCleared(t *testing.T) {
 
 func TestAPhoneCodeThatIsRefused(t *testing.T) {
 	g := NewWithT(t)
-	m := takenModel(session(byCode), account{starts: 1})
+	m := takenMachine(session(byCode), Device{Starts: 1})
 	m.onDialed(false, m.dialSpec(), noon)
-	refusal := whatsapp.Event{Type: whatsapp.EventCodeRefused, Reason: "PairingCodeRefused429", Message: "too many were asked for"}
-	m.event(refusal, noon)
+	refusal := Event{Type: EventCodeRefused, Reason: "PairingCodeRefused429", Message: "too many were asked for"}
+	m.onEvent(refusal, noon)
 	g.Expect(m.want.Phase).To(Equal(v1alpha1.PhasePairing))
 	g.Expect(m.reason).To(Equal(v1alpha1.ReasonPairingCodeRefused))
 	g.Expect(m.message).To(Equal(refusal.Message))
 	g.Expect(m.retryAt).To(BeTemporally("==", noon.Add(codeRefusedPause)), "asked again soon it gets worse")
-	g.Expect(m.notes).To(ContainElement(note{corev1.EventTypeWarning, v1alpha1.ReasonPairingCodeRefused, refusal.Message}))
-	a, _ := m.announcement(noon)
+	g.Expect(m.events).To(ContainElement(RecordedEvent{corev1.EventTypeWarning, v1alpha1.ReasonPairingCodeRefused, refusal.Message}))
+	a, _ := m.publication(noon)
 	g.Expect(a.Status.Status).To(Equal(delivery.Pending))
 	_, op := m.decide(noon)
-	g.Expect(op).To(Equal(opClose))
+	g.Expect(op).To(Equal(OpClose))
 	m.socket = socketNone
 
 	t.Run("another number is tried at once", func(t *testing.T) {
@@ -149,17 +147,17 @@ func TestAPhoneCodeThatIsRefused(t *testing.T) {
 		rule, _ := other.decide(noon)
 		g.Expect(rule).To(Equal("another way of pairing means another connection"))
 		rule, op := other.decide(noon)
-		g.Expect(op).To(Equal(opDial), rule)
-		g.Expect(other.dialSpec().pairPhone).To(Equal("+34600111333"))
+		g.Expect(op).To(Equal(OpDial), rule)
+		g.Expect(other.dialSpec().PairPhone).To(Equal("+34600111333"))
 	})
 	t.Run("and without one it ends with the time for pairing", func(t *testing.T) {
 		g := NewWithT(t)
 		deadline := noon.Add(defaultPairingTimeout)
-		g.Expect(m.wakeAt()).To(ContainElement(BeTemporally("==", deadline)))
+		g.Expect(m.wakeTimes()).To(ContainElement(BeTemporally("==", deadline)))
 		m.tick(deadline)
 		g.Expect(m.want.Phase).To(Equal(v1alpha1.PhasePairingExpired))
 		_, op := m.decide(deadline)
-		g.Expect(op).To(Equal(opNone))
+		g.Expect(op).To(Equal(OpNone))
 	})
 }
 
@@ -170,11 +168,11 @@ func TestARefusedCodeIsRememberedByTheNextHolder(t *testing.T) {
 	} {
 		t.Run(way, func(t *testing.T) {
 			g := NewWithT(t)
-			m := takenModel(session(byCode), account{starts: 1})
+			m := takenMachine(session(byCode), Device{Starts: 1})
 			m.onDialed(false, m.dialSpec(), noon)
-			m.event(whatsapp.Event{Type: whatsapp.EventCodeRefused, Message: "too many were asked for"}, noon)
-			l := &life{model: m, now: noon}
-			next := l.movesTo(t, account{starts: 2}, on...)
+			m.onEvent(Event{Type: EventCodeRefused, Message: "too many were asked for"}, noon)
+			l := &life{Machine: m, now: noon}
+			next := l.movesTo(t, Device{Starts: 2}, on...)
 			g.Expect(next.want.Phase).To(Equal(v1alpha1.PhasePairing), "not banned")
 			g.Expect(next.reason).To(Equal(v1alpha1.ReasonPairingCodeRefused))
 			next.wait(codeRefusedPause - time.Second)
@@ -182,32 +180,32 @@ func TestARefusedCodeIsRememberedByTheNextHolder(t *testing.T) {
 			next.wait(time.Second)
 			g.Expect(next.dialsNow()).To(BeTrue())
 			next.onDialed(false, next.dialSpec(), next.now)
-			next.hears(whatsapp.Event{Type: whatsapp.EventPairingCode, Code: typed, Until: next.now.Add(time.Minute)})
+			next.hears(Event{Type: EventPairingCode, Code: typed, Until: next.now.Add(time.Minute)})
 			g.Expect(next.want.RetryReason).To(BeEmpty())
 			g.Expect(next.want.RetryAfter).To(BeNil())
 		})
 	}
 	t.Run("a code to scan is another thing", func(t *testing.T) {
 		g := NewWithT(t)
-		m := takenModel(session(func(s *v1alpha1.WhatsAppSession) {
+		m := takenMachine(session(func(s *v1alpha1.WhatsAppSession) {
 			s.Status.Phase, s.Status.RetryReason, s.Status.RetryAfter = v1alpha1.PhaseDisconnected, v1alpha1.ReasonPairingCodeRefused, at(noon.Add(time.Minute))
-		}), account{starts: 2})
+		}), Device{Starts: 2})
 		_, op := m.decide(noon)
-		g.Expect(op).To(Equal(opDial))
+		g.Expect(op).To(Equal(OpDial))
 	})
 }
 
 func TestAnotherWayOfPairing(t *testing.T) {
 	const rule = "another way of pairing means another connection"
-	qr := func() *model {
-		m := takenModel(session(), account{starts: 1})
+	qr := func() *Machine {
+		m := takenMachine(session(), Device{Starts: 1})
 		m.onDialed(false, m.dialSpec(), noon)
-		m.event(whatsapp.Event{Type: whatsapp.EventQR, Codes: []string{"one", "two"}}, noon)
+		m.onEvent(Event{Type: EventQR, Codes: []string{"one", "two"}}, noon)
 		return m
 	}
 	for _, tt := range []struct {
 		name   string
-		before func() *model
+		before func() *Machine
 		change func(*v1alpha1.WhatsAppSession)
 		rule   string
 		reason string
@@ -225,7 +223,7 @@ func TestAnotherWayOfPairing(t *testing.T) {
 			byCode(s)
 			s.Spec.Pairing.Timeout = metav1.Duration{Duration: time.Hour}
 		}, "", v1alpha1.ReasonWaitingForCode},
-		{"linked already", func() *model { return connectedModel() }, byCode, "", v1alpha1.ReasonConnected},
+		{"linked already", func() *Machine { return connectedMachine() }, byCode, "", v1alpha1.ReasonConnected},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			g := NewWithT(t)
@@ -237,45 +235,13 @@ func TestAnotherWayOfPairing(t *testing.T) {
 			if tt.rule == "" {
 				return
 			}
-			g.Expect(op).To(Equal(opClose))
+			g.Expect(op).To(Equal(OpClose))
 			g.Expect(m.want.QR).To(BeNil())
 			g.Expect(m.want.PairingCode).To(BeEmpty())
 			g.Expect(m.want.PairingDeadline.Time).To(BeTemporally("==", noon.Add(defaultPairingTimeout)))
 			m.socket = socketNone
 			name, op = m.decide(noon)
-			g.Expect(op).To(Equal(opDial), name)
+			g.Expect(op).To(Equal(OpDial), name)
 		})
 	}
-}
-
-func TestFromAPhoneCodeToConnected(t *testing.T) {
-	st := newStage(t, session(byCode), account{})
-	st.dials(1)
-	st.locked(func() { st.Expect(st.pairPhones).To(Equal([]string{phone})) })
-	until := noon.Add(time.Minute)
-	st.happens(whatsapp.Event{Type: whatsapp.EventPairingCode, Code: typed, Until: until})
-	st.Eventually(func() string { return st.status().PairingCode }).Should(Equal(typed))
-	st.Eventually(st.words).Should(ContainElement("pending/Pairing"))
-
-	st.Eventually(func() bool { return st.clock.HasWaiters() }).Should(BeTrue())
-	st.clock.Step(time.Minute)
-	st.dials(2)
-	st.Eventually(func() string { return st.status().PairingCode }).Should(BeEmpty())
-	st.happens(whatsapp.Event{Type: whatsapp.EventPairingCode, Code: "WXYZ-9876", Until: until.Add(time.Minute)})
-	st.Eventually(func() string { return st.status().PairingCode }).Should(Equal("WXYZ-9876"))
-
-	st.locked(func() { st.device = account{jid: jid, phone: phone} })
-	st.happens(whatsapp.Event{Type: whatsapp.EventPairSuccess, JID: jid, PhoneNumber: phone})
-	st.happens(whatsapp.Event{Type: whatsapp.EventDisconnected, Reason: "StreamError515"})
-	st.dials(3)
-	st.happens(whatsapp.Event{Type: whatsapp.EventConnected, JID: jid, PhoneNumber: phone})
-	st.eventually(v1alpha1.PhaseConnected)
-	st.Expect(st.status().PairingCode).To(BeEmpty())
-	st.Eventually(func() string {
-		words := st.words()
-		return words[len(words)-1]
-	}).Should(Equal("active/Connected"))
-	st.locked(func() {
-		st.Expect(slices.ContainsFunc(st.told, func(a Announcement) bool { return a.QR != nil || a.NewQR })).To(BeFalse(), "Laravel's batch of QR codes has no place for it")
-	})
 }

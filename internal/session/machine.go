@@ -1,16 +1,15 @@
-package worker
+package session
 
 import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
-	"github.com/whatsapp-operator/whatsapp-operator/internal/whatsapp"
 )
 
 // The times of a session's life. DESIGN section 4 has those of the backoff.
@@ -55,31 +54,49 @@ const (
 	socketOver    socket = "over"    // ended; to be closed
 )
 
-// operation is work that blocks; at most one is under way for a session.
-type operation string
+// Config is what a machine needs to know from the start.
+type Config struct {
+	// Worker and Process are the holder that the machine speaks for.
+	Worker, Process string
+	// Random returns numbers from 0 to 1, for the jitter of pauses.
+	Random     func() float64
+	Quarantine Quarantine
+	// Fleet is what concerns the other sessions of the worker; nil: there are none.
+	Fleet Fleet
+}
 
-const (
-	opNone   operation = ""
-	opToken  operation = "token"  // wait for a login token
-	opTake   operation = "take"   // take the keys
-	opDial   operation = "dial"   // connect
-	opClose  operation = "close"  // close the socket
-	opLogout operation = "logout" // unlink the device
-	opForget operation = "forget" // delete keys and record
-)
+// Fleet is what a machine asks of the other sessions of its worker.
+type Fleet interface {
+	// Failed takes note that a session has failed.
+	Failed(uid types.UID, now time.Time)
+	// Recovered takes note that a session has had its stable minute.
+	Recovered(uid types.UID, now time.Time)
+	// Common reports whether most sessions that try fail at present.
+	Common(now time.Time) bool
+	// HoldsBack reports whether sessions are held back at present, because WhatsApp
+	// refuses this version of the client.
+	HoldsBack() bool
+}
 
-// model is all that a supervisor knows of its session. It is pure: the
-// supervisor feeds it inputs and carries out what it decides.
-type model struct {
+// noFleet is a session without others.
+type noFleet struct{}
+
+func (noFleet) Failed(types.UID, time.Time)    {}
+func (noFleet) Recovered(types.UID, time.Time) {}
+func (noFleet) Common(time.Time) bool          { return false }
+func (noFleet) HoldsBack() bool                { return false }
+
+// Machine is the state machine of one session in one worker process: see the
+// package's documentation. It is not safe for concurrent use.
+type Machine struct {
 	worker, process string
 	// draining: nothing is claimed any more, and what is held waits for its successor;
 	// evicted: it waits no longer.
 	draining, evicted bool
 	random            func() float64
 	quarantine        Quarantine
-	// around is what concerns the other sessions of this worker, too.
-	around around
-	// restarted: a person has asked for a new beginning since this was last looked at.
+	fleet             Fleet
+	// restarted: a person has asked for a new beginning since the last Decision.
 	restarted bool
 
 	// obj is the newest object known; gone: the API server has it no more.
@@ -97,15 +114,15 @@ type model struct {
 	taken  bool
 	epoch  int64
 	starts int64
-	// n counts the announcements of this taking.
+	// n counts the publications of this taking.
 	n int64
 
-	running operation
+	running Operation
 	socket  socket
 	// dialing is the part of the spec that the dial under way began with.
-	dialing dialSpec
-	// dialed is the generation-independent part of the spec that the socket was opened with.
-	dialed dialSpec
+	dialing DialSpec
+	// dialed is the part of the spec that the socket was opened with.
+	dialed DialSpec
 
 	// want is the status as the holder wants it, but for what only the manager writes.
 	want v1alpha1.WhatsAppSessionStatus
@@ -116,9 +133,9 @@ type model struct {
 	retryAt time.Time
 	// attempts counts the failures since the last stable connection, for the backoff.
 	attempts int
-	// verdictAt is when it is decided whether the session is left alone, and no attempt is
-	// made before; zero: it is not in question.
-	verdictAt time.Time
+	// assessAt is when it is decided whether the session goes into quarantine, and no
+	// attempt is made before; zero: it is not in question.
+	assessAt time.Time
 	// stableAt is when the present connection counts as a success; zero: it does already.
 	stableAt time.Time
 	// watchdog is when a silent socket is given up; zero: no watch.
@@ -128,64 +145,51 @@ type model struct {
 	code      *delivery.QRItem
 	codeUntil time.Time
 	codeCount int32
-	// codeTold: a code was announced since the keys were taken.
-	codeTold bool
+	// codePublished: a code was published since the keys were taken.
+	codePublished bool
 	// loggedOut: WhatsApp has confirmed the logout that was asked for.
 	loggedOut bool
 	// forgotten: keys and record are deleted.
 	forgotten bool
 
-	// told is the last status announced, without its numbers.
-	told delivery.StatusItem
-	// toldQR is the last code announced.
-	toldQR string
-	// tellAll: both are to be told again.
-	tellAll bool
+	// published is the last status published, without its numbers.
+	published delivery.StatusItem
+	// publishedQR is the last code published.
+	publishedQR string
+	// publishAll: both are to be published again.
+	publishAll bool
 	// changedAt is when the status last changed for Laravel.
 	changedAt time.Time
-	// telling: an announcement is under way or waits.
-	telling bool
-	// notes are Events to be recorded.
-	notes []note
-}
-
-// dialSpec is what of the spec a connection depends on. pairPhone is set where a
-// code is to be typed on that phone.
-type dialSpec struct{ proxySecret, deviceName, pairPhone string }
-
-type note struct{ kind, reason, message string }
-
-func newModel(worker, process string, random func() float64) *model {
-	return &model{
-		worker: worker, process: process, random: random, socket: socketNone,
-		quarantine: Quarantine{}.orDefault(), around: alone{},
-	}
+	// publishing: a publication is under way or waits.
+	publishing bool
+	// events are Events to be recorded.
+	events []RecordedEvent
 }
 
 // placed: the manager wants the session here, and it may be opened.
-func (m *model) placed() bool {
+func (m *Machine) placed() bool {
 	return !m.gone && m.obj.Status.Worker == m.worker && m.obj.Status.SessionID != ""
 }
 
 // heldHere: the API server names this worker as the holder, in whichever process.
-func (m *model) heldHere() bool { return !m.gone && m.obj.Status.HeldBy == m.worker }
+func (m *Machine) heldHere() bool { return !m.gone && m.obj.Status.HeldBy == m.worker }
 
 // held: the API server has confirmed that this process is the holder.
-func (m *model) held() bool { return m.heldHere() && m.obj.Status.HolderStart == m.process }
+func (m *Machine) held() bool { return m.heldHere() && m.obj.Status.HolderStart == m.process }
 
 // logoutWanted: the session is deleted and its device is to be unlinked.
-func (m *model) logoutWanted() bool {
+func (m *Machine) logoutWanted() bool {
 	return !m.obj.DeletionTimestamp.IsZero() && m.obj.Spec.DeletionPolicy != v1alpha1.DeletionRetain
 }
 
 // wrongPhone: the linked account is not the one that the spec allows.
-func (m *model) wrongPhone() bool {
+func (m *Machine) wrongPhone() bool {
 	wanted := m.obj.Spec.Pairing.PhoneNumber
 	return wanted != "" && m.want.JID != "" && m.want.PhoneNumber != wanted
 }
 
 // stays: the session is to be held here, under the epoch that was taken.
-func (m *model) stays(now time.Time) bool {
+func (m *Machine) stays(now time.Time) bool {
 	switch {
 	case !m.placed(), m.forgotten, m.taken && m.epoch != m.obj.Status.Epoch:
 		return false
@@ -200,18 +204,13 @@ func (m *model) stays(now time.Time) bool {
 	}
 }
 
-// done: nothing of the session is left in this process.
-func (m *model) done() bool {
-	return m.running == opNone && m.socket == socketNone && (m.gone || !m.heldHere() && (!m.placed() || m.draining))
-}
-
 // observe takes note of an object. An older one than the known one must not be given.
-func (m *model) observe(obj *v1alpha1.WhatsAppSession, now time.Time) {
+func (m *Machine) observe(obj *v1alpha1.WhatsAppSession, now time.Time) {
 	m.obj, m.gone = obj, false
 	if !m.held() {
 		if m.taken { // released, or declared lost: only a fresh claim takes it up again
 			m.hold, m.token, m.taken, m.loggedOut = false, false, false, false
-			m.releaseBy, m.retryAt, m.verdictAt = time.Time{}, time.Time{}, time.Time{}
+			m.releaseBy, m.retryAt, m.assessAt = time.Time{}, time.Time{}, time.Time{}
 		}
 		if !m.placed() && !m.heldHere() {
 			m.hold, m.token = false, false
@@ -228,14 +227,23 @@ func (m *model) observe(obj *v1alpha1.WhatsAppSession, now time.Time) {
 	}
 }
 
-// stalled: the session is given up for hours, though its phase usually goes on by itself.
-func (m *model) stalled() bool { return m.reason == v1alpha1.ReasonQuarantined }
+// New returns the machine of a session that is not known yet.
+func New(c Config) *Machine {
+	fleet := c.Fleet
+	if fleet == nil {
+		fleet = noFleet{}
+	}
+	return &Machine{
+		worker: c.Worker, process: c.Process, random: c.Random, socket: socketNone,
+		quarantine: c.Quarantine.withDefaults(), fleet: fleet,
+	}
+}
 
-// vanish takes note that the API server has the session no more.
-func (m *model) vanish() { m.gone = true }
+// stalled: the session is given up for hours, though its phase usually goes on by itself.
+func (m *Machine) stalled() bool { return m.reason == v1alpha1.ReasonQuarantined }
 
 // inherit takes up the status that the last writer left, as the claim is to write it.
-func (m *model) inherit(now time.Time) {
+func (m *Machine) inherit(now time.Time) {
 	m.want = *m.obj.Status.DeepCopy()
 	m.want.QR, m.want.PairingCode = nil, ""
 	m.attempts = int(m.want.Failures)
@@ -245,23 +253,15 @@ func (m *model) inherit(now time.Time) {
 	switch {
 	case m.logoutWanted():
 		m.want.Phase, m.reason, m.message = v1alpha1.PhaseTerminating, v1alpha1.ReasonDeleting, "the device is being unlinked"
-	case resting[m.want.Phase]:
-		m.recall(now)
-		m.want = status.Remember(m.want)
+	case status.Resting(m.want.Phase):
+		m.recallRest(now)
+		m.want = Remember(m.want)
 		m.reason, m.message = status.Reason(m.obj.Status), readyMessage(m.obj.Status)
-	case m.recall(now):
+	case m.recallRest(now):
 	default:
 		m.want.Phase, m.reason, m.message = v1alpha1.PhaseConnecting, v1alpha1.ReasonConnecting, "the worker is taking the device"
 	}
 	m.want.Conditions = nil // computed anew at each write
-}
-
-// resting are the phases in which no attempt is made until a person or a date says so.
-var resting = map[v1alpha1.Phase]bool{
-	v1alpha1.PhasePairingExpired: true,
-	v1alpha1.PhaseLoggedOut:      true,
-	v1alpha1.PhaseBanned:         true,
-	v1alpha1.PhaseReplaced:       true,
 }
 
 func readyMessage(s v1alpha1.WhatsAppSessionStatus) string {
@@ -274,7 +274,7 @@ func readyMessage(s v1alpha1.WhatsAppSessionStatus) string {
 }
 
 // phase changes the phase and says why.
-func (m *model) phase(p v1alpha1.Phase, reason, message string, now time.Time) {
+func (m *Machine) phase(p v1alpha1.Phase, reason, message string, now time.Time) {
 	if m.want.Phase == v1alpha1.PhaseConnected && p != v1alpha1.PhaseConnected {
 		m.want.LastDisconnectedTime = at(now)
 		m.want.LastDisconnectReason = status.Clean(message, 512)
@@ -283,18 +283,18 @@ func (m *model) phase(p v1alpha1.Phase, reason, message string, now time.Time) {
 }
 
 // restart acts upon restartedAt.
-func (m *model) restart(now time.Time) {
+func (m *Machine) restart(now time.Time) {
 	if !m.restartWanted() || now.Before(m.restartFrom()) {
 		return
 	}
 	m.want.ObservedRestartedAt = m.obj.RestartedAt()
 	m.want.RestartedTime = at(now)
 	if m.banned(now) {
-		m.tell(corev1.EventTypeWarning, v1alpha1.ReasonBanned, "restartedAt changed, but WhatsApp bans the account until "+m.want.RetryAfter.UTC().Format(time.RFC3339)+": no attempt is made before")
+		m.recordEvent(corev1.EventTypeWarning, v1alpha1.ReasonBanned, "restartedAt changed, but WhatsApp bans the account until "+m.want.RetryAfter.UTC().Format(time.RFC3339)+": no attempt is made before")
 		return
 	}
-	m.tell(corev1.EventTypeNormal, v1alpha1.ReasonRestarted, "restartedAt changed: the session begins anew")
-	m.uncount()
+	m.recordEvent(corev1.EventTypeNormal, v1alpha1.ReasonRestarted, "restartedAt changed: the session begins anew")
+	m.resetFailures()
 	m.restarted = true
 	m.want.PairingDeadline, m.codeCount = nil, 0
 	m.phase(v1alpha1.PhaseConnecting, v1alpha1.ReasonRestarted, "restartedAt changed", now)
@@ -306,13 +306,13 @@ func (m *model) restart(now time.Time) {
 
 // restartWanted: restartedAt has a value that was not acted upon here, whether
 // or not that could be written yet.
-func (m *model) restartWanted() bool {
+func (m *Machine) restartWanted() bool {
 	value := m.obj.RestartedAt()
 	return value != "" && value != m.want.ObservedRestartedAt
 }
 
 // restartFrom is the earliest time at which restartedAt counts again.
-func (m *model) restartFrom() time.Time {
+func (m *Machine) restartFrom() time.Time {
 	if m.want.RestartedTime == nil {
 		return time.Time{}
 	}
@@ -320,16 +320,16 @@ func (m *model) restartFrom() time.Time {
 }
 
 // onTaken takes note of the keys.
-func (m *model) onTaken(a Account, now time.Time) {
-	m.taken, m.epoch, m.starts, m.n, m.codeTold = true, m.obj.Status.Epoch, a.Starts(), 0, false
-	m.want.JID, m.want.PhoneNumber = a.JID(), a.PhoneNumber()
+func (m *Machine) onTaken(a Device, now time.Time) {
+	m.taken, m.epoch, m.starts, m.n, m.codePublished = true, m.obj.Status.Epoch, a.Starts, 0, false
+	m.want.JID, m.want.PhoneNumber = a.JID, a.PhoneNumber
 	m.retryAt = now
 	switch {
 	case m.logoutWanted():
 		m.retryAt = m.logoutFrom(now)
-	case m.recall(now):
+	case m.recallRest(now):
 		m.retryAt = m.restUntil()
-		m.dialed.pairPhone = m.dialSpec().pairPhone
+		m.dialed.PairPhone = m.dialSpec().PairPhone
 	case m.want.JID == "":
 		if m.pairingOver(now) { // while nobody held the session and no code was shown
 			m.want.PairingDeadline = nil
@@ -343,7 +343,7 @@ func (m *model) onTaken(a Account, now time.Time) {
 }
 
 // logoutFrom is when the logout of a deleted session may be tried.
-func (m *model) logoutFrom(now time.Time) time.Time {
+func (m *Machine) logoutFrom(now time.Time) time.Time {
 	if m.want.JID != "" && m.banned(now) {
 		return m.want.RetryAfter.Time
 	}
@@ -351,7 +351,7 @@ func (m *model) logoutFrom(now time.Time) time.Time {
 }
 
 // onDialed takes note of an open socket.
-func (m *model) onDialed(paired bool, spec dialSpec, now time.Time) {
+func (m *Machine) onDialed(paired bool, spec DialSpec, now time.Time) {
 	m.dialed, m.loggedOut = spec, false
 	switch {
 	case paired:
@@ -362,41 +362,41 @@ func (m *model) onDialed(paired bool, spec dialSpec, now time.Time) {
 		m.onLoggedOut(now)
 	default: // the logout came while the last connection was being closed
 		m.drop()
-		endings[whatsapp.EventLoggedOut](m, whatsapp.Event{Message: "WhatsApp has unlinked the device"}, now)
+		endings[EventLoggedOut](m, Event{Message: "WhatsApp has unlinked the device"}, now)
 	}
 }
 
 // awaitCodes is the time until WhatsApp gives a code of the sort that the spec asks for.
-func (m *model) awaitCodes(now time.Time) {
-	m.dialed.pairPhone = m.dialSpec().pairPhone
+func (m *Machine) awaitCodes(now time.Time) {
+	m.dialed.PairPhone = m.dialSpec().PairPhone
 	reason, message := v1alpha1.ReasonWaitingForScan, "waiting for a QR code from WhatsApp"
-	if m.dialed.pairPhone != "" {
+	if m.dialed.PairPhone != "" {
 		reason, message = v1alpha1.ReasonWaitingForCode, "waiting for a pairing code from WhatsApp"
 	}
 	m.phase(v1alpha1.PhasePairing, reason, message, now)
 }
 
 // beginPairing starts the time for which codes are offered.
-func (m *model) beginPairing(now time.Time) {
+func (m *Machine) beginPairing(now time.Time) {
 	if m.want.PairingDeadline == nil {
 		m.want.PairingDeadline = at(now.Add(m.pairingTimeout()))
 	}
 }
 
 // drop gives the socket up; the rules close it.
-func (m *model) drop() {
+func (m *Machine) drop() {
 	m.socket, m.watchdog, m.stableAt = socketOver, time.Time{}, time.Time{}
 	m.hideCode()
 }
 
 // failed takes note of an attempt that failed, and backs off.
-func (m *model) failed(reason, message string, now time.Time) {
+func (m *Machine) failed(reason, message string, now time.Time) {
 	m.backOff(now)
 	if m.logoutWanted() {
 		m.message = message
 		return
 	}
-	if !m.taken && m.recall(now) { // what it rests from is not forgotten for a store that is away
+	if !m.taken && m.recallRest(now) { // what it rests from is not forgotten for a store that is away
 		return
 	}
 	p := v1alpha1.PhaseDisconnected
@@ -407,7 +407,7 @@ func (m *model) failed(reason, message string, now time.Time) {
 }
 
 // backOff sets the next attempt: full jitter over an interval that doubles.
-func (m *model) backOff(now time.Time) {
+func (m *Machine) backOff(now time.Time) {
 	interval := backoffMost
 	if m.attempts < 7 {
 		interval = min(backoffFirst<<m.attempts, backoffMost)
@@ -417,34 +417,34 @@ func (m *model) backOff(now time.Time) {
 }
 
 // refused takes note of something that a person must mend; it is looked at again at the longest backoff.
-func (m *model) refused(r *Refusal, now time.Time) {
+func (m *Machine) refused(reason, message string, now time.Time) {
 	m.attempts++
 	m.retryAt = now.Add(backoffMost / 4)
-	if !m.taken && m.recall(now) {
+	if !m.taken && m.recallRest(now) {
 		return
 	}
-	if m.message != r.Message {
-		m.tell(corev1.EventTypeWarning, r.Reason, r.Message)
+	if m.message != message {
+		m.recordEvent(corev1.EventTypeWarning, reason, message)
 	}
-	m.phase(v1alpha1.PhaseFailed, r.Reason, r.Message, now)
+	m.phase(v1alpha1.PhaseFailed, reason, message, now)
 }
 
 // behind takes note that the store knows a higher epoch: the device is given up
 // so that the manager places the session above it.
-func (m *model) behind(stored int64, now time.Time) {
+func (m *Machine) behind(stored int64, now time.Time) {
 	m.want.StoredEpoch = stored
 	m.taken = false
 	if m.socket != socketNone {
 		m.drop()
 	}
-	if m.recall(now) { // the manager looks at storedEpoch alone
+	if m.recallRest(now) { // the manager looks at storedEpoch alone
 		return
 	}
 	m.phase(v1alpha1.PhaseDisconnected, v1alpha1.ReasonEpochBehind, "the store knows a higher epoch; the manager places the session again", now)
 }
 
 // onLoggedOut takes note that the logout that was asked for is done.
-func (m *model) onLoggedOut(now time.Time) {
+func (m *Machine) onLoggedOut(now time.Time) {
 	m.drop()
 	phone := m.want.PhoneNumber
 	m.want.JID = ""
@@ -456,22 +456,22 @@ func (m *model) onLoggedOut(now time.Time) {
 	m.rest(v1alpha1.ReasonWrongPhone)
 	message := "the phone " + phone + " was linked, but spec.pairing.phoneNumber allows only " + m.obj.Spec.Pairing.PhoneNumber +
 		": it has been logged out; change the annotation " + v1alpha1.RestartedAtAnnotation + " and scan with the right phone"
-	m.tell(corev1.EventTypeWarning, v1alpha1.ReasonWrongPhone, message)
+	m.recordEvent(corev1.EventTypeWarning, v1alpha1.ReasonWrongPhone, message)
 	m.phase(v1alpha1.PhaseLoggedOut, v1alpha1.ReasonWrongPhone, message, now)
 }
 
 // rest stops the session until a person changes restartedAt.
-func (m *model) rest(reason string) {
-	m.uncount()
+func (m *Machine) rest(reason string) {
+	m.resetFailures()
 	m.retryAt, m.want.RetryReason = time.Time{}, reason
 }
 
-func (m *model) tell(kind, reason, message string) {
-	m.notes = append(m.notes, note{kind, reason, message})
+func (m *Machine) recordEvent(kind, reason, message string) {
+	m.events = append(m.events, RecordedEvent{kind, reason, message})
 }
 
 // showNext shows the next code; it reports false when none is left.
-func (m *model) showNext(now time.Time) bool {
+func (m *Machine) showNext(now time.Time) bool {
 	if len(m.codes) == 0 {
 		m.hideCode()
 		return false
@@ -492,12 +492,12 @@ func (m *model) showNext(now time.Time) bool {
 	return true
 }
 
-func (m *model) hideCode() {
+func (m *Machine) hideCode() {
 	m.codes, m.code, m.codeUntil, m.want.QR, m.want.PairingCode = nil, nil, time.Time{}, nil, ""
 }
 
 // tick acts upon the time.
-func (m *model) tick(now time.Time) {
+func (m *Machine) tick(now time.Time) {
 	if m.stays(now) {
 		m.releaseBy = time.Time{}
 	}
@@ -506,24 +506,24 @@ func (m *model) tick(now time.Time) {
 	}
 	if !m.stableAt.IsZero() && !now.Before(m.stableAt) {
 		m.stableAt = time.Time{}
-		m.uncount()
-		m.around.recovered(m.obj.UID, now)
+		m.resetFailures()
+		m.fleet.Recovered(m.obj.UID, now)
 	}
-	if !m.verdictAt.IsZero() && !now.Before(m.verdictAt) {
-		m.judge(now)
+	if !m.assessAt.IsZero() && !now.Before(m.assessAt) {
+		m.assess(now)
 	}
 	if m.socket == socketPairing {
 		m.tickPairing(now)
 	}
 	if !m.watchdog.IsZero() && !now.Before(m.watchdog) {
-		m.over(whatsapp.Event{Type: whatsapp.EventDisconnected, Reason: "Silent", Message: "WhatsApp accepted the connection but did not answer in time"}, now)
+		m.over(Event{Type: EventDisconnected, Reason: EndSilent, Message: "WhatsApp accepted the connection but did not answer in time"}, now)
 	}
 	if m.want.Phase == v1alpha1.PhasePairing && m.socket == socketNone && m.pairingOver(now) {
 		m.expirePairing(now)
 	}
 }
 
-func (m *model) tickPairing(now time.Time) {
+func (m *Machine) tickPairing(now time.Time) {
 	switch {
 	case m.want.JID != "": // scanned; the socket is about to end
 	case m.pairingOver(now) && !m.logoutWanted():
@@ -537,35 +537,35 @@ func (m *model) tickPairing(now time.Time) {
 	}
 }
 
-func (m *model) pairingOver(now time.Time) bool {
+func (m *Machine) pairingOver(now time.Time) bool {
 	return m.want.PairingDeadline != nil && !now.Before(m.want.PairingDeadline.Time)
 }
 
-func (m *model) expirePairing(now time.Time) {
+func (m *Machine) expirePairing(now time.Time) {
 	if m.logoutWanted() {
 		return
 	}
 	m.hideCode()
 	m.rest(v1alpha1.ReasonPairingExpired)
 	message := "no phone was linked within " + m.pairingTimeout().String() + ": change the annotation " + v1alpha1.RestartedAtAnnotation + " to offer codes again"
-	m.tell(corev1.EventTypeWarning, v1alpha1.ReasonPairingExpired, message)
+	m.recordEvent(corev1.EventTypeWarning, v1alpha1.ReasonPairingExpired, message)
 	m.phase(v1alpha1.PhasePairingExpired, v1alpha1.ReasonPairingExpired, message, now)
 }
 
-func (m *model) pairingTimeout() time.Duration {
+func (m *Machine) pairingTimeout() time.Duration {
 	if d := m.obj.Spec.Pairing.Timeout.Duration; d > 0 {
 		return d
 	}
 	return defaultPairingTimeout
 }
 
-// wakeAt lists the times at which tick or decide would do something; some may
+// wakeTimes lists the times at which tick or decide would do something; some may
 // be zero or past.
-func (m *model) wakeAt() []time.Time {
+func (m *Machine) wakeTimes() []time.Time {
 	if m.gone {
 		return nil
 	}
-	times := []time.Time{m.releaseBy, m.retryAt, m.verdictAt, m.stableAt, m.watchdog, m.codeUntil}
+	times := []time.Time{m.releaseBy, m.retryAt, m.assessAt, m.stableAt, m.watchdog, m.codeUntil}
 	if m.want.PairingDeadline != nil && m.want.Phase == v1alpha1.PhasePairing {
 		times = append(times, m.want.PairingDeadline.Time)
 	}
@@ -578,179 +578,122 @@ func (m *model) wakeAt() []time.Time {
 	return times
 }
 
-// rendered is the status that this process wants written, and whether it may write one.
-func (m *model) rendered(now time.Time) (v1alpha1.WhatsAppSessionStatus, bool) {
-	switch {
-	case m.gone:
-		return v1alpha1.WhatsAppSessionStatus{}, false
-	case !m.heldHere() && (!m.hold || m.obj.Status.HeldBy != "" || !m.stays(now)):
-		return v1alpha1.WhatsAppSessionStatus{}, false
-	case m.heldHere() && !m.hold && m.stays(now): // a former process's hold, until ours is claimed
-		return v1alpha1.WhatsAppSessionStatus{}, false
-	case m.heldHere() && m.hold && !m.stays(now): // the release tells it, and must not wait behind a report
-		return v1alpha1.WhatsAppSessionStatus{}, false
+// heldBack says why a session that is to connect does not yet.
+func (m *Machine) heldBack(now time.Time) {
+	switch m.want.Phase {
+	case v1alpha1.PhaseConnecting, v1alpha1.PhaseDisconnected, v1alpha1.PhasePairing:
+		m.phase(m.want.Phase, v1alpha1.ReasonOutdated,
+			"WhatsApp refuses this version of the client: the newest is tried with one session, and the others connect when that one is through", now)
 	}
-	s := *m.want.DeepCopy()
-	from := &m.obj.Status
-	s.Worker, s.Epoch, s.Installation, s.SessionID, s.Conditions = from.Worker, from.Epoch, from.Installation, from.SessionID, from.Conditions
-	s.HeldBy, s.HolderStart = "", ""
-	if m.hold {
-		s.HeldBy, s.HolderStart = m.worker, m.process
-	}
-	s = status.Summarize(s, status.Facts{Generation: m.obj.Generation, Phase: m.want.Phase, Reason: m.reason, Message: m.message, Stalled: m.stalled()}, now)
-	return s, !apiequality.Semantic.DeepEqual(*from, s)
 }
 
-// announcement is what Redis is to know now, and whether it differs from what was told last.
-func (m *model) announcement(now time.Time) (Announcement, bool) {
-	if !m.taken || m.gone {
-		return Announcement{}, false
+func (m *Machine) retryOutdated(now time.Time) {
+	if m.taken && m.want.Phase == v1alpha1.PhaseOutdated && m.retryAt.IsZero() {
+		m.retryAt = now
 	}
-	s := status.Summarize(m.want, status.Facts{Phase: m.want.Phase, Reason: m.reason, Message: m.message, Stalled: m.stalled()}, now)
-	s.SessionID = m.obj.Status.SessionID
-	item := status.Update(s, delivery.Numbers{}, time.Time{})
-	code := ""
-	if m.code != nil {
-		code = m.code.QR
-	}
-	newStatus, newCode := item != m.told, code != m.toldQR
-	if !newStatus && !newCode && !m.tellAll {
-		return Announcement{}, false
-	}
-	if newStatus {
-		m.changedAt = now
-	}
-	m.told, m.toldQR = item, code
-	m.n++
-	a := m.present()
-	a.NewStatus, a.NewQR = newStatus || m.tellAll, newCode || m.tellAll
-	m.tellAll = false
-	return a, true
 }
-
-// present is the announcement of what was told last, under the last number given.
-func (m *model) present() Announcement {
-	numbers := delivery.Numbers{Epoch: m.epoch, Seq: delivery.FirstSeq(m.starts) + m.n}
-	a := Announcement{Status: m.told, Worker: m.worker}
-	a.Status.Numbers = numbers
-	a.Status.OccurredAt = delivery.Time{Time: m.changedAt}
-	if m.code != nil {
-		qr := *m.code
-		qr.Numbers = numbers
-		a.QR = &qr
-		m.codeTold = true
-	}
-	a.QRGone = m.code == nil && m.codeTold
-	if m.want.Phase == v1alpha1.PhaseConnected && m.want.LastConnectedTime != nil {
-		a.ConnectedSince = m.want.LastConnectedTime.Time
-	}
-	return a
-}
-
-// tellAgain has the present state told again, under a new number: Redis forgot it.
-func (m *model) tellAgain() { m.tellAll = true }
 
 func at(t time.Time) *metav1.Time {
 	stamp := metav1.NewTime(t.Truncate(time.Second))
 	return &stamp
 }
 
-// spec is what of the spec a connection depends on.
-func (m *model) dialSpec() dialSpec {
-	d := dialSpec{deviceName: m.obj.Spec.DeviceName}
+// dialSpec is what of the spec a connection depends on.
+func (m *Machine) dialSpec() DialSpec {
+	d := DialSpec{DeviceName: m.obj.Spec.DeviceName}
 	if m.obj.Spec.Proxy != nil {
-		d.proxySecret = m.obj.Spec.Proxy.SecretRef.Name
+		d.ProxySecret = m.obj.Spec.Proxy.SecretRef.Name
 	}
 	if m.obj.Spec.Pairing.Method == v1alpha1.PairingPhoneCode {
-		d.pairPhone = m.obj.Spec.Pairing.PhoneNumber
+		d.PairPhone = m.obj.Spec.Pairing.PhoneNumber
 	}
 	return d
 }
 
 // endings says what each end of a connection makes of the session: the table of DESIGN section 4.
-var endings = map[whatsapp.EventType]func(m *model, e whatsapp.Event, now time.Time){
-	whatsapp.EventDisconnected: func(m *model, e whatsapp.Event, now time.Time) {
+var endings = map[EventType]func(m *Machine, e Event, now time.Time){
+	EventDisconnected: func(m *Machine, e Event, now time.Time) {
 		reason := v1alpha1.ReasonReconnecting
 		if m.reason == v1alpha1.ReasonPairingFailed { // the connection ends with the refused pairing
 			reason = m.reason
 		}
 		m.failed(reason, e.Message, now)
 	},
-	whatsapp.EventCodeRefused: func(m *model, e whatsapp.Event, now time.Time) {
+	EventCodeRefused: func(m *Machine, e Event, now time.Time) {
 		m.beginPairing(now) // it must not go on for ever without a code either
-		m.uncount()
+		m.resetFailures()
 		m.want.RetryAfter, m.want.RetryReason = at(now.Add(codeRefusedPause)), v1alpha1.ReasonPairingCodeRefused
 		m.retryAt = m.want.RetryAfter.Time
-		m.tell(corev1.EventTypeWarning, v1alpha1.ReasonPairingCodeRefused, e.Message)
+		m.recordEvent(corev1.EventTypeWarning, v1alpha1.ReasonPairingCodeRefused, e.Message)
 		m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonPairingCodeRefused, e.Message, now)
 	},
-	whatsapp.EventLoggedOut: func(m *model, e whatsapp.Event, now time.Time) {
+	EventLoggedOut: func(m *Machine, e Event, now time.Time) {
 		m.want.JID = ""
 		m.rest(v1alpha1.ReasonLoggedOut)
 		message := e.Message + ": change the annotation " + v1alpha1.RestartedAtAnnotation + " and scan again"
-		m.tell(corev1.EventTypeWarning, v1alpha1.ReasonLoggedOut, message)
+		m.recordEvent(corev1.EventTypeWarning, v1alpha1.ReasonLoggedOut, message)
 		m.phase(v1alpha1.PhaseLoggedOut, v1alpha1.ReasonLoggedOut, message, now)
 	},
-	whatsapp.EventReplaced: func(m *model, _ whatsapp.Event, now time.Time) { m.replaced(now) },
-	whatsapp.EventBanned: func(m *model, e whatsapp.Event, now time.Time) {
+	EventReplaced: func(m *Machine, _ Event, now time.Time) { m.replaced(now) },
+	EventBanned: func(m *Machine, e Event, now time.Time) {
 		message := m.ban(e)
-		m.tell(corev1.EventTypeWarning, v1alpha1.ReasonBanned, message)
+		m.recordEvent(corev1.EventTypeWarning, v1alpha1.ReasonBanned, message)
 		m.phase(v1alpha1.PhaseBanned, v1alpha1.ReasonBanned, message, now)
 	},
-	whatsapp.EventOutdated: func(m *model, _ whatsapp.Event, now time.Time) {
+	EventOutdated: func(m *Machine, _ Event, now time.Time) {
 		m.retryAt = time.Time{}
 		message := "WhatsApp refuses this version of the client: upgrade the operator's image"
-		m.tell(corev1.EventTypeWarning, v1alpha1.ReasonOutdated, message)
+		m.recordEvent(corev1.EventTypeWarning, v1alpha1.ReasonOutdated, message)
 		m.phase(v1alpha1.PhaseOutdated, v1alpha1.ReasonOutdated, message, now)
 	},
 }
 
-// event takes note of what happened on the present connection.
-func (m *model) event(e whatsapp.Event, now time.Time) {
+// onEvent takes note of what happened on the present connection.
+func (m *Machine) onEvent(e Event, now time.Time) {
 	if m.socket == socketNone || m.socket == socketOver {
 		return
 	}
 	switch e.Type {
-	case whatsapp.EventQR:
+	case EventQR:
 		if m.want.JID != "" {
 			return
 		}
 		m.codes, m.code, m.watchdog = e.Codes, nil, time.Time{}
 		m.beginPairing(now)
 		if m.showNext(now) {
-			m.uncount()
+			m.resetFailures()
 			m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonWaitingForScan, "scan status.qr with the phone: Linked devices, Link a device", now)
 		}
-	case whatsapp.EventPairingCode:
+	case EventPairingCode:
 		if m.want.JID != "" {
 			return
 		}
 		m.beginPairing(now)
 		m.watchdog = time.Time{}
-		m.uncount()
+		m.resetFailures()
 		m.want.PairingCode, m.codeUntil = e.Code, e.Until
 		m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonWaitingForCode,
-			"type status.pairingCode on the phone "+m.dialed.pairPhone+": Linked devices, Link a device, Link with phone number instead", now)
-	case whatsapp.EventPairSuccess:
+			"type status.pairingCode on the phone "+m.dialed.PairPhone+": Linked devices, Link a device, Link with phone number instead", now)
+	case EventPairSuccess:
 		m.hideCode()
 		m.want.JID, m.want.PhoneNumber = e.JID, e.PhoneNumber
 		m.want.PairingDeadline, m.codeCount = nil, 0
 		m.watchdog = now.Add(pairedTimeout)
 		m.phase(v1alpha1.PhaseConnecting, v1alpha1.ReasonPaired, "the phone "+e.PhoneNumber+" linked the device", now)
-		m.tell(corev1.EventTypeNormal, v1alpha1.ReasonPaired, "the phone "+e.PhoneNumber+" linked the device")
-	case whatsapp.EventPairError:
-		m.tell(corev1.EventTypeWarning, v1alpha1.ReasonPairingFailed, e.Message)
+		m.recordEvent(corev1.EventTypeNormal, v1alpha1.ReasonPaired, "the phone "+e.PhoneNumber+" linked the device")
+	case EventPairError:
+		m.recordEvent(corev1.EventTypeWarning, v1alpha1.ReasonPairingFailed, e.Message)
 		m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonPairingFailed, e.Message, now)
-	case whatsapp.EventConnected:
+	case EventConnected:
 		m.connected(e, now)
-	case whatsapp.EventPushName:
+	case EventPushName:
 		m.want.PushName = e.PushName
-	case whatsapp.EventDisconnected, whatsapp.EventCodeRefused, whatsapp.EventLoggedOut, whatsapp.EventReplaced, whatsapp.EventBanned, whatsapp.EventOutdated:
+	case EventDisconnected, EventCodeRefused, EventLoggedOut, EventReplaced, EventBanned, EventOutdated:
 		m.over(e, now)
 	}
 }
 
-func (m *model) connected(e whatsapp.Event, now time.Time) {
+func (m *Machine) connected(e Event, now time.Time) {
 	m.socket, m.watchdog = socketOpen, time.Time{}
 	m.want.JID, m.want.PhoneNumber = e.JID, e.PhoneNumber
 	if e.PushName != "" {
@@ -759,7 +702,7 @@ func (m *model) connected(e whatsapp.Event, now time.Time) {
 	if m.want.LastConnectedTime != nil {
 		m.want.Reconnects++
 	} else {
-		m.tell(corev1.EventTypeNormal, v1alpha1.ReasonConnected, "connected as "+e.PhoneNumber)
+		m.recordEvent(corev1.EventTypeNormal, v1alpha1.ReasonConnected, "connected as "+e.PhoneNumber)
 	}
 	m.want.LastConnectedTime = at(now)
 	m.want.PairingDeadline = nil
@@ -770,22 +713,22 @@ func (m *model) connected(e whatsapp.Event, now time.Time) {
 }
 
 // over takes note of the end of the present connection.
-func (m *model) over(e whatsapp.Event, now time.Time) {
+func (m *Machine) over(e Event, now time.Time) {
 	scanned := m.socket == socketPairing && m.want.JID != ""
 	lasted := m.socket == socketOpen && m.stableAt.IsZero()
 	m.drop()
 	switch {
-	case e.Type == whatsapp.EventLoggedOut && (m.logoutWanted() || m.running == opLogout):
+	case e.Type == EventLoggedOut && (m.logoutWanted() || m.running == OpLogout):
 		m.onLoggedOut(now)
-	case e.Type == whatsapp.EventDisconnected && scanned:
+	case e.Type == EventDisconnected && scanned:
 		m.retryAt = now // the 515 after the scan: the device logs in on a new connection
-	case m.logoutWanted() && e.Type == whatsapp.EventBanned:
+	case m.logoutWanted() && e.Type == EventBanned:
 		m.message = m.ban(e)
 	case m.logoutWanted():
 		m.failed(v1alpha1.ReasonDeleting, e.Message, now)
-	case e.Type == whatsapp.EventDisconnected && !lasted && !e.Ours:
+	case e.Type == EventDisconnected && !lasted && !e.Ours:
 		if m.counted(e, now) {
-			m.leaveAlone(now)
+			m.enterQuarantine(now)
 			return
 		}
 		endings[e.Type](m, e, now)

@@ -1,0 +1,19 @@
+package session
+
+import (
+	"testing"
+
+	. "github.com/onsi/gomega"
+)
+
+// Reasons carry codes from outside: they must not make a label each.
+func TestEndLabelsAreBounded(t *testing.T) {
+	for reason, want := range map[string]string{
+		"SocketClosed": "SocketClosed", "StreamError515": "StreamError", "StreamErrorUnknown": "StreamError",
+		"ConnectFailure418": "ConnectFailure", "ConnectFailed": "ConnectFailed", "TemporaryBan101": "TemporaryBan",
+		"PairingCodeRefused429": "PairingCodeRefused", "PairingCodeFailed": "PairingCodeFailed", "NoMultidevice": "NoMultidevice",
+		"": EndOther, "Something": EndOther,
+	} {
+		NewWithT(t).Expect(EndLabel(reason)).To(Equal(want), "%q", reason)
+	}
+}
