@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/go-logr/logr"
 	"k8s.io/apimachinery/pkg/types"
@@ -13,9 +12,6 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/whatsapp"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/worker"
 )
-
-// storeTimeout bounds what is asked of the store before anything else can be done.
-const storeTimeout = 10 * time.Second
 
 // accounts joins the store and the connector: a device is read from the one
 // and connected by the other.
@@ -29,6 +25,8 @@ type accounts struct {
 
 // Take implements worker.Accounts.
 func (a *accounts) Take(ctx context.Context, uid types.UID, epoch int64) (worker.Account, error) {
+	ctx, cancel := context.WithTimeout(ctx, store.TakeTimeout)
+	defer cancel()
 	taking, err := a.store.Take(ctx, string(uid), epoch)
 	if err != nil {
 		return nil, inWorkersWords(err)
@@ -61,7 +59,7 @@ func (a *account) Forget(ctx context.Context) error {
 // that the connection is over.
 func (a *account) Dial(ctx context.Context, o worker.DialOptions) (worker.Connection, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	reading, done := context.WithTimeout(ctx, storeTimeout)
+	reading, done := context.WithTimeout(ctx, store.TakeTimeout)
 	device, err := a.taking.Open(reading, cancel)
 	done()
 	if err != nil {

@@ -69,7 +69,7 @@ func (c *commonConfig) bind(f *pflag.FlagSet) {
 	f.StringVar(&c.redisDurability, "redis-durability", string(redis.DurabilityAuto), "when something counts as in Redis: auto, none, replica or fsync")
 
 	f.StringVar(&c.StoreURL, "store", "", "database of the device keys: postgres://HOST/DATABASE without a password, or sqlite:PATH")
-	f.StringVar(&c.StoreURLFile, "store-file", "", "file with the URL of the database, password included")
+	f.StringVar(&c.StoreURLFile, "store-file", "", "file with the URL of the database, password included; read again for each new connection")
 	f.IntVar(&c.StoreConns, "store-max-connections", 0, "bound on this process's connections to the database; 0: 16 for PostgreSQL, 4 for SQLite")
 }
 
@@ -130,7 +130,7 @@ func (c *commonConfig) storeURL() (string, error) {
 
 func (c *commonConfig) storeConfig() (store.Config, error) {
 	url, err := c.storeURL()
-	return store.Config{URL: url, MaxConns: c.StoreConns}, err
+	return store.Config{URL: url, ReadURL: c.storeURL, MaxConns: c.StoreConns}, err
 }
 
 // rest is the way to the API server. Its own priority and fairness bound the

@@ -114,7 +114,10 @@ func checkStore(ctx context.Context, config *commonConfig, log logr.Logger) (*de
 	}
 	waiting, done := context.WithTimeout(ctx, config.StartTimeout)
 	defer done()
-	err = d.store.WaitForSchema(waiting)
+	err = d.awaitStore(ctx)
+	if err == nil {
+		err = d.store.WaitForSchema(waiting)
+	}
 	if err == nil {
 		err = d.store.CheckInstallation(ctx, d.installation)
 	}
@@ -202,6 +205,7 @@ func (d *dependencies) openRedis(ctx context.Context) error {
 	})
 }
 
+// openStore prepares the connections to the store, which may not answer yet.
 func (d *dependencies) openStore(ctx context.Context) error {
 	config, err := d.config.storeConfig()
 	if err != nil {
@@ -214,6 +218,15 @@ func (d *dependencies) openStore(ctx context.Context) error {
 		}
 		d.store = opened
 		return true, nil
+	})
+}
+
+// awaitStore returns when the store answers, for those who can do nothing without it.
+func (d *dependencies) awaitStore(ctx context.Context) error {
+	return d.retryUntilReady(ctx, "the store", func(ctx context.Context) (bool, error) {
+		ctx, cancel := context.WithTimeout(ctx, store.TakeTimeout)
+		defer cancel()
+		return false, d.store.Ping(ctx)
 	})
 }
 

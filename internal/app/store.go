@@ -46,6 +46,9 @@ WhatsApp accounts.`,
 				if err := f.openStore(ctx); err != nil {
 					return err
 				}
+				if err := f.awaitStore(ctx); err != nil {
+					return err
+				}
 				previous, err := f.store.Adopt(ctx, f.installation)
 				if err != nil {
 					return fmt.Errorf("adopting the store: %w", err)

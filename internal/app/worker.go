@@ -73,6 +73,9 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 	}
 	defer closing(closer(d.close), &err)
 
+	if err := d.awaitStore(ctx); err != nil {
+		return err
+	}
 	log.Info("Waiting for the store's schema")
 	if err := d.store.WaitForSchema(ctx); err != nil {
 		return fmt.Errorf("waiting for the store's schema: %w", err)

@@ -65,7 +65,7 @@ func (s *Store) mark(ctx context.Context, jid, reason string) error {
 // takes the device's row first and the session's second; a write in flight has
 // the session's and asks for the device's, so each would wait for the other.
 func (s *Store) lockHolder(ctx context.Context, jid string) error {
-	if !s.postgres() {
+	if s.postgres == nil {
 		return nil
 	}
 	_, err := s.strings(ctx, "SELECT uid FROM whatsapp_operator_session WHERE jid=$1 FOR UPDATE", jid)
@@ -231,7 +231,7 @@ func (s *Store) PurgeOrphans(ctx context.Context, before time.Time) (int64, erro
 		err := s.transaction(ctx, func(ctx context.Context) error {
 			// It may have found a resource again.
 			query := selectRecord + " WHERE uid=$1 AND orphaned_at<$2"
-			if s.postgres() {
+			if s.postgres != nil {
 				query += " FOR UPDATE"
 			}
 			if _, err := scanRecord(s.db.QueryRow(ctx, query, uid, before.UnixMilli())); err != nil {
@@ -254,7 +254,7 @@ func (s *Store) PurgeOrphans(ctx context.Context, before time.Time) (int64, erro
 // deleted by their place, so that a slice costs the same in a buffer of any size.
 func (s *Store) cleanEvents() string {
 	place, list := "rowid", "IN (%s)"
-	if s.postgres() {
+	if s.postgres != nil {
 		place, list = "ctid", "= ANY (ARRAY(%s))"
 	}
 	found := fmt.Sprintf("SELECT %s FROM whatsmeow_event_buffer WHERE insert_timestamp<$1 ORDER BY insert_timestamp LIMIT %d", place, slice)

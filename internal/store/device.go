@@ -96,14 +96,19 @@ func (f *device) usable() error {
 }
 
 // read answers from the store, while it can be trusted.
-func read[T any](f *device, fn func() (T, error)) (T, error) {
+func read[T any](ctx context.Context, f *device, fn func(ctx context.Context) (T, error)) (T, error) {
 	var none T
 	if err := f.usable(); err != nil {
 		return none, err
 	}
-	got, err := fn()
+	if !nested(ctx) { // a transaction has its own bound
+		var cancel context.CancelFunc
+		ctx, cancel = within(ctx, answerTimeout)
+		defer cancel()
+	}
+	got, err := fn(ctx)
 	if err != nil {
-		return none, f.lose(err)
+		return none, f.lose(late(ctx, err))
 	}
 	return got, nil
 }
@@ -199,10 +204,6 @@ func (f *device) PutDevice(ctx context.Context, d *store.Device) error {
 	return nil
 }
 
-// deleteTimeout bounds the marking of a device, which is not to be stopped by
-// the end of the connection that has led to it.
-const deleteTimeout = 5 * time.Second
-
 // DeleteDevice only marks the device: whatsmeow calls it whenever WhatsApp says
 // that the device was logged out.
 func (f *device) DeleteDevice(ctx context.Context, _ *store.Device) error {
@@ -258,7 +259,9 @@ func recovered(fn func() error) (err error) {
 // writes anything: whoever has lost the session must do neither, so the fence is
 // asked where there is such a message.
 func (f *device) GetBufferedEvent(ctx context.Context, ciphertextHash [32]byte) (*store.BufferedEvent, error) {
-	event, err := read(f, func() (*store.BufferedEvent, error) { return f.keys.GetBufferedEvent(ctx, ciphertextHash) })
+	event, err := read(ctx, f, func(ctx context.Context) (*store.BufferedEvent, error) {
+		return f.keys.GetBufferedEvent(ctx, ciphertextHash)
+	})
 	if err != nil || event == nil {
 		return nil, err
 	}
@@ -313,7 +316,7 @@ func (f *device) putName(
 	name = text(name)
 	f.contacts.Lock()
 	defer f.contacts.Unlock()
-	contact, err := read(f, func() (types.ContactInfo, error) { return f.keys.GetContact(ctx, user) })
+	contact, err := read(ctx, f, func(ctx context.Context) (types.ContactInfo, error) { return f.keys.GetContact(ctx, user) })
 	if err != nil || known(contact) == name {
 		return false, "", err
 	}
@@ -355,13 +358,13 @@ func (f *device) PutManyRedactedPhones(ctx context.Context, entries []store.Reda
 func (f *device) GetContact(ctx context.Context, user types.JID) (types.ContactInfo, error) {
 	f.contacts.Lock()
 	defer f.contacts.Unlock()
-	return read(f, func() (types.ContactInfo, error) { return f.keys.GetContact(ctx, user) })
+	return read(ctx, f, func(ctx context.Context) (types.ContactInfo, error) { return f.keys.GetContact(ctx, user) })
 }
 
 func (f *device) GetAllContacts(ctx context.Context) (map[types.JID]types.ContactInfo, error) {
 	f.contacts.Lock()
 	defer f.contacts.Unlock()
-	return read(f, func() (map[types.JID]types.ContactInfo, error) { return f.keys.GetAllContacts(ctx) })
+	return read(ctx, f, func(ctx context.Context) (map[types.JID]types.ContactInfo, error) { return f.keys.GetAllContacts(ctx) })
 }
 
 // text makes a string that a stranger chose one that PostgreSQL takes. It would
@@ -395,18 +398,20 @@ func (f *device) GetPNForLID(ctx context.Context, lid types.JID) (types.JID, err
 	if lid.Server != types.HiddenUserServer { // the question is bad, not the store
 		return f.store.lids.pnOf(ctx, f.opened, lid)
 	}
-	return read(f, func() (types.JID, error) { return f.store.lids.pnOf(ctx, f.opened, lid) })
+	return read(ctx, f, func(ctx context.Context) (types.JID, error) { return f.store.lids.pnOf(ctx, f.opened, lid) })
 }
 
 func (f *device) GetLIDForPN(ctx context.Context, pn types.JID) (types.JID, error) {
 	if pn.Server != types.DefaultUserServer { // the question is bad, not the store
 		return f.store.lids.lidOf(ctx, f.opened, pn)
 	}
-	return read(f, func() (types.JID, error) { return f.store.lids.lidOf(ctx, f.opened, pn) })
+	return read(ctx, f, func(ctx context.Context) (types.JID, error) { return f.store.lids.lidOf(ctx, f.opened, pn) })
 }
 
 func (f *device) GetManyLIDsForPNs(ctx context.Context, pns []types.JID) (map[types.JID]types.JID, error) {
-	return read(f, func() (map[types.JID]types.JID, error) { return f.store.lids.lidsOf(ctx, f.opened, pns) })
+	return read(ctx, f, func(ctx context.Context) (map[types.JID]types.JID, error) {
+		return f.store.lids.lidsOf(ctx, f.opened, pns)
+	})
 }
 
 // What follows only fences.
@@ -424,19 +429,19 @@ func (f *device) DeleteIdentity(ctx context.Context, address string) error {
 }
 
 func (f *device) IsTrustedIdentity(ctx context.Context, address string, key [32]byte) (bool, error) {
-	return read(f, func() (bool, error) { return f.keys.IsTrustedIdentity(ctx, address, key) })
+	return read(ctx, f, func(ctx context.Context) (bool, error) { return f.keys.IsTrustedIdentity(ctx, address, key) })
 }
 
 func (f *device) GetSession(ctx context.Context, address string) ([]byte, error) {
-	return read(f, func() ([]byte, error) { return f.keys.GetSession(ctx, address) })
+	return read(ctx, f, func(ctx context.Context) ([]byte, error) { return f.keys.GetSession(ctx, address) })
 }
 
 func (f *device) HasSession(ctx context.Context, address string) (bool, error) {
-	return read(f, func() (bool, error) { return f.keys.HasSession(ctx, address) })
+	return read(ctx, f, func(ctx context.Context) (bool, error) { return f.keys.HasSession(ctx, address) })
 }
 
 func (f *device) GetManySessions(ctx context.Context, addresses []string) (map[string][]byte, error) {
-	return read(f, func() (map[string][]byte, error) { return f.keys.GetManySessions(ctx, addresses) })
+	return read(ctx, f, func(ctx context.Context) (map[string][]byte, error) { return f.keys.GetManySessions(ctx, addresses) })
 }
 
 func (f *device) PutSession(ctx context.Context, address string, session []byte) error {
@@ -472,7 +477,7 @@ func (f *device) GenOnePreKey(ctx context.Context) (*keys.PreKey, error) {
 }
 
 func (f *device) GetPreKey(ctx context.Context, id uint32) (*keys.PreKey, error) {
-	return read(f, func() (*keys.PreKey, error) { return f.keys.GetPreKey(ctx, id) })
+	return read(ctx, f, func(ctx context.Context) (*keys.PreKey, error) { return f.keys.GetPreKey(ctx, id) })
 }
 
 func (f *device) RemovePreKey(ctx context.Context, id uint32) error {
@@ -484,7 +489,7 @@ func (f *device) MarkPreKeysAsUploaded(ctx context.Context, upToID uint32) error
 }
 
 func (f *device) UploadedPreKeyCount(ctx context.Context) (int, error) {
-	return read(f, func() (int, error) { return f.keys.UploadedPreKeyCount(ctx) })
+	return read(ctx, f, func(ctx context.Context) (int, error) { return f.keys.UploadedPreKeyCount(ctx) })
 }
 
 func (f *device) PutSenderKey(ctx context.Context, group, user string, session []byte) error {
@@ -492,7 +497,7 @@ func (f *device) PutSenderKey(ctx context.Context, group, user string, session [
 }
 
 func (f *device) GetSenderKey(ctx context.Context, group, user string) ([]byte, error) {
-	return read(f, func() ([]byte, error) { return f.keys.GetSenderKey(ctx, group, user) })
+	return read(ctx, f, func(ctx context.Context) ([]byte, error) { return f.keys.GetSenderKey(ctx, group, user) })
 }
 
 func (f *device) PutAppStateSyncKey(ctx context.Context, id []byte, key store.AppStateSyncKey) error {
@@ -500,11 +505,11 @@ func (f *device) PutAppStateSyncKey(ctx context.Context, id []byte, key store.Ap
 }
 
 func (f *device) GetAppStateSyncKey(ctx context.Context, id []byte) (*store.AppStateSyncKey, error) {
-	return read(f, func() (*store.AppStateSyncKey, error) { return f.keys.GetAppStateSyncKey(ctx, id) })
+	return read(ctx, f, func(ctx context.Context) (*store.AppStateSyncKey, error) { return f.keys.GetAppStateSyncKey(ctx, id) })
 }
 
 func (f *device) GetLatestAppStateSyncKeyID(ctx context.Context) ([]byte, error) {
-	return read(f, func() ([]byte, error) { return f.keys.GetLatestAppStateSyncKeyID(ctx) })
+	return read(ctx, f, func(ctx context.Context) ([]byte, error) { return f.keys.GetLatestAppStateSyncKeyID(ctx) })
 }
 
 func (f *device) PutAppStateVersion(ctx context.Context, name string, version uint64, hash [128]byte) error {
@@ -536,7 +541,7 @@ func (f *device) DeleteAppStateMutationMACs(ctx context.Context, name string, in
 }
 
 func (f *device) GetAppStateMutationMAC(ctx context.Context, name string, indexMAC []byte) ([]byte, error) {
-	return read(f, func() ([]byte, error) { return f.keys.GetAppStateMutationMAC(ctx, name, indexMAC) })
+	return read(ctx, f, func(ctx context.Context) ([]byte, error) { return f.keys.GetAppStateMutationMAC(ctx, name, indexMAC) })
 }
 
 func (f *device) PutMutedUntil(ctx context.Context, chat types.JID, mutedUntil time.Time) error {
@@ -552,7 +557,7 @@ func (f *device) PutArchived(ctx context.Context, chat types.JID, archived bool)
 }
 
 func (f *device) GetChatSettings(ctx context.Context, chat types.JID) (types.LocalChatSettings, error) {
-	return read(f, func() (types.LocalChatSettings, error) { return f.keys.GetChatSettings(ctx, chat) })
+	return read(ctx, f, func(ctx context.Context) (types.LocalChatSettings, error) { return f.keys.GetChatSettings(ctx, chat) })
 }
 
 func (f *device) PutMessageSecrets(ctx context.Context, inserts []store.MessageSecretInsert) error {
@@ -585,7 +590,7 @@ func (f *device) PutPrivacyTokens(ctx context.Context, tokens ...store.PrivacyTo
 }
 
 func (f *device) GetPrivacyToken(ctx context.Context, user types.JID) (*store.PrivacyToken, error) {
-	return read(f, func() (*store.PrivacyToken, error) { return f.keys.GetPrivacyToken(ctx, user) })
+	return read(ctx, f, func(ctx context.Context) (*store.PrivacyToken, error) { return f.keys.GetPrivacyToken(ctx, user) })
 }
 
 func (f *device) PutBufferedEvent(ctx context.Context, ciphertextHash [32]byte, plaintext []byte, serverTimestamp time.Time) error {

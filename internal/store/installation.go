@@ -96,7 +96,7 @@ func (s *Store) Adopt(ctx context.Context, id string, more ...string) (previous 
 		return "", errors.New("an installation needs an id")
 	}
 	err = s.transaction(ctx, func(ctx context.Context) error {
-		if s.postgres() { // of two people who adopt at once, the second takes over from the first
+		if s.postgres != nil { // of two people who adopt at once, the second takes over from the first
 			if _, err := s.db.Exec(ctx, "LOCK TABLE whatsapp_operator_installation IN SHARE ROW EXCLUSIVE MODE"); err != nil {
 				return err
 			}

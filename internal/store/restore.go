@@ -142,7 +142,7 @@ func (s *Store) lost(ctx context.Context, sessionID, jid string) (Marked, error)
 // using it until the transaction ends.
 func (s *Store) lockByID(ctx context.Context, sessionID string) (Record, error) {
 	query := selectRecord + " WHERE session_id=$1"
-	if s.postgres() {
+	if s.postgres != nil {
 		query += " FOR UPDATE"
 	}
 	return scanRecord(s.db.QueryRow(ctx, query, sessionID))

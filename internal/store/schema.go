@@ -38,8 +38,8 @@ var ErrSchemaTooNew = errors.New("a newer release has migrated the store: upgrad
 // build needs, all in one transaction under a lock, so several processes may
 // call it at once. Only the leader should.
 func (s *Store) Migrate(ctx context.Context) error {
-	err := s.transaction(ctx, func(ctx context.Context) error {
-		if s.postgres() { // SQLite: the transaction is the lock
+	err := s.transactionWithin(ctx, migrateTimeout, func(ctx context.Context) error {
+		if s.postgres != nil { // SQLite: the transaction is the lock
 			if _, err := s.db.Exec(ctx, "SELECT pg_advisory_xact_lock($1)", migrationLock); err != nil {
 				return err
 			}

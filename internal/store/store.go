@@ -14,8 +14,6 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/stdlib"
 	"go.mau.fi/util/dbutil"
 	"go.mau.fi/whatsmeow/store/sqlstore"
 	"k8s.io/utils/clock"
@@ -30,10 +28,6 @@ const (
 	postgresConns = 16
 	// sqliteConns is the default for SQLite: one writer at a time, and readers beside it.
 	sqliteConns = 4
-	// connIdle is how long an unused connection is kept.
-	connIdle = 5 * time.Minute
-	// sqliteBusy is how long a writer waits for one in another process.
-	sqliteBusy = 10 * time.Second
 )
 
 // Config says where the store is.
@@ -41,6 +35,10 @@ type Config struct {
 	// URL is "postgres://…", "sqlite:PATH", or the path of an SQLite file, which is made
 	// if it does not exist. It may hold a password and is in no error and no log.
 	URL string
+	// ReadURL returns the URL anew for each new connection to PostgreSQL, whose password may
+	// change; nil: it is always URL. A URL that names another server or database is not
+	// used before the process is restarted.
+	ReadURL func() (string, error)
 	// MaxConns bounds the connections of this process; 0: 16 for PostgreSQL, 4 for SQLite.
 	MaxConns int
 	// Clock stamps records and marks; nil: the real one.
@@ -78,6 +76,8 @@ type Store struct {
 	log       logr.Logger
 	// process is a random name of this process: a session that it takes twice has not ended it.
 	process string
+	// postgres makes the connections; nil for SQLite.
+	postgres *postgresConnector
 	// writer is held by the one transaction that writes: SQLite has one writer, and
 	// waiting in a queue is fairer and cheaper than SQLite's polling. nil for PostgreSQL.
 	writer chan struct{}
@@ -91,8 +91,9 @@ type Store struct {
 // ErrBadURL is a store URL that cannot be used.
 var ErrBadURL = errors.New("the URL of the store must be postgres://USER:PASSWORD@HOST/DATABASE, sqlite:PATH or a path (it is not shown, because it may hold a password)")
 
-// Open connects to the database and checks that it answers. It changes
-// nothing in it but, for SQLite, that the file exists and has a write-ahead log.
+// Open prepares the connections to the database, which may not answer yet: see
+// [Store.Ping]. It changes nothing in it but, for SQLite, that the file exists
+// and has a write-ahead log.
 func Open(ctx context.Context, cfg Config, log logr.Logger) (*Store, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
@@ -110,7 +111,10 @@ func Open(ctx context.Context, cfg Config, log logr.Logger) (*Store, error) {
 		if conns == 0 {
 			conns = postgresConns
 		}
-		db, err = openPostgres(cfg.URL)
+		if s.postgres, err = newPostgresConnector(cfg, log); err != nil {
+			return nil, err
+		}
+		db = sql.OpenDB(s.postgres)
 	} else {
 		dialect = "sqlite"
 		s.writer = make(chan struct{}, 1)
@@ -124,9 +128,9 @@ func Open(ctx context.Context, cfg Config, log logr.Logger) (*Store, error) {
 	}
 	db.SetMaxOpenConns(conns)
 	db.SetMaxIdleConns(conns)
-	db.SetConnMaxIdleTime(connIdle)
-	if err := db.PingContext(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("the store cannot be reached: %w", err), db.Close())
+	db.SetConnMaxIdleTime(connIdleTimeout)
+	if s.postgres != nil {
+		db.SetConnMaxLifetime(connLifetime)
 	}
 	if s.db, err = dbutil.NewWithDB(db, dialect); err != nil {
 		return nil, errors.Join(err, db.Close())
@@ -136,30 +140,6 @@ func Open(ctx context.Context, cfg Config, log logr.Logger) (*Store, error) {
 	s.container = sqlstore.NewWithWrappedDB(s.db, nil)
 	s.lids = newLIDs(s, s.clock)
 	return s, nil
-}
-
-func openPostgres(dsn string) (*sql.DB, error) {
-	cfg, err := parsePostgres(dsn)
-	if err != nil {
-		return nil, err
-	}
-	if cfg.RuntimeParams["application_name"] == "" {
-		cfg.RuntimeParams["application_name"] = "whatsapp-operator"
-	}
-	return stdlib.OpenDB(*cfg, stdlib.OptionAfterConnect(func(ctx context.Context, conn *pgx.Conn) error {
-		_, err := conn.Exec(ctx, "SET idle_in_transaction_session_timeout = '"+idleTransaction+"'")
-		return err
-	})), nil
-}
-
-func parsePostgres(dsn string) (*pgx.ConnConfig, error) {
-	cfg, err := pgx.ParseConfig(dsn)
-	if err != nil {
-		// The error quotes the URL.
-		return nil, ErrBadURL
-	}
-	cfg.DialFunc = dialer(cfg.ConnectTimeout).DialContext
-	return cfg, nil
 }
 
 // parseSQLite returns the path of the file.
@@ -182,7 +162,7 @@ func openSQLite(ctx context.Context, dsn string) (*sql.DB, error) {
 	// Immediate: a transaction that begins by reading its record must not find, at its
 	// first write, that another has written meanwhile.
 	name := (&url.URL{Scheme: "file", Path: path, RawQuery: url.Values{
-		"_busy_timeout": {fmt.Sprint(sqliteBusy.Milliseconds())},
+		"_busy_timeout": {fmt.Sprint(sqliteBusyTimeout.Milliseconds())},
 		"_foreign_keys": {"on"},
 		"_txlock":       {"immediate"},
 	}.Encode()}).String()
@@ -192,7 +172,7 @@ func openSQLite(ctx context.Context, dsn string) (*sql.DB, error) {
 	}
 	// The mode is a property of the file. Changing it does not wait for other
 	// processes, which may be doing the same at this moment.
-	ctx, cancel := context.WithTimeout(ctx, sqliteBusy)
+	ctx, cancel := context.WithTimeout(ctx, sqliteBusyTimeout)
 	defer cancel()
 	again := time.NewTicker(20 * time.Millisecond)
 	defer again.Stop()
@@ -223,8 +203,6 @@ func (s *Store) Ping(ctx context.Context) error {
 	return nil
 }
 
-func (s *Store) postgres() bool { return s.db.Dialect == dbutil.Postgres }
-
 func (s *Store) now() int64 { return s.clock.Now().UnixMilli() }
 
 // txn is what a transaction carries in its context.
@@ -235,15 +213,21 @@ type inTransaction struct{}
 // transaction runs fn in one transaction, or in the one that ctx carries. A
 // panic of fn is an error, so that the transaction ends with it.
 func (s *Store) transaction(ctx context.Context, fn func(ctx context.Context) error) error {
+	return s.transactionWithin(ctx, answerTimeout, fn)
+}
+
+func (s *Store) transactionWithin(ctx context.Context, timeout time.Duration, fn func(ctx context.Context) error) error {
 	if nested(ctx) {
 		return fn(ctx)
 	}
+	ctx, cancel := within(ctx, timeout)
+	defer cancel()
 	if s.writer != nil {
 		select {
 		case s.writer <- struct{}{}:
 			defer func() { <-s.writer }()
 		case <-ctx.Done():
-			return ctx.Err()
+			return late(ctx, ctx.Err())
 		}
 	}
 	t := &txn{}
@@ -253,15 +237,40 @@ func (s *Store) transaction(ctx context.Context, fn func(ctx context.Context) er
 				err = fmt.Errorf("a panic in a transaction of the store: %v\n%s", r, debug.Stack())
 			}
 		}()
+		if s.postgres != nil {
+			if err := s.postgres.begin(ctx, func(ctx context.Context, query string) error {
+				_, err := s.db.Exec(ctx, query)
+				return err
+			}); err != nil {
+				return err
+			}
+		}
 		return fn(context.WithValue(ctx, inTransaction{}, t))
 	})
 	if err != nil {
-		return err
+		return late(ctx, err)
 	}
 	for _, after := range t.after {
 		after()
 	}
 	return nil
+}
+
+// ErrNoAnswer is a database that has not answered in time.
+var ErrNoAnswer = errors.New("the database did not answer in time")
+
+// within bounds what is asked of the database.
+func within(ctx context.Context, timeout time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, timeout, ErrNoAnswer)
+}
+
+// late says that the time was over, where it was. The error is then none of
+// context.Canceled, which would be taken for the caller's own.
+func late(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); errors.Is(cause, ErrNoAnswer) {
+		return fmt.Errorf("%w (%v)", cause, err)
+	}
+	return err
 }
 
 func nested(ctx context.Context) bool { return ctx.Value(inTransaction{}) != nil }

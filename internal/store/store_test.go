@@ -25,6 +25,7 @@ import (
 // kinds are the databases that every test runs on; each makes an empty one.
 var kinds = map[string]func(t *testing.T) (url string){
 	"PostgreSQL": func(t *testing.T) string { return testenv.Postgres(t) },
+	"PgBouncer":  func(t *testing.T) string { return testenv.PgBouncer(t) },
 	"SQLite":     func(t *testing.T) string { return "sqlite:" + filepath.Join(t.TempDir(), "keys ? # %.db") },
 }
 
@@ -350,7 +351,7 @@ func TestFence(t *testing.T) {
 		g.Expect(f.all()).To(HaveLen(1), "told once")
 
 		stored, err := s.strings(ctx, "SELECT CAST(session AS TEXT) FROM whatsmeow_sessions")
-		if s.postgres() {
+		if s.postgres != nil {
 			stored, err = s.strings(ctx, "SELECT convert_from(session, 'UTF8') FROM whatsmeow_sessions")
 		}
 		g.Expect(err).NotTo(HaveOccurred())
@@ -821,7 +822,10 @@ func TestBadURLs(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := NewWithT(t)
-			_, err := Open(t.Context(), Config{URL: url}, logr.Discard())
+			s, err := Open(t.Context(), Config{URL: url}, logr.Discard())
+			if err == nil {
+				err = errors.Join(s.Ping(t.Context()), s.Close())
+			}
 			g.Expect(err).To(HaveOccurred())
 			g.Expect(err.Error()).NotTo(ContainSubstring("hunter2"))
 			g.Expect(strings.ContainsAny(err.Error(), "\x00")).To(BeFalse())

@@ -154,16 +154,17 @@ var ErrFenced = errors.New("the session was taken by another process, or has ano
 // lockRecord is the fence: it returns the JID in the session's record and keeps
 // the record as it is until the transaction ends, or refuses with ErrFenced. A
 // client that stops in the middle of its transaction is thrown out by
-// PostgreSQL after 3 s, so that it cannot keep a successor waiting.
+// PostgreSQL (fenceIdleTimeout), so that it cannot keep a successor waiting.
 func (f *device) lockRecord(ctx context.Context, how lock) (jid string, err error) {
 	query := "SELECT epoch, starts, jid FROM whatsapp_operator_session WHERE uid=$1"
 	var into []any
 	var epoch, starts int64
 	var stored sql.NullString
 	into = append(into, &epoch, &starts, &stored)
-	if f.store.postgres() {
+	if f.store.postgres != nil {
 		var timeout string
-		query = "SELECT epoch, starts, jid, set_config('idle_in_transaction_session_timeout', '3s', true) FROM whatsapp_operator_session WHERE uid=$1 " + string(how)
+		query = fmt.Sprintf("SELECT epoch, starts, jid, set_config('idle_in_transaction_session_timeout', '%d', true) FROM whatsapp_operator_session WHERE uid=$1 %s",
+			fenceIdleTimeout.Milliseconds(), how)
 		into = append(into, &timeout)
 	}
 	err = f.store.db.QueryRow(ctx, query, f.uid).Scan(into...)

@@ -126,6 +126,18 @@ func (p *PostgresProcess) Restart() {
 	}
 }
 
+// RestartAsStandby starts the server again as a standby that takes no writes and
+// has no primary.
+func (p *PostgresProcess) RestartAsStandby() {
+	p.t.Helper()
+	p.Stop()
+	touch := p.command("/bin/sh", "-c", ": >data/standby.signal")
+	if out, err := touch.CombinedOutput(); err != nil {
+		p.t.Fatalf("making a standby: %v\n%s", err, out)
+	}
+	p.Restart()
+}
+
 // Terminate ends all other connections to the server, as an administrator or a
 // fail-over does, and says how many there were.
 func (p *PostgresProcess) Terminate() (n int) {
@@ -169,7 +181,8 @@ func (p *PostgresProcess) start() bool {
 	for end := time.Now().Add(postgresStart); time.Now().Before(end); {
 		text, _ := os.ReadFile(logFile)
 		switch log := string(text); {
-		case strings.Contains(log, "database system is ready to accept connections"):
+		case strings.Contains(log, "database system is ready to accept connections"),
+			strings.Contains(log, "database system is ready to accept read-only connections"):
 			return true
 		case strings.Contains(log, "could not create any TCP/IP sockets"):
 			p.Kill()

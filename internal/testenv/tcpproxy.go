@@ -11,14 +11,14 @@ import (
 // of the server's shares it with no other.
 type TCPProxy struct {
 	listener net.Listener
-	upstream string
 	running  sync.WaitGroup
 
-	mu      sync.Mutex
-	state   proxyState
-	changed chan struct{} // closed when the state changes
-	pairs   map[*proxiedPair]struct{}
-	origins map[string]bool
+	mu       sync.Mutex
+	upstream string
+	state    proxyState
+	changed  chan struct{} // closed when the state changes
+	pairs    map[*proxiedPair]struct{}
+	origins  map[string]bool
 }
 
 type proxyState int
@@ -64,6 +64,13 @@ func (p *TCPProxy) Hang() { p.become(proxyHung) }
 
 // Restore ends a Cut or a Hang.
 func (p *TCPProxy) Restore() { p.become(proxyOpen) }
+
+// Redirect has new connections carried to another server; the others stay.
+func (p *TCPProxy) Redirect(upstream string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.upstream = upstream
+}
 
 // Open reports whether the proxy is neither cut nor hung.
 func (p *TCPProxy) Open() bool {
@@ -133,7 +140,10 @@ func (p *TCPProxy) carry(client *net.TCPConn) {
 	if !p.passable() {
 		return
 	}
-	server, err := net.Dial("tcp", p.upstream)
+	p.mu.Lock()
+	upstream := p.upstream
+	p.mu.Unlock()
+	server, err := net.Dial("tcp", upstream)
 	if err != nil {
 		return
 	}

@@ -1,0 +1,226 @@
+package store
+
+import (
+	"context"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/go-logr/logr"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/stdlib"
+)
+
+// ErrReadOnly is a server that takes no writes: a standby, or a primary that was
+// set to read only.
+var ErrReadOnly = errors.New("the database server takes no writes: the address names a standby, or the server is set to read only")
+
+// postgresConnector makes the connections to PostgreSQL.
+//
+// Each is one to a server that takes writes. When a server says that it does not
+// (any more), or ends a connection, the other connections of the pool lead to the
+// same server and are not used again either: after a fail-over each of them would
+// otherwise fail once.
+//
+// A pooler such as PgBouncer may run each transaction on another server
+// connection. Then no statement is given a name, and nothing is set for longer
+// than a transaction.
+type postgresConnector struct {
+	log logr.Logger
+	// read returns the URL anew; nil: it does not change.
+	read func() (string, error)
+	// pooled: a pooler is between here and the server.
+	pooled atomic.Bool
+	// generation counts how often the connections were given up; those of an earlier one
+	// are not used again.
+	generation atomic.Int64
+
+	mu     sync.Mutex
+	url    string
+	config *pgx.ConnConfig
+	// problem is what was last said of the URL.
+	problem string
+}
+
+func newPostgresConnector(cfg Config, log logr.Logger) (*postgresConnector, error) {
+	config, err := parsePostgres(cfg.URL)
+	if err != nil {
+		return nil, err
+	}
+	return &postgresConnector{log: log, read: cfg.ReadURL, url: cfg.URL, config: config}, nil
+}
+
+func parsePostgres(dsn string) (*pgx.ConnConfig, error) {
+	cfg, err := pgx.ParseConfig(dsn)
+	if err != nil {
+		// The error quotes the URL.
+		return nil, ErrBadURL
+	}
+	if cfg.ConnectTimeout == 0 {
+		cfg.ConnectTimeout = connectTimeout
+	}
+	cfg.DialFunc = dialer(cfg.ConnectTimeout).DialContext
+	cfg.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
+	if cfg.RuntimeParams["application_name"] == "" {
+		cfg.RuntimeParams["application_name"] = "whatsapp-operator"
+	}
+	return cfg, nil
+}
+
+// Driver implements driver.Connector.
+func (c *postgresConnector) Driver() driver.Driver { return stdlib.GetDefaultDriver() }
+
+// errPooled: the connection would give names to statements, and has found a pooler.
+var errPooled = errors.New("there is a pooler between here and the database")
+
+// Connect implements driver.Connector.
+func (c *postgresConnector) Connect(ctx context.Context) (driver.Conn, error) {
+	config := c.current()
+	conn, err := c.connect(ctx, config)
+	if errors.Is(err, errPooled) {
+		conn, err = c.connect(ctx, config)
+	}
+	if errors.Is(err, pgconn.ErrReadOnlyConnection) {
+		err = fmt.Errorf("%w (%w)", ErrReadOnly, err)
+	}
+	return conn, err
+}
+
+func (c *postgresConnector) connect(ctx context.Context, config *pgx.ConnConfig) (driver.Conn, error) {
+	config = config.Copy()
+	generation := c.generation.Load()
+	byDefault := config.OnPgError
+	config.OnPgError = func(conn *pgconn.PgConn, err *pgconn.PgError) bool {
+		if leadsElsewhere(err.Code) {
+			c.generation.CompareAndSwap(generation, generation+1)
+			return false
+		}
+		return byDefault(conn, err) && !broken(err.Code)
+	}
+	named := config.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement
+	if named && c.pooled.Load() {
+		config.DefaultQueryExecMode, named = pgx.QueryExecModeCacheDescribe, false
+	}
+	return stdlib.GetConnector(*config,
+		stdlib.OptionAfterConnect(func(ctx context.Context, conn *pgx.Conn) error {
+			err := c.prepare(ctx, conn)
+			if err == nil && named && c.pooled.Load() {
+				err = errPooled
+			}
+			if err != nil {
+				return errors.Join(err, conn.Close(ctx))
+			}
+			return nil
+		}),
+		stdlib.OptionResetSession(func(context.Context, *pgx.Conn) error {
+			if c.generation.Load() != generation {
+				return driver.ErrBadConn
+			}
+			return nil
+		}),
+	).Connect(ctx)
+}
+
+// prepare finds out whether there is a pooler: the server process behind the
+// connection is then not the one that was named when it began. Where there is
+// none the connection's transactions get their time-out once for all.
+func (c *postgresConnector) prepare(ctx context.Context, conn *pgx.Conn) error {
+	result, err := conn.PgConn().Exec(ctx, fmt.Sprintf(
+		"SELECT CASE WHEN pg_backend_pid()=%d THEN set_config('idle_in_transaction_session_timeout', '%d', false) END",
+		conn.PgConn().PID(), idleTimeout.Milliseconds())).ReadAll()
+	if err != nil {
+		return err
+	}
+	direct := len(result) == 1 && len(result[0].Rows) == 1 && result[0].Rows[0][0] != nil
+	if !direct && !c.pooled.Swap(true) {
+		c.log.Info("Found a connection pooler before the database, so statements are not given names")
+	}
+	return nil
+}
+
+// begin is what every transaction begins with.
+func (c *postgresConnector) begin(ctx context.Context, exec func(ctx context.Context, query string) error) error {
+	if !c.pooled.Load() {
+		return nil
+	}
+	return exec(ctx, fmt.Sprintf("SET LOCAL idle_in_transaction_session_timeout=%d", idleTimeout.Milliseconds()))
+}
+
+// leadsElsewhere: the server is not the one to write to any more, or ends all its
+// connections.
+func leadsElsewhere(code string) bool {
+	switch code {
+	case "25006", // read_only_sql_transaction: a standby
+		"57P01", // admin_shutdown
+		"57P02", // crash_shutdown
+		"57P03": // cannot_connect_now
+		return true
+	}
+	return false
+}
+
+// broken: the connection is of no further use, though the error may not be fatal.
+func broken(code string) bool {
+	switch code {
+	case "26000", // invalid_sql_statement_name: a pooler that was put in between has another server connection
+		"42P05", // duplicate_prepared_statement: likewise
+		"25P03", // idle_in_transaction_session_timeout
+		"25P04": // transaction_timeout
+		return true
+	}
+	// Connection exceptions, operator interventions but for a query that was cancelled,
+	// errors of the system and of PostgreSQL itself.
+	return code != "57014" && slices.ContainsFunc([]string{"08", "57", "58", "XX"}, func(class string) bool {
+		return strings.HasPrefix(code, class)
+	})
+}
+
+// current is how to connect now. The URL is read again for each connection, and
+// so are the files that it names; where it cannot be used the one before is.
+func (c *postgresConnector) current() *pgx.ConnConfig {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	url, err := c.url, error(nil)
+	if c.read != nil {
+		url, err = c.read()
+	}
+	var config *pgx.ConnConfig
+	if err == nil {
+		config, err = parsePostgres(url)
+	}
+	if err == nil && !sameDatabase(c.config, config) {
+		err = errors.New("the URL of the store names another server or database now: restart this process to use it")
+	}
+	if err != nil {
+		if c.problem != err.Error() {
+			c.problem = err.Error()
+			c.log.Error(err, "Failed to read the URL of the store again, the former one is used")
+		}
+		return c.config
+	}
+	if url != c.url {
+		c.log.Info("Read the URL of the store again, new connections use it")
+	}
+	c.url, c.config, c.problem = url, config, ""
+	return config
+}
+
+// sameDatabase: both lead to the same tables. A process that had connections to
+// two databases would let two workers take one session.
+func sameDatabase(a, b *pgx.ConnConfig) bool {
+	hosts := func(c *pgx.ConnConfig) []string {
+		hosts := []string{fmt.Sprint(c.Host, " ", c.Port)}
+		for _, f := range c.Fallbacks {
+			hosts = append(hosts, fmt.Sprint(f.Host, " ", f.Port))
+		}
+		slices.Sort(hosts)
+		return slices.Compact(hosts)
+	}
+	return a.Database == b.Database && slices.Equal(hosts(a), hosts(b)) && maps.Equal(a.RuntimeParams, b.RuntimeParams)
+}

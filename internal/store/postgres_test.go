@@ -1,0 +1,258 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr/funcr"
+	. "github.com/onsi/gomega"
+
+	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
+)
+
+// An address that names a standby for a moment, as during a fail-over, must not
+// leave connections to it in the pool.
+func TestAnAddressThatNamesAStandbyForAMoment(t *testing.T) {
+	g := NewWithT(t)
+	ctx := t.Context()
+	primary, standby := testenv.PostgresServer(t), testenv.PostgresServer(t)
+	standby.RestartAsStandby()
+	proxy := testenv.NewTCPProxy(t, primary.Addr())
+	s := open(t, primary.URLVia(proxy.Addr()))
+	g.Expect(s.Migrate(ctx)).To(Succeed())
+	_, err := s.Claim(ctx, Claimant{SessionID: "id", Namespace: "a", UID: "u"}, never)
+	g.Expect(err).NotTo(HaveOccurred())
+
+	proxy.Cut()
+	proxy.Redirect(standby.Addr())
+	proxy.Restore()
+	g.Eventually(func() error { return s.Ping(ctx) }, "10s").Should(MatchError(ErrReadOnly))
+	_, err = s.Take(ctx, "u", 1)
+	g.Expect(err).To(MatchError(ErrReadOnly))
+
+	proxy.Redirect(primary.Addr())
+	for epoch := range int64(45) {
+		_, err := s.Take(ctx, "u", 1+epoch)
+		g.Expect(err).NotTo(HaveOccurred())
+	}
+}
+
+// A primary becomes a standby, or ends, under the connections of the pool: the
+// first that says so is the last of them that is used.
+func TestConnectionsToAServerThatTakesNoMoreWritesAreGivenUp(t *testing.T) {
+	for name, query := range map[string]string{
+		"it takes no more writes": "SET default_transaction_read_only=on",
+		"it ends":                 "",
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := NewWithT(t)
+			ctx := t.Context()
+			url := testenv.Postgres(t)
+			s, other := open(t, url), open(t, url)
+			g.Expect(s.Migrate(ctx)).To(Succeed())
+			_, err := s.Claim(ctx, Claimant{SessionID: "id", Namespace: "a", UID: "u"}, never)
+			g.Expect(err).NotTo(HaveOccurred())
+			var conns []*sql.Conn
+			var pids []int
+			for range 5 {
+				conn, err := s.db.RawDB.Conn(ctx)
+				g.Expect(err).NotTo(HaveOccurred())
+				var pid int
+				g.Expect(conn.QueryRowContext(ctx, "SELECT pg_backend_pid()").Scan(&pid)).To(Succeed())
+				_, err = conn.ExecContext(ctx, query)
+				g.Expect(err).NotTo(HaveOccurred())
+				conns, pids = append(conns, conn), append(pids, pid)
+			}
+			for _, conn := range conns {
+				g.Expect(conn.Close()).To(Succeed(), "back to the pool")
+			}
+			if query == "" {
+				for _, pid := range pids {
+					g.Expect(other.exec(ctx, "SELECT pg_terminate_backend($1, 10000)", pid)).To(Succeed())
+				}
+			}
+			failed := 0
+			for range 45 {
+				if _, err := s.Take(ctx, "u", 1); err != nil {
+					failed++
+					t.Log(err)
+				}
+			}
+			g.Expect(failed).To(BeNumerically("<=", 1))
+		})
+	}
+}
+
+func TestErrorsThatEndAConnection(t *testing.T) {
+	for _, tt := range []struct {
+		code              string
+		elsewhere, broken bool
+	}{
+		{code: "25006", elsewhere: true},
+		{code: "57P01", elsewhere: true, broken: true},
+		{code: "57P02", elsewhere: true, broken: true},
+		{code: "57P03", elsewhere: true, broken: true},
+		{code: "57P05", broken: true},
+		{code: "57014"}, // the query was cancelled
+		{code: "25P03", broken: true},
+		{code: "25P04", broken: true},
+		{code: "25P02"}, // only the transaction has failed
+		{code: "26000", broken: true},
+		{code: "42P05", broken: true},
+		{code: "08006", broken: true},
+		{code: "58030", broken: true},
+		{code: "XX000", broken: true},
+		{code: "23505"}, // a rule of the table
+		{code: "40P01"}, // a deadlock
+		{code: "53100"}, // the disk is full
+	} {
+		t.Run(tt.code, func(t *testing.T) {
+			g := NewWithT(t)
+			g.Expect(leadsElsewhere(tt.code)).To(Equal(tt.elsewhere))
+			g.Expect(broken(tt.code)).To(Equal(tt.broken))
+		})
+	}
+}
+
+func TestAPoolerIsFound(t *testing.T) {
+	for kind, pooled := range map[string]bool{"PostgreSQL": false, "PgBouncer": true} {
+		t.Run(kind, func(t *testing.T) {
+			g := NewWithT(t)
+			ctx := t.Context()
+			s := open(t, kinds[kind](t))
+			g.Expect(s.Ping(ctx)).To(Succeed())
+			g.Expect(s.postgres.pooled.Load()).To(Equal(pooled))
+			// What is set for a connection would be set for a stranger's behind a pooler.
+			var idle string
+			g.Expect(s.db.QueryRow(ctx, "SELECT current_setting('idle_in_transaction_session_timeout')").Scan(&idle)).To(Succeed())
+			if pooled {
+				g.Expect(idle).To(Equal("0"))
+			} else {
+				g.Expect(idle).To(Equal("5s"))
+			}
+			var prepared int
+			g.Expect(s.db.QueryRow(ctx, "SELECT COUNT(*) FROM pg_prepared_statements WHERE $1", true).Scan(&prepared)).To(Succeed())
+			g.Expect(prepared > 0).To(Equal(!pooled), "%d statements have names", prepared)
+		})
+	}
+}
+
+// A password that was changed is used for new connections; none is closed for it.
+func TestTheURLIsReadAgain(t *testing.T) {
+	g := NewWithT(t)
+	ctx := t.Context()
+	first := testenv.Postgres(t)
+	second := strings.Replace(first, "postgres@", "second:hunter2@", 1)
+	var mu sync.Mutex
+	current, fails := first, error(nil)
+	var lines []string
+	s, err := Open(ctx, Config{
+		URL: first, MaxConns: 2,
+		ReadURL: func() (string, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			return current, fails
+		},
+	}, funcr.New(func(_, args string) { lines = append(lines, args) }, funcr.Options{}))
+	g.Expect(err).NotTo(HaveOccurred())
+	defer func() { g.Expect(s.Close()).To(Succeed()) }()
+	_, err = s.db.Exec(ctx, "DROP ROLE IF EXISTS second")
+	g.Expect(err).NotTo(HaveOccurred())
+	_, err = s.db.Exec(ctx, "CREATE ROLE second LOGIN")
+	g.Expect(err).NotTo(HaveOccurred())
+	defer func() {
+		_, err := s.db.Exec(context.Background(), "DROP ROLE second")
+		g.Expect(err).NotTo(HaveOccurred())
+	}()
+	old, err := s.db.RawDB.Conn(ctx)
+	g.Expect(err).NotTo(HaveOccurred())
+	user := func(conn interface {
+		QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+	}) (name string) {
+		g.ExpectWithOffset(1, conn.QueryRowContext(ctx, "SELECT current_user").Scan(&name)).To(Succeed())
+		return name
+	}
+	// asNew asks over a connection that is not used a second time.
+	asNew := func() string {
+		s.db.RawDB.SetMaxIdleConns(0)
+		return user(s.db.RawDB)
+	}
+	g.Expect(asNew()).To(Equal("postgres"))
+
+	change := func(url string, err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		current, fails = url, err
+	}
+	change(second, nil)
+	g.Expect(asNew()).To(Equal("second"))
+	change("", errors.New("the file is being replaced"))
+	g.Expect(asNew()).To(Equal("second"), "the last one that could be read")
+	change("postgres://hunter2:port/x", nil)
+	g.Expect(asNew()).To(Equal("second"))
+	change(strings.Replace(first, "/test_", "/other_", 1), nil)
+	g.Expect(asNew()).To(Equal("second"), "another database may have the same sessions")
+	g.Expect(asNew()).To(Equal("second"))
+	change(first, nil)
+	g.Expect(asNew()).To(Equal("postgres"))
+
+	g.Expect(user(old)).To(Equal("postgres"), "a connection that is there stays")
+	g.Expect(old.Close()).To(Succeed())
+	g.Expect(lines).To(HaveLen(5), "each problem is said once: %v", lines)
+	for _, line := range lines {
+		g.Expect(line).NotTo(ContainSubstring("hunter2"))
+	}
+}
+
+// A process that is stopped in the middle of a taking keeps its successor for a
+// few seconds only, also where nothing can be set for a connection.
+func TestAStoppedTakingBehindAPooler(t *testing.T) {
+	g := NewWithT(t)
+	ctx := t.Context()
+	url := testenv.PgBouncer(t)
+	s, stopped := open(t, url), open(t, url)
+	g.Expect(s.Migrate(ctx)).To(Succeed())
+	_, err := s.Claim(ctx, Claimant{SessionID: "id", Namespace: "a", UID: "u"}, never)
+	g.Expect(err).NotTo(HaveOccurred())
+	inside, proceed, done := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	go func() {
+		done <- stopped.transaction(ctx, func(ctx context.Context) error {
+			_, err := stopped.db.Exec(ctx, "UPDATE whatsapp_operator_session SET epoch=1, starts=starts+1 WHERE uid='u'")
+			close(inside)
+			<-proceed
+			return err
+		})
+	}()
+	<-inside
+	taking, err := s.Take(ctx, "u", 2)
+	close(proceed)
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(taking.Starts()).To(BeEquivalentTo(1), "the other's never was")
+	g.Eventually(done).Should(Receive(HaveOccurred()))
+}
+
+// A server that is there and does not answer, or a proxy whose server is gone:
+// nothing waits for ever, and the error is not taken for the caller's own end.
+func TestAServerThatDoesNotAnswer(t *testing.T) {
+	g := NewWithT(t)
+	ctx := t.Context()
+	server := testenv.PostgresServer(t)
+	proxy := testenv.NewTCPProxy(t, server.Addr())
+	s := open(t, server.URLVia(proxy.Addr()))
+	g.Expect(s.Migrate(ctx)).To(Succeed())
+	g.Expect(s.Ping(ctx)).To(Succeed())
+	proxy.Hang()
+	err := s.transactionWithin(ctx, 100*time.Millisecond, func(ctx context.Context) error {
+		_, err := s.db.Exec(ctx, "SELECT 1")
+		return err
+	})
+	g.Expect(err).To(MatchError(ErrNoAnswer))
+	g.Expect(errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)).To(BeFalse())
+	proxy.Restore()
+	g.Eventually(func() error { return s.Ping(ctx) }, "10s").Should(Succeed())
+}
