@@ -2,7 +2,6 @@ package app
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -11,7 +10,6 @@ import (
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 
@@ -23,14 +21,11 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/metrics"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/publish"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/redis"
-	"github.com/whatsapp-operator/whatsapp-operator/internal/store"
 )
 
 const (
 	// leaderElectionPrefix and the name of the release make the name of the leader's Lease.
 	leaderElectionPrefix = "whatsapp-manager-"
-	// cleanInterval is how often the janitor deletes what the store has kept long enough.
-	cleanInterval = 6 * time.Hour
 	// sweepInterval is how often the heartbeats of workers that have long been dead are removed.
 	sweepInterval = 10 * time.Minute
 )
@@ -71,7 +66,8 @@ func runManager(ctx context.Context, config *managerConfig, log logr.Logger) (er
 		Client: d.direct, Namespace: config.Namespace, Release: config.Release, Keys: redis.NewHeartbeat(d.heartbeat, d.keys),
 		Elapsed: membership.Elapsed, Clock: d.clock, Log: log.WithName("observer"), Visibility: metrics.HeartbeatsVisible,
 	}
-	ids := &ids{store: d.store, ready: make(chan struct{})}
+	gate := d.storeGate()
+	ids := &ids{store: d.store, gate: gate}
 	sessions, err := controllers.SetupSession(mgr, controllers.SessionOptions{
 		Installation: d.installation, IDs: ids, Publisher: publish.NewManagerPublisher(d.queue, d.cache),
 		Clock: d.clock, Log: log.WithName("session"),
@@ -94,7 +90,7 @@ func runManager(ctx context.Context, config *managerConfig, log logr.Logger) (er
 		flusher,
 		observer,
 		manager.RunnableFunc(func(ctx context.Context) error { return d.sweepWorkers(ctx, observer) }),
-		manager.RunnableFunc(func(ctx context.Context) error { return d.keepStore(ctx, ids.open) }),
+		manager.RunnableFunc(func(ctx context.Context) error { return d.keepStore(ctx, gate) }),
 	}
 	forgot := func() {
 		if err := sessions.PublishAgain(ctx); err != nil && ctx.Err() == nil {
@@ -117,30 +113,6 @@ func runManager(ctx context.Context, config *managerConfig, log logr.Logger) (er
 		return fmt.Errorf("running the manager: %w", err)
 	}
 	return nil
-}
-
-// keepStore is the leader's work on the store: the schema, whose it is, and
-// the janitor's rounds. open is called when the store may be used.
-func (d *dependencies) keepStore(ctx context.Context, open func()) error {
-	if err := d.store.Migrate(ctx); err != nil {
-		return fmt.Errorf("migrating the store: %w", err)
-	}
-	if err := d.store.SetInstallation(ctx, d.installation); err != nil {
-		return fmt.Errorf("asking the store whose it is: %w", err)
-	}
-	open()
-	ticker := d.clock.NewTicker(cleanInterval)
-	defer ticker.Stop()
-	for {
-		if err := d.store.Clean(ctx); err != nil && ctx.Err() == nil {
-			d.log.Error(err, "The store could not be cleaned; it is tried again", "after", cleanInterval.String())
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-ticker.C():
-		}
-	}
 }
 
 // sweepWorkers is the leader's round among the heartbeats of dead workers.
@@ -188,78 +160,4 @@ func newFlusher(config *managerConfig, d *dependencies, mgr manager.Manager) (*b
 		return nil, nil, err
 	}
 	return flusher, client.Close, nil
-}
-
-// ids is the store in the words of the session controller. Nothing is asked of
-// it before the leader has migrated it.
-type ids struct {
-	store *store.Store
-	ready chan struct{}
-}
-
-func (i *ids) open() { close(i.ready) }
-
-func (i *ids) wait(ctx context.Context) error {
-	select {
-	case <-i.ready:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("waiting for the store's schema: %w", ctx.Err())
-	}
-}
-
-// Record implements controllers.IDs.
-func (i *ids) Record(ctx context.Context, sessionID string) (*controllers.Record, error) {
-	if err := i.wait(ctx); err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
-	defer cancel()
-	r, err := i.store.RecordByID(ctx, sessionID)
-	switch {
-	case errors.Is(err, store.ErrNoRecord):
-		return nil, nil
-	case err != nil:
-		return nil, err
-	}
-	return &controllers.Record{Namespace: r.Namespace, UID: types.UID(r.UID), JID: r.JID, PhoneNumber: r.PhoneNumber()}, nil
-}
-
-// Claim implements controllers.IDs.
-func (i *ids) Claim(ctx context.Context, c controllers.Claimant, gone func(types.UID) bool) (bool, error) {
-	if err := i.wait(ctx); err != nil {
-		return false, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
-	defer cancel()
-	_, err := i.store.Claim(ctx, store.Claimant{SessionID: c.SessionID, Namespace: c.Namespace, UID: string(c.UID)},
-		func(_ context.Context, uid string) (bool, error) { return gone(types.UID(uid)), nil })
-	if errors.Is(err, store.ErrTaken) {
-		return false, nil
-	}
-	return err == nil, err
-}
-
-// Release implements controllers.IDs.
-func (i *ids) Release(ctx context.Context, uid types.UID, how controllers.Release) error {
-	if err := i.wait(ctx); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
-	defer cancel()
-	var err error
-	switch how {
-	case controllers.ReleaseForget:
-		err = i.store.DeleteSession(ctx, string(uid))
-	case controllers.ReleaseRetain:
-		_, err = i.store.Retain(ctx, string(uid))
-	case controllers.ReleaseOrphan:
-		_, err = i.store.MarkOrphan(ctx, string(uid))
-	default:
-		err = fmt.Errorf("there is no release %q", how)
-	}
-	if errors.Is(err, store.ErrNoRecord) {
-		return nil
-	}
-	return err
 }

@@ -19,13 +19,18 @@ var (
 		Namespace: namespace, Name: "redis_fit",
 		Help: "1 while Redis answers, does not evict and persists (or may be volatile); 0 otherwise.",
 	})
+	// Without labels, but not served by those who do not ask.
+	storeAnswers = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Namespace: namespace, Name: "store_answers",
+		Help: "1 while the database answers the leading manager; 0 otherwise: new sessions and deletions wait.",
+	}, nil)
 	queueExpired = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: namespace, Name: "queue_expired_total",
 		Help: "Updates dropped because they expired before they could be sent.",
 	}, []string{"kind"})
 )
 
-func init() { metrics.Registry.MustRegister(redisFit, queueExpired) }
+func init() { metrics.Registry.MustRegister(redisFit, storeAnswers, queueExpired) }
 
 // RedisFit says whether Redis is fit to hold what waits for Laravel.
 func RedisFit(fit bool) {
@@ -33,6 +38,15 @@ func RedisFit(fit bool) {
 		redisFit.Set(1)
 	} else {
 		redisFit.Set(0)
+	}
+}
+
+// StoreAnswers says whether the database answers the leader.
+func StoreAnswers(answers bool) {
+	if answers {
+		storeAnswers.WithLabelValues().Set(1)
+	} else {
+		storeAnswers.WithLabelValues().Set(0)
 	}
 }
 

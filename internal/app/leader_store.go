@@ -1,0 +1,147 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/whatsapp-operator/whatsapp-operator/controllers"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/metrics"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/store"
+)
+
+const (
+	// cleanInterval is how often the janitor deletes what the store has kept long enough.
+	cleanInterval = 6 * time.Hour
+	// prepareInterval is how often a new leader tries to prepare a store that does not answer.
+	prepareInterval = 2 * time.Second
+)
+
+// storeGate is what the reconcilers reach the store through.
+func (d *dependencies) storeGate() *store.Gate {
+	return &store.Gate{Ping: d.store.Ping, Log: d.log.WithName("store"), OnChange: metrics.StoreAnswers}
+}
+
+// keepStore is the leader's work on the store: the schema, whose it is, and
+// the janitor's rounds. A store that does not answer ends no leader, because
+// neither placement nor delivery needs it; one that this process must not use
+// does.
+func (d *dependencies) keepStore(ctx context.Context, gate *store.Gate) error {
+	again := d.clock.NewTicker(prepareInterval)
+	defer again.Stop()
+	for {
+		err := d.prepareStore(ctx, gate)
+		if err == nil {
+			break
+		}
+		if errors.Is(err, store.ErrSchemaTooNew) || errors.Is(err, store.ErrOwnedElsewhere) {
+			return err
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		gate.Close(err)
+		d.log.V(1).Info("Failed to prepare the store, trying again", "after", prepareInterval.String(), "error", err.Error())
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-again.C():
+		}
+	}
+	gate.Open()
+	var probing sync.WaitGroup
+	defer probing.Wait()
+	probing.Go(func() { gate.Run(ctx) })
+	ticker := d.clock.NewTicker(cleanInterval)
+	defer ticker.Stop()
+	for {
+		if err := d.store.Clean(ctx); err != nil && ctx.Err() == nil {
+			d.log.Error(err, "Failed to clean the store, trying again", "after", cleanInterval.String())
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C():
+		}
+	}
+}
+
+// prepareStore migrates the store and makes it this installation's. What waits
+// for it is told when it takes longer than a question may.
+func (d *dependencies) prepareStore(ctx context.Context, gate *store.Gate) error {
+	slow := time.AfterFunc(store.QueryTimeout, func() { gate.Close(errors.New("the store is being prepared")) })
+	defer slow.Stop()
+	asking, done := context.WithTimeout(ctx, store.TakeTimeout)
+	err := d.store.Ping(asking)
+	done()
+	if err != nil {
+		return err
+	}
+	if err := d.store.Migrate(ctx); err != nil {
+		return err
+	}
+	if err := d.store.SetInstallation(ctx, d.installation); err != nil {
+		return fmt.Errorf("asking the store whose it is: %w", err)
+	}
+	return nil
+}
+
+// ids is the store as the session controller knows it.
+type ids struct {
+	store *store.Store
+	gate  *store.Gate
+}
+
+// Record implements controllers.IDs.
+func (i *ids) Record(ctx context.Context, sessionID string) (record *controllers.Record, err error) {
+	err = i.gate.Do(ctx, func(ctx context.Context) error {
+		r, err := i.store.RecordByID(ctx, sessionID)
+		if err != nil {
+			return err
+		}
+		record = &controllers.Record{Namespace: r.Namespace, UID: types.UID(r.UID), JID: r.JID, PhoneNumber: r.PhoneNumber()}
+		return nil
+	})
+	if errors.Is(err, store.ErrNoRecord) {
+		return nil, nil
+	}
+	return record, err
+}
+
+// Claim implements controllers.IDs.
+func (i *ids) Claim(ctx context.Context, c controllers.Claimant, gone func(types.UID) bool) (bool, error) {
+	err := i.gate.Do(ctx, func(ctx context.Context) error {
+		_, err := i.store.Claim(ctx, store.Claimant{SessionID: c.SessionID, Namespace: c.Namespace, UID: string(c.UID)},
+			func(_ context.Context, uid string) (bool, error) { return gone(types.UID(uid)), nil })
+		return err
+	})
+	if errors.Is(err, store.ErrTaken) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// Release implements controllers.IDs.
+func (i *ids) Release(ctx context.Context, uid types.UID, how controllers.Release) error {
+	err := i.gate.Do(ctx, func(ctx context.Context) (err error) {
+		switch how {
+		case controllers.ReleaseForget:
+			err = i.store.DeleteSession(ctx, string(uid))
+		case controllers.ReleaseRetain:
+			_, err = i.store.Retain(ctx, string(uid))
+		case controllers.ReleaseOrphan:
+			_, err = i.store.MarkOrphan(ctx, string(uid))
+		default:
+			err = fmt.Errorf("there is no release %q", how)
+		}
+		return err
+	})
+	if errors.Is(err, store.ErrNoRecord) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,77 @@
+package app
+
+import (
+	"context"
+	"testing"
+
+	"github.com/go-logr/logr"
+	. "github.com/onsi/gomega"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/clock"
+
+	"github.com/whatsapp-operator/whatsapp-operator/controllers"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/store"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
+)
+
+// The leader needs the database neither for placement nor for delivery: one that
+// is away when a leader begins, or later, ends no leader and holds no reconciler.
+func TestALeaderWhoseDatabaseIsAway(t *testing.T) {
+	for name, away := range map[string]func(*testenv.TCPProxy){
+		"it refuses": (*testenv.TCPProxy).Cut,
+		"it hangs":   (*testenv.TCPProxy).Hang,
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := NewWithT(t)
+			server := testenv.PostgresServer(t)
+			proxy := testenv.NewTCPProxy(t, server.Addr())
+			away(proxy)
+			opened, err := store.Open(t.Context(), store.Config{URL: server.URLVia(proxy.Addr())}, logr.Discard())
+			g.Expect(err).NotTo(HaveOccurred(), "a manager begins without its database")
+			defer func() { g.Expect(opened.Close()).To(Succeed()) }()
+			d := &dependencies{store: opened, installation: "here", clock: clock.RealClock{}, log: logr.Discard()}
+			gate := d.storeGate()
+			ids := &ids{store: opened, gate: gate}
+			ctx, stop := context.WithCancel(t.Context())
+			ended := make(chan error, 1)
+			go func() { ended <- d.keepStore(ctx, gate) }()
+
+			ask := func() error {
+				_, err := ids.Record(ctx, "id")
+				return err
+			}
+			asksNothing := func() {
+				g.EventuallyWithOffset(1, ask, "30s").Should(MatchError(store.ErrAway))
+				g.ExpectWithOffset(1, ids.Release(ctx, "u", controllers.ReleaseForget)).To(MatchError(store.ErrAway))
+				_, err := ids.Claim(ctx, controllers.Claimant{SessionID: "id", Namespace: "a", UID: "u"}, nil)
+				g.ExpectWithOffset(1, err).To(MatchError(store.ErrAway))
+				g.ExpectWithOffset(1, ended).NotTo(Receive())
+			}
+			asksNothing()
+			proxy.Restore()
+			g.Eventually(ask, "60s").Should(Succeed())
+			held, err := ids.Claim(ctx, controllers.Claimant{SessionID: "id", Namespace: "a", UID: "u"}, func(types.UID) bool { return false })
+			g.Expect(err).NotTo(HaveOccurred())
+			g.Expect(held).To(BeTrue())
+
+			away(proxy)
+			asksNothing()
+			proxy.Restore()
+			g.Eventually(ask, "60s").Should(Succeed())
+			stop()
+			g.Eventually(ended, "30s").Should(Receive(BeNil()))
+		})
+	}
+}
+
+// What no time mends still ends the process, with a sentence.
+func TestALeaderWhoseDatabaseIsAnothers(t *testing.T) {
+	g := NewWithT(t)
+	opened, err := store.Open(t.Context(), store.Config{URL: testenv.Postgres(t)}, logr.Discard())
+	g.Expect(err).NotTo(HaveOccurred())
+	defer func() { g.Expect(opened.Close()).To(Succeed()) }()
+	g.Expect(opened.Migrate(t.Context())).To(Succeed())
+	g.Expect(opened.SetInstallation(t.Context(), "there")).To(Succeed())
+	d := &dependencies{store: opened, installation: "here", clock: clock.RealClock{}, log: logr.Discard()}
+	g.Expect(d.keepStore(t.Context(), d.storeGate())).To(MatchError(store.ErrOwnedElsewhere))
+}

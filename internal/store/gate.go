@@ -1,0 +1,191 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/go-logr/logr"
+)
+
+const (
+	// slowCall is how long a call may take until the gate asks whether the database
+	// answers at all.
+	slowCall = 500 * time.Millisecond
+	// probeTimeout bounds that question.
+	probeTimeout = time.Second
+	// probeInterval is how often a database that did not answer is asked again.
+	probeInterval = time.Second
+)
+
+// ErrAway: the database did not answer a moment ago, so nothing was asked of it.
+var ErrAway = errors.New("the database does not answer")
+
+// Gate keeps the manager's reconcilers from waiting for a database that does not
+// answer: a few dozen of them lead all sessions, and most of what they do needs
+// no database. When a call fails or is slow, the gate asks whether the database
+// answers at all. If it does not, the calls under way end, and later ones fail at
+// once with ErrAway until it answers again. A single call that waits for a lock
+// closes nothing.
+type Gate struct {
+	// Ping asks whether the database answers.
+	Ping func(ctx context.Context) error
+	Log  logr.Logger
+	// OnChange is told when the gate opens or closes; nil: nobody is.
+	OnChange func(open bool)
+
+	mu      sync.Mutex
+	decided chan struct{} // closed when the gate has been opened or closed for the first time
+	// period lasts while the gate is open; nil: it is closed.
+	period context.Context
+	end    context.CancelCauseFunc
+	reason error
+	// probing is closed when the probe that is under way has ended; nil: there is none.
+	probing chan struct{}
+}
+
+// first is closed by the first decision. It is called with mu held.
+func (g *Gate) first() chan struct{} {
+	if g.decided == nil {
+		g.decided = make(chan struct{})
+	}
+	return g.decided
+}
+
+// Open lets calls through.
+func (g *Gate) Open() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.period != nil {
+		return
+	}
+	if g.reason != nil {
+		g.Log.Info("The database answers again")
+	}
+	g.period, g.end = context.WithCancelCause(context.Background())
+	g.change(true)
+}
+
+// Close ends the calls under way and refuses later ones.
+func (g *Gate) Close(reason error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.period == nil && g.reason != nil {
+		return
+	}
+	g.reason = reason
+	g.Log.Error(reason, "The database does not answer, what needs it waits")
+	if g.period != nil {
+		g.end(fmt.Errorf("%w: %w", ErrAway, reason))
+		g.period, g.end = nil, nil
+	}
+	g.change(false)
+}
+
+// change is called with mu held.
+func (g *Gate) change(open bool) {
+	select {
+	case <-g.first():
+	default:
+		close(g.decided)
+	}
+	if g.OnChange != nil {
+		g.OnChange(open)
+	}
+}
+
+// Do calls fn if the gate is open. Before the first decision it waits for that.
+func (g *Gate) Do(ctx context.Context, fn func(ctx context.Context) error) error {
+	g.mu.Lock()
+	decided := g.first()
+	g.mu.Unlock()
+	select {
+	case <-decided:
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for the store: %w", context.Cause(ctx))
+	}
+	g.mu.Lock()
+	period, reason := g.period, g.reason
+	g.mu.Unlock()
+	if period == nil {
+		return fmt.Errorf("%w: %w", ErrAway, reason)
+	}
+
+	bounded, cancel := within(ctx, QueryTimeout)
+	defer cancel()
+	bounded, abort := context.WithCancelCause(bounded)
+	defer abort(nil)
+	defer context.AfterFunc(period, func() { abort(context.Cause(period)) })()
+	defer time.AfterFunc(slowCall, func() { g.probe(period) }).Stop()
+	err := fn(bounded)
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	if cause := context.Cause(bounded); errors.Is(cause, ErrAway) {
+		return fmt.Errorf("%w (%v)", cause, err)
+	}
+	if !isAnswer(err) {
+		<-g.probe(period)
+	}
+	return late(bounded, err)
+}
+
+// isAnswer: the database has answered, though not what was hoped for.
+func isAnswer(err error) bool {
+	return errors.Is(err, ErrNoRecord) || errors.Is(err, ErrTaken)
+}
+
+// probe asks whether the database answers, and closes the gate if it does not.
+// What it returns is closed when that is known.
+func (g *Gate) probe(period context.Context) <-chan struct{} {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.probing != nil {
+		return g.probing
+	}
+	done := make(chan struct{})
+	if g.period != period { // closed meanwhile
+		close(done)
+		return done
+	}
+	g.probing = done
+	go func() {
+		defer close(done)
+		ctx, cancel := within(period, probeTimeout)
+		defer cancel()
+		err := g.Ping(ctx)
+		g.mu.Lock()
+		g.probing = nil
+		g.mu.Unlock()
+		if err != nil && period.Err() == nil {
+			g.Close(late(ctx, err))
+		}
+	}()
+	return done
+}
+
+// Run opens the gate again whenever the database answers, until ctx ends.
+func (g *Gate) Run(ctx context.Context) {
+	again := time.NewTicker(probeInterval)
+	defer again.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-again.C:
+		}
+		g.mu.Lock()
+		closed := g.period == nil
+		g.mu.Unlock()
+		if !closed {
+			continue
+		}
+		probing, cancel := within(ctx, probeTimeout)
+		if g.Ping(probing) == nil {
+			g.Open()
+		}
+		cancel()
+	}
+}
