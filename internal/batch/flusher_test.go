@@ -372,7 +372,7 @@ func TestDelivery(t *testing.T) {
 		{name: "does not know the token", decide: first(1, fails(http.StatusUnauthorized, "who?")), stopped: batch.LaravelMisconfigured},
 		{name: "refuses one session", without: sessionName(7), decide: func(_ int, _ delivery.Kind, items []delivery.StatusItem) outcome {
 			if holds(items, sessionName(7)) {
-				return fails(http.StatusUnprocessableEntity, "The session_id is unknown.")
+				return fails(http.StatusUnprocessableEntity, `{"message":"The session_id is unknown."}`)
 			}
 			return ok()
 		}},
@@ -593,7 +593,7 @@ func TestRedisRestarts(t *testing.T) {
 // goes on when there is room.
 func TestNoRoomForDeadLetters(t *testing.T) {
 	s := newStandIn(t, func(int, delivery.Kind, []delivery.StatusItem) outcome {
-		return fails(http.StatusUnprocessableEntity, "no")
+		return fails(http.StatusUnprocessableEntity, `{"message":"no"}`)
 	})
 	w := newWorld(t, shared(t), 0, s)
 	stop := w.flush(w.queue, batch.FlusherOptions{})

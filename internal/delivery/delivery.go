@@ -114,12 +114,14 @@ type Rejection struct {
 // Answer is what came of one request.
 type Answer struct {
 	Verdict Verdict
-	// RetryAfter is what Laravel asked for; zero: it asked for nothing.
+	// RetryAfter is what Laravel asked for, with Retry and Refused; zero: it asked for nothing.
 	RetryAfter time.Duration
 	// Rejected names items of a Delivered batch that become dead letters.
 	Rejected []Rejection
 	// StatusCode is the HTTP status; 0: no answer came.
 	StatusCode int
+	// FromProxy: a TooLarge is not the application's own, because it has no JSON object.
+	FromProxy bool
 	// Detail is a sentence for people, without secrets and without the body's text beyond 512 bytes.
 	Detail string
 }

@@ -1,10 +1,8 @@
 package laravel
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -34,6 +32,14 @@ const (
 	maxRetryAfter = 5 * time.Minute
 )
 
+// statusPageExpired is Laravel's answer to a request without a CSRF token.
+const statusPageExpired = 419
+
+const (
+	successHint  = "a success must have an empty body, a JSON object or []: answer with response()->noContent() or response()->json([])"
+	rejectedHint = `"rejected" cannot be read, so nothing of the batch counts as delivered: answer {"rejected": [{"session_id": "...", "reason": "..."}]}, or leave it out`
+)
+
 // errAnswerTooLong is the body's error where it is longer than maxAnswer.
 var errAnswerTooLong = errors.New("the answer is too long")
 
@@ -51,11 +57,12 @@ func Classify(status int, header http.Header, body []byte, err error, now time.T
 		answer.Verdict, answer.Detail = delivery.Retry, quote(status, body)
 		answer.RetryAfter = retryAfter(header.Get("Retry-After"), now)
 	case status == http.StatusBadRequest, status == http.StatusConflict, status == http.StatusUnprocessableEntity:
-		answer.Verdict, answer.Detail = delivery.Refused, quote(status, body)
+		return classifyRefusal(answer, header, body, err, now)
 	case status == http.StatusRequestEntityTooLarge:
 		answer.Verdict, answer.Detail = delivery.TooLarge, quote(status, body)
+		answer.FromProxy = !isObject(body)
 	case status >= 200 && status <= 299:
-		return classifySuccess(answer, body, err)
+		return classifySuccess(answer, header, body, err)
 	case status >= 300 && status <= 399:
 		answer.Verdict = delivery.Misconfigured
 		answer.Detail = fmt.Sprintf("Laravel redirects to %s, which is never followed: is the base URL right, and does the route ask for a login?",
@@ -66,14 +73,36 @@ func Classify(status int, header http.Header, body []byte, err error, now time.T
 	case status == http.StatusNotFound, status == http.StatusMethodNotAllowed:
 		answer.Verdict = delivery.Misconfigured
 		answer.Detail = "Laravel has no such route: " + quote(status, body)
+	case status == statusPageExpired:
+		answer.Verdict = delivery.Misconfigured
+		answer.Detail = "Laravel asks for a CSRF token, which only a browser has: move the route to routes/api.php, " +
+			"or exempt it with $middleware->validateCsrfTokens(except: [...]) in bootstrap/app.php: " + quote(status, body)
 	default:
 		answer.Verdict, answer.Detail = delivery.Misconfigured, quote(status, body)
 	}
 	return answer
 }
 
-// classifySuccess looks into a 2xx: a proxy's or a login page's is no yes.
-func classifySuccess(answer delivery.Answer, body []byte, err error) delivery.Answer {
+// classifyRefusal tells the application's refusal from that of what stands in
+// front of it. Laravel answers a request that accepts JSON with a JSON object; an
+// ingress that expects TLS, a proxy or a firewall answers with HTML or text.
+func classifyRefusal(answer delivery.Answer, header http.Header, body []byte, err error, now time.Time) delivery.Answer {
+	switch {
+	case isObject(body):
+		answer.Verdict, answer.Detail = delivery.Refused, quote(answer.StatusCode, body)
+		answer.RetryAfter = retryAfter(header.Get("Retry-After"), now)
+	case err != nil && !errors.Is(err, errAnswerTooLong):
+		answer.Verdict, answer.Detail = delivery.Retry, fmt.Sprintf("the answer %d broke off: %s", answer.StatusCode, describe(err))
+	default:
+		answer.Verdict = delivery.Misconfigured
+		answer.Detail = "a refusal must have a JSON object as its body; this one is taken for the answer of a proxy or an ingress " +
+			"in front of Laravel: does it expect TLS, or is the base URL not Laravel's? " + quote(answer.StatusCode, body)
+	}
+	return answer
+}
+
+// classifySuccess looks into a 2xx: the page of a proxy or a login is not a yes.
+func classifySuccess(answer delivery.Answer, header http.Header, body []byte, err error) delivery.Answer {
 	if errors.Is(err, errAnswerTooLong) {
 		answer.Verdict = delivery.Misconfigured
 		answer.Detail = fmt.Sprintf("the answer %d is longer than %d bytes", answer.StatusCode, maxAnswer)
@@ -83,35 +112,43 @@ func classifySuccess(answer delivery.Answer, body []byte, err error) delivery.An
 		answer.Verdict, answer.Detail = delivery.Retry, fmt.Sprintf("the answer %d broke off: %s", answer.StatusCode, describe(err))
 		return answer
 	}
-	// PHP files that were saved with a byte order mark put it in front of every answer.
-	body = bytes.TrimSpace(bytes.TrimPrefix(body, []byte("\xef\xbb\xbf")))
-	if len(body) == 0 {
+	body = trimmed(body)
+	// A PHP array without elements is written as [].
+	if len(body) == 0 || isEmptyList(body) {
 		answer.Verdict = delivery.Delivered
 		return answer
 	}
-	var object map[string]json.RawMessage
-	if json.Unmarshal(body, &object) != nil || object == nil {
+	object, ok := parseObject(body)
+	if !ok {
 		answer.Verdict = delivery.Misconfigured
-		answer.Detail = "a success must have an empty body or a JSON object: " + quote(answer.StatusCode, body)
-		return answer
-	}
-	answer.Verdict = delivery.Delivered
-	rejected, present := object["rejected"]
-	if !present {
-		return answer
-	}
-	var list []delivery.Rejection
-	if json.Unmarshal(rejected, &list) != nil {
-		// The items are delivered all the same; a list that nobody can read names none.
-		answer.Detail = `"rejected" is not a list of {"session_id", "reason"}`
-		return answer
-	}
-	for _, r := range list {
-		if r.SessionID == "" {
-			continue
+		answer.Detail = successHint
+		if encoding := header.Get("Content-Encoding"); encoding != "" {
+			answer.Detail += " (this one is encoded as " + clean(encoding, maxHost) + ", which was not asked for)"
 		}
-		r.Reason = clean(r.Reason, maxDetail)
-		answer.Rejected = append(answer.Rejected, r)
+		answer.Detail += ": " + quote(answer.StatusCode, body)
+		return answer
+	}
+	rejected, present := field(object, "rejected")
+	if data, nested := field(object, "data"); !present && nested { // an API resource wraps its fields
+		if object, ok = parseObject(data); ok {
+			rejected, present = field(object, "rejected")
+		}
+	}
+	if !present {
+		answer.Verdict = delivery.Delivered
+		return answer
+	}
+	list, unnamed, err := parseRejected(rejected)
+	switch {
+	case err != nil:
+		answer.Verdict = delivery.Misconfigured
+		answer.Detail = rejectedHint + ": " + quote(answer.StatusCode, body)
+	case unnamed > 0:
+		// Which items are meant shows when each is alone.
+		answer.Verdict = delivery.Refused
+		answer.Detail = fmt.Sprintf("%d entries of \"rejected\" have no session_id: %s", unnamed, quote(answer.StatusCode, body))
+	default:
+		answer.Verdict, answer.Rejected = delivery.Delivered, list
 	}
 	return answer
 }

@@ -91,7 +91,12 @@ func (c *Client) Send(ctx context.Context, batch delivery.Batch) delivery.Answer
 	ctx, cancel := context.WithTimeout(ctx, withDefault(c.config.Timeout, DefaultTimeout))
 	defer cancel()
 	status, header, body, err := c.post(ctx, batch)
-	return Classify(status, header, body, err, c.clock.Now())
+	answer := Classify(status, header, body, err, c.clock.Now())
+	var unknown []string
+	if answer.Rejected, unknown = inBatch(batch, answer.Rejected); len(unknown) > 0 {
+		c.log.Info("Ignored rejected sessions that are not in the batch", "batch", batch.ID, "sessionIDs", unknown[:min(len(unknown), 10)], "count", len(unknown))
+	}
+	return answer
 }
 
 func (c *Client) post(ctx context.Context, batch delivery.Batch) (status int, header http.Header, answer []byte, err error) {

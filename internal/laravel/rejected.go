@@ -1,0 +1,145 @@
+package laravel
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
+)
+
+// errRejected says that it cannot be read which items an answer rejects.
+var errRejected = errors.New("it cannot be read which items are rejected")
+
+// parseRejected reads the rejected items of an answer. The contract is a list of
+// {"session_id", "reason"}. PHP makes an object of an array that was filtered
+// ({"3": {"session_id": …}}) or that has the sessions as its keys ({"shop-7": "reason"}),
+// and a number of a session id of digits: all of that has one meaning only, and is read.
+// unnamed counts the entries that do not say which session they mean.
+func parseRejected(raw json.RawMessage) (list []delivery.Rejection, unnamed int, err error) {
+	var entries []json.RawMessage
+	var keys []string
+	object, isObject := parseObject(raw)
+	switch {
+	case isObject:
+		for _, key := range slices.Sorted(maps.Keys(object)) {
+			keys, entries = append(keys, key), append(entries, object[key])
+		}
+		if _, single := field(object, "session_id"); single { // one entry without a list around it
+			keys, entries = []string{""}, []json.RawMessage{raw}
+		}
+	case json.Unmarshal(raw, &entries) == nil: // a list, or null
+		keys = make([]string, len(entries))
+	case slices.Contains([]string{"false", "0", `""`}, string(bytes.TrimSpace(raw))):
+		return nil, 0, nil
+	default:
+		return nil, 0, errRejected
+	}
+	for i, entry := range entries {
+		r, ok := parseRejection(entry, keys[i])
+		if !ok {
+			unnamed++
+			continue
+		}
+		known := func(other delivery.Rejection) bool { return other.SessionID == r.SessionID }
+		if !slices.ContainsFunc(list, known) {
+			list = append(list, r)
+		}
+	}
+	return list, unnamed, nil
+}
+
+// parseRejection reads one entry. key is its key in an object; empty: it is in a list.
+// A key of digits may be a position in a list or a session: it names nothing.
+func parseRejection(raw json.RawMessage, key string) (r delivery.Rejection, ok bool) {
+	if strings.Trim(key, "0123456789") != "" {
+		r.SessionID = key
+	}
+	if object, isObject := parseObject(raw); isObject {
+		if id, named := field(object, "session_id"); named {
+			r.SessionID = scalar(id)
+		}
+		reason, _ := field(object, "reason")
+		if r.Reason = scalar(reason); r.Reason == "" && len(reason) > 0 && string(reason) != "null" {
+			r.Reason = string(reason) // the lists of Laravel's validator
+		}
+	} else if text := scalar(raw); key == "" {
+		r.SessionID = text
+	} else {
+		r.Reason = text
+	}
+	r.SessionID = strings.TrimSpace(r.SessionID)
+	r.Reason = clean(r.Reason, maxDetail)
+	return r, r.SessionID != ""
+}
+
+// scalar is the text of a JSON string or number; empty for anything else.
+func scalar(raw json.RawMessage) string {
+	var text string
+	if json.Unmarshal(raw, &text) == nil {
+		return text
+	}
+	var number json.Number
+	if json.Unmarshal(raw, &number) == nil {
+		return number.String()
+	}
+	return ""
+}
+
+// field is a value of an object, whose key may be written in any case.
+func field(object map[string]json.RawMessage, name string) (value json.RawMessage, present bool) {
+	if value, present = object[name]; present {
+		return value, true
+	}
+	for _, key := range slices.Sorted(maps.Keys(object)) {
+		if strings.EqualFold(key, name) {
+			return object[key], true
+		}
+	}
+	return nil, false
+}
+
+func parseObject(raw []byte) (object map[string]json.RawMessage, ok bool) {
+	ok = json.Unmarshal(raw, &object) == nil && object != nil
+	return object, ok
+}
+
+func isObject(body []byte) bool {
+	_, ok := parseObject(trimmed(body))
+	return ok
+}
+
+func isEmptyList(body []byte) bool {
+	var list []json.RawMessage
+	return json.Unmarshal(body, &list) == nil && list != nil && len(list) == 0
+}
+
+// trimmed is a body without white space around it, and without the byte order mark
+// that PHP files put in front of every answer when they were saved with one.
+func trimmed(body []byte) []byte {
+	return bytes.TrimSpace(bytes.TrimPrefix(bytes.TrimSpace(body), []byte("\xef\xbb\xbf")))
+}
+
+// inBatch names the rejected sessions as the batch does; ids that differ only by
+// case are one. unknown are those of which the batch has no item.
+func inBatch(batch delivery.Batch, rejected []delivery.Rejection) (list []delivery.Rejection, unknown []string) {
+	named := map[string]bool{}
+	for _, r := range rejected {
+		i := slices.IndexFunc(batch.Items, func(item delivery.Item) bool { return item.SessionID == r.SessionID })
+		if i < 0 {
+			i = slices.IndexFunc(batch.Items, func(item delivery.Item) bool { return strings.EqualFold(item.SessionID, r.SessionID) })
+		}
+		if i < 0 {
+			unknown = append(unknown, clean(r.SessionID, maxHost))
+			continue
+		}
+		if r.SessionID = batch.Items[i].SessionID; !named[r.SessionID] {
+			named[r.SessionID] = true
+			list = append(list, r)
+		}
+	}
+	return list, unknown
+}
