@@ -9,14 +9,16 @@
 //	rolling  four workers hold them; one by one, a worker of a newer revision
 //	         joins and an old one is asked to end
 //	drain    one of the four is asked to end
-//	gather   all others but one are asked to end: it holds all of them now;
-//	         three new ones join, which are given nothing
+//	collect   all others but one are asked to end: it holds all of them now;
+//	         three new ones join, which are given no sessions
 //	restart  that one is killed and started again in its state folder
 //	kill     it is killed for good
 //
 // A session's gap is the time that its device has been without a connection, as
-// the simulator sees it. What is lost are sessions whose last state Laravel has
-// not heard when all has come to rest.
+// the simulator sees it. Beside restart and kill stands the raw time of their
+// writes: as many status patches with as many watch events, and as many takings
+// of a device, by a bare client in the same run, when everything else is gone. What is lost are sessions whose last state has not
+// reached Laravel when nothing changes any more.
 package main
 
 import (
@@ -29,25 +31,35 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/watch"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
-	"github.com/whatsapp-operator/whatsapp-operator/bench/stage"
+	"github.com/whatsapp-operator/whatsapp-operator/bench/benchenv"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
 )
 
 // result is bench/results/failover.json.
 type result struct {
-	Sessions       int     `json:"sessions"`
-	KillFirst      float64 `json:"kill_first_s"`
-	KillLast       float64 `json:"kill_last_s"`
-	RestartLast    float64 `json:"restart_in_place_last_s"`
+	Sessions    int     `json:"sessions"`
+	KillFirst   float64 `json:"kill_first_s"`
+	KillLast    float64 `json:"kill_last_s"`
+	RestartLast float64 `json:"restart_in_place_last_s"`
+	// Silence is the time until the manager took the first session from the killed worker:
+	// it must first have seen no heartbeat for 15 s.
+	Silence float64 `json:"kill_silence_s"`
+	// KillRaw and RestartRaw are the times in which a bare client makes the writes of
+	// these parts; KillOverRaw is of the time after the silence.
+	KillRaw        float64 `json:"kill_raw_s"`
+	KillOverRaw    float64 `json:"kill_over_raw"`
+	RestartRaw     float64 `json:"restart_raw_s"`
+	RestartOverRaw float64 `json:"restart_over_raw"`
 	DrainP50       float64 `json:"drain_gap_p50_s"`
 	DrainP99       float64 `json:"drain_gap_p99_s"`
 	DrainMax       float64 `json:"drain_gap_max_s"`
@@ -68,14 +80,16 @@ type result struct {
 const workers = 4
 
 type bench struct {
-	*stage.Stage
+	*benchenv.Environment
 	result
 	ctx     context.Context //nolint:containedctx // a program's one context
 	phones  *simulator.Server
 	store   string
-	manager *stage.Process
-	fleet   []*stage.Process // the workers that run
-	started int              // workers so far
+	manager *benchenv.Process
+	fleet   []*benchenv.Process // the workers that run
+	started int                 // workers so far
+	// restarted and killed are what these parts wrote; nil: the part was not run.
+	restarted, killed *writes
 }
 
 func main() {
@@ -83,7 +97,7 @@ func main() {
 	var parts, out string
 	var keep bool
 	flag.IntVar(&sessions, "sessions", 1000, "how many sessions")
-	flag.StringVar(&parts, "parts", allParts, "which parts, in this order; restart and kill follow a gather")
+	flag.StringVar(&parts, "parts", allParts, "which parts, in this order; restart and kill follow a collect")
 	flag.StringVar(&out, "out", "bench/results/failover.json", "where the figures are written")
 	flag.BoolVar(&keep, "keep", false, "keep the folder with the logs")
 	flag.Parse()
@@ -96,21 +110,21 @@ func main() {
 	}
 }
 
-const allParts = "rolling,drain,gather,restart,kill"
+const allParts = "rolling,drain,collect,restart,kill"
 
 func run(ctx context.Context, sessions int, names []string, out string, keep bool) (err error) {
-	s, err := stage.New(ctx, "failover", keep)
+	s, err := benchenv.New(ctx, "failover", keep)
 	defer func() { err = errors.Join(err, s.Close()) }()
 	if err != nil {
 		return err
 	}
-	b := &bench{Stage: s, ctx: ctx, result: result{Sessions: sessions}}
+	b := &bench{Environment: s, ctx: ctx, result: result{Sessions: sessions}}
 	stop, err := b.startPhones()
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, stop()) }()
-	known := map[string]func() error{"rolling": b.roll, "drain": b.drain, "gather": b.gather, "restart": b.restart, "kill": b.kill}
+	known := map[string]func() error{"rolling": b.roll, "drain": b.drain, "collect": b.collect, "restart": b.restart, "kill": b.kill}
 	parts := []func() error{b.start, b.pair}
 	for _, name := range names {
 		if known[name] == nil {
@@ -125,9 +139,12 @@ func run(ctx context.Context, sessions int, names []string, out string, keep boo
 	}
 	stats := b.phones.Stats()
 	b.Doubled = stats.Doubled
+	if err := b.raw(); err != nil {
+		return err
+	}
 	b.show()
 	if strings.Join(names, ",") == allParts { // figures that were not measured are not written
-		if err := stage.Write(out, b.result); err != nil {
+		if err := benchenv.Write(out, b.result); err != nil {
 			return err
 		}
 	}
@@ -137,7 +154,7 @@ func run(ctx context.Context, sessions int, names []string, out string, keep boo
 	case b.Lost > 0:
 		return fmt.Errorf("%d updates were lost", b.Lost)
 	case len(b.Laravel.Faults()) > 0:
-		return fmt.Errorf("Laravel was sent what it must not be: %s", strings.Join(b.Laravel.Faults(), "; "))
+		return fmt.Errorf("Laravel was sent what breaks the contract: %s", strings.Join(b.Laravel.Faults(), "; "))
 	case len(stats.Unknown) > 0:
 		return fmt.Errorf("the simulator was asked what it does not know: %v", stats.Unknown)
 	}
@@ -168,118 +185,85 @@ func (b *bench) start() (err error) {
 	if b.manager, err = b.Manager(b.store, "--rebalance=false"); err != nil {
 		return err
 	}
-	stage.Say("starting %d workers", workers)
+	benchenv.Say("starting %d workers", workers)
 	for range workers {
-		if err := b.hire(1); err != nil {
+		if err := b.startWorker(1); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// hire starts a worker under a new name and waits until the manager counts it:
-// it is then as far as a pod that a rolling upgrade calls ready.
-func (b *bench) hire(revision int) error {
+// startWorker starts a worker under a new name and waits until the manager counts it:
+// it is then as far as a pod that a rolling upgrade takes for ready.
+func (b *bench) startWorker(revision int) error {
 	b.started++
 	w, err := b.worker(fmt.Sprintf("worker-%d", b.started), revision)
 	if err != nil {
 		return err
 	}
 	b.fleet = append(b.fleet, w)
-	return stage.Until(b.ctx, "workers have joined", time.Minute, 50*time.Millisecond, func() (int, int, error) {
+	return benchenv.Until(b.ctx, "workers have joined", time.Minute, 50*time.Millisecond, func() (int, int, error) {
 		m, err := b.manager.Metrics(b.ctx)
-		return int(m.Sum("whatsapp_operator_workers", stage.Labels{"state": "live"})), len(b.fleet), errors.Join(err, w.Running())
+		return int(m.Sum("whatsapp_operator_workers", benchenv.Labels{"state": "live"})), len(b.fleet), errors.Join(err, w.Running())
 	})
 }
 
 // worker starts a worker; under a known name it is the same one restarted.
-func (b *bench) worker(name string, revision int) (*stage.Process, error) {
+func (b *bench) worker(name string, revision int) (*benchenv.Process, error) {
 	args := append([]string{
 		"worker", "--name=" + name, "--state-dir=" + filepath.Join(b.Dir, name),
 		fmt.Sprintf("--capacity=%d", b.Sessions), fmt.Sprintf("--revision=%d", revision),
 		"--pairings-per-second=200", "--pairing-burst=200", // the pairings are not measured
 		"--whatsapp-endpoint=" + b.phones.Info().Endpoint, "--whatsapp-noise-root=" + b.phones.Info().NoiseRoot,
 	}, b.Common(b.store)...)
-	return b.Start(name, b.Binary, args...)
+	return b.StartServing(name, b.Binary, args...)
 }
-
-// wave is how many sessions are paired at a time: a code lives a minute, and a
-// pairing costs a tenth of a second.
-const wave = 50
 
 // pair applies the sessions, scans their codes, and waits until all are connected.
 func (b *bench) pair() error {
-	stage.Say("applying %d sessions and scanning their codes", b.Sessions)
-	for first := 0; first < b.Sessions; first += wave {
-		group, ctx := errgroup.WithContext(b.ctx)
-		group.SetLimit(8)
-		for i := first; i < min(first+wave, b.Sessions); i++ {
-			group.Go(func() error { return b.pairOne(ctx, i) })
-		}
-		if err := group.Wait(); err != nil {
-			return err
-		}
+	err := b.Pair(0, b.Sessions, func(ctx context.Context, code, phone string) error {
+		_, err := b.phones.Scan(ctx, code, phone)
+		return err
+	})
+	if err != nil {
+		return err
 	}
 	return b.settled()
 }
 
-func (b *bench) name(i int) string { return fmt.Sprintf("bench-%05d", i) }
-
-func (b *bench) pairOne(ctx context.Context, i int) error {
-	s := &v1alpha1.WhatsAppSession{ObjectMeta: metav1.ObjectMeta{Namespace: stage.Namespace, Name: b.name(i)}}
-	if err := b.Client.Create(ctx, s); err != nil {
-		return fmt.Errorf("applying a session: %w", err)
-	}
-	scanned := ""
-	return stage.Until(ctx, "sessions of "+s.Name+" connected", 3*time.Minute, 100*time.Millisecond, func() (int, int, error) {
-		if err := b.Client.Get(ctx, client.ObjectKeyFromObject(s), s); err != nil {
-			return 0, 1, fmt.Errorf("reading a session: %w", err)
-		}
-		if s.Status.Phase == v1alpha1.PhaseConnected {
-			return 1, 1, nil
-		}
-		if qr := s.Status.QR; qr != nil && qr.Code != scanned {
-			scanned = qr.Code
-			if _, err := b.phones.Scan(ctx, qr.Code, fmt.Sprintf("+3461%07d", i)); err != nil {
-				stage.Say("a code was refused, the next one is scanned: %v", err)
-			}
-		}
-		return 0, 1, nil
-	})
-}
-
-// settled waits until everything rests: all are connected, and Laravel knows it.
-// What it does not hear is counted as lost.
+// settled waits until nothing changes any more: all are connected, and Laravel knows it.
+// What Laravel does not receive is counted as lost.
 func (b *bench) settled() error {
 	for deadline := time.Now().Add(time.Minute); ; {
-		unheard, err := b.unheard()
+		outdated, err := b.outdated()
 		if err != nil {
 			return err
 		}
-		if len(unheard) == 0 {
+		if len(outdated) == 0 {
 			return nil
 		}
 		if time.Now().After(deadline) {
-			stage.Say("Laravel has not heard of %d sessions: %s …", len(unheard), unheard[0])
-			b.Lost += len(unheard)
+			benchenv.Say("Laravel has an old status of %d sessions: %s …", len(outdated), outdated[0])
+			b.Lost += len(outdated)
 			return nil
 		}
-		if err := stage.Pause(b.ctx, 200*time.Millisecond); err != nil {
+		if err := benchenv.Pause(b.ctx, 200*time.Millisecond); err != nil {
 			return err
 		}
 	}
 }
 
-// unheard lists the sessions of which Laravel's last word is not the present one.
-func (b *bench) unheard() (names []string, err error) {
+// outdated lists the sessions whose last status at Laravel is not the present one.
+func (b *bench) outdated() (names []string, err error) {
 	var list v1alpha1.WhatsAppSessionList
-	if err := b.Client.List(b.ctx, &list, client.InNamespace(stage.Namespace)); err != nil {
+	if err := b.Client.List(b.ctx, &list, client.InNamespace(benchenv.Namespace)); err != nil {
 		return nil, fmt.Errorf("listing the sessions: %w", err)
 	}
 	for i := range list.Items {
 		s := &list.Items[i]
-		heard := b.Laravel.Status(s.SessionID())
-		if s.Status.Phase != v1alpha1.PhaseConnected || heard.Status != delivery.Active || heard.Epoch != s.Status.Epoch {
+		received := b.Laravel.Status(s.SessionID())
+		if s.Status.Phase != v1alpha1.PhaseConnected || received.Status != delivery.Active || received.Epoch != s.Status.Epoch {
 			names = append(names, s.Name)
 		}
 	}
@@ -292,7 +276,7 @@ type moment struct {
 	devices map[string]simulator.Device
 }
 
-func (b *bench) look() moment {
+func (b *bench) observe() moment {
 	m := moment{at: time.Now(), devices: map[string]simulator.Device{}}
 	for _, d := range b.phones.Devices() {
 		m.devices[d.JID] = d
@@ -304,8 +288,8 @@ func (b *bench) look() moment {
 // have logged in since. all: that is to be every one.
 func (b *bench) back(since moment, all bool) (change, error) {
 	var c change
-	err := stage.Until(b.ctx, "sessions are back", 5*time.Minute, 50*time.Millisecond, func() (int, int, error) {
-		c = since.compare(b.look())
+	err := benchenv.Until(b.ctx, "sessions are back", 5*time.Minute, 50*time.Millisecond, func() (int, int, error) {
+		c = since.compare(b.observe())
 		if all {
 			return min(c.connected, len(c.logins)), b.Sessions, b.manager.Running()
 		}
@@ -351,27 +335,25 @@ func percentile(values []time.Duration, p int) float64 {
 	return values[max(0, (len(values)*p+99)/100-1)].Seconds()
 }
 
-// retireTimeout bounds the clean end of a worker.
-const retireTimeout = 2 * time.Minute
+// stopTimeout bounds the clean end of a worker.
+const stopTimeout = 2 * time.Minute
 
-// retire asks the oldest worker to end and waits until it has.
-func (b *bench) retire() error {
+// stopWorker asks the oldest worker to end and waits until it has.
+func (b *bench) stopWorker() error {
 	w := b.fleet[0]
 	b.fleet = b.fleet[1:]
-	if err := w.Ask(); err != nil {
-		return err
-	}
-	return w.Ended(b.ctx, retireTimeout)
+	w.Ask()
+	return w.Ended(b.ctx, stopTimeout)
 }
 
 func (b *bench) roll() error {
-	stage.Say("upgrading the %d workers one by one", workers)
-	before := b.look()
+	benchenv.Say("upgrading the %d workers one by one", workers)
+	before := b.observe()
 	for range workers {
-		if err := b.hire(2); err != nil {
+		if err := b.startWorker(2); err != nil {
 			return err
 		}
-		if err := b.retire(); err != nil {
+		if err := b.stopWorker(); err != nil {
 			return err
 		}
 	}
@@ -386,9 +368,9 @@ func (b *bench) roll() error {
 }
 
 func (b *bench) drain() error {
-	before := b.look()
-	stage.Say("draining one of the %d workers", workers)
-	if err := b.retire(); err != nil {
+	before := b.observe()
+	benchenv.Say("draining one of the %d workers", workers)
+	if err := b.stopWorker(); err != nil {
 		return err
 	}
 	c, err := b.back(before, false)
@@ -398,17 +380,17 @@ func (b *bench) drain() error {
 	if len(c.gaps) == 0 {
 		return errors.New("the drained worker held nothing")
 	}
-	stage.Say("%d sessions moved", len(c.gaps))
+	benchenv.Say("%d sessions moved", len(c.gaps))
 	b.DrainP50, b.DrainP99, b.DrainMax = percentile(c.gaps, 50), percentile(c.gaps, 99), percentile(c.gaps, 100)
 	return b.settled()
 }
 
-// gather brings all sessions to one worker, with three empty ones beside it.
-func (b *bench) gather() error {
-	stage.Say("gathering all sessions on one worker")
-	before := b.look()
+// collect brings all sessions to one worker, with three empty ones beside it.
+func (b *bench) collect() error {
+	benchenv.Say("collecting all sessions on one worker")
+	before := b.observe()
 	for len(b.fleet) > 1 {
-		if err := b.retire(); err != nil {
+		if err := b.stopWorker(); err != nil {
 			return err
 		}
 	}
@@ -416,7 +398,7 @@ func (b *bench) gather() error {
 		return err
 	}
 	for range workers - 1 {
-		if err := b.hire(2); err != nil {
+		if err := b.startWorker(2); err != nil {
 			return err
 		}
 	}
@@ -424,13 +406,17 @@ func (b *bench) gather() error {
 		return err
 	}
 	// What the logins left behind is none of the next part's.
-	return stage.Pause(b.ctx, 10*time.Second)
+	return benchenv.Pause(b.ctx, 10*time.Second)
 }
 
 func (b *bench) restart() error {
-	stage.Say("killing the worker and starting it again in its state folder")
+	benchenv.Say("killing the worker and starting it again in its state folder")
 	w := b.fleet[0]
-	before := b.look()
+	counted, err := b.count()
+	if err != nil {
+		return err
+	}
+	before := b.observe()
 	w.Kill()
 	again, err := b.worker(w.Name, 2)
 	if err != nil {
@@ -442,22 +428,31 @@ func (b *bench) restart() error {
 		return err
 	}
 	b.RestartLast = percentile(c.logins, 100)
-	stage.Say("the first was back after %.1f s, the last after %.1f s", percentile(c.logins, 0), b.RestartLast)
+	benchenv.Say("the first was back after %.1f s, the last after %.1f s", percentile(c.logins, 0), b.RestartLast)
 	if err := b.settled(); err != nil {
 		return err
 	}
-	return stage.Pause(b.ctx, 10*time.Second)
+	if b.restarted, err = b.since(counted); err != nil {
+		return err
+	}
+	return benchenv.Pause(b.ctx, 10*time.Second)
 }
 
 func (b *bench) kill() error {
-	stage.Say("killing the worker for good")
-	counted, err := b.APIServer()
+	benchenv.Say("killing the worker for good")
+	counted, err := b.count()
 	if err != nil {
 		return err
 	}
-	before := b.look()
+	taken, stop, err := b.firstTaken(b.fleet[0].Name)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	before := b.observe()
 	b.fleet[0].Kill()
-	spent, err := stage.Spent()
+	b.fleet = b.fleet[1:]
+	spent, err := benchenv.Spent()
 	if err != nil {
 		return err
 	}
@@ -466,21 +461,47 @@ func (b *bench) kill() error {
 		return err
 	}
 	b.KillFirst, b.KillLast = percentile(c.logins, 0), percentile(c.logins, 100)
+	select {
+	case at := <-taken:
+		b.Silence = at.Sub(before.at).Seconds()
+	default:
+		return errors.New("all sessions are back, and the watch has not seen the first one leave the killed worker")
+	}
 	b.LoginsPerSecond = float64(c.moves) / (b.KillLast - b.KillFirst)
-	stage.Say("the first was back after %.1f s, the last after %.1f s", b.KillFirst, b.KillLast)
-	if err := stage.SaySpent(spent); err != nil {
+	benchenv.Say("the first was back after %.1f s, the last after %.1f s", b.KillFirst, b.KillLast)
+	if err := benchenv.SaySpent(spent); err != nil {
 		return err
 	}
 	if err := b.settled(); err != nil {
 		return err
 	}
-	after, err := b.APIServer()
-	if err != nil {
-		return err
+	b.killed, err = b.since(counted)
+	return err
+}
+
+// firstTaken watches until the first session is not held by the worker any more.
+func (b *bench) firstTaken(worker string) (<-chan time.Time, func(), error) {
+	var now v1alpha1.WhatsAppSessionList
+	if err := b.Client.List(b.ctx, &now, client.Limit(1)); err != nil {
+		return nil, nil, fmt.Errorf("listing the sessions: %w", err)
 	}
-	b.APIWrites = after.Writes() - counted.Writes()
-	after.SayRequests(counted, float64(b.Sessions)/10)
-	return nil
+	held, err := b.Client.Watch(b.ctx, &now, client.MatchingFields{"status.heldBy": worker},
+		&client.ListOptions{Raw: &metav1.ListOptions{ResourceVersion: now.ResourceVersion}})
+	if err != nil {
+		return nil, nil, fmt.Errorf("watching the sessions: %w", err)
+	}
+	taken := make(chan time.Time, 1)
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		defer held.Stop()
+		for event := range held.ResultChan() {
+			if event.Type == watch.Deleted { // it does not match the selector any more
+				taken <- time.Now()
+				return
+			}
+		}
+	})
+	return taken, func() { held.Stop(); watching.Wait() }, nil
 }
 
 func (b *bench) show() {
@@ -490,9 +511,14 @@ func (b *bench) show() {
 	}
 	row("killed: the first is back elsewhere, s", "%.1f", b.KillFirst, "")
 	row("  the last, s", "%.1f", b.KillLast, "≤ 30")
+	row("  the first is taken from the dead worker, s", "%.1f", b.Silence, "")
 	row("  logins a second", "%.0f", b.LoginsPerSecond, "")
 	row("  API writes", "%.0f", b.APIWrites, "")
+	row("  the same writes by a bare client, s", "%.1f", b.KillRaw, "")
+	row("  ratio, without the silence", "%.2f", b.KillOverRaw, "≤ 1.5")
 	row("restarted in place: the last is back, s", "%.1f", b.RestartLast, "≤ 8")
+	row("  the same writes by a bare client, s", "%.1f", b.RestartRaw, "")
+	row("  ratio", "%.2f", b.RestartOverRaw, "≤ 1.5")
 	row("drained: gap p50, s", "%.2f", b.DrainP50, "")
 	row("  p99", "%.2f", b.DrainP99, "")
 	row("  max", "%.2f", b.DrainMax, "")

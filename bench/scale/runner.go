@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -13,7 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
-	"github.com/whatsapp-operator/whatsapp-operator/bench/stage"
+	"github.com/whatsapp-operator/whatsapp-operator/bench/benchenv"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/placement"
 )
 
@@ -48,7 +47,7 @@ func (r *result) figures() map[string]float64 {
 }
 
 // sessionController is the manager's controller that leads each session.
-var sessionController = stage.Labels{"controller": "whatsappsession"}
+var sessionController = benchenv.Labels{"controller": "whatsappsession"}
 
 // run is the benchmark.
 func run(ctx context.Context, o options) (err error) {
@@ -63,12 +62,12 @@ func run(ctx context.Context, o options) (err error) {
 	if o.sessions > 0 {
 		l.Sessions, l.Capacity = o.sessions, o.sessions*21/20/l.Workers+1
 	}
-	s, err := stage.New(ctx, "scale", o.keep)
+	s, err := benchenv.New(ctx, "scale", o.keep)
 	defer func() { err = errors.Join(err, s.Close()) }()
 	if err != nil {
 		return err
 	}
-	r := &runner{Stage: s, ctx: ctx, load: l}
+	r := &runner{Environment: s, ctx: ctx, load: l}
 	r.Sessions = l.Sessions
 	r.Placement = milliseconds(placementTime())
 	for _, part := range []func() error{r.start, r.place, r.rest, r.raw} {
@@ -78,7 +77,7 @@ func run(ctx context.Context, o options) (err error) {
 	}
 	r.PlacedOverRaw = r.Placed / r.RawPatch
 	r.show()
-	if err := stage.Write(o.out, r.result); err != nil {
+	if err := benchenv.Write(o.out, r.result); err != nil {
 		return err
 	}
 	if o.sessions > 0 {
@@ -91,13 +90,13 @@ func run(ctx context.Context, o options) (err error) {
 }
 
 type runner struct {
-	*stage.Stage
+	*benchenv.Environment
 	result
 	load     load
 	ctx      context.Context //nolint:containedctx // a program's one context
 	store    string
-	manager  *stage.Process
-	workers  []*stage.Process
+	manager  *benchenv.Process
+	workers  []*benchenv.Process
 	recorder *recorder
 	stop     func() // the recorder
 	written  writes
@@ -114,30 +113,24 @@ func (r *runner) start() error {
 	if r.manager, err = r.Manager(store); err != nil {
 		return err
 	}
-	stage.Say("starting %d workers", r.load.Workers)
+	benchenv.Say("starting %d workers", r.load.Workers)
 	if err := r.startWorkers(fmt.Sprintf("--pairings-per-second=%g", r.load.Pairings), "--pairing-burst=1"); err != nil {
 		return err
 	}
-	err = stage.Until(r.ctx, "workers have joined", time.Minute, 200*time.Millisecond, func() (int, int, error) {
+	err = benchenv.Until(r.ctx, "workers have joined", time.Minute, 200*time.Millisecond, func() (int, int, error) {
 		m, err := r.manager.Metrics(r.ctx)
-		return int(m.Sum("whatsapp_operator_workers", stage.Labels{"state": "live"})), r.load.Workers, err
+		return int(m.Sum("whatsapp_operator_workers", benchenv.Labels{"state": "live"})), r.load.Workers, err
 	})
 	if err != nil {
 		return err
 	}
-	if err := r.manager.Ask(); err != nil {
-		return err
-	}
+	r.manager.Ask()
 	return r.manager.Ended(r.ctx, time.Minute)
 }
 
 // startWorkers starts the workers; those of an earlier call are killed, and these
 // are the same ones restarted in place.
 func (r *runner) startWorkers(more ...string) error {
-	self, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("finding this program: %w", err)
-	}
 	for _, w := range r.workers {
 		w.Kill()
 	}
@@ -146,7 +139,7 @@ func (r *runner) startWorkers(more ...string) error {
 		name := fmt.Sprintf("worker-%d", i)
 		args := append([]string{"worker", "--name=" + name, "--state-dir=" + filepath.Join(r.Dir, name),
 			fmt.Sprintf("--capacity=%d", r.load.Capacity)}, r.Common(r.store)...)
-		w, err := r.Start(name, self, append(args, more...)...)
+		w, err := r.StartServing(name, "", append(args, more...)...)
 		if err != nil {
 			return err
 		}
@@ -166,18 +159,18 @@ func (r *runner) place() error {
 	if r.recorder, r.stop, err = record(r.ctx, r.Config, g.prefix); err != nil {
 		return err
 	}
-	stage.Say("applying %d sessions", r.load.Sessions)
+	benchenv.Say("applying %d sessions", r.load.Sessions)
 	begun := time.Now()
 	if _, err := g.apply(r.ctx); err != nil {
 		return err
 	}
 	r.Applied = time.Since(begun).Seconds()
-	stage.Say("applied in %.1f s; starting the manager", r.Applied)
+	benchenv.Say("applied in %.1f s; starting the manager", r.Applied)
 	before, err := r.APIServer()
 	if err != nil {
 		return err
 	}
-	spent, err := stage.Spent()
+	spent, err := benchenv.Spent()
 	if err != nil {
 		return err
 	}
@@ -186,8 +179,8 @@ func (r *runner) place() error {
 		return err
 	}
 	var t tally
-	until := func(what string, patience time.Duration, count func() int) error {
-		return stage.Until(r.ctx, what, patience, 100*time.Millisecond, func() (int, int, error) {
+	until := func(what string, timeout time.Duration, count func() int) error {
+		return benchenv.Until(r.ctx, what, timeout, 100*time.Millisecond, func() (int, int, error) {
 			if t, err = r.recorder.tally(); err == nil {
 				err = r.manager.Running()
 			}
@@ -198,8 +191,8 @@ func (r *runner) place() error {
 		return err
 	}
 	r.Placed = t.lastPlaced.Sub(begun).Seconds()
-	stage.Say("placed in %.1f s", r.Placed)
-	if err := stage.SaySpent(spent); err != nil {
+	benchenv.Say("placed in %.1f s", r.Placed)
+	if err := benchenv.SaySpent(spent); err != nil {
 		return err
 	}
 	if err := r.count(before); err != nil {
@@ -212,14 +205,14 @@ func (r *runner) place() error {
 		return err
 	}
 	r.Connected = t.lastConnected.Sub(begun).Seconds()
-	stage.Say("connected in %.1f s", r.Connected)
+	benchenv.Say("connected in %.1f s", r.Connected)
 	return nil
 }
 
 // count counts the manager's writes: all that the manager itself has sent and
 // that were not refused, of which the finalizers are those that the API server
 // counts beside the statuses, because no worker writes any.
-func (r *runner) count(before stage.Metrics) error {
+func (r *runner) count(before benchenv.Metrics) error {
 	after, err := r.APIServer()
 	if err != nil {
 		return err
@@ -229,27 +222,27 @@ func (r *runner) count(before stage.Metrics) error {
 		return err
 	}
 	after.SayRequests(before, float64(r.load.Sessions)/100)
-	sent := stage.Labels{"method": "PATCH", "code": "200"}
-	finalizers := stage.Labels{"verb": "PATCH", "code": "200", "resource": "whatsappsessions", "subresource": ""}
+	sent := benchenv.Labels{"method": "PATCH", "code": "200"}
+	finalizers := benchenv.Labels{"verb": "PATCH", "code": "200", "resource": "whatsappsessions", "subresource": ""}
 	all := answered.Sum("rest_client_requests_total", sent)
 	r.written.finalizer = int(after.Sum("apiserver_request_total", finalizers) - before.Sum("apiserver_request_total", finalizers))
 	r.written.status = int(all) - r.written.finalizer
 	r.WritesPerSession = all / float64(r.load.Sessions)
 	r.ReconcileP99 = 1000 * answered.Quantile(0.99, "controller_runtime_reconcile_time_seconds", sessionController, nil)
 	for _, code := range []string{"409", "429", "500", "504"} {
-		refused := stage.Labels{"method": "PATCH", "code": code}
+		refused := benchenv.Labels{"method": "PATCH", "code": code}
 		if n := answered.Sum("rest_client_requests_total", refused); n > 0 {
-			stage.Say("the manager got %s %.0f times", code, n)
+			benchenv.Say("the manager got %s %.0f times", code, n)
 		}
 	}
-	stage.Say("the manager wrote %d finalizers and %d statuses", r.written.finalizer, r.written.status)
+	benchenv.Say("the manager wrote %d finalizers and %d statuses", r.written.finalizer, r.written.status)
 	return nil
 }
 
 // rest leaves the fleet alone, and counts what is written all the same.
 func (r *runner) rest() error {
-	stage.Say("leaving the fleet alone for %s, then counting writes for %s", r.load.Settle.Duration, r.load.Steady.Duration)
-	if err := stage.Pause(r.ctx, r.load.Settle.Duration); err != nil {
+	benchenv.Say("leaving the fleet alone for %s, then counting writes for %s", r.load.Settle.Duration, r.load.Steady.Duration)
+	if err := benchenv.Pause(r.ctx, r.load.Settle.Duration); err != nil {
 		return err
 	}
 	before, err := r.APIServer()
@@ -257,7 +250,7 @@ func (r *runner) rest() error {
 		return err
 	}
 	begun := time.Now()
-	if err := stage.Pause(r.ctx, r.load.Steady.Duration); err != nil {
+	if err := benchenv.Pause(r.ctx, r.load.Steady.Duration); err != nil {
 		return err
 	}
 	after, err := r.APIServer()
@@ -283,13 +276,13 @@ func (r *runner) raw() error {
 	if err := g.prepare(r.ctx); err != nil {
 		return err
 	}
-	stage.Say("applying %d sessions for the bare client", r.load.Sessions)
+	benchenv.Say("applying %d sessions for the bare client", r.load.Sessions)
 	sessions, err := g.apply(r.ctx)
 	if err != nil {
 		return err
 	}
-	stage.Say("doing the manager's writes with a bare client")
-	before, err := stage.Spent()
+	benchenv.Say("doing the manager's writes with a bare client")
+	before, err := benchenv.Spent()
 	if err != nil {
 		return err
 	}
@@ -298,7 +291,7 @@ func (r *runner) raw() error {
 		return err
 	}
 	r.RawPatch = spent.Seconds()
-	return stage.SaySpent(before)
+	return benchenv.SaySpent(before)
 }
 
 func (r *runner) show() {

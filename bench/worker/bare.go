@@ -24,12 +24,13 @@ import (
 // bareOptions are those of the bare process.
 type bareOptions struct {
 	database, endpoint, root, control string
-	pair                              int
+	// pair is how many devices to link; connect is how many to connect, 0: all.
+	pair, connect int
 }
 
 // runBare is the floor: whatsmeow as its documentation shows it, and nothing
 // else. With pair it links that many devices and ends; without, it connects
-// every device of the database until it is told to end.
+// the devices of the database until it is told to end.
 func runBare(ctx context.Context, o bareOptions) error {
 	root, err := hex.DecodeString(o.root)
 	if err != nil || len(root) != len(whatsmeow.WACertPubKey) {
@@ -63,6 +64,9 @@ func runBare(ctx context.Context, o bareOptions) error {
 	devices, err := container.GetAllDevices(ctx)
 	if err != nil {
 		return fmt.Errorf("reading the devices: %w", err)
+	}
+	if o.connect > 0 {
+		devices = devices[:min(o.connect, len(devices))]
 	}
 	pace := rate.NewLimiter(200, 200) // as the worker's
 	clients := make([]*whatsmeow.Client, 0, len(devices))
@@ -107,13 +111,13 @@ func pairBare(ctx context.Context, o bareOptions, container *sqlstore.Container,
 				return fmt.Errorf("connecting: %w", err)
 			}
 			defer c.Disconnect()
+			pairing, cancel := context.WithTimeout(ctx, 2*time.Minute)
+			defer cancel()
 			select {
 			case err := <-done:
 				return err
-			case <-time.After(2 * time.Minute):
-				return errors.New("a client did not pair within two minutes")
-			case <-ctx.Done():
-				return ctx.Err()
+			case <-pairing.Done():
+				return fmt.Errorf("a client did not pair within two minutes: %w", pairing.Err())
 			}
 		})
 	}

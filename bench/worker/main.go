@@ -5,37 +5,25 @@
 // and then as bare whatsmeow clients in a bare process on the same kind of
 // database, and writes bench/results/worker.json. Both processes are started
 // anew after the pairings, so that neither carries their garbage.
+//
+// It also measures the memory of both with half as many and with half as many
+// more sessions: the slope between is what each further session costs, whatever a
+// process needs without any.
 package main
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
-	"net"
-	"net/http"
-	"net/http/httptest"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/envtest"
-
-	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
-	"github.com/whatsapp-operator/whatsapp-operator/bench/stage"
-	"github.com/whatsapp-operator/whatsapp-operator/config/crd"
+	"github.com/whatsapp-operator/whatsapp-operator/bench/benchenv"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
 )
 
@@ -48,13 +36,25 @@ type options struct {
 	keep     bool
 }
 
+// few and many are the numbers of sessions between which the slope is measured: 500
+// and 1,500 by default.
+func (o options) few() int  { return max(1, o.sessions/2) }
+func (o options) many() int { return o.sessions + max(1, o.sessions/2) }
+
 // result is bench/results/worker.json.
 type result struct {
-	Sessions             int     `json:"sessions"`
-	RSS                  float64 `json:"rss_mb"`
-	BareRSS              float64 `json:"bare_rss_mb"`
-	BareRSSSameGC        float64 `json:"bare_rss_same_gc_mb"`
-	RSSRatio             float64 `json:"rss_ratio"`
+	Sessions      int     `json:"sessions"`
+	RSS           float64 `json:"rss_mb"`
+	BareRSS       float64 `json:"bare_rss_mb"`
+	BareRSSSameGC float64 `json:"bare_rss_same_gc_mb"`
+	RSSRatio      float64 `json:"rss_ratio"`
+	// SlopeFrom and SlopeTo are the numbers of sessions that the slopes lie between.
+	SlopeFrom            int     `json:"slope_from_sessions"`
+	SlopeTo              int     `json:"slope_to_sessions"`
+	Slope                float64 `json:"slope_kb_per_session"`
+	BareSlope            float64 `json:"bare_slope_kb_per_session"`
+	BareSlopeSameGC      float64 `json:"bare_slope_same_gc_kb_per_session"`
+	SlopeRatio           float64 `json:"slope_ratio"`
 	IdleCPU              float64 `json:"idle_cpu_percent"`
 	BareIdleCPU          float64 `json:"bare_idle_cpu_percent"`
 	IdleCPURatio         float64 `json:"idle_cpu_ratio"`
@@ -69,7 +69,7 @@ func main() {
 	var o options
 	var bare bareOptions
 	role := flag.String("role", "", "")
-	flag.IntVar(&o.sessions, "sessions", 1000, "how many sessions")
+	flag.IntVar(&o.sessions, "sessions", 1000, "how many sessions; the slope is measured from half as many to half as many more")
 	flag.DurationVar(&o.idle, "idle", 90*time.Second, "how long idleness is measured")
 	flag.DurationVar(&o.settle, "settle", 30*time.Second, "how long a process is left alone before it is measured")
 	flag.StringVar(&o.out, "out", "bench/results/worker.json", "where the figures are written")
@@ -79,6 +79,7 @@ func main() {
 	flag.StringVar(&bare.root, "bare-root", "", "")
 	flag.StringVar(&bare.control, "bare-control", "", "")
 	flag.IntVar(&bare.pair, "bare-pair", 0, "")
+	flag.IntVar(&bare.connect, "bare-connect", 0, "")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	var err error
@@ -96,366 +97,202 @@ func main() {
 
 // bench is one run.
 type bench struct {
+	*benchenv.Environment
 	options
+	result
 	ctx     context.Context //nolint:containedctx // a program's one context
-	dir     string
-	binary  string
-	client  client.Client
 	control simulator.Control
 	info    simulator.Info
-	kube    string
-	redis   string
-	laravel string
-	ends    []func()
 }
 
 func run(ctx context.Context, o options) (err error) {
-	b := &bench{options: o, ctx: ctx}
-	defer func() {
-		for i := len(b.ends) - 1; i >= 0; i-- {
-			b.ends[i]()
+	e, err := benchenv.New(ctx, "worker", o.keep)
+	defer func() { err = errors.Join(err, e.Close()) }()
+	if err != nil {
+		return err
+	}
+	b := &bench{Environment: e, options: o, ctx: ctx}
+	b.Sessions, b.SlopeFrom, b.SlopeTo, b.IdleSeconds = o.sessions, o.few(), o.many(), o.idle.Seconds()
+	for _, part := range []func() error{b.start, b.measureWorker, b.measureBare} {
+		if err := part(); err != nil {
+			return err
 		}
-	}()
-	if err := b.prepare(); err != nil {
-		return err
 	}
-	r := result{Sessions: o.sessions, IdleSeconds: o.idle.Seconds()}
-	if err := b.measureWorker(&r); err != nil {
-		return err
-	}
-	if err := b.measureBare(&r); err != nil {
-		return err
-	}
-	r.RSSRatio, r.IdleCPURatio = r.RSS/r.BareRSS, r.IdleCPU/r.BareIdleCPU
+	b.RSSRatio, b.IdleCPURatio, b.SlopeRatio = b.RSS/b.BareRSS, b.IdleCPU/b.BareIdleCPU, b.Slope/b.BareSlope
 	doubled, err := b.control.Doubled(ctx)
 	if err != nil {
 		return fmt.Errorf("asking for doubled connections: %w", err)
 	}
-	r.Doubled = int64(len(doubled))
-	show(r)
-	return write(o.out, r)
+	b.Doubled = int64(len(doubled))
+	b.show()
+	return benchenv.Write(o.out, b.result)
 }
 
-func show(r result) {
+func (r result) show() {
 	fmt.Printf("\n%d sessions, SQLite, one simulator, one run\n\n", r.Sessions)
-	fmt.Printf("%-28s %12s %12s %8s %8s\n", "", "worker", "bare", "ratio", "claim")
-	row := func(name, format string, ours, bare float64, claim string) {
-		fmt.Printf("%-28s %12s %12s %8.2f %8s\n", name, fmt.Sprintf(format, ours), fmt.Sprintf(format, bare), ours/bare, claim)
+	fmt.Printf("%-36s %12s %12s %8s %8s\n", "", "worker", "bare", "ratio", "target")
+	row := func(name, format string, ours, bare float64, target string) {
+		fmt.Printf("%-36s %12s %12s %8.2f %8s\n", name, fmt.Sprintf(format, ours), fmt.Sprintf(format, bare), ours/bare, target)
 	}
 	row("resident memory, MB", "%.1f", r.RSS, r.BareRSS, "1.15")
 	row("  bare with the same GOGC", "%.1f", r.RSS, r.BareRSSSameGC, "")
+	row(fmt.Sprintf("memory a session, %d to %d, KB", r.SlopeFrom, r.SlopeTo), "%.1f", r.Slope, r.BareSlope, "1.05")
+	row("  bare with the same GOGC", "%.1f", r.Slope, r.BareSlopeSameGC, "")
 	row("idle CPU, % of a core", "%.2f", r.IdleCPU, r.BareIdleCPU, "1.15")
 	row("CPU a login, ms", "%.2f", r.LoginCPU, r.BareLoginCPU, "")
-	fmt.Printf("%-28s %12.1f\n%-28s %12d\n", "goroutines a session", r.GoroutinesPerSession, "doubled connections", r.Doubled)
-	fmt.Println("\nThe worker runs as shipped (--gc-percent=50), the bare process with Go's default and, in the second row, with GOGC=50.")
+	fmt.Printf("%-36s %12.1f\n%-36s %12d\n", "goroutines a session", r.GoroutinesPerSession, "doubled connections", r.Doubled)
+	fmt.Println("\nThe worker runs as shipped (--gc-percent=50), the bare process with Go's default and, where it says so, with GOGC=50.")
 }
 
-func write(path string, r result) error {
-	content, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return fmt.Errorf("encoding the figures: %w", err)
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return fmt.Errorf("writing the figures: %w", err)
-	}
-	if err := os.WriteFile(path, append(content, '\n'), 0o644); err != nil {
-		return fmt.Errorf("writing the figures: %w", err)
-	}
-	return nil
-}
-
-func (b *bench) say(format string, args ...any) {
-	fmt.Printf("%s  %s\n", time.Now().Format("15:04:05"), fmt.Sprintf(format, args...))
-}
-
-// prepare starts all that both sides use, and the manager.
-func (b *bench) prepare() error {
-	var err error
-	if b.dir, err = os.MkdirTemp("", "bench-worker-"); err != nil {
-		return fmt.Errorf("making a folder: %w", err)
-	}
-	if b.keep {
-		b.say("logs are in %s", b.dir)
-	} else {
-		b.ends = append(b.ends, func() { _ = os.RemoveAll(b.dir) })
-	}
-	b.binary = filepath.Join(b.dir, "whatsapp-operator")
-	b.say("building the program as the image has it")
-	if err := stage.Build(b.ctx, b.binary); err != nil {
-		return err
-	}
-	definition, err := crd.WhatsAppSessions()
+// start starts the simulator, a process of its own whose memory and time are nobody
+// else's, and the manager.
+func (b *bench) start() error {
+	p, err := b.Start("simulator", b.Binary, nil, "simulator", "--listen=127.0.0.1:0", "--control-listen=127.0.0.1:0")
 	if err != nil {
 		return err
 	}
-	b.say("starting API server, Redis, simulator, manager")
-	env := &envtest.Environment{CRDs: []*apiextensionsv1.CustomResourceDefinition{definition}}
-	config, err := env.Start()
-	b.ends = append(b.ends, func() { _ = env.Stop() })
-	if err != nil {
-		return fmt.Errorf("starting the API server (set KUBEBUILDER_ASSETS, for example to the output of hack/envtest-assets): %w", err)
-	}
-	config.QPS = -1
-	b.kube = filepath.Join(b.dir, "kubeconfig")
-	if err := os.WriteFile(b.kube, env.KubeConfig, 0o600); err != nil {
-		return fmt.Errorf("writing the kubeconfig: %w", err)
-	}
-	scheme := runtime.NewScheme()
-	if err := v1alpha1.AddToScheme(scheme); err != nil {
-		return fmt.Errorf("registering the kinds: %w", err)
-	}
-	if b.client, err = client.New(config, client.Options{Scheme: scheme}); err != nil {
-		return fmt.Errorf("reaching the API server: %w", err)
-	}
-	receiver := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }))
-	b.ends = append(b.ends, receiver.Close)
-	b.laravel = receiver.URL
-
-	port, err := freePort()
-	if err != nil {
-		return err
-	}
-	b.redis = net.JoinHostPort("127.0.0.1", port)
-	if _, err := b.start("redis", "redis-server", "--port", port, "--bind", "127.0.0.1", "--dir", b.dir,
-		"--appendonly", "yes", "--maxmemory-policy", "noeviction"); err != nil {
-		return err
-	}
-	if err := b.startSimulator(); err != nil {
-		return err
-	}
-	for _, name := range []string{"token", "secret"} {
-		if err := os.WriteFile(filepath.Join(b.dir, name), []byte("bench-bench-bench-bench-bench-bench"), 0o600); err != nil {
-			return fmt.Errorf("writing a secret: %w", err)
+	err = benchenv.Until(b.ctx, "simulators are up", time.Minute, 50*time.Millisecond, func() (int, int, error) {
+		out, err := p.Output()
+		if err != nil {
+			return 0, 1, err
 		}
+		for line := range strings.Lines(out) {
+			if url, ok := strings.CutPrefix(strings.TrimSpace(line), "control: "); ok {
+				b.control = simulator.Control{URL: url}
+				return 1, 1, nil
+			}
+		}
+		return 0, 1, p.Running()
+	})
+	if err != nil {
+		return err
 	}
-	_, err = b.start("manager", b.binary, append([]string{"manager", "--leader-elect=false", "--laravel-url=" + b.laravel,
-		"--laravel-token-file=" + filepath.Join(b.dir, "token"), "--laravel-signing-secret-file=" + filepath.Join(b.dir, "secret")},
-		b.common("127.0.0.1:0")...)...)
+	if b.info, err = b.control.Info(b.ctx); err != nil {
+		return fmt.Errorf("asking the simulator: %w", err)
+	}
+	_, err = b.Manager(b.store())
 	return err
 }
 
-func (b *bench) startSimulator() error {
-	log, err := os.Create(filepath.Join(b.dir, "simulator.log"))
-	if err != nil {
-		return fmt.Errorf("making a log: %w", err)
-	}
-	cmd := exec.CommandContext(b.ctx, b.binary, "simulator", "--listen=127.0.0.1:0", "--control-listen=127.0.0.1:0")
-	cmd.Stderr = log
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return fmt.Errorf("reading from the simulator: %w", err)
-	}
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("starting the simulator: %w", err)
-	}
-	b.ends = append(b.ends, func() { end(cmd); _ = log.Close() })
-	for lines := bufio.NewScanner(out); lines.Scan(); {
-		if url, ok := strings.CutPrefix(lines.Text(), "control: "); ok {
-			b.control = simulator.Control{URL: url}
-			b.info, err = b.control.Info(b.ctx)
-			if err != nil {
-				return fmt.Errorf("asking the simulator: %w", err)
-			}
-			return nil
-		}
-	}
-	return errors.New("the simulator did not start; run with -keep and see its log")
+func (b *bench) store() string { return "sqlite:" + filepath.Join(b.Dir, "keys.db") }
+
+func (b *bench) startWorker() (*benchenv.Process, error) {
+	return b.StartServing("worker", b.Binary, append([]string{"worker", "--name=bench", "--state-dir=" + filepath.Join(b.Dir, "state"),
+		fmt.Sprintf("--capacity=%d", b.many()), "--pairings-per-second=200", "--pairing-burst=200",
+		"--whatsapp-endpoint=" + b.info.Endpoint, "--whatsapp-noise-root=" + b.info.NoiseRoot}, b.Common(b.store())...)...)
 }
 
-func (b *bench) common(metrics string) []string {
-	return []string{
-		"--kubeconfig=" + b.kube, "--namespace=default", "--redis=" + b.redis, "--store=sqlite:" + filepath.Join(b.dir, "keys.db"),
-		"--metrics-bind-address=" + metrics, "--health-bind-address=127.0.0.1:0",
-	}
-}
-
-// start runs a program until the end of the benchmark; its output goes to a log.
-func (b *bench) start(name, program string, args ...string) (*exec.Cmd, error) {
-	log, err := os.OpenFile(filepath.Join(b.dir, name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("making a log: %w", err)
-	}
-	cmd := exec.CommandContext(b.ctx, program, args...)
-	cmd.Stdout, cmd.Stderr = log, log
-	if err := cmd.Start(); err != nil {
-		return nil, errors.Join(fmt.Errorf("starting %s: %w", name, err), log.Close())
-	}
-	b.ends = append(b.ends, func() { end(cmd); _ = log.Close() })
-	return cmd, nil
-}
-
-func end(cmd *exec.Cmd) {
-	if cmd.ProcessState == nil {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	}
-}
-
-func (b *bench) startWorker() (*exec.Cmd, string, error) {
-	port, err := freePort()
-	if err != nil {
-		return nil, "", err
-	}
-	metrics := net.JoinHostPort("127.0.0.1", port)
-	cmd, err := b.start("worker", b.binary, append([]string{"worker", "--name=bench", "--state-dir=" + filepath.Join(b.dir, "state"),
-		fmt.Sprintf("--capacity=%d", b.sessions), "--pairings-per-second=200", "--pairing-burst=200",
-		"--whatsapp-endpoint=" + b.info.Endpoint, "--whatsapp-noise-root=" + b.info.NoiseRoot}, b.common(metrics)...)...)
-	return cmd, metrics, err
-}
-
-func (b *bench) measureWorker(r *result) error {
-	cmd, metrics, err := b.startWorker()
+// measureWorker pairs sessions up to each of the three numbers, and measures the
+// worker, started anew, with each.
+func (b *bench) measureWorker() error {
+	w, err := b.startWorker()
 	if err != nil {
 		return err
 	}
-	empty, err := b.goroutines(metrics)
+	empty, err := b.goroutines(w)
 	if err != nil {
 		return err
 	}
-	if err := b.pair(); err != nil {
-		return err
-	}
-	b.say("starting the worker anew, in place")
-	before, err := b.control.Stats(b.ctx)
-	if err != nil {
-		return fmt.Errorf("asking the simulator: %w", err)
-	}
-	end(cmd)
-	if cmd, metrics, err = b.startWorker(); err != nil {
-		return err
-	}
-	if err := b.connected(before.Logins); err != nil {
-		return err
-	}
-	m, err := b.measure(cmd.Process.Pid)
-	if err != nil {
-		return err
-	}
-	r.RSS, r.IdleCPU, r.LoginCPU = m.rss, m.idleCPU, m.loginCPU
-	full, err := b.goroutines(metrics)
-	if err != nil {
-		return err
-	}
-	r.GoroutinesPerSession = (full - empty) / float64(b.sessions)
-	end(cmd)
-	return nil
-}
-
-// wave is how many sessions are paired at a time: a code lives a minute, and a
-// pairing costs a tenth of a second.
-const wave = 50
-
-// pair applies the sessions, scans their codes, and waits until all are connected.
-func (b *bench) pair() error {
-	b.say("applying %d sessions and scanning their codes", b.sessions)
-	for first := 0; first < b.sessions; first += wave {
-		group, ctx := errgroup.WithContext(b.ctx)
-		group.SetLimit(8)
-		for i := first; i < min(first+wave, b.sessions); i++ {
-			group.Go(func() error { return b.pairOne(ctx, i) })
-		}
-		if err := group.Wait(); err != nil {
+	var few, many float64
+	paired := 0
+	for _, n := range []int{b.few(), b.sessions, b.many()} {
+		if err := b.Pair(paired, n, b.scan); err != nil {
 			return err
 		}
-	}
-	return nil
-}
-
-func (b *bench) pairOne(ctx context.Context, i int) error {
-	s := &v1alpha1.WhatsAppSession{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: fmt.Sprintf("bench-%05d", i)}}
-	if err := b.client.Create(ctx, s); err != nil {
-		return fmt.Errorf("applying a session: %w", err)
-	}
-	scanned := ""
-	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); {
-		if err := b.client.Get(ctx, client.ObjectKeyFromObject(s), s); err != nil {
-			return fmt.Errorf("reading a session: %w", err)
+		paired = n
+		benchenv.Say("starting the worker anew, in place")
+		before, err := b.control.Stats(b.ctx)
+		if err != nil {
+			return fmt.Errorf("asking the simulator: %w", err)
 		}
-		if s.Status.Phase == v1alpha1.PhaseConnected {
-			return nil
-		}
-		if qr := s.Status.QR; qr != nil && qr.Code != scanned {
-			scanned = qr.Code
-			if _, err := b.control.Scan(ctx, qr.Code, fmt.Sprintf("+3461%07d", i)); err != nil {
-				b.say("a code was refused, the next one is scanned: %v", err)
-			}
-		}
-		if err := b.pause(100 * time.Millisecond); err != nil {
+		w.Kill()
+		if w, err = b.startWorker(); err != nil {
 			return err
 		}
-	}
-	return fmt.Errorf("the session %s is still %s after two minutes", s.Name, s.Status.Phase)
-}
-
-// connected waits until every session has logged in again since the count was since.
-func (b *bench) connected(since int64) error {
-	return b.until("sessions connected", 5*time.Minute, func() (int, error) {
-		stats, err := b.control.Stats(b.ctx)
-		if err != nil || stats.Logins < since+int64(b.sessions) {
-			return 0, err
+		if err := b.connected(before.Logins, n); err != nil {
+			return err
 		}
-		return stats.Connected, nil
-	})
-}
-
-func (b *bench) until(what string, patience time.Duration, count func() (int, error)) error {
-	deadline, said := time.Now().Add(patience), time.Now()
-	for {
-		n, err := count()
+		switch n {
+		case b.few():
+			few, err = b.memory(w)
+		case b.many():
+			many, err = b.memory(w)
+		default:
+			var m figures
+			if m, err = b.measure(w, n); err != nil {
+				return err
+			}
+			b.RSS, b.IdleCPU, b.LoginCPU = m.rss, m.idleCPU, m.loginCPU
+			var full float64
+			full, err = b.goroutines(w)
+			b.GoroutinesPerSession = (full - empty) / float64(n)
+		}
 		if err != nil {
 			return err
 		}
-		if n >= b.sessions {
-			return nil
-		}
-		if time.Since(said) > 15*time.Second {
-			b.say("%d of %d %s", n, b.sessions, what)
-			said = time.Now()
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("only %d of %d %s after %s", n, b.sessions, what, patience)
-		}
-		if err := b.pause(200 * time.Millisecond); err != nil {
-			return err
-		}
 	}
+	b.Slope = b.slope(few, many)
+	w.Kill()
+	return nil
 }
 
-func (b *bench) pause(d time.Duration) error {
-	select {
-	case <-b.ctx.Done():
-		return b.ctx.Err()
-	case <-time.After(d):
-		return nil
-	}
+func (b *bench) scan(ctx context.Context, code, phone string) error {
+	_, err := b.control.Scan(ctx, code, phone)
+	return err
+}
+
+// slope is what each session between few and many costs in KB; the sizes are in MB.
+func (b *bench) slope(few, many float64) float64 {
+	return (many - few) * 1024 / float64(b.many()-b.few())
+}
+
+// connected waits until n sessions are connected that have all logged in again since
+// the count of logins was since.
+func (b *bench) connected(since int64, n int) error {
+	return benchenv.Until(b.ctx, "sessions connected", 5*time.Minute, 200*time.Millisecond, func() (int, int, error) {
+		stats, err := b.control.Stats(b.ctx)
+		if err != nil || stats.Logins < since+int64(n) {
+			return 0, n, err
+		}
+		return stats.Connected, n, nil
+	})
 }
 
 type figures struct{ rss, idleCPU, loginCPU float64 }
 
-// measure leaves a process with all its sessions alone, watches its idleness,
+// memory leaves a process with all its sessions alone, and then reads its memory in MB.
+func (b *bench) memory(p *benchenv.Process) (float64, error) {
+	benchenv.Say("all connected; leaving %s alone for %s", p.Name, b.settle)
+	if err := benchenv.Pause(b.ctx, b.settle); err != nil {
+		return 0, err
+	}
+	rss, _, err := p.RSS()
+	return rss, err
+}
+
+// measure leaves a process with all its n sessions alone, measures its idleness,
 // and then drops every socket and counts what coming back costs.
-func (b *bench) measure(pid int) (figures, error) {
-	var f figures
-	b.say("all connected; measuring %s of idleness", b.idle)
-	if err := b.pause(b.settle); err != nil {
+func (b *bench) measure(p *benchenv.Process, n int) (f figures, err error) {
+	benchenv.Say("all connected; measuring %s of idleness", b.idle)
+	if err := benchenv.Pause(b.ctx, b.settle); err != nil {
 		return f, err
 	}
-	before, err := cpu(pid)
+	before, err := p.CPU()
 	if err != nil {
 		return f, err
 	}
-	if err := b.pause(b.idle); err != nil {
+	if err := benchenv.Pause(b.ctx, b.idle); err != nil {
 		return f, err
 	}
-	after, err := cpu(pid)
+	after, err := p.CPU()
 	if err != nil {
 		return f, err
 	}
 	f.idleCPU = 100 * (after - before).Seconds() / b.idle.Seconds()
-	if f.rss, err = rss(pid); err != nil {
+	if f.rss, _, err = p.RSS(); err != nil {
 		return f, err
 	}
-	b.say("dropping every socket")
+	benchenv.Say("dropping every socket")
 	stats, err := b.control.Stats(b.ctx)
 	if err != nil {
 		return f, fmt.Errorf("asking the simulator: %w", err)
@@ -463,135 +300,76 @@ func (b *bench) measure(pid int) (figures, error) {
 	if _, err := b.control.Inject(b.ctx, simulator.Fault{Kind: simulator.FaultDrop}); err != nil {
 		return f, fmt.Errorf("dropping the sockets: %w", err)
 	}
-	if err := b.connected(stats.Logins); err != nil {
+	if err := b.connected(stats.Logins, n); err != nil {
 		return f, err
 	}
-	if err := b.pause(5 * time.Second); err != nil { // what follows a login belongs to it
+	if err := benchenv.Pause(b.ctx, 5*time.Second); err != nil { // what follows a login belongs to it
 		return f, err
 	}
-	back, err := cpu(pid)
+	back, err := p.CPU()
 	if err != nil {
 		return f, err
 	}
-	f.loginCPU = float64((back - after).Milliseconds()) / float64(b.sessions)
+	f.loginCPU = float64((back - after).Milliseconds()) / float64(n)
 	return f, nil
 }
 
-func (b *bench) measureBare(r *result) error {
-	self, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("finding this program: %w", err)
-	}
-	args := []string{"-role=bare", "-bare-database=" + filepath.Join(b.dir, "bare.db"), "-bare-endpoint=" + b.info.Endpoint,
+// measureBare pairs the bare clients, and measures a process of them with each number
+// of sessions and with both settings of the garbage collector.
+func (b *bench) measureBare() error {
+	args := []string{"-role=bare", "-bare-database=" + filepath.Join(b.Dir, "bare.db"), "-bare-endpoint=" + b.info.Endpoint,
 		"-bare-root=" + b.info.NoiseRoot, "-bare-control=" + b.control.URL}
-	b.say("pairing %d bare clients", b.sessions)
-	pairing, err := b.start("bare-pairing", self, append(args, fmt.Sprintf("-bare-pair=%d", b.sessions))...)
+	benchenv.Say("pairing %d bare clients", b.many())
+	pairing, err := b.Start("bare-pairing", "", nil, append(args, fmt.Sprintf("-bare-pair=%d", b.many()))...)
 	if err != nil {
 		return err
 	}
-	if err := pairing.Wait(); err != nil {
-		return fmt.Errorf("pairing the bare clients (run with -keep and see bare-pairing.log): %w", err)
+	if err := pairing.Ended(b.ctx, time.Hour); err != nil {
+		return fmt.Errorf("pairing the bare clients: %w", err)
 	}
 	for _, gc := range []string{"100", "50"} {
-		b.say("connecting the bare clients with GOGC=%s", gc)
-		stats, err := b.control.Stats(b.ctx)
-		if err != nil {
-			return fmt.Errorf("asking the simulator: %w", err)
+		var few, many float64
+		for _, n := range []int{b.few(), b.sessions, b.many()} {
+			benchenv.Say("connecting %d bare clients with GOGC=%s", n, gc)
+			stats, err := b.control.Stats(b.ctx)
+			if err != nil {
+				return fmt.Errorf("asking the simulator: %w", err)
+			}
+			p, err := b.Start(fmt.Sprintf("bare-%s-%d", gc, n), "", []string{"GOGC=" + gc}, append(args, fmt.Sprintf("-bare-connect=%d", n))...)
+			if err != nil {
+				return err
+			}
+			if err := b.connected(stats.Logins, n); err != nil {
+				return err
+			}
+			switch {
+			case n == b.few():
+				few, err = b.memory(p)
+			case n == b.many():
+				many, err = b.memory(p)
+			case gc == "50":
+				b.BareRSSSameGC, err = b.memory(p)
+			default:
+				var m figures
+				m, err = b.measure(p, n)
+				b.BareRSS, b.BareIdleCPU, b.BareLoginCPU = m.rss, m.idleCPU, m.loginCPU
+			}
+			if err != nil {
+				return err
+			}
+			p.Kill()
 		}
-		if err := os.Setenv("GOGC", gc); err != nil {
-			return fmt.Errorf("setting GOGC: %w", err)
-		}
-		cmd, err := b.start("bare-"+gc, self, args...)
-		if err != nil {
-			return err
-		}
-		if err := b.connected(stats.Logins); err != nil {
-			return err
-		}
-		m, err := b.measure(cmd.Process.Pid)
-		if err != nil {
-			return err
-		}
-		if gc == "100" {
-			r.BareRSS, r.BareIdleCPU, r.BareLoginCPU = m.rss, m.idleCPU, m.loginCPU
+		if gc == "50" {
+			b.BareSlopeSameGC = b.slope(few, many)
 		} else {
-			r.BareRSSSameGC = m.rss
+			b.BareSlope = b.slope(few, many)
 		}
-		end(cmd)
 	}
 	return nil
 }
 
 // goroutines asks a worker's metrics, once it answers.
-func (b *bench) goroutines(address string) (float64, error) {
-	for deadline := time.Now().Add(time.Minute); ; {
-		n, err := metric(b.ctx, "http://"+address+"/metrics", "go_goroutines")
-		if err == nil {
-			return n, nil
-		}
-		if time.Now().After(deadline) {
-			return 0, err
-		}
-		if err := b.pause(200 * time.Millisecond); err != nil {
-			return 0, err
-		}
-	}
-}
-
-func metric(ctx context.Context, url, name string) (float64, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return 0, fmt.Errorf("asking for metrics: %w", err)
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return 0, fmt.Errorf("asking for metrics: %w", err)
-	}
-	defer resp.Body.Close()
-	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
-		if value, ok := strings.CutPrefix(lines.Text(), name+" "); ok {
-			return strconv.ParseFloat(value, 64)
-		}
-	}
-	return 0, fmt.Errorf("there is no metric %s", name)
-}
-
-// clockTick is the unit of /proc/PID/stat, 1/100 s on every Linux that Go runs on.
-const clockTick = 10 * time.Millisecond
-
-// cpu is the time that a process has spent, in user and system mode.
-func cpu(pid int) (time.Duration, error) {
-	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0, fmt.Errorf("reading a process's times: %w", err)
-	}
-	fields := strings.Fields(string(content[strings.LastIndexByte(string(content), ')')+1:]))
-	user, err1 := strconv.ParseInt(fields[11], 10, 64)
-	system, err2 := strconv.ParseInt(fields[12], 10, 64)
-	return time.Duration(user+system) * clockTick, errors.Join(err1, err2)
-}
-
-// rss is a process's resident memory in MB.
-func rss(pid int) (float64, error) {
-	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0, fmt.Errorf("reading a process's memory: %w", err)
-	}
-	for line := range strings.Lines(string(content)) {
-		if value, ok := strings.CutPrefix(line, "VmRSS:"); ok {
-			kb, err := strconv.ParseFloat(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(value), "kB")), 64)
-			return kb / 1024, err
-		}
-	}
-	return 0, errors.New("the process is gone")
-}
-
-func freePort() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", fmt.Errorf("finding a free port: %w", err)
-	}
-	defer l.Close()
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	return port, err
+func (b *bench) goroutines(p *benchenv.Process) (float64, error) {
+	m, err := p.Metrics(b.ctx)
+	return m.Sum("go_goroutines", nil), err
 }

@@ -205,12 +205,27 @@ func readLog(name string) (logState, string) {
 	return starting, ""
 }
 
-func freePort(t testing.TB) int {
-	t.Helper()
+// FreeAddress is a loopback host:port that is free now. Another process may take it
+// before it is used.
+func FreeAddress() (string, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		t.Fatalf("looking for a free port: %v", err)
+		return "", fmt.Errorf("looking for a free port: %w", err)
 	}
 	defer func() { _ = l.Close() }()
-	return l.Addr().(*net.TCPAddr).Port
+	return l.Addr().String(), nil
+}
+
+func freePort(t testing.TB) int {
+	t.Helper()
+	address, err := FreeAddress()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, port, _ := net.SplitHostPort(address) // as Addr writes it
+	n, err := strconv.Atoi(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }

@@ -1,4 +1,4 @@
-package stage
+package benchenv
 
 import (
 	"context"
@@ -38,16 +38,16 @@ func (p *Process) Metrics(ctx context.Context) (Metrics, error) {
 }
 
 // APIServer asks the API server for its metrics.
-func (s *Stage) APIServer() (Metrics, error) {
-	over, err := rest.HTTPClientFor(s.Config)
+func (e *Environment) APIServer() (Metrics, error) {
+	over, err := rest.HTTPClientFor(e.Config)
 	if err != nil {
 		return nil, fmt.Errorf("reaching the API server: %w", err)
 	}
-	url, _, err := rest.DefaultServerUrlFor(s.Config)
+	url, _, err := rest.DefaultServerUrlFor(e.Config)
 	if err != nil {
 		return nil, fmt.Errorf("reaching the API server: %w", err)
 	}
-	return get(s.ctx, over, url.JoinPath("metrics").String())
+	return get(e.ctx, over, url.JoinPath("metrics").String())
 }
 
 func get(ctx context.Context, client *http.Client, url string) (Metrics, error) {

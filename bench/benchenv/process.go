@@ -1,4 +1,4 @@
-package stage
+package benchenv
 
 import (
 	"cmp"
@@ -6,96 +6,96 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/whatsapp-operator/whatsapp-operator/internal/process"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
 
-// Process is a run of the program.
+// Process is a process that the benchmark has started.
 type Process struct {
-	// Name is the process's own; its log is Name.log in the stage's folder.
-	Name    string
-	metrics string
-	cmd     *exec.Cmd
-	done    chan struct{}
-	err     error // of the end; read it after done
+	*process.Process
+	metrics string // host:port; empty: it serves none
+	log     string
 }
 
-// Start runs a program until it is ended or the stage is closed. Its metrics
-// are on a port of its own.
-func (s *Stage) Start(name, program string, args ...string) (*Process, error) {
-	port, err := freePort()
-	if err != nil {
-		return nil, err
-	}
-	log, err := os.OpenFile(filepath.Join(s.Dir, name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+// Start runs a program until it is ended or the environment is closed; an empty
+// path is this program itself. Its log is NAME.log in the environment's folder.
+func (e *Environment) Start(name, program string, env []string, args ...string) (*Process, error) {
+	log, err := os.OpenFile(filepath.Join(e.Dir, name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("making a log: %w", err)
 	}
 	defer log.Close() // the process has its own descriptor
-	p := &Process{Name: name, metrics: net.JoinHostPort("127.0.0.1", port), done: make(chan struct{})}
-	p.cmd = exec.Command(program, append(args, "--metrics-bind-address="+p.metrics)...)
-	p.cmd.Stdout, p.cmd.Stderr = log, log
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := p.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("starting %s: %w", name, err)
+	p, err := process.Start(process.Options{Name: name, Program: program, Args: args, Env: env, Output: log})
+	if err != nil {
+		return nil, err
 	}
-	go func() {
-		p.err = p.cmd.Wait()
-		close(p.done)
-	}()
-	s.ends = append(s.ends, func() error { p.Kill(); return nil })
+	e.ends = append(e.ends, func() error { p.Kill(); return nil })
+	return &Process{Process: p, log: log.Name()}, nil
+}
+
+// StartServing is Start for a manager or a worker: its metrics are on a port of its own.
+func (e *Environment) StartServing(name, program string, args ...string) (*Process, error) {
+	address, err := testenv.FreeAddress()
+	if err != nil {
+		return nil, err
+	}
+	p, err := e.Start(name, program, nil, append(args, "--metrics-bind-address="+address)...)
+	if err != nil {
+		return nil, err
+	}
+	p.metrics = address
 	return p, nil
 }
 
-// Kill ends the process as a crash does, and waits for its end.
-func (p *Process) Kill() {
-	_ = p.cmd.Process.Kill() // it has ended, then
-	<-p.done
+// Ask asks the process to end (SIGTERM) and does not wait.
+func (p *Process) Ask() { p.Signal(syscall.SIGTERM) }
+
+// Ended waits for the process's end, which is to be a clean one.
+func (p *Process) Ended(ctx context.Context, timeout time.Duration) error {
+	waiting, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	select {
+	case <-p.Done():
+		if p.Err() != nil {
+			return fmt.Errorf("%s ended with an error (run with -keep and see %s): %w", p.Name, filepath.Base(p.log), p.Err())
+		}
+		return nil
+	case <-waiting.Done():
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return fmt.Errorf("%s did not end within %s", p.Name, timeout)
+	}
 }
 
-// Ask asks the process to end (SIGTERM) and does not wait.
-func (p *Process) Ask() error {
-	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		return fmt.Errorf("ending %s: %w", p.Name, err)
+// Running returns an error, with the end of its log, if the process has ended by itself.
+func (p *Process) Running() error {
+	if err := p.Process.Running(); err != nil {
+		return fmt.Errorf("%w:\n  %s", err, strings.Join(process.Tail(p.log, 5), "\n  "))
 	}
 	return nil
 }
 
-// Ended waits for the process's end, which is to be a clean one.
-func (p *Process) Ended(ctx context.Context, patience time.Duration) error {
-	select {
-	case <-p.done:
-		if p.err != nil {
-			return fmt.Errorf("%s ended with an error (run with -keep and see %s.log): %w", p.Name, p.Name, p.err)
-		}
-		return nil
-	case <-time.After(patience):
-		return fmt.Errorf("%s did not end within %s", p.Name, patience)
-	case <-ctx.Done():
-		return ctx.Err()
+// Output is what the process has printed.
+func (p *Process) Output() (string, error) {
+	content, err := os.ReadFile(p.log)
+	if err != nil {
+		return "", fmt.Errorf("reading a log: %w", err)
 	}
-}
-
-// Running returns an error if the process has ended by itself.
-func (p *Process) Running() error {
-	select {
-	case <-p.done:
-		return fmt.Errorf("%s ended by itself (run with -keep and see %s.log): %s", p.Name, p.Name, p.cmd.ProcessState)
-	default:
-		return nil
-	}
+	return string(content), nil
 }
 
 // RSS is the process's resident memory in MB: now, and at its highest.
 func (p *Process) RSS() (now, peak float64, err error) {
-	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID()))
 	if err != nil {
 		return 0, 0, fmt.Errorf("reading a process's memory: %w", err)
 	}
@@ -121,7 +121,7 @@ const clockTick = 10 * time.Millisecond
 
 // CPU is the time that the process has spent, in user and system mode.
 func (p *Process) CPU() (time.Duration, error) {
-	stat, err := readStat(p.cmd.Process.Pid)
+	stat, err := readStat(p.PID())
 	return stat.spent, err
 }
 
@@ -196,14 +196,4 @@ func SaySpent(before map[string]time.Duration) error {
 		}
 	}
 	return nil
-}
-
-func freePort() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", fmt.Errorf("finding a free port: %w", err)
-	}
-	defer l.Close()
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	return port, err
 }

@@ -1,9 +1,9 @@
-// Package stage is what benchmarks of whole processes run on: a Kubernetes API
+// Package benchenv is what benchmarks of whole processes run on: a Kubernetes API
 // server, Redis, PostgreSQL, a receiver in Laravel's place, and the program
 // itself, built afresh, as processes of their own. Each figure is read from
 // where it arises: the kernel's books of a process, the metrics of the API
 // server and of the program.
-package stage
+package benchenv
 
 import (
 	"context"
@@ -20,8 +20,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
-	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
@@ -32,14 +30,14 @@ import (
 // Namespace is the operator's; a session may be in any.
 const Namespace = "default"
 
-// Stage is everything around the processes of the program.
-type Stage struct {
+// Environment is everything around the processes of the program.
+type Environment struct {
 	// Dir is for the logs and the state of the processes; Binary is the program.
 	Dir, Binary string
 	// Kubeconfig is the path of an administrator's.
 	Kubeconfig string
 	Config     *rest.Config
-	Client     client.Client
+	Client     client.WithWatch
 	// Redis is its host:port.
 	Redis   string
 	Laravel *Laravel
@@ -51,35 +49,35 @@ type Stage struct {
 
 // New starts the servers and builds the program. Whatever it returns must be
 // closed. With keep the folder of the logs stays.
-func New(ctx context.Context, name string, keep bool) (s *Stage, err error) {
+func New(ctx context.Context, name string, keep bool) (e *Environment, err error) {
 	ctrllog.SetLogger(logr.Discard()) // the processes print their own
-	s = &Stage{ctx: ctx}
-	if s.Dir, err = os.MkdirTemp("", "bench-"+name+"-"); err != nil {
-		return s, fmt.Errorf("making a folder: %w", err)
+	e = &Environment{ctx: ctx}
+	if e.Dir, err = os.MkdirTemp("", "bench-"+name+"-"); err != nil {
+		return e, fmt.Errorf("making a folder: %w", err)
 	}
 	if keep {
-		Say("logs are in %s", s.Dir)
+		Say("logs are in %s", e.Dir)
 	} else {
-		s.ends = append(s.ends, func() error { return os.RemoveAll(s.Dir) })
+		e.ends = append(e.ends, func() error { return os.RemoveAll(e.Dir) })
 	}
-	s.server = program{ctx: ctx, dir: s.Dir, stage: s}
+	e.server = program{ctx: ctx, dir: e.Dir, environment: e}
 	Say("building the program as the image has it")
-	s.Binary = filepath.Join(s.Dir, "whatsapp-operator")
-	if err := Build(ctx, s.Binary); err != nil {
-		return s, err
+	e.Binary = filepath.Join(e.Dir, "whatsapp-operator")
+	if err := Build(ctx, e.Binary); err != nil {
+		return e, err
 	}
 	Say("starting an API server, Redis, and a receiver in Laravel's place")
-	if err := s.startAPIServer(); err != nil {
-		return s, err
+	if err := e.startAPIServer(); err != nil {
+		return e, err
 	}
-	if err := s.server.run(func(t testing.TB) { s.Redis = testenv.Redis(t) }); err != nil {
-		return s, err
+	if err := e.server.run(func(t testing.TB) { e.Redis = testenv.Redis(t) }); err != nil {
+		return e, err
 	}
-	if s.Laravel, err = newLaravel(s.Dir); err != nil {
-		return s, err
+	if e.Laravel, err = newLaravel(e.Dir); err != nil {
+		return e, err
 	}
-	s.ends = append(s.ends, s.Laravel.close)
-	return s, nil
+	e.ends = append(e.ends, e.Laravel.close)
+	return e, nil
 }
 
 // Build builds the program as the Dockerfile does: what is measured is what is shipped.
@@ -92,62 +90,53 @@ func Build(ctx context.Context, path string) error {
 	return nil
 }
 
-func (s *Stage) startAPIServer() error {
-	config, stop, err := testenv.StartAPIServer()
+func (e *Environment) startAPIServer() error {
+	server, err := testenv.NewAPIServer()
 	if err != nil {
 		return fmt.Errorf("starting an API server: %w", err)
 	}
-	s.Config = config
-	s.ends = append(s.ends, stop)
+	e.ends = append(e.ends, server.Close)
+	e.Config = server.Config
 	scheme := runtime.NewScheme()
 	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
 		return fmt.Errorf("registering the kinds: %w", err)
 	}
-	if s.Client, err = client.New(config, client.Options{Scheme: scheme}); err != nil {
+	if e.Client, err = client.NewWithWatch(server.Config, client.Options{Scheme: scheme}); err != nil {
 		return fmt.Errorf("reaching the API server: %w", err)
 	}
-	s.Kubeconfig = filepath.Join(s.Dir, "kubeconfig")
-	err = clientcmd.WriteToFile(clientcmdapi.Config{
-		Clusters:       map[string]*clientcmdapi.Cluster{"bench": {Server: config.Host, CertificateAuthorityData: config.CAData}},
-		AuthInfos:      map[string]*clientcmdapi.AuthInfo{"bench": {ClientCertificateData: config.CertData, ClientKeyData: config.KeyData, Token: config.BearerToken}},
-		Contexts:       map[string]*clientcmdapi.Context{"bench": {Cluster: "bench", AuthInfo: "bench"}},
-		CurrentContext: "bench",
-	}, s.Kubeconfig)
-	if err != nil {
-		return fmt.Errorf("writing the kubeconfig: %w", err)
-	}
-	return nil
+	e.Kubeconfig = filepath.Join(e.Dir, "kubeconfig")
+	return server.WriteKubeconfig(e.Kubeconfig, "")
 }
 
 // Postgres returns the URL of an empty database in a PostgreSQL of its own.
-func (s *Stage) Postgres() (url string, err error) {
-	err = s.server.run(func(t testing.TB) { url = testenv.Postgres(t) })
+func (e *Environment) Postgres() (url string, err error) {
+	err = e.server.run(func(t testing.TB) { url = testenv.Postgres(t) })
 	return url, err
 }
 
 // Close ends all that was started, the newest first.
-func (s *Stage) Close() error {
+func (e *Environment) Close() error {
 	var errs []error
-	for i := len(s.ends) - 1; i >= 0; i-- {
-		errs = append(errs, s.ends[i]())
+	for i := len(e.ends) - 1; i >= 0; i-- {
+		errs = append(errs, e.ends[i]())
 	}
-	s.ends = nil
+	e.ends = nil
 	return errors.Join(errs...)
 }
 
 // Common are the flags of manager and worker that lead to the servers.
 // PostgreSQL's server shows its URL to whoever lists processes: it has no password.
-func (s *Stage) Common(store string) []string {
+func (e *Environment) Common(store string) []string {
 	return []string{
-		"--kubeconfig=" + s.Kubeconfig, "--namespace=" + Namespace, "--redis=" + s.Redis, "--store=" + store,
+		"--kubeconfig=" + e.Kubeconfig, "--namespace=" + Namespace, "--redis=" + e.Redis, "--store=" + store,
 		"--health-bind-address=127.0.0.1:0",
 	}
 }
 
 // Manager starts a manager that needs no election.
-func (s *Stage) Manager(store string, more ...string) (*Process, error) {
-	args := append([]string{"manager", "--leader-elect=false"}, s.Common(store)...)
-	return s.Start("manager", s.Binary, append(append(args, s.Laravel.flags()...), more...)...)
+func (e *Environment) Manager(store string, more ...string) (*Process, error) {
+	args := append([]string{"manager", "--leader-elect=false"}, e.Common(store)...)
+	return e.StartServing("manager", e.Binary, append(append(args, e.Laravel.flags()...), more...)...)
 }
 
 // Say prints a line with the time.
@@ -157,31 +146,33 @@ func Say(format string, args ...any) {
 
 // Pause waits, or returns ctx's error.
 func Pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-time.After(d):
+	case <-timer.C:
 		return nil
 	}
 }
 
 // Until asks again and again whether something is done, and says now and then how far it is.
-func Until(ctx context.Context, what string, patience, every time.Duration, look func() (have, want int, err error)) error {
-	deadline, said := time.Now().Add(patience), time.Now()
+func Until(ctx context.Context, what string, timeout, interval time.Duration, progress func() (have, want int, err error)) error {
+	deadline, said := time.Now().Add(timeout), time.Now()
 	for {
-		have, want, err := look()
+		have, want, err := progress()
 		switch {
 		case err != nil:
 			return err
 		case have >= want:
 			return nil
 		case time.Now().After(deadline):
-			return fmt.Errorf("only %d of %d %s after %s", have, want, what, patience)
+			return fmt.Errorf("only %d of %d %s after %s", have, want, what, timeout)
 		case time.Since(said) > 15*time.Second:
 			Say("%d of %d %s", have, want, what)
 			said = time.Now()
 		}
-		if err := Pause(ctx, every); err != nil {
+		if err := Pause(ctx, interval); err != nil {
 			return err
 		}
 	}
@@ -207,9 +198,9 @@ func Write(path string, figures any) error {
 // the end of a program.
 type program struct {
 	testing.TB
-	ctx   context.Context //nolint:containedctx // what testing.TB has
-	dir   string
-	stage *Stage
+	ctx         context.Context //nolint:containedctx // what testing.TB has
+	dir         string
+	environment *Environment
 }
 
 type failure struct{ text string }
@@ -249,7 +240,7 @@ func (p program) Logf(format string, args ...any) { Say(format, args...) }
 
 // Cleanup implements testing.TB.
 func (p program) Cleanup(f func()) {
-	p.stage.ends = append(p.stage.ends, func() error { f(); return nil })
+	p.environment.ends = append(p.environment.ends, func() error { f(); return nil })
 }
 
 // TempDir implements testing.TB.

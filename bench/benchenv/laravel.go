@@ -1,4 +1,4 @@
-package stage
+package benchenv
 
 import (
 	"encoding/json"
