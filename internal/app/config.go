@@ -171,7 +171,7 @@ func (c *managerConfig) bind(f *pflag.FlagSet) {
 	f.StringVar(&l.StatusPath, "laravel-status-path", laravel.DefaultStatusPath, "path of the status batches under the base URL")
 	f.StringVar(&l.TokenFile, "laravel-token-file", "", "file with the bearer token; read again when it changes")
 	f.StringSliceVar(&l.SigningSecretFiles, "laravel-signing-secret-file", nil, "file with a Standard Webhooks secret (whsec_…); several while it is being changed")
-	f.DurationVar(&l.Timeout, "laravel-timeout", laravel.DefaultTimeout, "how long one request may take")
+	f.DurationVar(&l.Timeout, "laravel-timeout", laravel.DefaultTimeout, "how long one request may take, at most 5m")
 	f.StringVar(&l.CAFile, "laravel-ca-file", "", "PEM file with the authorities to trust instead of the system's")
 	f.BoolVar(&l.InsecureHTTP, "insecure-laravel-http", false, "allow http:// to an address that is not loopback: codes and numbers cross the network in the clear")
 	f.IntVar(&c.BatchSize, "batch-size", 50, "most items in a batch")

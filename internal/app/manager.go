@@ -145,7 +145,7 @@ func newFlusher(config *managerConfig, d *dependencies, mgr manager.Manager) (*b
 	}
 	recorder := mgr.GetEventRecorder("whatsapp-operator")
 	options := batch.FlusherOptions{
-		Parallel: config.Parallel,
+		Parallel: config.Parallel, RequestTimeout: config.Laravel.Timeout,
 		OnStopped: func(kind delivery.Kind, reason batch.StopReason, detail string) {
 			recorder.Eventf(about, nil, corev1.EventTypeWarning, string(reason), "Deliver", "delivery of %s updates has stopped, nothing is lost: %s", kind, detail)
 		},

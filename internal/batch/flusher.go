@@ -20,8 +20,13 @@ const (
 	// requestMargin is how long before its claim a request ends (DESIGN section
 	// 5): Redis and the next leader must not believe a batch free while its
 	// request may still be answered.
-	requestMargin = 5 * time.Second
-	// The least time between two looks at a kind that publishes ask for: a
+	requestMargin         = 5 * time.Second
+	defaultRequestTimeout = 15 * time.Second
+	// maxRequestTimeout bounds for how long a batch is held that a killed leader had claimed.
+	maxRequestTimeout = 5 * time.Minute
+	// countInterval is how often the dead letters are counted.
+	countInterval = 30 * time.Second
+	// The least time between two observations of a kind's queue because of publishes: a
 	// thousand of them at once must not become a thousand questions. While
 	// nothing is known to wait, the first may be urgent.
 	gapQuiet = 2 * time.Millisecond
@@ -43,7 +48,10 @@ type Source interface {
 	Pending(ctx context.Context, kind delivery.Kind) (Pending, error)
 	Claim(ctx context.Context, kind delivery.Kind, limit int, lease time.Duration) (*delivery.Batch, error)
 	Ack(ctx context.Context, b *delivery.Batch, rejected ...delivery.Rejection) error
-	DeadLetter(ctx context.Context, b *delivery.Batch, answer delivery.Answer) error
+	DeadLetter(ctx context.Context, b *delivery.Batch, reason DeadLetterReason, answer delivery.Answer) error
+	DeadLetters(ctx context.Context, kind delivery.Kind, visit func(Letter) bool) error
+	CountDeadLetters(ctx context.Context, kind delivery.Kind) (int, error)
+	Replay(ctx context.Context, kind delivery.Kind, id string) (ReplayResult, error)
 	Release(ctx context.Context, b *delivery.Batch, notBefore time.Time) error
 	Split(ctx context.Context, b *delivery.Batch) error
 }
@@ -60,9 +68,10 @@ type FlusherOptions struct {
 	// Parallel is how many requests there are at a time at most, of which QR
 	// codes take at most half (but at least one); default 4.
 	Parallel int
-	// Lease is how long a claim holds; a request gets 5 s less. Default 20 s.
-	Lease time.Duration
-	// Poll is how often the queue is looked at when nobody publishes; it bounds
+	// RequestTimeout is how long one request may take, at most 5 minutes; default 15 s. A claim
+	// holds longer than that, so that a request that is under way is never repeated.
+	RequestTimeout time.Duration
+	// Poll is how often the queue is observed when nobody publishes; it bounds
 	// what a lost publish costs. Default 250 ms.
 	Poll time.Duration
 	// Grace is how long requests may take to end when the flusher is stopped;
@@ -82,8 +91,8 @@ func (o FlusherOptions) withDefaults() FlusherOptions {
 	if o.Parallel == 0 {
 		o.Parallel = 4
 	}
-	if o.Lease == 0 {
-		o.Lease = 20 * time.Second
+	if o.RequestTimeout == 0 {
+		o.RequestTimeout = defaultRequestTimeout
 	}
 	if o.Poll == 0 {
 		o.Poll = 250 * time.Millisecond
@@ -107,13 +116,19 @@ func (o FlusherOptions) Validate() error {
 	if o.Parallel < 1 {
 		errs = append(errs, fmt.Errorf("the flusher needs at least 1 request at a time, not %d", o.Parallel))
 	}
-	if o.Lease < MinLease {
-		errs = append(errs, fmt.Errorf("a claim must hold for at least %s, not %s", MinLease, o.Lease))
+	if o.RequestTimeout < 0 || o.RequestTimeout > maxRequestTimeout {
+		errs = append(errs, fmt.Errorf("a request may take up to %s, not %s", maxRequestTimeout, o.RequestTimeout))
 	}
 	if o.Poll < 0 || o.Grace < 0 {
 		errs = append(errs, errors.New("a time of the flusher is negative"))
 	}
 	return errors.Join(errs...)
+}
+
+// lease is how long a claim holds: the request's time, the margin after it, and a
+// second for the claim itself, whose time counts from before it was asked for.
+func (o FlusherOptions) lease() time.Duration {
+	return max(MinLease, o.RequestTimeout+requestMargin+time.Second)
 }
 
 // Flusher empties the queue into Laravel. It is a runnable of the manager that
@@ -147,17 +162,17 @@ func (f *Flusher) Start(ctx context.Context) error {
 	// Requests outlive ctx by the grace.
 	requests, abort := context.WithCancel(context.WithoutCancel(ctx))
 	defer abort()
-	r := &run{Flusher: f, requests: requests, ended: make(chan *lane, f.opts.Parallel)}
+	r := &run{Flusher: f, requests: requests, ended: make(chan *kindFlusher, f.opts.Parallel)}
 	for _, kind := range []delivery.Kind{delivery.KindStatus, delivery.KindQR} {
-		r.lanes = append(r.lanes, &lane{kind: kind, stale: true})
+		r.kinds = append(r.kinds, &kindFlusher{kind: kind, stale: true})
 	}
 	defer func() {
-		for _, l := range r.lanes {
-			metrics.ForgetDelivery(l.kind)
+		for _, k := range r.kinds {
+			metrics.ForgetDelivery(k.kind)
 		}
 	}()
 	wake := f.queue.WakeUps(ctx)
-	f.log.V(1).Info("delivery to Laravel begins", "parallel", f.opts.Parallel, "batch", f.opts.MaxItems)
+	f.log.V(1).Info("Starting delivery", "parallel", f.opts.Parallel, "batch", f.opts.MaxItems)
 
 	for wakeUps := wake; ctx.Err() == nil; {
 		timer := f.clock.NewTimer(r.flush(ctx).Sub(f.clock.Now()))
@@ -167,11 +182,11 @@ func (f *Flusher) Start(ctx context.Context) error {
 			if !open {
 				wakeUps = nil
 			}
-			for _, l := range r.lanes {
-				l.stale = true
+			for _, k := range r.kinds {
+				k.stale = true
 			}
-		case l := <-r.ended:
-			r.land(l)
+		case k := <-r.ended:
+			r.deliveryEnded(k)
 		case <-timer.C():
 		}
 		timer.Stop()
@@ -181,84 +196,92 @@ func (f *Flusher) Start(ctx context.Context) error {
 	defer grace.Stop()
 	for r.inFlight > 0 {
 		select {
-		case l := <-r.ended:
-			r.land(l)
+		case k := <-r.ended:
+			r.deliveryEnded(k)
 		case <-grace.C():
 			abort()
 		}
 	}
 	for range wake { // until it is closed: its goroutine has ended then
 	}
-	f.log.V(1).Info("delivery to Laravel ends")
+	f.log.V(1).Info("Stopped delivery")
 	return nil
 }
 
-// run is the state of one Start. But for the breakers it belongs to Start's goroutine.
+// run is the state of one Start. What mu does not guard belongs to Start's goroutine.
 type run struct {
 	*Flusher
 	// requests is the context of requests and of what is recorded after them.
 	requests context.Context
-	lanes    []*lane
+	kinds    []*kindFlusher
 	inFlight int
-	// ended gets the lane of each delivery that has ended; it has room for all.
-	ended chan *lane
-	// trouble is the last error of the queue that was logged.
-	trouble string
+	// ended gets the kindFlusher of each delivery that has ended; it has room for all.
+	ended chan *kindFlusher
+	// queueError is the last error of the queue that was logged; empty: it answers.
+	queueError string
 
-	// mu guards the breakers.
+	// mu guards the breakers, the resends and when the dead letters were counted.
 	mu sync.Mutex
 }
 
-// lane is the delivery of one kind.
-type lane struct {
+// kindFlusher is the delivery of one kind.
+type kindFlusher struct {
 	kind     delivery.Kind
 	inFlight int
 	windows  windows
-	// pending is what was there when it was looked at; stale: it may be more now.
-	pending Pending
-	looked  time.Time
-	stale   bool
+	// pending is what waited at the time observed; stale: it may be more now.
+	pending  Pending
+	observed time.Time
+	stale    bool
 
-	breaker breaker
+	// counted is when the dead letters were counted last; lettersRead: those of earlier
+	// leaders are known; lettersFrom: nothing is done about them before, after an error.
+	counted     time.Time
+	lettersRead bool
+	lettersFrom time.Time
+
+	breaker circuitBreaker
+	resends resends
 }
 
-// gap is the least time until the next look that a publish asks for.
-func (l *lane) gap() time.Duration {
+// gap is the least time until the next observation because of a publish.
+func (k *kindFlusher) gap() time.Duration {
 	switch {
-	case l.kind == delivery.KindQR:
+	case k.kind == delivery.KindQR:
 		return gapQR
-	case l.pending.Due() > 0:
+	case k.pending.Due() > 0:
 		return gapWaiting
 	default:
 		return gapQuiet
 	}
 }
 
-// land notes that a delivery has ended.
-func (r *run) land(l *lane) {
-	l.inFlight--
+// deliveryEnded notes that a delivery has ended.
+func (r *run) deliveryEnded(k *kindFlusher) {
+	k.inFlight--
 	r.inFlight--
-	l.stale, l.looked = true, never
+	k.stale, k.observed = true, never
 }
 
-// room reports whether another request of l's kind may begin.
-func (r *run) room(l *lane) bool {
-	if l.kind == delivery.KindQR && l.inFlight >= max(1, r.opts.Parallel/2) {
+// room reports whether another request of k's kind may begin.
+func (r *run) room(k *kindFlusher) bool {
+	if k.kind == delivery.KindQR && k.inFlight >= max(1, r.opts.Parallel/2) {
 		return false
 	}
 	return r.inFlight < r.opts.Parallel
 }
 
-// flush sends what is to be sent now, and returns when to look again if
+// flush sends what is to be sent now, and returns when to decide again if
 // nothing happens before.
 func (r *run) flush(ctx context.Context) time.Time {
 	for {
 		again := r.clock.Now().Add(r.opts.Poll)
 		sent := false
 		// The kind with the fewest requests first, so that neither starves the other.
-		slices.SortStableFunc(r.lanes, func(a, b *lane) int { return a.inFlight - b.inFlight })
-		for _, l := range r.lanes {
-			went, at, err := r.next(ctx, l)
+		slices.SortStableFunc(r.kinds, func(a, b *kindFlusher) int { return a.inFlight - b.inFlight })
+		for _, k := range r.kinds {
+			r.keepLetters(ctx, k)
+			went, at, err := r.next(ctx, k)
 			if err != nil {
 				r.queueFailed(ctx, err)
 				return r.clock.Now().Add(queuePause)
@@ -272,90 +295,90 @@ func (r *run) flush(ctx context.Context) time.Time {
 	}
 }
 
-// next sends one batch of l's kind if one is to go now. Otherwise at is when
+// next sends one batch of k's kind if one is to go now. Otherwise at is when
 // to ask again, or never.
-func (r *run) next(ctx context.Context, l *lane) (sent bool, at time.Time, err error) {
-	if !r.room(l) {
+func (r *run) next(ctx context.Context, k *kindFlusher) (sent bool, at time.Time, err error) {
+	if !r.room(k) {
 		return false, never, nil // until a request ends
 	}
 	now := r.clock.Now()
 	r.mu.Lock()
-	ok, at := l.breaker.admits(now, l.inFlight)
-	probe := l.breaker.halfOpen(now)
+	ok, at := k.breaker.admits(now, k.inFlight)
+	probe := k.breaker.halfOpen(now)
 	r.mu.Unlock()
 	if !ok {
 		return false, at, nil
 	}
 	at = never
 	switch {
-	case now.Sub(l.looked) >= r.opts.Poll, l.stale && now.Sub(l.looked) >= l.gap():
-		if err := r.look(ctx, l, now); err != nil {
+	case now.Sub(k.observed) >= r.opts.Poll, k.stale && now.Sub(k.observed) >= k.gap():
+		if err := r.observe(ctx, k, now); err != nil {
 			return false, never, err
 		}
-	case l.stale:
-		at = l.looked.Add(l.gap())
+	case k.stale:
+		at = k.observed.Add(k.gap())
 	}
-	d := r.opts.decide(l.kind, l.pending, l.windows, r.clock.Now())
-	if !d.Claim && probe && l.pending.Due() > 0 {
+	d := r.opts.decide(k.kind, k.pending, k.windows, r.clock.Now())
+	if !d.Claim && probe && k.pending.Due() > 0 {
 		d = decision{Claim: true, Limit: r.opts.MaxItems} // a probe need not wait for company
 	}
 	if !d.Claim {
 		return false, earliest(at, d.At), nil
 	}
-	batch, err := r.queue.Claim(ctx, l.kind, d.Limit, r.opts.Lease)
+	batch, err := r.queue.Claim(ctx, k.kind, d.Limit, r.opts.lease())
 	if err != nil {
 		metrics.QueueError("claim")
 		return false, never, err
 	}
 	now = r.clock.Now()
-	l.stale = true
+	k.stale = true
 	if batch == nil { // it has expired, or another process has it
-		l.looked, l.pending = now, Pending{}
-		return false, now.Add(l.gap()), nil
+		k.observed, k.pending = now, Pending{}
+		return false, now.Add(k.gap()), nil
 	}
-	l.looked = never // what is left may be a full batch
-	l.windows.sent(r.opts.Rules, now)
-	l.inFlight++
+	k.observed = never // what is left may be a full batch
+	k.windows.sent(r.opts.Rules, now)
+	k.inFlight++
 	r.inFlight++
 	go func() {
-		defer func() { r.ended <- l }()
-		r.deliver(l, batch)
+		defer func() { r.ended <- k }()
+		r.deliver(k, batch)
 	}()
 	return true, never, nil
 }
 
-func (r *run) look(ctx context.Context, l *lane, now time.Time) error {
-	p, err := r.queue.Pending(ctx, l.kind)
+func (r *run) observe(ctx context.Context, k *kindFlusher, now time.Time) error {
+	p, err := r.queue.Pending(ctx, k.kind)
 	if err != nil {
-		metrics.QueueError("look")
+		metrics.QueueError("pending")
 		return err
 	}
-	if r.trouble != "" {
-		r.trouble = ""
-		r.log.Info("the queue answers again")
+	if r.queueError != "" {
+		r.queueError = ""
+		r.log.Info("Reached the queue again")
 	}
-	l.pending, l.looked, l.stale = p, now, false
+	k.pending, k.observed, k.stale = p, now, false
 	var age time.Duration
 	if since := p.Since(); !since.IsZero() {
 		age = max(0, now.Sub(since))
 	}
-	metrics.Queue(l.kind, p.Waiting, p.InFlight, p.Unfinished, age)
+	metrics.Queue(k.kind, p.Waiting, p.InFlight, p.Unfinished, age)
 	return nil
 }
 
 // queueFailed logs an error of the queue once, not at each attempt.
 func (r *run) queueFailed(ctx context.Context, err error) {
-	for _, l := range r.lanes {
-		l.stale, l.looked = true, never
+	for _, k := range r.kinds {
+		k.stale, k.observed = true, never
 	}
-	if ctx.Err() == nil && r.trouble != err.Error() {
-		r.trouble = err.Error()
-		r.log.Error(err, "the queue cannot be read; what waits stays there, and it is tried again")
+	if ctx.Err() == nil && r.queueError != err.Error() {
+		r.queueError = err.Error()
+		r.log.Error(err, "Failed to read the queue, it is tried again; nothing is lost")
 	}
 }
 
 // deliver sends a batch and records what came of it.
-func (r *run) deliver(l *lane, batch *delivery.Batch) {
+func (r *run) deliver(k *kindFlusher, batch *delivery.Batch) {
 	log := r.log.WithValues("kind", batch.Kind, "batch", batch.ID, "items", len(batch.Items), "attempt", batch.Attempt)
 	begun := r.clock.Now()
 	left := batch.Deadline.Sub(begun) - requestMargin
@@ -373,27 +396,37 @@ func (r *run) deliver(l *lane, batch *delivery.Batch) {
 	}
 	metrics.DeliveryRequest(batch.Kind, answer.Verdict, len(batch.Items), now.Sub(begun))
 	r.mu.Lock()
-	reaction := l.breaker.react(batch, answer, now, rand.Float64)
+	reaction := k.breaker.react(batch, answer, now, rand.Float64)
 	r.mu.Unlock()
-	r.tell(log, batch, answer, reaction, now.Sub(begun))
+	if reaction.detail == "" {
+		reaction.detail = answer.Detail
+	}
+	r.report(log, batch, answer, reaction, now.Sub(begun))
 
 	var err error
 	switch reaction.step {
 	case stepAck:
 		err = r.finish(log, batch, func(ctx context.Context) error { return r.queue.Ack(ctx, batch, answer.Rejected...) })
-		if refused := rejected(batch, answer.Rejected); err == nil {
-			metrics.DeliveryItems(batch.Kind, len(batch.Items)-refused, refused)
-			if refused > 0 {
-				r.roomAgain(log, l)
+		rejected := rejectedItems(batch, answer.Rejected)
+		if err == nil {
+			metrics.DeliveryItems(batch.Kind, len(batch.Items)-len(rejected), len(rejected))
+			r.deadLettered(log, k, batch, rejected, Rejected, answer)
+		}
+		if err == nil || errors.Is(err, ErrDeadLettersFull) {
+			r.mu.Lock()
+			k.resends.delivered(batch, answer.Rejected, now)
+			if reaction.recovered {
+				k.resends.all(now)
 			}
+			r.mu.Unlock()
 		}
 	case stepDeadLetter:
-		err = r.finish(log, batch, func(ctx context.Context) error { return r.queue.DeadLetter(ctx, batch, answer) })
+		err = r.finish(log, batch, func(ctx context.Context) error {
+			return r.queue.DeadLetter(ctx, batch, reaction.reason, answer)
+		})
 		if err == nil {
 			metrics.DeliveryItems(batch.Kind, 0, 1)
-			log.Info("Laravel refuses an update for good; it is a dead letter now",
-				"sessionID", batch.Items[0].SessionID, "status", answer.StatusCode, "answer", answer.Detail)
-			r.roomAgain(log, l)
+			r.deadLettered(log, k, batch, batch.Items, reaction.reason, answer)
 		}
 	case stepSplit:
 		err = r.finish(log, batch, func(ctx context.Context) error { return r.queue.Split(ctx, batch) })
@@ -401,30 +434,54 @@ func (r *run) deliver(l *lane, batch *delivery.Batch) {
 		err = r.finish(log, batch, func(ctx context.Context) error { return r.queue.Release(ctx, batch, reaction.notBefore) })
 	}
 	if errors.Is(err, ErrDeadLettersFull) {
-		r.deadLettersFull(log, l, batch, reaction.step)
+		r.deadLettersFull(log, k, batch, reaction.step)
 	}
 }
 
-// tell says what an answer means, at the place that knows.
-func (r *run) tell(log logr.Logger, batch *delivery.Batch, answer delivery.Answer, reaction reaction, took time.Duration) {
+// deadLettered reports items that became dead letters. Neither their content nor Laravel's
+// answer, which may repeat it, is logged: "deadletter show" prints both.
+func (r *run) deadLettered(log logr.Logger, k *kindFlusher, batch *delivery.Batch, items []delivery.Item, reason DeadLetterReason, answer delivery.Answer) {
+	if len(items) == 0 {
+		return
+	}
+	metrics.DeadLetters(batch.Kind, string(reason), len(items))
+	now := r.clock.Now()
+	for _, item := range items {
+		log.Info("WARNING: Laravel refused an update for good, it is a dead letter now",
+			"sessionID", item.SessionID, "reason", reason, "epoch", item.Epoch, "seq", item.Seq, "status", answer.StatusCode)
+	}
+	r.mu.Lock()
+	if k.kind == delivery.KindStatus {
+		for _, item := range items {
+			k.resends.refused(item.SessionID, now)
+		}
+	}
+	k.counted = never
+	ended := k.breaker.roomAgain(now)
+	r.mu.Unlock()
+	if ended {
+		r.recovered(log, k.kind)
+	}
+}
+
+// report logs what an answer means, and says to people why delivery stops.
+func (r *run) report(log logr.Logger, batch *delivery.Batch, answer delivery.Answer, reaction reaction, took time.Duration) {
 	log = log.WithValues("status", answer.StatusCode, "took", took)
 	switch {
-	case reaction.step == stepAck && len(answer.Rejected) > 0:
-		log.Info("Laravel has taken a batch but for some updates, which are dead letters now", "rejected", len(answer.Rejected))
 	case reaction.step == stepAck:
-		log.V(1).Info("Laravel has taken a batch", "detail", answer.Detail)
-	case answer.Verdict == delivery.Misconfigured && reaction.tripped:
-		log.Error(nil, "delivery is stopped: Laravel's answer must be mended by a person; nothing is lost", "answer", answer.Detail)
+		log.V(1).Info("Delivered a batch", "rejected", len(answer.Rejected), "detail", answer.Detail)
+	case answer.Verdict != delivery.Retry && reaction.tripped:
+		log.Error(nil, "Stopped delivery until a person mends what Laravel answers; nothing is lost", "answer", reaction.detail)
 	case reaction.tripped:
-		log.Error(nil, "delivery is stopped: Laravel is not available; it is probed, and nothing is lost", "answer", answer.Detail)
+		log.Error(nil, "Stopped delivery because Laravel is not available; it is probed, and nothing is lost", "answer", reaction.detail)
 	case reaction.step == stepSplit:
-		log.Info("Laravel did not take a batch; it is halved", "answer", answer.Detail)
+		log.Info("Halved a batch that Laravel did not take", "answer", reaction.detail)
 	case reaction.step == stepRelease:
-		log.Info("Laravel did not take a batch; it is repeated", "answer", answer.Detail, "notBefore", reaction.notBefore)
+		log.Info("Failed to deliver a batch, it is repeated", "answer", reaction.detail, "notBefore", reaction.notBefore)
 	}
 	if reaction.stopped != "" {
 		metrics.DeliveryStopped(batch.Kind, string(reaction.stopped))
-		r.opts.OnStopped(batch.Kind, reaction.stopped, answer.Detail)
+		r.opts.OnStopped(batch.Kind, reaction.stopped, reaction.detail)
 	}
 	if reaction.recovered {
 		r.recovered(log, batch.Kind)
@@ -433,36 +490,108 @@ func (r *run) tell(log logr.Logger, batch *delivery.Batch, answer delivery.Answe
 
 func (r *run) recovered(log logr.Logger, kind delivery.Kind) {
 	metrics.DeliveryStopped(kind, "")
-	log.Info("delivery goes on")
+	log.Info("Resumed delivery")
 	r.opts.OnRecovered(kind)
 }
 
-// roomAgain notes that a dead letter was stored.
-func (r *run) roomAgain(log logr.Logger, l *lane) {
-	now := r.clock.Now()
-	r.mu.Lock()
-	ended := l.breaker.roomAgain(now)
-	r.mu.Unlock()
-	if ended {
-		r.recovered(log, l.kind)
-	}
-}
-
 // deadLettersFull stops the kind: nothing is dropped silently.
-func (r *run) deadLettersFull(log logr.Logger, l *lane, batch *delivery.Batch, s step) {
+func (r *run) deadLettersFull(log logr.Logger, k *kindFlusher, batch *delivery.Batch, s step) {
 	now := r.clock.Now()
 	r.mu.Lock()
-	stopped := l.breaker.full(now)
-	until := l.breaker.until
+	stopped := k.breaker.full(now)
+	until := k.breaker.until
 	r.mu.Unlock()
-	log.Error(ErrDeadLettersFull, "delivery is stopped: list, replay or drop dead letters")
+	const advice = "Laravel refuses an update, and there is no room for another dead letter: list, replay or drop some with \"whatsapp-operator deadletter\""
+	log.Error(ErrDeadLettersFull, "Stopped delivery", "advice", advice)
 	if stopped != "" {
 		metrics.DeliveryStopped(batch.Kind, string(stopped))
-		r.opts.OnStopped(batch.Kind, stopped, "Laravel refuses an update, and there is no room for another dead letter: list, replay or drop some")
+		r.opts.OnStopped(batch.Kind, stopped, advice)
 	}
 	if s == stepDeadLetter { // the claim is still held
 		_ = r.finish(log, batch, func(ctx context.Context) error { return r.queue.Release(ctx, batch, until) })
 	}
+}
+
+// keepLetters counts the dead letters of a kind from time to time, and enqueues the states
+// again that Laravel refused and may take now.
+func (r *run) keepLetters(ctx context.Context, k *kindFlusher) error {
+	now := r.clock.Now()
+	r.mu.Lock()
+	count := k.counted.IsZero() || now.Sub(k.counted) >= countInterval
+	if count {
+		k.counted = now
+	}
+	var due []string
+	if k.breaker.until.IsZero() {
+		due = k.resends.take(now)
+	}
+	r.mu.Unlock()
+	if count {
+		n, err := r.queue.CountDeadLetters(ctx, k.kind)
+		if err != nil {
+			return err
+		}
+		metrics.DeadLettersKept(k.kind, n)
+	}
+	if k.kind == delivery.KindStatus && !k.lettersRead {
+		// A leader before this one may have left some.
+		newest, err := r.newestLetters(ctx, k, func(string) bool { return true })
+		if err != nil {
+			return err
+		}
+		k.lettersRead = true
+		r.mu.Lock()
+		for sessionID := range newest {
+			k.resends.refused(sessionID, now)
+		}
+		r.mu.Unlock()
+	}
+	if len(due) == 0 {
+		return nil
+	}
+	return r.resend(ctx, k, due)
+}
+
+// newestLetters finds the newest dead letter of each session that wanted names.
+func (r *run) newestLetters(ctx context.Context, k *kindFlusher, wanted func(sessionID string) bool) (map[string]string, error) {
+	newest := map[string]string{}
+	err := r.queue.DeadLetters(ctx, k.kind, func(l Letter) bool {
+		if wanted(l.SessionID) {
+			newest[l.SessionID] = l.ID
+		}
+		return true
+	})
+	return newest, err
+}
+
+// resend replays the newest dead letter of each session. What a session has that is newer
+// is on its way by itself.
+func (r *run) resend(ctx context.Context, k *kindFlusher, sessionIDs []string) error {
+	newest, err := r.newestLetters(ctx, k, func(id string) bool { return slices.Contains(sessionIDs, id) })
+	for i, sessionID := range sessionIDs {
+		result := LetterGone
+		if letter, found := newest[sessionID]; found && err == nil {
+			r.mu.Lock()
+			k.breaker.refusals.resend(sessionID)
+			r.mu.Unlock()
+			result, err = r.queue.Replay(ctx, k.kind, letter)
+		}
+		r.mu.Lock()
+		switch {
+		case err != nil:
+			for _, id := range sessionIDs[i:] {
+				k.resends.refused(id, r.clock.Now())
+			}
+			r.mu.Unlock()
+			return err
+		case result == Replayed:
+			r.log.V(1).Info("Enqueued a refused state again", "sessionID", sessionID)
+		default:
+			k.resends.forget(sessionID)
+		}
+		r.mu.Unlock()
+	}
+	return nil
 }
 
 // finish records something about a batch in the queue, again and again until
@@ -478,12 +607,12 @@ func (r *run) finish(log logr.Logger, batch *delivery.Batch, record func(context
 		case err == nil, errors.Is(err, ErrDeadLettersFull):
 			return err
 		case errors.Is(err, ErrClaimLost):
-			log.Info("the claim of a batch ended before its answer was recorded; it is repeated")
+			log.Info("Lost the claim of a batch before its answer was recorded, it is repeated")
 			return err
 		}
 		metrics.QueueError("finish")
 		if r.requests.Err() != nil || !r.clock.Now().Before(batch.Deadline) {
-			log.Error(err, "what came of a batch could not be recorded; it is repeated")
+			log.Error(err, "Failed to record the answer to a batch, it is repeated")
 			return err
 		}
 		timer := r.clock.NewTimer(pause)
@@ -495,13 +624,13 @@ func (r *run) finish(log logr.Logger, batch *delivery.Batch, record func(context
 	}
 }
 
-// rejected counts the items of batch that the list names.
-func rejected(batch *delivery.Batch, list []delivery.Rejection) int {
-	n := 0
-	for i := range batch.Items {
-		if slices.ContainsFunc(list, func(r delivery.Rejection) bool { return r.SessionID == batch.Items[i].SessionID }) {
-			n++
+// rejectedItems are the items of a batch that the list names.
+func rejectedItems(batch *delivery.Batch, list []delivery.Rejection) []delivery.Item {
+	var items []delivery.Item
+	for _, item := range batch.Items {
+		if names(list, item.SessionID) {
+			items = append(items, item)
 		}
 	}
-	return n
+	return items
 }

@@ -104,7 +104,7 @@ func (r Rules) decide(kind delivery.Kind, p Pending, w windows, now time.Time) d
 	if p.Claimable > 0 {
 		return decision{Claim: true}
 	}
-	// What becomes due later is seen by the next look.
+	// What becomes due later is seen by the next observation.
 	at = earliest(at, p.NextDue)
 	at = earliest(at, p.NextClaimable)
 	return decision{At: at}

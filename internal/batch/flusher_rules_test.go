@@ -78,7 +78,7 @@ func TestFlusherOptions(t *testing.T) {
 		{"defaults", FlusherOptions{}, ""},
 		{"too many items", FlusherOptions{Rules: Rules{MaxItems: 1001}}, "1 to 1000"},
 		{"no requests", FlusherOptions{Parallel: -1}, "at least 1"},
-		{"a claim that is too short", FlusherOptions{Lease: time.Second}, "at least 10s"},
+		{"a request that takes an hour", FlusherOptions{RequestTimeout: time.Hour}, "up to 5m"},
 		{"a window without room", FlusherOptions{Rules: Rules{HighWindow: time.Millisecond}}, "longer than"},
 		{"a negative delay", FlusherOptions{Rules: Rules{QRDelay: -1}}, "negative"},
 		{"a negative grace", FlusherOptions{Grace: -1}, "negative"},
@@ -90,5 +90,15 @@ func TestFlusherOptions(t *testing.T) {
 				NewWithT(t).Expect(err).To(MatchError(ContainSubstring(row.want)))
 			}
 		})
+	}
+}
+
+// A claim is longer than its request, however long that may take.
+func TestClaimIsDerivedFromTheRequest(t *testing.T) {
+	for _, timeout := range []time.Duration{0, time.Second, 15 * time.Second, 90 * time.Second, maxRequestTimeout} {
+		g := NewWithT(t)
+		o := FlusherOptions{RequestTimeout: timeout}.withDefaults()
+		g.Expect(o.lease()-requestMargin).To(BeNumerically(">", o.RequestTimeout), timeout.String())
+		g.Expect(o.lease()).To(BeNumerically(">=", MinLease), timeout.String())
 	}
 }

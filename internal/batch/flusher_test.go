@@ -589,6 +589,78 @@ func TestRedisRestarts(t *testing.T) {
 	stop()
 }
 
+// A session's state that Laravel refused is enqueued again when the application accepts
+// again: nothing else happens to the session, and Laravel must not keep its old state.
+func TestRefusedStateIsSentAgain(t *testing.T) {
+	for _, row := range []struct {
+		name string
+		// sessions are refused; from five on the brake keeps most of them from being dead letters.
+		sessions int
+		bad      outcome
+		stopped  batch.StopReason
+		dead     int64
+	}{
+		{name: "a few are refused", sessions: 3, bad: fails(http.StatusUnprocessableEntity, `{"message":"a bug"}`), dead: 3},
+		{name: "everything is refused", sessions: 60, bad: fails(http.StatusUnprocessableEntity, `{"message":"a bug"}`), stopped: batch.LaravelMisconfigured, dead: 19},
+		{name: "everything is rejected by name", sessions: 60, bad: outcome{false, func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = io.WriteString(w, rejectsAll(60))
+		}}, stopped: batch.LaravelMisconfigured},
+		{name: "an ingress that expects TLS", sessions: 60, bad: fails(http.StatusBadRequest, "<html>The plain HTTP request was sent to HTTPS port"), stopped: batch.LaravelMisconfigured},
+		{name: "a deadlock", sessions: 60, bad: fails(http.StatusConflict, `{"message":"deadlock"}`)},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			var broken atomic.Bool
+			s := newStandIn(t, func(int, delivery.Kind, []delivery.StatusItem) outcome {
+				if broken.Load() {
+					return row.bad
+				}
+				return ok()
+			})
+			w := newWorld(t, shared(t), 0, s)
+			w.queue = batch.NewQueue(w.redis, w.keys, clock.RealClock{}, batch.Options{})
+			stop := w.flush(w.queue, batch.FlusherOptions{})
+			w.traffic(row.sessions, 1)
+			w.settled(row.sessions, 1)
+			broken.Store(true)
+			w.traffic(row.sessions, 2) // a second status of each
+			dead := func() int64 { return w.redis.XLen(t.Context(), w.keys.DeadLetters(delivery.KindStatus)).Val() }
+			w.g.Eventually(dead, patience).Should(Equal(row.dead))
+			w.g.Eventually(func() []batch.StopReason {
+				w.mu.Lock()
+				defer w.mu.Unlock()
+				return slices.Clone(w.stopped)
+			}, patience).Should(ContainElements(reasons(row.stopped)))
+			before := s.count()
+			w.g.Eventually(s.count, patience).Should(BeNumerically(">", before), "it is probed")
+			w.g.Expect(dead()).To(Equal(row.dead))
+			broken.Store(false)
+			w.settled(row.sessions, 2)
+			w.g.Eventually(dead, patience).Should(BeZero(), "a letter whose item is delivered is gone")
+			stop()
+		})
+	}
+}
+
+func reasons(r batch.StopReason) []batch.StopReason {
+	if r == "" {
+		return nil
+	}
+	return []batch.StopReason{r}
+}
+
+func rejectsAll(sessions int) string {
+	var list []delivery.Rejection
+	for i := range sessions {
+		list = append(list, delivery.Rejection{SessionID: sessionName(i), Reason: "a bug"})
+	}
+	text, err := json.Marshal(map[string]any{"rejected": list})
+	if err != nil {
+		panic(err)
+	}
+	return string(text)
+}
+
 // When there is no room for dead letters delivery stops and says so, and it
 // goes on when there is room.
 func TestNoRoomForDeadLetters(t *testing.T) {

@@ -38,7 +38,7 @@ func TestFullRedis(t *testing.T) {
 			g.Expect(b.Ack(b.ctx, b.claim(kind, 0))).To(Succeed())
 			half := b.claim(kind, 0)
 			g.Expect(b.Ack(b.ctx, half, delivery.Rejection{SessionID: half.Items[0].SessionID, Reason: "no"})).To(Succeed())
-			g.Expect(b.DeadLetter(b.ctx, b.claim(kind, 1), delivery.Answer{StatusCode: 422})).To(Succeed())
+			g.Expect(b.DeadLetter(b.ctx, b.claim(kind, 1), Refused, delivery.Answer{StatusCode: 422})).To(Succeed())
 			g.Expect(b.Withdraw(b.ctx, kind, "s19", item(19, 1).Numbers)).To(Succeed())
 			for batch := b.claim(kind, 5); batch != nil; batch = b.claim(kind, 5) {
 				g.Expect(b.Ack(b.ctx, batch)).To(Succeed())

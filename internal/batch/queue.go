@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -377,26 +376,15 @@ func (q *Queue) Claim(ctx context.Context, kind delivery.Kind, limit int, lease 
 // ones stay in a batch of their own under a new id, claimable when this claim
 // would have ended.
 func (q *Queue) Ack(ctx context.Context, b *delivery.Batch, rejected ...delivery.Rejection) error {
-	args := q.args(b.Kind, b.ID, b.Attempt, newBatchID(), q.opts.DeadLetters, q.opts.DeadLetterAge.Milliseconds())
-	for _, r := range rejected {
-		args = append(args, r.SessionID, bounded(r.Reason))
-	}
-	return q.finish(ctx, ackScript, b, args, "acknowledging a batch")
+	return q.ack(ctx, b, Rejected, rejected)
 }
 
-// DeadLetter finishes a batch of one item that Laravel refuses for good: the
-// item goes to the dead letters together with Laravel's answer. It returns
-// ErrDeadLettersFull when there is no room; then nothing was changed and the
-// claim is still held. ErrClaimLost and nil as with Ack.
-func (q *Queue) DeadLetter(ctx context.Context, b *delivery.Batch, answer delivery.Answer) error {
-	if len(b.Items) != 1 {
-		return fmt.Errorf("a batch of %d items cannot be a dead letter: split it", len(b.Items))
+func (q *Queue) ack(ctx context.Context, b *delivery.Batch, reason DeadLetterReason, rejected []delivery.Rejection) error {
+	args := q.args(b.Kind, b.ID, b.Attempt, newBatchID(), q.opts.DeadLetters, q.opts.DeadLetterAge.Milliseconds())
+	for _, r := range rejected {
+		args = append(args, r.SessionID, string(reason), bounded(r.Reason))
 	}
-	reason := answer.Detail
-	if answer.StatusCode != 0 {
-		reason = strconv.Itoa(answer.StatusCode) + " " + reason
-	}
-	return q.Ack(ctx, b, delivery.Rejection{SessionID: b.Items[0].SessionID, Reason: reason})
+	return q.finish(ctx, ackScript, b, args, "acknowledging a batch")
 }
 
 // Release gives a batch back, to be claimed again from notBefore on (zero or

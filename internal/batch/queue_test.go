@@ -56,6 +56,7 @@ var scenarios = []struct {
 	{"many expired codes", Options{}, manyExpiredCodes},
 	{"withdraw", Options{}, withdraw},
 	{"dead letters", Options{DeadLetters: 2}, deadLetters},
+	{"replay", Options{}, replay},
 	{"delivered memory is bounded", Options{Remember: time.Hour}, deliveredMemoryIsBounded},
 	{"update", Options{}, update},
 	{"wake ups", Options{}, wakeUps},
@@ -457,7 +458,8 @@ func deadLetters(b *bench) {
 	g.Expect(dead).To(HaveLen(1))
 	g.Expect(dead[0].Values).To(Equal(map[string]any{
 		"session_id": "b", "epoch": "1800000000", "seq": "12884901889", "batch_id": batch.ID,
-		"answer": "unknown  session", "payload": `{"n":1,"session_id":"b"}`,
+		"reason": "Rejected", "answer": "unknown  session", "payload": `{"n":1,"session_id":"b"}`,
+		"numbers": "00000000018000000000000000012884901889", "class": "n", "expires": "0000000000000",
 	}))
 	g.Expect(b.enqueue(kind, status("b", 1, delivery.Normal))).To(Equal([]EnqueueCode{Stale}), "a dead letter is not enqueued again")
 	g.Expect(seqs(b.claim(kind, 50))).To(Equal([]string{"b/2"}), "a newer one may be good")
@@ -465,7 +467,7 @@ func deadLetters(b *bench) {
 	// A single bad item.
 	b.enqueue(kind, status("d", 1, delivery.Normal))
 	single := b.claim(kind, 50)
-	g.Expect(b.DeadLetter(b.ctx, single, delivery.Answer{StatusCode: 422, Detail: "bad"})).To(Succeed())
+	g.Expect(b.DeadLetter(b.ctx, single, Refused, delivery.Answer{StatusCode: 422, Detail: "bad"})).To(Succeed())
 	dead, err = b.client.XRange(b.ctx, "test:batch:{queue}:dead:status", "-", "+").Result()
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(dead[1].Values).To(HaveKeyWithValue("answer", "422 bad"))
@@ -473,7 +475,7 @@ func deadLetters(b *bench) {
 	// No room: nothing is dropped.
 	b.enqueue(kind, status("e", 1, delivery.Normal))
 	full := b.claim(kind, 50)
-	g.Expect(b.DeadLetter(b.ctx, full, delivery.Answer{Detail: "bad"})).To(MatchError(ErrDeadLettersFull))
+	g.Expect(b.DeadLetter(b.ctx, full, Refused, delivery.Answer{Detail: "bad"})).To(MatchError(ErrDeadLettersFull))
 	g.Expect(b.Release(b.ctx, full, time.Time{})).To(Succeed(), "the claim is still held")
 	g.Expect(seqs(b.claim(kind, 50))).To(Equal([]string{"e/1"}))
 
@@ -489,7 +491,75 @@ func deadLetters(b *bench) {
 		rest = append(rest, seqs(batch)...)
 	}
 	g.Expect(rest).To(ConsistOf("b/2", "e/1", "g/1"))
-	g.Expect(b.DeadLetter(b.ctx, two, delivery.Answer{})).NotTo(Succeed(), "more than one item")
+	g.Expect(b.DeadLetter(b.ctx, two, Refused, delivery.Answer{})).NotTo(Succeed(), "more than one item")
+}
+
+func replay(b *bench) {
+	g, kind := b.g, delivery.KindStatus
+	letters := func(kind delivery.Kind) map[string]Letter {
+		found := map[string]Letter{}
+		g.Expect(b.DeadLetters(b.ctx, kind, func(l Letter) bool { found[l.SessionID] = l; return true })).To(Succeed())
+		return found
+	}
+	again := func(l Letter, want ReplayResult) {
+		b.t.Helper()
+		g.Expect(b.Replay(b.ctx, l.Kind, l.ID)).To(Equal(want))
+	}
+	b.enqueue(kind, status("a", 1, delivery.High), status("b", 1, delivery.Normal))
+	batch := b.claim(kind, 50)
+	g.Expect(b.Ack(b.ctx, batch, delivery.Rejection{SessionID: "a", Reason: "no"}, delivery.Rejection{SessionID: "b"})).To(Succeed())
+	a := letters(kind)["a"]
+	g.Expect(a.Reason).To(Equal(Rejected))
+	g.Expect(a.Answer).To(Equal("no"))
+	g.Expect(a.BatchID).To(Equal(batch.ID))
+	g.Expect(a.Numbers).To(Equal(status("a", 1, delivery.High).Numbers))
+	g.Expect(a.Payload).To(MatchJSON(status("a", 1, delivery.High).Payload))
+	g.Expect(a.At).NotTo(BeZero())
+
+	again(a, Replayed)
+	again(a, LetterGone)
+	g.Expect(b.pending(kind).Urgent).To(Equal(1), "it has its priority again")
+	g.Expect(letters(kind)).To(HaveLen(1))
+	repeated := b.claim(kind, 50)
+	g.Expect(seqs(repeated)).To(Equal([]string{"a/1"}))
+	g.Expect(repeated.Items[0].Payload).To(MatchJSON(a.Payload))
+	g.Expect(b.Ack(b.ctx, repeated)).To(Succeed())
+	g.Expect(b.enqueue(kind, status("a", 1, delivery.High))).To(Equal([]EnqueueCode{Repeated}), "it is delivered")
+
+	// Something newer waits, is in flight, was delivered: Laravel would ignore the letter.
+	old := letters(kind)["b"]
+	b.enqueue(kind, status("b", 2, delivery.Normal))
+	again(old, Superseded)
+	newer := b.claim(kind, 50)
+	again(old, Superseded)
+	g.Expect(b.Ack(b.ctx, newer)).To(Succeed())
+	again(old, Superseded)
+	g.Expect(b.Drop(b.ctx, kind, old.ID, a.ID)).To(Equal(1))
+	g.Expect(b.CountDeadLetters(b.ctx, kind)).To(BeZero())
+
+	// The newer one was refused, too: only its own letter is replayed.
+	b.enqueue(kind, status("c", 1, delivery.Normal))
+	g.Expect(b.DeadLetter(b.ctx, b.claim(kind, 1), Refused, delivery.Answer{StatusCode: 422})).To(Succeed())
+	first := letters(kind)["c"]
+	b.enqueue(kind, status("c", 2, delivery.Normal))
+	g.Expect(b.DeadLetter(b.ctx, b.claim(kind, 1), Refused, delivery.Answer{StatusCode: 422})).To(Succeed())
+	again(first, Superseded)
+	again(letters(kind)["c"], Replayed)
+	again(first, Superseded)
+
+	// A QR code that cannot be scanned any more.
+	b.enqueue(delivery.KindQR, code("q", 1, b.clock.Now().Add(time.Minute)))
+	g.Expect(b.DeadLetter(b.ctx, b.claim(delivery.KindQR, 1), Refused, delivery.Answer{StatusCode: 422})).To(Succeed())
+	b.pass(2 * time.Minute)
+	again(letters(delivery.KindQR)["q"], Expired)
+
+	for _, id := range []string{"", "-", "+", "1", "1-2-3", "a-1"} {
+		_, err := b.Replay(b.ctx, kind, id)
+		g.Expect(err).To(MatchError(ErrBadLetterID), id)
+		_, err = b.Drop(b.ctx, kind, id)
+		g.Expect(err).To(MatchError(ErrBadLetterID), id)
+	}
+	again(Letter{Kind: kind, ID: "1-2"}, LetterGone)
 }
 
 func TestDeadLettersAge(t *testing.T) {
@@ -501,7 +571,7 @@ func TestDeadLettersAge(t *testing.T) {
 	server.SetTime(start)
 	for i, session := range []string{"a", "b"} {
 		b.enqueue(kind, status(session, 1, delivery.Normal))
-		b.g.Expect(b.DeadLetter(b.ctx, b.claim(kind, 1), delivery.Answer{})).To(Succeed(), "%d", i)
+		b.g.Expect(b.DeadLetter(b.ctx, b.claim(kind, 1), Refused, delivery.Answer{})).To(Succeed(), "%d", i)
 		server.SetTime(start.Add(8 * 24 * time.Hour))
 	}
 	b.g.Expect(client.XLen(b.ctx, "test:batch:{queue}:dead:status").Val()).To(Equal(int64(1)))

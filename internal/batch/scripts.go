@@ -23,6 +23,8 @@ var (
 	releaseLua string
 	//go:embed scripts/split.lua
 	splitLua string
+	//go:embed scripts/replay.lua
+	replayLua string
 
 	enqueueScript  = goredis.NewScript(libLua + enqueueLua)
 	withdrawScript = goredis.NewScript(libLua + withdrawLua)
@@ -31,6 +33,7 @@ var (
 	ackScript      = goredis.NewScript(libLua + ackLua)
 	releaseScript  = goredis.NewScript(libLua + releaseLua)
 	splitScript    = goredis.NewScript(libLua + splitLua)
+	replayScript   = goredis.NewScript(libLua + replayLua)
 )
 
 // Answers of the scripts that need a claim; anything else is a success.

@@ -253,6 +253,7 @@ func TestValidate(t *testing.T) {
 		{"a CA that is none", func(c *Config) { c.CAFile = short }, []string{"certificate"}},
 		{"a CA without TLS", func(c *Config) { c.BaseURL, c.CAFile = "http://localhost", short }, []string{"not https", "certificate"}},
 		{"a negative time-out", func(c *Config) { c.Timeout = -1 }, []string{"time-out"}},
+		{"a time-out of an hour", func(c *Config) { c.Timeout = time.Hour }, []string{"choose up to 5m"}},
 		{"everything at once", func(c *Config) { *c = Config{TokenFile: filepath.Join(dir, "missing"), Timeout: -1} },
 			[]string{"base URL of Laravel is missing", "no such file", "signing secret", "time-out"}},
 	} {

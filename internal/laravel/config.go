@@ -17,6 +17,8 @@ const (
 	DefaultStatusPath = "/whatsapp/status/batch"
 	DefaultTimeout    = 15 * time.Second
 	DefaultUserAgent  = "whatsapp-operator"
+	// MaxTimeout is the longest time-out: for so long a batch waits that a killed leader had sent.
+	MaxTimeout = 5 * time.Minute
 )
 
 // Config says how to reach Laravel and how to prove who we are.
@@ -32,7 +34,7 @@ type Config struct {
 	// that they can be rotated. They are read again when they change.
 	SigningSecretFiles []string
 	// Timeout bounds a request from the dial to the answer's last byte; zero
-	// means 15 s. The flusher's claim may bound it further.
+	// means 15 s. The flusher must be given the same number, because a batch is claimed for longer.
 	Timeout time.Duration
 	// CAFile is a PEM file with the authorities to trust instead of the
 	// system's. It is read again when it changes.
@@ -92,8 +94,8 @@ func (c Config) Validate() error {
 			errs = append(errs, err)
 		}
 	}
-	if c.Timeout < 0 {
-		wrong("the time-out for Laravel is negative")
+	if c.Timeout < 0 || c.Timeout > MaxTimeout {
+		wrong("the time-out for Laravel is %s: choose up to %s", c.Timeout, MaxTimeout)
 	}
 	return errors.Join(errs...)
 }

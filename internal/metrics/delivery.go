@@ -17,7 +17,7 @@ var (
 	deliveryDuration = prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Namespace: namespace, Name: "delivery_request_duration_seconds",
 		Help:    "How long a request with a batch took, whatever the answer.",
-		Buckets: []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 20},
+		Buckets: []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 20, 60, 300},
 	}, []string{"kind"})
 	deliveryBatchItems = prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Namespace: namespace, Name: "delivery_batch_items",
@@ -28,6 +28,14 @@ var (
 		Namespace: namespace, Name: "delivery_items_total",
 		Help: "Updates that are done with: Laravel has them, or refused them for good.",
 	}, []string{"kind", "outcome"})
+	deadLetters = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: namespace, Name: "dead_letters_total",
+		Help: "Updates that became dead letters, by why Laravel does not take them: Refused, Rejected, TooLarge or Poison.",
+	}, []string{"kind", "reason"})
+	deadLettersKept = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Namespace: namespace, Name: "dead_letters_kept",
+		Help: "Dead letters that are kept. When there is no room for more, delivery of the kind stops.",
+	}, []string{"kind"})
 	deliveryStopped = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Namespace: namespace, Name: "delivery_stopped",
 		Help: "1 while delivery is stopped for this reason and only probed.",
@@ -55,7 +63,7 @@ var (
 )
 
 func init() {
-	metrics.Registry.MustRegister(deliveryRequests, deliveryDuration, deliveryBatchItems, deliveryItems,
+	metrics.Registry.MustRegister(deliveryRequests, deliveryDuration, deliveryBatchItems, deliveryItems, deadLetters, deadLettersKept,
 		deliveryStopped, queueWaiting, queueInFlight, queueUnfinished, queueOldest, queueErrors)
 }
 
@@ -70,6 +78,16 @@ func DeliveryRequest(kind delivery.Kind, verdict delivery.Verdict, items int, to
 func DeliveryItems(kind delivery.Kind, delivered, deadLetters int) {
 	deliveryItems.WithLabelValues(string(kind), "delivered").Add(float64(delivered))
 	deliveryItems.WithLabelValues(string(kind), "dead_letter").Add(float64(deadLetters))
+}
+
+// DeadLetters counts updates that became dead letters.
+func DeadLetters(kind delivery.Kind, reason string, n int) {
+	deadLetters.WithLabelValues(string(kind), reason).Add(float64(n))
+}
+
+// DeadLettersKept says how many dead letters there are.
+func DeadLettersKept(kind delivery.Kind, n int) {
+	deadLettersKept.WithLabelValues(string(kind)).Set(float64(n))
 }
 
 // DeliveryStopped says why delivery of a kind is stopped; empty: it is not.
@@ -96,7 +114,7 @@ func QueueError(operation string) { queueErrors.WithLabelValues(operation).Inc()
 // any more: what they showed is the next leader's to say.
 func ForgetDelivery(kind delivery.Kind) {
 	DeliveryStopped(kind, "")
-	for _, gauge := range []*prometheus.GaugeVec{queueWaiting, queueInFlight, queueUnfinished, queueOldest} {
+	for _, gauge := range []*prometheus.GaugeVec{queueWaiting, queueInFlight, queueUnfinished, queueOldest, deadLettersKept} {
 		gauge.DeleteLabelValues(string(kind))
 	}
 }

@@ -1,5 +1,5 @@
 -- ARGV: 5 id, 6 attempt, 7 a new batch id, 8 most dead letters, 9 their greatest
--- age in milliseconds, from 10 on: session and answer of each rejected item.
+-- age in milliseconds, from 10 on: session, reason and answer of each rejected item.
 run_when_full()
 local id, new_id, most, age = ARGV[5], ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9])
 local held = holds(id, ARGV[6])
@@ -8,9 +8,9 @@ if held == nil then
 elseif not held then
   return LOST
 end
-local answers = {}
-for i = 10, #ARGV, 2 do
-  answers[ARGV[i]] = ARGV[i + 1]
+local answers, reasons = {}, {}
+for i = 10, #ARGV, 3 do
+  reasons[ARGV[i]], answers[ARGV[i]] = ARGV[i + 1], ARGV[i + 2]
 end
 local taken, refused = {}, {}
 for _, e in ipairs(unpack_content(redis.call('HGET', CONTENT, id))) do
@@ -45,7 +45,11 @@ else
       'epoch', (string.gsub(string.sub(numbers, 1, 19), '^0+(%d)', '%1')),
       'seq', (string.gsub(string.sub(numbers, 20, 38), '^0+(%d)', '%1')),
       'batch_id', id,
+      'reason', reasons[e.sid],
       'answer', answers[e.sid],
+      'numbers', numbers,
+      'class', class_of(e.item),
+      'expires', string.sub(e.item, 53, 65),
       'payload', string.sub(e.item, 66))
     remember(e.sid, numbers)
     land(id, e.sid, numbers)

@@ -1,15 +1,17 @@
 package batch
 
 import (
+	"fmt"
+	"net/http"
 	"time"
 
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 )
 
 const (
-	// tripAfter is how many failures in a row open the breaker (DESIGN section 8).
+	// tripAfter is how many failures in a row open the circuit breaker (DESIGN section 8).
 	tripAfter = 5
-	// The breaker opens for 1 s, then 2 s, up to 30 s, each less up to a half
+	// The circuit breaker opens for 1 s, then 2 s, up to 30 s, each less up to a half
 	// of it at random.
 	openBase, openCap = time.Second, 30 * time.Second
 	// A batch that failed waits a random part (full jitter) of 0.5 s, then 1 s,
@@ -31,16 +33,17 @@ const (
 	// LaravelUnavailable: five requests in a row got no answer, or 408, 425, 429
 	// or 5xx. Nothing is lost; it goes on by itself. Look at Laravel.
 	LaravelUnavailable StopReason = "LaravelUnavailable"
-	// LaravelMisconfigured: Laravel's answer can only be mended by a person
-	// (401, 403, 404, a redirect, HTML, a foreign certificate). Check the base
-	// URL, the routes, the token and the signing secret on both sides.
+	// LaravelMisconfigured: only a person can mend what Laravel answers: 401, 403,
+	// 404, a redirect, HTML, a foreign certificate (check the base URL, the routes,
+	// the token and the signing secret on both sides), or a refusal of everything
+	// (look at the application's log).
 	LaravelMisconfigured StopReason = "LaravelMisconfigured"
 	// DeadLettersFull: Laravel refuses an update for good and there is no room
 	// to keep another refused one. List, replay or drop dead letters.
 	DeadLettersFull StopReason = "DeadLettersFull"
 )
 
-// breaker decides whether requests of a kind may go. A kind has one of its own,
+// circuitBreaker decides whether requests of a kind may go. A kind has one of its own,
 // because a wrong path is one kind's trouble. It is closed (all may go), open
 // (none until a time), or half-open (that time has come: one at a time, which
 // is the oldest stored batch, until one is delivered).
@@ -48,11 +51,11 @@ const (
 // It is not gobreaker's or failsafe-go's: those open for a fixed time by the
 // clock of the machine, and ours opens at once for a misconfiguration, for as
 // long as Retry-After says, and must tell when it will be half-open, so that
-// the flusher sleeps until then. What is left of a breaker then is this struct.
+// the flusher sleeps until then. What is left of a circuit breaker then is this struct.
 //
 // It is pure, the zero value is closed.
-type breaker struct {
-	// until is when an open breaker is half-open; never: it is closed.
+type circuitBreaker struct {
+	// until is when an open circuit breaker is half-open; never: it is closed.
 	until time.Time
 	// failures and trips count in a row.
 	failures, trips int
@@ -60,12 +63,14 @@ type breaker struct {
 	passed bool
 	// stopped is what people have been told; empty: nothing.
 	stopped StopReason
+	// refusals are what Laravel refused.
+	refusals refusals
 }
 
 // admits reports whether a request may go, while inFlight others are on their
 // way; if not, from when on it is worth asking again. Never: when one of those
 // has ended.
-func (b *breaker) admits(now time.Time, inFlight int) (ok bool, at time.Time) {
+func (b *circuitBreaker) admits(now time.Time, inFlight int) (ok bool, at time.Time) {
 	switch {
 	case b.until.IsZero():
 		return true, never
@@ -89,6 +94,8 @@ const (
 // reaction is what an answer leads to.
 type reaction struct {
 	step step
+	// reason is why a single item becomes a dead letter.
+	reason DeadLetterReason
 	// notBefore is when a released batch may be claimed again.
 	notBefore time.Time
 	// stopped is why delivery stops, if people have not been told yet;
@@ -97,25 +104,47 @@ type reaction struct {
 	recovered bool
 	// tripped: delivery is stopped, and the breaker has opened once more.
 	tripped bool
+	// detail says more than the answer does; empty: the answer's detail.
+	detail string
 }
 
 // react takes an answer into account. random returns numbers in [0, 1).
-func (b *breaker) react(batch *delivery.Batch, answer delivery.Answer, now time.Time, random func() float64) reaction {
+func (b *circuitBreaker) react(batch *delivery.Batch, answer delivery.Answer, now time.Time, random func() float64) reaction {
 	switch answer.Verdict {
 	case delivery.Delivered:
+		if len(answer.Rejected) > 0 && len(answer.Rejected) >= len(batch.Items) {
+			return b.refuse(batch, reaction{step: stepAck}, answer, now, random)
+		}
 		b.passed = true
+		b.refusals.delivered(batch, answer.Rejected)
 		if b.stopped == DeadLettersFull && (len(answer.Rejected) > 0 || !b.halfOpen(now)) {
 			return reaction{step: stepAck} // it does not say whether there is room
 		}
 		return reaction{step: stepAck, recovered: b.reset()}
-	case delivery.Refused, delivery.TooLarge:
-		// Laravel works. A half-open breaker closes with a delivery all the
-		// same: if the dead letters are full, nothing else may go first.
-		b.failures = 0
+	case delivery.Refused:
+		if answer.StatusCode == http.StatusConflict && !b.refusals.conflicted(batch, now) {
+			// The application's database may have had a deadlock.
+			b.failures = 0
+			pause := grown(backoffBase, conflictCap, batch.Attempt-1)
+			pause -= time.Duration(random() * float64(pause) / 2)
+			return reaction{step: stepRelease, notBefore: now.Add(max(pause, answer.RetryAfter))}
+		}
 		if len(batch.Items) > 1 {
+			b.failures = 0
 			return reaction{step: stepSplit}
 		}
-		return reaction{step: stepDeadLetter}
+		return b.refuse(batch, reaction{step: stepDeadLetter, reason: Refused}, answer, now, random)
+	case delivery.TooLarge:
+		if len(batch.Items) > 1 {
+			b.failures = 0
+			return reaction{step: stepSplit}
+		}
+		if answer.FromProxy {
+			r := b.trip(LaravelMisconfigured, batch, answer, now, random)
+			r.notBefore, r.detail = b.afterOthers(batch), "a single update is too large for what is in front of Laravel: raise its limit for a request's body: "+answer.Detail
+			return r
+		}
+		return b.refuse(batch, reaction{step: stepDeadLetter, reason: TooLarge}, answer, now, random)
 	case delivery.Misconfigured:
 		b.failures++
 		return b.trip(LaravelMisconfigured, batch, answer, now, random)
@@ -124,6 +153,9 @@ func (b *breaker) react(batch *delivery.Batch, answer delivery.Answer, now time.
 		if suspect(batch, answer) && len(batch.Items) > 1 && b.passed && b.failures < batch.Attempt {
 			// It failed more often than anything failed in a row: others pass.
 			return reaction{step: stepSplit}
+		}
+		if answer.StatusCode >= 500 && len(batch.Items) == 1 && b.refusals.poisonous(batch, now) {
+			return reaction{step: stepDeadLetter, reason: Poison}
 		}
 		if b.failures >= tripAfter {
 			return b.trip(LaravelUnavailable, batch, answer, now, random)
@@ -138,15 +170,41 @@ func (b *breaker) react(batch *delivery.Batch, answer delivery.Answer, now time.
 	}
 }
 
+// refuse handles a batch of which no item is taken. r is what is done with it, unless
+// the application refuses so much that not the items but the application is broken:
+// then everything is kept.
+//
+// Laravel works. A half-open breaker closes with a delivery all the same: if the dead
+// letters are full, nothing else may go first.
+func (b *circuitBreaker) refuse(batch *delivery.Batch, r reaction, answer delivery.Answer, now time.Time, random func() float64) reaction {
+	b.failures = 0
+	if !b.refusals.refused(batch) {
+		return r
+	}
+	r = b.trip(LaravelMisconfigured, batch, answer, now, random)
+	r.notBefore = b.afterOthers(batch)
+	r.detail = fmt.Sprintf("Laravel refuses update after update of several sessions and takes none, so the application is taken for broken, and no more dead letters are made: %s", answer.Detail)
+	return r
+}
+
+// afterOthers is when a batch that cannot pass may be claimed again while the breaker is open:
+// the more often it was tried, the more probes are left to others.
+func (b *circuitBreaker) afterOthers(batch *delivery.Batch) time.Time {
+	pause := grown(openBase, openCap, b.trips-1)
+	return b.until.Add(time.Second + time.Duration(min(batch.Attempt-1, 5))*pause)
+}
+
 // suspect reports whether a batch may be what Laravel stumbles over.
 func suspect(batch *delivery.Batch, answer delivery.Answer) bool {
 	return batch.Attempt >= halveAfter && answer.StatusCode >= 500
 }
 
-func (b *breaker) halfOpen(now time.Time) bool { return !b.until.IsZero() && !now.Before(b.until) }
+func (b *circuitBreaker) halfOpen(now time.Time) bool {
+	return !b.until.IsZero() && !now.Before(b.until)
+}
 
-// trip opens the breaker, and releases the batch.
-func (b *breaker) trip(reason StopReason, batch *delivery.Batch, answer delivery.Answer, now time.Time, random func() float64) reaction {
+// trip opens the circuit breaker, and releases the batch.
+func (b *circuitBreaker) trip(reason StopReason, batch *delivery.Batch, answer delivery.Answer, now time.Time, random func() float64) reaction {
 	var r reaction
 	if b.until.IsZero() || b.halfOpen(now) {
 		pause := grown(openBase, openCap, b.trips)
@@ -161,28 +219,28 @@ func (b *breaker) trip(reason StopReason, batch *delivery.Batch, answer delivery
 	return b.release(r, batch, answer, now, random)
 }
 
-// full opens the breaker because there is no room for a dead letter. It
+// full opens the circuit breaker because there is no room for a dead letter. It
 // returns the reason if people have not been told yet.
-func (b *breaker) full(now time.Time) StopReason {
+func (b *circuitBreaker) full(now time.Time) StopReason {
 	b.open(now.Add(fullPause))
 	return b.stop(DeadLettersFull)
 }
 
 // roomAgain notes that a dead letter was stored, and reports whether that ends
 // a stop. One that was on its way when the others found no room does not.
-func (b *breaker) roomAgain(now time.Time) bool {
+func (b *circuitBreaker) roomAgain(now time.Time) bool {
 	return b.stopped == DeadLettersFull && b.halfOpen(now) && b.reset()
 }
 
-// reset closes the breaker after a success, and reports whether that ends a stop.
-func (b *breaker) reset() bool {
+// reset closes the circuit breaker after a success, and reports whether that ends a stop.
+func (b *circuitBreaker) reset() bool {
 	stopped := b.stopped != ""
-	*b = breaker{passed: true}
+	*b = circuitBreaker{passed: true, refusals: b.refusals}
 	return stopped
 }
 
 // stop returns reason if people have not been told yet.
-func (b *breaker) stop(reason StopReason) StopReason {
+func (b *circuitBreaker) stop(reason StopReason) StopReason {
 	if b.stopped == reason {
 		return ""
 	}
@@ -191,13 +249,13 @@ func (b *breaker) stop(reason StopReason) StopReason {
 }
 
 // open never shortens a pause.
-func (b *breaker) open(until time.Time) {
+func (b *circuitBreaker) open(until time.Time) {
 	if until.After(b.until) {
 		b.until = until
 	}
 }
 
-func (b *breaker) release(r reaction, batch *delivery.Batch, answer delivery.Answer, now time.Time, random func() float64) reaction {
+func (b *circuitBreaker) release(r reaction, batch *delivery.Batch, answer delivery.Answer, now time.Time, random func() float64) reaction {
 	r.step = stepRelease
 	switch {
 	case b.until.IsZero():

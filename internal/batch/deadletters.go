@@ -1,0 +1,177 @@
+package batch
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	goredis "github.com/redis/go-redis/v9"
+
+	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
+)
+
+// letterPage is how many dead letters are read in one round trip.
+const letterPage = 500
+
+// ErrBadLetterID says that an id is not one of a dead letter.
+var ErrBadLetterID = errors.New("the id of a dead letter is two numbers with a dash between them, as the list shows it")
+
+// Letter is a dead letter: an item that Laravel refused for good. They are kept in a
+// Redis stream for each kind, for seven days, and bounded in number.
+type Letter struct {
+	// ID is of its kind's stream.
+	ID   string
+	Kind delivery.Kind
+	// At is when it became a dead letter.
+	At        time.Time
+	SessionID string
+	delivery.Numbers
+	BatchID string
+	Reason  DeadLetterReason
+	// Answer is what Laravel said.
+	Answer  string
+	Payload json.RawMessage
+}
+
+// ReplayResult is what became of a dead letter that was to be replayed.
+type ReplayResult int
+
+const (
+	// LetterGone: there is no such letter (any more).
+	LetterGone ReplayResult = 0
+	// Replayed: its item waits again, and the letter is gone.
+	Replayed ReplayResult = 1
+	// Superseded: the queue holds something newer of the session, or Laravel has it. The letter is kept.
+	Superseded ReplayResult = -3
+	// Expired: the QR code cannot be scanned any more. The letter is kept.
+	Expired ReplayResult = -4
+	// Unreadable: the letter was written by an older version. It is kept.
+	Unreadable ReplayResult = -5
+)
+
+// DeadLetter finishes a batch of one item that Laravel refuses for good: the item goes to
+// the dead letters with a reason and Laravel's answer. It returns ErrDeadLettersFull when
+// there is no room; then nothing was changed and the claim is still held. ErrClaimLost and
+// nil as with Ack.
+func (q *Queue) DeadLetter(ctx context.Context, b *delivery.Batch, reason DeadLetterReason, answer delivery.Answer) error {
+	if len(b.Items) != 1 {
+		return fmt.Errorf("a batch of %d items cannot be a dead letter: split it", len(b.Items))
+	}
+	text := answer.Detail
+	if answer.StatusCode != 0 && !strings.HasPrefix(text, strconv.Itoa(answer.StatusCode)) {
+		text = strconv.Itoa(answer.StatusCode) + " " + text
+	}
+	return q.ack(ctx, b, reason, []delivery.Rejection{{SessionID: b.Items[0].SessionID, Reason: text}})
+}
+
+// DeadLetters visits the dead letters of a kind, the oldest first, until visit returns false.
+// Those that are older than their greatest age are deleted first.
+func (q *Queue) DeadLetters(ctx context.Context, kind delivery.Kind, visit func(Letter) bool) error {
+	if _, err := q.CountDeadLetters(ctx, kind); err != nil {
+		return err
+	}
+	for from := "-"; ; {
+		entries, err := q.client.XRangeN(ctx, q.keys.DeadLetters(kind), from, "+", letterPage).Result()
+		if err != nil {
+			return fmt.Errorf("reading the dead letters: %w", err)
+		}
+		for _, entry := range entries {
+			if !visit(letterOf(kind, entry)) {
+				return nil
+			}
+		}
+		if len(entries) < letterPage {
+			return nil
+		}
+		from = "(" + entries[len(entries)-1].ID
+	}
+}
+
+// CountDeadLetters deletes the dead letters of a kind that are too old, and counts the rest.
+func (q *Queue) CountDeadLetters(ctx context.Context, kind delivery.Kind) (int, error) {
+	key := q.keys.DeadLetters(kind)
+	now, err := q.client.Time(ctx).Result()
+	if err != nil {
+		return 0, fmt.Errorf("asking Redis for the time: %w", err)
+	}
+	oldest := strconv.FormatInt(max(0, now.Add(-q.opts.DeadLetterAge).UnixMilli()), 10)
+	if err := q.client.XTrimMinID(ctx, key, oldest).Err(); err != nil {
+		return 0, fmt.Errorf("deleting old dead letters: %w", err)
+	}
+	n, err := q.client.XLen(ctx, key).Result()
+	if err != nil {
+		return 0, fmt.Errorf("counting the dead letters: %w", err)
+	}
+	return int(n), nil
+}
+
+// Replay lets the item of a dead letter wait for its delivery again, under its own
+// numbers, unless there is something newer of the session: Laravel would ignore it.
+func (q *Queue) Replay(ctx context.Context, kind delivery.Kind, id string) (ReplayResult, error) {
+	if !isLetterID(id) {
+		return LetterGone, fmt.Errorf("%q: %w", id, ErrBadLetterID)
+	}
+	answer, err := replayScript.Run(ctx, q.client, q.kindKeys(kind), q.args(kind, id)...).Int()
+	if err != nil {
+		return LetterGone, fmt.Errorf("replaying a dead letter: %w", err)
+	}
+	if ReplayResult(answer) == Replayed {
+		if err := q.client.Publish(ctx, q.keys.Wake(), string(kind)).Err(); err != nil {
+			return Replayed, fmt.Errorf("waking the flusher: %w", err)
+		}
+	}
+	return ReplayResult(answer), nil
+}
+
+// Drop deletes dead letters, and returns how many there were.
+func (q *Queue) Drop(ctx context.Context, kind delivery.Kind, ids ...string) (int, error) {
+	for _, id := range ids {
+		if !isLetterID(id) {
+			return 0, fmt.Errorf("%q: %w", id, ErrBadLetterID)
+		}
+	}
+	if len(ids) == 0 {
+		return 0, nil
+	}
+	n, err := q.client.XDel(ctx, q.keys.DeadLetters(kind), ids...).Result()
+	if err != nil {
+		return 0, fmt.Errorf("deleting dead letters: %w", err)
+	}
+	return int(n), nil
+}
+
+func letterOf(kind delivery.Kind, entry goredis.XMessage) Letter {
+	text := func(key string) string {
+		value, _ := entry.Values[key].(string)
+		return value
+	}
+	l := Letter{
+		ID: entry.ID, Kind: kind, SessionID: text("session_id"), BatchID: text("batch_id"),
+		Reason: DeadLetterReason(text("reason")), Answer: text("answer"), Payload: json.RawMessage(text("payload")),
+	}
+	l.Epoch, _ = strconv.ParseInt(text("epoch"), 10, 64)
+	l.Seq, _ = strconv.ParseInt(text("seq"), 10, 64)
+	milliseconds, _, _ := strings.Cut(entry.ID, "-")
+	if at, err := strconv.ParseInt(milliseconds, 10, 64); err == nil {
+		l.At = time.UnixMilli(at).UTC()
+	}
+	return l
+}
+
+// isLetterID reports whether Redis would take this for the id of one entry.
+func isLetterID(id string) bool {
+	milliseconds, sequence, found := strings.Cut(id, "-")
+	if !found {
+		return false
+	}
+	for _, part := range []string{milliseconds, sequence} {
+		if _, err := strconv.ParseUint(part, 10, 64); err != nil {
+			return false
+		}
+	}
+	return true
+}
