@@ -13,6 +13,10 @@ import (
 )
 
 const (
+	// logoutTimeout is how long the logout of a deleted session is tried (DESIGN section 2).
+	logoutTimeout = 5 * time.Minute
+	// restartInterval bounds how often restartedAt counts.
+	restartInterval = time.Minute
 	// maxReason bounds status.lastDisconnectReason.
 	maxReason = 512
 )
@@ -71,22 +75,20 @@ func unheldFacts(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatu
 
 // unheldStatus is the status of a session that nobody holds and that is not being deleted.
 func unheldStatus(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, now time.Time) v1alpha1.WhatsAppSessionStatus {
-	next = session.ClampTimes(s, next, 0, now)
 	if s.Spec.Suspend {
 		next = session.Suspend(next)
 	}
 	return status.Summarize(next, unheldFacts(s, next, lastUnplaced(s), now), now)
 }
 
-// lostMessage says what became of the worker that held a session.
-func lostMessage(worker string) string {
-	return "worker " + worker + " died while it held the session"
-}
-
 // afterWorkerLoss takes next, the status of a session whose holder is dead, from the holder.
 // What a person or a date must end, and what stands still, stays as it is.
 func afterWorkerLoss(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, now time.Time) v1alpha1.WhatsAppSessionStatus {
-	why := lostMessage(next.HeldBy)
+	return afterHolderLoss(s, next, "worker "+next.HeldBy+" died while it held the session", now)
+}
+
+// afterHolderLoss is the same for any reason why its holder holds it no more.
+func afterHolderLoss(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, why string, now time.Time) v1alpha1.WhatsAppSessionStatus {
 	next.HeldBy, next.HolderStart, next.QR, next.PairingCode = "", "", nil, ""
 	if next.Phase == v1alpha1.PhaseConnected {
 		next.LastDisconnectedTime = &metav1.Time{Time: now.Truncate(time.Second)}
@@ -129,7 +131,7 @@ func wantsWorker(s *v1alpha1.WhatsAppSession, installation string, now time.Time
 		return false
 	case !s.DeletionTimestamp.IsZero():
 		return s.Spec.DeletionPolicy != v1alpha1.DeletionRetain && s.Status.JID != "" &&
-			now.Before(s.DeletionTimestamp.Add(session.LogoutTimeout)) && !deletionDecided(s)
+			now.Before(s.DeletionTimestamp.Add(logoutTimeout)) && !deletionDecided(s)
 	default:
 		return !s.Spec.Suspend
 	}

@@ -16,7 +16,6 @@ import (
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/membership"
-	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
 )
 
@@ -155,7 +154,7 @@ func TestADeletedSessionWhoseHolderDies(t *testing.T) {
 
 	t.Log("and whose successor dies, too, when the time for the logout is over")
 	w.hold(logout, "worker-b")
-	w.late(session.LogoutTimeout)
+	w.late(logoutTimeout)
 	w.worker("worker-b")
 	w.dies("worker-b")
 	w.gone(logout)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"time"
 
@@ -12,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/resourceversion"
 	"k8s.io/client-go/tools/events"
@@ -31,7 +31,6 @@ import (
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
-	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
 )
 
@@ -80,6 +79,8 @@ const (
 // IDs is the store as the controller needs it: who holds which session id.
 // Calls may run concurrently; each may be repeated.
 type IDs interface {
+	// Former returns the ids of the installations from which a person has taken the store over.
+	Former(ctx context.Context) ([]string, error)
 	// Record returns the record of a session id; nil: nobody holds it.
 	Record(ctx context.Context, sessionID string) (*Record, error)
 	// Claim gives the id to the claimant and reports whether it holds it now. A record of
@@ -124,18 +125,24 @@ type SessionReconciler struct {
 	events events.EventRecorder
 
 	mu sync.Mutex
-	// told is the epoch under which this process has said a session's status. A new
-	// leader has told nothing, so it says everything once.
+	// published is the epoch under which this process has published a session's status. A
+	// new leader has published nothing, so it publishes everything once.
 	published map[types.NamespacedName]int64
-	// forgetCount counts how often Redis has forgetCount everything.
+	// forgetCount counts how often Redis has forgotten everything.
 	forgetCount int
-	// floor is the last epoch of sessions deleted a moment ago, by session id: what is
+	// lastEpochs are the last epochs of sessions deleted a moment ago, by session id: what is
 	// applied again within the same second must be above it.
 	lastEpochs map[string]int64
-	// wrote is the version of a session as this process has written it last, until the
+	// lastWrite is the version of a session as this process has written it last, until the
 	// cache shows it.
 	lastWrite map[types.NamespacedName]version
 	queue     workqueue.TypedRateLimitingInterface[reconcile.Request]
+
+	former     formerInstallations
+	neighbours neighbours
+	// withdrawn and reported are the sessions of other installations whose record was removed
+	// from this one's store, and of which it was said that nobody manages them.
+	withdrawn, reported map[types.NamespacedName]types.UID
 }
 
 // version is one state of an object.
@@ -152,7 +159,9 @@ func SetupSession(mgr ctrl.Manager, o SessionOptions) (*SessionReconciler, error
 	r := &SessionReconciler{
 		SessionOptions: o, client: mgr.GetClient(), reader: mgr.GetAPIReader(), events: mgr.GetEventRecorder("whatsapp-operator"),
 		published: map[types.NamespacedName]int64{}, lastEpochs: map[string]int64{}, lastWrite: map[types.NamespacedName]version{},
+		withdrawn: map[types.NamespacedName]types.UID{}, reported: map[types.NamespacedName]types.UID{},
 	}
+	r.neighbours = neighbours{reader: r.reader, clock: o.Clock, log: o.Log}
 	err := mgr.GetFieldIndexer().IndexField(context.Background(), &v1alpha1.WhatsAppSession{}, indexSessionID, func(obj client.Object) []string {
 		return []string{obj.(*v1alpha1.WhatsAppSession).SessionID()}
 	})
@@ -256,7 +265,7 @@ func (r *SessionReconciler) Reconcile(ctx context.Context, request ctrl.Request)
 // reconcile is the story of a session.
 func (r *SessionReconciler) reconcile(ctx context.Context, s *v1alpha1.WhatsAppSession) (ctrl.Result, error) {
 	if s.Status.Installation != "" && s.Status.Installation != r.Installation {
-		return ctrl.Result{}, r.leaveToItsInstallation(ctx, s)
+		return r.reconcileOther(ctx, s)
 	}
 	if !s.DeletionTimestamp.IsZero() {
 		return r.reconcileDeletion(ctx, s)
@@ -337,21 +346,35 @@ func (r *SessionReconciler) claimants(ctx context.Context, s *v1alpha1.WhatsAppS
 	}
 	claimants := list.Items[:0]
 	for i := range list.Items {
-		if list.Items[i].UID != s.UID {
+		if list.Items[i].UID == s.UID {
+			continue
+		}
+		ours, err := r.ours(ctx, &list.Items[i])
+		if err != nil {
+			return nil, err
+		}
+		if ours { // another installation has the same id in a store of its own
 			claimants = append(claimants, list.Items[i])
 		}
 	}
 	return claimants, nil
 }
 
-// claim reports whether s holds its id. The store's record decides; with none
-// the older object does. The cache may be trusted to know the UID of a record:
-// only the leader writes records, of objects that it had seen, and a watch
-// brings an object before any that was made after it.
+// claim reports whether s holds its id, or gets it. One whose holder finds no
+// record of it in the store (a database that was restored from an older copy)
+// claims its id once more.
 func (r *SessionReconciler) claim(ctx context.Context, s *v1alpha1.WhatsAppSession) (bool, error) {
-	if s.Status.SessionID != "" {
+	if s.Status.SessionID != "" && status.Reason(s.Status) != v1alpha1.ReasonRecordMissing {
 		return true, nil
 	}
+	return r.claimRecord(ctx, s)
+}
+
+// claimRecord has the store give the id to s, whatever the status says. The
+// store's record decides; with none the older object does. The cache may be
+// trusted to know the UID of a record: only the leader writes records, of objects
+// that it had seen, and a watch brings an object before any that was made after it.
+func (r *SessionReconciler) claimRecord(ctx context.Context, s *v1alpha1.WhatsAppSession) (bool, error) {
 	claimants, err := r.claimants(ctx, s)
 	if err != nil {
 		return false, err
@@ -414,7 +437,7 @@ func (r *SessionReconciler) reportIDTaken(ctx context.Context, s *v1alpha1.Whats
 	next.Installation = r.Installation
 	written, err := r.write(ctx, s, next)
 	if written {
-		r.recordEvent(s, corev1.EventTypeWarning, v1alpha1.ReasonSessionIDTaken, "another session holds the session id "+s.SessionID()+": choose another spec.sessionID, or delete the session that holds it")
+		r.recordEvent(ctx, s, corev1.EventTypeWarning, v1alpha1.ReasonSessionIDTaken, "another session holds the session id "+s.SessionID()+": choose another spec.sessionID, or delete the session that holds it")
 	}
 	return err
 }
@@ -427,28 +450,6 @@ func (r *SessionReconciler) reportStoreUnavailable(ctx context.Context, s *v1alp
 		Generation: s.Generation, Phase: v1alpha1.PhasePending, Reason: v1alpha1.ReasonStoreUnavailable,
 		Message: "the database does not answer: the session waits for its id, and it is tried again",
 	}, r.Clock.Now()))
-	return err
-}
-
-// leaveToItsInstallation leaves a session alone that another installation manages. One of
-// this cluster speaks for itself; one that came from another cluster, by a
-// restore, has nobody here who would say so.
-func (r *SessionReconciler) leaveToItsInstallation(ctx context.Context, s *v1alpha1.WhatsAppSession) error {
-	theirs, _, _ := strings.Cut(s.Status.Installation, "/")
-	if ours, _, _ := strings.Cut(r.Installation, "/"); theirs == ours {
-		return nil
-	}
-	if !s.DeletionTimestamp.IsZero() {
-		return r.removeFinalizer(ctx, s)
-	}
-	message := "the session is managed by installation " + s.Status.Installation + ": use the cluster that it belongs to, or delete it here and apply it without its status"
-	next := status.Summarize(s.Status, status.Facts{
-		Generation: s.Generation, Phase: v1alpha1.PhaseFailed, Reason: v1alpha1.ReasonOtherInstallation, Message: message, Stalled: true,
-	}, r.Clock.Now())
-	written, err := r.write(ctx, s, next)
-	if written {
-		r.recordEvent(s, corev1.EventTypeWarning, v1alpha1.ReasonOtherInstallation, message)
-	}
 	return err
 }
 
@@ -468,7 +469,7 @@ func (r *SessionReconciler) updateStatus(ctx context.Context, s *v1alpha1.WhatsA
 	case epochBehind(next):
 		next.Epoch = nextEpoch(next, now)
 	}
-	restarted := session.RestartNone
+	restarted := false
 	if next.HeldBy == "" {
 		next, again, restarted = restart(s, next, now)
 		next = unheldStatus(s, next, now)
@@ -483,14 +484,12 @@ func (r *SessionReconciler) updateStatus(ctx context.Context, s *v1alpha1.WhatsA
 	switch {
 	case was.SessionID == "":
 		log.V(1).Info("The session holds its id")
-	case restarted == session.RestartBanned:
-		r.recordEvent(s, corev1.EventTypeWarning, v1alpha1.ReasonBanned, session.RestartBannedMessage(next))
-	case restarted == session.RestartDone:
+	case restarted:
 		log.Info("Restarted")
-		r.recordEvent(s, corev1.EventTypeNormal, v1alpha1.ReasonRestarted, "restartedAt changed: the session begins anew when it is placed")
+		r.recordEvent(ctx, s, corev1.EventTypeNormal, v1alpha1.ReasonRestarted, "restartedAt changed: the session begins anew when it is placed")
 	case next.Phase == v1alpha1.PhaseSuspended && was.Phase != v1alpha1.PhaseSuspended:
 		log.Info("Suspended")
-		r.recordEvent(s, corev1.EventTypeNormal, v1alpha1.ReasonSuspended, "the session is disconnected and keeps its keys")
+		r.recordEvent(ctx, s, corev1.EventTypeNormal, v1alpha1.ReasonSuspended, "the session is disconnected and keeps its keys")
 	case was.Epoch != next.Epoch && next.Worker == was.Worker && next.HeldBy != "":
 		log.Info("Placed again above the epoch that the store knows", "worker", next.Worker)
 	}
@@ -499,19 +498,24 @@ func (r *SessionReconciler) updateStatus(ctx context.Context, s *v1alpha1.WhatsA
 
 // restart acts upon restartedAt for a session that rests and that no worker is
 // to take: a worker that takes it sees the annotation itself.
-func restart(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, now time.Time) (v1alpha1.WhatsAppSessionStatus, time.Duration, session.RestartResult) {
-	if next.Worker != "" || s.Spec.Suspend || !status.Kept(next.Phase) {
-		return next, 0, session.RestartNone
+func restart(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, now time.Time) (v1alpha1.WhatsAppSessionStatus, time.Duration, bool) {
+	if !s.RestartWanted() || next.Worker != "" || s.Spec.Suspend || !status.Kept(next.Phase) {
+		return next, 0, false
 	}
-	next, result, from := session.Restart(s, next, now)
-	switch result {
-	case session.RestartWaits:
-		return next, from.Sub(now), result
-	case session.RestartDone:
-		next.Phase = v1alpha1.PhasePending
-	case session.RestartNone, session.RestartBanned:
+	from := now
+	if next.RestartedTime != nil {
+		from = next.RestartedTime.Add(restartInterval)
 	}
-	return next, 0, result
+	if next.Phase == v1alpha1.PhaseBanned && next.RetryAfter != nil && next.RetryAfter.After(from) {
+		from = next.RetryAfter.Time
+	}
+	if now.Before(from) {
+		return next, from.Sub(now), false
+	}
+	next.ObservedRestartedAt, next.RestartedTime = s.RestartedAt(), &metav1.Time{Time: now.Truncate(time.Second)}
+	next.Phase, next.RetryAfter, next.RetryReason, next.PairingDeadline = v1alpha1.PhasePending, nil, "", nil
+	next.Failures, next.FailureReason, next.Replacements = 0, "", 0
+	return next, 0, true
 }
 
 // write patches the status, if it differs, with the resourceVersion of s, and
@@ -599,6 +603,8 @@ func (r *SessionReconciler) forget(key types.NamespacedName) {
 	defer r.mu.Unlock()
 	delete(r.published, key)
 	delete(r.lastWrite, key)
+	delete(r.withdrawn, key)
+	delete(r.reported, key)
 }
 
 // rememberEpoch remembers the last epoch of a deleted session for as long as a new
@@ -621,8 +627,11 @@ func (r *SessionReconciler) lastEpoch(sessionID string) int64 {
 	return r.lastEpochs[sessionID]
 }
 
-func (r *SessionReconciler) recordEvent(s *v1alpha1.WhatsAppSession, kind, reason, message string) {
+// recordEvent says something beside the session and in the log: in a namespace
+// that is being deleted, Events are forbidden.
+func (r *SessionReconciler) recordEvent(ctx context.Context, s *v1alpha1.WhatsAppSession, kind, reason, message string) {
 	r.events.Eventf(s, nil, kind, reason, reason, "%s", message)
+	logr.FromContextOrDiscard(ctx).Info("Recorded an Event", "sessionID", s.SessionID(), "reason", reason, "message", message)
 }
 
 // ending is how a deleted session ends.
@@ -663,7 +672,7 @@ func (r *SessionReconciler) reconcileDeletion(ctx context.Context, s *v1alpha1.W
 // decideEnding decides whether a deleted session may go, and how; if not, how long
 // to wait at most. record is the session's own; nil: the store has none any more.
 func decideEnding(s *v1alpha1.WhatsAppSession, record *Record, now time.Time) (*ending, time.Duration) {
-	deadline := s.DeletionTimestamp.Add(session.LogoutTimeout)
+	deadline := s.DeletionTimestamp.Add(logoutTimeout)
 	retain := s.Spec.DeletionPolicy == v1alpha1.DeletionRetain
 	linked := record != nil && record.JID != ""
 	switch {
@@ -684,21 +693,25 @@ func decideEnding(s *v1alpha1.WhatsAppSession, record *Record, now time.Time) (*
 	}
 }
 
-// unlinkByHand names the device for whoever has the phone.
+// unlinkByHand names the device for the person who has the phone.
 func unlinkByHand(s *v1alpha1.WhatsAppSession, record *Record) string {
-	device := record.JID
-	if s.Spec.DeviceName != "" {
-		device = fmt.Sprintf("%q (%s)", s.Spec.DeviceName, record.JID)
-	}
 	return fmt.Sprintf("no worker could confirm the logout within %s: on the phone %s open Linked devices and remove the device %s; its keys are kept for 30 days",
-		session.LogoutTimeout, record.PhoneNumber, device)
+		logoutTimeout, record.PhoneNumber, deviceName(s, record.JID))
+}
+
+// deviceName is what a person finds under Linked devices.
+func deviceName(s *v1alpha1.WhatsAppSession, jid string) string {
+	if s.Spec.DeviceName == "" {
+		return jid
+	}
+	return fmt.Sprintf("%q (%s)", s.Spec.DeviceName, jid)
 }
 
 // reportDeletion writes what the manager has to say of a deleted session that cannot go yet.
 func (r *SessionReconciler) reportDeletion(ctx context.Context, s *v1alpha1.WhatsAppSession, record *Record, now time.Time) error {
 	next := *s.Status.DeepCopy()
 	next.SessionID, next.Installation = s.SessionID(), r.Installation
-	overdue := !now.Before(s.DeletionTimestamp.Add(session.LogoutTimeout))
+	overdue := !now.Before(s.DeletionTimestamp.Add(logoutTimeout))
 	if next.Worker != "" && (s.Spec.DeletionPolicy == v1alpha1.DeletionRetain || overdue) {
 		next.Worker, next.Epoch = "", nextEpoch(next, now)
 	}
@@ -749,10 +762,10 @@ func (r *SessionReconciler) finishDeletion(ctx context.Context, s *v1alpha1.What
 	}
 	r.rememberEpoch(s.Status.SessionID, s.Status.Epoch)
 	if e.reason == v1alpha1.ReasonLogoutUnconfirmed {
-		r.recordEvent(s, corev1.EventTypeWarning, e.reason, e.message)
+		r.recordEvent(ctx, s, corev1.EventTypeWarning, e.reason, e.message)
 	} else {
-		r.recordEvent(s, corev1.EventTypeNormal, e.reason, e.message)
+		r.recordEvent(ctx, s, corev1.EventTypeNormal, e.reason, e.message)
 	}
-	logr.FromContextOrDiscard(ctx).Info("Deleted", "sessionID", s.Status.SessionID, "epoch", s.Status.Epoch, "reason", e.reason)
+	logr.FromContextOrDiscard(ctx).V(1).Info("Deleted", "sessionID", s.Status.SessionID, "epoch", s.Status.Epoch)
 	return r.removeFinalizer(ctx, s)
 }

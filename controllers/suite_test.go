@@ -138,6 +138,8 @@ type env struct {
 	deaths *fakeDeaths
 
 	operator, a, b string // namespaces: the operator's and two tenants'
+	installation   string
+	elect          bool // the manager takes part in a leader election
 	reconciler     *SessionReconciler
 	stop           func()
 }
@@ -145,14 +147,33 @@ type env struct {
 func newEnv(t *testing.T) *env {
 	t.Helper()
 	w := &env{
-		WithT: NewWithT(t), t: t, redis: &fakeRedis{},
-		ids:   &fakeIDs{records: map[string]*Record{}, released: map[types.UID]Release{}},
+		WithT: NewWithT(t), t: t, redis: &fakeRedis{}, ids: newFakeIDs(), installation: installation,
 		clock: clocktesting.NewFakeClock(time.Now().Truncate(time.Second)), deaths: newFakeDeaths(),
 	}
 	w.operator, w.a, w.b = w.namespace("operator-"), w.namespace("a-"), w.namespace("b-")
 	w.grant()
 	w.start()
 	return w
+}
+
+// another is the manager of another installation for the same tenants, with its
+// own store, Redis and workers. It is not started.
+func (w *env) another(operator, installation string) *env {
+	w.t.Helper()
+	o := &env{
+		WithT: w.WithT, t: w.t, redis: &fakeRedis{}, ids: newFakeIDs(), clock: w.clock, deaths: newFakeDeaths(),
+		operator: operator, a: w.a, b: w.b, installation: installation, elect: w.elect,
+	}
+	if operator != w.operator {
+		o.grant()
+	}
+	return o
+}
+
+// releaseName is the last part of the installation's id.
+func (w *env) releaseName() string {
+	_, _, name := splitInstallation(w.installation)
+	return name
 }
 
 func (w *env) namespace(prefix string) string {
@@ -165,7 +186,7 @@ func (w *env) namespace(prefix string) string {
 // start runs a manager that sees only this test's namespaces.
 func (w *env) start() {
 	w.t.Helper()
-	cacheOptions := CacheOptions(w.operator, release)
+	cacheOptions := CacheOptions(w.operator, w.releaseName())
 	for obj, by := range cacheOptions.ByObject {
 		if _, ok := obj.(*v1alpha1.WhatsAppSession); ok {
 			by.Namespaces = map[string]cache.Config{w.a: {}, w.b: {}}
@@ -178,14 +199,16 @@ func (w *env) start() {
 	mgr, err := ctrl.NewManager(manager, ctrl.Options{
 		Scheme: scheme, Cache: cacheOptions, Metrics: metricsserver.Options{BindAddress: "0"},
 		Controller: config.Controller{SkipNameValidation: &skip}, Logger: logr.Discard(),
+		LeaderElection: w.elect, LeaderElectionID: membership.LeaderLeaseName(w.releaseName()), LeaderElectionNamespace: w.operator,
+		LeaderElectionReleaseOnCancel: true,
 	})
 	w.Expect(err).NotTo(HaveOccurred())
 	w.reconciler, err = SetupSession(mgr, SessionOptions{
-		Installation: installation, IDs: w.ids, Publisher: w.redis, Clock: w.clock, Log: logr.Discard(), Concurrency: 4,
+		Installation: w.installation, IDs: w.ids, Publisher: w.redis, Clock: w.clock, Log: logr.Discard(), Concurrency: 4,
 	})
 	w.Expect(err).NotTo(HaveOccurred())
 	w.Expect(SetupPlacement(mgr, PlacementOptions{
-		Installation: installation, Clock: w.clock, Log: logr.Discard(), Deaths: w.deaths, Namespace: w.operator, Release: release,
+		Installation: w.installation, Clock: w.clock, Log: logr.Discard(), Deaths: w.deaths, Namespace: w.operator, Release: w.releaseName(),
 		RebalanceInterval: 10 * time.Second, RebalanceAfter: 5 * time.Minute,
 	})).To(Succeed())
 	ctx, cancel := context.WithCancel(context.Background())
@@ -350,16 +373,16 @@ func (w *env) release(s *v1alpha1.WhatsAppSession) *v1alpha1.WhatsAppSession {
 func (w *env) worker(name string, change ...func(*membership.Member)) {
 	w.t.Helper()
 	member := membership.Member{
-		Release: release, Name: name, Incarnation: "i1", Pool: v1alpha1.DefaultPool, Revision: 1, Capacity: 100, Tokens: 200,
+		Release: w.releaseName(), Name: name, Incarnation: "i1", Pool: v1alpha1.DefaultPool, Revision: 1, Capacity: 100, Tokens: 200,
 		RenewTime: w.clock.Now(), Duration: membership.Duration,
 	}
 	for _, c := range change {
 		c(&member)
 	}
 	l := &coordinationv1.Lease{}
-	err := k8s.Get(w.t.Context(), types.NamespacedName{Namespace: w.operator, Name: membership.LeaseName(release, name)}, l)
+	err := k8s.Get(w.t.Context(), types.NamespacedName{Namespace: w.operator, Name: membership.LeaseName(w.releaseName(), name)}, l)
 	if apierrors.IsNotFound(err) {
-		l.Namespace, l.Name = w.operator, membership.LeaseName(release, name)
+		l.Namespace, l.Name = w.operator, membership.LeaseName(w.releaseName(), name)
 		member.Into(l)
 		w.Expect(k8s.Create(w.t.Context(), l)).To(Succeed())
 		return
@@ -378,7 +401,7 @@ func draining(m *membership.Member) { m.Draining = true }
 // leaves ends a worker's membership.
 func (w *env) leaves(name string) {
 	w.t.Helper()
-	w.Expect(k8s.Delete(w.t.Context(), &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: w.operator, Name: membership.LeaseName(release, name)}})).To(Succeed())
+	w.Expect(k8s.Delete(w.t.Context(), &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: w.operator, Name: membership.LeaseName(w.releaseName(), name)}})).To(Succeed())
 }
 
 // event waits for an Event beside the session and returns its text.
@@ -412,7 +435,20 @@ type fakeIDs struct {
 	mu       sync.Mutex
 	records  map[string]*Record
 	released map[types.UID]Release
+	former   []string
 	err      error
+	// claimed is called once, when an id has been given and before the answer arrives.
+	claimed func()
+}
+
+func newFakeIDs() *fakeIDs {
+	return &fakeIDs{records: map[string]*Record{}, released: map[types.UID]Release{}}
+}
+
+func (f *fakeIDs) Former(context.Context) ([]string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.former, f.err
 }
 
 func (f *fakeIDs) Record(_ context.Context, id string) (*Record, error) {
@@ -440,6 +476,10 @@ func (f *fakeIDs) Claim(_ context.Context, c Claimant, gone func(types.UID) bool
 		return false, nil
 	}
 	r.UID = c.UID
+	if then := f.claimed; then != nil {
+		f.claimed = nil
+		then()
+	}
 	return true, nil
 }
 

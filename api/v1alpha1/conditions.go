@@ -78,7 +78,7 @@ const (
 
 	// ReasonSessionIDTaken: another session holds this id; choose another spec.sessionID.
 	ReasonSessionIDTaken = "SessionIDTaken"
-	// ReasonOtherInstallation: the session is managed by another installation (status.installation); use the cluster that it belongs to.
+	// ReasonOtherInstallation: the session belongs to another installation (status.installation), which does not manage it here. Start that one; or run "store adopt" where this one takes its place; or delete the session and remove the device on the phone by hand.
 	ReasonOtherInstallation = "OtherInstallation"
 	// ReasonProxySecretMissing: create the Secret that spec.proxy.secretRef names.
 	ReasonProxySecretMissing = "ProxySecretMissing"
@@ -88,7 +88,7 @@ const (
 	ReasonProxySecretInvalid = "ProxySecretInvalid"
 	// ReasonStoreUnavailable: the database does not answer; it is tried again.
 	ReasonStoreUnavailable = "StoreUnavailable"
-	// ReasonRecordMissing: the database has no record of the session, as after a restore from an older copy; delete the session and apply it again.
+	// ReasonRecordMissing: the database has no record of the session, as after a restore from an older copy. The manager claims its id again; scan again if the keys were lost with the record.
 	ReasonRecordMissing = "RecordMissing"
 
 	// ReasonDeleting: the device is being unlinked.

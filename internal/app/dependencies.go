@@ -62,6 +62,9 @@ func openDependencies(ctx context.Context, config *commonConfig, log logr.Logger
 	if err := d.openStore(ctx); err != nil {
 		return nil, errors.Join(err, d.close())
 	}
+	if elsewhere, _ := d.checkOwnership(ctx); elsewhere != nil { // a database that does not answer is asked again
+		return nil, errors.Join(elsewhere, d.close())
+	}
 	return d, nil
 }
 
@@ -230,9 +233,9 @@ func (d *dependencies) awaitStore(ctx context.Context) error {
 	})
 }
 
-// monitors watch Redis for as long as the process runs. forgot is called when
-// Redis may have lost what it was given. A Redis that has become another
-// installation's ends the process.
+// monitors watch Redis and the store for as long as the process runs. forgot is called when
+// Redis may have lost what it was given. A Redis or a store that has become
+// another installation's ends the process.
 func (d *dependencies) monitors(forgot func()) []everywhere {
 	monitor := &redis.Monitor{Client: d.redis, Durability: d.durability, Clock: d.clock, Report: func(report redis.Report, err error) {
 		if err == nil {
@@ -266,7 +269,7 @@ func (d *dependencies) monitors(forgot func()) []everywhere {
 		}
 		return context.Cause(ctx)
 	}
-	return []everywhere{{monitor.Start}, {watch}}
+	return []everywhere{{monitor.Start}, {watch}, {d.watchOwnership}}
 }
 
 // pingRedis is a health check.

@@ -81,6 +81,10 @@ func (d *dependencies) prepareStore(ctx context.Context, gate *store.Gate) error
 	if err != nil {
 		return err
 	}
+	// Nobody migrates another installation's store.
+	if err := d.store.CheckInstallation(ctx, d.installation); err != nil && !errors.Is(err, store.ErrOwnedByNobody) {
+		return fmt.Errorf("asking the store whose it is: %w", err)
+	}
 	if err := d.store.Migrate(ctx); err != nil {
 		return err
 	}
@@ -94,6 +98,15 @@ func (d *dependencies) prepareStore(ctx context.Context, gate *store.Gate) error
 type ids struct {
 	store *store.Store
 	gate  *store.Gate
+}
+
+// Former implements controllers.IDs.
+func (i *ids) Former(ctx context.Context) (former []string, err error) {
+	err = i.gate.Do(ctx, func(ctx context.Context) (err error) {
+		former, err = i.store.FormerInstallations(ctx)
+		return err
+	})
+	return former, err
 }
 
 // Record implements controllers.IDs.

@@ -24,8 +24,6 @@ import (
 )
 
 const (
-	// leaderElectionPrefix and the name of the release make the name of the leader's Lease.
-	leaderElectionPrefix = "whatsapp-manager-"
 	// sweepInterval is how often the heartbeats of workers that have long been dead are removed.
 	sweepInterval = 10 * time.Minute
 )
@@ -56,7 +54,7 @@ func runManager(ctx context.Context, config *managerConfig, log logr.Logger) (er
 	mgr, err := manager.New(d.rest, manager.Options{
 		Scheme: d.scheme, Logger: log, Cache: controllers.CacheOptions(config.Namespace, config.Release), Metrics: d.metricsOptions(),
 		HealthProbeBindAddress: config.HealthAddress,
-		LeaderElection:         config.LeaderElect, LeaderElectionID: leaderElectionPrefix + config.Release, LeaderElectionNamespace: config.Namespace,
+		LeaderElection:         config.LeaderElect, LeaderElectionID: membership.LeaderLeaseName(config.Release), LeaderElectionNamespace: config.Namespace,
 		LeaderElectionReleaseOnCancel: true,
 	})
 	if err != nil {

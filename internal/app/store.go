@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -27,42 +28,67 @@ func newStoreCommand() *cobra.Command {
 // made sure that the former owner is gone.
 func newAdoptCommand() *cobra.Command {
 	config := &commonConfig{}
+	var former []string
 	cmd := &cobra.Command{
 		Use:   "adopt",
 		Short: "Make the store and Redis this installation's, whosever they were",
 		Long: `Make the store and Redis this installation's, whosever they were.
 
 Use it after a move to another cluster, namespace or release, when the former
-installation is certainly gone: two installations on one store take each other's
-WhatsApp accounts.`,
+installation is gone for good: stop its manager and its workers first, because
+two connections of one account push each other out. Processes of it that still
+run end by themselves within seconds, if they reach the store or Redis.
+
+The store remembers whose it was, and the manager takes over the sessions whose
+status.installation says so. The command may be repeated.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return prepare(cmd, config.complete, config, func(ctx context.Context, log logr.Logger) (err error) {
-				f, err := openUnclaimed(ctx, config, log)
+			complete := func() error { return errors.Join(config.complete(), checkInstallationIDs(former)) }
+			return prepare(cmd, complete, config, func(ctx context.Context, log logr.Logger) (err error) {
+				d, err := openUnclaimed(ctx, config, log)
 				if err != nil {
 					return err
 				}
-				defer closing(closer(f.close), &err)
-				if err := f.openStore(ctx); err != nil {
+				defer closing(closer(d.close), &err)
+				if err := d.openStore(ctx); err != nil {
 					return err
 				}
-				if err := f.awaitStore(ctx); err != nil {
+				if err := d.awaitStore(ctx); err != nil {
 					return err
 				}
-				previous, err := f.store.Adopt(ctx, f.installation)
+				if err := d.store.Migrate(ctx); err != nil { // no manager of ours has done it: it may not before this
+					return err
+				}
+				previous, err := d.store.Adopt(ctx, d.installation, former...)
 				if err != nil {
-					return fmt.Errorf("adopting the store: %w", err)
-				}
-				if err := redis.Adopt(ctx, f.redis, f.keys, f.installation); err != nil {
 					return err
 				}
-				log.Info("Adopted", "installation", f.installation, "previous", previous)
+				if err := redis.Adopt(ctx, d.redis, d.keys, d.installation); err != nil {
+					return fmt.Errorf("%w; the store is adopted: repeat the command", err)
+				}
+				all, err := d.store.FormerInstallations(ctx)
+				if err != nil {
+					return err
+				}
+				log.Info("Adopted: the manager takes over the sessions of the former installations", "installation", d.installation, "previous", previous, "former", all)
 				return nil
 			})
 		},
 	}
 	config.bind(cmd.Flags())
+	cmd.Flags().StringSliceVar(&former, "former", nil, "id (CLUSTER/NAMESPACE/RELEASE, as status.installation has it) of an installation whose sessions are taken over, too, where the store does not remember it")
 	return cmd
+}
+
+// checkInstallationIDs refuses what can be no installation's id.
+func checkInstallationIDs(ids []string) error {
+	var errs []error
+	for _, id := range ids {
+		if parts := strings.Split(id, "/"); len(parts) != 3 || slices.Contains(parts, "") {
+			errs = append(errs, fmt.Errorf("--former is %q: copy the session's status.installation, CLUSTER/NAMESPACE/RELEASE", id))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // storeCommand completes a command that works on this installation's store.

@@ -36,10 +36,8 @@ type Renewer struct {
 	Self Member
 	// Revision, where set, is called at each renewal; see Member.Revision.
 	Revision func() int64
-	// Failing, where set, is called at each renewal; see Member.StoreFailing.
-	Failing func() (store, whatsapp bool)
-	Clock   clock.WithTicker
-	Log     logr.Logger
+	Clock    clock.WithTicker
+	Log      logr.Logger
 
 	// lease is as it was last written; nil: it must be read. One goroutine at a time uses it.
 	lease    *coordinationv1.Lease
@@ -139,9 +137,6 @@ func (r *Renewer) write(ctx context.Context) error {
 	self := r.Self
 	if r.Revision != nil {
 		self.Revision = r.Revision()
-	}
-	if r.Failing != nil {
-		self.StoreFailing, self.WhatsAppFailing = r.Failing()
 	}
 	self.Load, self.Tokens = r.load()
 	self.Draining = r.draining.Load()

@@ -17,8 +17,8 @@ type OwnedElsewhereError struct {
 
 // Error says what a person can do.
 func (e *OwnedElsewhereError) Error() string {
-	return fmt.Sprintf("StoreOwnedElsewhere: this Redis belongs to the installation %q: point this one at a Redis or a key prefix of its own, "+
-		"or, if that installation is gone, take it over with `whatsapp-operator store adopt`", e.Found)
+	return fmt.Sprintf("StoreOwnedElsewhere: this Redis belongs to the installation %q: point this one at a Redis of its own or give it a --redis-key-prefix, "+
+		"or, if the other one is gone for good and this one takes its place, say so with `whatsapp-operator store adopt`", e.Found)
 }
 
 // ClaimInstallation remembers id in a Redis that nobody owns, and returns an
@@ -38,6 +38,21 @@ func ClaimInstallation(ctx context.Context, client goredis.UniversalClient, keys
 		return fmt.Errorf("reading whose Redis this is: %w", err)
 	}
 	if found != id {
+		return &OwnedElsewhereError{Found: found}
+	}
+	return nil
+}
+
+// CheckInstallation returns an *OwnedElsewhereError where another installation is
+// remembered, and claims nothing.
+func CheckInstallation(ctx context.Context, client goredis.UniversalClient, keys Keys, id string) error {
+	found, err := client.Get(ctx, keys.Installation()).Result()
+	switch {
+	case errors.Is(err, goredis.Nil): // Redis has forgotten; who notices claims it again
+		return nil
+	case err != nil:
+		return fmt.Errorf("reading whose Redis this is: %w", err)
+	case found != id:
 		return &OwnedElsewhereError{Found: found}
 	}
 	return nil

@@ -107,7 +107,7 @@ func (NoRecord) apply(m *Machine, now time.Time) {
 		return
 	}
 	m.refused(v1alpha1.ReasonRecordMissing,
-		"the database has no record of this session; if it was restored from an older copy, delete the session and apply it again", now)
+		"the database has no record of this session, as after a restore from an older copy: its id is claimed again; scan again if the keys were lost", now)
 }
 
 // EpochBehind says that the store knows a higher epoch of the session.

@@ -1,0 +1,44 @@
+package app
+
+import (
+	"testing"
+
+	. "github.com/onsi/gomega"
+
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
+)
+
+// TestAStoreMovesToAnotherReleaseAndBack: a person adopts it while the former
+// release still runs, whose processes end; the session connects without a scan, on
+// a worker of the same name, and never twice.
+func TestAStoreMovesToAnotherReleaseAndBack(t *testing.T) {
+	s := newEnvironment(t, testenv.Postgres(t))
+	m, w := s.manager(), s.worker("worker-1")
+	s.apply("shop")
+	s.scan("shop", "+34611000003")
+	before := s.phase("shop", v1alpha1.PhaseConnected)
+	s.apply("idle", func(obj *v1alpha1.WhatsAppSession) { obj.Spec.Suspend = true })
+	s.phase("idle", v1alpha1.PhaseSuspended)
+
+	for _, release := range []string{"other", "whatsapp-operator"} {
+		s.Expect(s.asked(0, "adopt", "--release="+release)).To(ContainSubstring("Adopted"))
+		for _, former := range []*process{m, w} {
+			s.Expect(former.fails()).To(And(ContainSubstring("StoreOwnedElsewhere"), ContainSubstring("/"+release), ContainSubstring("store adopt")))
+		}
+		s.Expect(s.asked(0, "adopt", "--release="+release)).To(ContainSubstring("Adopted"), "it may be said twice")
+		m, w = s.manager("--release="+release), s.worker("worker-1", "--release="+release)
+		for _, name := range []string{"shop", "idle"} {
+			s.Eventually(func() string { return s.get(name).Status.Installation }).Should(HaveSuffix("/" + release))
+		}
+		after := s.phase("shop", v1alpha1.PhaseConnected)
+		s.Expect(after.Status.JID).To(Equal(before.Status.JID))
+		s.Expect(after.Status.Epoch).To(BeNumerically(">", before.Status.Epoch))
+		s.phase("idle", v1alpha1.PhaseSuspended)
+		before = after
+	}
+	s.Expect(s.asked(1, "adopt", "--former=nonsense")).To(ContainSubstring("CLUSTER/NAMESPACE/RELEASE"))
+
+	s.Expect(s.client.Delete(t.Context(), s.get("shop"))).To(Succeed())
+	s.gone("shop")
+}
