@@ -118,7 +118,7 @@ func run(ctx context.Context, o options) (err error) {
 			return err
 		}
 	}
-	b.RSSRatio, b.IdleCPURatio, b.SlopeRatio = b.RSS/b.BareRSS, b.IdleCPU/b.BareIdleCPU, b.Slope/b.BareSlope
+	b.RSSRatio, b.IdleCPURatio, b.SlopeRatio = ratio(b.RSS, b.BareRSS), ratio(b.IdleCPU, b.BareIdleCPU), ratio(b.Slope, b.BareSlope)
 	doubled, err := b.control.Doubled(ctx)
 	if err != nil {
 		return fmt.Errorf("asking for doubled connections: %w", err)
@@ -128,11 +128,19 @@ func run(ctx context.Context, o options) (err error) {
 	return benchenv.Write(o.out, b.result)
 }
 
+// ratio is 0 where a run was too short to measure anything of the bare clients.
+func ratio(ours, bare float64) float64 {
+	if bare == 0 {
+		return 0
+	}
+	return ours / bare
+}
+
 func (r result) show() {
 	fmt.Printf("\n%d sessions, SQLite, one simulator, one run\n\n", r.Sessions)
 	fmt.Printf("%-36s %12s %12s %8s %8s\n", "", "worker", "bare", "ratio", "target")
 	row := func(name, format string, ours, bare float64, target string) {
-		fmt.Printf("%-36s %12s %12s %8.2f %8s\n", name, fmt.Sprintf(format, ours), fmt.Sprintf(format, bare), ours/bare, target)
+		fmt.Printf("%-36s %12s %12s %8.2f %8s\n", name, fmt.Sprintf(format, ours), fmt.Sprintf(format, bare), ratio(ours, bare), target)
 	}
 	row("resident memory, MB", "%.1f", r.RSS, r.BareRSS, "1.15")
 	row("  bare with the same GOGC", "%.1f", r.RSS, r.BareRSSSameGC, "")

@@ -37,6 +37,9 @@ func Main() int {
 	}
 	root.AddCommand(newManagerCommand(), newWorkerCommand(), newSimulatorCommand(), newStoreCommand(), newVersionCommand())
 	root.AddCommand(demoCommands()...)
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return fmt.Errorf("%w: `%s --help` lists the flags", err, cmd.CommandPath())
+	})
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "whatsapp-operator:", err)
 		return 1
@@ -59,7 +62,7 @@ func newVersionCommand() *cobra.Command {
 // prepare reads the configuration, says what it is, and runs a command with a logger.
 func prepare(cmd *cobra.Command, complete func() error, config *commonConfig, run func(context.Context, logr.Logger) error) error {
 	if err := errors.Join(fromEnvironment(cmd.Flags()), complete()); err != nil {
-		return fmt.Errorf("the configuration is not right:\n%w", err)
+		return fmt.Errorf("the configuration is wrong:\n%w", err)
 	}
 	log := zap.New(zap.Level(zapcore.Level(-config.Verbosity)), zap.JSONEncoder(), zap.StacktraceLevel(zapcore.PanicLevel))
 	ctrl.SetLogger(log)

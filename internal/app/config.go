@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
@@ -76,28 +77,40 @@ func (c *commonConfig) bind(f *pflag.FlagSet) {
 // complete fills in what flags cannot hold themselves, and returns all that is wrong.
 func (c *commonConfig) complete() error {
 	c.Redis.Mode, c.Redis.Durability = redis.Mode(c.redisMode), redis.DurabilityMode(c.redisDurability)
-	errs := []error{c.Redis.Validate()}
+	var p problems
+	p.join(c.Redis.Validate())
+	if c.Kubeconfig != "" {
+		p.file("kubeconfig", c.Kubeconfig)
+	}
 	if c.Namespace == "" {
-		errs = append(errs, errors.New("the operator's namespace is not known: set --namespace"))
+		p.add("the operator's namespace is not known: set --namespace")
+	} else if len(validation.IsDNS1123Label(c.Namespace)) > 0 {
+		p.add("--namespace is %q: give the name of a namespace, lower case letters, digits and '-'", c.Namespace)
 	}
 	if !releaseRule.MatchString(c.Release) {
-		errs = append(errs, fmt.Errorf("--release is %q: choose a name of at most 53 lower case letters, digits and '-', which begins with a letter or digit and ends with one", c.Release))
+		p.add("--release is %q: choose a name of at most 53 lower case letters, digits and '-', which begins with a letter or digit and ends with one", c.Release)
 	}
+	p.listenAddress("metrics-bind-address", c.MetricsAddress)
+	p.listenAddress("health-bind-address", c.HealthAddress)
+	within(&p, "verbosity", c.Verbosity, 0, 10)
+	within(&p, "start-timeout", c.StartTimeout, time.Second, time.Hour)
+	within(&p, "redis-db", c.Redis.DB, 0, 1_000_000)
+	within(&p, "store-max-connections", c.StoreConns, 0, 10_000)
 	switch {
 	case c.StoreURL == "" && c.StoreURLFile == "":
-		errs = append(errs, errors.New("no database for the device keys is given: set --store or --store-file"))
+		p.add("no database for the device keys is given: set --store or --store-file")
 	case c.StoreURL != "" && c.StoreURLFile != "":
-		errs = append(errs, errors.New("--store and --store-file are both given: keep one"))
+		p.add("--store and --store-file are both given: keep one")
 	case holdsPassword(c.StoreURL):
-		errs = append(errs, errors.New("--store holds a password, which everybody who may list processes can read: put the URL into a file and name it with --store-file"))
+		p.add("--store holds a password, which everybody who may list processes can read: put the URL into a file and name it with --store-file")
 	default:
-		store, err := c.storeConfig()
+		config, err := c.storeConfig()
 		if err == nil {
-			err = store.Validate()
+			err = config.Validate()
 		}
-		errs = append(errs, err)
+		p.join(err)
 	}
-	return errors.Join(errs...)
+	return p.err()
 }
 
 // holdsPassword errs on the side of caution: what cannot be parsed and has an @ may hold one.
@@ -182,20 +195,14 @@ func (c *managerConfig) bind(f *pflag.FlagSet) {
 }
 
 func (c *managerConfig) complete() error {
-	errs := []error{c.commonConfig.complete(), c.Laravel.Validate()}
-	if c.BatchSize < 1 || c.BatchSize > 1000 {
-		errs = append(errs, fmt.Errorf("--batch-size is %d: choose 1 to 1000", c.BatchSize))
-	}
-	if c.Parallel < 1 || c.Parallel > 64 {
-		errs = append(errs, fmt.Errorf("--laravel-max-requests is %d: choose 1 to 64", c.Parallel))
-	}
-	if c.RebalanceInterval < time.Second {
-		errs = append(errs, fmt.Errorf("--rebalance-interval is %s: choose at least 1s, or switch it off with --rebalance=false", c.RebalanceInterval))
-	}
-	if c.RebalanceAfter < 0 {
-		errs = append(errs, fmt.Errorf("--rebalance-after is %s: choose 0 or more", c.RebalanceAfter))
-	}
-	return errors.Join(errs...)
+	var p problems
+	p.join(c.commonConfig.complete(), c.Laravel.Validate())
+	within(&p, "laravel-timeout", c.Laravel.Timeout, 100*time.Millisecond, 10*time.Minute)
+	within(&p, "batch-size", c.BatchSize, 1, 1000)
+	within(&p, "laravel-max-requests", c.Parallel, 1, 64)
+	within(&p, "rebalance-interval", c.RebalanceInterval, time.Second, 24*time.Hour) // --rebalance=false switches it off
+	within(&p, "rebalance-after", c.RebalanceAfter, 0, 24*time.Hour)
+	return p.err()
 }
 
 // rebalanceInterval is the pace of the rebalancing; zero: it is off.
@@ -260,41 +267,51 @@ func (c *workerConfig) bind(f *pflag.FlagSet) {
 // of the names of Leases, and a label's value.
 var releaseRule = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,51}[a-z0-9])?$`)
 
-// nameRule is what Kubernetes allows as the name of a pod.
-var nameRule = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$`)
-
 func (c *workerConfig) complete() error {
-	errs := []error{c.commonConfig.complete(), c.WhatsApp.Validate()}
-	wrong := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-	if !nameRule.MatchString(c.Name) {
-		wrong("--name is %q: it must be the name of a pod, lower case letters, digits, '-' and '.'", c.Name)
+	var p problems
+	p.join(c.commonConfig.complete(), c.WhatsApp.Validate())
+	if len(validation.IsDNS1123Subdomain(c.Name)) > 0 {
+		p.add("--name is %q: it must be the name of a pod, lower case letters, digits, '-' and '.'", c.Name)
+	}
+	if len(validation.IsDNS1123Subdomain(c.ServiceAccount)) > 0 {
+		p.add("--service-account is %q: give the name of a service account, lower case letters, digits, '-' and '.'", c.ServiceAccount)
 	}
 	if c.StateDir == "" {
-		wrong("--state-dir is empty: name a folder of this worker alone")
+		p.add("--state-dir is empty: name a folder of this worker alone")
+	} else if info, err := os.Stat(c.StateDir); err == nil && !info.IsDir() {
+		p.add("--state-dir is %q, which is a file: name a folder of this worker alone", c.StateDir)
 	}
-	if c.Pool == "" {
-		wrong("--pool is empty: name the pool")
+	// It is compared with a label of namespaces, and is a label of the worker's Lease.
+	if c.Pool == "" || len(validation.IsValidLabelValue(c.Pool)) > 0 {
+		p.add("--pool is %q: choose a name of at most 63 letters, digits, '-', '_' and '.', which begins and ends with a letter or digit", c.Pool)
 	}
-	if c.Capacity < 1 || c.Capacity > 1_000_000 {
-		wrong("--capacity is %d: choose 1 to 1000000", c.Capacity)
-	}
-	if c.Pace.LoginsPerSecond <= 0 || c.Pace.PairingsPerSecond <= 0 || c.Pace.LoginBurst < 1 || c.Pace.PairingBurst < 1 {
-		wrong("the pace of logins and pairings must be above zero")
-	}
+	within(&p, "capacity", c.Capacity, 1, 1_000_000)
 	if c.Revision < 0 {
-		wrong("--revision is %d: choose 0 or more", c.Revision)
+		p.add("--revision is %d: choose 0 or more", c.Revision)
 	}
-	if q := c.Quarantine; q.After < 1 || q.First < time.Second || q.Most < q.First {
-		wrong("the quarantine must begin after at least 1 failure (--quarantine-after) and last at least 1s (--quarantine-first), at most --quarantine-most, which is not shorter")
+	if c.PodUID != "" && !podUIDRule.MatchString(c.PodUID) {
+		p.add("--pod-uid is %q: give metadata.uid of the worker's pod, for example by the downward API", c.PodUID)
 	}
-	if o := c.Outdated; o.Sessions < 1 || o.Within < time.Second || o.Pause < time.Second {
-		wrong("--outdated-sessions must be at least 1, --outdated-within and --outdated-pause at least 1s")
+	within(&p, "drain-timeout", c.DrainTimeout, time.Second, time.Hour)
+	within(&p, "gc-percent", c.GCPercent, 1, 10_000)
+	within(&p, "logins-per-second", c.Pace.LoginsPerSecond, 0.001, 10_000)
+	within(&p, "login-burst", c.Pace.LoginBurst, 1, 100_000)
+	within(&p, "pairings-per-second", c.Pace.PairingsPerSecond, 0.001, 10_000)
+	within(&p, "pairing-burst", c.Pace.PairingBurst, 1, 100_000)
+	within(&p, "quarantine-after", c.Quarantine.After, 1, 10_000)
+	within(&p, "quarantine-first", c.Quarantine.First, time.Second, 30*24*time.Hour)
+	within(&p, "quarantine-most", c.Quarantine.Most, time.Second, 30*24*time.Hour)
+	if c.Quarantine.Most < c.Quarantine.First {
+		p.add("--quarantine-most is %s, which is shorter than --quarantine-first, %s: choose at least as long", c.Quarantine.Most, c.Quarantine.First)
 	}
-	if c.DrainTimeout < time.Second {
-		wrong("--drain-timeout is %s: choose at least 1s", c.DrainTimeout)
-	}
-	return errors.Join(errs...)
+	within(&p, "outdated-sessions", c.Outdated.Sessions, 1, 1_000_000)
+	within(&p, "outdated-within", c.Outdated.Within, time.Second, 24*time.Hour)
+	within(&p, "outdated-pause", c.Outdated.Pause, time.Second, 24*time.Hour)
+	return p.err()
 }
+
+// podUIDRule is what a UID of Kubernetes may look like.
+var podUIDRule = regexp.MustCompile(`^[A-Za-z0-9-]{1,64}$`)
 
 // fromEnvironment sets every flag that the command line does not from its
 // variable, and returns all that cannot be set.

@@ -2,6 +2,7 @@ package app
 
 import (
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"os"
 
@@ -27,6 +28,9 @@ connections, and injects faults; docs/simulate.md lists its paths.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := fromEnvironment(cmd.Flags()); err != nil {
 				return err
+			}
+			if caOut != "" && !options.TLS {
+				return errors.New("--ca-out is given without --tls, and there is no authority: set --tls too, or leave it out")
 			}
 			options.Logger = zap.New(zap.JSONEncoder())
 			if seed != "" {

@@ -1,0 +1,212 @@
+package app
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	. "github.com/onsi/gomega"
+	"github.com/spf13/pflag"
+)
+
+// takesAnything are the flags of which no value that can be parsed is wrong, and why.
+var takesAnything = map[string]string{
+	"allow-volatile-redis":  "a bool",
+	"redis-tls":             "a bool",
+	"leader-elect":          "a bool",
+	"rebalance":             "a bool",
+	"insecure-laravel-http": "a bool",
+}
+
+// wrongValue is a value that a command must refuse at its start.
+type wrongValue struct {
+	flag, value string
+	// says is part of the sentence; empty: the name of the flag.
+	says string
+	// with are other flags that the value is wrong with.
+	with []string
+}
+
+var wrongForBoth = []wrongValue{
+	{flag: "kubeconfig", value: "/does/not/exist"},
+	{flag: "namespace", value: "", says: "set --namespace"},
+	{flag: "namespace", value: "Not_A_Namespace"},
+	{flag: "release", value: ""},
+	{flag: "release", value: "My Release"},
+	{flag: "release", value: strings.Repeat("a", 54)},
+	{flag: "metrics-bind-address", value: ""},
+	{flag: "metrics-bind-address", value: "8080"},
+	{flag: "metrics-bind-address", value: ":http"},
+	{flag: "health-bind-address", value: ":65536"},
+	{flag: "verbosity", value: "-1"},
+	{flag: "verbosity", value: "11"},
+	{flag: "start-timeout", value: "0s"},
+	{flag: "start-timeout", value: "2h"},
+	{flag: "redis", value: "redis://user:hunter2@host", says: "host:port"},
+	{flag: "redis", value: "host", says: "host:port"},
+	{flag: "redis", value: "host:0", says: "host:port"},
+	{flag: "redis-mode", value: "single", says: "standalone, sentinel or cluster"},
+	{flag: "redis-mode", value: "sentinel", says: "the name by which the Sentinels know the master"},
+	{flag: "redis-master-name", value: "main", says: "mode sentinel"},
+	{flag: "redis-db", value: "-1", says: "negative"},
+	{flag: "redis-db", value: "1000001"},
+	{flag: "redis-db", value: "1", says: "database 0", with: []string{"--redis-mode=cluster"}},
+	{flag: "redis-username", value: "app", says: "password file"},
+	{flag: "redis-password-file", value: "/does/not/exist", says: "/does/not/exist"},
+	{flag: "redis-sentinel-username", value: "app", says: "Sentinels"},
+	{flag: "redis-sentinel-password-file", value: "/does/not/exist", says: "/does/not/exist"},
+	{flag: "redis-ca-file", value: "/does/not/exist", says: "/does/not/exist"},
+	{flag: "redis-key-prefix", value: "two words", says: "key prefix"},
+	{flag: "redis-key-prefix", value: "a{b}", says: "key prefix"},
+	{flag: "redis-durability", value: "always", says: "auto, none, replica or fsync"},
+	{flag: "store", value: "", says: "set --store or --store-file"},
+	{flag: "store", value: "mysql://host/db", says: "the URL of the store must be"},
+	{flag: "store", value: "postgres://user:hunter2@host/db", says: "--store holds a password"},
+	{flag: "store-file", value: "/does/not/exist", with: []string{"--store="}},
+	{flag: "store-file", value: "/does/not/exist", says: "both given"},
+	{flag: "store-max-connections", value: "-1"},
+	{flag: "store-max-connections", value: "10001"},
+}
+
+var wrongForManager = []wrongValue{
+	{flag: "laravel-url", value: "", says: "URL of Laravel"},
+	{flag: "laravel-url", value: "gopher://host", says: "URL of Laravel"},
+	{flag: "laravel-url", value: "http://example.com", says: "https"},
+	{flag: "laravel-url", value: "https://user:hunter2@host", says: "holds a user or a password"},
+	{flag: "laravel-qr-path", value: "qr", says: "a path of Laravel"},
+	{flag: "laravel-qr-path", value: "/whatsapp/status/batch", says: "are the same"},
+	{flag: "laravel-status-path", value: "//host/x", says: "a path of Laravel"},
+	{flag: "laravel-token-file", value: "", says: "bearer token"},
+	{flag: "laravel-token-file", value: "/does/not/exist", says: "/does/not/exist"},
+	{flag: "laravel-signing-secret-file", value: "/does/not/exist", says: "/does/not/exist"},
+	{flag: "laravel-timeout", value: "-1s"},
+	{flag: "laravel-timeout", value: "1ms"},
+	{flag: "laravel-timeout", value: "1h"},
+	{flag: "laravel-ca-file", value: "/does/not/exist", says: "/does/not/exist"},
+	{flag: "batch-size", value: "0"},
+	{flag: "batch-size", value: "1001"},
+	{flag: "laravel-max-requests", value: "0"},
+	{flag: "laravel-max-requests", value: "65"},
+	{flag: "rebalance-interval", value: "0s"},
+	{flag: "rebalance-interval", value: "48h"},
+	{flag: "rebalance-after", value: "-1s"},
+	{flag: "rebalance-after", value: "48h"},
+}
+
+var wrongForWorker = []wrongValue{
+	{flag: "name", value: ""},
+	{flag: "name", value: "Worker_1"},
+	{flag: "service-account", value: "name space"},
+	{flag: "state-dir", value: ""},
+	{flag: "state-dir", value: "config_test.go"},
+	{flag: "pool", value: ""},
+	{flag: "pool", value: "two words"},
+	{flag: "pool", value: "-a"},
+	{flag: "pool", value: strings.Repeat("a", 64)},
+	{flag: "capacity", value: "0"},
+	{flag: "capacity", value: "1000001"},
+	{flag: "revision", value: "-1"},
+	{flag: "pod-uid", value: "a b"},
+	{flag: "drain-timeout", value: "0s"},
+	{flag: "drain-timeout", value: "2h"},
+	{flag: "gc-percent", value: "0"},
+	{flag: "gc-percent", value: "-1"},
+	{flag: "gc-percent", value: "10001"},
+	{flag: "logins-per-second", value: "0"},
+	{flag: "logins-per-second", value: "NaN"},
+	{flag: "logins-per-second", value: "+Inf"},
+	{flag: "login-burst", value: "0"},
+	{flag: "login-burst", value: "100001"},
+	{flag: "pairings-per-second", value: "-1"},
+	{flag: "pairings-per-second", value: "NaN"},
+	{flag: "pairing-burst", value: "0"},
+	{flag: "pairing-burst", value: "100001"},
+	{flag: "quarantine-after", value: "0"},
+	{flag: "quarantine-first", value: "0s"},
+	{flag: "quarantine-first", value: "48h", says: "--quarantine-most is"},
+	{flag: "quarantine-most", value: "1s", says: "--quarantine-most is"},
+	{flag: "quarantine-most", value: "10000h"},
+	{flag: "outdated-sessions", value: "0"},
+	{flag: "outdated-within", value: "0s"},
+	{flag: "outdated-within", value: "25h"},
+	{flag: "outdated-pause", value: "0s"},
+	{flag: "outdated-pause", value: "25h"},
+	{flag: "device-name", value: strings.Repeat("x", 51)},
+	{flag: "whatsapp-endpoint", value: "https://host"},
+	{flag: "whatsapp-noise-root", value: "00"},
+	{flag: "whatsapp-ca-file", value: "/does/not/exist", says: "--whatsapp-ca-file is only for"},
+}
+
+// TestEveryFlagIsChecked walks the flags of both commands: each is refused with a
+// sentence where its value is wrong, or is one that cannot be.
+func TestEveryFlagIsChecked(t *testing.T) {
+	dir := t.TempDir()
+	secret := filepath.Join(dir, "secret")
+	NewWithT(t).Expect(os.WriteFile(secret, []byte(signingSecret), 0o600)).To(Succeed())
+	common := []string{"--kubeconfig=", "--namespace=ops", "--store=sqlite:" + filepath.Join(dir, "keys.db")}
+	commands := []struct {
+		name  string
+		right []string
+		wrong []wrongValue
+		make  func() (*pflag.FlagSet, func() error)
+	}{
+		{
+			"manager", append([]string{"--laravel-url=https://example.com", "--laravel-token-file=" + secret, "--laravel-signing-secret-file=" + secret}, common...),
+			append(wrongForManager, wrongForBoth...),
+			func() (*pflag.FlagSet, func() error) {
+				c, f := &managerConfig{}, pflag.NewFlagSet("manager", pflag.ContinueOnError)
+				c.bind(f)
+				return f, c.complete
+			},
+		},
+		{
+			"worker", append([]string{"--name=worker-1", "--state-dir=" + dir}, common...),
+			append(wrongForWorker, wrongForBoth...),
+			func() (*pflag.FlagSet, func() error) {
+				c, f := &workerConfig{}, pflag.NewFlagSet("worker", pflag.ContinueOnError)
+				c.bind(f)
+				return f, c.complete
+			},
+		},
+	}
+	for _, command := range commands {
+		t.Run(command.name, func(t *testing.T) {
+			g := NewWithT(t)
+			complete := func(args ...string) error {
+				f, complete := command.make()
+				g.Expect(f.Parse(append(command.right[:len(command.right):len(command.right)], args...))).To(Succeed())
+				return complete()
+			}
+			g.Expect(complete()).To(Succeed())
+
+			tried := map[string]bool{}
+			var together []string
+			for _, wrong := range command.wrong {
+				tried[wrong.flag] = true
+				says := wrong.says
+				if says == "" {
+					says = "--" + wrong.flag
+				}
+				err := complete(append([]string{"--" + wrong.flag + "=" + wrong.value}, wrong.with...)...)
+				g.Expect(err).To(MatchError(ContainSubstring(says)), "--%s=%s", wrong.flag, wrong.value)
+				g.Expect(err.Error()).NotTo(ContainSubstring("hunter2"))
+				if wrong.says == "" && wrong.with == nil {
+					together = append(together, "--"+wrong.flag+"="+wrong.value)
+				}
+			}
+			err := complete(together...)
+			for _, arg := range together {
+				flag, _, _ := strings.Cut(arg, "=")
+				g.Expect(err).To(MatchError(ContainSubstring(flag)), "all that is wrong is said at once")
+			}
+
+			f, _ := command.make()
+			f.VisitAll(func(flag *pflag.Flag) {
+				_, anything := takesAnything[flag.Name]
+				g.Expect(tried[flag.Name] || anything).To(BeTrue(), "--%s is in no table of wrong values", flag.Name)
+				g.Expect(flag.Usage).NotTo(BeEmpty(), flag.Name)
+			})
+		})
+	}
+}
