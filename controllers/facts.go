@@ -13,10 +13,6 @@ import (
 )
 
 const (
-	// logoutTimeout is how long the logout of a deleted session is tried (DESIGN section 2).
-	logoutTimeout = 5 * time.Minute
-	// restartInterval bounds how often restartedAt counts.
-	restartInterval = time.Minute
 	// maxReason bounds status.lastDisconnectReason.
 	maxReason = 512
 )
@@ -75,6 +71,7 @@ func unheldFacts(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatu
 
 // unheldStatus is the status of a session that nobody holds and that is not being deleted.
 func unheldStatus(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, now time.Time) v1alpha1.WhatsAppSessionStatus {
+	next = session.ClampTimes(s, next, 0, now)
 	if s.Spec.Suspend {
 		next = session.Suspend(next)
 	}
@@ -131,7 +128,7 @@ func wantsWorker(s *v1alpha1.WhatsAppSession, installation string, now time.Time
 		return false
 	case !s.DeletionTimestamp.IsZero():
 		return s.Spec.DeletionPolicy != v1alpha1.DeletionRetain && s.Status.JID != "" &&
-			now.Before(s.DeletionTimestamp.Add(logoutTimeout)) && !deletionDecided(s)
+			now.Before(s.DeletionTimestamp.Add(session.LogoutTimeout)) && !deletionDecided(s)
 	default:
 		return !s.Spec.Suspend
 	}

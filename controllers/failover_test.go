@@ -16,6 +16,7 @@ import (
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/membership"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
 )
 
@@ -154,7 +155,7 @@ func TestADeletedSessionWhoseHolderDies(t *testing.T) {
 
 	t.Log("and whose successor dies, too, when the time for the logout is over")
 	w.hold(logout, "worker-b")
-	w.late(logoutTimeout)
+	w.late(session.LogoutTimeout)
 	w.worker("worker-b")
 	w.dies("worker-b")
 	w.gone(logout)

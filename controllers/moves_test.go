@@ -65,6 +65,44 @@ func TestARefusedMoveIsSaidOnce(t *testing.T) {
 	w.Expect(w.workers(sessions)).To(Equal(map[string]int{"worker-a": 1}))
 }
 
+func TestAnEpochAheadOfTheClockKeepsNoSessionFromMoving(t *testing.T) {
+	t.Parallel()
+	w := newEnv(t)
+	sessions := w.held(1)
+	next := *sessions[0].Status.DeepCopy()
+	next.Epoch = w.clock.Now().Add(5 * time.Hour).Unix() // of a manager whose clock was wrong
+	w.Expect(patchStatus(t.Context(), k8s, &sessions[0], next)).To(Succeed())
+	r := w.bare(seeing(&sessions, interceptor.Funcs{}))
+	w.lease(r, "worker-a")
+	w.lease(r, "worker-b")
+	run := func(to string) time.Duration {
+		w.edit(&sessions[0], func(s *v1alpha1.WhatsAppSession) { wants(s, to) })
+		now, err := w.get(&sessions[0])
+		w.Expect(err).NotTo(HaveOccurred())
+		if taken := *now.Status.DeepCopy(); taken.HeldBy != taken.Worker { // its worker has taken it
+			taken.HeldBy = taken.Worker
+			w.Expect(patchStatus(t.Context(), k8s, now, taken)).To(Succeed())
+		}
+		sessions[0] = *now
+		result, err := r.Reconcile(t.Context(), everything)
+		w.Expect(err).NotTo(HaveOccurred())
+		return result.RequeueAfter
+	}
+	run("worker-b")
+	w.Expect(w.workers(sessions)).To(Equal(map[string]int{"worker-b": 1}))
+
+	t.Log("but not twice within a minute")
+	w.Expect(run("worker-a")).To(BeNumerically("<=", placement.MoveInterval))
+	w.Expect(w.workers(sessions)).To(Equal(map[string]int{"worker-b": 1}))
+	w.clock.SetTime(w.clock.Now().Add(placement.MoveInterval))
+	for _, name := range []string{"worker-a", "worker-b"} {
+		r.members.observe(w.leaseOf(name))
+	}
+	run("worker-a")
+	w.Expect(w.workers(sessions)).To(Equal(map[string]int{"worker-a": 1}))
+	w.Expect(r.placed).To(HaveLen(1))
+}
+
 func TestADrainMovesInWaves(t *testing.T) {
 	t.Parallel()
 	const n = placement.DefaultWave + 15

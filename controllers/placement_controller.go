@@ -96,6 +96,9 @@ type placementReconciler struct {
 	rebalanced map[string]time.Time
 	// declined are the values of move-to that were reported as impossible.
 	declined map[types.UID]string
+	// placed is when sessions were placed whose epoch is ahead of the clock, for as long as
+	// placement.MoveInterval.
+	placed map[types.UID]time.Time
 	// invalidLimits are the values of max-sessions that are no numbers, by namespace, so that
 	// each is logged once.
 	invalidLimits map[string]string
@@ -153,7 +156,7 @@ func newPlacementReconciler(o PlacementOptions, c client.Client, direct client.R
 		PlacementOptions: o, client: c, direct: direct, events: recorder,
 		members: &members{clock: o.Clock, log: o.Log, known: map[string]knownMember{}},
 		changed: make(chan event.GenericEvent),
-		assumed: map[types.UID]assumption{}, since: map[types.UID]time.Time{}, invalidLimits: map[string]string{},
+		assumed: map[types.UID]assumption{}, since: map[types.UID]time.Time{}, invalidLimits: map[string]string{}, placed: map[types.UID]time.Time{},
 		failing: map[types.UID]failure{}, lost: map[string]bool{}, rebalanced: map[string]time.Time{}, declined: map[types.UID]string{},
 	}
 }
@@ -345,7 +348,7 @@ func (r *placementReconciler) snapshot(ctx context.Context, now time.Time) (out 
 			Worker: worker, HeldBy: heldBy, Lost: lost, Since: r.since[s.UID],
 			Wanted: wantsWorker(s, r.Installation, now), Urgent: !s.DeletionTimestamp.IsZero(),
 			Paired: s.Status.JID != "", Idle: status.Kept(s.Status.Phase), Connected: connectedSince(s),
-			MoveTo: s.Annotations[v1alpha1.MoveToAnnotation], Placed: time.Unix(s.Status.Epoch, 0), // DESIGN section 3.8
+			MoveTo: s.Annotations[v1alpha1.MoveToAnnotation], Placed: r.placedAt(s, now),
 		}
 	}
 	r.assumed = assumed
@@ -355,6 +358,17 @@ func (r *placementReconciler) snapshot(ctx context.Context, now time.Time) (out 
 		}
 	}
 	return out, again, nil
+}
+
+// placedAt is when the session was placed last, which its epoch says (DESIGN section
+// 3.8). An epoch that is ahead of this clock, of a manager whose clock was wrong or of
+// a restored store, says nothing of that: a person could not move such a session for
+// hours. Then only what this process has done itself is known.
+func (r *placementReconciler) placedAt(s *v1alpha1.WhatsAppSession, now time.Time) time.Time {
+	if at := time.Unix(s.Status.Epoch, 0); !at.After(now) {
+		return at
+	}
+	return r.placed[s.UID]
 }
 
 // connectedSince is since when the session is connected; zero: it is not.
@@ -405,6 +419,7 @@ func (r *placementReconciler) reportLostWorkers(snapshot placement.Snapshot) {
 func (r *placementReconciler) limit(ns *metav1.PartialObjectMetadata) *int {
 	text, ok := ns.Annotations[v1alpha1.MaxSessionsAnnotation]
 	if !ok {
+		delete(r.invalidLimits, ns.Name)
 		return nil
 	}
 	limit, err := strconv.Atoi(text)
@@ -448,7 +463,8 @@ var declines = map[placement.Decline]string{
 	placement.DeclinedFull:     "which is full: the session moves when there is room",
 }
 
-// remember keeps since when each session has wanted a worker, and when each pool was rebalanced.
+// remember keeps since when each session has wanted a worker, and when each pool was
+// rebalanced, and drops what no plan needs any more.
 func (r *placementReconciler) remember(snapshot placement.Snapshot, plan placement.Plan, now time.Time) {
 	since := map[types.UID]time.Time{}
 	keep := func(s *placement.Session) {
@@ -471,6 +487,16 @@ func (r *placementReconciler) remember(snapshot placement.Snapshot, plan placeme
 		}
 	}
 	r.since = since
+	for name := range r.invalidLimits {
+		if _, found := snapshot.Namespaces[name]; !found {
+			delete(r.invalidLimits, name)
+		}
+	}
+	for uid, at := range r.placed {
+		if now.Sub(at) >= placement.MoveInterval {
+			delete(r.placed, uid)
+		}
+	}
 	for pool, last := range r.rebalanced { // one that is older than the pace says nothing any more
 		if now.Sub(last) >= r.RebalanceInterval {
 			delete(r.rebalanced, pool)
@@ -520,6 +546,9 @@ func (r *placementReconciler) carryOut(ctx context.Context, snapshot placement.S
 		switch {
 		case w.err == nil && w.assume.epoch != 0:
 			r.assumed[uid] = w.assume
+			if w.assume.epoch > now.Unix() {
+				r.placed[uid] = now
+			}
 		case apierrors.IsConflict(w.err), apierrors.IsNotFound(w.err), errors.Is(w.err, errNotDead):
 			conflicts = true
 			metrics.Placement("conflict")

@@ -11,6 +11,7 @@ import (
 	. "github.com/onsi/gomega"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
@@ -343,6 +344,64 @@ func TestMembers(t *testing.T) {
 	g.Expect(m.observe(leaseOf(start.Add(time.Hour)))).To(BeTrue(), "renewed by a clock that is ahead")
 	clock.Step(16 * time.Second)
 	g.Expect(live()).To(BeFalse(), "which does not let it live longer")
+}
+
+func TestPlacementForgetsWhatIsGone(t *testing.T) {
+	t.Parallel()
+	w := newEnv(t)
+	sessions := w.held(1)
+	quicker := true // somebody else's write comes first
+	r := w.bare(seeing(&sessions, interceptor.Funcs{
+		SubResourcePatch: func(ctx context.Context, c client.Client, sub string, obj client.Object, patch client.Patch, o ...client.SubResourcePatchOption) error {
+			if quicker {
+				return apierrors.NewConflict(v1alpha1.GroupVersion.WithResource("whatsappsessions").GroupResource(), obj.GetName(), errors.New("stale"))
+			}
+			return c.SubResource(sub).Patch(ctx, obj, patch, o...)
+		},
+	}))
+	w.lease(r, "worker-b")
+	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
+		GenerateName: "gone-", Annotations: map[string]string{v1alpha1.MaxSessionsAnnotation: "many"},
+	}}
+	w.Expect(k8s.Create(t.Context(), ns)).To(Succeed())
+	w.deaths.say("worker-a", true)
+	r.rebalanced["gone"] = w.clock.Now().Add(-time.Hour)
+	r.placed["gone"] = w.clock.Now().Add(-time.Hour)
+	run := func() {
+		_, err := r.Reconcile(t.Context(), everything)
+		w.Expect(err).NotTo(HaveOccurred())
+	}
+	run()
+	w.Expect(r.invalidLimits).To(HaveKey(ns.Name))
+	w.Expect(r.lost).To(HaveKey("worker-a"))
+	w.Expect(r.rebalanced).To(BeEmpty())
+
+	t.Log("a blind observer is no second death")
+	reported := func() int { return len(r.events.(*events.FakeRecorder).Events) }
+	before := reported()
+	w.deaths.say("worker-a", false)
+	run()
+	w.deaths.say("worker-a", true)
+	run()
+	w.Expect(reported()).To(Equal(before))
+	quicker = false
+	run()
+	w.Expect(w.workers(sessions)).To(Equal(map[string]int{"worker-b": 1}))
+
+	sessions = nil
+	ns.Annotations = nil
+	w.Expect(k8s.Update(t.Context(), ns)).To(Succeed())
+	run()
+	w.Expect(r.invalidLimits).NotTo(HaveKey(ns.Name))
+	w.Expect(r.lost).To(BeEmpty())
+	w.Expect(r.placed).NotTo(HaveKey(types.UID("gone")))
+	w.Expect(r.assumed).To(BeEmpty())
+	w.Expect(r.since).To(BeEmpty())
+	w.Expect(r.failing).To(BeEmpty())
+
+	r.invalidLimits["deleted"] = "many" // a namespace that is gone with its annotation
+	run()
+	w.Expect(r.invalidLimits).NotTo(HaveKey("deleted"))
 }
 
 func TestUntilFirst(t *testing.T) {

@@ -11,7 +11,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/resourceversion"
 	"k8s.io/client-go/tools/events"
@@ -31,6 +30,7 @@ import (
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
 )
 
@@ -469,7 +469,7 @@ func (r *SessionReconciler) updateStatus(ctx context.Context, s *v1alpha1.WhatsA
 	case epochBehind(next):
 		next.Epoch = nextEpoch(next, now)
 	}
-	restarted := false
+	restarted := session.RestartNone
 	if next.HeldBy == "" {
 		next, again, restarted = restart(s, next, now)
 		next = unheldStatus(s, next, now)
@@ -484,7 +484,9 @@ func (r *SessionReconciler) updateStatus(ctx context.Context, s *v1alpha1.WhatsA
 	switch {
 	case was.SessionID == "":
 		log.V(1).Info("The session holds its id")
-	case restarted:
+	case restarted == session.RestartBanned:
+		r.recordEvent(ctx, s, corev1.EventTypeWarning, v1alpha1.ReasonBanned, session.RestartBannedMessage(next))
+	case restarted == session.RestartDone:
 		log.Info("Restarted")
 		r.recordEvent(ctx, s, corev1.EventTypeNormal, v1alpha1.ReasonRestarted, "restartedAt changed: the session begins anew when it is placed")
 	case next.Phase == v1alpha1.PhaseSuspended && was.Phase != v1alpha1.PhaseSuspended:
@@ -498,24 +500,19 @@ func (r *SessionReconciler) updateStatus(ctx context.Context, s *v1alpha1.WhatsA
 
 // restart acts upon restartedAt for a session that rests and that no worker is
 // to take: a worker that takes it sees the annotation itself.
-func restart(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, now time.Time) (v1alpha1.WhatsAppSessionStatus, time.Duration, bool) {
-	if !s.RestartWanted() || next.Worker != "" || s.Spec.Suspend || !status.Kept(next.Phase) {
-		return next, 0, false
+func restart(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, now time.Time) (v1alpha1.WhatsAppSessionStatus, time.Duration, session.RestartResult) {
+	if next.Worker != "" || s.Spec.Suspend || !status.Kept(next.Phase) {
+		return next, 0, session.RestartNone
 	}
-	from := now
-	if next.RestartedTime != nil {
-		from = next.RestartedTime.Add(restartInterval)
+	next, result, from := session.Restart(s, next, now)
+	switch result {
+	case session.RestartWaits:
+		return next, from.Sub(now), result
+	case session.RestartDone:
+		next.Phase = v1alpha1.PhasePending
+	case session.RestartNone, session.RestartBanned:
 	}
-	if next.Phase == v1alpha1.PhaseBanned && next.RetryAfter != nil && next.RetryAfter.After(from) {
-		from = next.RetryAfter.Time
-	}
-	if now.Before(from) {
-		return next, from.Sub(now), false
-	}
-	next.ObservedRestartedAt, next.RestartedTime = s.RestartedAt(), &metav1.Time{Time: now.Truncate(time.Second)}
-	next.Phase, next.RetryAfter, next.RetryReason, next.PairingDeadline = v1alpha1.PhasePending, nil, "", nil
-	next.Failures, next.FailureReason, next.Replacements = 0, "", 0
-	return next, 0, true
+	return next, 0, result
 }
 
 // write patches the status, if it differs, with the resourceVersion of s, and
@@ -672,7 +669,7 @@ func (r *SessionReconciler) reconcileDeletion(ctx context.Context, s *v1alpha1.W
 // decideEnding decides whether a deleted session may go, and how; if not, how long
 // to wait at most. record is the session's own; nil: the store has none any more.
 func decideEnding(s *v1alpha1.WhatsAppSession, record *Record, now time.Time) (*ending, time.Duration) {
-	deadline := s.DeletionTimestamp.Add(logoutTimeout)
+	deadline := s.DeletionTimestamp.Add(session.LogoutTimeout)
 	retain := s.Spec.DeletionPolicy == v1alpha1.DeletionRetain
 	linked := record != nil && record.JID != ""
 	switch {
@@ -696,7 +693,7 @@ func decideEnding(s *v1alpha1.WhatsAppSession, record *Record, now time.Time) (*
 // unlinkByHand names the device for the person who has the phone.
 func unlinkByHand(s *v1alpha1.WhatsAppSession, record *Record) string {
 	return fmt.Sprintf("no worker could confirm the logout within %s: on the phone %s open Linked devices and remove the device %s; its keys are kept for 30 days",
-		logoutTimeout, record.PhoneNumber, deviceName(s, record.JID))
+		session.LogoutTimeout, record.PhoneNumber, deviceName(s, record.JID))
 }
 
 // deviceName is what a person finds under Linked devices.
@@ -711,7 +708,7 @@ func deviceName(s *v1alpha1.WhatsAppSession, jid string) string {
 func (r *SessionReconciler) reportDeletion(ctx context.Context, s *v1alpha1.WhatsAppSession, record *Record, now time.Time) error {
 	next := *s.Status.DeepCopy()
 	next.SessionID, next.Installation = s.SessionID(), r.Installation
-	overdue := !now.Before(s.DeletionTimestamp.Add(logoutTimeout))
+	overdue := !now.Before(s.DeletionTimestamp.Add(session.LogoutTimeout))
 	if next.Worker != "" && (s.Spec.DeletionPolicy == v1alpha1.DeletionRetain || overdue) {
 		next.Worker, next.Epoch = "", nextEpoch(next, now)
 	}

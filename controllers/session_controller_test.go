@@ -21,6 +21,7 @@ import (
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
 )
 
@@ -222,7 +223,7 @@ func TestDeletion(t *testing.T) {
 			before: func(w *env, s *v1alpha1.WhatsAppSession) { w.suspend(w.hold(s, "worker-a")) },
 			after: func(w *env, s *v1alpha1.WhatsAppSession) {
 				w.phase(s, v1alpha1.PhaseTerminating, v1alpha1.ReasonDeleting)
-				late(w, logoutTimeout+time.Second)
+				late(w, session.LogoutTimeout+time.Second)
 				w.touch(s)
 			},
 			release: ReleaseOrphan, says: "inactive/Terminating/LogoutUnconfirmed",
@@ -232,7 +233,7 @@ func TestDeletion(t *testing.T) {
 			name:   "a holder that does not come to an end is told to give up, and waited for",
 			before: func(w *env, s *v1alpha1.WhatsAppSession) { w.hold(s, "worker-a") },
 			after: func(w *env, s *v1alpha1.WhatsAppSession) {
-				late(w, logoutTimeout+time.Hour)
+				late(w, session.LogoutTimeout+time.Hour)
 				w.touch(s)
 				withdrawn := w.placed(s, "")
 				w.Expect(withdrawn.Status.HeldBy).To(Equal("worker-a"))
@@ -245,7 +246,7 @@ func TestDeletion(t *testing.T) {
 			name:   "a dead holder of a session that no phone was linked to",
 			before: func(w *env, s *v1alpha1.WhatsAppSession) { w.pair(s, "worker-a") },
 			after: func(w *env, s *v1alpha1.WhatsAppSession) {
-				late(w, logoutTimeout+time.Second)
+				late(w, session.LogoutTimeout+time.Second)
 				w.touch(s)
 				withdrawn := w.placed(s, "")
 				w.Expect(withdrawn.Finalizers).To(ConsistOf(v1alpha1.Finalizer), "nobody may think that it is free")
@@ -428,6 +429,7 @@ func TestRestartDecides(t *testing.T) {
 		status v1alpha1.WhatsAppSessionStatus
 		acts   bool
 		again  time.Duration
+		banned bool
 	}{
 		{name: "PairingExpired", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhasePairingExpired}, acts: true},
 		{name: "LoggedOut", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseLoggedOut}, acts: true},
@@ -444,7 +446,7 @@ func TestRestartDecides(t *testing.T) {
 		},
 		{
 			name:   "a ban that lasts",
-			status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseBanned, RetryAfter: ago(-time.Hour)}, again: time.Hour,
+			status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseBanned, RetryAfter: ago(-time.Hour)}, banned: true,
 		},
 		{name: "a ban that is over", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseBanned, RetryAfter: ago(time.Hour)}, acts: true},
 		{name: "a worker is to take it and sees for itself", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseLoggedOut, Worker: "w"}},
@@ -454,9 +456,15 @@ func TestRestartDecides(t *testing.T) {
 			g := NewWithT(t)
 			s := &v1alpha1.WhatsAppSession{Status: tt.status}
 			s.Annotations = map[string]string{v1alpha1.RestartedAtAnnotation: "now"}
-			next, again, acts := restart(s, tt.status, now)
+			next, again, result := restart(s, tt.status, now)
+			acts := result == session.RestartDone
 			g.Expect(acts).To(Equal(tt.acts))
 			g.Expect(again).To(Equal(tt.again))
+			if tt.banned {
+				g.Expect(result).To(Equal(session.RestartBanned))
+				g.Expect(next.RetryAfter).To(Equal(tt.status.RetryAfter))
+				return
+			}
 			if acts {
 				g.Expect(next.Phase).To(Equal(v1alpha1.PhasePending))
 				g.Expect(next.ObservedRestartedAt).To(Equal("now"))

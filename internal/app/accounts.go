@@ -8,6 +8,7 @@ import (
 	"github.com/go-logr/logr"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/store"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/whatsapp"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/worker"
@@ -98,6 +99,11 @@ func inWorkersWords(err error) error {
 	switch {
 	case errors.As(err, &behind):
 		return fmt.Errorf("%w (%w)", &worker.EpochBehindError{Stored: behind.Stored}, err)
+	case errors.Is(err, store.ErrTaken):
+		return fmt.Errorf("%w (%w)", &worker.SetupError{
+			Reason:  v1alpha1.ReasonSessionIDTaken,
+			Message: "another session holds the session id, maybe under other upper and lower case: unlink the device on the phone, delete this session and apply it with another spec.sessionID",
+		}, err)
 	case errors.Is(err, store.ErrNoRecord):
 		return fmt.Errorf("%w (%w)", worker.ErrNoRecord, err)
 	default:

@@ -28,7 +28,7 @@ const (
 
 	// Format is the version of this encoding that this program writes. Fields are only
 	// added, so a reader takes what it knows from a newer one. Version 2 added the time at
-	// which the process joined.
+	// which the process joined, and what the worker reaches.
 	Format = 2
 
 	annotationPrefix = "whatsapp-operator.io/"
@@ -39,6 +39,10 @@ const (
 	annotationTokens = annotationPrefix + "tokens"
 	annotationDrain  = annotationPrefix + "draining"
 	annotationPod    = annotationPrefix + "pod-uid"
+	// annotationStore and annotationWhatsApp are what the worker reaches: ok or failing.
+	annotationStore    = annotationPrefix + "store"
+	annotationWhatsApp = annotationPrefix + "whatsapp"
+	ok, failing        = "ok", "failing"
 
 	namePrefix   = "whatsapp-worker-"
 	leaderPrefix = "whatsapp-manager-"
@@ -79,6 +83,9 @@ type Member struct {
 	Tokens int
 	// Draining: it gives its sessions away and takes none.
 	Draining bool
+	// StoreFailing and WhatsAppFailing: by its own attempts the worker cannot reach its
+	// database, or WhatsApp (DESIGN section 3.12). A worker that does not say so can.
+	StoreFailing, WhatsAppFailing bool
 	// AcquireTime is when the process that renews the Lease joined, by the worker's own clock;
 	// zero where the worker is too old to say so.
 	AcquireTime time.Time
@@ -120,8 +127,8 @@ func FromLease(l *coordinationv1.Lease) (Member, error) {
 	if l.Spec.HolderIdentity == nil || *l.Spec.HolderIdentity == "" {
 		return Member{}, ErrNoHolder
 	}
-	name, incarnation, ok := strings.Cut(*l.Spec.HolderIdentity, "/")
-	if !ok || name == "" || incarnation == "" {
+	name, incarnation, found := strings.Cut(*l.Spec.HolderIdentity, "/")
+	if !found || name == "" || incarnation == "" {
 		return Member{}, errors.New("the lease's holder is not of the form worker/incarnation")
 	}
 	release := l.Labels[ReleaseLabel]
@@ -154,8 +161,12 @@ func FromLease(l *coordinationv1.Lease) (Member, error) {
 		return Member{}, fmt.Errorf("the lease's annotation %s is 0", annotationFormat)
 	}
 	// An older program keeps the fields that it does not know: they are its predecessor's.
-	if m.Format >= 2 && l.Spec.AcquireTime != nil {
-		m.AcquireTime = l.Spec.AcquireTime.Time
+	if m.Format >= 2 {
+		if l.Spec.AcquireTime != nil {
+			m.AcquireTime = l.Spec.AcquireTime.Time
+		}
+		m.StoreFailing = l.Annotations[annotationStore] == failing
+		m.WhatsAppFailing = l.Annotations[annotationWhatsApp] == failing
 	}
 	if m.Draining, err = strconv.ParseBool(l.Annotations[annotationDrain]); err != nil {
 		return Member{}, fmt.Errorf("the lease's annotation %s is neither true nor false", annotationDrain)
@@ -186,6 +197,8 @@ func (m Member) Into(l *coordinationv1.Lease) {
 	annotations[annotationLoad] = strconv.Itoa(m.Load)
 	annotations[annotationTokens] = strconv.Itoa(m.Tokens)
 	annotations[annotationDrain] = strconv.FormatBool(m.Draining)
+	annotations[annotationStore] = reached(!m.StoreFailing)
+	annotations[annotationWhatsApp] = reached(!m.WhatsAppFailing)
 	if m.PodUID != "" {
 		annotations[annotationPod] = string(m.PodUID)
 	} else {
@@ -202,4 +215,11 @@ func (m Member) Into(l *coordinationv1.Lease) {
 	seconds := int32(m.Duration / time.Second)
 	renew := metav1.NewMicroTime(m.RenewTime)
 	l.Spec.HolderIdentity, l.Spec.LeaseDurationSeconds, l.Spec.RenewTime = &holder, &seconds, &renew
+}
+
+func reached(yes bool) string {
+	if yes {
+		return ok
+	}
+	return failing
 }

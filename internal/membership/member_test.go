@@ -17,6 +17,7 @@ func member() Member {
 	return Member{
 		Release: "main", Name: "worker-a", Incarnation: "k3x9", Pool: "blue", Revision: 7, Format: Format,
 		Capacity: 1000, Load: 12, Tokens: 200, Draining: true,
+		WhatsAppFailing: true, AcquireTime: time.Date(2026, 5, 4, 2, 2, 1, 123456000, time.UTC),
 		RenewTime: time.Date(2026, 5, 4, 3, 2, 1, 123456000, time.UTC), Duration: 15 * time.Second,
 	}
 }
@@ -65,8 +66,37 @@ func TestFromLease(t *testing.T) {
 		},
 		{
 			name:   "a newer format is read as far as it is known",
-			change: func(l *coordinationv1.Lease) { l.Annotations[annotationFormat] = "2" },
-			want:   func(m *Member) { m.Format = 2 },
+			change: func(l *coordinationv1.Lease) { l.Annotations[annotationFormat] = "7" },
+			want:   func(m *Member) { m.Format = 7 },
+		},
+		{
+			name: "an older format does not know the newer fields: they are its predecessor's",
+			change: func(l *coordinationv1.Lease) {
+				l.Annotations[annotationFormat] = "1"
+				l.Annotations[annotationStore] = failing
+			},
+			want: func(m *Member) { m.Format, m.AcquireTime, m.WhatsAppFailing = 1, time.Time{}, false },
+		},
+		{
+			name: "a new worker that does not say what it reaches",
+			change: func(l *coordinationv1.Lease) {
+				delete(l.Annotations, annotationStore)
+				delete(l.Annotations, annotationWhatsApp)
+				l.Spec.AcquireTime = nil
+			},
+			want: func(m *Member) { m.AcquireTime, m.WhatsAppFailing = time.Time{}, false },
+		},
+		{
+			name: "a word of a newer version for what it reaches is not failing",
+			change: func(l *coordinationv1.Lease) {
+				l.Annotations[annotationStore], l.Annotations[annotationWhatsApp] = "slow", "degraded"
+			},
+			want: func(m *Member) { m.WhatsAppFailing = false },
+		},
+		{
+			name:   "a renewal does not count for hours, whatever the Lease says",
+			change: func(l *coordinationv1.Lease) { l.Spec.LeaseDurationSeconds = ptr.To(int32(1 << 30)) },
+			want:   func(m *Member) { m.Duration = time.Minute },
 		},
 		{
 			name:   "the leader election's lease",

@@ -36,8 +36,10 @@ type Renewer struct {
 	Self Member
 	// Revision, where set, is called at each renewal; see Member.Revision.
 	Revision func() int64
-	Clock    clock.WithTicker
-	Log      logr.Logger
+	// Failing, where set, is called at each renewal; see Member.StoreFailing.
+	Failing func() (store, whatsapp bool)
+	Clock   clock.WithTicker
+	Log     logr.Logger
 
 	// lease is as it was last written; nil: it must be read. One goroutine at a time uses it.
 	lease    *coordinationv1.Lease
@@ -137,6 +139,9 @@ func (r *Renewer) write(ctx context.Context) error {
 	self := r.Self
 	if r.Revision != nil {
 		self.Revision = r.Revision()
+	}
+	if r.Failing != nil {
+		self.StoreFailing, self.WhatsAppFailing = r.Failing()
 	}
 	self.Load, self.Tokens = r.load()
 	self.Draining = r.draining.Load()

@@ -100,7 +100,7 @@ func (m *Machine) WakeAt(now time.Time) (earliest time.Time) {
 	if m.obj == nil {
 		return earliest
 	}
-	for _, t := range m.wakeTimes() {
+	for _, t := range m.wakeTimes(now) {
 		if t.After(now) && (earliest.IsZero() || t.Before(earliest)) {
 			earliest = t
 		}

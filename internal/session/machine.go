@@ -20,10 +20,6 @@ const (
 	stableAfter = time.Minute
 	// replacedPause is how long a displaced session leaves the field to the other login.
 	replacedPause = 5 * time.Minute
-	// restartInterval bounds how often restartedAt counts.
-	restartInterval = time.Minute
-	// logoutTimeout is how long the logout of a deleted session is tried.
-	logoutTimeout = 5 * time.Minute
 	// firstCode and laterCode are how long WhatsApp accepts a code (whatsmeow's qrchan.go).
 	firstCode = 60 * time.Second
 	laterCode = 20 * time.Second
@@ -102,6 +98,8 @@ type Machine struct {
 	// obj is the newest object known; gone: the API server has it no more.
 	obj  *v1alpha1.WhatsAppSession
 	gone bool
+	// deletionSeen is when the deletion of the session was first seen here; zero: it is not deleted.
+	deletionSeen time.Time
 
 	// hold is this process's will to own the device; the API server's confirmation is held().
 	hold bool
@@ -197,7 +195,7 @@ func (m *Machine) stays(now time.Time) bool {
 		return false
 	case m.want.StoredEpoch >= m.obj.Status.Epoch && m.want.StoredEpoch > 0:
 		return false
-	case m.logoutWanted() && !now.Before(m.obj.DeletionTimestamp.Add(logoutTimeout)):
+	case m.logoutWanted() && !now.Before(DeletionDeadline(m.obj, m.deletionSeen)):
 		return false
 	default:
 		return true
@@ -207,6 +205,12 @@ func (m *Machine) stays(now time.Time) bool {
 // observe takes note of an object. An older one than the known one must not be given.
 func (m *Machine) observe(obj *v1alpha1.WhatsAppSession, now time.Time) {
 	m.obj, m.gone = obj, false
+	switch {
+	case obj.DeletionTimestamp.IsZero():
+		m.deletionSeen = time.Time{}
+	case m.deletionSeen.IsZero():
+		m.deletionSeen = now
+	}
 	if !m.held() {
 		if m.taken { // released, or declared lost: only a fresh claim takes it up again
 			m.hold, m.token, m.taken, m.loggedOut = false, false, false, false
@@ -246,6 +250,7 @@ func (m *Machine) stalled() bool { return m.reason == v1alpha1.ReasonQuarantined
 func (m *Machine) inherit(now time.Time) {
 	m.want = *m.obj.Status.DeepCopy()
 	m.want.QR, m.want.PairingCode = nil, ""
+	m.want = ClampTimes(m.obj, m.want, m.quarantine.Most, now)
 	m.attempts = int(m.want.Failures)
 	if m.want.StoredEpoch < m.obj.Status.Epoch {
 		m.want.StoredEpoch = 0
@@ -284,39 +289,23 @@ func (m *Machine) phase(p v1alpha1.Phase, reason, message string, now time.Time)
 
 // restart acts upon restartedAt.
 func (m *Machine) restart(now time.Time) {
-	if !m.restartWanted() || now.Before(m.restartFrom()) {
-		return
+	next, result, _ := Restart(m.obj, m.want, now)
+	m.want = next
+	switch result {
+	case RestartNone, RestartWaits:
+	case RestartBanned:
+		m.recordEvent(corev1.EventTypeWarning, v1alpha1.ReasonBanned, RestartBannedMessage(m.want))
+	case RestartDone:
+		m.recordEvent(corev1.EventTypeNormal, v1alpha1.ReasonRestarted, "restartedAt changed: the session begins anew")
+		m.resetFailures()
+		m.restarted = true
+		m.codeCount = 0
+		m.phase(v1alpha1.PhaseConnecting, v1alpha1.ReasonRestarted, "restartedAt changed", now)
+		m.retryAt = now
+		if m.socket != socketNone {
+			m.drop()
+		}
 	}
-	m.want.ObservedRestartedAt = m.obj.RestartedAt()
-	m.want.RestartedTime = at(now)
-	if m.banned(now) {
-		m.recordEvent(corev1.EventTypeWarning, v1alpha1.ReasonBanned, "restartedAt changed, but WhatsApp bans the account until "+m.want.RetryAfter.UTC().Format(time.RFC3339)+": no attempt is made before")
-		return
-	}
-	m.recordEvent(corev1.EventTypeNormal, v1alpha1.ReasonRestarted, "restartedAt changed: the session begins anew")
-	m.resetFailures()
-	m.restarted = true
-	m.want.PairingDeadline, m.codeCount = nil, 0
-	m.phase(v1alpha1.PhaseConnecting, v1alpha1.ReasonRestarted, "restartedAt changed", now)
-	m.retryAt = now
-	if m.socket != socketNone {
-		m.drop()
-	}
-}
-
-// restartWanted: restartedAt has a value that was not acted upon here, whether
-// or not that could be written yet.
-func (m *Machine) restartWanted() bool {
-	value := m.obj.RestartedAt()
-	return value != "" && value != m.want.ObservedRestartedAt
-}
-
-// restartFrom is the earliest time at which restartedAt counts again.
-func (m *Machine) restartFrom() time.Time {
-	if m.want.RestartedTime == nil {
-		return time.Time{}
-	}
-	return m.want.RestartedTime.Add(restartInterval)
 }
 
 // onTaken takes note of the keys.
@@ -379,7 +368,7 @@ func (m *Machine) awaitCodes(now time.Time) {
 // beginPairing starts the time for which codes are offered.
 func (m *Machine) beginPairing(now time.Time) {
 	if m.want.PairingDeadline == nil {
-		m.want.PairingDeadline = at(now.Add(m.pairingTimeout()))
+		m.want.PairingDeadline = at(now.Add(pairingTimeout(m.obj)))
 	}
 }
 
@@ -547,21 +536,14 @@ func (m *Machine) expirePairing(now time.Time) {
 	}
 	m.hideCode()
 	m.rest(v1alpha1.ReasonPairingExpired)
-	message := "no phone was linked within " + m.pairingTimeout().String() + ": change the annotation " + v1alpha1.RestartedAtAnnotation + " to offer codes again"
+	message := "no phone was linked within " + pairingTimeout(m.obj).String() + ": change the annotation " + v1alpha1.RestartedAtAnnotation + " to offer codes again"
 	m.recordEvent(corev1.EventTypeWarning, v1alpha1.ReasonPairingExpired, message)
 	m.phase(v1alpha1.PhasePairingExpired, v1alpha1.ReasonPairingExpired, message, now)
 }
 
-func (m *Machine) pairingTimeout() time.Duration {
-	if d := m.obj.Spec.Pairing.Timeout.Duration; d > 0 {
-		return d
-	}
-	return defaultPairingTimeout
-}
-
 // wakeTimes lists the times at which tick or decide would do something; some may
 // be zero or past.
-func (m *Machine) wakeTimes() []time.Time {
+func (m *Machine) wakeTimes(now time.Time) []time.Time {
 	if m.gone {
 		return nil
 	}
@@ -569,11 +551,11 @@ func (m *Machine) wakeTimes() []time.Time {
 	if m.want.PairingDeadline != nil && m.want.Phase == v1alpha1.PhasePairing {
 		times = append(times, m.want.PairingDeadline.Time)
 	}
-	if m.restartWanted() {
-		times = append(times, m.restartFrom())
+	if restartWanted(m.obj, m.want) {
+		times = append(times, restartFrom(m.want, now))
 	}
 	if m.logoutWanted() {
-		times = append(times, m.obj.DeletionTimestamp.Add(logoutTimeout))
+		times = append(times, DeletionDeadline(m.obj, m.deletionSeen))
 	}
 	return times
 }
@@ -636,7 +618,7 @@ var endings = map[EventType]func(m *Machine, e Event, now time.Time){
 	},
 	EventReplaced: func(m *Machine, _ Event, now time.Time) { m.replaced(now) },
 	EventBanned: func(m *Machine, e Event, now time.Time) {
-		message := m.ban(e)
+		message := m.ban(e, now)
 		m.recordEvent(corev1.EventTypeWarning, v1alpha1.ReasonBanned, message)
 		m.phase(v1alpha1.PhaseBanned, v1alpha1.ReasonBanned, message, now)
 	},
@@ -723,7 +705,7 @@ func (m *Machine) over(e Event, now time.Time) {
 	case e.Type == EventDisconnected && scanned:
 		m.retryAt = now // the 515 after the scan: the device logs in on a new connection
 	case m.logoutWanted() && e.Type == EventBanned:
-		m.message = m.ban(e)
+		m.message = m.ban(e, now)
 	case m.logoutWanted():
 		m.failed(v1alpha1.ReasonDeleting, e.Message, now)
 	case e.Type == EventDisconnected && !lasted && !e.Ours:

@@ -58,7 +58,7 @@ func TestPairingByPhoneCode(t *testing.T) {
 
 	// It expires; the next connection brings another, for which Laravel need not be told anything.
 	now := noon.Add(time.Minute)
-	g.Expect(m.wakeTimes()).To(ContainElement(BeTemporally("==", now)))
+	g.Expect(m.wakeTimes(noon)).To(ContainElement(BeTemporally("==", now)))
 	m.tick(now)
 	g.Expect(m.want.PairingCode).To(BeEmpty(), "a code is cleared the moment it expires")
 	_, op = m.decide(now)
@@ -153,7 +153,7 @@ func TestAPhoneCodeThatIsRefused(t *testing.T) {
 	t.Run("and without one it ends with the time for pairing", func(t *testing.T) {
 		g := NewWithT(t)
 		deadline := noon.Add(defaultPairingTimeout)
-		g.Expect(m.wakeTimes()).To(ContainElement(BeTemporally("==", deadline)))
+		g.Expect(m.wakeTimes(noon)).To(ContainElement(BeTemporally("==", deadline)))
 		m.tick(deadline)
 		g.Expect(m.want.Phase).To(Equal(v1alpha1.PhasePairingExpired))
 		_, op := m.decide(deadline)

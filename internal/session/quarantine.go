@@ -147,7 +147,7 @@ func (m *Machine) resumeSoon(now time.Time) {
 	if !m.stalled() {
 		return
 	}
-	m.want.RetryAfter = at(soon.Add(time.Second - time.Nanosecond))
+	m.want.RetryAfter = at(roundUp(soon))
 	m.retryAt = m.want.RetryAfter.Time
 	m.phase(v1alpha1.PhaseDisconnected, v1alpha1.ReasonQuarantined, QuarantineMessage(m.want), now)
 }
@@ -191,7 +191,7 @@ const restNear = time.Minute
 
 // restsLong: no attempt is near, so the session is claimed without a login token.
 func (m *Machine) restsLong(now time.Time) bool {
-	if m.logoutWanted() || m.restartWanted() {
+	if m.logoutWanted() || restartWanted(m.obj, m.want) {
 		return false
 	}
 	_, rests := Rest(m.want, now)
@@ -223,14 +223,18 @@ func (m *Machine) replaced(now time.Time) {
 
 // ban stops until the ban is over, and returns what is to be said of it. A
 // deleted session stops as well: its logout would be an attempt.
-func (m *Machine) ban(e Event) string {
+func (m *Machine) ban(e Event, now time.Time) string {
 	m.resetFailures()
 	m.retryAt, m.want.RetryReason = time.Time{}, v1alpha1.ReasonBanned
 	if e.Until.IsZero() {
 		return e.Message + ": WhatsApp did not say until when; change the annotation " + v1alpha1.RestartedAtAnnotation + " to try"
 	}
+	until := e.Until
+	if latest := now.Add(banMost); until.After(latest) {
+		until = latest
+	}
 	// Rounded up: not one attempt before, by whichever clock.
-	m.want.RetryAfter = at(e.Until.Add(banMargin + time.Second - time.Nanosecond))
+	m.want.RetryAfter = at(roundUp(until.Add(banMargin)))
 	m.retryAt = m.want.RetryAfter.Time
 	return e.Message + ": no attempt is made before " + m.want.RetryAfter.UTC().Format(time.RFC3339)
 }

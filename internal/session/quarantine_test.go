@@ -893,7 +893,7 @@ func TestADeletedSessionIsNotTriedDuringABan(t *testing.T) {
 	l.observe(gone, l.now)
 	g.Expect(l.want.Phase).To(Equal(v1alpha1.PhaseTerminating))
 	g.Expect(l.dialsNow()).To(BeFalse())
-	l.wait(logoutTimeout - time.Second)
+	l.wait(LogoutTimeout - time.Second)
 	g.Expect(l.dialsNow()).To(BeFalse())
 
 	l = newLife(func(s *v1alpha1.WhatsAppSession) { s.DeletionTimestamp = &metav1.Time{Time: noon} })

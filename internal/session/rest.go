@@ -84,6 +84,11 @@ func Suspend(s v1alpha1.WhatsAppSessionStatus) v1alpha1.WhatsAppSessionStatus {
 	return s
 }
 
+// RestartBannedMessage says why a restart makes no attempt.
+func RestartBannedMessage(s v1alpha1.WhatsAppSessionStatus) string {
+	return "restartedAt changed, but WhatsApp bans the account until " + s.RetryAfter.UTC().Format(time.RFC3339) + ": no attempt is made before"
+}
+
 // ReplacedMessage says what to do about so many logins elsewhere.
 func ReplacedMessage(replacements int32) string {
 	if replacements <= 1 {

@@ -31,6 +31,9 @@ type Record struct {
 	// Unsettled counts the takings in a row, each by another process, that nothing has
 	// settled; the last one is among them.
 	Unsettled int64
+	// Duplicate: another record has the same id but for upper and lower case, from before
+	// these were one id. Nobody can take this one.
+	Duplicate bool
 	// Orphaned is when the keys became those of no resource; zero: they are not.
 	Orphaned         time.Time
 	Created, Updated time.Time
@@ -41,7 +44,7 @@ type Record struct {
 func (r Record) PhoneNumber() string { return status.PhoneNumber(r.JID) }
 
 // recordColumns are those that scanRecord reads.
-const recordColumns = "session_id, namespace, uid, jid, epoch, starts, unsettled, orphaned_at, created_at, updated_at"
+const recordColumns = "session_id, namespace, uid, jid, epoch, starts, unsettled, duplicate, orphaned_at, created_at, updated_at"
 
 const selectRecord = "SELECT " + recordColumns + " FROM whatsapp_operator_session"
 
@@ -49,7 +52,7 @@ func scanRecord(row dbutil.Scannable) (r Record, err error) {
 	var jid sql.NullString
 	var orphaned sql.NullInt64
 	var created, updated int64
-	err = row.Scan(&r.SessionID, &r.Namespace, &r.UID, &jid, &r.Epoch, &r.Starts, &r.Unsettled, &orphaned, &created, &updated)
+	err = row.Scan(&r.SessionID, &r.Namespace, &r.UID, &jid, &r.Epoch, &r.Starts, &r.Unsettled, &r.Duplicate, &orphaned, &created, &updated)
 	if errors.Is(err, sql.ErrNoRows) {
 		return Record{}, ErrNoRecord
 	}
@@ -68,9 +71,31 @@ func (s *Store) Record(ctx context.Context, uid string) (Record, error) {
 	return scanRecord(s.db.QueryRow(ctx, selectRecord+" WHERE uid=$1", uid))
 }
 
-// RecordByID returns the record of the session id, or ErrNoRecord.
+// RecordByID returns the record that holds the session id, or ErrNoRecord. Ids
+// that differ only by upper and lower case are one id: most applications'
+// databases compare so, and one tenant could write into another's row there.
 func (s *Store) RecordByID(ctx context.Context, sessionID string) (Record, error) {
-	return scanRecord(s.db.QueryRow(ctx, selectRecord+" WHERE session_id=$1", sessionID))
+	return scanRecord(s.db.QueryRow(ctx, selectRecord+" WHERE NOT duplicate AND "+s.sameID("session_id", "$1"), sessionID))
+}
+
+// sameID is the condition for two ids to be one, as the index has it. Ids are
+// ASCII, so neither a locale nor Unicode has a say.
+func (s *Store) sameID(a, b string) string {
+	if s.postgres != nil {
+		return fmt.Sprintf(`lower(%s COLLATE "C")=lower(%s::text COLLATE "C")`, a, b)
+	}
+	return fmt.Sprintf("lower(%s)=lower(%s)", a, b)
+}
+
+// Duplicates lists the records whose id another record holds under other upper
+// and lower case.
+func (s *Store) Duplicates(ctx context.Context) ([]Record, error) {
+	rows, err := s.db.Query(ctx, selectRecord+" WHERE duplicate ORDER BY session_id")
+	all, err := dbutil.NewRowIterWithError(rows, scanRecord, err).AsList()
+	if err != nil {
+		return nil, fmt.Errorf("listing session ids that differ only by case: %w", err)
+	}
+	return all, nil
 }
 
 // Claimant is an object that wants a session id.
@@ -78,7 +103,8 @@ type Claimant struct{ SessionID, Namespace, UID string }
 
 // Claim gives the id to c, unless another holds it (ErrTaken). A record of the
 // same namespace passes on from an older object only when gone says that no
-// live object has its UID. A second call changes nothing.
+// live object has its UID. A second call changes nothing. Ids that differ only by
+// upper and lower case are one id.
 //
 // Which of several objects may claim an id that nobody holds (the oldest) is
 // for the caller to decide.
@@ -88,9 +114,11 @@ func (s *Store) Claim(ctx context.Context, c Claimant, gone func(ctx context.Con
 	}
 	r, err := s.RecordByID(ctx, c.SessionID)
 	if errors.Is(err, ErrNoRecord) {
-		if err = s.exec(ctx, `INSERT INTO whatsapp_operator_session (session_id, namespace, uid, created_at, updated_at)
-			VALUES ($1, $2, $3, $4, $4) ON CONFLICT (session_id) DO NOTHING`, c.SessionID, c.Namespace, c.UID, s.now()); err == nil {
+		if err = s.newRecord(ctx, c); err == nil {
 			r, err = s.RecordByID(ctx, c.SessionID)
+		}
+		if errors.Is(err, ErrNoRecord) { // it is the duplicate of another namespace
+			return Record{}, ErrTaken
 		}
 	}
 	if err != nil {
@@ -112,7 +140,7 @@ func (s *Store) Claim(ctx context.Context, c Claimant, gone func(ctx context.Con
 		}
 	}
 	err = s.exec(ctx, `UPDATE whatsapp_operator_session SET uid=$1, orphaned_at=NULL, updated_at=$2
-		WHERE session_id=$3 AND namespace=$4 AND uid=$5`, c.UID, s.now(), c.SessionID, c.Namespace, r.UID)
+		WHERE session_id=$3 AND namespace=$4 AND uid=$5`, c.UID, s.now(), r.SessionID, c.Namespace, r.UID)
 	if err != nil {
 		return Record{}, fmt.Errorf("claiming a session id: %w", err)
 	}
@@ -124,6 +152,21 @@ func (s *Store) Claim(ctx context.Context, c Claimant, gone func(ctx context.Con
 		return Record{}, ErrTaken
 	}
 	return r, nil
+}
+
+// newRecord makes a record for an id that has none. A duplicate of the claimant's
+// namespace, whose rival is gone, comes first: it has the keys.
+func (s *Store) newRecord(ctx context.Context, c Claimant) error {
+	return s.transaction(ctx, func(ctx context.Context) error {
+		if _, err := s.db.Exec(ctx, "UPDATE whatsapp_operator_session SET duplicate=$1, updated_at=$2 WHERE duplicate AND session_id=$3 AND namespace=$4 AND NOT EXISTS "+
+			"(SELECT 1 FROM whatsapp_operator_session AS o WHERE NOT o.duplicate AND "+s.sameID("o.session_id", "$3")+")",
+			false, s.now(), c.SessionID, c.Namespace); err != nil {
+			return err
+		}
+		_, err := s.db.Exec(ctx, `INSERT INTO whatsapp_operator_session (session_id, namespace, uid, created_at, updated_at)
+			VALUES ($1, $2, $3, $4, $4) ON CONFLICT DO NOTHING`, c.SessionID, c.Namespace, c.UID, s.now())
+		return err
+	})
 }
 
 // exec runs one statement that writes.

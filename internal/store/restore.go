@@ -79,7 +79,7 @@ func (s *Store) Restore(ctx context.Context, sessionID, jid string) (r Record, e
 		if r.JID != "" {
 			return ErrHasDevice
 		}
-		m, err := s.lost(ctx, sessionID, jid)
+		m, err := s.lost(ctx, r.SessionID, jid)
 		if err != nil {
 			return err
 		}
@@ -105,7 +105,7 @@ func (s *Store) Restore(ctx context.Context, sessionID, jid string) (r Record, e
 			return err
 		}
 		r, err = scanRecord(s.db.QueryRow(ctx, `UPDATE whatsapp_operator_session SET jid=$2, starts=starts+1, updated_at=$3 WHERE session_id=$1
-			RETURNING `+recordColumns, sessionID, m.JID, s.now()))
+			RETURNING `+recordColumns, r.SessionID, m.JID, s.now()))
 		return err
 	})
 	if err != nil {
@@ -141,7 +141,8 @@ func (s *Store) lost(ctx context.Context, sessionID, jid string) (Marked, error)
 // lockByID reads the record of a session id and keeps others from changing or
 // using it until the transaction ends.
 func (s *Store) lockByID(ctx context.Context, sessionID string) (Record, error) {
-	query := selectRecord + " WHERE session_id=$1"
+	// A duplicate is found by its exact id only.
+	query := selectRecord + " WHERE session_id=$1 OR NOT duplicate AND " + s.sameID("session_id", "$1") + " ORDER BY session_id<>$1 LIMIT 1"
 	if s.postgres != nil {
 		query += " FOR UPDATE"
 	}

@@ -55,6 +55,21 @@ func (s *Store) Migrate(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("migrating the store: %w", err)
 	}
+	return s.reportDuplicates(ctx)
+}
+
+// reportDuplicates says which sessions cannot go on, because their ids differ from
+// those of others only by case.
+func (s *Store) reportDuplicates(ctx context.Context) error {
+	duplicates, err := s.Duplicates(ctx)
+	if err != nil {
+		return err
+	}
+	for _, r := range duplicates {
+		s.log.Info("WARNING: another session holds this session id under other upper and lower case, and came first: "+
+			"unlink this one's device on the phone, delete the session and apply it with another spec.sessionID",
+			"sessionID", r.SessionID, "namespace", r.Namespace, "jid", r.JID)
+	}
 	return nil
 }
 

@@ -9,6 +9,8 @@ import (
 
 	"go.mau.fi/whatsmeow/store"
 	"go.mau.fi/whatsmeow/types"
+
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 )
 
 // EpochBehindError says that a session was taken under a number that is not
@@ -34,13 +36,17 @@ type Taking struct {
 // UID. It waits for the writes of the owner before, which are refused from then
 // on, and counts the record's starts up. It counts the taking as not settled
 // until [Taking.Settle]. The error is an *EpochBehindError where a higher epoch
-// has taken the session, ErrNoRecord where there is none.
+// has taken the session, ErrNoRecord where there is none, and ErrTaken where
+// another session holds the id under other upper and lower case.
 func (s *Store) Take(ctx context.Context, uid string, epoch int64) (*Taking, error) {
+	if epoch < 0 || epoch > v1alpha1.MaxEpoch {
+		return nil, fmt.Errorf("taking a session: the epoch is %d, and must be between 0 and %d", epoch, v1alpha1.MaxEpoch)
+	}
 	t := &Taking{store: s}
 	err := s.transaction(ctx, func(ctx context.Context) (err error) {
 		t.Record, err = scanRecord(s.db.QueryRow(ctx, `UPDATE whatsapp_operator_session SET epoch=$2, starts=starts+1, updated_at=$3,
 			unsettled=CASE WHEN taken_by=$4 THEN unsettled ELSE unsettled+1 END, taken_by=$4
-			WHERE uid=$1 AND epoch<=$2
+			WHERE uid=$1 AND epoch<=$2 AND NOT duplicate
 			RETURNING `+recordColumns, uid, epoch, s.now(), s.process))
 		if !errors.Is(err, ErrNoRecord) {
 			return err
@@ -48,6 +54,9 @@ func (s *Store) Take(ctx context.Context, uid string, epoch int64) (*Taking, err
 		stored, err := s.Record(ctx, uid)
 		if err != nil {
 			return err
+		}
+		if stored.Duplicate {
+			return ErrTaken
 		}
 		return &EpochBehindError{Stored: stored.Epoch}
 	})

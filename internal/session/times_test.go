@@ -1,0 +1,171 @@
+package session
+
+import (
+	"testing"
+	"time"
+
+	. "github.com/onsi/gomega"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+)
+
+func in(d time.Duration) *metav1.Time { return &metav1.Time{Time: noon.Add(d)} }
+
+// What other machines wrote may be from a clock that was ahead.
+func TestTimesInTheFuture(t *testing.T) {
+	const far = 1000 * time.Hour
+	status := func(change func(*v1alpha1.WhatsAppSessionStatus)) v1alpha1.WhatsAppSessionStatus {
+		s := v1alpha1.WhatsAppSessionStatus{}
+		change(&s)
+		return s
+	}
+	for _, tt := range []struct {
+		name     string
+		status   v1alpha1.WhatsAppSessionStatus
+		deadline *metav1.Time
+		retry    *metav1.Time
+	}{
+		{
+			name:     "a pairing deadline within the timeout",
+			status:   status(func(s *v1alpha1.WhatsAppSessionStatus) { s.PairingDeadline = in(3 * time.Minute) }),
+			deadline: in(3 * time.Minute),
+		},
+		{
+			name:     "a pairing deadline beyond it",
+			status:   status(func(s *v1alpha1.WhatsAppSessionStatus) { s.PairingDeadline = in(far) }),
+			deadline: in(5 * time.Minute),
+		},
+		{
+			name: "a quarantine",
+			status: status(func(s *v1alpha1.WhatsAppSessionStatus) {
+				s.Failures, s.RetryAfter = 8, in(5*time.Hour)
+			}),
+			retry: in(5 * time.Hour),
+		},
+		{
+			name: "a quarantine that is too long",
+			status: status(func(s *v1alpha1.WhatsAppSessionStatus) {
+				s.Failures, s.RetryAfter = 8, in(far)
+			}),
+			retry: in(DefaultQuarantineMost),
+		},
+		{
+			name: "replaced once",
+			status: status(func(s *v1alpha1.WhatsAppSessionStatus) {
+				s.Phase, s.Replacements, s.RetryAfter = v1alpha1.PhaseReplaced, 1, in(far)
+			}),
+			retry: in(replacedPause),
+		},
+		{
+			name: "no code to type",
+			status: status(func(s *v1alpha1.WhatsAppSessionStatus) {
+				s.RetryReason, s.RetryAfter = v1alpha1.ReasonPairingCodeRefused, in(far)
+			}),
+			retry: in(codeRefusedPause),
+		},
+		{
+			name: "a ban of days",
+			status: status(func(s *v1alpha1.WhatsAppSessionStatus) {
+				s.RetryReason, s.RetryAfter = v1alpha1.ReasonBanned, in(7*24*time.Hour)
+			}),
+			retry: in(7 * 24 * time.Hour),
+		},
+		{
+			name: "a ban of a hundred years",
+			status: status(func(s *v1alpha1.WhatsAppSessionStatus) {
+				s.RetryReason, s.RetryAfter = v1alpha1.ReasonBanned, in(100*365*24*time.Hour)
+			}),
+			retry: in(banMost + banMargin),
+		},
+		{
+			name: "a ban without an end",
+			status: status(func(s *v1alpha1.WhatsAppSessionStatus) {
+				s.RetryReason = v1alpha1.ReasonBanned
+			}),
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			g := NewWithT(t)
+			obj := session(byCode, func(s *v1alpha1.WhatsAppSession) { s.Spec.Pairing.Timeout.Duration = 5 * time.Minute })
+			got := ClampTimes(obj, tt.status, DefaultQuarantineMost, noon)
+			g.Expect(got.PairingDeadline).To(Equal(tt.deadline))
+			g.Expect(got.RetryAfter).To(Equal(tt.retry))
+			g.Expect(ClampTimes(obj, got, DefaultQuarantineMost, noon.Add(time.Minute))).To(Equal(got), "it ends where it was bounded to")
+
+			obj.Status.PairingDeadline, obj.Status.RetryAfter, obj.Status.RetryReason = tt.status.PairingDeadline, tt.status.RetryAfter, tt.status.RetryReason
+			obj.Status.Phase, obj.Status.Failures, obj.Status.Replacements = tt.status.Phase, tt.status.Failures, tt.status.Replacements
+			m := newMachine(me, process, nil)
+			m.observe(obj, noon)
+			g.Expect(m.want.RetryAfter).To(Equal(tt.retry), "the next holder waits no longer")
+			g.Expect(m.want.PairingDeadline).To(Equal(tt.deadline))
+		})
+	}
+}
+
+func TestDeletionDeadline(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		deleted *metav1.Time
+		seen    time.Duration
+		want    time.Duration
+	}{
+		{name: "seen at once", deleted: in(0), want: LogoutTimeout},
+		{name: "seen late: the time counts from the deletion", deleted: in(0), seen: time.Minute, want: LogoutTimeout},
+		{name: "the API server's clock is ahead: it counts from the moment at which it was seen", deleted: in(10 * time.Hour), want: LogoutTimeout},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			obj := session(func(s *v1alpha1.WhatsAppSession) { s.DeletionTimestamp = tt.deleted })
+			NewWithT(t).Expect(DeletionDeadline(obj, noon.Add(tt.seen))).To(BeTemporally("==", noon.Add(tt.want)))
+		})
+	}
+	t.Run("the holder gives the session up then", func(t *testing.T) {
+		g := NewWithT(t)
+		m := connectedMachine()
+		m.observe(session(heldByMe, func(s *v1alpha1.WhatsAppSession) { s.DeletionTimestamp = in(10 * time.Hour) }), noon)
+		g.Expect(m.stays(noon.Add(LogoutTimeout - time.Second))).To(BeTrue())
+		g.Expect(m.stays(noon.Add(LogoutTimeout))).To(BeFalse())
+	})
+}
+
+func TestRestart(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		status   v1alpha1.WhatsAppSessionStatus
+		result   RestartResult
+		from     time.Time
+		observed bool
+	}{
+		{name: "asked for", result: RestartDone, observed: true},
+		{name: "acted upon already", status: v1alpha1.WhatsAppSessionStatus{ObservedRestartedAt: "now"}, observed: true},
+		{name: "too soon after the last", status: v1alpha1.WhatsAppSessionStatus{RestartedTime: in(-45 * time.Second)}, result: RestartWaits, from: noon.Add(15 * time.Second)},
+		{name: "a minute after the last", status: v1alpha1.WhatsAppSessionStatus{RestartedTime: in(-time.Minute)}, result: RestartDone, observed: true},
+		{name: "the last was on a machine whose clock is ahead", status: v1alpha1.WhatsAppSessionStatus{RestartedTime: in(10 * time.Hour)}, result: RestartDone, observed: true},
+		{name: "during a ban", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseBanned, RetryReason: v1alpha1.ReasonBanned, RetryAfter: in(time.Hour)}, result: RestartBanned, observed: true},
+		{name: "during a ban without an end", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseBanned, RetryReason: v1alpha1.ReasonBanned}, result: RestartDone, observed: true},
+		{name: "after a ban", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseBanned, RetryReason: v1alpha1.ReasonBanned, RetryAfter: in(-time.Hour)}, result: RestartDone, observed: true},
+		{name: "in quarantine", status: v1alpha1.WhatsAppSessionStatus{Failures: 8, FailureReason: "StreamError503", RetryAfter: in(time.Hour)}, result: RestartDone, observed: true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			g := NewWithT(t)
+			obj := session(func(s *v1alpha1.WhatsAppSession) {
+				s.Annotations = map[string]string{v1alpha1.RestartedAtAnnotation: "now"}
+			})
+			next, result, from := Restart(obj, tt.status, noon)
+			g.Expect(result).To(Equal(tt.result))
+			g.Expect(from).To(Equal(tt.from))
+			g.Expect(next.ObservedRestartedAt == "now").To(Equal(tt.observed))
+			switch result {
+			case RestartDone:
+				g.Expect(next.RestartedTime).To(Equal(in(0)))
+				g.Expect(next.RetryAfter).To(BeNil())
+				g.Expect(next.RetryReason).To(BeEmpty())
+				g.Expect(next.Failures).To(BeZero())
+			case RestartBanned:
+				g.Expect(next.RetryAfter).To(Equal(tt.status.RetryAfter), "not one attempt before")
+			default:
+				g.Expect(next).To(Equal(tt.status))
+			}
+		})
+	}
+}
