@@ -70,7 +70,9 @@ func New(c Config, clk clock.PassiveClock, log logr.Logger) (*Client, error) {
 }
 
 // Close closes the connections that idle.
-func (c *Client) Close() {
+func (c *Client) Close() { c.closeIdle() }
+
+func (c *Client) closeIdle() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.http != nil {
@@ -87,11 +89,15 @@ type envelope struct {
 
 // Send posts a batch once and says what came of it; it never repeats by
 // itself. It ends with ctx, or after the configured time-out.
-func (c *Client) Send(ctx context.Context, batch delivery.Batch) delivery.Answer {
-	ctx, cancel := context.WithTimeout(ctx, withDefault(c.config.Timeout, DefaultTimeout))
+func (c *Client) Send(parent context.Context, batch delivery.Batch) delivery.Answer {
+	ctx, cancel := context.WithTimeout(parent, withDefault(c.config.Timeout, DefaultTimeout))
 	defer cancel()
 	status, header, body, err := c.post(ctx, batch)
 	answer := Classify(status, header, body, err, c.clock.Now())
+	if status == 0 && parent.Err() == nil {
+		// The other connections may lead to the same machine that is gone.
+		c.closeIdle()
+	}
 	var unknown []string
 	if answer.Rejected, unknown = inBatch(batch, answer.Rejected); len(unknown) > 0 {
 		c.log.Info("Ignored rejected sessions that are not in the batch", "batch", batch.ID, "sessionIDs", unknown[:min(len(unknown), 10)], "count", len(unknown))
@@ -151,7 +157,7 @@ func (c *Client) current() (*http.Client, string, []Secret) {
 		c.broken = ""
 	case c.broken != err.Error():
 		c.broken = err.Error()
-		c.log.Error(err, "a file cannot be read again; what it held before stays in use")
+		c.log.Error(err, "Failed to read a file again, what it held before stays in use")
 	}
 	return client, token, secrets
 }
@@ -181,16 +187,38 @@ func (c *Client) load() (*http.Client, string, []Secret, error) {
 	return c.http, token, secrets, errors.Join(errs...)
 }
 
+const (
+	// idleTimeout is how long a connection is kept that nobody uses. It is shorter than that
+	// of most load balancers (60 s and more), which would close it under a request.
+	idleTimeout = 30 * time.Second
+	// An HTTP/2 connection on which nothing came for pingAfter is pinged, and closed where no
+	// answer comes for pingTimeout: both together are less than a request may take by default.
+	// Without it the connection to a machine that is gone without a word is used until TCP
+	// gives it up, a quarter of an hour later.
+	pingAfter, pingTimeout = 5 * time.Second, 5 * time.Second
+)
+
+// unansweredTimeout is how long data that was sent may stay without TCP's acknowledgement
+// before the connection is closed: it finds a dead connection of HTTP/1.1, too.
+const unansweredTimeout = 10 * time.Second
+
 func newHTTP(roots *x509.CertPool) *http.Client {
+	dialer := &net.Dialer{
+		Timeout: 5 * time.Second,
+		// An idle connection is probed, and closed after three probes without an answer.
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 3},
+		Control:         boundUnanswered,
+	}
 	return &http.Client{
 		Transport: &http.Transport{
 			Proxy:                 http.ProxyFromEnvironment,
-			DialContext:           (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+			DialContext:           dialer.DialContext,
 			TLSClientConfig:       &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots},
 			TLSHandshakeTimeout:   5 * time.Second,
-			MaxIdleConnsPerHost:   16, // more than the flusher has requests at a time
-			IdleConnTimeout:       60 * time.Second,
+			MaxIdleConnsPerHost:   64, // the most requests that the flusher may have at a time
+			IdleConnTimeout:       idleTimeout,
 			ForceAttemptHTTP2:     true,
+			HTTP2:                 &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout, WriteByteTimeout: unansweredTimeout},
 			ResponseHeaderTimeout: 0, // the request's own context bounds it
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },

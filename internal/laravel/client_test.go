@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
 
 const otherSecret = "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
@@ -222,6 +224,62 @@ func TestCertificates(t *testing.T) {
 
 	config.CAFile = write(t, filepath.Join(t.TempDir(), "ca.pem"), own)
 	g.Expect(newClient(t, config).Send(t.Context(), aBatch(delivery.KindQR)).Verdict).To(Equal(delivery.Delivered))
+}
+
+// A machine in front of Laravel is gone without a word: the connections over it are given
+// up and replaced, long before TCP does so.
+func TestDeadConnectionIsReplaced(t *testing.T) {
+	for _, row := range []struct {
+		name    string
+		http2   bool
+		timeout time.Duration
+	}{
+		{"HTTP/2 is pinged", true, 50 * time.Second},
+		{"HTTP/1.1 is replaced after a request without an answer", false, time.Second},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			g := NewWithT(t)
+			const parallel = 4
+			var together sync.WaitGroup
+			together.Add(parallel)
+			var arrived atomic.Int64
+			server := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, request *http.Request) {
+				if (request.ProtoMajor == 2) != row.http2 {
+					t.Errorf("the protocol is %s", request.Proto)
+				}
+				if arrived.Add(1) <= parallel { // one connection for each with HTTP/1.1
+					together.Done()
+					together.Wait()
+				}
+			}))
+			server.EnableHTTP2 = row.http2
+			server.StartTLS()
+			t.Cleanup(server.Close)
+			proxy := testenv.NewTCPProxy(t, server.Listener.Addr().String())
+
+			config := files(t)
+			config.BaseURL, config.Timeout = "https://"+proxy.Addr(), row.timeout
+			config.CAFile = write(t, filepath.Join(t.TempDir(), "ca.pem"), string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})))
+			client := newClient(t, config)
+			var all sync.WaitGroup
+			for range parallel {
+				all.Go(func() {
+					if got := client.Send(t.Context(), aBatch(delivery.KindQR)); got.Verdict != delivery.Delivered {
+						t.Errorf("the connection does not work: %+v", got)
+					}
+				})
+			}
+			all.Wait()
+			proxy.Abandon()
+			answer := client.Send(t.Context(), aBatch(delivery.KindQR))
+			g.Expect(answer.Verdict).To(Equal(delivery.Retry))
+			if row.http2 {
+				g.Expect(answer.Detail).NotTo(ContainSubstring("in time"), "it did not wait for the request's time-out")
+			}
+			g.Expect(client.Send(t.Context(), aBatch(delivery.KindQR)).Verdict).To(Equal(delivery.Delivered))
+		})
+	}
 }
 
 func TestValidate(t *testing.T) {

@@ -3,10 +3,11 @@ package testenv
 import (
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 )
 
-// Link is a way to a server through a TCP proxy of its own, which a test can
+// TCPProxy is a way to a server through a TCP proxy of its own, which a test can
 // cut, hang and restore. A process that is given the proxy's address in place
 // of the server's shares it with no other.
 type TCPProxy struct {
@@ -34,6 +35,7 @@ const (
 type proxiedPair struct {
 	client, server *net.TCPConn
 	once           sync.Once
+	abandoned      atomic.Bool
 }
 
 // NewTCPProxy opens a proxy to a server's host:port. It ends with the test.
@@ -61,6 +63,16 @@ func (p *TCPProxy) Cut() { p.become(proxyCut) }
 // Hang lets nothing through: connections stay open, new ones
 // are accepted, and no byte comes. After Restore what was sent arrives.
 func (p *TCPProxy) Hang() { p.become(proxyHung) }
+
+// Abandon lets nothing more through the connections that there are, for good, as when the
+// machine that carried them is gone without a word. New connections are not concerned.
+func (p *TCPProxy) Abandon() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for pair := range p.pairs {
+		pair.abandoned.Store(true)
+	}
+}
 
 // Restore ends a Cut or a Hang.
 func (p *TCPProxy) Restore() { p.become(proxyOpen) }
@@ -174,6 +186,12 @@ func (p *TCPProxy) copy(pair *proxiedPair, to, from *net.TCPConn) {
 		n, err := from.Read(buffer)
 		if !p.passable() {
 			return // become has reset both
+		}
+		if pair.abandoned.Load() {
+			if err != nil {
+				return // the other side never hears of it
+			}
+			continue
 		}
 		if n > 0 {
 			if _, err := to.Write(buffer[:n]); err != nil {
