@@ -63,7 +63,13 @@ func (m *Machine) Next(now time.Time) Decision {
 			break
 		}
 	}
-	if d.Operation != OpNone {
+	m.paced = OpNone
+	switch {
+	case d.Operation == OpNone:
+	case d.Operation != OpClose && !m.pace.allows(d.Operation, now): // a socket is never kept open for it
+		m.paced, d.Operation = d.Operation, OpNone
+	default:
+		m.pace.start(d.Operation, now)
 		m.running = d.Operation
 	}
 	if d.Operation == OpDial {
@@ -100,7 +106,7 @@ func (m *Machine) WakeAt(now time.Time) (earliest time.Time) {
 	if m.obj == nil {
 		return earliest
 	}
-	for _, t := range m.wakeTimes(now) {
+	for _, t := range append(m.wakeTimes(now), m.pace.from(m.paced), m.pace.from(claim)) {
 		if t.After(now) && (earliest.IsZero() || t.Before(earliest)) {
 			earliest = t
 		}
@@ -131,6 +137,9 @@ func (m *Machine) Unproven() bool { return m.want.LastConnectedTime == nil || m.
 // Taking is the epoch under which the keys were taken, and how many times they
 // were; taken: this process has them.
 func (m *Machine) Taking() (epoch, starts int64, taken bool) { return m.epoch, m.starts, m.taken }
+
+// Pace is what the next machine of the session is to know, if this one ends.
+func (m *Machine) Pace() *Pace { return m.pace }
 
 // Running is the operation under way.
 func (m *Machine) Running() Operation { return m.running }

@@ -165,8 +165,7 @@ func (r LogoutResult) apply(m *Machine, now time.Time) {
 	switch {
 	case m.socket == socketOver: // the connection's own event came first
 	case r.Failed:
-		m.backOff(now)
-		m.message = "the logout failed and is repeated"
+		m.failedLogout(now)
 	default:
 		m.onLoggedOut(now)
 	}

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"cmp"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -59,6 +60,8 @@ type Config struct {
 	Quarantine Quarantine
 	// Fleet is what concerns the other sessions of the worker; nil: there are none.
 	Fleet Fleet
+	// Pace is what an earlier machine of the session left (Machine.Pace); nil: nothing.
+	Pace *Pace
 }
 
 // Fleet is what a machine asks of the other sessions of its worker.
@@ -92,6 +95,7 @@ type Machine struct {
 	random            func() float64
 	quarantine        Quarantine
 	fleet             Fleet
+	pace              *Pace
 	// restarted: a person has asked for a new beginning since the last Decision.
 	restarted bool
 
@@ -116,7 +120,9 @@ type Machine struct {
 	n int64
 
 	running Operation
-	socket  socket
+	// paced is the operation that waits for its pace.
+	paced  Operation
+	socket socket
 	// dialing is the part of the spec that the dial under way began with.
 	dialing DialSpec
 	// dialed is the part of the spec that the socket was opened with.
@@ -134,8 +140,10 @@ type Machine struct {
 	// assessAt is when it is decided whether the session goes into quarantine, and no
 	// attempt is made before; zero: it is not in question.
 	assessAt time.Time
-	// stableAt is when the present connection counts as a success; zero: it does already.
+	// stableAt is when the present connection counts as a success; zero: it does already,
+	// or has not got so far. stable: it does.
 	stableAt time.Time
+	stable   bool
 	// watchdog is when a silent socket is given up; zero: no watch.
 	watchdog time.Time
 	// codes wait to be shown; the one shown (or status.pairingCode) expires at codeUntil.
@@ -145,6 +153,8 @@ type Machine struct {
 	codeCount int32
 	// codePublished: a code was published since the keys were taken.
 	codePublished bool
+	// logoutBegun: it was noted that the device is to be unlinked.
+	logoutBegun bool
 	// loggedOut: WhatsApp has confirmed the logout that was asked for.
 	loggedOut bool
 	// forgotten: keys and record are deleted.
@@ -204,6 +214,7 @@ func (m *Machine) stays(now time.Time) bool {
 
 // observe takes note of an object. An older one than the known one must not be given.
 func (m *Machine) observe(obj *v1alpha1.WhatsAppSession, now time.Time) {
+	wasHeld := m.obj != nil && m.held()
 	m.obj, m.gone = obj, false
 	switch {
 	case obj.DeletionTimestamp.IsZero():
@@ -212,7 +223,7 @@ func (m *Machine) observe(obj *v1alpha1.WhatsAppSession, now time.Time) {
 		m.deletionSeen = now
 	}
 	if !m.held() {
-		if m.taken { // released, or declared lost: only a fresh claim takes it up again
+		if m.taken || wasHeld { // released, or declared lost: only a fresh claim takes it up again
 			m.hold, m.token, m.taken, m.loggedOut = false, false, false, false
 			m.releaseBy, m.retryAt, m.assessAt = time.Time{}, time.Time{}, time.Time{}
 		}
@@ -225,9 +236,13 @@ func (m *Machine) observe(obj *v1alpha1.WhatsAppSession, now time.Time) {
 	if m.taken && m.epoch == obj.Status.Epoch && obj.DeletionTimestamp.IsZero() {
 		m.restart(now)
 	}
-	if m.logoutWanted() && m.want.Phase != v1alpha1.PhaseTerminating {
+	switch {
+	case !m.logoutWanted():
+		m.logoutBegun = false
+	case !m.logoutBegun: // news is tried at once; what fails then keeps its pauses, whatever else is written
+		m.logoutBegun = true
 		m.retryAt = m.logoutFrom(now)
-		m.phase(v1alpha1.PhaseTerminating, v1alpha1.ReasonDeleting, "the device is being unlinked", now)
+		m.terminating(v1alpha1.ReasonDeleting, unlinking, now)
 	}
 }
 
@@ -239,8 +254,17 @@ func New(c Config) *Machine {
 	}
 	return &Machine{
 		worker: c.Worker, process: c.Process, random: c.Random, socket: socketNone,
-		quarantine: c.Quarantine.withDefaults(), fleet: fleet,
+		quarantine: c.Quarantine.withDefaults(), fleet: fleet, pace: cmp.Or(c.Pace, &Pace{}),
 	}
+}
+
+// unlinking is what is said of a deleted session whose logout goes on.
+const unlinking = "the device is being unlinked"
+
+// terminating says how the logout of a deleted session goes. The phase stays:
+// what fails on the way is no other state.
+func (m *Machine) terminating(reason, message string, now time.Time) {
+	m.phase(v1alpha1.PhaseTerminating, reason, message, now)
 }
 
 // stalled: the session is given up for hours, though its phase usually goes on by itself.
@@ -257,7 +281,7 @@ func (m *Machine) inherit(now time.Time) {
 	}
 	switch {
 	case m.logoutWanted():
-		m.want.Phase, m.reason, m.message = v1alpha1.PhaseTerminating, v1alpha1.ReasonDeleting, "the device is being unlinked"
+		m.want.Phase, m.reason, m.message = v1alpha1.PhaseTerminating, v1alpha1.ReasonDeleting, unlinking
 	case status.Resting(m.want.Phase):
 		m.recallRest(now)
 		m.want = Remember(m.want)
@@ -299,6 +323,7 @@ func (m *Machine) restart(now time.Time) {
 		m.recordEvent(corev1.EventTypeNormal, v1alpha1.ReasonRestarted, "restartedAt changed: the session begins anew")
 		m.resetFailures()
 		m.restarted = true
+		m.pace.reset()
 		m.codeCount = 0
 		m.phase(v1alpha1.PhaseConnecting, v1alpha1.ReasonRestarted, "restartedAt changed", now)
 		m.retryAt = now
@@ -342,6 +367,9 @@ func (m *Machine) logoutFrom(now time.Time) time.Time {
 // onDialed takes note of an open socket.
 func (m *Machine) onDialed(paired bool, spec DialSpec, now time.Time) {
 	m.dialed, m.loggedOut = spec, false
+	if m.logoutWanted() {
+		m.terminating(v1alpha1.ReasonDeleting, unlinking, now)
+	}
 	switch {
 	case paired:
 		m.socket, m.watchdog = socketLogin, now.Add(loginTimeout)
@@ -365,6 +393,18 @@ func (m *Machine) awaitCodes(now time.Time) {
 	m.phase(v1alpha1.PhasePairing, reason, message, now)
 }
 
+// codesCame takes note that WhatsApp gives codes: a refusal of them is over. What
+// failed before is forgotten when they have been offered for a minute, because a
+// server that gives codes and hangs up is a failure, too.
+func (m *Machine) codesCame(now time.Time) {
+	if m.want.RetryReason == v1alpha1.ReasonPairingCodeRefused {
+		m.want.RetryReason, m.want.RetryAfter = "", nil
+	}
+	if !m.stable && m.stableAt.IsZero() {
+		m.stableAt = now.Add(stableAfter)
+	}
+}
+
 // beginPairing starts the time for which codes are offered.
 func (m *Machine) beginPairing(now time.Time) {
 	if m.want.PairingDeadline == nil {
@@ -374,7 +414,7 @@ func (m *Machine) beginPairing(now time.Time) {
 
 // drop gives the socket up; the rules close it.
 func (m *Machine) drop() {
-	m.socket, m.watchdog, m.stableAt = socketOver, time.Time{}, time.Time{}
+	m.socket, m.watchdog, m.stableAt, m.stable = socketOver, time.Time{}, time.Time{}, false
 	m.hideCode()
 }
 
@@ -382,7 +422,7 @@ func (m *Machine) drop() {
 func (m *Machine) failed(reason, message string, now time.Time) {
 	m.backOff(now)
 	if m.logoutWanted() {
-		m.message = message
+		m.terminating(v1alpha1.ReasonDeleting, message, now)
 		return
 	}
 	if !m.taken && m.recallRest(now) { // what it rests from is not forgotten for a store that is away
@@ -393,6 +433,15 @@ func (m *Machine) failed(reason, message string, now time.Time) {
 		p = v1alpha1.PhasePairing
 	}
 	m.phase(p, reason, message, now)
+}
+
+// failedLogout takes note of a logout that failed.
+func (m *Machine) failedLogout(now time.Time) {
+	m.backOff(now)
+	m.message = "the logout failed and is repeated"
+	if m.logoutWanted() {
+		m.terminating(v1alpha1.ReasonDeleting, m.message, now)
+	}
 }
 
 // backOff sets the next attempt: full jitter over an interval that doubles.
@@ -409,11 +458,15 @@ func (m *Machine) backOff(now time.Time) {
 func (m *Machine) refused(reason, message string, now time.Time) {
 	m.attempts++
 	m.retryAt = now.Add(backoffMost / 4)
-	if !m.taken && m.recallRest(now) {
+	if !m.taken && !m.logoutWanted() && m.recallRest(now) {
 		return
 	}
 	if m.message != message {
 		m.recordEvent(corev1.EventTypeWarning, reason, message)
+	}
+	if m.logoutWanted() {
+		m.terminating(reason, message, now)
+		return
 	}
 	m.phase(v1alpha1.PhaseFailed, reason, message, now)
 }
@@ -494,8 +547,9 @@ func (m *Machine) tick(now time.Time) {
 		m.restart(now)
 	}
 	if !m.stableAt.IsZero() && !now.Before(m.stableAt) {
-		m.stableAt = time.Time{}
+		m.stableAt, m.stable = time.Time{}, true
 		m.resetFailures()
+		m.pace.reset()
 		m.fleet.Recovered(m.obj.UID, now)
 	}
 	if !m.assessAt.IsZero() && !now.Before(m.assessAt) {
@@ -643,7 +697,7 @@ func (m *Machine) onEvent(e Event, now time.Time) {
 		m.codes, m.code, m.watchdog = e.Codes, nil, time.Time{}
 		m.beginPairing(now)
 		if m.showNext(now) {
-			m.resetFailures()
+			m.codesCame(now)
 			m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonWaitingForScan, "scan status.qr with the phone: Linked devices, Link a device", now)
 		}
 	case EventPairingCode:
@@ -652,7 +706,7 @@ func (m *Machine) onEvent(e Event, now time.Time) {
 		}
 		m.beginPairing(now)
 		m.watchdog = time.Time{}
-		m.resetFailures()
+		m.codesCame(now)
 		m.want.PairingCode, m.codeUntil = e.Code, e.Until
 		m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonWaitingForCode,
 			"type status.pairingCode on the phone "+m.dialed.PairPhone+": Linked devices, Link a device, Link with phone number instead", now)
@@ -697,7 +751,7 @@ func (m *Machine) connected(e Event, now time.Time) {
 // over takes note of the end of the present connection.
 func (m *Machine) over(e Event, now time.Time) {
 	scanned := m.socket == socketPairing && m.want.JID != ""
-	lasted := m.socket == socketOpen && m.stableAt.IsZero()
+	lasted := m.stable
 	m.drop()
 	switch {
 	case e.Type == EventLoggedOut && (m.logoutWanted() || m.running == OpLogout):

@@ -91,7 +91,13 @@ var rules = []rule{
 	{
 		name: "the claim is written and confirmed before the device is taken",
 		when: func(m *Machine, _ time.Time) bool { return !m.held() || !m.hold },
-		then: func(m *Machine, _ time.Time) Operation { m.hold = true; return OpNone },
+		then: func(m *Machine, now time.Time) Operation {
+			if !m.hold && m.pace.allows(claim, now) {
+				m.pace.start(claim, now)
+				m.hold = true
+			}
+			return OpNone
+		},
 	},
 	{
 		name: "the keys are taken under the epoch of the claim",

@@ -110,7 +110,10 @@ type Agent struct {
 	supervisors map[types.NamespacedName]*supervisor
 	// over is what the supervisors that have ended knew of their sessions, until a cache
 	// shows something newer.
-	over    map[types.NamespacedName]ending
+	over map[types.NamespacedName]ending
+	// paces is how often the sessions whose supervisors have ended were tried of late: one
+	// that comes and goes is not tried more often than one that stays.
+	paces   map[types.UID]*session.Pace
 	starts  int // supervisors begun
 	dials   atomic.Int64
 	fleet   *fleet
@@ -124,7 +127,7 @@ func NewAgent(o Options, placed client.Reader) *Agent {
 	a := &Agent{
 		o: o, placed: placed,
 		again: make(chan event.GenericEvent, 1024), ready: make(chan struct{}),
-		supervisors: map[types.NamespacedName]*supervisor{}, over: map[types.NamespacedName]ending{},
+		supervisors: map[types.NamespacedName]*supervisor{}, over: map[types.NamespacedName]ending{}, paces: map[types.UID]*session.Pace{},
 	}
 	// The supervisors outlive the manager's context: they are drained after it has ended.
 	a.life, a.end = context.WithCancel(context.Background())
@@ -164,14 +167,14 @@ func (a *Agent) Reconcile(ctx context.Context, req reconcile.Request) (reconcile
 	case <-ctx.Done():
 		return reconcile.Result{}, nil
 	}
-	obj, err := a.newest(ctx, req.NamespacedName)
+	obj, cached, err := a.newest(ctx, req.NamespacedName)
 	if err != nil {
 		return reconcile.Result{}, err
 	}
 	if obj != nil && obj.Status.Installation != a.o.Installation {
 		obj = nil // another's worker of the same name, or a status that came from elsewhere
 	}
-	if obj == nil {
+	if obj == nil || !cached { // the cache has it no more: it cannot be behind
 		a.mu.Lock()
 		delete(a.over, req.NamespacedName)
 		a.mu.Unlock()
@@ -193,23 +196,23 @@ func (a *Agent) Reconcile(ctx context.Context, req reconcile.Request) (reconcile
 // newest is the session as the cache, or where it has gone from it the API
 // server itself, knows it; nil: it does not exist. A session that is moved away
 // leaves the cache, and what its holder is to do then is in the API server alone.
-func (a *Agent) newest(ctx context.Context, key types.NamespacedName) (*v1alpha1.WhatsAppSession, error) {
-	obj := &v1alpha1.WhatsAppSession{}
-	err := a.placed.Get(ctx, key, obj)
+func (a *Agent) newest(ctx context.Context, key types.NamespacedName) (obj *v1alpha1.WhatsAppSession, cached bool, err error) {
+	obj = &v1alpha1.WhatsAppSession{}
+	err = a.placed.Get(ctx, key, obj)
 	if err == nil {
-		return obj, nil
+		return obj, true, nil
 	}
 	if !apierrors.IsNotFound(err) {
-		return nil, fmt.Errorf("reading the session from the cache: %w", err)
+		return nil, false, fmt.Errorf("reading the session from the cache: %w", err)
 	}
 	obj, err = a.o.Sessions.Get(ctx, key)
 	if apierrors.IsNotFound(err) {
-		return nil, nil
+		return nil, false, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("reading the session from the API server: %w", err)
+		return nil, false, fmt.Errorf("reading the session from the API server: %w", err)
 	}
-	return obj, nil
+	return obj, false, nil
 }
 
 // supervisor finds the session's supervisor, or starts one where the session concerns this worker.
@@ -231,7 +234,8 @@ func (a *Agent) supervisor(key types.NamespacedName, obj *v1alpha1.WhatsAppSessi
 		Sessions: a.o.Sessions, Accounts: a.o.Accounts, Proxies: a.o.Proxies, Publisher: a.o.Publisher,
 		Limiter: a.o.Limiter, Events: a.o.Events, Clock: a.o.Clock, Dials: &a.dials,
 		Quarantine: a.o.Quarantine, Fleet: a.fleet,
-	}, a.o.Log, obj, a.o.Worker, a.nextStart())
+	}, a.o.Log, obj, a.o.Worker, a.nextStart(), a.paces[obj.UID])
+	delete(a.paces, obj.UID)
 	switch {
 	case a.evicting:
 		s.step(session.Evict{})
@@ -246,6 +250,7 @@ func (a *Agent) supervisor(key types.NamespacedName, obj *v1alpha1.WhatsAppSessi
 		delete(a.supervisors, key)
 		if obj := s.machine.Object(); obj != nil {
 			a.over[key] = ending{uid: obj.UID, version: obj.ResourceVersion}
+			a.rememberPace(obj.UID, s.machine.Pace())
 		}
 		a.mu.Unlock()
 		// The name may stand for another object by now.
@@ -278,6 +283,20 @@ func (a *Agent) isOver(key types.NamespacedName, obj *v1alpha1.WhatsAppSession) 
 	}
 	delete(a.over, key)
 	return false
+}
+
+// rememberPace keeps the pace of a session whose supervisor has ended, and
+// removes those that say nothing any more. The caller holds a.mu.
+func (a *Agent) rememberPace(uid types.UID, pace *session.Pace) {
+	now := a.o.Clock.Now()
+	for other, p := range a.paces {
+		if p.Forgotten(now) {
+			delete(a.paces, other)
+		}
+	}
+	if !pace.Forgotten(now) {
+		a.paces[uid] = pace
+	}
 }
 
 // nextStart names a supervisor: what an earlier one of the same process has

@@ -31,13 +31,13 @@ func TestTheEndOfABurst(t *testing.T) {
 	}
 }
 
-// shown is a world as an agent's cache shows it.
+// shown is a world as an agent's cache shows it: only what is placed on the worker.
 type shown struct{ *world }
 
 func (s shown) Get(_ context.Context, _ client.ObjectKey, into client.Object, _ ...client.GetOption) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.obj == nil {
+	if s.obj == nil || s.obj.Status.Worker != me {
 		return apierrors.NewNotFound(schema.GroupResource{}, "shop")
 	}
 	s.obj.DeepCopyInto(into.(*v1alpha1.WhatsAppSession))
@@ -318,6 +318,29 @@ func TestASupervisorThatHasEndedKnowsBetterThanTheCache(t *testing.T) {
 	t.Log("but not better than what comes after it")
 	p.place(me)
 	p.Eventually(func() string { p.look(); return p.status().HeldBy }).Should(Equal(me))
+}
+
+// What an agent remembers of sessions that have left does not grow for ever.
+func TestASessionThatHasLeftIsForgotten(t *testing.T) {
+	p := newWorkplace(t)
+	p.place("worker-b")
+	p.Eventually(func() string { p.clock.Step(100 * time.Millisecond); return p.status().HeldBy }).Should(BeEmpty())
+	p.Eventually(func() int { return len(p.agent.all()) }).Should(BeZero())
+	remembered := func() (over, paces int) {
+		p.agent.mu.Lock()
+		defer p.agent.mu.Unlock()
+		return len(p.agent.over), len(p.agent.paces)
+	}
+	p.Eventually(func() int { p.look(); over, _ := remembered(); return over }).Should(BeZero())
+
+	_, paces := remembered()
+	p.Expect(paces).To(Equal(1), "it may come back")
+	p.clock.Step(time.Hour)
+	p.agent.mu.Lock()
+	p.agent.rememberPace("another", &session.Pace{})
+	p.agent.mu.Unlock()
+	_, paces = remembered()
+	p.Expect(paces).To(BeZero())
 }
 
 // prepareLeft is an agent that cannot ask yet what a former process held: a

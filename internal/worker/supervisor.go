@@ -89,7 +89,7 @@ type supervisor struct {
 	publishFails int
 }
 
-func newSupervisor(d dependencies, log logr.Logger, obj *v1alpha1.WhatsAppSession, worker, process string) *supervisor {
+func newSupervisor(d dependencies, log logr.Logger, obj *v1alpha1.WhatsAppSession, worker, process string, pace *session.Pace) *supervisor {
 	s := &supervisor{
 		dependencies: d,
 		base:         log,
@@ -98,7 +98,7 @@ func newSupervisor(d dependencies, log logr.Logger, obj *v1alpha1.WhatsAppSessio
 		inbox:        make(chan func(), 16),
 		finished:     make(chan struct{}),
 		machine: session.New(session.Config{
-			Worker: worker, Process: process, Random: rand.Float64, Quarantine: d.Quarantine, Fleet: d.Fleet,
+			Worker: worker, Process: process, Random: rand.Float64, Quarantine: d.Quarantine, Fleet: d.Fleet, Pace: pace,
 		}),
 	}
 	return s
