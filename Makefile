@@ -85,9 +85,9 @@ $(GOLANGCI_LINT): hack/golangci/go.mod hack/golangci/go.sum hack/golangci/main.g
 		-ldflags "-s -w -X main.version=$$(go list -m -f '{{.Version}}' github.com/golangci/golangci-lint/v2)" -o $(CURDIR)/$@ .
 
 .PHONY: check-generated
-check-generated: generate manifests ## Fail if generated files are not what the generators write
-	git diff --exit-code -- api config
-	@test -z "$$(git status --porcelain -- api config)" || { git status --short -- api config; echo "check-generated: not committed" >&2; exit 1; }
+check-generated: generate manifests docs ## Fail if generated files are not what the generators write
+	git diff --exit-code -- api config docs/reference.md
+	@test -z "$$(git status --porcelain -- api config docs/reference.md)" || { git status --short -- api config docs/reference.md; echo "check-generated: not committed" >&2; exit 1; }
 
 ##@ Measure
 
@@ -115,6 +115,10 @@ bench-scale: test-deps ## The manager with 10,000 sessions applied at once (benc
 .PHONY: generate
 generate: ## Write the deep copies of api/
 	$(CONTROLLER_GEN) object paths=./api/...
+
+.PHONY: docs
+docs: ## Write docs/reference.md: every command, flag and metric
+	go run ./hack/docs
 
 .PHONY: manifests
 manifests: ## Write the CustomResourceDefinition and the roles into config/

@@ -25,10 +25,8 @@ import (
 // Version of the program; set by the linker.
 var Version = "dev"
 
-// Main runs the program and returns its exit code.
-func Main() int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
+// NewRootCommand is the program with all its commands.
+func NewRootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "whatsapp-operator",
 		Short:         "WhatsApp sessions as Kubernetes resources",
@@ -40,6 +38,14 @@ func Main() int {
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w: `%s --help` lists the flags", err, cmd.CommandPath())
 	})
+	return root
+}
+
+// Main runs the program and returns its exit code.
+func Main() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	root := NewRootCommand()
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "whatsapp-operator:", err)
 		return 1

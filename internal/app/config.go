@@ -197,7 +197,7 @@ func (c *managerConfig) bind(f *pflag.FlagSet) {
 func (c *managerConfig) complete() error {
 	var p problems
 	p.join(c.commonConfig.complete(), c.Laravel.Validate())
-	within(&p, "laravel-timeout", c.Laravel.Timeout, 100*time.Millisecond, 10*time.Minute)
+	within(&p, "laravel-timeout", c.Laravel.Timeout, 100*time.Millisecond, laravel.MaxTimeout)
 	within(&p, "batch-size", c.BatchSize, 1, 1000)
 	within(&p, "laravel-max-requests", c.Parallel, 1, 64)
 	within(&p, "rebalance-interval", c.RebalanceInterval, time.Second, 24*time.Hour) // --rebalance=false switches it off

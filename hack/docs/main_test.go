@@ -1,0 +1,63 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	. "github.com/onsi/gomega"
+)
+
+// TestTheReferenceIsNew fails where a command, a flag or a metric is not in the page,
+// and where one is there that does not exist any more.
+func TestTheReferenceIsNew(t *testing.T) {
+	g := NewWithT(t)
+	page, err := reference()
+	g.Expect(err).NotTo(HaveOccurred())
+	committed, err := os.ReadFile("../../docs/reference.md")
+	g.Expect(err).NotTo(HaveOccurred())
+	if string(committed) == page {
+		return
+	}
+	was, is := strings.Split(string(committed), "\n"), strings.Split(page, "\n")
+	for _, line := range is {
+		if !slices.Contains(was, line) {
+			t.Error("missing:", line)
+		}
+	}
+	for _, line := range was {
+		if !slices.Contains(is, line) {
+			t.Error("gone:", line)
+		}
+	}
+	t.Error("docs/reference.md is old: run `make docs` and commit it")
+}
+
+// TestPagesNameWhatExists holds every other page to the flags and metrics that exist.
+func TestPagesNameWhatExists(t *testing.T) {
+	g := NewWithT(t)
+	page, err := reference()
+	g.Expect(err).NotTo(HaveOccurred())
+	metric := regexp.MustCompile(`whatsapp_operator_[a-z_]+`)
+	flag := regexp.MustCompile("`(--[a-z][a-z-]+)")
+	pages, err := filepath.Glob("../../docs/*.md")
+	g.Expect(err).NotTo(HaveOccurred())
+	for _, name := range append(pages, "../../README.md") {
+		text, err := os.ReadFile(name)
+		g.Expect(err).NotTo(HaveOccurred())
+		for _, found := range metric.FindAllString(string(text), -1) {
+			g.Expect(page).To(ContainSubstring("`"+found+"`"), "%s names a metric that does not exist", name)
+		}
+		for _, found := range flag.FindAllStringSubmatch(string(text), -1) {
+			if !slices.Contains(notOurs, found[1]) {
+				g.Expect(page).To(ContainSubstring("`"+found[1]+"`"), "%s names a flag that does not exist", name)
+			}
+		}
+	}
+}
+
+// notOurs are flags of other programs that pages name.
+var notOurs = []string{}
