@@ -24,6 +24,7 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/batch"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/cache"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/metrics"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/redis"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/store"
@@ -190,7 +191,9 @@ func (d *dependencies) openRedis(ctx context.Context) error {
 	}
 	d.keys = d.config.Redis.Keys()
 	d.durability = redis.NewDurability(d.redis, d.keys, d.config.Redis.Durability)
-	d.queue = batch.NewQueue(d.redis, d.keys, d.clock, batch.Options{Durability: d.durability, OnExpired: metrics.QueueExpired})
+	d.queue = batch.NewQueue(d.redis, d.keys, d.clock, batch.Options{
+		Durability: d.durability, OnExpired: metrics.QueueExpired, OnRepaired: d.queueRepaired,
+	})
 	d.cache = cache.New(d.redis, d.keys, d.clock)
 	return d.retryUntilReady(ctx, "Redis", func(ctx context.Context) (bool, error) {
 		report, err := (&redis.Monitor{Client: d.redis, Durability: d.durability}).Once(ctx)
@@ -209,6 +212,17 @@ func (d *dependencies) openRedis(ctx context.Context) error {
 }
 
 // openStore prepares the connections to the store, which may not answer yet.
+// queueRepaired reports that keys of a queue were deleted, evicted or overwritten.
+func (d *dependencies) queueRepaired(kind delivery.Kind, r batch.Repair) {
+	metrics.QueueRepaired(kind, r.Discarded, r.Restored)
+	log := d.log.WithName("redis").WithValues("kind", string(kind), "discarded", r.Discarded, "restored", r.Restored)
+	if r == (batch.Repair{}) {
+		log.Info("Found the queue new or emptied: the present state of every session is published again")
+		return
+	}
+	log.Error(nil, "Repaired the queue: keys of it were deleted, evicted or overwritten; the present state of every session is published again")
+}
+
 func (d *dependencies) openStore(ctx context.Context) error {
 	config, err := d.config.storeConfig()
 	if err != nil {

@@ -34,9 +34,19 @@
 //	open     zset    batch id → from when on it may be claimed again
 //	claims   hash    batch id → number of claims and the token of the newest
 //	content  hash    batch id → its items
+//	state    string  how many sessions items had after the last change
 //
 // beside the stream batch:{queue}:dead:<kind> of dead letters and the channel
 // batch:{queue}:wake. Times are Unix milliseconds by the clock of Redis.
 // Numbers are compared as decimals of a fixed width, byte by byte, because
 // Lua's numbers are exact only up to 2⁵³ and no script re-encodes an item.
+//
+// # When keys are gone
+//
+// A person may delete a key, Redis may evict it, another program may overwrite it.
+// No script fails because of that: each discards what it cannot read and goes on.
+// Queue.Pending compares the sizes of the keys, which shows each key that is gone,
+// also all of them together (state is missing then), and repairs the queue: due times
+// and marks are made again from what is there, and the marker of redis.Watcher is
+// deleted, so that every process publishes what is present again.
 package batch

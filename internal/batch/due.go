@@ -33,7 +33,11 @@ func dueAt(kind delivery.Kind, now time.Time, last lastDelivered, qrInterval tim
 	if kind != delivery.KindQR || !last.ExpiresAt.After(now) {
 		return now
 	}
-	due := last.At.Add(qrInterval)
+	at := last.At
+	if at.After(now) { // delivered before the clock was set back
+		at = now
+	}
+	due := at.Add(qrInterval)
 	if last.ExpiresAt.Before(due) {
 		due = last.ExpiresAt
 	}

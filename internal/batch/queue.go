@@ -32,6 +32,14 @@ const (
 	defaultDeadLetterAge = 7 * 24 * time.Hour
 	// maxAnswer bounds what is kept of Laravel's answer in a dead letter.
 	maxAnswer = 512
+	// maxHold bounds for how long a batch may be held or put off. The longest that Laravel
+	// may ask for is 5 minutes; what is further off is from before a clock was set back.
+	// The scripts pending and repair know the same number.
+	maxHold = 15 * time.Minute
+	// repairInterval is how often a queue is repaired at most: each time everything present
+	// is published again, and a Redis that keeps throwing keys away must not make that a
+	// permanent load.
+	repairInterval = 10 * time.Second
 	// MinLease is the shortest claim. A request with a claimed batch ends 5 s
 	// before the claim does, so anything shorter would leave it no time.
 	MinLease = 10 * time.Second
@@ -97,6 +105,9 @@ type Options struct {
 	// OnExpired, where set, is told how many items were dropped because they
 	// had expired before they could be sent.
 	OnExpired func(kind delivery.Kind, n int)
+	// OnRepaired, where set, is told that keys of the queue were deleted, evicted or
+	// overwritten, and what became of the rest. It must not block.
+	OnRepaired func(kind delivery.Kind, r Repair)
 	// Now, where set, stands in for Redis's own clock. It is for tests: see
 	// NewQueue.
 	Now func() time.Time
@@ -115,6 +126,17 @@ type Queue struct {
 	// unanswered are the tokens of claims whose answer never came. The next
 	// claim asks with the same token and gets what the lost one claimed.
 	unanswered map[delivery.Kind][]string
+	// repaired is when this process repaired a queue last.
+	repaired map[delivery.Kind]time.Time
+}
+
+// Repair is what was found when a queue was repaired. Both are zero where the queue is
+// new, or all of it was deleted.
+type Repair struct {
+	// Discarded counts what could not be read, or belonged to what is gone.
+	Discarded int
+	// Restored counts the due times, claims and marks that were made again from the rest.
+	Restored int
 }
 
 // NewQueue makes a queue over client; it does no I/O.
@@ -139,7 +161,7 @@ func NewQueue(client goredis.UniversalClient, keys redis.Keys, clk clock.Passive
 	if opts.DeadLetterAge == 0 {
 		opts.DeadLetterAge = defaultDeadLetterAge
 	}
-	return &Queue{client: client, keys: keys, clock: clk, opts: opts, unanswered: map[delivery.Kind][]string{}}
+	return &Queue{client: client, keys: keys, clock: clk, opts: opts, unanswered: map[delivery.Kind][]string{}, repaired: map[delivery.Kind]time.Time{}}
 }
 
 // Enqueue adds items in one round trip and wakes the flusher. Of each session
@@ -294,14 +316,59 @@ func (p Pending) Since() time.Time {
 	return p.UrgentSince
 }
 
-// Pending looks at what waits of kind, in one round trip.
+// Pending says what waits of kind, in one round trip. A queue of which keys are gone or
+// cannot be read is repaired first.
 func (q *Queue) Pending(ctx context.Context, kind delivery.Kind) (Pending, error) {
+	pending, damaged, err := q.look(ctx, kind)
+	if err != nil || !damaged || !q.mayRepair(kind) {
+		return pending, err
+	}
+	if err := q.repair(ctx, kind); err != nil {
+		return Pending{}, err
+	}
+	pending, _, err = q.look(ctx, kind)
+	return pending, err
+}
+
+func (q *Queue) mayRepair(kind delivery.Kind) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	last, found := q.repaired[kind]
+	return !found || q.clock.Since(last) >= repairInterval
+}
+
+// repair makes the keys of a queue agree with each other, and has everything present
+// published again in place of what is lost.
+func (q *Queue) repair(ctx context.Context, kind delivery.Kind) error {
+	// First, because a repair leaves no trace of what was wrong: if this process ends in
+	// between, the next one repairs the queue and deletes the marker once more.
+	if err := redis.Forget(ctx, q.client, q.keys); err != nil {
+		return fmt.Errorf("repairing the queue: %w", err)
+	}
+	answer, err := repairScript.Run(ctx, q.client, q.kindKeys(kind), q.args(kind)...).Int64Slice()
+	if err != nil {
+		return fmt.Errorf("repairing the queue: %w", err)
+	}
+	if len(answer) != 2 {
+		return fmt.Errorf("the answer to a repair of the queue has %d parts", len(answer))
+	}
+	q.mu.Lock()
+	q.repaired[kind] = q.clock.Now()
+	q.mu.Unlock()
+	if q.opts.OnRepaired != nil {
+		q.opts.OnRepaired(kind, Repair{Discarded: int(answer[0]), Restored: int(answer[1])})
+	}
+	return nil
+}
+
+// look asks for what waits, and whether the queue is damaged.
+func (q *Queue) look(ctx context.Context, kind delivery.Kind) (_ Pending, damaged bool, _ error) {
 	answer, err := pendingScript.Run(ctx, q.client, q.kindKeys(kind), q.args(kind)...).Int64Slice()
 	if err != nil {
-		return Pending{}, fmt.Errorf("looking at the queue: %w", err)
+		return Pending{}, false, fmt.Errorf("asking the queue what waits: %w", err)
 	}
-	if len(answer) != 11 {
-		return Pending{}, fmt.Errorf("the answer to a look at the queue has %d parts", len(answer))
+	if len(answer) != 12 {
+		return Pending{}, false, fmt.Errorf("the answer to what waits in the queue has %d parts", len(answer))
 	}
 	received := q.clock.Now()
 	local := func(ms int64) time.Time {
@@ -316,7 +383,7 @@ func (q *Queue) Pending(ctx context.Context, kind delivery.Kind) (Pending, error
 		NextDue: local(answer[5]),
 		Waiting: int(answer[6]), InFlight: int(answer[7]),
 		Unfinished: int(answer[8]), Claimable: int(answer[9]), NextClaimable: local(answer[10]),
-	}, nil
+	}, answer[11] != 0, nil
 }
 
 // Claim takes a batch for the length of lease (at least MinLease). First comes
@@ -331,8 +398,8 @@ func (q *Queue) Pending(ctx context.Context, kind delivery.Kind) (Pending, error
 // clock and counted from before the question was sent. What is held, and may
 // Ack, Release, Split and DeadLetter it, is its ID together with its Attempt.
 func (q *Queue) Claim(ctx context.Context, kind delivery.Kind, limit int, lease time.Duration) (*delivery.Batch, error) {
-	if lease < MinLease {
-		return nil, fmt.Errorf("a claim of %s is shorter than %s", lease, MinLease)
+	if lease < MinLease || lease > maxHold {
+		return nil, fmt.Errorf("a claim of %s is not between %s and %s", lease, MinLease, maxHold)
 	}
 	// The client repeats a question that got no answer. It must not do so when
 	// the first one's batch could be finished by another already, or the second
@@ -349,6 +416,16 @@ func (q *Queue) Claim(ctx context.Context, kind delivery.Kind, limit int, lease 
 			return nil, fmt.Errorf("claiming a batch: %w", err)
 		}
 		claimed, err := parseClaim(answer)
+		if err != nil && claimed.id != "" {
+			// What is stored is of no use to anybody. It is discarded, and what is present of
+			// its sessions published again.
+			unreadable := &delivery.Batch{ID: claimed.id, Kind: kind, Attempt: claimed.attempt}
+			if err := q.finish(ctx, discardScript, unreadable, q.args(kind, claimed.id, claimed.attempt), "discarding a batch that cannot be read"); err != nil {
+				return nil, err
+			}
+			token = q.claimToken(kind)
+			continue
+		}
 		if err != nil {
 			return nil, fmt.Errorf("reading a claimed batch: %w", err)
 		}
@@ -388,10 +465,10 @@ func (q *Queue) ack(ctx context.Context, b *delivery.Batch, reason DeadLetterRea
 }
 
 // Release gives a batch back, to be claimed again from notBefore on (zero or
-// past: at once), with the same id and items; its sessions stay in flight. ErrClaimLost and nil as
-// with Ack.
+// past: at once; at most 15 minutes from now), with the same id and items; its
+// sessions stay in flight. ErrClaimLost and nil as with Ack.
 func (q *Queue) Release(ctx context.Context, b *delivery.Batch, notBefore time.Time) error {
-	delay := max(0, notBefore.Sub(q.clock.Now()))
+	delay := min(max(0, notBefore.Sub(q.clock.Now())), maxHold)
 	return q.finish(ctx, releaseScript, b, q.args(b.Kind, b.ID, b.Attempt, delay.Milliseconds()), "releasing a batch")
 }
 
@@ -423,11 +500,11 @@ func (q *Queue) finish(ctx context.Context, script *goredis.Script, b *delivery.
 // kindKeys are the KEYS of every script, in the order that scripts/lib.lua names.
 func (q *Queue) kindKeys(kind delivery.Kind) []string {
 	parts := []string{"items", "urgent", "normal", "flight", "last", "forget", "open", "claims", "content"}
-	keys := make([]string, 0, len(parts)+1)
+	keys := make([]string, 0, len(parts)+2)
 	for _, part := range parts {
 		keys = append(keys, q.keys.Queue(kind, part))
 	}
-	return append(keys, q.keys.DeadLetters(kind))
+	return append(keys, q.keys.DeadLetters(kind), q.keys.Queue(kind, "state"))
 }
 
 // args are the ARGV of a script: first those that scripts/lib.lua reads.

@@ -591,7 +591,7 @@ func deliveredMemoryIsBounded(b *bench) {
 	g.Expect(b.Ack(b.ctx, b.claim(kind, 1))).To(Succeed())
 	g.Expect(memory()).To(Equal(int64(1)))
 	keys := b.client.Keys(b.ctx, "*").Val()
-	g.Expect(keys).To(ConsistOf("test:batch:{queue}:status:last", "test:batch:{queue}:status:forget"), "a finished queue leaves nothing else")
+	g.Expect(keys).To(ConsistOf("test:batch:{queue}:status:last", "test:batch:{queue}:status:forget", "test:batch:{queue}:status:state"), "a finished queue leaves nothing else")
 }
 
 func TestInvalidItems(t *testing.T) {
@@ -601,6 +601,7 @@ func TestInvalidItems(t *testing.T) {
 		"no session":           func(i *delivery.Item) { i.SessionID = "" },
 		"a long session":       func(i *delivery.Item) { i.SessionID = string(make([]byte, 256)) },
 		"negative numbers":     func(i *delivery.Item) { i.Seq = -1 },
+		"an epoch too high":    func(i *delivery.Item) { i.Epoch = 1 << 53 },
 		"no JSON":              func(i *delivery.Item) { i.Payload = json.RawMessage("{") },
 		"a large payload":      func(i *delivery.Item) { i.Payload = json.RawMessage(`"` + string(make([]byte, 70<<10)) + `"`) },
 		"expired before 1970":  func(i *delivery.Item) { i.ExpiresAt = time.Unix(-5, 0) },
@@ -712,6 +713,7 @@ func dueRows() []dueRow {
 		{"the interval counts from the delivery", delivery.KindQR, lastDelivered{At: s(-10), ExpiresAt: s(50)}, s(20)},
 		{"the end of Laravel's code comes before the end of the interval", delivery.KindQR, lastDelivered{At: s(-10), ExpiresAt: s(10)}, s(10)},
 		{"the interval is over and the code still valid", delivery.KindQR, lastDelivered{At: s(-40), ExpiresAt: s(20)}, now},
+		{"delivered before the clock was set back", delivery.KindQR, lastDelivered{At: s(100), ExpiresAt: s(160)}, s(30)},
 		{"delivered this moment", delivery.KindQR, lastDelivered{At: now, ExpiresAt: s(60)}, s(30)},
 	}
 }

@@ -28,6 +28,10 @@ const (
 
 	maxSessionID = 255
 	maxPayload   = 64 << 10
+
+	// maxEpoch is the highest epoch that a session can have: what JSON, JavaScript and Lua
+	// hold exactly. scripts/lib.lua knows it too.
+	maxEpoch = 1<<53 - 1
 )
 
 var errMalformed = errors.New("malformed")
@@ -51,8 +55,8 @@ func validate(kind delivery.Kind, item delivery.Item) error {
 	switch {
 	case len(item.SessionID) == 0 || len(item.SessionID) > maxSessionID:
 		return fmt.Errorf("%w: a session id of %d bytes", ErrInvalidItem, len(item.SessionID))
-	case item.Epoch < 0 || item.Seq < 0:
-		return fmt.Errorf("%w: negative numbers", ErrInvalidItem)
+	case item.Epoch < 0 || item.Epoch > maxEpoch || item.Seq < 0:
+		return fmt.Errorf("%w: the numbers (%d, %d)", ErrInvalidItem, item.Epoch, item.Seq)
 	case len(item.Payload) > maxPayload:
 		return fmt.Errorf("%w: a payload of %d bytes", ErrInvalidItem, len(item.Payload))
 	case !json.Valid(item.Payload):
@@ -77,6 +81,8 @@ type claim struct {
 	more bool
 }
 
+// parseClaim reads an answer. After an error, an id that is set is that of a batch whose
+// content cannot be read.
 func parseClaim(answer []any) (claim, error) {
 	if len(answer) != 7 {
 		return claim{}, fmt.Errorf("%w: an answer of %d parts", errMalformed, len(answer))
@@ -98,13 +104,10 @@ func parseClaim(answer []any) (claim, error) {
 		return claim{}, fmt.Errorf("%w: id or content is no string", errMalformed)
 	}
 	items, err := parseContent(content)
-	if err != nil {
-		return claim{}, err
-	}
 	return claim{
 		now: numbers[0], until: numbers[1], id: id, attempt: int(numbers[3]), items: items,
 		expired: int(numbers[5]), more: numbers[6] != 0,
-	}, nil
+	}, err
 }
 
 // parseResult reads what the script enqueue.lua says of one item: a code, or the numbers

@@ -25,6 +25,10 @@ var (
 	splitLua string
 	//go:embed scripts/replay.lua
 	replayLua string
+	//go:embed scripts/discard.lua
+	discardLua string
+	//go:embed scripts/repair.lua
+	repairLua string
 
 	enqueueScript  = goredis.NewScript(libLua + enqueueLua)
 	withdrawScript = goredis.NewScript(libLua + withdrawLua)
@@ -34,6 +38,8 @@ var (
 	releaseScript  = goredis.NewScript(libLua + releaseLua)
 	splitScript    = goredis.NewScript(libLua + splitLua)
 	replayScript   = goredis.NewScript(libLua + replayLua)
+	discardScript  = goredis.NewScript(libLua + discardLua)
+	repairScript   = goredis.NewScript(libLua + repairLua)
 )
 
 // Answers of the scripts that need a claim; anything else is a success.

@@ -62,9 +62,20 @@ var (
 	}, []string{"operation"})
 )
 
+var (
+	queueRepairs = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: namespace, Name: "queue_repairs_total",
+		Help: "Repairs of a queue in Redis of which keys were deleted, evicted or overwritten.",
+	}, []string{"kind"})
+	queueRepairedRecords = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: namespace, Name: "queue_repaired_records_total",
+		Help: "Records that repairs of a queue discarded, or restored from others.",
+	}, []string{"kind", "action"})
+)
+
 func init() {
 	metrics.Registry.MustRegister(deliveryRequests, deliveryDuration, deliveryBatchItems, deliveryItems, deadLetters, deadLettersKept,
-		deliveryStopped, queueWaiting, queueInFlight, queueUnfinished, queueOldest, queueErrors)
+		deliveryStopped, queueWaiting, queueInFlight, queueUnfinished, queueOldest, queueErrors, queueRepairs, queueRepairedRecords)
 }
 
 // DeliveryRequest counts one request of so many items and what came of it.
@@ -105,6 +116,13 @@ func Queue(kind delivery.Kind, waiting, inFlight, unfinished int, oldest time.Du
 	queueInFlight.WithLabelValues(string(kind)).Set(float64(inFlight))
 	queueUnfinished.WithLabelValues(string(kind)).Set(float64(unfinished))
 	queueOldest.WithLabelValues(string(kind)).Set(oldest.Seconds())
+}
+
+// QueueRepaired counts a repair of a queue.
+func QueueRepaired(kind delivery.Kind, discarded, restored int) {
+	queueRepairs.WithLabelValues(string(kind)).Inc()
+	queueRepairedRecords.WithLabelValues(string(kind), "discarded").Add(float64(discarded))
+	queueRepairedRecords.WithLabelValues(string(kind), "restored").Add(float64(restored))
 }
 
 // QueueError counts an operation on the queue that failed: look, claim or finish.

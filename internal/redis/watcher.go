@@ -34,6 +34,15 @@ const (
 	NotWatched Reason = "NotWatched"
 )
 
+// Forget makes every Watcher say that Redis has forgotten, by deleting the marker. It is
+// for whoever finds out that keys are gone.
+func Forget(ctx context.Context, client goredis.UniversalClient, keys Keys) error {
+	if err := client.Del(ctx, keys.Marker()).Err(); err != nil {
+		return fmt.Errorf("deleting the marker in Redis: %w", err)
+	}
+	return nil
+}
+
 // Watcher tells when Redis may have forgotten what it was given, so that
 // everything present is given to it again (DESIGN section 5).
 type Watcher struct {

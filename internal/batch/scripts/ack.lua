@@ -2,18 +2,16 @@
 -- age in milliseconds, from 10 on: session, reason and answer of each rejected item.
 run_when_full()
 local id, new_id, most, age = ARGV[5], ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9])
-local held = holds(id, ARGV[6])
-if held == nil then
-  return GONE
-elseif not held then
-  return LOST
+local entries, missing = held(id, ARGV[6])
+if not entries then
+  return missing
 end
 local answers, reasons = {}, {}
 for i = 10, #ARGV, 3 do
   reasons[ARGV[i]], answers[ARGV[i]] = ARGV[i + 1], ARGV[i + 2]
 end
 local taken, refused = {}, {}
-for _, e in ipairs(unpack_content(redis.call('HGET', CONTENT, id))) do
+for _, e in ipairs(entries) do
   local list = answers[e.sid] and refused or taken
   list[#list + 1] = e
 end
@@ -33,10 +31,10 @@ for _, e in ipairs(taken) do
   remember(e.sid, numbers_of(e.item), expires_of(e.item))
   land(id, e.sid, numbers_of(e.item))
 end
-local open = redis.call('ZSCORE', OPEN, id)
+local open = tonumber(redis.call('ZSCORE', OPEN, id) or NOW)
 discard(id)
 if full then
-  store(new_id, refused, '0:', tonumber(open))
+  store(new_id, refused, '0:', open)
 else
   for _, e in ipairs(refused) do
     local numbers = numbers_of(e.item)
@@ -56,4 +54,4 @@ else
   end
 end
 forget()
-return full and FULL or DONE
+return done(full and FULL or DONE)

@@ -8,8 +8,8 @@ local dropped = 0
 local claims = redis.call('HGETALL', CLAIMS)
 for i = 1, #claims, 2 do
   if string.match(claims[i + 1], '^%d+:(.*)$') == token then
-    local open = tonumber(redis.call('ZSCORE', OPEN, claims[i]))
-    if open > NOW then
+    local open = tonumber(redis.call('ZSCORE', OPEN, claims[i]) or 0)
+    if open > NOW and entries_of(claims[i]) then
       return { NOW, open, claims[i], attempt_of(claims[i + 1]), redis.call('HGET', CONTENT, claims[i]), 0, 0 }
     end
   end
@@ -26,27 +26,34 @@ while true do
   if not id then
     break
   end
-  local content = redis.call('HGET', CONTENT, id)
-  local attempt = attempt_of(redis.call('HGET', CLAIMS, id)) + 1
-  local entries, live = unpack_content(content), {}
-  for _, e in ipairs(entries) do
-    if not expired(e.item) then
-      live[#live + 1] = e
-    end
-  end
-  if #live < #entries then
+  local entries, live = entries_of(id), {}
+  if not entries then
+    discard(id)
+    damaged = true
+  else
+    local content = redis.call('HGET', CONTENT, id)
+    local attempt = attempt_of(redis.call('HGET', CLAIMS, id))
+    damaged = damaged or not attempt
+    attempt = (attempt or 0) + 1
     for _, e in ipairs(entries) do
-      if expired(e.item) then
-        land(id, e.sid, numbers_of(e.item))
-        dropped = dropped + 1
+      if not expired(e.item) then
+        live[#live + 1] = e
       end
     end
-    discard(id)
-    id, attempt, content = new_id, 1, pack(live)
-  end
-  if #live > 0 then
-    store(id, live, attempt .. ':' .. token, until_)
-    return { NOW, until_, id, attempt, content, dropped, 0 }
+    if #live < #entries then
+      for _, e in ipairs(entries) do
+        if expired(e.item) then
+          land(id, e.sid, numbers_of(e.item))
+          dropped = dropped + 1
+        end
+      end
+      discard(id)
+      id, attempt, content = new_id, 1, pack(live)
+    end
+    if #live > 0 then
+      store(id, live, attempt .. ':' .. token, until_)
+      return done({ NOW, until_, id, attempt, content, dropped, 0 })
+    end
   end
 end
 
@@ -63,12 +70,15 @@ for _, due in ipairs({ URGENT, NORMAL }) do
       end
       seen = seen + 1
       redis.call('ZREM', due, sid)
-      local item = redis.call('HGET', ITEMS, sid)
-      if item and expired(item) then
-        redis.call('HDEL', ITEMS, sid)
+      local item = item_of(sid)
+      if not item or flight_of(sid) then -- it is lost, or waits behind a batch after all
+        damaged = true
+      elseif expired(item) then
+        drop(sid)
         dropped = dropped + 1
-      elseif item then
+      else
         entries[#entries + 1] = { sid = sid, item = item }
+        redis.call('ZREM', due == URGENT and NORMAL or URGENT, sid)
       end
     end
     if seen == scan then
@@ -77,7 +87,7 @@ for _, due in ipairs({ URGENT, NORMAL }) do
   end
 end
 if #entries == 0 then
-  return { NOW, 0, '', 0, '', dropped, more }
+  return done({ NOW, 0, '', 0, '', dropped, more })
 end
 table.sort(entries, function(a, b)
   local x, y = due_of(a.item), due_of(b.item)
@@ -87,4 +97,4 @@ table.sort(entries, function(a, b)
   return x < y
 end)
 store(new_id, entries, '1:' .. token, until_)
-return { NOW, until_, new_id, 1, pack(entries), dropped, 0 }
+return done({ NOW, until_, new_id, 1, pack(entries), dropped, 0 })

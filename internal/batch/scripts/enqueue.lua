@@ -3,22 +3,25 @@
 -- Answers for each 1 queued, 2 replaced, 3 unknown, 4 repeated; for one that is stale
 -- the newest numbers of the session.
 local KNOWN_ONLY = ARGV[5] == '1'
+local intact, changed = not damaged, false
 local results = {}
 for i = 6, #ARGV, 5 do
   local sid, numbers, class, expires, payload = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
-  local last = redis.call('HGET', LAST, sid)
-  local old = redis.call('HGET', ITEMS, sid)
+  local last, old = last_of(sid), item_of(sid)
   local result
   if KNOWN_ONLY and not last and not old then
     result = 3
   elseif last and not old and numbers == numbers_of(last) then
     result = 4
+  elseif old and numbers == numbers_of(old) and (not last or numbers >= numbers_of(last)) then
+    result = 1 -- the answer to the first time was lost
+    if not flight_of(sid) and not redis.call('ZSCORE', URGENT, sid) and not redis.call('ZSCORE', NORMAL, sid) then
+      wait(sid, old, class_of(old), due_of(old)) -- its due time is lost
+      changed, damaged = true, true
+    end
   elseif not last or numbers > numbers_of(last) then
-    if old and numbers == numbers_of(old) then
-      result = 1 -- the answer to the first time was lost
-    elseif not old or numbers > numbers_of(old) then
-      local flight = redis.call('HGET', FLIGHT, sid)
-      local due = due_at(last)
+    if not old or numbers > numbers_of(old) then
+      local flight, due = flight_of(sid), due_at(last)
       result = 1
       if old and not (flight and numbers_of(flight) == numbers_of(old)) then
         -- The old one still waits: Laravel must hear from the session no later
@@ -35,6 +38,7 @@ for i = 6, #ARGV, 5 do
       else
         wait(sid, item, class, due)
       end
+      changed = true
     end
   end
   if not result then -- stale
@@ -44,5 +48,10 @@ for i = 6, #ARGV, 5 do
     end
   end
   results[#results + 1] = result
+end
+-- Where nothing was changed a full Redis would refuse even the write of the state; what
+-- was damaged before shows without it.
+if changed or intact and damaged then
+  return done(results)
 end
 return results

@@ -1,4 +1,6 @@
--- Answers with 11 numbers: see Queue.Pending.
+-- Answers with 12 numbers: see Queue.Pending. The last is 1 where the queue must be
+-- repaired.
+local MAX_HOLD = 900000 -- maxHold in queue.go
 local function first(key, min, max)
   local found = redis.call('ZRANGEBYSCORE', key, min, max, 'WITHSCORES', 'LIMIT', 0, 1)
   return found[2] and tonumber(found[2]) or 0
@@ -8,6 +10,16 @@ local next_due, next_normal = first(URGENT, later, '+inf'), first(NORMAL, later,
 if next_due == 0 or next_normal > 0 and next_normal < next_due then
   next_due = next_normal
 end
+local waiting, flying, open = redis.call('ZCARD', URGENT) + redis.call('ZCARD', NORMAL), redis.call('HLEN', FLIGHT), redis.call('ZCARD', OPEN)
+local items, claims, content = redis.call('HLEN', ITEMS), redis.call('HLEN', CLAIMS), redis.call('HLEN', CONTENT)
+local broken = damaged
+  or waiting > items or items > waiting + flying -- an item waits, or is in flight
+  or open ~= claims or open ~= content or (flying > 0) ~= (content > 0)
+  or redis.call('HLEN', LAST) ~= redis.call('ZCARD', FORGET)
+  -- Nothing is due, or held, so late but by a clock that was set back.
+  or redis.call('ZCOUNT', URGENT, '(' .. millis(NOW + QR_INTERVAL), '+inf') > 0
+  or redis.call('ZCOUNT', NORMAL, '(' .. millis(NOW + QR_INTERVAL), '+inf') > 0
+  or redis.call('ZCOUNT', OPEN, '(' .. millis(NOW + MAX_HOLD), '+inf') > 0
 return {
   NOW,
   redis.call('ZCOUNT', URGENT, '-inf', now),
@@ -15,9 +27,10 @@ return {
   first(URGENT, '-inf', now),
   first(NORMAL, '-inf', now),
   next_due,
-  redis.call('ZCARD', URGENT) + redis.call('ZCARD', NORMAL),
-  redis.call('HLEN', FLIGHT),
-  redis.call('ZCARD', OPEN),
+  waiting,
+  flying,
+  open,
   redis.call('ZCOUNT', OPEN, '-inf', now),
   first(OPEN, later, '+inf'),
+  broken and 1 or 0,
 }
