@@ -50,8 +50,12 @@ test-one: test-deps ## Run the tests of one package (PKG=./internal/batch RUN=Te
 	@$(assets) && export KUBEBUILDER_ASSETS && set -x && go test -race -timeout $(TEST_TIMEOUT) -count=1 -v -run '$(or $(RUN),.)' $(or $(PKG),$(error PKG is not set; for example PKG=./internal/batch))
 
 .PHONY: test-faults
-test-faults: test-deps ## Break everything and see that no session is lost or doubled (RUN=TestFaults//SIGKILL; a quarter of an hour)
+test-faults: test-deps ## Break everything and see that no session is lost or doubled (RUN=TestFaults//SIGKILL; half an hour)
 	@$(assets) && export KUBEBUILDER_ASSETS && set -x && go test -race -tags faults -timeout 90m -count=1 -v -run '$(or $(RUN),.)' ./internal/faults -args $(ARGS)
+
+.PHONY: test-faults-smoke
+test-faults-smoke: test-deps ## The faults that nothing else can show, about 6 minutes (internal/faults lists them)
+	@$(assets) && export KUBEBUILDER_ASSETS && set -x && go test -race -tags faults -timeout 20m -count=1 -v -run TestFaults ./internal/faults -args -smoke $(ARGS)
 
 .PHONY: test-chaos
 test-chaos: test-deps ## Break things at random for MINUTES, the same way again with the same SEED

@@ -250,9 +250,36 @@ var faults = []fault{
 	}},
 }
 
+// smoke are the cases that .ci/run makes (make test-faults-smoke), each with the
+// reason why nothing shorter shows it. Together they take about six minutes; the
+// whole suite is make test-faults.
+var smoke = map[string]string{
+	"SIGSTOP a worker past its fail-over, then SIGCONT":                          "only a process that is really stopped wakes up with connections that are not its own any more",
+	"a worker's node is lost: not even its sockets are closed":                   "servers keep the connections and transactions of a client that is gone",
+	"a worker's ways to the API server and to Redis hang for 40 s":               "the self-fence must act while every request hangs",
+	"both managers are cut from Redis while a worker is cut from the API server": "no single process sees that the worker lives",
+	"SIGKILL every worker at once, all are restarted in place":                   "the lock of the kernel on the state folder is the proof that the old process is gone",
+	"Redis is restarted empty":                                                   "every process must notice by itself and publish again",
+	"PostgreSQL crashes and is restarted":                                        "transactions end in the middle, under messages that arrive",
+	"a rolling restart":                                                          "old and new revisions, drain and placement work together",
+}
+
+// chosen are the faults to make: all, or those of smoke, each of which must exist.
+func chosen(t *testing.T) []fault {
+	if !*onlySmoke {
+		return faults
+	}
+	chosen := slices.DeleteFunc(slices.Clone(faults), func(f fault) bool { return smoke[f.name] == "" })
+	if len(chosen) != len(smoke) {
+		t.Fatalf("%d of the %d cases of the smoke test exist", len(chosen), len(smoke))
+	}
+	return chosen
+}
+
 // TestFaults makes one fault after another, in a few worlds at a time, because
 // most of them are a matter of waiting.
 func TestFaults(t *testing.T) {
+	faults := chosen(t)
 	for i := range *worldCount {
 		t.Run(fmt.Sprintf("world %d", i+1), func(t *testing.T) {
 			t.Parallel()

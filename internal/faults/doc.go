@@ -2,14 +2,15 @@
 // the build tag faults, because they take longer than all others together.
 //
 //	make test-faults                    every named fault, and a walk of a minute
+//	make test-faults-smoke              those that nothing else can show: smoke lists them
 //	make test-faults RUN=TestFaults//SIGKILL
 //	make test-chaos SEED=42 MINUTES=20  the random walk alone, for longer
 //
 // Each test has a world of its own: a Kubernetes API server, Redis, PostgreSQL,
 // the simulated WhatsApp, a stand-in for Laravel, two managers of which one
 // leads, and four workers, each a process of its own with some dozens of
-// sessions. Every process reaches each of these servers over a link of its own,
-// which can be cut or hung; every process can be stopped, woken and killed, and
+// sessions. Every process reaches each of these servers through a TCP proxy of its
+// own, which can be cut or hung; every process can be stopped, woken and killed, and
 // is started again as a kubelet does it; every server can be stopped and
 // started again.
 //

@@ -18,6 +18,7 @@ import (
 var (
 	sessionCount = flag.Int("sessions", 120, "how many sessions a world has")
 	worldCount   = flag.Int("worlds", 2, "how many worlds the named faults are made in at a time")
+	onlySmoke    = flag.Bool("smoke", false, "make only the cases of the smoke test")
 	seed         = flag.Uint64("seed", 0, "seed of the random walk; 0: a new one")
 	walkFor      = flag.Duration("walk", time.Minute, "how long the random walk goes on")
 )
