@@ -46,5 +46,8 @@ type connection struct{ telling sync.WaitGroup }
 func (*connection) Paired() bool                 { return true }
 func (*connection) Logout(context.Context) error { return nil }
 
+// SameAccount implements worker.Connection.
+func (*connection) SameAccount(context.Context, string) (bool, error) { return true, nil }
+
 // Close implements worker.Connection: no event comes after it.
 func (c *connection) Close() { c.telling.Wait() }

@@ -22,6 +22,7 @@ const (
 	OpClose  Operation = "close"  // close the socket
 	OpLogout Operation = "logout" // unlink the device
 	OpForget Operation = "forget" // delete keys and record
+	OpVerify Operation = "verify" // ask WhatsApp whose account Decision.Phone is
 )
 
 // DialSpec is what of the spec a connection depends on. PairPhone is set where a
@@ -38,6 +39,8 @@ type Decision struct {
 	// Dial and HasToken belong to OpDial: a login token that is in hand is used up by it.
 	Dial     DialSpec
 	HasToken bool
+	// Phone belongs to OpVerify.
+	Phone string
 	// Publication is to be published, in place of an older one that still waits; nil: nothing new.
 	Publication *Publication
 	// Events are to be recorded.
@@ -78,6 +81,10 @@ func (m *Machine) Next(now time.Time) Decision {
 		if m.fleet.HoldsBack() {
 			m.heldBack(now)
 		}
+	}
+	if d.Operation == OpVerify {
+		d.Phone = m.obj.Spec.Pairing.PhoneNumber
+		m.verifying = m.identity()
 	}
 	if p, changed := m.publication(now); changed {
 		d.Publication, m.publishing = &p, true

@@ -171,6 +171,24 @@ func (r LogoutResult) apply(m *Machine, now time.Time) {
 	}
 }
 
+// Verified is WhatsApp's answer to OpVerify.
+type Verified struct{ SameAccount bool }
+
+func (r Verified) apply(m *Machine, now time.Time) {
+	m.running = OpNone
+	m.onVerified(r.SameAccount, now)
+}
+
+// VerifyFailed says that WhatsApp did not answer OpVerify, which is no answer.
+type VerifyFailed struct{}
+
+func (VerifyFailed) apply(m *Machine, now time.Time) {
+	m.running = OpNone
+	if m.socket == socketOpen {
+		m.backOff(now)
+	}
+}
+
 // Forgotten says that keys and record are deleted.
 type Forgotten struct{}
 

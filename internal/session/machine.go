@@ -146,6 +146,9 @@ type Machine struct {
 	stable   bool
 	// watchdog is when a silent socket is given up; zero: no watch.
 	watchdog time.Time
+	// verifying is what WhatsApp was last asked about; same and other are what it last
+	// said yes and no to.
+	verifying, same, other identity
 	// codes wait to be shown; the one shown (or status.pairingCode) expires at codeUntil.
 	codes     []string
 	code      *delivery.QRItem
@@ -188,12 +191,6 @@ func (m *Machine) held() bool { return m.heldHere() && m.obj.Status.HolderStart 
 // logoutWanted: the session is deleted and its device is to be unlinked.
 func (m *Machine) logoutWanted() bool {
 	return !m.obj.DeletionTimestamp.IsZero() && m.obj.Spec.DeletionPolicy != v1alpha1.DeletionRetain
-}
-
-// wrongPhone: the linked account is not the one that the spec allows.
-func (m *Machine) wrongPhone() bool {
-	wanted := m.obj.Spec.Pairing.PhoneNumber
-	return wanted != "" && m.want.JID != "" && m.want.PhoneNumber != wanted
 }
 
 // stays: the session is to be held here, under the epoch that was taken.
@@ -257,6 +254,8 @@ func New(c Config) *Machine {
 		quarantine: c.Quarantine.withDefaults(), fleet: fleet, pace: cmp.Or(c.Pace, &Pace{}),
 	}
 }
+
+const connectedMessage = "connected to WhatsApp"
 
 // unlinking is what is said of a deleted session whose logout goes on.
 const unlinking = "the device is being unlinked"
@@ -743,8 +742,12 @@ func (m *Machine) connected(e Event, now time.Time) {
 	m.want.LastConnectedTime = at(now)
 	m.want.PairingDeadline = nil
 	m.stableAt = now.Add(stableAfter)
-	if !m.logoutWanted() && !m.wrongPhone() {
-		m.phase(v1alpha1.PhaseConnected, v1alpha1.ReasonConnected, "connected to WhatsApp", now)
+	switch {
+	case m.logoutWanted(), m.wrongPhone():
+	case m.unverified():
+		m.awaitVerification(now)
+	default:
+		m.phase(v1alpha1.PhaseConnected, v1alpha1.ReasonConnected, connectedMessage, now)
 	}
 }
 

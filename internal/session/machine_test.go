@@ -302,11 +302,41 @@ func TestRules(t *testing.T) {
 			rule: "what is to be told is told before the device is given up, for a moment",
 		},
 		{
-			name: "another phone than the spec allows is logged out",
+			name: "another number than the spec allows: WhatsApp is asked whose it is",
 			machine: func() *Machine {
 				return connectedMachine(func(s *v1alpha1.WhatsAppSession) { s.Spec.Pairing.PhoneNumber = "+34999999999" })
 			},
+			rule: "whose account a number is that differs, WhatsApp says", op: OpVerify,
+		},
+		{
+			name: "another phone than the spec allows, as WhatsApp says, is logged out",
+			machine: func() *Machine {
+				m := connectedMachine(func(s *v1alpha1.WhatsAppSession) { s.Spec.Pairing.PhoneNumber = "+34999999999" })
+				m.verifying = m.identity()
+				m.Step(Verified{}, noon)
+				return m
+			},
 			rule: "a deleted session and a wrong phone are logged out", op: OpLogout,
+		},
+		{
+			name: "the same account by another number stays",
+			machine: func() *Machine {
+				m := connectedMachine(func(s *v1alpha1.WhatsAppSession) { s.Spec.Pairing.PhoneNumber = "+34999999999" })
+				m.verifying = m.identity()
+				m.Step(Verified{SameAccount: true}, noon)
+				return m
+			},
+		},
+		{
+			name: "an answer about a number that the spec no longer names is none",
+			machine: func() *Machine {
+				m := connectedMachine(func(s *v1alpha1.WhatsAppSession) { s.Spec.Pairing.PhoneNumber = "+34999999999" })
+				m.verifying = m.identity()
+				m.observe(session(heldByMe, func(s *v1alpha1.WhatsAppSession) { s.Spec.Pairing.PhoneNumber = "+34888888888" }), noon)
+				m.Step(Verified{}, noon)
+				return m
+			},
+			rule: "whose account a number is that differs, WhatsApp says", op: OpVerify,
 		},
 		{
 			name:    "shutting down: what is held waits for its successor",

@@ -150,6 +150,16 @@ var rules = []rule{
 		then: start(OpLogout),
 	},
 	{
+		name: "whose account a number is that differs, WhatsApp says",
+		when: func(m *Machine, now time.Time) bool {
+			return m.socket == socketOpen && m.unverified() && !m.logoutWanted() && !now.Before(m.retryAt)
+		},
+		then: func(m *Machine, now time.Time) Operation {
+			m.awaitVerification(now)
+			return OpVerify
+		},
+	},
+	{
 		name: "a session without a socket connects when its time has come",
 		when: func(m *Machine, now time.Time) bool {
 			return m.socket == socketNone && m.assessAt.IsZero() && !m.retryAt.IsZero() && !now.Before(m.retryAt)
@@ -184,7 +194,7 @@ func (m *Machine) cancels(now time.Time) bool {
 		return !m.stays(now)
 	case OpDial:
 		return !m.stays(now) || !m.held() || m.dialIsUseless()
-	case OpTake, OpLogout:
+	case OpTake, OpLogout, OpVerify:
 		return !m.stays(now) || !m.held()
 	default:
 		return false

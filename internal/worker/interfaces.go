@@ -64,6 +64,9 @@ type DialOptions struct {
 type Connection interface {
 	// Paired reports whether the connection logs in a device (true) or offers codes.
 	Paired() bool
+	// SameAccount asks WhatsApp whether a phone number, in E.164, is that of the account
+	// whose device is connected. Without a clear answer there is an error.
+	SameAccount(ctx context.Context, phone string) (bool, error)
 	// Logout unlinks the device at WhatsApp; a device that is unlinked already is a success.
 	Logout(ctx context.Context) error
 	// Close ends the connection and waits, for a few seconds at most, until its socket is closed.

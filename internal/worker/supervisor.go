@@ -24,6 +24,8 @@ import (
 const (
 	// requestTimeout bounds one request to the API server, the store or Redis.
 	requestTimeout = 10 * time.Second
+	// verifyTimeout bounds one question to WhatsApp whose account a number is.
+	verifyTimeout = 30 * time.Second
 	// logoutAttempt bounds one attempt at a logout.
 	logoutAttempt = 30 * time.Second
 	// retryFirst and retryMost bound the pause after a failed write to the API server or to Redis.
@@ -253,6 +255,8 @@ func (s *supervisor) begin(life context.Context, d session.Decision) {
 		perform = s.logout()
 	case session.OpForget:
 		perform = s.forget()
+	case session.OpVerify:
+		perform = s.verify(d.Phone)
 	}
 	s.work.Go(func() {
 		defer cancel()
@@ -473,6 +477,22 @@ func (s *supervisor) logout() func(context.Context) func() session.Input {
 				s.log().Info("Logged out", "epoch", s.machine.Object().Status.Epoch)
 			}
 			return session.LogoutResult{Failed: err != nil}
+		}
+	}
+}
+
+func (s *supervisor) verify(phone string) func(context.Context) func() session.Input {
+	conn := s.conn
+	return func(ctx context.Context) func() session.Input {
+		ctx, cancel := context.WithTimeout(ctx, verifyTimeout)
+		defer cancel()
+		same, err := conn.SameAccount(ctx, phone)
+		return func() session.Input {
+			if err != nil {
+				s.log().Error(err, "Failed to ask WhatsApp whose account spec.pairing.phoneNumber is; it is asked again", "epoch", s.machine.Object().Status.Epoch)
+				return session.VerifyFailed{}
+			}
+			return session.Verified{SameAccount: same}
 		}
 	}
 }

@@ -39,7 +39,10 @@ type world struct {
 	dialErr    error
 	logoutErr  error
 	forgetErr  error
-	proxyDown  int // so many times the proxy's Secret cannot be read
+	same       bool // WhatsApp's answer to whose account a number is
+	sameErr    error
+	numbers    []string // that it was asked for
+	proxyDown  int      // so many times the proxy's Secret cannot be read
 
 	proxy       *url.URL
 	logins      []Login // that waited for a token
@@ -169,6 +172,13 @@ type liveConnection struct {
 }
 
 func (c *liveConnection) Paired() bool { return c.paired }
+
+func (c *liveConnection) SameAccount(_ context.Context, number string) (bool, error) {
+	c.w.mu.Lock()
+	defer c.w.mu.Unlock()
+	c.w.numbers = append(c.w.numbers, number)
+	return c.w.same, c.w.sameErr
+}
 
 func (c *liveConnection) Logout(context.Context) error {
 	c.w.mu.Lock()
@@ -505,6 +515,23 @@ func TestWrongPhoneIsLoggedOutAndPairedAnewOnRequest(t *testing.T) {
 	st.dials(2)
 	st.happens(session.Event{Type: session.EventQR, Codes: []string{"one"}})
 	st.eventually(v1alpha1.PhasePairing)
+}
+
+// The owner's own phone may have another number at WhatsApp.
+func TestOnlyAClearNoIsAWrongPhone(t *testing.T) {
+	const written = "+5511987654321"
+	st := newStage(t, newSession(func(s *v1alpha1.WhatsAppSession) { s.Spec.Pairing.PhoneNumber = written }),
+		account{jid: "551187654321:3@s.whatsapp.net", phone: "+551187654321"}, func(w *world) { w.sameErr = errDown })
+	st.dials(1)
+	st.happens(session.Event{Type: session.EventConnected, JID: "551187654321:3@s.whatsapp.net", PhoneNumber: "+551187654321"})
+	questions := func() (n int) { st.locked(func() { n = len(st.numbers) }); return n }
+	st.Eventually(func() int { st.clock.Step(100 * time.Millisecond); return questions() }).Should(BeNumerically(">=", 2), "it is asked again")
+	st.Expect(st.status().Phase).To(Equal(v1alpha1.PhaseConnecting), "not Ready for a phone that may be wrong")
+	st.Expect(st.lines()).NotTo(ContainElement("logout"))
+	st.locked(func() { st.same, st.sameErr = true, nil })
+	st.Eventually(func() v1alpha1.Phase { st.clock.Step(100 * time.Millisecond); return st.status().Phase }).Should(Equal(v1alpha1.PhaseConnected))
+	st.Expect(st.lines()).NotTo(ContainElement("logout"))
+	st.locked(func() { st.Expect(st.numbers[0]).To(Equal(written)) })
 }
 
 func TestAStoreThatKnowsAHigherEpoch(t *testing.T) {
