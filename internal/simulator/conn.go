@@ -228,6 +228,11 @@ func (c *conn) send(node waBinary.Node) error {
 	if err != nil {
 		return fmt.Errorf("encode a node: %w", err)
 	}
+	return c.sendPlaintext(payload)
+}
+
+// sendPlaintext encrypts the plaintext of a frame and sends it.
+func (c *conn) sendPlaintext(payload []byte) error {
 	c.sendMu.Lock()
 	defer c.sendMu.Unlock()
 	frame := make([]byte, socket.FrameLengthSize, socket.FrameLengthSize+len(payload)+c.writeKey.Overhead())

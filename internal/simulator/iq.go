@@ -102,6 +102,9 @@ func (c *conn) handleIQ(iq *waBinary.Node) error {
 		}
 		return c.send(waBinary.Node{Tag: "iq", Attrs: fromServer(waBinary.Attrs{"type": "result", "id": id, "t": c.srv.seconds()})})
 	}
+	if answer := c.srv.scripted(iq); answer != nil {
+		return c.send(*answer)
+	}
 	r, known := reply{code: 501, text: "feature-not-implemented"}, false
 	answer := answers[namespace+"/"+kind]
 	if c.device == nil {

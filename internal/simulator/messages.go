@@ -170,20 +170,7 @@ func (s *Server) Send(ctx context.Context, deviceName, from, text string) (strin
 	if text == "" {
 		return "", fmt.Errorf("%w: a message needs a text", ErrBadInput)
 	}
-	if from == "" {
-		from = DefaultContact
-	}
-	phone, err := parsePhone(strings.TrimSuffix(from, "@"+types.DefaultUserServer))
-	if err != nil {
-		return "", err
-	}
-	s.mu.Lock()
-	d, err := s.deviceLocked(deviceName)
-	var sender *account
-	if err == nil {
-		sender, err = s.accountLocked(phone)
-	}
-	s.mu.Unlock()
+	d, sender, err := s.correspondents(deviceName, strings.TrimSuffix(from, "@"+types.DefaultUserServer))
 	if err != nil {
 		return "", err
 	}
@@ -196,20 +183,7 @@ func (s *Server) Send(ctx context.Context, deviceName, from, text string) (strin
 			GroupID: proto.String(malformedGroup.String()), AxolotlSenderKeyDistributionMessage: []byte{},
 		}
 	}
-	plaintext, err := proto.Marshal(message)
-	if err != nil {
-		return "", fmt.Errorf("encode a message: %w", err)
-	}
-	id := newID()
-	s.mu.Lock()
-	d.queue.sent = append(d.queue.sent, sentMessage{id: id, from: sender, plaintext: plaintext})
-	d.queue.sent = d.queue.sent[max(0, len(d.queue.sent)-maxSent):]
-	s.counts.sent++
-	s.mu.Unlock()
-	if err := s.push(d, sender, id, plaintext, "", 0); err != nil {
-		return "", err
-	}
-	return id, nil
+	return s.sendTo(d, sender, message)
 }
 
 // push encrypts a message of a contact and queues it. A count says that it is

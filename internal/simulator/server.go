@@ -10,10 +10,12 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/coder/websocket"
 	"github.com/go-logr/logr"
+	waBinary "go.mau.fi/whatsmeow/binary"
 	"go.mau.fi/whatsmeow/socket"
 	"k8s.io/utils/clock"
 
@@ -84,6 +86,9 @@ type Server struct {
 	listener  net.Listener
 	control   net.Listener
 	refKey    [32]byte // proves that a QR code's ref is ours, see pairing.go
+
+	// script answers questions in the server's place, see AnswerWith.
+	script atomic.Pointer[func(*waBinary.Node) *waBinary.Node]
 
 	done chan struct{} // closed when the server ends
 	wg   sync.WaitGroup

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/url"
 	"runtime/debug"
 	"sync"
@@ -15,6 +16,7 @@ import (
 	"go.mau.fi/whatsmeow"
 	waBinary "go.mau.fi/whatsmeow/binary"
 	"go.mau.fi/whatsmeow/proto/waCompanionReg"
+	"go.mau.fi/whatsmeow/proto/waE2E"
 	"go.mau.fi/whatsmeow/proto/waWa6"
 	"go.mau.fi/whatsmeow/store"
 	"go.mau.fi/whatsmeow/types"
@@ -34,8 +36,8 @@ const (
 	deleteTimeout = 6 * time.Second
 	// pairTimeout is how long the 515 after a scan waits for the library to be done with it.
 	pairTimeout = 5 * time.Second
-	// readerTimeout is how long Close waits for the reader of a closed socket.
-	readerTimeout = 100 * time.Millisecond
+	// readerTimeout is how long the reader of a closed socket takes to end.
+	readerTimeout = time.Second
 	// codeTimeout is how long WhatsApp may take to register a code that is typed on a phone.
 	codeTimeout = 30 * time.Second
 	// codeLifetime is how long such a code is good for. WhatsApp does not say; it ends
@@ -94,6 +96,13 @@ type Connection struct {
 	cancel context.CancelCauseFunc
 	link   atomic.Pointer[link]
 
+	// websocket opens the websocket, stream is what lies under it. queue and tasks are
+	// what was received and is being handled, see receiver.go.
+	websocket *http.Client
+	stream    atomic.Pointer[stream]
+	queue     nodeQueue
+	tasks     atomic.Int32
+
 	// asked: a code to type was asked for.
 	asked atomic.Bool
 
@@ -147,12 +156,16 @@ func (f *Factory) New(o Options) (*Connection, error) {
 	}
 	c.container = &watchedContainer{DeviceContainer: o.Device.Container, connection: c}
 	o.Device.Container = c.container
+	c.guardAppState(o.Device)
 
 	client := whatsmeow.NewClient(o.Device, newClientLog(o.Log()))
 	websocket, media := f.clients(o.Proxy, c.dial)
+	websocket.Transport = &streamed{inner: websocket.Transport, opened: c.newStream}
+	c.websocket = websocket
 	client.SetPreLoginHTTPClient(websocket)
 	client.SetWebsocketHTTPClient(websocket)
 	client.SetMediaHTTPClient(media)
+	setCallbacks(client)
 	client.GetClientPayload = c.payload
 	// The supervisor decides when to connect again, and does it with a new client.
 	client.EnableAutoReconnect, client.DisableLoginAutoReconnect = false, true
@@ -166,9 +179,25 @@ func (f *Factory) New(o Options) (*Connection, error) {
 	return c, nil
 }
 
+// setCallbacks sets every callback of the client that is optional: whatsmeow calls
+// RefreshCAT without a look whether it is there, when a login is refused with 413 or 414.
+func setCallbacks(client *whatsmeow.Client) {
+	client.AutoReconnectHook = func(error) bool { return false }
+	client.GetMessageForRetry = func(_, _ types.JID, _ types.MessageID) *waE2E.Message { return nil }
+	client.PreRetryCallback = func(*events.Receipt, types.MessageID, int, *waE2E.Message) bool { return true }
+	client.PrePairCallback = func(types.JID, string, string) bool { return true }
+	client.RefreshCAT = func(context.Context) error {
+		return errors.New("tokens of this kind belong to Messenger, which this client is not")
+	}
+}
+
 // payload is what the client says of itself. It is the library's own but for the
 // version and the device's name, which the library keeps for the whole process.
 func (c *Connection) payload() *waWa6.ClientPayload {
+	// The last that whatsmeow reads itself has come: what follows waits for the receiver.
+	if s := c.stream.Load(); s != nil {
+		s.hold()
+	}
 	p := c.options.Device.GetClientPayload()
 	version := c.factory.webVersion()
 	p.UserAgent.AppVersion = version.ProtoAppVersion()
@@ -197,11 +226,12 @@ func (c *Connection) Connect(ctx context.Context) error {
 	}
 	c.begun = true
 	c.ctx, c.cancel = context.WithCancelCause(ctx)
+	c.client.BackgroundEventCtx = c.ctx
 	c.mu.Unlock()
 
 	// whatsmeow's handshake does not look at its context.
 	done := make(chan error, 1)
-	go func() { done <- c.client.ConnectContext(c.ctx) }()
+	go func() { done <- c.open(c.ctx) }()
 	var err error
 	select {
 	case err = <-done:
@@ -318,19 +348,11 @@ func (c *Connection) tell(e Event) {
 func (c *Connection) end(cause error) {
 	if l := c.link.Load(); l != nil {
 		_ = l.Close() // it may be closed already
-		// The library's reader would wait for ever for a consumer that the context has ended.
-		timer := c.factory.clock.NewTimer(readerTimeout)
-		defer timer.Stop()
-		select {
-		case <-timer.C():
-		case <-l.ended:
-		}
 	}
 	c.cancel(cause)
 }
 
-// Close ends the connection; its socket is closed when Close returns, which
-// takes a tenth of a second at most. No event comes after it. It may be called
+// Close ends the connection; its socket is closed when Close returns. No event comes after it. It may be called
 // more than once.
 func (c *Connection) Close() {
 	c.mu.Lock()
@@ -519,9 +541,10 @@ type watchedContainer struct {
 // PutDevice implements store.DeviceContainer.
 func (w *watchedContainer) PutDevice(ctx context.Context, d *store.Device) error {
 	err := w.DeviceContainer.PutDevice(ctx, d)
-	if d.Container != w { // the inner one has put itself there
+	if d.Container != w { // the inner one has put itself there, and its own stores
 		d.Container = w
 	}
+	w.connection.guardAppState(d)
 	return err
 }
 

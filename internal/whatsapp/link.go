@@ -3,7 +3,6 @@ package whatsapp
 import (
 	"errors"
 	"net"
-	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -22,16 +21,13 @@ type link struct {
 	// steps orders what was done before a write and what is done after a read: whatsmeow
 	// looks at its websocket without a lock when it sends, and drops it when reading fails.
 	steps atomic.Uint64
-	// ended is closed when reading has failed: the reader is gone.
-	ended     chan struct{}
-	endedOnce sync.Once
 	// closed is called once, after isClosed is set: whoever used the socket has given it up.
 	closed   func()
 	isClosed atomic.Bool
 }
 
 func newLink(conn net.Conn, now func() time.Time, allowed func() error, closed func()) *link {
-	l := &link{Conn: conn, now: now, allowed: allowed, ended: make(chan struct{}), closed: closed}
+	l := &link{Conn: conn, now: now, allowed: allowed, closed: closed}
 	l.born = now()
 	return l
 }
@@ -45,9 +41,6 @@ func (l *link) Read(b []byte) (int, error) {
 	l.steps.Add(1)
 	if n > 0 {
 		l.seen.Store(int64(l.now().Sub(l.born)))
-	}
-	if err != nil {
-		l.endedOnce.Do(func() { close(l.ended) })
 	}
 	return n, err
 }

@@ -103,7 +103,7 @@ type valve struct {
 	held           []byte
 }
 
-func newValve(t *testing.T, endpoint string) *valve {
+func newValve(t testing.TB, endpoint string) *valve {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -1,0 +1,471 @@
+package whatsapp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"go.mau.fi/whatsmeow"
+	waBinary "go.mau.fi/whatsmeow/binary"
+	"go.mau.fi/whatsmeow/proto/waWa6"
+	"go.mau.fi/whatsmeow/socket"
+	"go.mau.fi/whatsmeow/types"
+	"go.mau.fi/whatsmeow/types/events"
+	"go.mau.fi/whatsmeow/util/keys"
+	"google.golang.org/protobuf/proto"
+)
+
+// whatsmeow decodes and handles what it receives in goroutines that nothing recovers, so
+// that one node with a missing attribute would end the process with all its sessions.
+// Here the connector receives in its place: it opens the connection as whatsmeow's
+// Client.ConnectContext does, but reads, decodes and queues the nodes itself and gives
+// each to whatsmeow's own handler under a recover. What goes out is whatsmeow's alone.
+
+const (
+	// maxQueued and maxQueuedBytes bound what has been received and not yet handled. Beyond
+	// them nothing more is read, so that the server waits too.
+	maxQueued      = 2048
+	maxQueuedBytes = 2 * maxFrame
+	// roomTimeout is how long reading waits for room. A handler may wait for an answer of
+	// the server, which cannot come meanwhile.
+	roomTimeout = time.Minute
+	// handlerTimeout is how long a handler may take for one node: longer than anything
+	// that it waits for, the answer to a question (75 s) and the store.
+	handlerTimeout = 5 * time.Minute
+	// maxTasks bounds the handlers that run beside the queue.
+	maxTasks = 32
+	// nackUnhandled tells the server that a node could not be handled, so that it is not
+	// delivered again (whatsmeow's receipt.go).
+	nackUnhandled = whatsmeow.NackUnhandledError
+)
+
+// nodeQueue holds the nodes that wait to be handled, in the order of their arrival. One
+// goroutine puts, another takes, and that one runs only while there are nodes: a
+// thousand silent connections need none.
+type nodeQueue struct {
+	mu      sync.Mutex
+	nodes   []queuedNode
+	bytes   int
+	running bool
+	// changed is closed, and made anew, when a node was taken or all are done.
+	changed chan struct{}
+}
+
+type queuedNode struct {
+	node *waBinary.Node
+	size int
+}
+
+// put adds a node. full: there is no room. start: somebody must begin to take.
+func (q *nodeQueue) put(node *waBinary.Node, size int) (full, start bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.nodes) >= maxQueued || len(q.nodes) > 0 && q.bytes+size > maxQueuedBytes {
+		return true, false
+	}
+	q.nodes = append(q.nodes, queuedNode{node, size})
+	q.bytes += size
+	start, q.running = !q.running, true
+	return false, start
+}
+
+// take removes the oldest node; nil: there is none, and the taker ends.
+func (q *nodeQueue) take() *waBinary.Node {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.changed != nil {
+		close(q.changed)
+		q.changed = nil
+	}
+	if len(q.nodes) == 0 {
+		q.running, q.nodes = false, nil
+		return nil
+	}
+	first := q.nodes[0]
+	q.nodes[0] = queuedNode{}
+	q.nodes = q.nodes[1:]
+	q.bytes -= first.size
+	return first.node
+}
+
+// wait returns what is closed when something changes; nil: nothing is queued or handled.
+func (q *nodeQueue) wait() <-chan struct{} {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if !q.running {
+		return nil
+	}
+	if q.changed == nil {
+		q.changed = make(chan struct{})
+	}
+	return q.changed
+}
+
+// internals are the parts of whatsmeow's client that it uses itself.
+func (c *Connection) internals() *whatsmeow.DangerousInternalClient {
+	return c.client.DangerousInternals() //nolint:staticcheck // "deprecated" only says that it is dangerous
+}
+
+// open opens the connection, as whatsmeow's Client.unlockedConnect does.
+func (c *Connection) open(ctx context.Context) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			c.panicked(r, "the handshake", false)
+			err = fmt.Errorf("%w: %v", errMalformedStream, r)
+		}
+	}()
+	internals := c.internals()
+	internals.ResetExpectedDisconnect()
+	frames := socket.NewFrameSocket(newClientLog(c.options.Log()), c.websocket)
+	if err := frames.Connect(ctx); err != nil {
+		frames.Close(0)
+		return err
+	}
+	s := c.stream.Load()
+	defer s.release()
+	if err := c.shakeHands(internals, frames, s); err != nil {
+		s.release()
+		frames.Close(0)
+		go c.drain(frames.Frames)
+		return fmt.Errorf("noise handshake failed: %w", err)
+	}
+	go func() {
+		defer c.recovered("the keep-alives", true)
+		internals.KeepAliveLoop(ctx, frames.Context())
+	}()
+	return nil
+}
+
+// drain takes what else comes of a connection that was given up: whatsmeow's reader would
+// wait for ever for somebody to take a frame that it has read.
+func (c *Connection) drain(frames <-chan []byte) {
+	timer := c.factory.clock.NewTimer(readerTimeout)
+	defer timer.Stop()
+	for {
+		select {
+		case <-frames:
+		case <-timer.C():
+			return
+		}
+	}
+}
+
+// shakeHands has whatsmeow do the handshake, and derives the keys once more for receiving.
+func (c *Connection) shakeHands(internals *whatsmeow.DangerousInternalClient, frames *socket.FrameSocket, s *stream) error {
+	ephemeral := keys.NewKeyPair()
+	// Without a context whatsmeow starts nothing that takes the frames (socket/noisesocket.go,
+	// consumeFrames); it is used for that alone.
+	if err := internals.DoHandshake(nil, frames, *ephemeral); err != nil { //nolint:staticcheck // see above
+		return err
+	}
+	handshake, err := replay(s.firstFrame(), ephemeral, c.options.Device.NoiseKey)
+	if err != nil {
+		return err
+	}
+	// What takes the frames ends when the socket's reader has ended, not with the
+	// connection's context: the reader would wait for ever to hand one over.
+	ctx, stop := context.WithCancel(context.Background())
+	ended := frames.OnDisconnect
+	_, err = handshake.Finish(ctx, frames, c.receive, func(ctx context.Context, _ *socket.NoiseSocket, remote bool) {
+		stop()
+		c.settle()
+		ended(ctx, remote)
+	})
+	if err != nil {
+		stop()
+	}
+	return err
+}
+
+// replay does the client's part of a handshake (Noise_XX) again as far as the keys
+// depend on it. That the server is the right one whatsmeow has checked.
+func replay(hello []byte, ephemeral, static *keys.KeyPair) (*socket.NoiseHandshake, error) {
+	var message waWa6.HandshakeMessage
+	if err := proto.Unmarshal(hello, &message); err != nil {
+		return nil, fmt.Errorf("reading the server's hello: %w", err)
+	}
+	theirs := message.GetServerHello().GetEphemeral()
+	if len(theirs) != 32 {
+		return nil, errors.New("the server's hello has no key")
+	}
+	h := socket.NewNoiseHandshake()
+	h.Start(socket.NoiseStartPattern, socket.WAConnHeader)
+	h.Authenticate(ephemeral.Pub[:])
+	h.Authenticate(theirs)
+	if err := h.MixSharedSecretIntoKey(*ephemeral.Priv, [32]byte(theirs)); err != nil {
+		return nil, err
+	}
+	server, err := h.Decrypt(message.GetServerHello().GetStatic())
+	if err != nil || len(server) != 32 {
+		return nil, errors.Join(errors.New("the server's key cannot be read"), err)
+	}
+	if err := h.MixSharedSecretIntoKey(*ephemeral.Priv, [32]byte(server)); err != nil {
+		return nil, err
+	}
+	return h, h.MixSharedSecretIntoKey(*static.Priv, [32]byte(theirs))
+}
+
+// newStream is called with the socket of an opened websocket.
+func (c *Connection) newStream(body io.ReadWriteCloser) *stream {
+	s := &stream{ReadWriteCloser: body, malformed: func(err error) {
+		c.tell(over(EventDisconnected, "MalformedFrame", "%v: another version of the operator may know them", err))
+	}}
+	c.stream.Store(s)
+	return s
+}
+
+// receive is called with the plaintext of each frame, one after another.
+func (c *Connection) receive(_ context.Context, plaintext []byte) {
+	defer c.recovered("a frame", true)
+	if c.ctx.Err() != nil {
+		return
+	}
+	node, err := decodeNode(plaintext)
+	if err != nil {
+		c.options.Log().Info("Ignored what WhatsApp sent", "reason", err.Error())
+		return
+	}
+	if c.internals().ReceiveResponse(c.ctx, node) || handlers[node.Tag] == nil {
+		return
+	}
+	var timeout <-chan time.Time
+	for {
+		full, start := c.queue.put(node, len(plaintext))
+		if start {
+			go c.handleQueued()
+		}
+		if !full {
+			return
+		}
+		if timeout == nil {
+			timer := c.factory.clock.NewTimer(roomTimeout)
+			defer timer.Stop()
+			timeout = timer.C()
+		}
+		select {
+		case <-c.queue.wait():
+		case <-c.ctx.Done():
+			return
+		case <-timeout:
+			c.tell(over(EventDisconnected, "Overloaded", "WhatsApp sends faster than it can be handled: it sends the rest again on the next connection"))
+			return
+		}
+	}
+}
+
+// handleQueued handles nodes until none is left.
+func (c *Connection) handleQueued() {
+	for node := c.queue.take(); node != nil; node = c.queue.take() {
+		c.handleNode(node)
+	}
+}
+
+// settle waits, for a moment, until what was received before the end has been handled:
+// the last node says why the connection ended.
+func (c *Connection) settle() {
+	timer := c.factory.clock.NewTimer(explainTimeout)
+	defer timer.Stop()
+	for {
+		select {
+		case <-timer.C():
+			return
+		case <-c.ctx.Done():
+			return
+		default:
+		}
+		changed := c.queue.wait()
+		if changed == nil {
+			return
+		}
+		select {
+		case <-changed:
+		case <-timer.C():
+			return
+		case <-c.ctx.Done():
+			return
+		}
+	}
+}
+
+// handlers are whatsmeow's, by the node's tag; see the nodeHandlers in its client.go.
+// explains: the node says why the connection ends, so it is handled after the end too.
+// ends: without the node the connection cannot go on.
+var handlers = map[string]*struct {
+	handle         func(*Connection, *waBinary.Node)
+	explains, ends bool
+}{
+	"message":      {handle: inner((*whatsmeow.DangerousInternalClient).HandleEncryptedMessage)},
+	"appdata":      {handle: inner((*whatsmeow.DangerousInternalClient).HandleEncryptedMessage)},
+	"receipt":      {handle: (*Connection).handleReceipt},
+	"call":         {handle: inner((*whatsmeow.DangerousInternalClient).HandleCallEvent)},
+	"chatstate":    {handle: inner((*whatsmeow.DangerousInternalClient).HandleChatState)},
+	"presence":     {handle: inner((*whatsmeow.DangerousInternalClient).HandlePresence)},
+	"notification": {handle: (*Connection).handleNotification},
+	"success":      {handle: inner((*whatsmeow.DangerousInternalClient).HandleConnectSuccess), ends: true},
+	"failure":      {handle: (*Connection).handleFailure, explains: true, ends: true},
+	"stream:error": {handle: (*Connection).handleStreamError, explains: true, ends: true},
+	"iq":           {handle: (*Connection).handleIQ, ends: true},
+	"ib":           {handle: inner((*whatsmeow.DangerousInternalClient).HandleIB)},
+}
+
+// inner is a handler of whatsmeow's that needs nothing around it.
+func inner(handle func(*whatsmeow.DangerousInternalClient, context.Context, *waBinary.Node)) func(*Connection, *waBinary.Node) {
+	return func(c *Connection, node *waBinary.Node) { handle(c.internals(), c.ctx, node) }
+}
+
+// handleNode has one node handled. A node over which whatsmeow panics is refused, and
+// the connection goes on unless it cannot without it.
+func (c *Connection) handleNode(node *waBinary.Node) {
+	h := handlers[node.Tag]
+	if c.ctx.Err() != nil {
+		return
+	}
+	if l := c.link.Load(); l != nil && l.isClosed.Load() && !h.explains {
+		return // it cannot be acknowledged any more, and comes again
+	}
+	stuck := c.factory.clock.AfterFunc(handlerTimeout, func() {
+		go c.tell(over(EventDisconnected, "HandlerStuck", "what WhatsApp sent could not be handled within %s", handlerTimeout))
+	})
+	defer stuck.Stop()
+	defer func() {
+		if r := recover(); r != nil {
+			c.panicked(r, "<"+node.Tag+">", h.ends)
+			if node.Tag == "message" {
+				c.internals().SendAck(c.ctx, node, nackUnhandled)
+			}
+		}
+	}()
+	h.handle(c, node)
+}
+
+// recovered is deferred where whatsmeow may panic.
+func (c *Connection) recovered(what string, ends bool) {
+	if r := recover(); r != nil {
+		c.panicked(r, what, ends)
+	}
+}
+
+// panicked says that whatsmeow has panicked, and ends the connection if it cannot go on.
+func (c *Connection) panicked(cause any, what string, ends bool) {
+	c.options.Log().Error(fmt.Errorf("%v", cause), "Recovered from a panic of whatsmeow", "in", what, "stack", string(debug.Stack()))
+	if ends {
+		go c.tell(over(EventDisconnected, "MalformedStanza", "WhatsApp sent something that this version of the client cannot handle (%s)", what))
+	}
+}
+
+// task runs a handler beside the queue, as whatsmeow does where one asks the server
+// something. When there are too many, the queue waits.
+func (c *Connection) task(what string, ends bool, f func()) {
+	guarded := func() {
+		defer c.recovered(what, ends)
+		f()
+	}
+	if c.tasks.Add(1) > maxTasks {
+		defer c.tasks.Add(-1)
+		guarded()
+		return
+	}
+	go func() {
+		defer c.tasks.Add(-1)
+		guarded()
+	}()
+}
+
+// handleReceipt is whatsmeow's handleReceipt (receipt.go), but for its goroutine.
+func (c *Connection) handleReceipt(node *waBinary.Node) {
+	internals, refused := c.internals(), false
+	defer internals.MaybeDeferredAck(c.ctx, node)(&refused)
+	receipt, err := internals.ParseReceipt(node)
+	if err != nil || receipt == nil {
+		return
+	}
+	if receipt.Type == types.ReceiptTypeRetry {
+		c.task("a retry receipt", false, func() {
+			if err := internals.HandleRetryReceipt(c.ctx, receipt, node); err != nil {
+				c.options.Log().V(1).Info("Could not send a message again", "reason", err.Error())
+			}
+		})
+	}
+	refused = internals.DispatchEvent(receipt)
+}
+
+// notifications are the kinds that whatsmeow handles beside the queue (notification.go,
+// handleNotification). Without the answer of a phone a pairing code is of no use.
+var notifications = map[string]*struct {
+	handle func(*whatsmeow.DangerousInternalClient, context.Context, *waBinary.Node)
+	ends   bool
+}{
+	"encrypt":                 {handle: (*whatsmeow.DangerousInternalClient).HandleEncryptNotification},
+	"server_sync":             {handle: (*whatsmeow.DangerousInternalClient).HandleAppStateNotification},
+	"account_sync":            {handle: (*whatsmeow.DangerousInternalClient).HandleAccountSyncNotification},
+	"link_code_companion_reg": {handle: (*whatsmeow.DangerousInternalClient).TryHandleCodePairNotification, ends: true},
+}
+
+func (c *Connection) handleNotification(node *waBinary.Node) {
+	internals := c.internals()
+	kind, _ := node.Attrs["type"].(string)
+	n := notifications[kind]
+	if n == nil {
+		internals.HandleNotification(c.ctx, node)
+		return
+	}
+	defer internals.MaybeDeferredAck(c.ctx, node)()
+	c.task("a notification of the type "+kind, n.ends, func() { n.handle(internals, c.ctx, node) })
+}
+
+// handleFailure has a refused login handled. whatsmeow says nothing of the refusals that
+// it takes for passing, and waits for the server to close the socket.
+func (c *Connection) handleFailure(node *waBinary.Node) {
+	c.internals().HandleConnectFailure(c.ctx, node)
+	attrs := node.AttrGetter()
+	reason := events.ConnectFailureReason(attrs.OptionalInt("reason"))
+	if reason == events.ConnectFailureInternalServerError || reason == events.ConnectFailureServiceUnavailable {
+		c.internals().DispatchEvent(&events.ConnectFailure{Reason: reason, Message: attrs.OptionalString("message")})
+	}
+}
+
+// handleStreamError has the end of the connection handled; likewise.
+func (c *Connection) handleStreamError(node *waBinary.Node) {
+	c.internals().HandleStreamError(c.ctx, node)
+	// The event that says so must not race with the one of the socket's end.
+	c.internals().ExpectDisconnect()
+	if code, _ := node.Attrs["code"].(string); code == "503" {
+		c.internals().DispatchEvent(&events.StreamError{Code: code, Raw: node})
+	}
+}
+
+// handleIQ is whatsmeow's handleIQ (pair.go), but for its goroutine and for what a
+// pairing without all its parts would do.
+func (c *Connection) handleIQ(node *waBinary.Node) {
+	children, internals := node.GetChildren(), c.internals()
+	if len(children) != 1 || node.Attrs["from"] != types.ServerJID {
+		return
+	}
+	switch children[0].Tag {
+	case "pair-device":
+		internals.HandlePairDevice(c.ctx, node)
+	case "pair-success":
+		id, _ := node.Attrs["id"].(string)
+		device := children[0].GetChildByTag("device")
+		identity, _ := children[0].GetChildByTag("device-identity").Content.([]byte)
+		business, _ := children[0].GetChildByTag("biz").Attrs["name"].(string)
+		platform, _ := children[0].GetChildByTag("platform").Attrs["name"].(string)
+		jid, _ := device.Attrs["jid"].(types.JID)
+		lid, _ := device.Attrs["lid"].(types.JID)
+		c.task("a pairing", true, func() {
+			err := errors.New("it names no device")
+			if id != "" && jid.User != "" {
+				err = internals.HandlePair(c.ctx, identity, id, business, platform, jid, lid)
+			}
+			if err != nil {
+				internals.DispatchEvent(&events.PairError{ID: jid, LID: lid, BusinessName: business, Platform: platform, Error: err})
+				return
+			}
+			internals.DispatchEvent(&events.PairSuccess{ID: jid, LID: lid, BusinessName: business, Platform: platform})
+		})
+	}
+}

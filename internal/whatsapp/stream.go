@@ -1,0 +1,261 @@
+package whatsapp
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"sync"
+
+	"go.mau.fi/whatsmeow/socket"
+)
+
+const (
+	// maxFrame bounds one frame of WhatsApp's, and the websocket message that carries it.
+	// The protocol allows 16 MB; the largest real ones are lists of some thousand devices,
+	// some hundred kilobytes.
+	maxFrame = 8 << 20
+	// maxHello bounds the server's first frame, some hundred bytes with a certificate chain.
+	maxHello = 64 << 10
+)
+
+// errMalformedStream is a server that does not keep to the framing. whatsmeow would
+// panic over some of it, and misread all frames after the rest.
+var errMalformedStream = errors.New("WhatsApp's frames are malformed")
+
+// stream lies between net/http and the websocket. It does three things that whatsmeow
+// does not:
+//
+//   - It ends a connection whose frames whatsmeow would panic over or hold without bound.
+//   - It keeps the server's first frame, of which the keys are derived once more, see
+//     receiver.go.
+//   - It holds back what is received while the connection is being set up: whatsmeow sets
+//     its callbacks without a lock, and a socket that closes meanwhile would race with it.
+type stream struct {
+	io.ReadWriteCloser
+	// malformed is called, once at most, before the read that fails.
+	malformed func(error)
+
+	mu sync.Mutex
+	// held is closed by release; nil: nothing is held back.
+	held chan struct{}
+	// hello is the server's first frame.
+	hello []byte
+
+	// The reader's own.
+	framing framing
+}
+
+// Read implements io.Reader.
+func (s *stream) Read(p []byte) (int, error) {
+	n, err := s.ReadWriteCloser.Read(p)
+	s.mu.Lock()
+	held := s.held
+	s.mu.Unlock()
+	if held != nil {
+		<-held
+	}
+	if wrong := s.framing.read(p[:n]); wrong != nil {
+		wrong = fmt.Errorf("%w: %w", errMalformedStream, wrong)
+		if s.malformed != nil {
+			s.malformed(wrong)
+			s.malformed = nil
+		}
+		return 0, wrong
+	}
+	if s.framing.hello != nil {
+		s.mu.Lock()
+		s.hello, s.framing.hello = s.framing.hello, nil
+		s.mu.Unlock()
+	}
+	return n, err
+}
+
+// hold keeps back what is received from now on, until release.
+func (s *stream) hold() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.held == nil {
+		s.held = make(chan struct{})
+	}
+}
+
+// release hands on what was held back. It may be called more than once.
+func (s *stream) release() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.held != nil {
+		close(s.held)
+		s.held = nil
+	}
+}
+
+// firstFrame is the server's first frame; nil before it has come.
+func (s *stream) firstFrame() []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.hello
+}
+
+// The opcodes of websocket frames that matter here (RFC 6455, section 5.2).
+const (
+	opContinuation = 0
+	opBinary       = 2
+)
+
+// framing follows a server's bytes after the upgrade: websocket frames, and in their
+// binary messages WhatsApp's own frames, each with its length in three bytes before it.
+// Each message must hold whole frames: whatsmeow counts wrongly what it has of a frame
+// that is split (socket/framesocket.go, processData).
+type framing struct {
+	header []byte // of a websocket frame, as far as it has come
+	left   uint64 // of the websocket frame's payload
+	binary bool   // the payload is part of a binary message
+	final  bool   // the message ends with this frame
+	// message is how much of a binary message has come; continued says that it goes on.
+	message   int
+	continued bool
+
+	length []byte // of WhatsApp's frame, as far as it has come
+	need   int    // of that frame
+
+	collecting []byte // the first frame, as far as it has come
+	collected  bool
+	hello      []byte // the first frame, until somebody takes it
+}
+
+// read follows what has come, and returns what is wrong with it.
+func (f *framing) read(data []byte) error {
+	for len(data) > 0 {
+		if f.left == 0 {
+			var err error
+			if data, err = f.readHeader(data); err != nil {
+				return err
+			}
+			continue
+		}
+		part := data[:min(uint64(len(data)), f.left)]
+		data = data[len(part):]
+		f.left -= uint64(len(part))
+		if f.binary {
+			f.readPayload(part)
+		}
+		if err := f.ended(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readHeader takes as much as there is of a websocket frame's header off the front of data.
+func (f *framing) readHeader(data []byte) ([]byte, error) {
+	want := 2
+	for {
+		if len(f.header) >= 2 {
+			switch f.header[1] & 0x7f {
+			case 126:
+				want = 2 + 2
+			case 127:
+				want = 2 + 8
+			}
+		}
+		if len(f.header) == want {
+			break
+		}
+		if len(data) == 0 {
+			return nil, nil
+		}
+		f.header, data = append(f.header, data[0]), data[1:]
+	}
+	f.left = uint64(f.header[1] & 0x7f)
+	switch f.left {
+	case 126:
+		f.left = uint64(binary.BigEndian.Uint16(f.header[2:]))
+	case 127:
+		f.left = binary.BigEndian.Uint64(f.header[2:])
+	}
+	masked, opcode := f.header[1]&0x80 != 0, f.header[0]&0x0f
+	f.final = f.header[0]&0x80 != 0
+	f.binary = opcode == opBinary || opcode == opContinuation && f.continued
+	f.header = f.header[:0]
+	switch {
+	case masked:
+		return nil, errors.New("a masked websocket frame from a server")
+	case f.left > maxFrame || f.binary && f.left+uint64(f.message) > maxFrame:
+		return nil, fmt.Errorf("a websocket message of more than %d bytes", maxFrame)
+	}
+	return data, f.ended()
+}
+
+// ended looks, at the end of a binary message, whether WhatsApp's frame has ended too.
+func (f *framing) ended() error {
+	if f.left > 0 || !f.binary {
+		return nil
+	}
+	f.continued = !f.final
+	if f.continued {
+		return nil
+	}
+	f.message, f.binary = 0, false
+	if f.need > 0 || len(f.length) > 0 {
+		return errors.New("a frame that is split over two websocket messages")
+	}
+	return nil
+}
+
+// readPayload follows WhatsApp's frames in a part of a message.
+func (f *framing) readPayload(part []byte) {
+	f.message += len(part)
+	for len(part) > 0 {
+		if f.need == 0 {
+			f.length, part = append(f.length, part[0]), part[1:]
+			if len(f.length) < socket.FrameLengthSize {
+				continue
+			}
+			f.need = int(f.length[0])<<16 | int(f.length[1])<<8 | int(f.length[2])
+			f.length = f.length[:0]
+			f.collect(nil)
+			continue
+		}
+		n := min(f.need, len(part))
+		f.need -= n
+		f.collect(part[:n])
+		part = part[n:]
+	}
+}
+
+// collect keeps the first frame.
+func (f *framing) collect(part []byte) {
+	if f.collected {
+		return
+	}
+	if len(f.collecting)+len(part) > maxHello {
+		f.collecting, f.collected = nil, true
+		return
+	}
+	f.collecting = append(f.collecting, part...)
+	if f.need == 0 {
+		f.hello, f.collecting, f.collected = append([]byte{}, f.collecting...), nil, true
+	}
+}
+
+// streamed puts a stream under the websocket that a request opens.
+type streamed struct {
+	inner  http.RoundTripper
+	opened func(io.ReadWriteCloser) *stream
+}
+
+// RoundTrip implements http.RoundTripper.
+func (s *streamed) RoundTrip(req *http.Request) (*http.Response, error) {
+	resp, err := s.inner.RoundTrip(req)
+	if err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
+		return resp, err
+	}
+	body, ok := resp.Body.(io.ReadWriteCloser)
+	if !ok {
+		return nil, errors.Join(errors.New("the upgraded connection cannot be written to"), resp.Body.Close())
+	}
+	resp.Body = s.opened(body)
+	return resp, nil
+}
