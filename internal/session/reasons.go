@@ -27,11 +27,16 @@ const (
 	EndProxyRefused       = "ProxyRefused"
 	EndProxyUnreachable   = "ProxyUnreachable"
 	EndProxyFailed        = "ProxyFailed"
+	EndProxyAuthFailed    = "ProxyAuthFailed"
 	EndRefused            = "Refused"
 	EndCertificateRefused = "CertificateRefused"
 	EndTimeout            = "Timeout"
 	EndUnreachable        = "Unreachable"
 	EndConnectFailed      = "ConnectFailed"
+	EndMalformedFrame     = "MalformedFrame"
+	EndMalformedStanza    = "MalformedStanza"
+	EndOverloaded         = "Overloaded"
+	EndHandlerStuck       = "HandlerStuck"
 )
 
 // These carry a code of WhatsApp's after them.
@@ -46,8 +51,8 @@ var (
 	endReasons = []string{
 		EndSocketClosed, EndSilent, EndKeepAliveTimeout, EndCancelled, EndStoreFailed, EndReplaced, EndClientOutdated, EndTokenRefused,
 		EndDeviceRemoved, EndAccountLocked, EndAccountBanned, EndLoggedOut, EndPairingRefused, EndPairingCodeFailed, EndPhoneNumberInvalid,
-		EndNoMultidevice, EndProxyRefused, EndProxyUnreachable, EndProxyFailed, EndRefused, EndCertificateRefused, EndTimeout,
-		EndUnreachable, EndConnectFailed,
+		EndNoMultidevice, EndProxyRefused, EndProxyUnreachable, EndProxyFailed, EndProxyAuthFailed, EndRefused, EndCertificateRefused, EndTimeout,
+		EndUnreachable, EndConnectFailed, EndMalformedFrame, EndMalformedStanza, EndOverloaded, EndHandlerStuck,
 	}
 	endKinds = []string{EndStreamError, EndConnectFailure, EndTemporaryBan, EndPairingCodeRefused}
 )

@@ -102,6 +102,7 @@ type Connection struct {
 	stream    atomic.Pointer[stream]
 	queue     nodeQueue
 	tasks     atomic.Int32
+	taskMu    sync.Mutex
 
 	// asked: a code to type was asked for.
 	asked atomic.Bool
@@ -246,7 +247,7 @@ func (c *Connection) Connect(ctx context.Context) error {
 		case cause != nil:
 			err = cause
 		default:
-			err = explain(err, c.options.Proxy != nil)
+			err = explain(err, attempt{proxy: c.options.Proxy, dialled: c.link.Load() != nil, simulated: c.factory.endpoint != nil})
 		}
 		select {
 		case <-c.gone: // Close ends the socket first, then the context

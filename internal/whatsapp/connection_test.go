@@ -1,15 +1,10 @@
 package whatsapp
 
 import (
-	"bufio"
 	"context"
-	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -281,7 +276,7 @@ func TestEnds(t *testing.T) {
 		gone bool
 	}{
 		"dropped":              {fault: simulator.Fault{Kind: simulator.FaultDrop}, kind: EventDisconnected, reason: "SocketClosed"},
-		"the server restarts":  {fault: simulator.Fault{Kind: simulator.FaultStreamError, Code: "503"}, kind: EventDisconnected, reason: "SocketClosed"},
+		"the server restarts":  {fault: simulator.Fault{Kind: simulator.FaultStreamError, Code: "503"}, kind: EventDisconnected, reason: "StreamError503"},
 		"unlinked":             {fault: simulator.Fault{Kind: simulator.FaultStreamError, Code: "device_removed"}, kind: EventLoggedOut, reason: "DeviceRemoved", gone: true},
 		"replaced":             {fault: simulator.Fault{Kind: simulator.FaultStreamError, Code: "replaced"}, kind: EventReplaced, reason: "Replaced"},
 		"515 later on":         {fault: simulator.Fault{Kind: simulator.FaultStreamError, Code: "515"}, kind: EventDisconnected, reason: "StreamError515"},
@@ -291,7 +286,7 @@ func TestEnds(t *testing.T) {
 		"banned for good":      {fault: simulator.Fault{Kind: simulator.FaultFailure, Reason: 406}, login: true, kind: EventLoggedOut, reason: "AccountBanned", gone: true},
 		"banned":               {fault: simulator.Fault{Kind: simulator.FaultFailure, Reason: 402, Expire: metav1.Duration{Duration: time.Hour}}, login: true, kind: EventBanned, reason: "TemporaryBan101"},
 		"outdated":             {fault: simulator.Fault{Kind: simulator.FaultFailure, Reason: 405}, login: true, kind: EventOutdated, reason: "ClientOutdated"},
-		"unavailable":          {fault: simulator.Fault{Kind: simulator.FaultFailure, Reason: 503}, login: true, kind: EventDisconnected, reason: "SocketClosed"},
+		"unavailable":          {fault: simulator.Fault{Kind: simulator.FaultFailure, Reason: 503}, login: true, kind: EventDisconnected, reason: "ConnectFailure503"},
 		"an unknown failure":   {fault: simulator.Fault{Kind: simulator.FaultFailure, Reason: 418}, login: true, kind: EventDisconnected, reason: "ConnectFailure418"},
 		"the login is refused": {fault: simulator.Fault{Kind: simulator.FaultRefuse, Device: phone}, login: true, kind: EventDisconnected, reason: "SocketClosed"},
 	} {
@@ -696,112 +691,6 @@ func TestAnotherAuthorityIsRefused(t *testing.T) {
 	w.g.Expect(err).NotTo(HaveOccurred())
 	s, ctx := w.prepare(w.take())
 	w.g.Expect(s.Connect(ctx)).To(MatchError(ContainSubstring("certificate")))
-}
-
-// proxyServer is an HTTP proxy that knows CONNECT, with a password.
-type proxyServer struct {
-	listener net.Listener
-	mu       sync.Mutex
-	targets  []string
-	wg       sync.WaitGroup
-}
-
-func startProxy(t *testing.T) *proxyServer {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &proxyServer{listener: listener}
-	p.wg.Add(1)
-	go func() {
-		defer p.wg.Done()
-		for {
-			conn, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			p.wg.Add(1)
-			go func() {
-				defer p.wg.Done()
-				p.serve(conn)
-			}()
-		}
-	}()
-	t.Cleanup(func() {
-		if err := listener.Close(); err != nil {
-			t.Error(err)
-		}
-		p.wg.Wait()
-	})
-	return p
-}
-
-func (p *proxyServer) serve(client net.Conn) {
-	defer func() { _ = client.Close() }()
-	reader := bufio.NewReader(client)
-	req, err := http.ReadRequest(reader)
-	if err != nil {
-		return
-	}
-	wanted := "Basic " + base64.StdEncoding.EncodeToString([]byte("tenant:hunter2"))
-	if req.Method != http.MethodConnect || req.Header.Get("Proxy-Authorization") != wanted {
-		_, _ = io.WriteString(client, "HTTP/1.1 407 Say hunter2\r\nContent-Length: 0\r\n\r\n")
-		return
-	}
-	p.mu.Lock()
-	p.targets = append(p.targets, req.Host)
-	p.mu.Unlock()
-	server, err := net.Dial("tcp", req.Host)
-	if err != nil {
-		return
-	}
-	defer func() { _ = server.Close() }()
-	if _, err := io.WriteString(client, "HTTP/1.1 200 OK\r\n\r\n"); err != nil {
-		return
-	}
-	go func() {
-		_, _ = io.Copy(server, reader)
-		_ = server.Close()
-	}()
-	_, _ = io.Copy(client, server)
-}
-
-func TestProxy(t *testing.T) {
-	w := newWorld(t, func(o *simulator.Options) { o.TLS = true })
-	p := startProxy(t)
-	through := func(user string, port string) func(*Options) {
-		u, err := ParseProxy(fmt.Sprintf("http://%s@%s", user, port))
-		w.g.Expect(err).NotTo(HaveOccurred())
-		return func(o *Options) { o.Proxy = u }
-	}
-	own := through("tenant:hunter2", p.listener.Addr().String())
-	taking := w.take()
-	w.pair(taking, phone, own)
-	s := w.connect(taking, own)
-	s.event(EventConnected)
-	simulated, err := url.Parse(w.simulator.Endpoint())
-	w.g.Expect(err).NotTo(HaveOccurred())
-	p.mu.Lock()
-	w.g.Expect(p.targets).To(HaveExactElements(simulated.Host, simulated.Host))
-	p.mu.Unlock()
-	s.Close()
-
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	w.g.Expect(err).NotTo(HaveOccurred())
-	nobody := free.Addr().String()
-	w.g.Expect(free.Close()).To(Succeed())
-	for reason, option := range map[string]func(*Options){
-		"ProxyRefused":     through("tenant:hunter3", p.listener.Addr().String()),
-		"ProxyUnreachable": through("tenant:hunter2", nobody),
-	} {
-		s, ctx := w.prepare(taking, option)
-		err := s.Connect(ctx)
-		var failed *ConnectError
-		w.g.Expect(errors.As(err, &failed)).To(BeTrue(), "%v", err)
-		w.g.Expect(failed.Reason).To(Equal(reason))
-		w.g.Expect(err.Error()).NotTo(Or(ContainSubstring("hunter"), ContainSubstring("127.0.0.1")), "nothing of the Secret")
-	}
 }
 
 func TestTheLogHoldsNoSecret(t *testing.T) {

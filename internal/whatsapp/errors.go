@@ -3,8 +3,8 @@ package whatsapp
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
+	"net/url"
 	"os"
 	"strconv"
 	"strings"
@@ -31,39 +31,53 @@ func (e *ConnectError) Error() string { return e.Message }
 // errors.As, not for printing.
 func (e *ConnectError) Unwrap() error { return e.cause }
 
-// proxyRefusal is a proxy that answers, but with no connection.
-type proxyRefusal struct{ status int }
-
-func (e *proxyRefusal) Error() string {
-	return fmt.Sprintf("the proxy answered with status %d", e.status)
+// attempt is what is known of an attempt to connect that failed.
+type attempt struct {
+	// proxy is that of the session; nil: none, or the one that HTTPS_PROXY names.
+	proxy *url.URL
+	// dialled: the proxy, or the server where there is none, has accepted the connection.
+	dialled bool
+	// simulated: the server is a simulator.
+	simulated bool
 }
 
-// explain makes an error of ConnectContext one for people.
-func explain(err error, proxied bool) error {
-	var refusal *proxyRefusal
+// explain makes an error of an attempt to connect one for people.
+func explain(err error, a attempt) error {
 	var status socket.ErrWithStatusCode
 	var network *net.OpError
 	say := func(reason, format string, args ...any) error {
 		return &ConnectError{Reason: reason, Message: sentence(format, args...), cause: err}
 	}
+	if reason, message := explainProxy(err, a); reason != "" {
+		return say(reason, "%s", message)
+	}
 	switch {
-	case errors.As(err, &refusal):
-		return say(session.EndProxyRefused, "the proxy refused the connection with status %d", refusal.status)
 	case errors.As(err, &status):
 		return say(session.EndRefused, "WhatsApp refused the connection with HTTP status %d", status.StatusCode)
 	case strings.Contains(err.Error(), "failed to verify server cert"):
-		return say(session.EndCertificateRefused, "the server's certificate is not signed by WhatsApp's root: something stands between")
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), strings.Contains(err.Error(), "timed out waiting for handshake"):
+		return say(session.EndCertificateRefused, "the server's certificate is not signed by WhatsApp's root: something between the worker and WhatsApp answers in its place")
+	case timedOut(err):
 		return say(session.EndTimeout, "WhatsApp did not answer in time")
-	case proxied && errors.As(err, &network) && (network.Op == "dial" || network.Op == "proxyconnect"):
-		return say(session.EndProxyUnreachable, "the proxy cannot be reached")
-	case proxied:
-		return say(session.EndProxyFailed, "the connection through the proxy failed")
+	case a.proxy != nil:
+		return say(session.EndProxyFailed, "the connection through the proxy failed: check that it lets websockets and TLS to %s pass unchanged", a.target())
 	case errors.As(err, &network) && network.Op == "dial":
 		return say(session.EndUnreachable, "WhatsApp cannot be reached: %v", network)
 	default:
 		return say(session.EndConnectFailed, "connecting to WhatsApp failed: %v", err)
 	}
+}
+
+func timedOut(err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) ||
+		strings.Contains(err.Error(), "timed out waiting for handshake")
+}
+
+// target is where the proxy is asked to connect to.
+func (a attempt) target() string {
+	if a.simulated {
+		return "the endpoint of --whatsapp-endpoint"
+	}
+	return whatsAppHost + ":443"
 }
 
 // codeRefused is what PairPhone's error means. A refusal is one that asking again

@@ -17,6 +17,8 @@ import (
 	"go.mau.fi/whatsmeow/types/events"
 	"go.mau.fi/whatsmeow/util/keys"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 )
 
 // whatsmeow decodes and handles what it receives in goroutines that nothing recovers, so
@@ -212,7 +214,7 @@ func replay(hello []byte, ephemeral, static *keys.KeyPair) (*socket.NoiseHandsha
 // newStream is called with the socket of an opened websocket.
 func (c *Connection) newStream(body io.ReadWriteCloser) *stream {
 	s := &stream{ReadWriteCloser: body, malformed: func(err error) {
-		c.tell(over(EventDisconnected, "MalformedFrame", "%v: another version of the operator may know them", err))
+		c.tell(over(EventDisconnected, session.EndMalformedFrame, "%v: another version of the operator may know them", err))
 	}}
 	c.stream.Store(s)
 	return s
@@ -251,7 +253,7 @@ func (c *Connection) receive(_ context.Context, plaintext []byte) {
 		case <-c.ctx.Done():
 			return
 		case <-timeout:
-			c.tell(over(EventDisconnected, "Overloaded", "WhatsApp sends faster than it can be handled: it sends the rest again on the next connection"))
+			c.tell(over(EventDisconnected, session.EndOverloaded, "WhatsApp sends faster than it can be handled: it sends the rest again on the next connection"))
 			return
 		}
 	}
@@ -267,20 +269,13 @@ func (c *Connection) handleQueued() {
 // settle waits, for a moment, until what was received before the end has been handled:
 // the last node says why the connection ended.
 func (c *Connection) settle() {
+	changed := c.queue.wait()
+	if changed == nil {
+		return
+	}
 	timer := c.factory.clock.NewTimer(explainTimeout)
 	defer timer.Stop()
-	for {
-		select {
-		case <-timer.C():
-			return
-		case <-c.ctx.Done():
-			return
-		default:
-		}
-		changed := c.queue.wait()
-		if changed == nil {
-			return
-		}
+	for ; changed != nil; changed = c.queue.wait() {
 		select {
 		case <-changed:
 		case <-timer.C():
@@ -328,7 +323,7 @@ func (c *Connection) handleNode(node *waBinary.Node) {
 		return // it cannot be acknowledged any more, and comes again
 	}
 	stuck := c.factory.clock.AfterFunc(handlerTimeout, func() {
-		go c.tell(over(EventDisconnected, "HandlerStuck", "what WhatsApp sent could not be handled within %s", handlerTimeout))
+		go c.tell(over(EventDisconnected, session.EndHandlerStuck, "what WhatsApp sent could not be handled within %s", handlerTimeout))
 	})
 	defer stuck.Stop()
 	defer func() {
@@ -353,26 +348,28 @@ func (c *Connection) recovered(what string, ends bool) {
 func (c *Connection) panicked(cause any, what string, ends bool) {
 	c.options.Log().Error(fmt.Errorf("%v", cause), "Recovered from a panic of whatsmeow", "in", what, "stack", string(debug.Stack()))
 	if ends {
-		go c.tell(over(EventDisconnected, "MalformedStanza", "WhatsApp sent something that this version of the client cannot handle (%s)", what))
+		go c.tell(over(EventDisconnected, session.EndMalformedStanza, "WhatsApp sent something that this version of the client cannot handle (%s)", what))
 	}
 }
 
 // task runs a handler beside the queue, as whatsmeow does where one asks the server
-// something. When there are too many, the queue waits.
+// something; but one after another, because some share what they change. When there are
+// too many, the queue waits.
 func (c *Connection) task(what string, ends bool, f func()) {
 	guarded := func() {
+		c.taskMu.Lock()
+		defer c.taskMu.Unlock()
+		defer c.tasks.Add(-1)
 		defer c.recovered(what, ends)
-		f()
+		if c.ctx.Err() == nil {
+			f()
+		}
 	}
 	if c.tasks.Add(1) > maxTasks {
-		defer c.tasks.Add(-1)
 		guarded()
 		return
 	}
-	go func() {
-		defer c.tasks.Add(-1)
-		guarded()
-	}()
+	go guarded()
 }
 
 // handleReceipt is whatsmeow's handleReceipt (receipt.go), but for its goroutine.

@@ -139,7 +139,7 @@ func Setup(cfg Config, log logr.Logger) (*Factory, error) {
 		}
 		log.Info("NOT WHATSAPP: all sessions connect to another server, and its certificates are trusted", "endpoint", cfg.Endpoint)
 	}
-	f.media = &http.Client{Transport: f.reroute(f.transport(nil, (&net.Dialer{Timeout: dialTimeout}).DialContext)), Timeout: mediaTimeout}
+	f.media = f.downloads(f.transport(nil, (&net.Dialer{Timeout: dialTimeout}).DialContext))
 	return f, nil
 }
 
