@@ -1,0 +1,257 @@
+package app
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/go-logr/logr"
+	"github.com/spf13/cobra"
+
+	"github.com/whatsapp-operator/whatsapp-operator/internal/batch"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/redis"
+)
+
+func newDeadLetterCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "deadletter",
+		Short: "Work on the updates that Laravel refused for good",
+		Long: `Work on the updates that Laravel refused for good.
+
+The present state of their sessions is enqueued again by itself when the application
+accepts again: these commands are for what a person wants to see, or wants sooner.`,
+	}
+	cmd.AddCommand(newLetterListCommand(), newLetterShowCommand(), newLetterReplayCommand(), newLetterDropCommand())
+	return cmd
+}
+
+// letters are the dead letters as the commands need them; *batch.Queue is one.
+type letters interface {
+	DeadLetters(ctx context.Context, kind delivery.Kind, visit func(batch.Letter) bool) error
+	Replay(ctx context.Context, kind delivery.Kind, id string) (batch.ReplayResult, error)
+	Drop(ctx context.Context, kind delivery.Kind, ids ...string) (int, error)
+}
+
+// letterFilter says which dead letters are meant.
+type letterFilter struct {
+	kind, sessionID string
+	all             bool
+	ids             []string
+}
+
+func (f *letterFilter) bind(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.kind, "kind", "", "only those of this kind: qr or status")
+	cmd.Flags().StringVar(&f.sessionID, "session", "", "only those of this session id")
+}
+
+// kinds are the kinds that are meant.
+func (f *letterFilter) kinds() ([]delivery.Kind, error) {
+	switch {
+	case f.kind == "":
+		return delivery.Kinds, nil
+	case slices.Contains(delivery.Kinds, delivery.Kind(f.kind)):
+		return []delivery.Kind{delivery.Kind(f.kind)}, nil
+	default:
+		return nil, fmt.Errorf("there is no kind %q: choose one of %v", f.kind, delivery.Kinds)
+	}
+}
+
+// named reports whether somebody has said which letters are meant.
+func (f *letterFilter) named() error {
+	if len(f.ids) == 0 && f.sessionID == "" && !f.all {
+		return errors.New("no dead letter is named: give ids as \"deadletter list\" shows them, --session, or --all")
+	}
+	return nil
+}
+
+// find returns the letters that are meant, the oldest of each kind first. An id of
+// which there is no letter is an error.
+func (f *letterFilter) find(ctx context.Context, queue letters) ([]batch.Letter, error) {
+	kinds, err := f.kinds()
+	if err != nil {
+		return nil, err
+	}
+	var found []batch.Letter
+	missing := slices.Clone(f.ids)
+	for _, kind := range kinds {
+		err := queue.DeadLetters(ctx, kind, func(l batch.Letter) bool {
+			if (f.sessionID == "" || l.SessionID == f.sessionID) && (len(f.ids) == 0 || slices.Contains(f.ids, l.ID)) {
+				found = append(found, l)
+				missing = slices.DeleteFunc(missing, func(id string) bool { return id == l.ID })
+			}
+			return true
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	if len(missing) > 0 {
+		return nil, fmt.Errorf("there is no dead letter %q: \"deadletter list\" shows those that there are", missing)
+	}
+	return found, nil
+}
+
+// letterCommand completes a command that works on this installation's queue.
+func letterCommand(cmd *cobra.Command, filter *letterFilter, run func(ctx context.Context, queue letters, out io.Writer) error) *cobra.Command {
+	config := &commonConfig{}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		filter.ids = args
+		return prepare(cmd, config.complete, config, func(ctx context.Context, log logr.Logger) (err error) {
+			d, err := openUnclaimed(ctx, config, log)
+			if err != nil {
+				return err
+			}
+			defer closing(closer(d.close), &err)
+			if err := redis.CheckInstallation(ctx, d.redis, d.keys, d.installation); err != nil {
+				return fmt.Errorf("asking Redis whose it is: %w", err)
+			}
+			return run(ctx, d.queue, cmd.OutOrStdout())
+		})
+	}
+	config.bind(cmd.Flags())
+	filter.bind(cmd)
+	return cmd
+}
+
+func newLetterListCommand() *cobra.Command {
+	filter := &letterFilter{}
+	return letterCommand(&cobra.Command{
+		Use:   "list",
+		Short: "List the dead letters",
+		Args:  cobra.NoArgs,
+	}, filter, func(ctx context.Context, queue letters, out io.Writer) error {
+		return listLetters(ctx, queue, filter, out)
+	})
+}
+
+func listLetters(ctx context.Context, queue letters, filter *letterFilter, out io.Writer) error {
+	found, err := filter.find(ctx, queue)
+	if err != nil {
+		return err
+	}
+	rows := make([][]string, 0, len(found))
+	for _, l := range found {
+		rows = append(rows, []string{l.ID, string(l.Kind), l.SessionID, stamp(l.At), string(l.Reason), l.Answer})
+	}
+	return table(out, []string{"ID", "KIND", "SESSION-ID", "SINCE", "REASON", "ANSWER"}, rows)
+}
+
+func newLetterShowCommand() *cobra.Command {
+	filter := &letterFilter{}
+	return letterCommand(&cobra.Command{
+		Use:   "show ID",
+		Short: "Print a dead letter, with what Laravel was sent and what it answered",
+		Args:  cobra.ExactArgs(1),
+	}, filter, func(ctx context.Context, queue letters, out io.Writer) error {
+		return showLetter(ctx, queue, filter, out)
+	})
+}
+
+func showLetter(ctx context.Context, queue letters, filter *letterFilter, out io.Writer) error {
+	found, err := filter.find(ctx, queue)
+	if err != nil {
+		return err
+	}
+	for _, l := range found {
+		payload := &bytes.Buffer{}
+		if err := json.Indent(payload, l.Payload, "", "  "); err != nil {
+			payload = bytes.NewBufferString("(it cannot be read)")
+		}
+		if _, err := fmt.Fprintf(out, "id:      %s\nkind:    %s\nsession: %s\nsince:   %s\nbatch:   %s\nreason:  %s\nanswer:  %s\nitem:    %s\n",
+			l.ID, l.Kind, l.SessionID, stamp(l.At), l.BatchID, l.Reason, l.Answer, payload); err != nil {
+			return fmt.Errorf("printing: %w", err)
+		}
+	}
+	return nil
+}
+
+func newLetterReplayCommand() *cobra.Command {
+	filter := &letterFilter{}
+	cmd := letterCommand(&cobra.Command{
+		Use:   "replay [ID...]",
+		Short: "Deliver dead letters again",
+		Long: `Deliver dead letters again, with the numbers that they had.
+
+A letter is kept, and the command says so, where the session has something newer, which
+is delivered by itself, or where the QR code has expired.`,
+	}, filter, func(ctx context.Context, queue letters, out io.Writer) error {
+		return replayLetters(ctx, queue, filter, out)
+	})
+	cmd.Flags().BoolVar(&filter.all, "all", false, "all of them")
+	return cmd
+}
+
+func replayLetters(ctx context.Context, queue letters, filter *letterFilter, out io.Writer) error {
+	if err := filter.named(); err != nil {
+		return err
+	}
+	found, err := filter.find(ctx, queue)
+	if err != nil {
+		return err
+	}
+	rows := make([][]string, 0, len(found))
+	for _, l := range found {
+		result, err := queue.Replay(ctx, l.Kind, l.ID)
+		if err != nil {
+			return errors.Join(err, table(out, replayHead, rows))
+		}
+		rows = append(rows, []string{l.ID, string(l.Kind), l.SessionID, replayWords[result]})
+	}
+	return table(out, replayHead, rows)
+}
+
+var (
+	replayHead  = []string{"ID", "KIND", "SESSION-ID", "RESULT"}
+	replayWords = map[batch.ReplayResult]string{
+		batch.Replayed:   "replayed: it waits for its delivery",
+		batch.Superseded: "not replayed, superseded: the session has something newer",
+		batch.Expired:    "not replayed, expired: the code cannot be scanned any more",
+		batch.LetterGone: "gone: it was replayed or dropped meanwhile",
+		batch.Unreadable: "not replayed: an older version wrote it without what a replay needs; drop it",
+	}
+)
+
+func newLetterDropCommand() *cobra.Command {
+	filter := &letterFilter{}
+	cmd := letterCommand(&cobra.Command{
+		Use:   "drop [ID...]",
+		Short: "Delete dead letters for good",
+	}, filter, func(ctx context.Context, queue letters, out io.Writer) error {
+		return dropLetters(ctx, queue, filter, out)
+	})
+	cmd.Flags().BoolVar(&filter.all, "all", false, "all of them")
+	return cmd
+}
+
+func dropLetters(ctx context.Context, queue letters, filter *letterFilter, out io.Writer) error {
+	if err := filter.named(); err != nil {
+		return err
+	}
+	found, err := filter.find(ctx, queue)
+	if err != nil {
+		return err
+	}
+	ids := map[delivery.Kind][]string{}
+	for _, l := range found {
+		ids[l.Kind] = append(ids[l.Kind], l.ID)
+	}
+	dropped := 0
+	for _, kind := range delivery.Kinds {
+		for chunk := range slices.Chunk(ids[kind], 500) {
+			n, err := queue.Drop(ctx, kind, chunk...)
+			if err != nil {
+				return err
+			}
+			dropped += n
+		}
+	}
+	if _, err := fmt.Fprintf(out, "dropped %d\n", dropped); err != nil {
+		return fmt.Errorf("printing: %w", err)
+	}
+	return nil
+}

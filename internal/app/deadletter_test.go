@@ -1,0 +1,94 @@
+package app
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	. "github.com/onsi/gomega"
+
+	"github.com/whatsapp-operator/whatsapp-operator/internal/batch"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
+)
+
+// fakeLetters are dead letters in memory. Those of the session "old" are superseded.
+type fakeLetters struct{ kept []batch.Letter }
+
+func (f *fakeLetters) DeadLetters(_ context.Context, kind delivery.Kind, visit func(batch.Letter) bool) error {
+	for _, l := range f.kept {
+		if l.Kind == kind && !visit(l) {
+			break
+		}
+	}
+	return nil
+}
+
+func (f *fakeLetters) Replay(ctx context.Context, kind delivery.Kind, id string) (batch.ReplayResult, error) {
+	if slices.ContainsFunc(f.kept, func(l batch.Letter) bool { return l.ID == id && l.SessionID == "old" }) {
+		return batch.Superseded, nil
+	}
+	_, err := f.Drop(ctx, kind, id)
+	return batch.Replayed, err
+}
+
+func (f *fakeLetters) Drop(_ context.Context, kind delivery.Kind, ids ...string) (int, error) {
+	before := len(f.kept)
+	f.kept = slices.DeleteFunc(f.kept, func(l batch.Letter) bool { return l.Kind == kind && slices.Contains(ids, l.ID) })
+	return before - len(f.kept), nil
+}
+
+func TestDeadLetterCommands(t *testing.T) {
+	g, ctx := NewWithT(t), t.Context()
+	queue := &fakeLetters{}
+	for i, session := range []string{"shop", "old", "shop"} {
+		kind := delivery.KindStatus
+		if i == 2 {
+			kind = delivery.KindQR
+		}
+		queue.kept = append(queue.kept, batch.Letter{
+			ID: fmt.Sprintf("%d-0", i), Kind: kind, At: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC), SessionID: session,
+			BatchID: "msg_1", Reason: batch.Refused, Answer: "422 no such tenant", Payload: json.RawMessage(`{"phase":"Connected"}`),
+		})
+	}
+	run := func(what func(context.Context, letters, *letterFilter, *bytes.Buffer) error, f letterFilter) string {
+		out := &bytes.Buffer{}
+		if err := what(ctx, queue, &f, out); err != nil {
+			return "error: " + err.Error()
+		}
+		return out.String()
+	}
+	list := func(ctx context.Context, q letters, f *letterFilter, out *bytes.Buffer) error {
+		return listLetters(ctx, q, f, out)
+	}
+	show := func(ctx context.Context, q letters, f *letterFilter, out *bytes.Buffer) error {
+		return showLetter(ctx, q, f, out)
+	}
+	replay := func(ctx context.Context, q letters, f *letterFilter, out *bytes.Buffer) error {
+		return replayLetters(ctx, q, f, out)
+	}
+	drop := func(ctx context.Context, q letters, f *letterFilter, out *bytes.Buffer) error {
+		return dropLetters(ctx, q, f, out)
+	}
+
+	g.Expect(run(list, letterFilter{})).To(And(
+		MatchRegexp(`ID +KIND +SESSION-ID +SINCE +REASON +ANSWER`), MatchRegexp(`0-0 +status +shop +2026-03-01T12:00:00Z +Refused +422 no such tenant`), ContainSubstring("2-0")))
+	g.Expect(run(list, letterFilter{kind: "qr"})).To(And(ContainSubstring("2-0"), Not(ContainSubstring("0-0"))))
+	g.Expect(run(list, letterFilter{sessionID: "old"})).To(And(ContainSubstring("1-0"), Not(ContainSubstring("2-0"))))
+	g.Expect(run(list, letterFilter{kind: "status,qr"})).To(ContainSubstring("choose one of"))
+	g.Expect(run(show, letterFilter{ids: []string{"0-0"}})).To(And(ContainSubstring(`"phase": "Connected"`), ContainSubstring("no such tenant")))
+	g.Expect(run(show, letterFilter{ids: []string{"9-9"}})).To(ContainSubstring("there is no dead letter"))
+	g.Expect(run(replay, letterFilter{})).To(ContainSubstring("no dead letter is named"))
+	g.Expect(run(drop, letterFilter{})).To(ContainSubstring("no dead letter is named"))
+	g.Expect(run(drop, letterFilter{ids: []string{"0-0", "9-9"}})).To(ContainSubstring("there is no dead letter"))
+	g.Expect(queue.kept).To(HaveLen(3), "a mistaken id drops nothing")
+
+	g.Expect(run(replay, letterFilter{all: true})).To(And(
+		MatchRegexp(`0-0 +status +shop +replayed`), MatchRegexp(`1-0 +status +old +not replayed, superseded`), MatchRegexp(`2-0 +qr +shop +replayed`)))
+	g.Expect(queue.kept).To(HaveLen(1))
+	g.Expect(run(drop, letterFilter{sessionID: "old"})).To(Equal("dropped 1\n"))
+	g.Expect(queue.kept).To(BeEmpty())
+}
