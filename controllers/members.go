@@ -32,7 +32,12 @@ type knownMember struct {
 	seen time.Time
 	// since is when the worker was seen to become live.
 	since time.Time
+	// failingSince is when it was first seen to say that it cannot reach its database or
+	// WhatsApp.
+	failingSince time.Time
 }
+
+func (s knownMember) failing() bool { return s.StoreFailing || s.WhatsAppFailing }
 
 func (s knownMember) expires() time.Time { return s.seen.Add(s.Duration) }
 
@@ -59,10 +64,17 @@ func (m *members) observe(l *coordinationv1.Lease) bool {
 	if known && before.Incarnation == member.Incarnation && now.Before(before.expires()) {
 		after.since = before.since
 	}
+	if after.failing() {
+		after.failingSince = now
+		if before.failing() && before.Incarnation == member.Incarnation {
+			after.failingSince = before.failingSince
+		}
+	}
 	m.known[l.Name] = after
 	return !known || !now.Before(before.expires()) && now.Before(after.expires()) ||
 		before.Incarnation != member.Incarnation || before.Pool != member.Pool || before.Revision != member.Revision ||
-		before.Capacity != member.Capacity || before.Draining != member.Draining
+		before.Capacity != member.Capacity || before.Draining != member.Draining ||
+		before.StoreFailing != member.StoreFailing || before.WhatsAppFailing != member.WhatsAppFailing
 }
 
 // forget records that a Lease is gone.
@@ -86,7 +98,26 @@ func (m *members) workers(now time.Time) (workers []placement.Worker, expires ti
 		}
 		workers = append(workers, placement.Worker{
 			Name: s.Name, Pool: s.Pool, Revision: s.Revision, Capacity: s.Capacity, Tokens: s.Tokens, Draining: s.Draining, Live: live, Since: s.since,
+			Failing: s.failing(), FailingSince: s.failingSince,
 		})
 	}
 	return workers, expires
+}
+
+// unreached is what a worker says that it cannot reach, in words; empty: nothing.
+func (m *members) unreached(worker string) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, s := range m.known {
+		switch {
+		case s.Name != worker || !s.failing():
+		case !s.WhatsAppFailing:
+			return "its database"
+		case !s.StoreFailing:
+			return "WhatsApp"
+		default:
+			return "its database and WhatsApp"
+		}
+	}
+	return ""
 }

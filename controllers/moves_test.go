@@ -265,7 +265,7 @@ func TestNoCapacityIsCounted(t *testing.T) {
 				continue
 			}
 			for _, m := range family.GetMetric() {
-				if m.GetLabel()[0].GetValue() == v1alpha1.ReasonNoCapacity {
+				if m.GetLabel()[0].GetValue() == v1alpha1.DefaultPool && m.GetLabel()[1].GetValue() == v1alpha1.ReasonNoCapacity {
 					return m.GetGauge().GetValue()
 				}
 			}

@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -92,6 +95,10 @@ type placementReconciler struct {
 	failing map[types.UID]failure
 	// lost are the workers whose death was reported, while a session names them as its holder.
 	lost map[string]bool
+	// failingWorkers are the workers that were reported as failing, and what they cannot reach.
+	failingWorkers map[string]string
+	// misplaced are the sessions that were reported as connected in another pool, and why.
+	misplaced map[types.UID]string
 	// rebalanced is when each pool was rebalanced last.
 	rebalanced map[string]time.Time
 	// declined are the values of move-to that were reported as impossible.
@@ -158,6 +165,7 @@ func newPlacementReconciler(o PlacementOptions, c client.Client, direct client.R
 		changed: make(chan event.GenericEvent),
 		assumed: map[types.UID]assumption{}, since: map[types.UID]time.Time{}, invalidLimits: map[string]string{}, placed: map[types.UID]time.Time{},
 		failing: map[types.UID]failure{}, lost: map[string]bool{}, rebalanced: map[string]time.Time{}, declined: map[types.UID]string{},
+		failingWorkers: map[string]string{}, misplaced: map[types.UID]string{},
 	}
 }
 
@@ -242,10 +250,12 @@ func (r *placementReconciler) Reconcile(ctx context.Context, _ ctrl.Request) (ct
 		return ctrl.Result{}, err
 	}
 	r.reportLostWorkers(snapshot)
+	r.reportFailingWorkers(snapshot)
 	plan := placement.Make(snapshot)
 	r.count(snapshot, plan, r.Clock.Since(now))
 	r.remember(snapshot, plan, now)
 	r.reportDeclined(plan)
+	r.reportMisplaced(plan, snapshot)
 
 	conflicts, retry := r.carryOut(ctx, snapshot, plan, now)
 	if unresolved != nil {
@@ -347,7 +357,7 @@ func (r *placementReconciler) snapshot(ctx context.Context, now time.Time) (out 
 			Object: s, UID: s.UID, Namespace: s.Namespace, Created: s.CreationTimestamp.Time,
 			Worker: worker, HeldBy: heldBy, Lost: lost, Since: r.since[s.UID],
 			Wanted: wantsWorker(s, r.Installation, now), Urgent: !s.DeletionTimestamp.IsZero(),
-			Paired: s.Status.JID != "", Idle: status.Kept(s.Status.Phase), Connected: connectedSince(s),
+			Paired: s.Status.JID != "", Idle: status.Kept(s.Status.Phase), Connected: connectedSince(s), Unconnected: isUnconnected(s, now),
 			MoveTo: s.Annotations[v1alpha1.MoveToAnnotation], Placed: r.placedAt(s, now),
 		}
 	}
@@ -369,6 +379,16 @@ func (r *placementReconciler) placedAt(s *v1alpha1.WhatsAppSession, now time.Tim
 		return at
 	}
 	return r.placed[s.UID]
+}
+
+// isUnconnected reports whether the session is to have a connection and has none:
+// neither one that is logged in, nor one that offers codes. A session that waits for a
+// person or a date is to have none.
+func isUnconnected(s *v1alpha1.WhatsAppSession, now time.Time) bool {
+	waits := s.Status.RetryAfter != nil && now.Before(s.Status.RetryAfter.Time) ||
+		status.Kept(s.Status.Phase) || meta.IsStatusConditionTrue(s.Status.Conditions, v1alpha1.ConditionStalled)
+	offersCodes := s.Status.QR != nil || s.Status.PairingCode != ""
+	return s.Status.Phase != v1alpha1.PhaseConnected && !offersCodes && !waits
 }
 
 // connectedSince is since when the session is connected; zero: it is not.
@@ -413,6 +433,50 @@ func (r *placementReconciler) reportLostWorkers(snapshot placement.Snapshot) {
 			delete(r.lost, worker)
 		}
 	}
+}
+
+// reportFailingWorkers reports once of each worker, beside its Lease, that it cannot
+// reach its database or WhatsApp, and once that it can again.
+func (r *placementReconciler) reportFailingWorkers(snapshot placement.Snapshot) {
+	failing := map[string]string{}
+	for _, w := range snapshot.Workers {
+		if !w.Live || !w.Failing {
+			continue
+		}
+		what := r.members.unreached(w.Name)
+		failing[w.Name] = what
+		if r.failingWorkers[w.Name] == what {
+			continue
+		}
+		r.Log.Info("Found a worker that cannot reach what it needs", "worker", w.Name, "unreached", what)
+		lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: r.Namespace, Name: membership.LeaseName(r.Release, w.Name)}}
+		r.events.Eventf(lease, nil, corev1.EventTypeWarning, v1alpha1.ReasonWorkerFailing, "Place",
+			"worker %s cannot reach %s: while others can, it gets no new sessions, and after %s its sessions without a connection move to them; look at its network and its log",
+			w.Name, what, placement.FailingTimeout)
+	}
+	for worker := range r.failingWorkers {
+		if failing[worker] == "" {
+			r.Log.Info("A worker is not failing any more", "worker", worker)
+		}
+	}
+	r.failingWorkers = failing
+}
+
+// reportMisplaced reports once of each session, and of each reason, that its pool
+// cannot take it and it stays connected in another one.
+func (r *placementReconciler) reportMisplaced(plan placement.Plan, snapshot placement.Snapshot) {
+	misplaced := map[types.UID]string{}
+	for _, m := range plan.Misplaced {
+		misplaced[m.Session.UID] = m.Reason
+		if r.misplaced[m.Session.UID] == m.Reason {
+			continue
+		}
+		s := m.Session.Object
+		why := r.explain(m.Reason, s.Namespace, snapshot)
+		r.Log.Info("Failed to move a session to the pool of its namespace", "namespace", s.Namespace, "session", s.Name, "worker", m.Session.Worker, "reason", why.reason)
+		r.events.Eventf(s, nil, corev1.EventTypeWarning, why.reason, "Move", "the session stays on worker %s of another pool: %s", m.Session.Worker, why.message)
+	}
+	r.misplaced = misplaced
 }
 
 // limit reads max-sessions. What is no number is no limit, and logged.
@@ -460,6 +524,7 @@ var declines = map[placement.Decline]string{
 	placement.DeclinedSilent:   "which does not renew its Lease: the session moves when it does",
 	placement.DeclinedDraining: "which is shutting down: name another or remove the annotation",
 	placement.DeclinedPool:     "which is of another pool: the label " + v1alpha1.PoolLabel + " of the namespace chooses the pool",
+	placement.DeclinedFailing:  "which cannot reach its database or WhatsApp: the session moves when it can",
 	placement.DeclinedFull:     "which is full: the session moves when there is room",
 }
 
@@ -638,23 +703,27 @@ func (r *placementReconciler) report(s *v1alpha1.WhatsAppSession, d decision) {
 	case from != "":
 		log.Info("Withdrew a session that no other worker can take", "worker", from, "reason", d.why.reason)
 		metrics.Placement("withdrawn")
-	default:
+		if s.Status.HeldBy == "" { // else it is said when its holder has given it up
+			warn(d.why.reason, d.why.message)
+		}
+	case lastUnplaced(d.session.Object).reason != d.why.reason:
 		log.Info("Failed to place a session", "reason", d.why.reason)
 		warn(d.why.reason, d.why.message)
+	default: // the same reason in other words, or for another generation
 	}
 }
 
 // moved are the metric's words for the causes of moves.
-var moved = map[placement.Cause]string{"": "moved", placement.Requested: "moved_as_requested", placement.Rebalanced: "rebalanced"}
+var moved = map[placement.Cause]string{"": "moved", placement.Requested: "moved_as_requested", placement.Rebalanced: "rebalanced", placement.Failing: "moved_from_failing"}
 
 // explain says in a sentence why a session has no worker, and what to do.
 func (r *placementReconciler) explain(reason, namespace string, snapshot placement.Snapshot) unplaced {
 	ns, pool := snapshot.Namespaces[namespace], snapshot.Pool(namespace)
 	switch reason {
 	case v1alpha1.ReasonNoCapacity:
-		return unplaced{reason, fmt.Sprintf("every worker of the pool %q is full: add workers", pool)}
+		return unplaced{reason, fmt.Sprintf("every worker of the pool %q that can take sessions is full: add workers, or raise their --capacity", pool)}
 	case v1alpha1.ReasonNoWorkers:
-		return unplaced{reason, fmt.Sprintf("no worker of the pool %q is running: start one, or correct the label %s of the namespace", pool, v1alpha1.PoolLabel)}
+		return unplaced{reason, r.explainNoWorkers(pool, snapshot.Workers)}
 	case v1alpha1.ReasonTooManySessions:
 		return unplaced{reason, fmt.Sprintf("the namespace has the %d sessions that its annotation %s allows: delete sessions or have it raised", *ns.MaxSessions, v1alpha1.MaxSessionsAnnotation)}
 	default:
@@ -662,10 +731,48 @@ func (r *placementReconciler) explain(reason, namespace string, snapshot placeme
 	}
 }
 
+// explainNoWorkers says why no worker of a pool can take sessions, and what to do.
+func (r *placementReconciler) explainNoWorkers(pool string, workers []placement.Worker) string {
+	draining, silent := false, false
+	pools := map[string]bool{}
+	for _, w := range workers {
+		switch {
+		case w.Live && !w.Draining:
+			pools[w.Pool] = true
+		case w.Pool != pool || r.Deaths.Dead(w.Name):
+		case w.Live:
+			draining = true
+		default:
+			silent = true
+		}
+	}
+	switch {
+	case draining && silent:
+		return fmt.Sprintf("every worker of the pool %q is shutting down or does not renew its Lease: start another one", pool)
+	case draining:
+		return fmt.Sprintf("every worker of the pool %q is shutting down: start another one", pool)
+	case silent:
+		return fmt.Sprintf("no worker of the pool %q renews its Lease: look at the workers' pods, and whether they reach the API server", pool)
+	}
+	names := slices.Sorted(maps.Keys(pools))
+	for i := range names {
+		names[i] = strconv.Quote(names[i])
+	}
+	const most = 5
+	if len(names) > most {
+		names = append(names[:most], "…")
+	}
+	exist := "no pool has workers now"
+	if len(names) > 0 {
+		exist = "pools with workers: " + strings.Join(names, ", ")
+	}
+	return fmt.Sprintf("no worker serves the pool %q: start one with --pool=%s, or correct the label %s of the Namespace (%s)", pool, pool, v1alpha1.PoolLabel, exist)
+}
+
 // count publishes what the plan was made from.
 func (r *placementReconciler) count(snapshot placement.Snapshot, plan placement.Plan, planning time.Duration) {
 	f := metrics.Fleet{
-		Sessions: map[string]int{}, Unplaced: map[string]int{}, Workers: map[metrics.PoolState]int{}, Capacity: map[string]int{}, Planning: planning,
+		Sessions: map[string]int{}, Unplaced: map[metrics.PoolReason]int{}, Misplaced: map[metrics.PoolReason]int{}, Workers: map[metrics.PoolState]int{}, Capacity: map[string]int{}, Planning: planning,
 	}
 	live := map[string]bool{}
 	for _, w := range snapshot.Workers {
@@ -678,6 +785,9 @@ func (r *placementReconciler) count(snapshot placement.Snapshot, plan placement.
 		case w.Draining:
 			state.State = "draining"
 		default:
+			if w.Failing {
+				state.State = "failing"
+			}
 			f.Capacity[w.Pool] += w.Capacity
 		}
 		live[w.Name] = w.Live
@@ -690,13 +800,19 @@ func (r *placementReconciler) count(snapshot placement.Snapshot, plan placement.
 			f.HeldBySilent++
 		}
 	}
+	of := func(s *placement.Session, reason string) metrics.PoolReason {
+		return metrics.PoolReason{Pool: snapshot.Pool(s.Namespace), Reason: reason}
+	}
 	for _, u := range plan.Unplaceable {
-		f.Unplaced[u.Reason]++
+		f.Unplaced[of(u.Session, u.Reason)]++
 	}
 	for _, m := range plan.Moves {
 		if m.Reason != "" {
-			f.Unplaced[m.Reason]++
+			f.Unplaced[of(m.Session, m.Reason)]++
 		}
+	}
+	for _, m := range plan.Misplaced {
+		f.Misplaced[of(m.Session, m.Reason)]++
 	}
 	metrics.SetFleet(f)
 }

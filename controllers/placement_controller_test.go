@@ -12,6 +12,7 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
@@ -34,7 +35,7 @@ func TestAFullPoolHeals(t *testing.T) {
 
 	late := w.phase(w.apply(w.a, "two"), v1alpha1.PhasePending, v1alpha1.ReasonNoCapacity)
 	w.Expect(condition(late, v1alpha1.ConditionPlaced)).To(Equal("False/NoCapacity"))
-	w.Expect(w.event(late, v1alpha1.ReasonNoCapacity)).To(ContainSubstring(`the pool "default" is full`))
+	w.Expect(w.event(late, v1alpha1.ReasonNoCapacity)).To(ContainSubstring(`the pool "default" that can take sessions is full`))
 	w.hears("two", "pending/Pending/NoCapacity")
 
 	w.worker("worker-b", capacity(1))
@@ -324,13 +325,38 @@ func TestMembers(t *testing.T) {
 	g.Expect(m.observe(leaseOf(start.Add(2*time.Second)))).To(BeFalse(), "an ordinary renewal")
 	g.Expect(m.observe(leaseOf(start.Add(3*time.Second), draining))).To(BeTrue(), "it drains")
 
-	since := func() time.Time {
+	t.Log("it says that it cannot reach what it needs: since when counts by this process's clock")
+	failing := func() (time.Time, string) {
+		workers, _ := m.workers(clock.Now())
+		if !workers[0].Failing {
+			return time.Time{}, m.unreached("w")
+		}
+		return workers[0].FailingSince, m.unreached("w")
+	}
+	first := clock.Now()
+	g.Expect(m.observe(leaseOf(start.Add(3*time.Second), draining, storeFailing))).To(BeTrue())
+	clock.Step(time.Second)
+	g.Expect(m.observe(leaseOf(start.Add(3*time.Second+1), draining, storeFailing))).To(BeFalse())
+	g.Expect(m.observe(leaseOf(start.Add(3*time.Second+2), draining, storeFailing, whatsAppFailing))).To(BeTrue())
+	since, what := failing()
+	g.Expect(since).To(Equal(first))
+	g.Expect(what).To(Equal("its database and WhatsApp"))
+	g.Expect(m.observe(leaseOf(start.Add(3*time.Second+3), draining))).To(BeTrue())
+	since, what = failing()
+	g.Expect(since).To(BeZero())
+	g.Expect(what).To(BeEmpty())
+	g.Expect(m.observe(leaseOf(start.Add(3*time.Second+4), draining, whatsAppFailing))).To(BeTrue())
+	since, what = failing()
+	g.Expect(since).To(Equal(clock.Now()))
+	g.Expect(what).To(Equal("WhatsApp"))
+
+	liveSince := func() time.Time {
 		workers, _ := m.workers(clock.Now())
 		return workers[0].Since
 	}
-	g.Expect(since()).To(Equal(start.Add(15*time.Second)), "when it came back")
+	g.Expect(liveSince()).To(Equal(start.Add(15*time.Second)), "when it came back")
 	m.observe(leaseOf(start.Add(4*time.Second), func(l *membership.Member) { l.Incarnation = "j" }))
-	g.Expect(since()).To(Equal(clock.Now()), "another incarnation is another worker")
+	g.Expect(liveSince()).To(Equal(clock.Now()), "another incarnation is another worker")
 	left := leaseOf(start)
 	left.Spec.HolderIdentity = ptr.To("")
 	g.Expect(m.observe(left)).To(BeTrue(), "it has left")
@@ -402,6 +428,112 @@ func TestPlacementForgetsWhatIsGone(t *testing.T) {
 	r.invalidLimits["deleted"] = "many" // a namespace that is gone with its annotation
 	run()
 	w.Expect(r.invalidLimits).NotTo(HaveKey("deleted"))
+}
+
+func storeFailing(m *membership.Member)    { m.StoreFailing = true }
+func whatsAppFailing(m *membership.Member) { m.WhatsAppFailing = true }
+
+func TestAWorkerThatCannotReachItsDatabase(t *testing.T) {
+	t.Parallel()
+	w := newEnv(t)
+	w.worker("worker-a")
+	connected := w.hold(w.placed(w.apply(w.a, "connected"), "worker-a"), "worker-a")
+	lost := w.hold(w.placed(w.apply(w.a, "lost"), "worker-a"), "worker-a")
+	lost = w.holder(lost, v1alpha1.PhaseDisconnected, v1alpha1.ReasonConnecting, func(*v1alpha1.WhatsAppSessionStatus) {})
+	banned := w.hold(w.placed(w.apply(w.a, "banned"), "worker-a"), "worker-a")
+	banned = w.holder(banned, v1alpha1.PhaseBanned, v1alpha1.ReasonBanned, func(*v1alpha1.WhatsAppSessionStatus) {})
+
+	t.Log("all workers say so: nothing moves, and what is new is placed all the same")
+	w.worker("worker-a", storeFailing)
+	lease := &v1alpha1.WhatsAppSession{ObjectMeta: metav1.ObjectMeta{Namespace: w.operator, Name: membership.LeaseName(release, "worker-a")}}
+	w.Expect(w.event(lease, v1alpha1.ReasonWorkerFailing)).To(ContainSubstring("cannot reach its database"))
+	late := w.placed(w.apply(w.a, "late"), "worker-a")
+
+	t.Log("another worker can: what is new goes there, though it has more to do")
+	w.worker("worker-b", capacity(2))
+	w.placed(w.apply(w.a, "new"), "worker-b")
+	for range 7 {
+		w.clock.SetTime(w.clock.Now().Add(10 * time.Second))
+		w.worker("worker-b", capacity(100))
+		w.worker("worker-a", storeFailing, whatsAppFailing)
+	}
+	w.touch(lost)
+
+	t.Log("after a minute those without a connection move, also what it has never taken")
+	moving := w.placed(lost, "worker-b")
+	w.Expect(moving.Status.HeldBy).To(Equal("worker-a"), "until it has released it")
+	w.placed(late, "worker-b")
+	for _, s := range []*v1alpha1.WhatsAppSession{connected, banned} {
+		now, err := w.get(s)
+		w.Expect(err).NotTo(HaveOccurred())
+		w.Expect(now.Status).To(Equal(s.Status), s.Name)
+	}
+
+	t.Log("it can again, and takes new ones")
+	w.worker("worker-a")
+	w.becomes(w.apply(w.a, "next"), func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.Worker).To(Equal("worker-a")) })
+}
+
+func TestAPoolWithoutWorkersSaysSoOnItsSessions(t *testing.T) {
+	t.Parallel()
+	w := newEnv(t)
+	w.worker("worker-a")
+	w.worker("worker-blue", inPool("blue"))
+	connected := w.hold(w.placed(w.apply(w.b, "connected"), "worker-a"), "worker-a")
+	ns := &corev1.Namespace{}
+	w.Expect(k8s.Get(t.Context(), types.NamespacedName{Name: w.b}, ns)).To(Succeed())
+	metav1.SetMetaDataLabel(&ns.ObjectMeta, v1alpha1.PoolLabel, "blu")
+	w.Expect(k8s.Update(t.Context(), ns)).To(Succeed())
+
+	t.Log("a connected session stays where it is, and it is said")
+	w.Expect(w.event(connected, v1alpha1.ReasonNoWorkers)).To(And(
+		ContainSubstring("stays on worker worker-a of another pool"), ContainSubstring(`pools with workers: "blue", "default"`)))
+
+	t.Log("a new one says it in its condition, with what to do")
+	s := w.phase(w.apply(w.b, "new"), v1alpha1.PhasePending, v1alpha1.ReasonNoWorkers)
+	w.Expect(condition(s, v1alpha1.ConditionPlaced)).To(Equal("False/NoWorkers"))
+	message := meta.FindStatusCondition(s.Status.Conditions, v1alpha1.ConditionPlaced).Message
+	w.Expect(message).To(Equal(`no worker serves the pool "blu": start one with --pool=blu, or correct the label whatsapp-operator.io/pool of the Namespace (pools with workers: "blue", "default")`))
+	w.Expect(w.event(s, v1alpha1.ReasonNoWorkers)).To(Equal(message))
+
+	ns.Labels[v1alpha1.PoolLabel] = "blue"
+	w.Expect(k8s.Update(t.Context(), ns)).To(Succeed())
+	w.placed(s, "worker-blue")
+	w.placed(connected, "worker-blue")
+}
+
+func TestWhyAPoolTakesNothingIsSaidOnce(t *testing.T) {
+	t.Parallel()
+	w := newEnv(t)
+	sessions := w.waiting(1)
+	r := w.bare(seeing(&sessions, interceptor.Funcs{}))
+	recorder := r.events.(*events.FakeRecorder)
+	run := func() string {
+		_, err := r.Reconcile(t.Context(), everything)
+		w.Expect(err).NotTo(HaveOccurred())
+		now, err := w.get(&sessions[0])
+		w.Expect(err).NotTo(HaveOccurred())
+		sessions[0] = *now
+		return meta.FindStatusCondition(now.Status.Conditions, v1alpha1.ConditionPlaced).Message
+	}
+	w.Expect(run()).To(And(ContainSubstring(`no worker serves the pool "default"`), ContainSubstring("no pool has workers now")))
+	w.Expect(recorder.Events).To(Receive(ContainSubstring("NoWorkers")))
+
+	w.lease(r, "worker-a", draining)
+	w.Expect(run()).To(ContainSubstring("is shutting down: start another one"))
+	w.clock.SetTime(w.clock.Now().Add(membership.Duration + time.Second))
+	w.Expect(run()).To(ContainSubstring("renews its Lease: look at the workers' pods"))
+	w.lease(r, "worker-b", draining)
+	w.Expect(run()).To(ContainSubstring("is shutting down or does not renew its Lease"))
+	w.deaths.say("worker-a", true)
+	w.Expect(run()).To(ContainSubstring("is shutting down: start another one"), "the dead are as good as gone")
+	w.Expect(recorder.Events).NotTo(Receive(), "the reason is the same")
+
+	w.lease(r, "worker-c", capacity(0))
+	w.Expect(run()).To(ContainSubstring("is full: add workers"))
+	w.Expect(recorder.Events).To(Receive(ContainSubstring("NoCapacity")))
+	run()
+	w.Expect(recorder.Events).NotTo(Receive())
 }
 
 func TestUntilFirst(t *testing.T) {

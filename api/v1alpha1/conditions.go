@@ -37,10 +37,12 @@ const (
 	ReasonMoving = "Moving"
 	// ReasonMoveRefused: the worker that the annotation move-to names cannot take the session; the message says why. Name another worker or remove the annotation.
 	ReasonMoveRefused = "MoveRefused"
-	// ReasonNoCapacity: every worker of the pool is full; add workers.
+	// ReasonNoCapacity: every worker of the pool that can take sessions is full; add workers.
 	ReasonNoCapacity = "NoCapacity"
-	// ReasonNoWorkers: the pool has no live worker; start one, or correct the namespace's pool label.
+	// ReasonNoWorkers: the pool has no worker that can take sessions; start one, or correct the namespace's pool label. The message says which pools have workers.
 	ReasonNoWorkers = "NoWorkers"
+	// ReasonWorkerFailing: the worker of this Lease cannot reach its database or WhatsApp; look at its network and its log.
+	ReasonWorkerFailing = "WorkerFailing"
 	// ReasonWorkerLost: its worker died; the session is placed again.
 	ReasonWorkerLost = "WorkerLost"
 	// ReasonEpochBehind: the store knows a higher epoch; the manager places the session above it by itself.

@@ -14,15 +14,19 @@ var (
 	}, []string{"phase"})
 	sessionsUnplaced = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Namespace: namespace, Name: "sessions_unplaced",
-		Help: "Sessions that want a worker and have none, by reason. NoCapacity is what to scale the workers on.",
-	}, []string{"reason"})
+		Help: "Sessions that want a worker and have none, by the pool of their namespace and reason. NoCapacity is what to scale the workers on.",
+	}, []string{"pool", "reason"})
+	sessionsMisplaced = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Namespace: namespace, Name: "sessions_misplaced",
+		Help: "Sessions that stay connected on a worker of another pool because that of their namespace cannot take them, by the pool of their namespace and reason.",
+	}, []string{"pool", "reason"})
 	sessionsSilent = prometheus.NewGauge(prometheus.GaugeOpts{
 		Namespace: namespace, Name: "sessions_held_by_silent_workers",
 		Help: "Sessions held by a worker whose Lease is not being renewed, or is gone.",
 	})
 	workers = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Namespace: namespace, Name: "workers",
-		Help: "Workers by pool and state: live, draining, silent or dead.",
+		Help: "Workers by pool and state: live, failing (it cannot reach its database or WhatsApp), draining, silent or dead.",
 	}, []string{"pool", "state"})
 	poolCapacity = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Namespace: namespace, Name: "pool_capacity_sessions",
@@ -30,7 +34,7 @@ var (
 	}, []string{"pool"})
 	placements = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: namespace, Name: "placements_total",
-		Help: "Decisions of the placement: placed, moved (off a draining worker or to another pool), moved_as_requested (move-to), rebalanced, failed_over (taken from a dead worker), withdrawn, conflict (to be made again) or failed.",
+		Help: "Decisions of the placement: placed, moved (off a draining worker or to another pool), moved_as_requested (move-to), moved_from_failing, rebalanced, failed_over (taken from a dead worker), withdrawn, conflict (to be made again) or failed.",
 	}, []string{"result"})
 	workersLost = prometheus.NewCounter(prometheus.CounterOpts{
 		Namespace: namespace, Name: "workers_lost_total",
@@ -48,13 +52,15 @@ var (
 )
 
 func init() {
-	metrics.Registry.MustRegister(managerSessions, sessionsUnplaced, sessionsSilent, workers, poolCapacity, placements, workersLost, heartbeatsVisible, placementSeconds)
+	metrics.Registry.MustRegister(managerSessions, sessionsUnplaced, sessionsMisplaced, sessionsSilent, workers, poolCapacity, placements, workersLost, heartbeatsVisible, placementSeconds)
 }
 
 // Fleet is what the leader counts before each plan.
 type Fleet struct {
-	// Sessions by phase, Unplaced by reason.
-	Sessions, Unplaced map[string]int
+	// Sessions by phase.
+	Sessions map[string]int
+	// Unplaced and Misplaced are the sessions that their pool cannot take.
+	Unplaced, Misplaced map[PoolReason]int
 	// HeldBySilent are the sessions of workers that are not live.
 	HeldBySilent int
 	// Workers by pool and state, Capacity of the live workers by pool.
@@ -64,8 +70,11 @@ type Fleet struct {
 	Planning time.Duration
 }
 
-// PoolState is a pool and a state of workers: live, draining, silent or dead.
+// PoolState is a pool and a state of workers: live, failing, draining, silent or dead.
 type PoolState struct{ Pool, State string }
+
+// PoolReason is a pool and why it cannot take a session.
+type PoolReason struct{ Pool, Reason string }
 
 // SetFleet publishes the counts; what they do not name any more disappears.
 func SetFleet(f Fleet) {
@@ -76,7 +85,14 @@ func SetFleet(f Fleet) {
 		}
 	}
 	set(managerSessions, f.Sessions)
-	set(sessionsUnplaced, f.Unplaced)
+	setReasons := func(gauge *prometheus.GaugeVec, counts map[PoolReason]int) {
+		gauge.Reset()
+		for label, n := range counts {
+			gauge.WithLabelValues(label.Pool, label.Reason).Set(float64(n))
+		}
+	}
+	setReasons(sessionsUnplaced, f.Unplaced)
+	setReasons(sessionsMisplaced, f.Misplaced)
 	set(poolCapacity, f.Capacity)
 	workers.Reset()
 	for label, n := range f.Workers {

@@ -6,8 +6,9 @@
 // It moves nothing without a reason. A session on a live worker of its
 // namespace's pool stays where it is. A session without a worker goes to the
 // one with the least relative load. A session on a draining worker moves in
-// waves that its successors can log in. One that a person wants elsewhere goes
-// there. Where nothing else is to be done, unequal loads are made equal, one
+// waves that its successors can log in. A worker that cannot reach its database or
+// WhatsApp gets nothing new while another one has room, and gives up what it has not
+// connected. A session that a person wants elsewhere goes there. Where nothing else is to be done, unequal loads are made equal, one
 // session at a time (see rebalance.go). A session that no worker can take is in
 // the plan as unplaceable, with the reason. A session whose worker died comes
 // before all others and does not wait for the newest revision: it is down, and
@@ -44,6 +45,9 @@ const (
 	// when one of them has arrived. (1,000 sessions on four workers, all on two cores: with
 	// 25 a gap of 2.2 s, p99.)
 	DefaultWave = 12
+	// FailingTimeout is how long a worker must have been failing before its sessions without
+	// a connection move.
+	FailingTimeout = 60 * time.Second
 	// MoveInterval is how often a session moves at most because a person asks for it.
 	MoveInterval = time.Minute
 	// paceInterval is when to plan again for moves that wait for login tokens.
@@ -82,6 +86,8 @@ type Session struct {
 	Idle bool
 	// Connected is since when it is connected; zero: it is not.
 	Connected time.Time
+	// Unconnected: it is to have a connection and has none now: it loses nothing by a move.
+	Unconnected bool
 	// MoveTo is the worker on which a person wants it; empty: any.
 	MoveTo string
 	// Placed is when it was placed last, or spoken for.
@@ -101,6 +107,10 @@ type Worker struct {
 	Draining bool
 	// Live: its Lease is being renewed.
 	Live bool
+	// Failing: it says that it cannot reach its database or WhatsApp (DESIGN section 3.12), and
+	// FailingSince is since when.
+	Failing      bool
+	FailingSince time.Time
 	// Since is when it became live; zero: long ago.
 	Since time.Time
 }
@@ -141,6 +151,8 @@ const (
 	Requested Cause = "Requested"
 	// Rebalanced: its worker has more sessions than others.
 	Rebalanced Cause = "Rebalanced"
+	// Failing: its worker cannot reach its database or WhatsApp.
+	Failing Cause = "Failing"
 )
 
 // Move gives a session another worker.
@@ -168,13 +180,15 @@ type Unplaceable struct {
 // Decline is why a session cannot go where a person wants it.
 type Decline string
 
-// The worker that MoveTo names is not known, silent, draining, of another pool, or full.
+// The worker that MoveTo names is not known, silent, draining, of another pool, full,
+// or failing while others are not.
 const (
 	DeclinedUnknown  Decline = "Unknown"
 	DeclinedSilent   Decline = "Silent"
 	DeclinedDraining Decline = "Draining"
 	DeclinedPool     Decline = "Pool"
 	DeclinedFull     Decline = "Full"
+	DeclinedFailing  Decline = "Failing"
 )
 
 // Declined is a session that stays where it is although a person wants it elsewhere.
@@ -190,8 +204,11 @@ type Plan struct {
 	Unplaceable []Unplaceable
 	// Waiting are the sessions that want another worker and will get one later: the newest
 	// revision is full for the moment, or moves are paced.
-	Waiting  []*Session
-	Declined []Declined
+	Waiting []*Session
+	// Misplaced are the sessions that stay connected on a worker of another pool, because
+	// their own cannot take them, with the reason.
+	Misplaced []Unplaceable
+	Declined  []Declined
 	// Again is when the plan may change by time alone; zero: never.
 	Again time.Time
 }
@@ -207,6 +224,7 @@ func Make(s Snapshot) Plan {
 	p.roundRobin(todo.lost, p.place) // they were connected: each second is an outage
 	p.roundRobin(todo.waiting, p.place)
 	p.roundRobin(todo.leaving, p.move)
+	p.roundRobin(todo.failing, p.moveFromFailing)
 	p.roundRobin(todo.requested, p.moveAsRequested)
 	if p.Rebalance != nil {
 		p.rebalance()
@@ -222,8 +240,13 @@ type worker struct {
 	arriving int // sessions with a device that are placed here and not held here yet
 }
 
-// pool is the workers that can take sessions, newest revision first.
-type pool struct{ revisions [][]*worker }
+// pool is the workers that can take sessions, in the order in which they are to be
+// filled: the newest revision first, and after all others those that are failing.
+type pool struct {
+	groups [][]*worker // each of one revision, and all of it failing or none
+	// healthy is how many of the groups are not failing.
+	healthy int
+}
 
 type planner struct {
 	Snapshot
@@ -237,7 +260,7 @@ type planner struct {
 func (p *planner) addWorkers() {
 	sorted := slices.Clone(p.Workers)
 	slices.SortFunc(sorted, func(a, b Worker) int {
-		return cmp.Or(cmp.Compare(b.Revision, a.Revision), cmp.Compare(a.Name, b.Name))
+		return cmp.Or(first(!a.Failing, !b.Failing), cmp.Compare(b.Revision, a.Revision), cmp.Compare(a.Name, b.Name))
 	})
 	for _, known := range sorted {
 		w := &worker{Worker: known, hash: hash(known.Name), tokens: known.Tokens}
@@ -253,12 +276,15 @@ func (p *planner) addWorkers() {
 			group = &pool{}
 			p.pools[w.Pool] = group
 		}
-		last := len(group.revisions) - 1
-		if last < 0 || group.revisions[last][0].Revision != w.Revision {
-			group.revisions = append(group.revisions, nil)
+		last := len(group.groups) - 1
+		if last < 0 || group.groups[last][0].Revision != w.Revision || group.groups[last][0].Failing != w.Failing {
+			group.groups = append(group.groups, nil)
 			last++
+			if !w.Failing {
+				group.healthy++
+			}
 		}
-		group.revisions[last] = append(group.revisions[last], w)
+		group.groups[last] = append(group.groups[last], w)
 	}
 }
 
@@ -267,6 +293,7 @@ type todo struct {
 	lost      []*Session // their worker died
 	waiting   []*Session // they have none
 	leaving   []*Session // they have one and cannot stay there
+	failing   []*Session // they have one that does not connect them, because it is failing
 	requested []*Session // a person wants them elsewhere
 }
 
@@ -306,7 +333,10 @@ func (p *planner) addSessions() (todo todo) {
 			if s.Lost {
 				p.plan.Moves = append(p.plan.Moves, Move{Session: s, To: s.Worker})
 			}
-			if held && s.MoveTo != "" && s.MoveTo != s.Worker {
+			switch {
+			case w.Failing && s.Unconnected && !s.Lost && (held || s.HeldBy == "") && p.pools[w.Pool].healthy > 0:
+				todo.failing = append(todo.failing, s)
+			case held && s.MoveTo != "" && s.MoveTo != s.Worker:
 				todo.requested = append(todo.requested, s)
 			}
 		case s.Lost:
@@ -408,6 +438,31 @@ func (p *planner) move(s *Session) {
 		p.waitForNewest(s)
 	case p.workers[s.Worker].Draining:
 		p.markUnplaceable(s, reason)
+	default:
+		p.plan.Misplaced = append(p.plan.Misplaced, Unplaceable{Session: s, Reason: reason})
+	}
+}
+
+// moveFromFailing moves a session from a failing worker that has not connected it to
+// one that is not failing; where none of these has room it stays.
+func (p *planner) moveFromFailing(s *Session) {
+	from := p.workers[s.Worker]
+	if until := from.FailingSince.Add(FailingTimeout); p.Now.Before(until) {
+		p.again(until)
+		return
+	}
+	group := p.pools[from.Pool]
+	for _, workers := range group.groups[:group.healthy] {
+		if !slices.ContainsFunc(workers, (*worker).hasRoom) {
+			continue
+		}
+		p.busy[from.Pool] = true
+		if to := leastLoaded(s, workers, p.fits(s)); to != nil {
+			p.assign(s, to, Failing)
+			return
+		}
+		p.waitUntil(s, p.Now.Add(paceInterval))
+		return
 	}
 }
 
@@ -444,27 +499,29 @@ func (p *planner) requested(s *Session) (*worker, Decline) {
 		return w, DeclinedPool
 	case !w.hasRoom():
 		return w, DeclinedFull
+	case w.Failing && p.pools[w.Pool].healthy > 0:
+		return w, DeclinedFailing
 	default:
 		return w, ""
 	}
 }
 
-// find returns the workers of the revision that is to take a session, some of
-// which have room, or why there are none; with neither, the session is to wait
-// for the newest revision.
+// find returns the workers of the group that is to take a session, some of which
+// have room, or why there are none; with neither, the session is to wait for the
+// newest revision. It does not wait while only failing workers have room.
 func (p *planner) find(s *Session) (workers []*worker, reason string) {
 	group := p.pools[p.pool(s)]
 	if group == nil {
 		return nil, v1alpha1.ReasonNoWorkers
 	}
-	n := slices.IndexFunc(group.revisions, func(r []*worker) bool { return slices.ContainsFunc(r, (*worker).hasRoom) })
+	n := slices.IndexFunc(group.groups, func(g []*worker) bool { return slices.ContainsFunc(g, (*worker).hasRoom) })
 	switch {
 	case n < 0:
 		return nil, v1alpha1.ReasonNoCapacity
-	case n > 0 && !s.Lost && p.Now.Before(p.since(s).Add(p.newestTimeout(s))):
+	case n > 0 && n < group.healthy && !s.Lost && p.Now.Before(p.since(s).Add(p.newestTimeout(s))):
 		return nil, ""
 	default:
-		return group.revisions[n], ""
+		return group.groups[n], ""
 	}
 }
 

@@ -64,6 +64,12 @@ func tokens(n int) func(*worker)     { return func(w *worker) { w.Tokens = n } }
 func pool(name string) func(*worker) { return func(w *worker) { w.Pool = name } }
 func draining(w *worker)             { w.Draining = true }
 func silent(w *worker)               { w.Live = false }
+func unconnected(s *session)         { s.Unconnected = true }
+
+// failing is a worker that has said for so long that it cannot reach its database or WhatsApp.
+func failing(ago time.Duration) func(*worker) {
+	return func(w *worker) { w.Failing, w.FailingSince = true, noon.Add(-ago) }
+}
 
 // result is a plan in a form that a table can state: session → worker, session → reason.
 type result struct {
@@ -426,6 +432,148 @@ func TestMake(t *testing.T) {
 	}
 }
 
+// TestWorkersThatAreFailing cannot reach their database or WhatsApp, and say so.
+func TestWorkersThatAreFailing(t *testing.T) {
+	const minute = time.Minute
+	for _, tt := range []struct {
+		name       string
+		sessions   []session
+		workers    []worker
+		wave       int
+		namespaces map[string]placement.Namespace
+		rebalance  bool
+		want       result
+	}{
+		{
+			name:     "it is given nothing new while another can take it, however loaded that one is",
+			sessions: []session{s(1, "a", on("w2")), s(2, "a")},
+			workers:  []worker{w("w1", 10, failing(0)), w("w2", 2)},
+			want:     result{moves: map[string]string{"a-0002": "w2"}},
+		},
+		{
+			name:     "it is when no other has room",
+			sessions: []session{s(1, "a", on("w2")), s(2, "a")},
+			workers:  []worker{w("w1", 10, failing(time.Hour)), w("w2", 1)},
+			want:     result{moves: map[string]string{"a-0002": "w1"}},
+		},
+		{
+			name:     "at once: there is no newest revision to wait for",
+			sessions: []session{s(1, "a", on("w2")), s(2, "a")},
+			workers:  []worker{w("w1", 10, failing(time.Hour), revision(2)), w("w2", 1)},
+			want:     result{moves: map[string]string{"a-0002": "w1"}},
+		},
+		{
+			name:     "a new revision that is failing gets nothing, and nobody waits for it",
+			sessions: []session{s(1, "a"), s(2, "a", on("old1"))},
+			workers:  []worker{w("new", 10, failing(0), revision(2)), w("old1", 10, draining), w("old2", 10)},
+			want:     result{moves: map[string]string{"a-0001": "old2", "a-0002": "old2"}},
+		},
+		{
+			name:     "of two that are failing the newest revision",
+			sessions: []session{s(1, "a")},
+			workers:  []worker{w("new", 10, failing(0), revision(2)), w("old", 10, failing(0))},
+			want:     result{moves: map[string]string{"a-0001": "new"}},
+		},
+		{
+			name:     "a dead worker's sessions go to those that can connect them",
+			sessions: []session{s(1, "a", placedOn("dead"), lost)},
+			workers:  []worker{w("w1", 10, failing(0)), w("w2", 10), w("dead", 10, silent)},
+			want:     result{moves: map[string]string{"a-0001": "w2"}},
+		},
+		{
+			name:     "for a minute its sessions stay",
+			sessions: []session{s(1, "a", on("w1"), unconnected)},
+			workers:  []worker{w("w1", 10, failing(45*time.Second)), w("w2", 10)},
+			want:     result{again: 15 * time.Second},
+		},
+		{
+			name: "then those without a connection move, also those that it has not taken",
+			sessions: []session{
+				s(1, "a", on("w1"), unconnected), s(2, "a", on("w1"), connected(time.Hour)), s(3, "a", on("w1"), idle),
+				s(4, "a", placedOn("w1"), unconnected),
+			},
+			workers: []worker{w("w1", 10, failing(minute)), w("w2", 10)},
+			want:    result{moves: map[string]string{"a-0001": "w2", "a-0004": "w2"}},
+		},
+		{
+			name:     "one that another worker still holds arrives first",
+			sessions: []session{s(1, "a", placedOn("w1"), heldBy("w2"), unconnected)},
+			workers:  []worker{w("w1", 10, failing(minute)), w("w2", 10)},
+		},
+		{
+			name:     "in waves",
+			sessions: []session{s(1, "a", on("w1"), unconnected), s(2, "a", on("w1"), unconnected), s(3, "b", on("w1"), unconnected)},
+			workers:  []worker{w("w1", 10, failing(minute)), w("w2", 10)}, wave: 2,
+			want: result{moves: map[string]string{"a-0001": "w2", "b-0003": "w2"}, waiting: []string{"a-0002"}, again: time.Second},
+		},
+		{
+			name:     "as far as there is room",
+			sessions: []session{s(1, "a", on("w1"), unconnected), s(2, "a", on("w1"), unconnected)},
+			workers:  []worker{w("w1", 10, failing(minute)), w("w2", 1)},
+			want:     result{moves: map[string]string{"a-0001": "w2"}},
+		},
+		{
+			name:     "if all say so, nothing moves",
+			sessions: []session{s(1, "a", on("w1"), unconnected), s(2, "a", on("w2"), unconnected)},
+			workers:  []worker{w("w1", 10, failing(time.Hour)), w("w2", 10, failing(minute))},
+		},
+		{
+			name:     "nor if the others are shutting down, silent or of another pool",
+			sessions: []session{s(1, "a", on("w1"), unconnected)},
+			workers:  []worker{w("w1", 10, failing(time.Hour)), w("w2", 10, draining), w("w3", 10, silent), w("w4", 10, pool("blue"))},
+		},
+		{
+			name:     "a draining worker's sessions go even to one that is failing",
+			sessions: []session{s(1, "a", on("w1"))},
+			workers:  []worker{w("w1", 10, draining), w("w2", 10, failing(time.Hour))},
+			want:     result{moves: map[string]string{"a-0001": "w2"}},
+		},
+		{
+			name:     "a person's wish does not keep a session there",
+			sessions: []session{s(1, "a", on("w1"), unconnected, moveTo("w1"))},
+			workers:  []worker{w("w1", 10, failing(minute)), w("w2", 10)},
+			want:     result{moves: map[string]string{"a-0001": "w2"}},
+		},
+		{
+			name:     "nothing is rebalanced meanwhile",
+			sessions: []session{s(1, "a", on("w1"), connected(time.Hour)), s(2, "a", on("w1"), connected(time.Hour))},
+			workers:  []worker{w("w1", 10, liveFor(time.Hour)), w("w2", 10, liveFor(time.Hour)), w("w3", 10, liveFor(time.Hour), failing(0))}, rebalance: true,
+		},
+		{
+			name:     "nor among those that are failing",
+			sessions: []session{s(1, "a", on("w1"), connected(time.Hour)), s(2, "a", on("w1"), connected(time.Hour))},
+			workers:  []worker{w("w1", 10, liveFor(time.Hour), failing(0)), w("w2", 10, liveFor(time.Hour), failing(0))}, rebalance: true,
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			g := NewWithT(t)
+			snapshot := placement.Snapshot{Now: noon, Sessions: tt.sessions, Workers: tt.workers, Namespaces: tt.namespaces, Wave: tt.wave}
+			if tt.rebalance {
+				snapshot.Rebalance = &placement.Rebalance{Threshold: 0.1, MinAge: time.Minute, Interval: time.Second}
+			}
+			if tt.want.moves == nil {
+				tt.want.moves = map[string]string{}
+			}
+			tt.want.unplaceable = map[string]string{}
+			g.Expect(plan(snapshot)).To(Equal(tt.want))
+		})
+	}
+}
+
+func TestMisplacedSessions(t *testing.T) {
+	g := NewWithT(t)
+	snapshot := placement.Snapshot{
+		Now: noon, Sessions: []session{s(1, "a", on("w1")), s(2, "b", on("w1")), s(3, "c", on("w1"))},
+		Workers:    []worker{w("w1", 10), w("full", 0, pool("blue"))},
+		Namespaces: map[string]placement.Namespace{"a": {Pool: "blue"}, "b": {Pool: "blu"}},
+	}
+	why := map[string]string{}
+	for _, m := range placement.Make(snapshot).Misplaced {
+		why[string(m.Session.UID)] = m.Reason
+	}
+	g.Expect(why).To(Equal(map[string]string{"a-0001": v1alpha1.ReasonNoCapacity, "b-0002": v1alpha1.ReasonNoWorkers}))
+}
+
 func TestAFreshPoolFillsEvenly(t *testing.T) {
 	g := NewWithT(t)
 	snapshot := fleet(1000, 10, 7)
@@ -520,7 +668,9 @@ func check(t *testing.T, seed uint64, r *rand.Rand, snapshot placement.Snapshot)
 			g.Expect(s.Lost && from.Live && !from.Draining && from.Pool == wanted).To(BeTrue(), note+": a move changes the worker, or frees of a dead holder")
 			continue
 		}
-		if known && from.Live && !from.Draining {
+		if m.Cause == placement.Failing {
+			g.Expect(from.Failing && s.Unconnected && !noon.Before(from.FailingSince.Add(placement.FailingTimeout)) && !workers[m.To].Failing).To(BeTrue(), note)
+		} else if known && from.Live && !from.Draining {
 			g.Expect(from.Pool).NotTo(Equal(wanted), note+": a live worker keeps what it has")
 		}
 		if s.Worker != "" && s.HeldBy == s.Worker {
@@ -560,6 +710,7 @@ func anyFleet(r *rand.Rand) placement.Snapshot {
 		out.Workers = append(out.Workers, worker{
 			Name: fmt.Sprintf("w%d", n), Pool: []string{v1alpha1.DefaultPool, "blue"}[r.IntN(2)], Revision: int64(r.IntN(2)),
 			Capacity: r.IntN(8), Tokens: 1 + r.IntN(4), Draining: r.IntN(4) == 0, Live: r.IntN(5) > 0,
+			Failing: r.IntN(4) == 0, FailingSince: noon.Add(-time.Duration(r.IntN(120)) * time.Second),
 		})
 	}
 	any := func() string {
@@ -567,7 +718,7 @@ func anyFleet(r *rand.Rand) placement.Snapshot {
 	}
 	for n := range r.IntN(30) {
 		one := s(n, []string{"a", "b", "c", "d"}[r.IntN(4)])
-		one.Wanted, one.Urgent = r.IntN(5) > 0, r.IntN(8) == 0
+		one.Wanted, one.Urgent, one.Unconnected = r.IntN(5) > 0, r.IntN(8) == 0, r.IntN(2) == 0
 		one.Worker = any()
 		if one.HeldBy = one.Worker; r.IntN(3) == 0 {
 			one.HeldBy = any()

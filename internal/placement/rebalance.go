@@ -10,8 +10,8 @@ import (
 // Rebalance is how unequal loads are made equal. It is never urgent: a session
 // that moves is down for a moment, and an unequal load does no harm before the
 // workers are full. So it is slow, and it stops while anything else is going on
-// in the pool: something waits, moves, drains, is silent, or a newer revision is
-// being rolled out.
+// in the pool: something waits, moves, drains, is silent, is failing, or a newer
+// revision is being rolled out.
 type Rebalance struct {
 	// Threshold is the difference of relative loads (0 to 1) up to which nothing moves.
 	Threshold float64
@@ -26,8 +26,8 @@ type Rebalance struct {
 // rebalance moves at most one session in each pool.
 func (p *planner) rebalance() {
 	for _, pool := range slices.Sorted(maps.Keys(p.pools)) {
-		if revisions := p.pools[pool].revisions; len(revisions) == 1 && !p.busy[pool] {
-			p.balance(pool, slices.Clone(revisions[0]))
+		if group := p.pools[pool]; len(group.groups) == 1 && group.healthy == 1 && !p.busy[pool] {
+			p.balance(pool, slices.Clone(group.groups[0]))
 		}
 	}
 }

@@ -158,11 +158,12 @@ func TestMovesThatAPersonAsksFor(t *testing.T) {
 			sessions: []session{
 				s(1, "a", on("w1"), moveTo("nobody")), s(2, "a", on("w1"), moveTo("quiet")), s(3, "a", on("w1"), moveTo("going")),
 				s(4, "a", on("w1"), moveTo("blue")), s(5, "a", on("w1"), moveTo("full")), s(6, "a", on("full")),
+				s(7, "a", on("w1"), moveTo("failing")),
 			},
-			workers: []worker{w("w1", 9), w("quiet", 9, silent), w("going", 9, draining), w("blue", 9, pool("blue")), w("full", 1)},
+			workers: []worker{w("w1", 9), w("failing", 9, failing(0)), w("quiet", 9, silent), w("going", 9, draining), w("blue", 9, pool("blue")), w("full", 1)},
 			declined: map[string]placement.Decline{
 				"a-0001": placement.DeclinedUnknown, "a-0002": placement.DeclinedSilent, "a-0003": placement.DeclinedDraining,
-				"a-0004": placement.DeclinedPool, "a-0005": placement.DeclinedFull,
+				"a-0004": placement.DeclinedPool, "a-0005": placement.DeclinedFull, "a-0007": placement.DeclinedFailing,
 			},
 		},
 		{
