@@ -106,6 +106,8 @@ func inWorkersWords(err error) error {
 		}, err)
 	case errors.Is(err, store.ErrNoRecord):
 		return fmt.Errorf("%w (%w)", worker.ErrNoRecord, err)
+	case store.IsUnreachable(err):
+		return fmt.Errorf("%w (%w)", worker.ErrStoreUnreachable, err)
 	default:
 		return err
 	}

@@ -103,12 +103,13 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 	if err := d.retryUntilReady(ctx, "this worker's revision", revision.First); err != nil {
 		return fmt.Errorf("asking for this worker's revision: %w", err)
 	}
+	health := worker.NewHealth(d.clock, log.WithName("health"))
 	limiter := worker.NewPerEgress(config.Pace, d.clock)
 	agent := worker.NewAgent(worker.Options{
 		Worker: config.Name, Process: strings.ToLower(rand.Text()), DrainTimeout: config.DrainTimeout, Stop: ctx.Done(), Installation: d.installation,
 		Membership: &membership.Membership{
 			Renewer: membership.Renewer{
-				Client: d.direct, Namespace: config.Namespace, Clock: d.clock, Log: log.WithName("lease"), Revision: revision.Number,
+				Client: d.direct, Namespace: config.Namespace, Clock: d.clock, Log: log.WithName("lease"), Revision: revision.Number, Failing: health.Failing,
 				Self: membership.Member{
 					Release: config.Release, Name: config.Name, Incarnation: incarnation.ID, PodUID: types.UID(config.PodUID), Pool: config.Pool,
 					Format: membership.Format, Capacity: config.Capacity,
@@ -120,6 +121,7 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 		Accounts:   config.or(&accounts{store: d.store, connector: connector, allowed: fence.Check, log: log.WithName("whatsapp")}),
 		Proxies:    &kube.Proxies{Client: d.direct, ServiceAccount: config.Namespace + ":" + config.ServiceAccount},
 		Publisher:  publish.NewPublisher(d.queue, d.cache),
+		Health:     health,
 		Limiter:    limiter,
 		Version:    connector,
 		Quarantine: config.Quarantine,

@@ -27,10 +27,23 @@ var (
 		Namespace: namespace, Name: "worker_version_breaker",
 		Help: "1 for the state that the breaker for an outdated client is in: closed, refreshing, probing, or stale (WhatsApp refuses the newest version that this build can name: upgrade the image).",
 	}, []string{"state"})
+	unreached = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Namespace: namespace, Name: "worker_unreached",
+		Help: "1 for a service (database, WhatsApp) that this worker cannot reach, by all attempts of the last minute; its Lease says so, too.",
+	}, []string{"service"})
 )
 
 func init() {
-	metrics.Registry.MustRegister(connectionsEnded, reconnects, quarantines, versionBreaker)
+	metrics.Registry.MustRegister(connectionsEnded, reconnects, quarantines, versionBreaker, unreached)
+}
+
+// Unreached publishes whether this worker can reach a service.
+func Unreached(service string, failing bool) {
+	value := 0.0
+	if failing {
+		value = 1
+	}
+	unreached.WithLabelValues(service).Set(value)
 }
 
 // ConnectionEnded counts a connection that ended, or could not be opened.

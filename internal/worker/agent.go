@@ -74,11 +74,13 @@ type Options struct {
 	// DrainTimeout bounds the handing over of all sessions at shutdown: the pod's grace.
 	DrainTimeout time.Duration
 	Membership   Membership
-	Sessions     Sessions
-	Accounts     Accounts
-	Proxies      Proxies
-	Publisher    Publisher
-	Limiter      Limiter
+	// Health records what this worker reaches; nil: one of its own.
+	Health    *Health
+	Sessions  Sessions
+	Accounts  Accounts
+	Proxies   Proxies
+	Publisher Publisher
+	Limiter   Limiter
 	// Version is refreshed at the start, and when WhatsApp refuses it; nil: it never is.
 	Version Version
 	// Quarantine and Outdated may be zero: the defaults.
@@ -124,6 +126,9 @@ type Agent struct {
 
 // NewAgent returns an agent that reads from a cache of the sessions that are placed on its worker.
 func NewAgent(o Options, placed client.Reader) *Agent {
+	if o.Health == nil {
+		o.Health = NewHealth(o.Clock, o.Log)
+	}
 	a := &Agent{
 		o: o, placed: placed,
 		again: make(chan event.GenericEvent, 1024), ready: make(chan struct{}),
@@ -233,7 +238,7 @@ func (a *Agent) supervisor(key types.NamespacedName, obj *v1alpha1.WhatsAppSessi
 	s := newSupervisor(dependencies{
 		Sessions: a.o.Sessions, Accounts: a.o.Accounts, Proxies: a.o.Proxies, Publisher: a.o.Publisher,
 		Limiter: a.o.Limiter, Events: a.o.Events, Clock: a.o.Clock, Dials: &a.dials,
-		Quarantine: a.o.Quarantine, Fleet: a.fleet,
+		Quarantine: a.o.Quarantine, Fleet: a.fleet, Health: a.o.Health,
 	}, a.o.Log, obj, a.o.Worker, a.nextStart(), a.paces[obj.UID])
 	delete(a.paces, obj.UID)
 	switch {

@@ -47,6 +47,8 @@ type dependencies struct {
 	Quarantine session.Quarantine
 	// Fleet is what the session shares with the others of this worker.
 	Fleet *fleet
+	// Health records what the attempts say of this worker.
+	Health *Health
 }
 
 // supervisor owns one session: its goroutine alone uses the state machine.
@@ -289,10 +291,13 @@ func (s *supervisor) login(pairing bool) Login {
 
 func (s *supervisor) take() func(context.Context) func() session.Input {
 	obj := s.machine.Object()
-	return func(ctx context.Context) func() session.Input {
-		ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	return func(op context.Context) func() session.Input {
+		ctx, cancel := context.WithTimeout(op, requestTimeout)
 		defer cancel()
 		account, err := s.Accounts.Take(ctx, obj.UID, obj.Status.Epoch)
+		if op.Err() == nil { // one that was given up says nothing
+			s.Health.took(s.uid, err)
+		}
 		return func() session.Input {
 			switch {
 			case errors.Is(err, ErrNoRecord):
@@ -357,9 +362,13 @@ func (s *supervisor) connect(life context.Context, d session.Decision) func(cont
 			if err != nil {
 				return nil, err
 			}
-			return account.Dial(life, DialOptions{DeviceName: d.Dial.DeviceName, PairPhone: d.Dial.PairPhone, Proxy: proxy, Events: func(e session.Event) {
+			conn, err := account.Dial(life, DialOptions{DeviceName: d.Dial.DeviceName, PairPhone: d.Dial.PairPhone, Proxy: proxy, Events: func(e session.Event) {
 				s.post(func() { s.onEvent(number, e) })
 			}})
+			if ctx.Err() == nil {
+				s.Health.dialed(s.uid, login.Egress, err)
+			}
+			return conn, err
 		}()
 		cancelled := ctx.Err() != nil
 		return func() session.Input {

@@ -246,7 +246,7 @@ func newStage(t *testing.T, obj *v1alpha1.WhatsAppSession, device account, befor
 	}
 	fake := clocktesting.NewFakeClock(noon)
 	s := newSupervisor(dependencies{
-		Sessions: w, Accounts: w, Proxies: w, Publisher: w, Limiter: w, Events: w, Clock: fake, Dials: new(atomic.Int64),
+		Sessions: w, Accounts: w, Proxies: w, Publisher: w, Limiter: w, Events: w, Clock: fake, Dials: new(atomic.Int64), Health: NewHealth(fake, testr.New(t)),
 		Fleet: newFleet(Outdated{}, nil, fake, testr.New(t), func() int { return 100 }, func() {}, func(map[types.UID]bool) {}),
 	}, testr.NewWithOptions(t, testr.Options{Verbosity: 1}), obj, me, process, nil)
 	ctx, cancel := context.WithCancel(t.Context())

@@ -1,0 +1,32 @@
+package store
+
+import (
+	"context"
+	"database/sql/driver"
+	"errors"
+	"io"
+	"net"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// IsUnreachable reports whether an error means that the database cannot be reached, or
+// does not serve: not an error that is about what is stored, of which the next session
+// may know nothing.
+func IsUnreachable(err error) bool {
+	var connecting *pgconn.ConnectError
+	var answer *pgconn.PgError
+	var network net.Error
+	switch {
+	case err == nil:
+		return false
+	case errors.As(err, &connecting): // also a password that is refused
+		return true
+	case errors.As(err, &answer):
+		// Class 53: connections, memory or disk are used up.
+		return leadsElsewhere(answer.Code) || broken(answer.Code) || strings.HasPrefix(answer.Code, "53")
+	}
+	return errors.As(err, &network) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrReadOnly) ||
+		errors.Is(err, driver.ErrBadConn) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+}
