@@ -11,6 +11,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -39,13 +40,7 @@ func newBook(w *world) *book {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		for ctx.Err() == nil {
-			b.follow(ctx) // until the watch breaks
-			select {
-			case <-ctx.Done():
-			case <-time.After(poll):
-			}
-		}
+		wait.UntilWithContext(ctx, b.follow, poll) // follow returns when the watch breaks
 	}()
 	w.atEnd(func() { cancel(); <-ended })
 	return b

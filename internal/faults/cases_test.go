@@ -387,9 +387,11 @@ func (w *world) severed(pods []*pod, d time.Duration, sever func(*pod, service),
 
 // within waits for a process to end.
 func (w *world) within(d time.Duration, what string, ended <-chan struct{}) {
+	late := time.NewTimer(d)
+	defer late.Stop()
 	select {
 	case <-ended:
-	case <-time.After(d):
+	case <-late.C:
 		w.complain("waiting for %s: not within %s", what, d)
 	}
 }

@@ -178,7 +178,9 @@ func (p *PostgresProcess) start() bool {
 	}
 	p.stdin = stdin
 	// The log and not a question over TCP, which somebody else's server could answer.
-	for end := time.Now().Add(postgresStart); time.Now().Before(end); {
+	again := time.NewTicker(5 * time.Millisecond)
+	defer again.Stop()
+	for end := time.Now().Add(postgresStart); time.Now().Before(end); <-again.C {
 		text, _ := os.ReadFile(logFile)
 		switch log := string(text); {
 		case strings.Contains(log, "database system is ready to accept connections"),
@@ -188,7 +190,6 @@ func (p *PostgresProcess) start() bool {
 			p.Kill()
 			return false
 		}
-		<-time.After(5 * time.Millisecond)
 	}
 	text, _ := os.ReadFile(logFile)
 	p.t.Fatalf("PostgreSQL was not ready within %s; its log: %s", postgresStart, text)

@@ -144,7 +144,9 @@ func (p *RedisProcess) start() bool {
 		p.t.Fatalf("starting redis-server: %v", err)
 	}
 	p.stdin = stdin
-	for end := time.Now().Add(redisStart); time.Now().Before(end); {
+	again := time.NewTicker(5 * time.Millisecond)
+	defer again.Stop()
+	for end := time.Now().Add(redisStart); time.Now().Before(end); <-again.C {
 		switch state, line := readLog(logFile); state {
 		case serving:
 			return true
@@ -154,7 +156,6 @@ func (p *RedisProcess) start() bool {
 		case broken:
 			p.t.Fatalf("redis-server does not start: %s", line)
 		}
-		<-time.After(5 * time.Millisecond)
 	}
 	text, _ := os.ReadFile(logFile)
 	p.t.Fatalf("redis-server was not ready within %s; its log: %s", redisStart, text)
