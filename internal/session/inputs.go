@@ -53,6 +53,18 @@ type Published struct{}
 
 func (Published) apply(m *Machine, _ time.Time) { m.publishing = false }
 
+// Stale says that Redis has refused a publication, because it has something newer
+// of the session, of that epoch: nothing of this taking would be heard any more.
+type Stale struct{ Epoch int64 }
+
+func (r Stale) apply(m *Machine, now time.Time) {
+	if !m.taken || r.Epoch < m.epoch || m.obj.Status.Epoch > r.Epoch { // another taking's, or placed above it already
+		return
+	}
+	m.publishAll = true
+	m.behind(r.Epoch, now)
+}
+
 // RetryOutdated has the session try again if WhatsApp refused its client.
 type RetryOutdated struct{}
 

@@ -470,18 +470,22 @@ func (m *Machine) refused(reason, message string, now time.Time) {
 	m.phase(v1alpha1.PhaseFailed, reason, message, now)
 }
 
-// behind takes note that the store knows a higher epoch: the device is given up
-// so that the manager places the session above it.
+// behind takes note that the store, or Redis, knows a higher epoch: the device is
+// given up so that the manager places the session above it.
 func (m *Machine) behind(stored int64, now time.Time) {
 	m.want.StoredEpoch = stored
 	m.taken = false
 	if m.socket != socketNone {
 		m.drop()
 	}
-	if m.recallRest(now) { // the manager looks at storedEpoch alone
-		return
+	const message = "a higher epoch of the session is known already; the manager places the session above it"
+	switch {
+	case m.logoutWanted():
+		m.terminating(v1alpha1.ReasonEpochBehind, message, now)
+	case m.recallRest(now): // the manager reads storedEpoch alone
+	default:
+		m.phase(v1alpha1.PhaseDisconnected, v1alpha1.ReasonEpochBehind, message, now)
 	}
-	m.phase(v1alpha1.PhaseDisconnected, v1alpha1.ReasonEpochBehind, "the store knows a higher epoch; the manager places the session again", now)
 }
 
 // onLoggedOut takes note that the logout that was asked for is done.

@@ -760,3 +760,42 @@ func TestASessionThatRestsDoesNotWakeUp(t *testing.T) {
 		g.Expect(at).To(BeZero())
 	}
 }
+
+// Redis may know newer numbers than the holder's: after a restored cluster, for one.
+func TestAStalePublicationRaisesTheEpoch(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		stale  int64
+		change func(*v1alpha1.WhatsAppSession)
+		leaves bool
+	}{
+		{name: "a higher epoch", stale: 900, leaves: true},
+		{name: "the same epoch, with a higher number in it", stale: 100, leaves: true},
+		{name: "an older one", stale: 99},
+		{name: "placed above it already", stale: 100, change: func(s *v1alpha1.WhatsAppSession) { s.Status.Epoch = 101 }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			g := NewWithT(t)
+			m := connectedMachine()
+			if tt.change != nil {
+				m.observe(session(heldByMe, tt.change), noon)
+			}
+			m.Step(Stale{Epoch: tt.stale}, noon)
+			if !tt.leaves {
+				g.Expect(m.want.StoredEpoch).To(BeZero())
+				return
+			}
+			_, op := m.decide(noon)
+			g.Expect(op).To(Equal(OpClose))
+			m.Step(Closed{}, noon)
+			for range 3 {
+				_, _ = m.decide(noon)
+			}
+			left, needed := m.wantedStatus(noon)
+			g.Expect(needed).To(BeTrue())
+			g.Expect(left.HeldBy).To(BeEmpty())
+			g.Expect(left.StoredEpoch).To(Equal(tt.stale))
+			g.Expect(m.publishAll).To(BeTrue(), "all of it is published again under the next epoch")
+		})
+	}
+}

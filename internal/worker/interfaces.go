@@ -99,7 +99,8 @@ func (e *SetupError) Error() string { return e.Message }
 // that is repeated, or comes late, does no harm: the numbers decide.
 type Publisher interface {
 	// Publish writes the session's cache keys and puts its updates into the queues. A
-	// *StaleError says that something newer is there already.
+	// *StaleError says that nothing of the publication was taken, because something newer is
+	// there already; what was published before by this holder is not newer.
 	Publish(ctx context.Context, p session.Publication) error
 	// Refresh writes the cache keys of many sessions again, in pipelines, before they expire.
 	Refresh(ctx context.Context, all []session.Publication) error

@@ -586,6 +586,12 @@ func (s *supervisor) publish(ctx context.Context, now time.Time) {
 		err := s.Publisher.Publish(ctx, *p)
 		s.post(func() {
 			s.publishing = false
+			var stale *StaleError
+			if errors.As(err, &stale) { // to repeat it is of no use
+				s.log().Info("Redis has something newer of the session; it is to be placed above that", "epoch", p.Status.Epoch, "storedEpoch", stale.Epoch)
+				s.step(session.Stale{Epoch: stale.Epoch})
+				err = nil
+			}
 			if err == nil {
 				s.snapshot.Store(p)
 				s.publishFails, s.publishAfter = 0, time.Time{}

@@ -35,6 +35,7 @@ type world struct {
 	apiDown    bool // nothing reaches the API server
 	answerLost int  // so many writes reach it, but their answers are lost
 	redisDown  bool
+	redisEpoch int64 // Redis has something newer, of this epoch
 	takeErr    error
 	dialErr    error
 	logoutErr  error
@@ -213,6 +214,9 @@ func (w *world) Publish(_ context.Context, a session.Publication) error {
 	defer w.mu.Unlock()
 	if w.redisDown {
 		return errDown
+	}
+	if a.Status.Epoch <= w.redisEpoch {
+		return fmt.Errorf("enqueueing: %w", &StaleError{Epoch: w.redisEpoch})
 	}
 	w.told = append(w.told, a)
 	return nil
@@ -546,6 +550,15 @@ func TestAStoreThatKnowsAHigherEpoch(t *testing.T) {
 	st.change(func(s *v1alpha1.WhatsAppSession) { s.Status.Epoch = 901 })
 	st.dials(2)
 	st.Expect(st.lines()).To(ContainElement("take 901"))
+}
+
+func TestARedisThatKnowsAHigherEpoch(t *testing.T) {
+	st := newStage(t, newSession(), account{jid: jid, phone: phone}, func(w *world) { w.redisEpoch = 900 })
+	st.Eventually(func() int64 { return st.status().StoredEpoch }).Should(BeEquivalentTo(900))
+	st.Eventually(func() string { return st.status().HeldBy }).Should(BeEmpty())
+	st.change(func(s *v1alpha1.WhatsAppSession) { s.Status.Epoch = 901 })
+	st.Eventually(st.lines).Should(ContainElement("take 901"))
+	st.Eventually(func() int { return len(st.words()) }).Should(BeNumerically(">", 0), "Laravel hears of it again")
 }
 
 func TestAnUnreachableStoreIsTriedAgain(t *testing.T) {
