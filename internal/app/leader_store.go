@@ -158,3 +158,70 @@ func (i *ids) Release(ctx context.Context, uid types.UID, how controllers.Releas
 	}
 	return err
 }
+
+// keyStoreTimeout bounds a comparison's questions, which read and write all records.
+const keyStoreTimeout = time.Minute
+
+// keyStore is the store as the comparison of records and sessions knows it.
+type keyStore struct {
+	store *store.Store
+	// gate is nil for a person's command, which waits for the database.
+	gate *store.Gate
+}
+
+// await fails at once while the leader's store is away.
+func (k *keyStore) await(ctx context.Context) error {
+	if k.gate == nil {
+		return nil
+	}
+	return k.gate.Do(ctx, func(context.Context) error { return nil })
+}
+
+// KeyRecords implements controllers.KeyStore.
+func (k *keyStore) KeyRecords(ctx context.Context) ([]controllers.KeyRecord, error) {
+	if err := k.await(ctx); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, keyStoreTimeout)
+	defer cancel()
+	all, err := k.store.Records(ctx)
+	if err != nil {
+		return nil, err
+	}
+	records := make([]controllers.KeyRecord, 0, len(all))
+	for _, r := range all {
+		records = append(records, controllers.KeyRecord{
+			SessionID: r.SessionID, Namespace: r.Namespace, UID: types.UID(r.UID), State: controllers.KeyState(r.Keeping),
+		})
+	}
+	return records, nil
+}
+
+// Move implements controllers.KeyStore.
+func (k *keyStore) Move(ctx context.Context, moves []controllers.KeyMove) error {
+	ctx, cancel := context.WithTimeout(ctx, keyStoreTimeout)
+	defer cancel()
+	var changes []store.KeepingChange
+	for _, m := range moves {
+		if m.To.Orphaned.IsZero() || !m.State.Orphaned.IsZero() {
+			changes = append(changes, store.KeepingChange{UID: string(m.UID), From: store.Keeping(m.State), To: store.Keeping(m.To)})
+			continue
+		}
+		_, err := k.store.OrphanMissing(ctx, string(m.UID), m.State.Missing)
+		if err != nil && !errors.Is(err, store.ErrNoRecord) {
+			return err
+		}
+	}
+	return k.store.ChangeKeeping(ctx, changes)
+}
+
+// orphans finds the keys whose session is gone.
+func (d *dependencies) orphans(gate *store.Gate, warn func(reason, message string)) *controllers.Orphans {
+	return &controllers.Orphans{
+		Store: &keyStore{store: d.store, gate: gate}, Reader: d.direct, Clock: d.clock, Log: d.log.WithName("orphans"),
+		Compared: func(c controllers.KeyComparison) {
+			metrics.StoreRecords(c.InUse, c.Missing, c.Orphaned, c.Retained, c.Implausible)
+		},
+		Implausible: func(message string) { warn(controllers.ReasonRecordsImplausible, message) },
+	}
+}

@@ -89,6 +89,9 @@ func runManager(ctx context.Context, config *managerConfig, log logr.Logger) (er
 		observer,
 		manager.RunnableFunc(func(ctx context.Context) error { return d.sweepWorkers(ctx, observer) }),
 		manager.RunnableFunc(func(ctx context.Context) error { return d.keepStore(ctx, gate) }),
+		d.orphans(gate, func(reason, message string) {
+			mgr.GetEventRecorder("whatsapp-operator").Eventf(managerPod(config), nil, corev1.EventTypeWarning, reason, "CompareKeys", "%s", message)
+		}),
 	}
 	forgot := func() {
 		if err := sessions.PublishAgain(ctx); err != nil && ctx.Err() == nil {
@@ -129,6 +132,15 @@ func (d *dependencies) sweepWorkers(ctx context.Context, observer *membership.Ob
 	}
 }
 
+// managerPod is what an Event is about that is about no session.
+func managerPod(config *managerConfig) *corev1.Pod {
+	pod, _ := os.Hostname() // a pod's host name is its name; without it the Event names nothing
+	return &corev1.Pod{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: config.Namespace, Name: pod},
+	}
+}
+
 // newFlusher joins the queue and Laravel. When delivery stops, an Event beside
 // the manager's pod says so, too.
 func newFlusher(config *managerConfig, d *dependencies, mgr manager.Manager) (*batch.Flusher, func(), error) {
@@ -136,11 +148,7 @@ func newFlusher(config *managerConfig, d *dependencies, mgr manager.Manager) (*b
 	if err != nil {
 		return nil, nil, err
 	}
-	pod, _ := os.Hostname() // a pod's host name is its name; without it the Event names nothing
-	about := &corev1.Pod{
-		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"},
-		ObjectMeta: metav1.ObjectMeta{Namespace: config.Namespace, Name: pod},
-	}
+	about := managerPod(config)
 	recorder := mgr.GetEventRecorder("whatsapp-operator")
 	options := batch.FlusherOptions{
 		Parallel: config.Parallel, RequestTimeout: config.Laravel.Timeout,

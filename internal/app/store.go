@@ -12,8 +12,10 @@ import (
 
 	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/controllers"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/redis"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/store"
 )
@@ -92,7 +94,7 @@ func checkInstallationIDs(ids []string) error {
 }
 
 // storeCommand completes a command that works on this installation's store.
-func storeCommand(cmd *cobra.Command, run func(ctx context.Context, s *store.Store, args []string, out io.Writer, log logr.Logger) error) *cobra.Command {
+func storeCommand(cmd *cobra.Command, run func(ctx context.Context, d *dependencies, args []string, out io.Writer) error) *cobra.Command {
 	config := &commonConfig{}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		return prepare(cmd, config.complete, config, func(ctx context.Context, log logr.Logger) (err error) {
@@ -101,7 +103,7 @@ func storeCommand(cmd *cobra.Command, run func(ctx context.Context, s *store.Sto
 				return err
 			}
 			defer closing(closer(f.close), &err)
-			return run(ctx, f.store, args, cmd.OutOrStdout(), log)
+			return run(ctx, f, args, cmd.OutOrStdout())
 		})
 	}
 	config.bind(cmd.Flags())
@@ -113,8 +115,8 @@ func newMarkedCommand() *cobra.Command {
 		Use:   "marked",
 		Short: "List the devices that WhatsApp has logged out and whose keys are still kept",
 		Args:  cobra.NoArgs,
-	}, func(ctx context.Context, s *store.Store, _ []string, out io.Writer, _ logr.Logger) error {
-		marked, err := s.Marked(ctx)
+	}, func(ctx context.Context, d *dependencies, _ []string, out io.Writer) error {
+		marked, err := d.store.Marked(ctx)
 		if err != nil {
 			return err
 		}
@@ -138,12 +140,12 @@ one that was really unlinked is logged out again at its next login. Afterwards
 change the annotation ` + v1alpha1.RestartedAtAnnotation + ` of the session: it
 then logs in without a scan.`,
 		Args: cobra.ExactArgs(1),
-	}, func(ctx context.Context, s *store.Store, args []string, _ io.Writer, log logr.Logger) error {
-		record, err := s.Restore(ctx, args[0], jid)
+	}, func(ctx context.Context, d *dependencies, args []string, _ io.Writer) error {
+		record, err := d.store.Restore(ctx, args[0], jid)
 		if err != nil {
 			return restoreRefused(err)
 		}
-		log.Info("Restored: change the annotation "+v1alpha1.RestartedAtAnnotation+" of the session to have it log in",
+		d.log.Info("Restored: change the annotation "+v1alpha1.RestartedAtAnnotation+" of the session to have it log in",
 			"sessionID", record.SessionID, "namespace", record.Namespace, "jid", record.JID)
 		return nil
 	})
@@ -171,48 +173,111 @@ func restoreRefused(err error) error {
 }
 
 func newOrphansCommand() *cobra.Command {
-	return storeCommand(&cobra.Command{
+	var confirm bool
+	cmd := storeCommand(&cobra.Command{
 		Use:   "orphans",
-		Short: "List the keys whose session was deleted without a confirmed logout",
-		Args:  cobra.NoArgs,
-	}, func(ctx context.Context, s *store.Store, _ []string, out io.Writer, _ logr.Logger) error {
-		orphans, err := s.Orphans(ctx)
+		Short: "List the keys whose session does not exist",
+		Long: `List the keys whose session does not exist.
+
+A record is Missing for a day after its session was last found, then Orphaned
+for 30 days, after which its keys are deleted. Retained keys are those of a
+session that was deleted with deletionPolicy Retain; they are kept until the
+session is applied again or they are purged.
+
+The manager does nothing with records whose sessions go missing in implausible
+numbers, and says so by an Event. --confirm says that those sessions are really
+gone: their keys become orphans a day later, if they are not back by then.`,
+		Args: cobra.NoArgs,
+	}, func(ctx context.Context, d *dependencies, _ []string, out io.Writer) error {
+		if confirm {
+			if err := confirmMissing(ctx, d); err != nil {
+				return err
+			}
+		}
+		unused, err := d.store.Unused(ctx)
 		if err != nil {
 			return err
 		}
-		rows := make([][]string, 0, len(orphans))
-		for _, r := range orphans {
-			rows = append(rows, []string{r.SessionID, r.Namespace, r.JID, stamp(r.Orphaned), stamp(r.Orphaned.Add(store.KeepOrphans))})
+		rows := make([][]string, 0, len(unused))
+		for _, r := range unused {
+			rows = append(rows, append([]string{r.SessionID, r.Namespace, r.JID}, keeping(r)...))
 		}
-		return table(out, []string{"SESSION-ID", "NAMESPACE", "JID", "SINCE", "KEPT-UNTIL"}, rows)
+		return table(out, []string{"SESSION-ID", "NAMESPACE", "JID", "STATE", "SINCE", "KEPT-UNTIL"}, rows)
 	})
+	cmd.Flags().BoolVar(&confirm, "confirm", false, "the sessions that are missing are gone for good, however many they are")
+	return cmd
+}
+
+// keeping is the state of a record without a session, since when, and until when its keys are kept.
+func keeping(r store.Record) []string {
+	switch {
+	case !r.Orphaned.IsZero():
+		return []string{"Orphaned", stamp(r.Orphaned), stamp(r.Orphaned.Add(store.KeepOrphans))}
+	case !r.Retained.IsZero():
+		return []string{"Retained", stamp(r.Retained), ""}
+	default:
+		return []string{"Missing", stamp(r.Missing), ""}
+	}
+}
+
+// confirmMissing notes the records without a session as missing, without asking
+// whether their number is plausible.
+func confirmMissing(ctx context.Context, d *dependencies) error {
+	keys := &keyStore{store: d.store}
+	records, err := keys.KeyRecords(ctx)
+	if err != nil {
+		return err
+	}
+	live, err := controllers.ListLiveSessions(ctx, d.direct)
+	if err != nil {
+		return err
+	}
+	c := controllers.CompareKeys(records, live, d.clock.Now(), true)
+	if err := keys.Move(ctx, c.Moves); err != nil {
+		return err
+	}
+	d.log.Info("Confirmed the sessions that are missing", "missing", c.Missing)
+	return nil
 }
 
 func newPurgeCommand() *cobra.Command {
 	var sure bool
 	cmd := storeCommand(&cobra.Command{
 		Use:   "purge SESSION_ID",
-		Short: "Delete the keys of an orphan for good",
-		Long: `Delete the keys of an orphan for good, before the janitor does.
+		Short: "Delete the keys of a session that does not exist for good",
+		Long: `Delete the keys of a session that does not exist for good: an orphan's, before
+30 days have passed, or those that were retained.
 
 Unlink its device on the phone first: without its keys nobody else can.`,
 		Args: cobra.ExactArgs(1),
-	}, func(ctx context.Context, s *store.Store, args []string, _ io.Writer, log logr.Logger) error {
+	}, func(ctx context.Context, d *dependencies, args []string, _ io.Writer) error {
 		if !sure {
 			return fmt.Errorf("the keys of %s would be deleted for good: say --yes if that is meant", args[0])
 		}
-		record, err := s.PurgeOrphan(ctx, args[0])
+		record, err := d.purge(ctx, args[0])
 		switch {
-		case errors.Is(err, store.ErrNoRecord), errors.Is(err, store.ErrNotOrphan):
+		case errors.Is(err, store.ErrNoRecord), errors.Is(err, store.ErrInUse):
 			return fmt.Errorf("%w: \"store orphans\" lists those that can be purged", err)
 		case err != nil:
 			return err
 		}
-		log.Info("Purged", "sessionID", record.SessionID, "namespace", record.Namespace, "jid", record.JID)
+		d.log.Info("Purged", "sessionID", record.SessionID, "namespace", record.Namespace, "jid", record.JID)
 		return nil
 	})
 	cmd.Flags().BoolVar(&sure, "yes", false, "delete them")
 	return cmd
+}
+
+// purge deletes the keys of a session that does not exist. The API server is asked
+// as well: the store may not have been compared with the sessions yet.
+func (d *dependencies) purge(ctx context.Context, sessionID string) (store.Record, error) {
+	live, err := controllers.ListLiveSessions(ctx, d.direct)
+	if err != nil {
+		return store.Record{}, err
+	}
+	return d.store.Purge(ctx, sessionID, func(r store.Record) bool {
+		return live.Has(r.Namespace, r.SessionID, types.UID(r.UID))
+	})
 }
 
 // stamp is a time as tables show it.

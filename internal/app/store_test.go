@@ -3,6 +3,7 @@ package app
 import (
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/go-logr/logr"
 	. "github.com/onsi/gomega"
@@ -61,24 +62,33 @@ func TestALogoutThatWasAMistake(t *testing.T) {
 	s.Expect(s.simulator.Stats().Devices).To(Equal(devices), "nobody has scanned again")
 }
 
-func TestOrphansAreListedAndPurged(t *testing.T) {
+func TestKeysWithoutASessionAreListedAndPurged(t *testing.T) {
 	s := newEnvironment(t, "sqlite:"+filepath.Join(t.TempDir(), "keys.db"))
 	m := s.manager()
 	w := s.worker("worker-1")
 	s.apply("shop")
 	s.scan("shop", "+34611000002")
 	jid := s.phase("shop", v1alpha1.PhaseConnected).Status.JID
-	s.Expect(s.asked(1, "purge", "shop", "--yes")).To(ContainSubstring("no orphan"))
-
-	// As the manager leaves it when no worker could log it out for five minutes.
+	s.Expect(s.asked(1, "purge", "shop", "--yes")).To(ContainSubstring("in use"))
 	w.stop()
 	m.stop()
+
 	opened, err := store.Open(t.Context(), store.Config{URL: s.store}, logr.Discard())
 	s.Expect(err).NotTo(HaveOccurred())
-	_, err = opened.MarkOrphan(t.Context(), string(s.get("shop").UID))
+	defer func() { s.Expect(opened.Close()).To(Succeed()) }()
+	uid := string(s.get("shop").UID)
+	retained := time.Now().Truncate(time.Millisecond)
+	s.Expect(opened.ChangeKeeping(t.Context(), []store.KeepingChange{{UID: uid, To: store.Keeping{Retained: retained}}})).To(Succeed())
+	s.Expect(s.asked(1, "purge", "shop", "--yes")).To(ContainSubstring("in use"), "the store has not been compared yet, as after a migration")
+	s.Expect(s.asked(0, "orphans")).To(MatchRegexp(`shop +%s +%s +Retained +20\S+ +-`, s.namespace, jid))
+	s.Expect(s.asked(0, "orphans", "--confirm")).NotTo(ContainSubstring(jid), "it is compared")
+
+	s.change("shop", func(obj *v1alpha1.WhatsAppSession) { obj.Finalizers = nil })
+	s.Expect(s.client.Delete(t.Context(), s.get("shop"))).To(Succeed())
+	s.Expect(s.asked(0, "orphans", "--confirm")).To(MatchRegexp(`shop +%s +%s +Missing +20\S+ +-`, s.namespace, jid))
+	_, err = opened.MarkOrphan(t.Context(), uid)
 	s.Expect(err).NotTo(HaveOccurred())
-	s.Expect(opened.Close()).To(Succeed())
-	s.Expect(s.asked(0, "orphans")).To(MatchRegexp(`shop +%s +%s +20`, s.namespace, jid))
+	s.Expect(s.asked(0, "orphans")).To(MatchRegexp(`shop +%s +%s +Orphaned +20\S+ +20`, s.namespace, jid))
 	s.Expect(s.asked(1, "purge", "shop")).To(ContainSubstring("--yes"))
 	s.Expect(s.asked(0, "orphans")).To(ContainSubstring(jid), "nothing without a confirmation")
 	s.Expect(s.asked(0, "purge", "shop", "--yes")).To(ContainSubstring("Purged"))

@@ -24,13 +24,23 @@ var (
 		Namespace: namespace, Name: "store_answers",
 		Help: "1 while the database answers the leading manager; 0 otherwise: new sessions and deletions wait.",
 	}, nil)
+	storeRecords = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Namespace: namespace, Name: "store_records",
+		Help: "Records of session ids in the database, by state: in_use, missing (no session has been found for less than a day), orphaned, retained.",
+	}, []string{"state"})
+	storeRecordsImplausible = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Namespace: namespace, Name: "store_records_implausible",
+		Help: "1 while so many records are without a session that nothing is done with them; 0 otherwise.",
+	}, nil)
 	queueExpired = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: namespace, Name: "queue_expired_total",
 		Help: "Updates dropped because they expired before they could be sent.",
 	}, []string{"kind"})
 )
 
-func init() { metrics.Registry.MustRegister(redisFit, storeAnswers, queueExpired) }
+func init() {
+	metrics.Registry.MustRegister(redisFit, storeAnswers, storeRecords, storeRecordsImplausible, queueExpired)
+}
 
 // RedisFit says whether Redis is fit to hold what waits for Laravel.
 func RedisFit(fit bool) {
@@ -48,6 +58,19 @@ func StoreAnswers(answers bool) {
 	} else {
 		storeAnswers.WithLabelValues().Set(0)
 	}
+}
+
+// StoreRecords counts the records of the database, as the leader has compared them
+// with the sessions.
+func StoreRecords(inUse, missing, orphaned, retained int, implausible bool) {
+	for state, n := range map[string]int{"in_use": inUse, "missing": missing, "orphaned": orphaned, "retained": retained} {
+		storeRecords.WithLabelValues(state).Set(float64(n))
+	}
+	value := 0.0
+	if implausible {
+		value = 1
+	}
+	storeRecordsImplausible.WithLabelValues().Set(value)
 }
 
 // QueueExpired counts updates that expired in their queue.

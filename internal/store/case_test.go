@@ -40,7 +40,7 @@ func TestIDsThatDifferOnlyByCaseAreOne(t *testing.T) {
 
 		_, err = s.MarkOrphan(ctx, "u3")
 		g.Expect(err).NotTo(HaveOccurred())
-		_, err = s.PurgeOrphan(ctx, "SHOP-i")
+		_, err = s.Purge(ctx, "SHOP-i", unused)
 		g.Expect(err).NotTo(HaveOccurred())
 		_, err = s.RecordByID(ctx, "Shop-I")
 		g.Expect(err).To(MatchError(ErrNoRecord))
@@ -66,6 +66,20 @@ func TestClaimsAtOnceOfIDsThatDifferOnlyByCase(t *testing.T) {
 	})
 }
 
+// migrateTo makes the tables as an earlier release did.
+func (s *Store) migrateTo(t *testing.T, version int) {
+	t.Helper()
+	s.own = s.db.Child("whatsapp_operator_version", schema[:version], nil)
+	if err := s.transaction(t.Context(), func(ctx context.Context) error {
+		if err := s.container.Upgrade(ctx); err != nil {
+			return err
+		}
+		return s.own.Upgrade(ctx)
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // A store from before, in which ids that differ only by case were several.
 func TestMigrationOfIDsThatDifferOnlyByCase(t *testing.T) {
 	for kind, make := range kinds {
@@ -74,13 +88,7 @@ func TestMigrationOfIDsThatDifferOnlyByCase(t *testing.T) {
 			ctx := t.Context()
 			url := make(t)
 			before := open(t, url)
-			before.own = before.db.Child("whatsapp_operator_version", schema[:3], nil)
-			g.Expect(before.transaction(ctx, func(ctx context.Context) error {
-				if err := before.container.Upgrade(ctx); err != nil {
-					return err
-				}
-				return before.own.Upgrade(ctx)
-			})).To(Succeed())
+			before.migrateTo(t, 3)
 			for _, row := range []struct {
 				id, namespace, uid string
 				created, epoch     int64
@@ -128,7 +136,7 @@ func TestMigrationOfIDsThatDifferOnlyByCase(t *testing.T) {
 			g.Expect(err).To(MatchError(ErrTaken))
 
 			// A duplicate that is nobody's is found by its exact id.
-			r, err = s.PurgeOrphan(ctx, "Bar")
+			r, err = s.Purge(ctx, "Bar", unused)
 			g.Expect(err).NotTo(HaveOccurred())
 			g.Expect(r.UID).To(Equal("u4"))
 

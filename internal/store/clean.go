@@ -116,50 +116,23 @@ func (s *Store) strings(ctx context.Context, query string, args ...any) ([]strin
 }
 
 // Retain keeps the keys of a session whose resource goes with the policy
-// Retain, and says whether there are any: a record without keys is deleted, so
-// that its id is free.
+// Retain until it is applied again or purged, and says whether there are any: a
+// record without keys is deleted, so that its id is free.
 func (s *Store) Retain(ctx context.Context, uid string) (kept bool, err error) {
 	err = s.transaction(ctx, func(ctx context.Context) error {
-		kept, err = s.hasKeys(ctx, uid)
-		if err != nil || kept {
-			return err
-		}
-		return s.deleteSession(ctx, uid)
-	})
-	if err != nil {
-		return false, fmt.Errorf("keeping a session's keys: %w", err)
-	}
-	return kept, nil
-}
-
-// MarkOrphan keeps the keys of a session whose resource goes without a
-// confirmed logout, for KeepOrphans, and returns the record, whose JID is what
-// a person must unlink by hand. A record without keys is deleted; ErrNoRecord
-// says that there was none.
-func (s *Store) MarkOrphan(ctx context.Context, uid string) (r Record, err error) {
-	err = s.transaction(ctx, func(ctx context.Context) error {
-		if r, err = s.Record(ctx, uid); err != nil {
-			return err
-		}
-		kept, err := s.hasKeys(ctx, uid)
-		if err != nil {
+		if kept, err = s.hasKeys(ctx, uid); err != nil {
 			return err
 		}
 		if !kept {
 			return s.deleteSession(ctx, uid)
 		}
-		if !r.Orphaned.IsZero() {
-			return nil
-		}
-		now := s.now()
-		r.Orphaned = time.UnixMilli(now)
-		_, err = s.db.Exec(ctx, "UPDATE whatsapp_operator_session SET orphaned_at=$2, updated_at=$2 WHERE uid=$1", uid, now)
+		_, err = s.db.Exec(ctx, "UPDATE whatsapp_operator_session SET retained_at=$2, missing_since=NULL, orphaned_at=NULL, updated_at=$2 WHERE uid=$1", uid, s.now())
 		return err
 	})
 	if err != nil {
-		return Record{}, fmt.Errorf("marking an orphan: %w", err)
+		return false, fmt.Errorf("keeping a session's keys: %w", err)
 	}
-	return r, nil
+	return kept, nil
 }
 
 // hasKeys says whether a session has a device, be it a marked one.

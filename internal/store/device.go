@@ -190,7 +190,7 @@ func (f *device) PutDevice(ctx context.Context, d *store.Device) error {
 		if err := f.store.container.PutDevice(ctx, d); err != nil {
 			return err
 		}
-		_, err := f.store.db.Exec(ctx, "UPDATE whatsapp_operator_session SET jid=$2, orphaned_at=NULL, updated_at=$3 WHERE uid=$1", f.uid, d.ID, f.store.now())
+		_, err := f.store.db.Exec(ctx, "UPDATE whatsapp_operator_session SET jid=$2, missing_since=NULL, orphaned_at=NULL, retained_at=NULL, updated_at=$3 WHERE uid=$1", f.uid, d.ID, f.store.now())
 		return err
 	})
 	if linking {

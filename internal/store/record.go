@@ -34,8 +34,8 @@ type Record struct {
 	// Duplicate: another record has the same id but for upper and lower case, from before
 	// these were one id. Nobody can take this one.
 	Duplicate bool
-	// Orphaned is when the keys became those of no resource; zero: they are not.
-	Orphaned         time.Time
+	// Keeping says why the record is kept without a resource.
+	Keeping
 	Created, Updated time.Time
 }
 
@@ -44,15 +44,15 @@ type Record struct {
 func (r Record) PhoneNumber() string { return status.PhoneNumber(r.JID) }
 
 // recordColumns are those that scanRecord reads.
-const recordColumns = "session_id, namespace, uid, jid, epoch, starts, unsettled, duplicate, orphaned_at, created_at, updated_at"
+const recordColumns = "session_id, namespace, uid, jid, epoch, starts, unsettled, duplicate, missing_since, orphaned_at, retained_at, created_at, updated_at"
 
 const selectRecord = "SELECT " + recordColumns + " FROM whatsapp_operator_session"
 
 func scanRecord(row dbutil.Scannable) (r Record, err error) {
 	var jid sql.NullString
-	var orphaned sql.NullInt64
+	var missing, orphaned, retained sql.NullInt64
 	var created, updated int64
-	err = row.Scan(&r.SessionID, &r.Namespace, &r.UID, &jid, &r.Epoch, &r.Starts, &r.Unsettled, &r.Duplicate, &orphaned, &created, &updated)
+	err = row.Scan(&r.SessionID, &r.Namespace, &r.UID, &jid, &r.Epoch, &r.Starts, &r.Unsettled, &r.Duplicate, &missing, &orphaned, &retained, &created, &updated)
 	if errors.Is(err, sql.ErrNoRows) {
 		return Record{}, ErrNoRecord
 	}
@@ -60,9 +60,7 @@ func scanRecord(row dbutil.Scannable) (r Record, err error) {
 		return Record{}, fmt.Errorf("reading a session's record: %w", err)
 	}
 	r.JID, r.Created, r.Updated = jid.String, time.UnixMilli(created), time.UnixMilli(updated)
-	if orphaned.Valid {
-		r.Orphaned = time.UnixMilli(orphaned.Int64)
-	}
+	r.Keeping = Keeping{Missing: fromStamp(missing), Orphaned: fromStamp(orphaned), Retained: fromStamp(retained)}
 	return r, nil
 }
 
@@ -127,7 +125,7 @@ func (s *Store) Claim(ctx context.Context, c Claimant, gone func(ctx context.Con
 	if r.Namespace != c.Namespace {
 		return Record{}, ErrTaken
 	}
-	if r.UID == c.UID && r.Orphaned.IsZero() {
+	if r.UID == c.UID && r.Keeping == (Keeping{}) {
 		return r, nil
 	}
 	if r.UID != c.UID {
@@ -139,7 +137,7 @@ func (s *Store) Claim(ctx context.Context, c Claimant, gone func(ctx context.Con
 			return Record{}, ErrTaken
 		}
 	}
-	err = s.exec(ctx, `UPDATE whatsapp_operator_session SET uid=$1, orphaned_at=NULL, updated_at=$2
+	err = s.exec(ctx, `UPDATE whatsapp_operator_session SET uid=$1, missing_since=NULL, orphaned_at=NULL, retained_at=NULL, updated_at=$2
 		WHERE session_id=$3 AND namespace=$4 AND uid=$5`, c.UID, s.now(), r.SessionID, c.Namespace, r.UID)
 	if err != nil {
 		return Record{}, fmt.Errorf("claiming a session id: %w", err)

@@ -18,8 +18,6 @@ var (
 	ErrHasDevice = errors.New("the session has a device")
 	// ErrLinkedElsewhere: WhatsApp has given the device's address to another one since.
 	ErrLinkedElsewhere = errors.New("another device has the address of this one now")
-	// ErrNotOrphan: the session's keys are those of a resource, or are kept on purpose.
-	ErrNotOrphan = errors.New("the session is no orphan")
 )
 
 // AmbiguousError says that a session has lost several devices, of which one must be named.
@@ -147,32 +145,4 @@ func (s *Store) lockByID(ctx context.Context, sessionID string) (Record, error) 
 		query += " FOR UPDATE"
 	}
 	return scanRecord(s.db.QueryRow(ctx, query, sessionID))
-}
-
-// Orphans lists the records whose keys are those of no resource, the oldest first.
-func (s *Store) Orphans(ctx context.Context) ([]Record, error) {
-	rows, err := s.db.Query(ctx, selectRecord+" WHERE orphaned_at IS NOT NULL ORDER BY orphaned_at, session_id")
-	all, err := dbutil.NewRowIterWithError(rows, scanRecord, err).AsList()
-	if err != nil {
-		return nil, fmt.Errorf("listing orphans: %w", err)
-	}
-	return all, nil
-}
-
-// PurgeOrphan deletes the keys and the record of one orphan for good and returns
-// what was deleted. The error is ErrNoRecord or ErrNotOrphan where it cannot be done.
-func (s *Store) PurgeOrphan(ctx context.Context, sessionID string) (r Record, err error) {
-	err = s.transaction(ctx, func(ctx context.Context) error {
-		if r, err = s.lockByID(ctx, sessionID); err != nil {
-			return err
-		}
-		if r.Orphaned.IsZero() {
-			return ErrNotOrphan
-		}
-		return s.deleteSession(ctx, r.UID)
-	})
-	if err != nil {
-		return Record{}, fmt.Errorf("purging an orphan: %w", err)
-	}
-	return r, nil
 }

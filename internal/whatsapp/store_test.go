@@ -284,7 +284,7 @@ func orphanAndPurge(w *world) error {
 	if _, err := w.store.MarkOrphan(w.t.Context(), "u"); err != nil {
 		return err
 	}
-	_, err := w.store.PurgeOrphan(w.t.Context(), "shop")
+	_, err := w.store.Purge(w.t.Context(), "shop", func(store.Record) bool { return false })
 	return err
 }
 

@@ -1,0 +1,91 @@
+package store
+
+import (
+	"testing"
+	"time"
+
+	. "github.com/onsi/gomega"
+	clocktesting "k8s.io/utils/clock/testing"
+)
+
+func TestKeysWhoseResourceIsMissing(t *testing.T) {
+	onBoth(t, func(t *testing.T, _ string, s *Store) {
+		g := NewWithT(t)
+		ctx := t.Context()
+		_, d, _ := paired(t, s, "id", jidOf("4915100000001"))
+		fill(t, d)
+		_, err := s.Claim(ctx, Claimant{SessionID: "empty", Namespace: "a", UID: "uid-empty"}, never)
+		g.Expect(err).NotTo(HaveOccurred())
+		missing := Keeping{Missing: start.Add(-time.Hour)}
+		keeping := func(id string) Keeping {
+			t.Helper()
+			r, err := s.RecordByID(ctx, id)
+			g.ExpectWithOffset(1, err).NotTo(HaveOccurred())
+			return r.Keeping
+		}
+		g.Expect(s.Unused(ctx)).To(BeEmpty())
+		_, err = s.Purge(ctx, "id", unused)
+		g.Expect(err).To(MatchError(ErrInUse))
+		g.Expect(s.ChangeKeeping(ctx, []KeepingChange{{UID: "uid-id", To: missing}, {UID: "uid-empty", To: missing}, {UID: "unknown", To: missing}})).To(Succeed())
+		g.Expect(s.Unused(ctx)).To(HaveLen(2))
+
+		// Applied again: the keys are in use, whatever an old comparison says.
+		_, err = s.Claim(ctx, Claimant{SessionID: "id", Namespace: "a", UID: "uid-2"}, always)
+		g.Expect(err).NotTo(HaveOccurred())
+		g.Expect(keeping("id")).To(BeZero())
+		_, err = s.OrphanMissing(ctx, "uid-id", missing.Missing)
+		g.Expect(err).To(MatchError(ErrNoRecord))
+		_, err = s.OrphanMissing(ctx, "uid-2", missing.Missing)
+		g.Expect(err).To(MatchError(ErrNoRecord))
+
+		// Retained meanwhile: neither missing nor found.
+		_, err = s.Retain(ctx, "uid-2")
+		g.Expect(err).NotTo(HaveOccurred())
+		g.Expect(s.ChangeKeeping(ctx, []KeepingChange{{UID: "uid-2", To: missing}, {UID: "uid-2", From: missing}})).To(Succeed())
+		g.Expect(keeping("id")).To(Equal(Keeping{Retained: start}))
+		s.clock.(*clocktesting.FakeClock).Step(10 * KeepOrphans)
+		g.Expect(s.Clean(ctx)).To(Succeed())
+		g.Expect(keeping("id")).To(Equal(Keeping{Retained: start}), "kept until it is purged")
+
+		g.Expect(s.ChangeKeeping(ctx, []KeepingChange{{UID: "uid-2", From: Keeping{Retained: start}, To: missing}})).To(Succeed())
+		r, err := s.OrphanMissing(ctx, "uid-2", missing.Missing)
+		g.Expect(err).NotTo(HaveOccurred())
+		g.Expect(r.JID).NotTo(BeEmpty())
+		g.Expect(keeping("id")).To(Equal(Keeping{Orphaned: s.clock.Now()}))
+		_, err = s.OrphanMissing(ctx, "uid-empty", missing.Missing)
+		g.Expect(err).NotTo(HaveOccurred())
+		_, err = s.RecordByID(ctx, "empty")
+		g.Expect(err).To(MatchError(ErrNoRecord), "an id without keys is free")
+
+		g.Expect(s.ChangeKeeping(ctx, []KeepingChange{{UID: "uid-2", From: Keeping{Orphaned: s.clock.Now()}, To: Keeping{Retained: start}}})).To(Succeed())
+		_, err = s.Purge(ctx, "id", func(Record) bool { return true })
+		g.Expect(err).To(MatchError(ErrInUse))
+		_, err = s.Purge(ctx, "id", unused)
+		g.Expect(err).NotTo(HaveOccurred(), "what is retained can be purged, too")
+		g.Expect(rows(t, s, "%")).To(BeEmpty())
+	})
+}
+
+// Which records were retained was not written down before: none of them may be
+// deleted for it.
+func TestMigrationOfRetainedKeys(t *testing.T) {
+	for kind, make := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			g := NewWithT(t)
+			ctx := t.Context()
+			url := make(t)
+			before := open(t, url)
+			before.migrateTo(t, 4)
+			for uid, orphaned := range map[string]any{"u1": nil, "u2": int64(1000)} {
+				g.Expect(before.exec(ctx, `INSERT INTO whatsapp_operator_session (session_id, namespace, uid, created_at, updated_at, orphaned_at)
+					VALUES ($1, 'a', $1, 1, 2000, $2)`, uid, orphaned)).To(Succeed())
+			}
+			s := open(t, url)
+			g.Expect(s.Migrate(ctx)).To(Succeed())
+			g.Expect(s.Records(ctx)).To(ConsistOf(
+				And(HaveField("UID", "u1"), HaveField("Keeping", Keeping{Retained: time.UnixMilli(2000)})),
+				And(HaveField("UID", "u2"), HaveField("Keeping", Keeping{Orphaned: time.UnixMilli(1000)})),
+			))
+		})
+	}
+}
