@@ -587,6 +587,27 @@ func TestRedisForgetsAndTheLeaderChanges(t *testing.T) {
 	w.Expect(now.ResourceVersion).To(Equal(s.ResourceVersion), "nothing was written for it")
 }
 
+// TestRedisRemembersAHigherEpoch is a resource that was restored from a backup, or moved
+// here from another cluster with an older status: Laravel must hear of it all the same.
+func TestRedisRemembersAHigherEpoch(t *testing.T) {
+	t.Parallel()
+	w := newEnv(t)
+	ahead := time.Now().Unix() + 1_000_000
+	remember := func(id string, epoch int64) {
+		w.redis.remember(delivery.StatusItem{SessionID: id, Status: delivery.Active, Phase: "Connected", Numbers: delivery.Numbers{Epoch: epoch, Seq: delivery.FirstSeq(7)}})
+	}
+	remember("acme", ahead)
+	s := w.phase(w.apply(w.a, "acme", suspended), v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended)
+	w.hears("acme", "inactive/Suspended/Suspended")
+	w.becomes(s, func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.Epoch).To(BeNumerically(">", ahead)) })
+
+	remember("acme", ahead+1_000)
+	w.delete(s)
+	w.gone(s)
+	w.hears("acme", "inactive/Terminating/Deleted")
+	w.Expect(w.redis.numbers("acme").Epoch).To(BeNumerically(">", ahead+1_000))
+}
+
 // TestAnOldPictureAndARedisThatForgot is a leader that was paused and wakes when
 // another leads and Redis has just been emptied: its cache shows the past, and
 // nothing in Redis would refuse it.

@@ -577,6 +577,16 @@ type fakeRedis struct {
 	then func()
 }
 
+// remember puts there what another has published.
+func (f *fakeRedis) remember(item delivery.StatusItem) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.items == nil {
+		f.items, f.deleted = map[string]delivery.StatusItem{}, map[string]bool{}
+	}
+	f.items[item.SessionID] = item
+}
+
 func (f *fakeRedis) Enqueue(_ context.Context, item delivery.StatusItem) error {
 	f.mu.Lock()
 	defer func() {
@@ -590,7 +600,11 @@ func (f *fakeRedis) Enqueue(_ context.Context, item delivery.StatusItem) error {
 	if f.err != nil {
 		return f.err
 	}
-	if old, ok := f.items[item.SessionID]; !ok || item.Newer(old.Numbers) {
+	old, ok := f.items[item.SessionID]
+	if ok && old.Newer(item.Numbers) {
+		return item.Stale(old.Numbers)
+	}
+	if !ok || item.Newer(old.Numbers) {
 		if f.items == nil {
 			f.items, f.deleted = map[string]delivery.StatusItem{}, map[string]bool{}
 		}
