@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -35,7 +36,8 @@ import (
 )
 
 const (
-	// indexSessionID finds the sessions that want the same id.
+	// indexSessionID finds the sessions that want the same id. Ids that differ only by case
+	// are one id.
 	indexSessionID = "sessionID"
 	// conflictRetryInterval is how soon a decision that was made from an old picture is made
 	// again, should no watch event come first.
@@ -166,7 +168,7 @@ func SetupSession(mgr ctrl.Manager, o SessionOptions) (*SessionReconciler, error
 	}
 	r.neighbours = neighbours{reader: r.reader, clock: o.Clock, log: o.Log}
 	err := mgr.GetFieldIndexer().IndexField(context.Background(), &v1alpha1.WhatsAppSession{}, indexSessionID, func(obj client.Object) []string {
-		return []string{obj.(*v1alpha1.WhatsAppSession).SessionID()}
+		return []string{strings.ToLower(obj.(*v1alpha1.WhatsAppSession).SessionID())}
 	})
 	if err != nil {
 		return nil, fmt.Errorf("indexing the sessions by their id: %w", err)
@@ -344,7 +346,7 @@ func (r *SessionReconciler) rememberWrite(s *v1alpha1.WhatsAppSession) {
 // claimants are the other sessions that want the id of s.
 func (r *SessionReconciler) claimants(ctx context.Context, s *v1alpha1.WhatsAppSession) ([]v1alpha1.WhatsAppSession, error) {
 	list := &v1alpha1.WhatsAppSessionList{}
-	if err := r.client.List(ctx, list, client.MatchingFields{indexSessionID: s.SessionID()}); err != nil {
+	if err := r.client.List(ctx, list, client.MatchingFields{indexSessionID: strings.ToLower(s.SessionID())}); err != nil {
 		return nil, fmt.Errorf("looking for sessions with the same id: %w", err)
 	}
 	claimants := list.Items[:0]

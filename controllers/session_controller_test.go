@@ -88,6 +88,20 @@ func TestTwoNamespacesAndOneID(t *testing.T) {
 	w.Expect(w.redis.numbers("acme").Epoch).To(Equal(heir.Status.Epoch))
 }
 
+// The record must not pass from a live session to one whose id differs by case.
+func TestIDsThatDifferOnlyByCaseAreOne(t *testing.T) {
+	t.Parallel()
+	w := newEnv(t)
+	w.worker("worker-a")
+	first := w.placed(w.apply(w.a, "one", withID("Acme")), "worker-a")
+	for _, namespace := range []string{w.a, w.b} {
+		w.phase(w.apply(namespace, "two", withID("aCME")), v1alpha1.PhasePending, v1alpha1.ReasonSessionIDTaken)
+	}
+	record, err := w.ids.Record(t.Context(), "acme")
+	w.Expect(err).NotTo(HaveOccurred())
+	w.Expect(record.UID).To(Equal(first.UID))
+}
+
 func TestWithoutARecordTheOlderObjectWins(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)

@@ -454,7 +454,7 @@ func (f *fakeIDs) Former(context.Context) ([]string, error) {
 func (f *fakeIDs) Record(_ context.Context, id string) (*Record, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if r := f.records[id]; r != nil {
+	if r := f.records[strings.ToLower(id)]; r != nil {
 		kept := *r
 		return &kept, f.err
 	}
@@ -467,10 +467,11 @@ func (f *fakeIDs) Claim(_ context.Context, c Claimant, gone func(types.UID) bool
 	if f.err != nil {
 		return false, f.err
 	}
-	r := f.records[c.SessionID]
+	id := strings.ToLower(c.SessionID)
+	r := f.records[id]
 	if r == nil {
 		r = &Record{Namespace: c.Namespace, UID: c.UID}
-		f.records[c.SessionID] = r
+		f.records[id] = r
 	}
 	if r.Namespace != c.Namespace || r.UID != c.UID && !gone(r.UID) {
 		return false, nil
