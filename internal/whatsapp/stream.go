@@ -122,7 +122,7 @@ type framing struct {
 
 	collecting []byte // the first frame, as far as it has come
 	collected  bool
-	hello      []byte // the first frame, until somebody takes it
+	hello      []byte // the first frame, until it is taken
 }
 
 // read follows what has come, and returns what is wrong with it.
@@ -188,7 +188,7 @@ func (f *framing) readHeader(data []byte) ([]byte, error) {
 	return data, f.ended()
 }
 
-// ended looks, at the end of a binary message, whether WhatsApp's frame has ended too.
+// ended checks, at the end of a binary message, whether WhatsApp's frame has ended too.
 func (f *framing) ended() error {
 	if f.left > 0 || !f.binary {
 		return nil
