@@ -102,6 +102,7 @@ type Connection struct {
 	stream    atomic.Pointer[stream]
 	queue     nodeQueue
 	tasks     atomic.Int32
+	malformed atomic.Bool // a frame could not be decoded
 	taskMu    sync.Mutex
 
 	// asked: a code to type was asked for.

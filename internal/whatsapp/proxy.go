@@ -128,7 +128,7 @@ func (f *Factory) tunnel(proxy *url.URL, dial dialFunc) dialFunc {
 			return nil, err
 		}
 		// The server speaks only when it has been spoken to, so nothing of it is lost.
-		answer, err := http.ReadResponse(bufio.NewReader(io.LimitReader(conn, maxHeaders)), req)
+		answer, err := http.ReadResponse(bufio.NewReader(io.LimitReader(conn, maxHeaders)), req) //nolint:bodyclose // there is no body: what follows belongs to the tunnel
 		if err != nil {
 			return nil, err
 		}

@@ -164,7 +164,7 @@ func (c *Connection) shakeHands(internals *whatsmeow.DangerousInternalClient, fr
 	if err := internals.DoHandshake(nil, frames, *ephemeral); err != nil { //nolint:staticcheck // see above
 		return err
 	}
-	handshake, err := replay(s.firstFrame(), ephemeral, c.options.Device.NoiseKey)
+	handshake, err := replay(s.takeFirstFrame(), ephemeral, c.options.Device.NoiseKey)
 	if err != nil {
 		return err
 	}
@@ -208,7 +208,8 @@ func replay(hello []byte, ephemeral, static *keys.KeyPair) (*socket.NoiseHandsha
 	if err := h.MixSharedSecretIntoKey(*ephemeral.Priv, [32]byte(server)); err != nil {
 		return nil, err
 	}
-	return h, h.MixSharedSecretIntoKey(*static.Priv, [32]byte(theirs))
+	err = h.MixSharedSecretIntoKey(*static.Priv, [32]byte(theirs))
+	return h, err
 }
 
 // newStream is called with the socket of an opened websocket.
@@ -228,35 +229,38 @@ func (c *Connection) receive(_ context.Context, plaintext []byte) {
 	}
 	node, err := decodeNode(plaintext)
 	if err != nil {
-		c.options.Log().Info("Ignored a malformed frame", "reason", err.Error())
+		if !c.malformed.Swap(true) { // one line says it: a server could send millions
+			c.options.Log().Info("Ignored a malformed frame", "reason", err.Error())
+		}
 		return
 	}
 	if c.internals().ReceiveResponse(c.ctx, node) || handlers[node.Tag] == nil {
 		return
 	}
-	var timeout <-chan time.Time
-	for {
-		full, start := c.queue.put(node, len(plaintext))
-		if start {
-			go c.handleQueued()
-		}
-		if !full {
-			return
-		}
-		if timeout == nil {
-			timer := c.factory.clock.NewTimer(roomTimeout)
-			defer timer.Stop()
-			timeout = timer.C()
-		}
+	if c.enqueue(node, len(plaintext)) {
+		return
+	}
+	timer := c.factory.clock.NewTimer(roomTimeout)
+	defer timer.Stop()
+	for changed := c.queue.wait(); !c.enqueue(node, len(plaintext)); changed = c.queue.wait() {
 		select {
-		case <-c.queue.wait():
+		case <-changed:
 		case <-c.ctx.Done():
 			return
-		case <-timeout:
+		case <-timer.C():
 			c.report(over(EventDisconnected, session.EndOverloaded, "WhatsApp sends faster than it can be handled: it sends the rest again on the next connection"))
 			return
 		}
 	}
+}
+
+// enqueue queues a node, and has it handled; false: there is no room.
+func (c *Connection) enqueue(node *waBinary.Node, size int) bool {
+	full, start := c.queue.put(node, size)
+	if start {
+		go c.handleQueued()
+	}
+	return !full
 }
 
 // handleQueued handles nodes until none is left.

@@ -91,11 +91,13 @@ func (s *stream) release() {
 	}
 }
 
-// firstFrame is the server's first frame; nil before it has come.
-func (s *stream) firstFrame() []byte {
+// takeFirstFrame returns the server's first frame and forgets it; nil: it has not come.
+func (s *stream) takeFirstFrame() []byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.hello
+	hello := s.hello
+	s.hello = nil
+	return hello
 }
 
 // The opcodes of websocket frames that matter here (RFC 6455, section 5.2).
