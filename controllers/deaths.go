@@ -15,7 +15,7 @@ import (
 var errNotDead = errors.New("the worker is not declared dead any more")
 
 // DeathConfirmer tells which workers are dead: no change in either heartbeat for 15 s
-// under an observer that saw both, or the kubelet's report (DESIGN section 3.5).
+// under an observer that saw both, or the kubelet's report (docs/architecture.md, "Ownership").
 // Calls may run concurrently.
 type DeathConfirmer interface {
 	// Dead reports whether the worker of that name is declared dead. It does no I/O. A

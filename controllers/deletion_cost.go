@@ -16,12 +16,12 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 )
 
-// costInterval is how often the deletion cost of the workers' pods is updated.
+// costInterval is how often the deletion cost of the workers' pods is looked at.
 const costInterval = time.Minute
 
 // deletionCosts keeps the deletion cost of each worker's pod at its number of
 // sessions, so that a Deployment that is scaled down ends the pod whose end
-// moves the fewest (DESIGN section 3.9). It is a hint: nothing depends on it, so
+// moves the fewest (docs/architecture.md, "Ownership"). It is a hint: nothing depends on it, so
 // nothing fails with it. Only the leader runs it.
 type deletionCosts struct {
 	namespace string
@@ -35,7 +35,7 @@ type deletionCosts struct {
 	written map[string]int
 }
 
-// Start updates the pods until ctx ends.
+// Start looks at the pods until ctx ends.
 func (d *deletionCosts) Start(ctx context.Context) error {
 	ticker := d.clock.NewTicker(costInterval)
 	defer ticker.Stop()
@@ -44,15 +44,15 @@ func (d *deletionCosts) Start(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C():
-			if err := d.update(ctx); err != nil && ctx.Err() == nil {
-				d.log.Error(err, "Failed to write the deletion cost of the workers' pods, trying again")
+			if err := d.look(ctx); err != nil && ctx.Err() == nil {
+				d.log.Error(err, "The deletion cost of the workers' pods could not be written; it is tried again")
 			}
 		}
 	}
 }
 
-// update writes the costs that have changed noticeably.
-func (d *deletionCosts) update(ctx context.Context) error {
+// look writes the costs that have changed noticeably.
+func (d *deletionCosts) look(ctx context.Context) error {
 	list := &v1alpha1.WhatsAppSessionList{}
 	if err := d.client.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
 		return fmt.Errorf("listing the sessions: %w", err)
@@ -94,7 +94,7 @@ func noticeable(before, now int) bool {
 	return 10*max(before-now, now-before) > before
 }
 
-// write writes the cost to a worker's pod, unless about the same is there already. A
+// write tells a worker's pod its cost, unless it says about the same already. A
 // worker need not be a pod.
 func (d *deletionCosts) write(ctx context.Context, worker string, cost int) error {
 	pod := &metav1.PartialObjectMetadata{}

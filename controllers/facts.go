@@ -111,7 +111,7 @@ func supersede(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus,
 	return next
 }
 
-// nextEpoch is the number of the next placement (DESIGN section 3.8).
+// nextEpoch is the number of the next placement (docs/architecture.md, "Ownership").
 func nextEpoch(s v1alpha1.WhatsAppSessionStatus, now time.Time) int64 {
 	return max(s.Epoch+1, s.StoredEpoch+1, now.Unix())
 }
@@ -142,7 +142,7 @@ func deletionDecided(s *v1alpha1.WhatsAppSession) bool {
 }
 
 // item is what Redis and Laravel hear of a session from the manager, whose
-// starts are 0 (DESIGN section 3.8).
+// starts are 0 (docs/architecture.md, "Ownership").
 func item(s *v1alpha1.WhatsAppSession) delivery.StatusItem {
 	since := s.CreationTimestamp.Time
 	for _, c := range s.Status.Conditions {

@@ -17,7 +17,7 @@
 //	alone   urgent changes one by one, so far apart that no window is open
 //
 // A code is valid until the next one of its session, as WhatsApp's are, so
-// that none is held back by the rule of one in 30 s (DESIGN section 5) and the
+// that none is held back by the rule of one in 30 s (docs/architecture.md, "QR and status") and the
 // number of requests is compared at the full number of codes.
 package main
 

@@ -69,7 +69,7 @@ func (f *figures) flat() map[string]any {
 			out[prefix+name+"_p50_ms"], out[prefix+name+"_p99_ms"] = ms(percentile(values, 50)), ms(percentile(values, 99))
 		}
 	}
-	// The name that the table of DESIGN section 10 compares with: QR codes.
+	// The name that the table of docs/benchmarks.md compares with: QR codes.
 	out["old_requests_per_minute"] = out["old_qr_requests_per_minute"]
 	out["old_lost"], out["old_disordered"] = f.old.lost, f.old.disordered
 	var p50, p99 time.Duration
@@ -90,7 +90,7 @@ func (f *figures) report(w io.Writer) error {
 		fmt.Fprintf(table, "%s\t%v\t%v\t%v\n", what, old, ours, target)
 	}
 	fmt.Fprintln(table)
-	row("", "one request an event", "ours", "DESIGN section 10")
+	row("", "one request an event", "ours", "docs/benchmarks.md")
 	row("QR requests a minute", out["old_qr_requests_per_minute"], out["qr_requests_per_minute"], "≤ 44")
 	row("status requests a minute", out["old_status_requests_per_minute"], out["status_requests_per_minute"], "")
 	row("requests a second at the peak", out["old_peak_requests_per_s"], out["peak_requests_per_s"], "")

@@ -183,7 +183,7 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 }
 
 // exitTimeout is how long a worker that must take itself for declared dead may
-// take to end in order (DESIGN section 3.6). Its sockets are closed by then.
+// take to end in order (docs/architecture.md, "Ownership"). Its sockets are closed by then.
 const exitTimeout = 1500 * time.Millisecond
 
 // exitWhenLost ends the process when its right to hold connections has ended,

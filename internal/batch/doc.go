@@ -1,6 +1,6 @@
 // Package batch carries updates of sessions to Laravel in few requests: the
 // coalescing queue, which is in Redis, and the flusher, which empties it
-// (DESIGN section 5).
+// (docs/architecture.md, "QR and status").
 //
 // # The queue
 //

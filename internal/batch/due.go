@@ -7,7 +7,7 @@ import (
 )
 
 // DefaultQRInterval is how often Laravel hears of a session's QR codes at most
-// while the code that it has can still be scanned (DESIGN section 5): people
+// while the code that it has can still be scanned (docs/architecture.md, "QR and status"): people
 // scan from Redis and from the resource, Laravel needs not every code.
 const DefaultQRInterval = 30 * time.Second
 
@@ -22,7 +22,7 @@ type lastDelivered struct {
 
 // dueAt says from when on an item that arrives now may be claimed.
 //
-// A status is due at once: the windows (DESIGN section 5) are the flusher's,
+// A status is due at once: the windows (docs/architecture.md, "QR and status") are the flusher's,
 // which looks at all sessions together. A QR code is due when the interval
 // since the last one is over or the code that Laravel has expires, whichever
 // comes first: a code that replaces an expired one goes with the next batch.

@@ -17,8 +17,8 @@ import (
 )
 
 const (
-	// requestMargin is how long before its claim a request ends (DESIGN section
-	// 5): Redis and the next leader must not believe a batch free while its
+	// requestMargin is how long before its claim a request ends (docs/architecture.md, "QR
+	// and status"): Redis and the next leader must not believe a batch free while its
 	// request may still be answered.
 	requestMargin         = 5 * time.Second
 	defaultRequestTimeout = 15 * time.Second

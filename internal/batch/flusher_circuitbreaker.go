@@ -9,7 +9,8 @@ import (
 )
 
 const (
-	// tripAfter is how many failures in a row open the circuit breaker (DESIGN section 8).
+	// tripAfter is how many failures in a row open the circuit breaker
+	// (docs/architecture.md, "Delivery to Laravel").
 	tripAfter = 5
 	// The circuit breaker opens for 1 s, then 2 s, up to 30 s, each less up to a half
 	// of it at random.

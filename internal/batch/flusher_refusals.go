@@ -24,7 +24,7 @@ const (
 
 const (
 	// brakeItems of brakeSessions refused with no delivery between them say that the
-	// application is broken, not the items (DESIGN section 8).
+	// application is broken, not the items (docs/architecture.md, "Delivery to Laravel").
 	brakeItems, brakeSessions = 20, 5
 	// conflictTimeout is how long a 409 is repeated before it counts as a refusal: a
 	// deadlock in the application's database lasts seconds.

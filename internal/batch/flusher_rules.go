@@ -8,7 +8,7 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 )
 
-// Rules say when a batch goes (DESIGN section 5). The zero value stands for
+// Rules say when a batch goes (docs/architecture.md, "QR and status"). The zero value stands for
 // the defaults.
 type Rules struct {
 	// MaxItems fill a batch, which then goes at once; default 50.

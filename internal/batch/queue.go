@@ -28,7 +28,7 @@ const (
 	// defaultDeadLetters bounds the dead letters of a kind: at 64 KiB each, the
 	// most that an item may have, they take 640 MB, at an ordinary 500 bytes 5 MB.
 	defaultDeadLetters = 10_000
-	// defaultDeadLetterAge is DESIGN section 6.
+	// defaultDeadLetterAge is how long a dead letter is kept (docs/architecture.md, "QR and status").
 	defaultDeadLetterAge = 7 * 24 * time.Hour
 	// maxAnswer bounds what is kept of Laravel's answer in a dead letter.
 	maxAnswer = 512
@@ -51,7 +51,7 @@ var (
 	ErrClaimLost = errors.New("the batch was claimed by another meanwhile")
 	// ErrDeadLettersFull says that there is no room for another dead letter:
 	// the item stays in the queue, and delivery of its kind must stop until a
-	// person has looked (DESIGN section 6).
+	// person has looked (docs/architecture.md, "QR and status").
 	ErrDeadLettersFull = errors.New("the dead letters of this kind are full")
 	// ErrInvalidItem says that an item cannot be enqueued as it is; it is a
 	// fault of the program.

@@ -19,7 +19,7 @@ import (
 
 const (
 	// TTL is how long a status or a connection is believed without being
-	// rewritten (DESIGN section 7).
+	// rewritten (docs/architecture.md, "QR and status").
 	TTL = 120 * time.Second
 	// RefreshInterval is how often a worker calls RefreshAll: two of them may fail
 	// before a value expires.

@@ -1,6 +1,6 @@
 // Package cache keeps of each session what others may read quickly, in Redis:
-// the newest QR code, the status, and who holds the connection (DESIGN sections
-// 5 and 7). Laravel reads the same keys.
+// the newest QR code, the status, and who holds the connection (docs/architecture.md, "QR
+// and status"). Laravel reads the same keys.
 //
 // # The values
 //

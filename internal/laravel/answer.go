@@ -43,8 +43,8 @@ const (
 // errAnswerTooLong is the body's error where it is longer than maxAnswer.
 var errAnswerTooLong = errors.New("the answer is too long")
 
-// Classify says what an answer means (DESIGN section 8). It is pure. An err
-// stands for a request without an answer (status 0), or for an answer whose
+// Classify says what an answer means (docs/architecture.md, "Delivery to Laravel"). It is
+// pure. An err stands for a request without an answer (status 0), or for an answer whose
 // body could not be read. Now is for a Retry-After that is a date.
 func Classify(status int, header http.Header, body []byte, err error, now time.Time) delivery.Answer {
 	answer := delivery.Answer{StatusCode: status}

@@ -1,5 +1,5 @@
 // Package laravel speaks to the tenant's web application: it posts batches of
-// updates and says what each answer means (DESIGN section 8).
+// updates and says what each answer means (docs/architecture.md, "Delivery to Laravel").
 //
 // A request is
 //

@@ -18,7 +18,7 @@ const (
 	// counts: an observer that was stopped itself knows nothing of the time between.
 	maxObservationGap = 5 * time.Second
 	// restartTimeout is how long a container that is restarted in its pod may take to come
-	// back before the kubelet's report counts (DESIGN section 3.5).
+	// back before the kubelet's report counts (docs/architecture.md, "Ownership").
 	restartTimeout = 15 * time.Second
 	// askKubeletAfter is how long a Lease must be unchanged before its pod is read: one
 	// renewal was left out.
@@ -73,8 +73,8 @@ type observation struct {
 	run          string // run id of Redis
 }
 
-// failureDetector decides from observations which workers are dead (DESIGN section
-// 3.5). It is pure: it knows no time but that of the observations. Whatever makes
+// failureDetector decides from observations which workers are dead (docs/architecture.md,
+// "Ownership"). It is pure: it knows no time but that of the observations. Whatever makes
 // an observation unsure makes the decision later, never sooner:
 //
 //   - a change counts from the end of the observation that showed it, silence up to
@@ -271,8 +271,8 @@ func (d *failureDetector) suspect(name string, l observedLease, now time.Duratio
 // pod. acquired is when the process that renews the Lease joined; zero: it is not
 // known. Another pod of the same name says nothing.
 //
-// Only the kubelet writes containerStatuses. The rest of the pod is written by
-// controllers too: the pod of a node that is cut off is deleted, or marked as failed, by
+// Only the kubelet writes containerStatuses. What stands beside them is written by
+// others too: the pod of a node that is cut off is deleted, or marked as failed, by
 // a controller, while its containerStatuses are from before. So these tell that a
 // container is not restarted only where it is known that it was the process of the
 // Lease that has ended.

@@ -56,10 +56,10 @@ const (
 	maxCount = 1_000_000
 )
 
-// ErrNoHolder says that the Lease has no holder: its worker has left.
+// ErrNoHolder says that nobody holds the Lease: its worker has left.
 var ErrNoHolder = errors.New("the lease has no holder")
 
-// Member is a worker as its Lease describes it (DESIGN section 3.2).
+// Member is a worker as its Lease describes it (docs/architecture.md, "Ownership").
 type Member struct {
 	// Release is the release that the worker belongs to.
 	Release string
@@ -84,7 +84,7 @@ type Member struct {
 	// Draining: it gives its sessions away and takes none.
 	Draining bool
 	// StoreFailing and WhatsAppFailing: by its own attempts the worker cannot reach its
-	// database, or WhatsApp (DESIGN section 3.12). A worker that does not say so can.
+	// database, or WhatsApp (docs/architecture.md, "Ownership"). A worker that does not say so can.
 	StoreFailing, WhatsAppFailing bool
 	// AcquireTime is when the process that renews the Lease joined, by the worker's own clock;
 	// zero where the worker is too old to say so.

@@ -16,7 +16,8 @@ import (
 )
 
 const (
-	// RenewInterval is how often a worker renews each of its heartbeats (DESIGN section 3.5).
+	// RenewInterval is how often a worker renews each of its heartbeats
+	// (docs/architecture.md, "Ownership").
 	RenewInterval = 3 * time.Second
 	// Duration is how long after a renewal of its Lease a worker is given new sessions.
 	Duration = 15 * time.Second

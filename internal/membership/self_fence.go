@@ -13,8 +13,8 @@ import (
 const (
 	// SelfFenceTimeout is how long a worker may hold connections without a renewal of either
 	// heartbeat. An observer that has declared it dead has seen no change for SilenceTimeout,
-	// and a renewal counts from its sending, so the worker had given up 5 s before (DESIGN
-	// section 3.6).
+	// and a renewal counts from its sending, so the worker had given up 5 s before
+	// (docs/architecture.md, "Ownership").
 	SelfFenceTimeout = 10 * time.Second
 	// selfFenceInterval is how often the gap is checked where nothing is dialled or written.
 	selfFenceInterval = 500 * time.Millisecond

@@ -1,7 +1,6 @@
-// Package placement decides which worker holds which session (DESIGN section
-// 3.3). It is a pure function from a snapshot of sessions and workers to moves:
-// no I/O, no clock, no randomness, and the same answer whatever the order of
-// its input.
+// Package placement decides which worker holds which session (docs/architecture.md,
+// "Ownership"). It is a pure function from a snapshot of sessions and workers to moves:
+// no I/O, no clock, no randomness, and the same answer whatever the order of its input.
 //
 // It moves nothing without a reason. A session on a live worker of its
 // namespace's pool stays where it is. A session without a worker goes to the
@@ -82,7 +81,7 @@ type Session struct {
 	Since time.Time
 	// Paired: it has a device, so that taking it up is a login, which costs a token.
 	Paired bool
-	// Idle: it has no connection, and is to have none until a person acts or a date has come.
+	// Idle: it has no connection, and is to have none before a person or a date says so.
 	Idle bool
 	// Connected is since when it is connected; zero: it is not.
 	Connected time.Time
@@ -107,8 +106,8 @@ type Worker struct {
 	Draining bool
 	// Live: its Lease is being renewed.
 	Live bool
-	// Failing: it says that it cannot reach its database or WhatsApp (DESIGN section 3.12), and
-	// FailingSince is since when.
+	// Failing: it says that it cannot reach its database or WhatsApp (docs/architecture.md,
+	// "Ownership"), and FailingSince is since when.
 	Failing      bool
 	FailingSince time.Time
 	// Since is when it became live; zero: long ago.

@@ -55,19 +55,8 @@ func (a *Publisher) enqueue(ctx context.Context, status delivery.StatusItem) err
 	if err != nil {
 		return err
 	}
-	_, err = put(ctx, a.statuses, item)
+	_, err = a.statuses.Enqueue(ctx, item)
 	return err
-}
-
-// put puts an item into a queue. A *delivery.StaleError says that Redis remembers
-// numbers that the writer's own can never exceed: those of a resource that was restored
-// from a backup, for example.
-func put(ctx context.Context, queue *coalescedEnqueue, item delivery.Item) (batch.EnqueueResult, error) {
-	result, err := queue.Enqueue(ctx, item)
-	if err == nil && result.Code == batch.Stale {
-		err = item.Stale(result.Newest)
-	}
-	return result, err
 }
 
 // code writes the QR code to the cache and, if it is new there, into its queue.
@@ -89,7 +78,7 @@ func (a *Publisher) code(ctx context.Context, what session.Publication) error {
 	if err != nil {
 		return err
 	}
-	_, err = put(ctx, a.codes, item)
+	_, err = a.codes.Enqueue(ctx, item)
 	return err
 }
 
@@ -128,7 +117,7 @@ func (s *ManagerPublisher) Update(ctx context.Context, status delivery.StatusIte
 	if err != nil {
 		return false, err
 	}
-	result, err := put(ctx, s.updates, item)
+	result, err := s.updates.Enqueue(ctx, item)
 	switch {
 	case err != nil:
 		return false, err

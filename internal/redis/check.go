@@ -10,8 +10,8 @@ import (
 	"k8s.io/utils/clock"
 )
 
-// checkInterval is DESIGN section 5: an administrator's change at run time must be
-// noticed before it has cost much.
+// checkInterval is how often Redis is checked (docs/architecture.md, "QR and status"): an administrator's change at
+// run time must be noticed before it has cost much.
 const checkInterval = time.Minute
 
 // Report is what Check found out.

@@ -14,7 +14,7 @@ import (
 
 const (
 	// heartbeatWait is how long a renewal may take to a replica; the whole renewal has 2 s
-	// (DESIGN section 3.5).
+	// (docs/architecture.md, "Ownership").
 	heartbeatWait = "1000"
 	// staleReplica is how many seconds a replica may have been silent and still show that
 	// this primary is not cut off. A replica reports each second.

@@ -44,7 +44,7 @@ func Forget(ctx context.Context, client goredis.UniversalClient, keys Keys) erro
 }
 
 // Watcher tells when Redis may have forgotten what it was given, so that
-// everything present is given to it again (DESIGN section 5).
+// everything present is given to it again (docs/architecture.md, "QR and status").
 type Watcher struct {
 	// Client is the server to watch.
 	Client goredis.UniversalClient

@@ -13,7 +13,7 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
 )
 
-// The times of a session's life. DESIGN section 4 has those of the backoff.
+// The times of a session's life. docs/architecture.md, "A session's life" has those of the backoff.
 const (
 	backoffFirst = time.Second
 	backoffMost  = 2 * time.Minute
@@ -649,7 +649,8 @@ func (m *Machine) dialSpec() DialSpec {
 	return d
 }
 
-// endings says what each end of a connection makes of the session: the table of DESIGN section 4.
+// endings says what each end of a connection makes of the session: the table of
+// docs/architecture.md, "A session's life".
 var endings = map[EventType]func(m *Machine, e Event, now time.Time){
 	EventDisconnected: func(m *Machine, e Event, now time.Time) {
 		reason := v1alpha1.ReasonReconnecting

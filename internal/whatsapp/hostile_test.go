@@ -83,7 +83,7 @@ func (h *hostile) open(g *WithT) *testSession {
 	o := Options{Device: device, Events: func(e Event) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.reported = append(s.reported, e)
+		s.told = append(s.told, e)
 	}}
 	kind := EventConnected
 	if h.unpaired {
@@ -437,7 +437,7 @@ func replies() []waBinary.Node {
 }
 
 // TestARefusedLoginEndsNoProcess: whatever reason a login is refused with, the end is
-// reported and the process lives.
+// told and the process lives.
 func TestARefusedLoginEndsNoProcess(t *testing.T) {
 	h := newHostile(t, false)
 	for _, reason := range []int{400, 401, 402, 403, 405, 406, 409, 413, 414, 415, 418, 500, 501, 503, 599} {

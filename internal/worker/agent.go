@@ -47,7 +47,7 @@ const (
 	drainInterval = 100 * time.Millisecond
 	// answerTimeout is how long a drain waits for the manager to name successors, counted
 	// from the last session that went, and evictBefore how long before the end of the
-	// grace it waits no longer (DESIGN section 3.9).
+	// grace it waits no longer (docs/architecture.md, "Ownership").
 	answerTimeout = 30 * time.Second
 	evictBefore   = 5 * time.Second
 	// reconciles is how many sessions are looked at at a time; for one that was moved away
@@ -455,7 +455,7 @@ func (a *Agent) join() {
 }
 
 // takeStock has what this worker holds but was not given released: a former
-// process's sessions that were moved while it was dead (DESIGN section 3.4).
+// process's sessions that were moved while it was dead (docs/architecture.md, "Ownership").
 // What leaves this worker later leaves the cache, which tells; that it is looked
 // for again and again is for what a break of the watch has hidden.
 func (a *Agent) takeStock(ctx context.Context) {

@@ -30,7 +30,7 @@ const (
 var ErrStoreUnreachable = errors.New("the database cannot be reached")
 
 // Health tells by the attempts of this worker's sessions whether it reaches its
-// database and WhatsApp (DESIGN section 3.12). It may be used by many goroutines.
+// database and WhatsApp (docs/architecture.md, "Ownership"). It may be used by many goroutines.
 type Health struct {
 	clock clock.PassiveClock
 	log   logr.Logger

@@ -133,7 +133,7 @@ func (p *PerEgress) dealer(login Login) *dealer {
 }
 
 // provenShare is how many tokens in a row the proven get while unproven wait as
-// well, which leaves a quarter to the unproven (DESIGN section 4).
+// well, which leaves a quarter to the unproven (docs/architecture.md, "A session's life").
 const provenShare = 3
 
 // dealer is a token bucket and those who wait for it. It is pure: the time is
