@@ -83,7 +83,7 @@ func (h *hostile) open(g *WithT) *testSession {
 	o := Options{Device: device, Events: func(e Event) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.told = append(s.told, e)
+		s.reported = append(s.reported, e)
 	}}
 	kind := EventConnected
 	if h.unpaired {
@@ -442,7 +442,7 @@ func replies() []waBinary.Node {
 }
 
 // TestARefusedLoginEndsNoProcess: whatever reason a login is refused with, the end is
-// told and the process lives.
+// reported and the process lives.
 func TestARefusedLoginEndsNoProcess(t *testing.T) {
 	h := newHostile(t, false)
 	for _, reason := range []int{400, 401, 402, 403, 405, 406, 409, 413, 414, 415, 418, 500, 501, 503, 599} {
