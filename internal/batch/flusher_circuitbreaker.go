@@ -184,6 +184,11 @@ func (b *circuitBreaker) refuse(batch *delivery.Batch, r reaction, answer delive
 	}
 	r = b.trip(LaravelMisconfigured, batch, answer, now, random)
 	r.notBefore = b.afterOthers(batch)
+	if answer.StatusCode < 300 {
+		// The application may have recorded the batch, and would answer its repetition with
+		// a yes that means nothing: the items need new ids.
+		r.step, r.notBefore = stepSplit, never
+	}
 	r.detail = fmt.Sprintf("Laravel refuses update after update of several sessions and takes none, so the application is taken for broken, and no more dead letters are made: %s", answer.Detail)
 	return r
 }

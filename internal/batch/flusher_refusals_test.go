@@ -91,7 +91,7 @@ func TestBrakeIsReleasedByADelivery(t *testing.T) {
 		rejectsAll.Rejected = append(rejectsAll.Rejected, delivery.Rejection{SessionID: s})
 	}
 	r := b.react(batchOf("b", all...), rejectsAll, now, half)
-	g.Expect(r.step).To(Equal(stepRelease), "a batch of which all is rejected by name counts, too")
+	g.Expect(r.step).To(Equal(stepSplit), "a batch of which all is rejected by name counts, too; a repetition of it would be answered with a yes")
 	g.Expect(r.stopped).To(Equal(LaravelMisconfigured))
 
 	now = b.until

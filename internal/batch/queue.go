@@ -473,12 +473,9 @@ func (q *Queue) Release(ctx context.Context, b *delivery.Batch, notBefore time.T
 }
 
 // Split stores two batches in place of one, each with a new id and one half of
-// the items in their order, to be claimed at once; the first half comes first.
-// ErrClaimLost and nil as with Ack.
+// the items in their order, to be claimed at once; the first half comes first. A
+// batch of one item gets a new id. ErrClaimLost and nil as with Ack.
 func (q *Queue) Split(ctx context.Context, b *delivery.Batch) error {
-	if len(b.Items) < 2 {
-		return fmt.Errorf("a batch of %d items cannot be split", len(b.Items))
-	}
 	first, second := newBatchID(), newBatchID()
 	return q.finish(ctx, splitScript, b, q.args(b.Kind, b.ID, b.Attempt, first, second), "splitting a batch")
 }

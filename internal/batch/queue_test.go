@@ -271,7 +271,11 @@ func repeatedBatch(b *bench) {
 	g.Expect(seqs(two)).To(Equal([]string{"b/1"}))
 	g.Expect([]string{one.ID, two.ID}).NotTo(ContainElement(lost.ID))
 	g.Expect(one.ID < two.ID).To(BeTrue())
-	g.Expect(b.Split(b.ctx, one)).NotTo(Succeed())
+	g.Expect(b.Split(b.ctx, one)).To(Succeed(), "one item gets a new id")
+	renewed := b.claim(kind, 0)
+	g.Expect(seqs(renewed)).To(Equal(seqs(one)))
+	g.Expect(renewed.ID).NotTo(Equal(one.ID))
+	one = renewed
 	g.Expect(b.Ack(b.ctx, one)).To(Succeed())
 	g.Expect(b.Ack(b.ctx, two)).To(Succeed())
 	g.Expect(seqs(b.claim(kind, 50))).To(Equal([]string{"a/2"}))
