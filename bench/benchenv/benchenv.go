@@ -24,6 +24,7 @@ import (
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/laravel/laraveltest"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
 
@@ -40,7 +41,7 @@ type Environment struct {
 	Client     client.WithWatch
 	// Redis is its host:port.
 	Redis   string
-	Laravel *Laravel
+	Laravel *laraveltest.Receiver
 
 	ctx    context.Context //nolint:containedctx // a program's one context
 	server program
@@ -73,10 +74,10 @@ func New(ctx context.Context, name string, keep bool) (e *Environment, err error
 	if err := e.server.run(func(t testing.TB) { e.Redis = testenv.Redis(t) }); err != nil {
 		return e, err
 	}
-	if e.Laravel, err = newLaravel(e.Dir); err != nil {
+	if e.Laravel, err = newLaravel(); err != nil {
 		return e, err
 	}
-	e.ends = append(e.ends, e.Laravel.close)
+	e.ends = append(e.ends, e.Laravel.Close)
 	return e, nil
 }
 
@@ -136,7 +137,11 @@ func (e *Environment) Common(store string) []string {
 // Manager starts a manager that needs no election.
 func (e *Environment) Manager(store string, more ...string) (*Process, error) {
 	args := append([]string{"manager", "--leader-elect=false"}, e.Common(store)...)
-	return e.StartServing("manager", e.Binary, append(append(args, e.Laravel.flags()...), more...)...)
+	flags, err := e.Laravel.Flags(e.Dir)
+	if err != nil {
+		return nil, err
+	}
+	return e.StartServing("manager", e.Binary, append(append(args, flags...), more...)...)
 }
 
 // Say prints a line with the time.

@@ -153,8 +153,8 @@ func run(ctx context.Context, sessions int, names []string, out string, keep boo
 		return fmt.Errorf("%d connections were doubled: %v", b.Doubled, b.phones.Doubled())
 	case b.Lost > 0:
 		return fmt.Errorf("%d updates were lost", b.Lost)
-	case len(b.Laravel.Faults()) > 0:
-		return fmt.Errorf("Laravel was sent what breaks the contract: %s", strings.Join(b.Laravel.Faults(), "; "))
+	case len(b.Laravel.Breaches()) > 0:
+		return fmt.Errorf("Laravel was sent what breaks the contract: %s", strings.Join(b.Laravel.Breaches(), "; "))
 	case len(stats.Unknown) > 0:
 		return fmt.Errorf("the simulator was asked what it does not know: %v", stats.Unknown)
 	}

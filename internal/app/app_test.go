@@ -19,6 +19,7 @@ import (
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/laravel/laraveltest"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/store"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
@@ -45,7 +46,7 @@ func TestASessionAllTheWay(t *testing.T) {
 				s.Expect(obj.Status.Phase).To(Equal(v1alpha1.PhasePairing))
 				s.Eventually(func() (string, error) { return s.redis.Get(t.Context(), "session:"+name+":qr").Result() }).
 					Should(ContainSubstring(`"session_id":"`+name+`"`), "the code is in Redis")
-				s.Eventually(func() string { return s.laravel.code(name).QR }).Should(Equal(obj.Status.QR.Code), "Laravel has the code")
+				s.Eventually(func() string { return s.laravel.Code(name).QR }).Should(Equal(obj.Status.QR.Code), "Laravel has the code")
 				s.scan(name, fmt.Sprintf("+3460011122%d", i))
 			}
 			workers := map[string]bool{}
@@ -271,18 +272,19 @@ func TestBadInput(t *testing.T) {
 		s.Expect(s.event("proxied", v1alpha1.ReasonProxySecretInvalid)).NotTo(ContainSubstring("hunter2"))
 	})
 	t.Run("Laravel answers HTML, then a redirect; nothing is lost", func(*testing.T) {
-		s.laravel.answerWith(func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("Content-Type", "text/html")
-			fmt.Fprint(w, "<html>login</html>")
+		s.laravel.AnswerWith(func(laraveltest.Request) laraveltest.Answer {
+			return laraveltest.No(http.StatusOK, "<html>login</html>")
 		})
 		s.apply("html")
 		s.phase("html", v1alpha1.PhasePairing)
 		s.scan("html", "+34600999001")
 		s.phase("html", v1alpha1.PhaseConnected)
-		s.laravel.answerWith(func(w http.ResponseWriter, r *http.Request) {
-			http.Redirect(w, r, "https://example.com/login", http.StatusFound)
+		s.laravel.AnswerWith(func(laraveltest.Request) laraveltest.Answer {
+			return laraveltest.Answer{Write: func(w http.ResponseWriter, r *http.Request) {
+				http.Redirect(w, r, "https://example.com/login", http.StatusFound)
+			}}
 		})
-		s.laravel.answerWith(nil)
+		s.laravel.AnswerWith(nil)
 		s.hears("html", delivery.Active, v1alpha1.PhaseConnected)
 	})
 }
@@ -299,7 +301,7 @@ func TestRedisForgets(t *testing.T) {
 	s.phase("a", v1alpha1.PhaseConnected)
 	before := s.hears("a", delivery.Active, v1alpha1.PhaseConnected)
 	redis.RestartEmpty()
-	s.Eventually(func() bool { return s.laravel.status("a").Newer(before.Numbers) }).Should(BeTrue())
+	s.Eventually(func() bool { return s.laravel.Status("a").Newer(before.Numbers) }).Should(BeTrue())
 	s.hears("a", delivery.Active, v1alpha1.PhaseConnected)
 	s.Expect(s.get("a").Status.Reconnects).To(BeZero(), "a Redis outage drops no connection")
 }
@@ -339,7 +341,7 @@ func TestRestartInPlace(t *testing.T) {
 	s.Expect(after.Worker).To(Equal("worker-1"))
 	s.Expect(after.Epoch).To(Equal(before.Epoch))
 	s.Expect(after.HolderStart).NotTo(Equal(before.HolderStart), "another process, another claim")
-	s.Eventually(func() int64 { return s.laravel.status("a").Seq }).Should(BeNumerically(">", delivery.FirstSeq(2)), "its numbers rise over the restart")
+	s.Eventually(func() int64 { return s.laravel.Status("a").Seq }).Should(BeNumerically(">", delivery.FirstSeq(2)), "its numbers rise over the restart")
 	s.scan("unscanned", "+34800111229")
 	s.phase("unscanned", v1alpha1.PhaseConnected)
 }
@@ -347,7 +349,7 @@ func TestRestartInPlace(t *testing.T) {
 // TestLaravelIsAwayAtFirst: what happened meanwhile is told when it is there.
 func TestLaravelIsAwayAtFirst(t *testing.T) {
 	s := newEnvironment(t, "")
-	s.laravel.answerWith(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) })
+	s.laravel.AnswerWith(func(laraveltest.Request) laraveltest.Answer { return laraveltest.No(http.StatusServiceUnavailable, "") })
 	s.manager()
 	s.worker("worker-1")
 	for i, name := range []string{"a", "b", "c"} {
@@ -355,7 +357,7 @@ func TestLaravelIsAwayAtFirst(t *testing.T) {
 		s.scan(name, fmt.Sprintf("+3490011122%d", i))
 		s.phase(name, v1alpha1.PhaseConnected)
 	}
-	s.laravel.answerWith(nil)
+	s.laravel.AnswerWith(nil)
 	for _, name := range []string{"a", "b", "c"} {
 		s.hears(name, delivery.Active, v1alpha1.PhaseConnected)
 	}

@@ -8,6 +8,8 @@ import (
 
 	. "github.com/onsi/gomega"
 	"github.com/spf13/pflag"
+
+	"github.com/whatsapp-operator/whatsapp-operator/internal/laravel/laraveltest"
 )
 
 // takesAnything are the flags of which no value that can be parsed is wrong, and why.
@@ -143,7 +145,7 @@ var wrongForWorker = []wrongValue{
 func TestEveryFlagIsChecked(t *testing.T) {
 	dir := t.TempDir()
 	secret := filepath.Join(dir, "secret")
-	NewWithT(t).Expect(os.WriteFile(secret, []byte(signingSecret), 0o600)).To(Succeed())
+	NewWithT(t).Expect(os.WriteFile(secret, []byte(laraveltest.Secret), 0o600)).To(Succeed())
 	common := []string{"--kubeconfig=", "--namespace=ops", "--store=sqlite:" + filepath.Join(dir, "keys.db")}
 	commands := []struct {
 		name  string

@@ -5,9 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
-	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -28,7 +25,7 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/apiserver"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
-	"github.com/whatsapp-operator/whatsapp-operator/internal/laravel"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/laravel/laraveltest"
 	childprocess "github.com/whatsapp-operator/whatsapp-operator/internal/process"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
@@ -53,8 +50,6 @@ func TestMain(m *testing.M) {
 }
 
 const (
-	signingSecret = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
-	bearerToken   = "a-token-for-the-tests"
 	// waitTimeout bounds waits for whole stories on a loaded machine.
 	waitTimeout = 2 * time.Minute
 )
@@ -71,7 +66,7 @@ type environment struct {
 	redis     *goredis.Client
 	store     string
 	simulator *simulator.Server
-	laravel   *laravelStandIn
+	laravel   *laraveltest.Receiver
 	kube      string
 }
 
@@ -79,7 +74,12 @@ func newEnvironment(t *testing.T, store string) *environment {
 	g := NewWithT(t)
 	g.SetDefaultEventuallyTimeout(waitTimeout)
 	g.SetDefaultEventuallyPollingInterval(50 * time.Millisecond)
-	s := &environment{WithT: g, t: t, dir: t.TempDir(), redisAddr: testenv.Redis(t), laravel: newLaravel(t)}
+	s := &environment{WithT: g, t: t, dir: t.TempDir(), redisAddr: testenv.Redis(t), laravel: laraveltest.Start(t, laraveltest.Options{})}
+	t.Cleanup(func() {
+		for _, breach := range s.laravel.Breaches() {
+			t.Error("Laravel was sent what it must not be:", breach)
+		}
+	})
 	s.store = store
 	if store == "" {
 		s.store = "sqlite:" + filepath.Join(s.dir, "keys.db")
@@ -149,8 +149,9 @@ func (s *environment) common() []string {
 }
 
 func (s *environment) manager(more ...string) *process {
-	args := append(s.common(), "--leader-elect=false", "--laravel-url="+s.laravel.URL,
-		"--laravel-token-file="+s.file("token", bearerToken), "--laravel-signing-secret-file="+s.file("secret", signingSecret))
+	flags, err := s.laravel.Flags(s.dir)
+	s.Expect(err).NotTo(HaveOccurred())
+	args := append(append(s.common(), "--leader-elect=false"), flags...)
 	return s.start("manager", append(args, more...)...)
 }
 
@@ -277,116 +278,8 @@ func (s *environment) hears(sessionID string, word delivery.Word, phase v1alpha1
 	s.t.Helper()
 	var last delivery.StatusItem
 	s.Eventually(func() string {
-		last = s.laravel.status(sessionID)
+		last = s.laravel.Status(sessionID)
 		return string(last.Status) + "/" + last.Phase
 	}).Should(Equal(string(word) + "/" + string(phase)))
 	return last
-}
-
-// laravelStandIn is a receiver that does what the contract asks of Laravel and
-// notes every breach of it by the sender.
-type laravelStandIn struct {
-	*httptest.Server
-	t  *testing.T
-	mu sync.Mutex
-	// answer, where set, answers in place of the receiver.
-	answer   http.HandlerFunc
-	statuses map[string]delivery.StatusItem
-	codes    map[string]delivery.QRItem
-	batches  map[string]string
-	requests int
-}
-
-func newLaravel(t *testing.T) *laravelStandIn {
-	l := &laravelStandIn{t: t, statuses: map[string]delivery.StatusItem{}, codes: map[string]delivery.QRItem{}, batches: map[string]string{}}
-	l.Server = httptest.NewServer(l)
-	t.Cleanup(l.Server.Close)
-	return l
-}
-
-func (l *laravelStandIn) status(sessionID string) delivery.StatusItem {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.statuses[sessionID]
-}
-
-func (l *laravelStandIn) code(sessionID string) delivery.QRItem {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.codes[sessionID]
-}
-
-func (l *laravelStandIn) answerWith(f http.HandlerFunc) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.answer = f
-}
-
-func (l *laravelStandIn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	body, err := io.ReadAll(r.Body)
-	if err != nil {
-		return
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.answer != nil {
-		l.answer(w, r)
-		return
-	}
-	l.requests++
-	secret, err := laravel.ParseSecret(signingSecret)
-	if err != nil {
-		l.t.Error(err)
-	}
-	if err := laravel.Verify(r.Header, []laravel.Secret{secret}, time.Now(), laravel.DefaultTolerance, body); err != nil {
-		l.t.Error(err)
-	}
-	if r.Header.Get("Authorization") != "Bearer "+bearerToken || r.Header.Get("Accept") != "application/json" {
-		l.t.Errorf("headers: %v", r.Header)
-	}
-	var envelope struct {
-		ID    string            `json:"batch_id"`
-		Items []json.RawMessage `json:"items"`
-	}
-	if err := json.Unmarshal(body, &envelope); err != nil || envelope.ID == "" || envelope.ID != r.Header.Get(laravel.HeaderID) {
-		l.t.Errorf("envelope: %s (%v)", body, err)
-	}
-	items := fmt.Sprintf("%s", envelope.Items)
-	if before, known := l.batches[envelope.ID]; known {
-		if before != items {
-			l.t.Errorf("batch %s was repeated with other items", envelope.ID)
-		}
-		w.WriteHeader(http.StatusNoContent)
-		return
-	}
-	l.batches[envelope.ID] = items
-	for _, raw := range envelope.Items {
-		l.take(r.URL.Path, raw)
-	}
-	w.WriteHeader(http.StatusNoContent)
-}
-
-func (l *laravelStandIn) take(path string, raw json.RawMessage) {
-	switch path {
-	case "/qr/batch":
-		var item delivery.QRItem
-		if err := json.Unmarshal(raw, &item); err != nil {
-			l.t.Error(err)
-		}
-		if last, known := l.codes[item.SessionID]; known && !item.Newer(last.Numbers) {
-			l.t.Errorf("a code of %s came out of order", item.SessionID)
-		}
-		l.codes[item.SessionID] = item
-	case "/whatsapp/status/batch":
-		var item delivery.StatusItem
-		if err := json.Unmarshal(raw, &item); err != nil {
-			l.t.Error(err)
-		}
-		if last, known := l.statuses[item.SessionID]; known && !item.Newer(last.Numbers) {
-			l.t.Errorf("a status of %s came out of order", item.SessionID)
-		}
-		l.statuses[item.SessionID] = item
-	default:
-		l.t.Errorf("a request to %s", path)
-	}
 }

@@ -88,7 +88,7 @@ func TestPhoneCode(t *testing.T) {
 		s.Expect(content).NotTo(ContainSubstring(code), place)
 		s.Expect(content).NotTo(ContainSubstring(fresh), place)
 	}
-	s.Expect(s.laravel.code("shop")).To(BeZero(), "the batch of QR codes has no place for it")
+	s.Expect(s.laravel.Code("shop")).To(BeZero(), "the batch of QR codes has no place for it")
 
 	t.Log("the right code on the right phone")
 	s.Expect(enter(right, fresh)).To(Succeed())

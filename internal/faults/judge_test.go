@@ -205,7 +205,7 @@ func (w *world) judge(t *testing.T, c *trial) verdict {
 	if len(after.Unknown) > 0 {
 		wrong("the simulator was asked what it does not know: %v", after.Unknown)
 	}
-	for _, breach := range w.laravel.takeBreaches() {
+	for _, breach := range w.laravel.TakeBreaches() {
 		wrong("Laravel: %s", breach)
 	}
 	w.mu.Lock()
@@ -250,7 +250,7 @@ func (w *world) words(ctx context.Context) (problems []string) {
 	told := func(context.Context) error {
 		var not []string
 		for _, s := range w.sessions {
-			if last := w.laravel.status(s.name); last.Status != delivery.Active || last.Phase != string(v1alpha1.PhaseConnected) {
+			if last := w.laravel.Status(s.name); last.Status != delivery.Active || last.Phase != string(v1alpha1.PhaseConnected) {
 				not = append(not, fmt.Sprintf("%s is %s/%s", s.name, last.Status, last.Phase))
 			}
 		}

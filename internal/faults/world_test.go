@@ -26,6 +26,7 @@ import (
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/apiserver"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/laravel/laraveltest"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/membership"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
@@ -63,7 +64,7 @@ type world struct {
 	storeDown bool
 	client    client.WithWatch
 	simulator *simulator.Server
-	laravel   *receiver
+	laravel   *laraveltest.Receiver
 	book      *book
 	traffic   *traffic
 	absences  *absences
@@ -253,8 +254,8 @@ func (w *world) birth(kind string, place int) string {
 func (w *world) newManager(place int) *pod {
 	upstream := map[service]string{toAPI: hostPort(w.api.Config.Host), toRedis: w.redis.Addr(), toStore: w.store.Addr()}
 	p := w.newPod(w.birth("manager", place), upstream, func(p *pod) []string {
-		args := append([]string{"manager", "--laravel-url=" + w.laravel.URL, "--laravel-token-file=" + w.file("token", bearerToken),
-			"--laravel-signing-secret-file=" + w.file("secret", signingSecret)}, w.common(p)...)
+		args := append([]string{"manager", "--laravel-url=" + w.laravel.URL, "--laravel-token-file=" + w.file("token", laraveltest.Token),
+			"--laravel-signing-secret-file=" + w.file("secret", laraveltest.Secret)}, w.common(p)...)
 		return append(args, w.managerFlags...)
 	})
 	w.note("%s is new", p.name)

@@ -91,13 +91,11 @@ func (s *stream) release() {
 	}
 }
 
-// takeFirstFrame returns the server's first frame and forgets it; nil: it has not come.
-func (s *stream) takeFirstFrame() []byte {
+// firstFrame is the server's first frame; nil before it has come.
+func (s *stream) firstFrame() []byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	hello := s.hello
-	s.hello = nil
-	return hello
+	return s.hello
 }
 
 // The opcodes of websocket frames that matter here (RFC 6455, section 5.2).
@@ -124,7 +122,7 @@ type framing struct {
 
 	collecting []byte // the first frame, as far as it has come
 	collected  bool
-	hello      []byte // the first frame, until it is taken
+	hello      []byte // the first frame, until somebody takes it
 }
 
 // read follows what has come, and returns what is wrong with it.
@@ -190,7 +188,7 @@ func (f *framing) readHeader(data []byte) ([]byte, error) {
 	return data, f.ended()
 }
 
-// ended checks, at the end of a binary message, whether WhatsApp's frame has ended too.
+// ended looks, at the end of a binary message, whether WhatsApp's frame has ended too.
 func (f *framing) ended() error {
 	if f.left > 0 || !f.binary {
 		return nil

@@ -1,0 +1,562 @@
+// Package laraveltest stands in for the web application that gets the batches. Tests,
+// benchmarks and the demo share it.
+//
+// A Receiver does what the contract asks of the application (docs/laravel.md): it checks
+// token and signature, takes a batch once, whatever its repetitions, and ignores an item
+// that is not newer than what it has. A script decides what it answers in place of a yes.
+// It keeps a record of every request, and of every breach of the contract by the sender: a
+// wrong signature, a batch that is repeated with other items, a session's updates out of
+// order, an update that was not taken and never came again.
+package laraveltest
+
+import (
+	"bytes"
+	"crypto/subtle"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/laravel"
+)
+
+// Token and Secret are what Options use where they name none.
+const (
+	Token  = "a-token-for-the-tests"
+	Secret = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
+)
+
+// maxBody bounds what is read of a request: 1,000 items of at most some 2 kB.
+const maxBody = 8 << 20
+
+// Request is a request that came in.
+type Request struct {
+	// N counts the requests, from 1.
+	N          int
+	At         time.Time
+	Method     string
+	Path       string
+	Proto      string
+	Header     http.Header
+	Body       []byte
+	Kind       delivery.Kind
+	BatchID    string
+	RawItems   []json.RawMessage
+	Items      []Item
+	Repeated   bool // the batch was taken before
+	Unverified error
+}
+
+// Item is an update. Of the two kinds' fields those of the other are empty.
+type Item struct {
+	Kind delivery.Kind
+	delivery.Numbers
+	SessionID string
+	Status    delivery.StatusItem
+	QR        delivery.QRItem
+}
+
+// Holds reports whether the request has an item of a session.
+func (r Request) Holds(sessionID string) bool {
+	return slices.ContainsFunc(r.Items, func(i Item) bool { return i.SessionID == sessionID })
+}
+
+// Answer is what the receiver does with a request.
+type Answer struct {
+	// Take: the items are taken, before the answer is given, but for those of the Rejected sessions.
+	Take     bool
+	Rejected []string
+	// Write gives the answer. Nil: 204.
+	Write http.HandlerFunc
+}
+
+// Yes takes the items and says so.
+func Yes() Answer { return Answer{Take: true} }
+
+// YesAfter takes the items and answers after a while, or when the request has ended.
+func YesAfter(d time.Duration) Answer {
+	return Answer{Take: true, Write: func(w http.ResponseWriter, r *http.Request) {
+		timer := time.NewTimer(d)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-r.Context().Done():
+		}
+		w.WriteHeader(http.StatusNoContent)
+	}}
+}
+
+// YesWhen takes the items and answers when the channel is closed, or when the request has ended.
+func YesWhen(released <-chan struct{}) Answer {
+	return Answer{Take: true, Write: func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case <-released:
+		case <-r.Context().Done():
+		}
+		w.WriteHeader(http.StatusNoContent)
+	}}
+}
+
+// YesBut takes the items, but for those of the sessions that it rejects by name.
+func YesBut(reason string, sessions ...string) Answer {
+	return Answer{Take: true, Rejected: sessions, Write: func(w http.ResponseWriter, _ *http.Request) {
+		list := []delivery.Rejection{}
+		for _, session := range sessions {
+			list = append(list, delivery.Rejection{SessionID: session, Reason: reason})
+		}
+		_ = json.NewEncoder(w).Encode(map[string]any{"rejected": list})
+	}}
+}
+
+// No answers with a status and a body, and takes nothing.
+func No(status int, body string) Answer {
+	return Answer{Write: func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(status)
+		_, _ = io.WriteString(w, body)
+	}}
+}
+
+// TakenAndBroken takes the items and breaks the connection.
+func TakenAndBroken() Answer {
+	return Answer{Take: true, Write: func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }}
+}
+
+// TakenAndSilent takes the items and never answers.
+func TakenAndSilent() Answer {
+	return Answer{Take: true, Write: func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }}
+}
+
+// Options of a Receiver. The zero value takes everything.
+type Options struct {
+	// Token and Secret are the sender's; empty: the constants.
+	Token, Secret string
+	// Tolerance is how old a request may be; zero: as the contract says.
+	Tolerance time.Duration
+	// Decide is asked about each request that is a batch; nil: Yes to all. It may be
+	// called from several goroutines at once.
+	Decide func(Request) Answer
+	// Other serves what is no batch; nil: such a request is a breach.
+	Other http.Handler
+	// MayForget: Redis is emptied meanwhile, so that updates come again that were taken.
+	MayForget bool
+	// DiscardRequests keeps no record of the requests, of which a benchmark has too many.
+	DiscardRequests bool
+	// Listen opens the port; nil: a free one of the loopback interface.
+	Listen func() (net.Listener, error)
+}
+
+// Receiver stands in for the application. Its methods may be called from any goroutine.
+type Receiver struct {
+	// URL is its base URL.
+	URL string
+
+	opts   Options
+	secret laravel.Secret
+	server *http.Server
+	served chan error
+
+	mu       sync.Mutex
+	decide   func(Request) Answer
+	count    int
+	requests []Request
+	batches  map[string]string // id → items
+	taken    map[string]bool   // ids of batches
+	came     map[key]delivery.Numbers
+	has      map[key]Item
+	owed     map[owedKey]string // what came and was not taken yet → its session
+	breaches []string
+	running  map[delivery.Kind]int
+	most     map[delivery.Kind]int
+	mostAll  int
+	stale    int
+	items    int
+}
+
+type key struct {
+	kind      delivery.Kind
+	sessionID string
+}
+
+type owedKey struct {
+	key
+	delivery.Numbers
+}
+
+// New starts a receiver. Close it when done.
+func New(opts Options) (*Receiver, error) {
+	if opts.Token == "" {
+		opts.Token = Token
+	}
+	if opts.Secret == "" {
+		opts.Secret = Secret
+	}
+	if opts.Tolerance == 0 {
+		opts.Tolerance = laravel.DefaultTolerance
+	}
+	if opts.Listen == nil {
+		opts.Listen = func() (net.Listener, error) { return net.Listen("tcp", "127.0.0.1:0") }
+	}
+	secret, err := laravel.ParseSecret(opts.Secret)
+	if err != nil {
+		return nil, fmt.Errorf("preparing the receiver: %w", err)
+	}
+	listener, err := opts.Listen()
+	if err != nil {
+		return nil, fmt.Errorf("listening in Laravel's place: %w", err)
+	}
+	r := &Receiver{
+		URL: "http://" + listener.Addr().String(), opts: opts, secret: secret, decide: opts.Decide, served: make(chan error, 1),
+		batches: map[string]string{}, taken: map[string]bool{}, came: map[key]delivery.Numbers{}, has: map[key]Item{},
+		owed: map[owedKey]string{}, running: map[delivery.Kind]int{}, most: map[delivery.Kind]int{},
+	}
+	r.server = &http.Server{Handler: r, ReadHeaderTimeout: time.Minute}
+	go func() { r.served <- r.server.Serve(listener) }()
+	return r, nil
+}
+
+// Start starts a receiver that ends with the test.
+func Start(t testing.TB, opts Options) *Receiver {
+	t.Helper()
+	r, err := New(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return r
+}
+
+// Close ends the receiver and cuts its connections.
+func (r *Receiver) Close() error {
+	err := r.server.Close()
+	if served := <-r.served; !errors.Is(served, http.ErrServerClosed) {
+		err = errors.Join(err, served)
+	}
+	r.served <- http.ErrServerClosed // it may be closed again
+	if err != nil {
+		return fmt.Errorf("closing the receiver: %w", err)
+	}
+	return nil
+}
+
+// Files writes token and secret into a folder and returns the names of the files.
+func (r *Receiver) Files(dir string) (token, secret string, err error) {
+	token, secret = filepath.Join(dir, "laravel-token"), filepath.Join(dir, "laravel-secret")
+	for name, content := range map[string]string{token: r.opts.Token, secret: r.opts.Secret} {
+		if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
+			return "", "", fmt.Errorf("writing a secret: %w", err)
+		}
+	}
+	return token, secret, nil
+}
+
+// Flags are the flags with which the program reaches the receiver.
+func (r *Receiver) Flags(dir string) ([]string, error) {
+	token, secret, err := r.Files(dir)
+	return []string{"--laravel-url=" + r.URL, "--laravel-token-file=" + token, "--laravel-signing-secret-file=" + secret}, err
+}
+
+// Config is how a client in this process reaches the receiver.
+func (r *Receiver) Config(dir string) (laravel.Config, error) {
+	token, secret, err := r.Files(dir)
+	return laravel.Config{BaseURL: r.URL, TokenFile: token, SigningSecretFiles: []string{secret}}, err
+}
+
+// AnswerWith replaces the script; nil: Yes to all.
+func (r *Receiver) AnswerWith(decide func(Request) Answer) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.decide = decide
+}
+
+// ServeHTTP implements http.Handler.
+func (r *Receiver) ServeHTTP(w http.ResponseWriter, incoming *http.Request) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, incoming.Body, maxBody))
+	if err != nil {
+		return // the sender is gone
+	}
+	kind, known := map[string]delivery.Kind{laravel.DefaultQRPath: delivery.KindQR, laravel.DefaultStatusPath: delivery.KindStatus}[incoming.URL.Path]
+	if !known && r.opts.Other != nil {
+		incoming.Body = io.NopCloser(bytes.NewReader(body))
+		r.opts.Other.ServeHTTP(w, incoming)
+		return
+	}
+	request := Request{
+		At: time.Now(), Method: incoming.Method, Path: incoming.URL.Path, Proto: incoming.Proto, Header: incoming.Header, Body: body, Kind: kind,
+	}
+	if !known || incoming.Method != http.MethodPost {
+		r.breach("a %s to %s", incoming.Method, incoming.URL.Path)
+		w.WriteHeader(http.StatusNotFound)
+		return
+	}
+	request.Unverified = r.verify(incoming.Header, body)
+	if err := request.read(); err != nil && request.Unverified == nil {
+		request.Unverified = err
+	}
+	if request.Unverified != nil {
+		r.breach("%v", request.Unverified)
+	}
+	answer := r.handle(&request)
+	defer r.ended(kind)
+	if answer.Write == nil {
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
+	answer.Write(w, incoming)
+}
+
+func (r *Receiver) verify(header http.Header, body []byte) error {
+	if subtle.ConstantTimeCompare([]byte(header.Get("Authorization")), []byte("Bearer "+r.opts.Token)) != 1 {
+		return errors.New("a request without the bearer token")
+	}
+	if err := laravel.Verify(header, []laravel.Secret{r.secret}, time.Now(), r.opts.Tolerance, body); err != nil {
+		return err
+	}
+	if header.Get("Accept") != "application/json" || header.Get("Content-Type") != "application/json" {
+		return errors.New("a request that does not accept and is not JSON")
+	}
+	return nil
+}
+
+// read takes the batch apart.
+func (q *Request) read() error {
+	var envelope struct {
+		ID     string            `json:"batch_id"`
+		SentAt *delivery.Time    `json:"sent_at"`
+		Items  []json.RawMessage `json:"items"`
+	}
+	if err := json.Unmarshal(q.Body, &envelope); err != nil {
+		return fmt.Errorf("the body is no batch: %w", err)
+	}
+	if envelope.ID == "" || envelope.ID != q.Header.Get(laravel.HeaderID) || envelope.SentAt == nil || len(envelope.Items) == 0 {
+		return fmt.Errorf("batch %q has another id in its header, no time or no items", envelope.ID)
+	}
+	q.BatchID, q.RawItems = envelope.ID, envelope.Items
+	for _, raw := range envelope.Items {
+		item := Item{Kind: q.Kind}
+		var err error
+		if q.Kind == delivery.KindQR {
+			err = json.Unmarshal(raw, &item.QR)
+			item.SessionID, item.Numbers = item.QR.SessionID, item.QR.Numbers
+		} else {
+			err = json.Unmarshal(raw, &item.Status)
+			item.SessionID, item.Numbers = item.Status.SessionID, item.Status.Numbers
+		}
+		if err != nil || item.SessionID == "" || q.Holds(item.SessionID) {
+			return fmt.Errorf("batch %s has an item that cannot be read, or two of a session: %s (%w)", envelope.ID, raw, err)
+		}
+		q.Items = append(q.Items, item)
+	}
+	return nil
+}
+
+// handle records a request and takes its items, as the application does in one transaction.
+func (r *Receiver) handle(request *Request) Answer {
+	r.mu.Lock()
+	r.count++
+	request.N = r.count
+	r.running[request.Kind]++
+	r.most[request.Kind] = max(r.most[request.Kind], r.running[request.Kind])
+	all := 0
+	for _, n := range r.running {
+		all += n
+	}
+	r.mostAll = max(r.mostAll, all)
+	request.Repeated = r.taken[request.BatchID]
+	r.arrived(*request)
+	decide := r.decide
+	r.mu.Unlock()
+
+	answer := Yes()
+	switch {
+	case request.Unverified != nil:
+		answer = No(http.StatusUnauthorized, `{"message":"Unauthenticated."}`)
+	case decide != nil:
+		answer = decide(*request)
+	}
+
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.opts.DiscardRequests {
+		r.requests = append(r.requests, *request)
+	}
+	if answer.Take {
+		r.take(*request, answer.Rejected)
+	}
+	return answer
+}
+
+// arrived checks what the sender owes. The caller holds mu.
+func (r *Receiver) arrived(request Request) {
+	if request.Unverified != nil {
+		return
+	}
+	items := fmt.Sprintf("%s", request.RawItems)
+	if before, known := r.batches[request.BatchID]; known && before != items {
+		r.breachLocked("batch %s is repeated with other items", request.BatchID)
+	}
+	r.batches[request.BatchID] = items
+	for _, item := range request.Items {
+		k := key{item.Kind, item.SessionID}
+		if r.came[k].Newer(item.Numbers) {
+			r.breachLocked("%s of %s: %s came after %s", item.Kind, item.SessionID, item.Numbers, r.came[k])
+		}
+		r.came[k] = item.Numbers
+		if had, known := r.has[k]; known && had.Numbers == item.Numbers && !request.Repeated && !r.opts.MayForget {
+			r.breachLocked("%s of %s: %s came again in another batch", item.Kind, item.SessionID, item.Numbers)
+		}
+		r.owed[owedKey{k, item.Numbers}] = item.SessionID
+	}
+}
+
+// take keeps what is newer. The caller holds mu.
+func (r *Receiver) take(request Request, rejected []string) {
+	for _, item := range request.Items {
+		if slices.Contains(rejected, item.SessionID) {
+			continue
+		}
+		k := key{item.Kind, item.SessionID}
+		delete(r.owed, owedKey{k, item.Numbers})
+		if r.taken[request.BatchID] {
+			continue
+		}
+		r.items++
+		if had, known := r.has[k]; known && !item.Newer(had.Numbers) {
+			r.stale++
+			continue
+		}
+		r.has[k] = item
+	}
+	r.taken[request.BatchID] = true
+}
+
+func (r *Receiver) ended(kind delivery.Kind) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.running[kind]--
+}
+
+func (r *Receiver) breach(format string, args ...any) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.breachLocked(format, args...)
+}
+
+func (r *Receiver) breachLocked(format string, args ...any) {
+	r.breaches = append(r.breaches, time.Now().Format("15:04:05.000 ")+fmt.Sprintf(format, args...))
+}
+
+// Status is the newest status of a session that was taken; zero: none.
+func (r *Receiver) Status(sessionID string) delivery.StatusItem {
+	return r.newest(delivery.KindStatus, sessionID).Status
+}
+
+// Code is the newest QR code of a session that was taken; zero: none.
+func (r *Receiver) Code(sessionID string) delivery.QRItem {
+	return r.newest(delivery.KindQR, sessionID).QR
+}
+
+func (r *Receiver) newest(kind delivery.Kind, sessionID string) Item {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.has[key{kind, sessionID}]
+}
+
+// Statuses are the newest statuses that were taken, by session.
+func (r *Receiver) Statuses() map[string]delivery.StatusItem {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := map[string]delivery.StatusItem{}
+	for k, item := range r.has {
+		if k.kind == delivery.KindStatus {
+			all[k.sessionID] = item.Status
+		}
+	}
+	return all
+}
+
+// Count is how many batches came, repetitions too.
+func (r *Receiver) Count() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.count
+}
+
+// Requests are the batches that came, in the order of their arrival.
+func (r *Receiver) Requests() []Request {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.requests)
+}
+
+// Last is the request that came last.
+func (r *Receiver) Last() Request {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.requests) == 0 {
+		return Request{}
+	}
+	return r.requests[len(r.requests)-1]
+}
+
+// Batches counts the batches by their ids.
+func (r *Receiver) Batches() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.batches)
+}
+
+// Totals are the items that came in batches of their own, and those of them that were not
+// newer than what was known.
+func (r *Receiver) Totals() (items, stale int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.items, r.stale
+}
+
+// MostAtATime is the most requests that were under way at once: of a kind, or of all ("").
+func (r *Receiver) MostAtATime(kind delivery.Kind) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if kind == "" {
+		return r.mostAll
+	}
+	return r.most[kind]
+}
+
+// Owed are the sessions of updates that came, were not taken and did not come again.
+func (r *Receiver) Owed() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	sessions := slices.Sorted(maps.Values(r.owed))
+	return slices.Compact(sessions)
+}
+
+// Breaches are the breaches of the contract by the sender.
+func (r *Receiver) Breaches() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.breaches)
+}
+
+// TakeBreaches returns the breaches since the last call.
+func (r *Receiver) TakeBreaches() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	breaches := r.breaches
+	r.breaches = nil
+	return breaches
+}
