@@ -211,7 +211,7 @@ func TestWithoutEitherHeartbeatItEnds(t *testing.T) {
 	down.Store(true)
 	n.keys.locked(func() { n.keys.down = true })
 	n.pass(SelfFenceTimeout + 2*time.Second)
-	n.Eventually(n.ended).Should(Receive(MatchError(ErrFenced)))
+	n.Eventually(n.ended, "10s").Should(Receive(MatchError(ErrFenced)))
 	n.Expect(n.r.Lost()).To(BeClosed())
 }
 

@@ -20,7 +20,7 @@ import (
 	"go.mau.fi/whatsmeow/types"
 )
 
-// What a caller can tell apart. The errors of this package wrap one of them, or
+// What a caller can distinguish. The errors of this package wrap one of them, or
 // say that the server or a context ended.
 var (
 	// ErrBadInput is input that can never be right: a QR code that is none.

@@ -99,7 +99,7 @@ func (c Control) Inject(ctx context.Context, f Fault) (int, error) {
 	return out.Connections, err
 }
 
-// Faults lists the faults that stand.
+// Faults lists the active faults.
 func (c Control) Faults(ctx context.Context) ([]Fault, error) {
 	return call[[]Fault](ctx, c, http.MethodGet, "/fault", nil)
 }

@@ -26,7 +26,7 @@ import (
 type conn struct {
 	srv    *Server
 	ws     *websocket.Conn
-	link   *link
+	socket *pausableConn
 	remote string
 
 	once   sync.Once
@@ -65,7 +65,7 @@ func (c *conn) serve() {
 	defer c.close()
 	payload, err := c.handshake()
 	if err != nil {
-		c.srv.log.V(1).Info("handshake failed", "remote", c.remote, "reason", err.Error())
+		c.srv.log.V(1).Info("Handshake failed", "remote", c.remote, "reason", err.Error())
 		return
 	}
 	switch {
@@ -79,12 +79,12 @@ func (c *conn) serve() {
 	for err == nil {
 		err = c.next(c.handle)
 	}
-	c.srv.log.V(1).Info("connection ended", "remote", c.remote, "reason", err.Error())
+	c.srv.log.V(1).Info("Connection ended", "remote", c.remote, "reason", err.Error())
 }
 
 // handshake does the server's part of the noise handshake.
 func (c *conn) handshake() (*waWa6.ClientPayload, error) {
-	if f, ok := c.srv.standing(FaultSlowHandshake, nil); ok && !c.wait(f.Delay.Duration) {
+	if f, ok := c.srv.active(FaultSlowHandshake, nil); ok && !c.wait(f.Delay.Duration) {
 		return nil, errEnded
 	}
 	c.closeAfter(handshakeTimeout)
@@ -208,7 +208,7 @@ func (c *conn) handle(frame []byte) error {
 }
 
 // decode turns the plaintext of a frame into a node. The library's decoder
-// asserts types without a look at them, so what is malformed can panic.
+// asserts types without checks, so what is malformed can panic.
 func decode(plaintext []byte) (node *waBinary.Node, err error) {
 	defer func() {
 		if r := recover(); r != nil {
@@ -270,8 +270,8 @@ func (c *conn) end(last *waBinary.Node) {
 	if d == nil && c.pairing != nil && c.pairing.scan != nil {
 		d = c.pairing.scan.device
 	}
-	_, atOnce := c.srv.standingLocked(FaultCloseAtOnce, d)
-	_, lost := c.srv.standingLocked(FaultLoseEnd, d)
+	_, atOnce := c.srv.activeLocked(FaultCloseAtOnce, d)
+	_, lost := c.srv.activeLocked(FaultLoseEnd, d)
 	c.srv.mu.Unlock()
 	if last != nil && !lost {
 		_ = c.send(*last)
@@ -324,9 +324,9 @@ func (c *conn) close() {
 	c.once.Do(func() {
 		close(c.closed)
 		c.srv.forget(c)
-		if c.link != nil && c.link.frozen() {
-			// TLS would wait to say goodbye through the frozen link.
-			_ = c.link.Close()
+		if c.socket != nil && c.socket.paused() {
+			// TLS would wait to say goodbye through the paused connection.
+			_ = c.socket.Close()
 		}
 		_ = c.ws.CloseNow()
 	})

@@ -4,14 +4,14 @@
 // It speaks the real protocol, as the whatsmeow library understands it: a
 // websocket, frames of a three-byte length, a Noise_XX handshake with a
 // certificate chain, binary XML nodes, the pairing with its signatures, and
-// messages encrypted with the Signal protocol. A client needs to be told two
-// things only: where the server is ([Server.Endpoint]) and which root signs its
+// messages encrypted with the Signal protocol. A client needs two settings
+// only: where the server is ([Server.Endpoint]) and which root signs its
 // certificates ([Server.NoiseRoot]). What it keeps, it keeps in memory.
 //
 // # The parts
 //
-//   - server.go: options, listeners, start and end; link.go: a network
-//     connection that can be frozen; tls.go: the self-signed authority.
+//   - server.go: options, listeners, start and end; pausableconn.go: a network
+//     connection that can be paused; tls.go: the self-signed authority.
 //   - noise.go: the responder's side of the handshake; conn.go: one connection.
 //   - pairing.go: QR codes and their scan; phonecode.go: codes that are typed on
 //     the phone; login.go: logins, refusals, and the judge of "never two
@@ -26,7 +26,7 @@
 // # The control API
 //
 // JSON over HTTP at [Server.ControlURL]. It has no authentication: it listens
-// on the loopback interface unless it is told otherwise. An error is answered
+// on the loopback interface by default. An error is answered
 // as {"error": "a sentence"}: 400 for bad input, 404 for a device that does not
 // exist, 409 for what cannot be done now (a code that has expired).
 //
@@ -43,8 +43,8 @@
 //	GET    /version                  {"web_version"}: what the page of WhatsApp Web names
 //	POST   /version   {"web_version"} have it name another version; 0 is the library's own
 //	POST   /fault     [Fault]        {"connections"}: make something go wrong
-//	GET    /fault                    list of the faults that stand
-//	DELETE /fault     ?kind=&device= {"cleared"}: end the faults that stand (all of them without parameters)
+//	GET    /fault                    list of the active faults
+//	DELETE /fault     ?kind=&device= {"cleared"}: end active faults (all of them without parameters)
 //
 // A device is named by its JID ("15551234567:1@s.whatsapp.net") or by its phone
 // number, which stands for the newest device linked to it (in a fault: for all

@@ -14,10 +14,10 @@ type FaultKind string
 
 // Faults that happen once, to the connections of the moment.
 const (
-	// FaultDrop closes the socket without a word.
+	// FaultDrop closes the socket without an explanation.
 	FaultDrop FaultKind = "drop"
-	// FaultFreeze makes the link half-open: nothing comes or goes, and nobody is
-	// told. It ends after Fault.For, or with [Server.Clear].
+	// FaultFreeze makes the connection half-open: nothing comes or goes, and neither
+	// end is informed. It ends after Fault.For, or with [Server.Clear].
 	FaultFreeze FaultKind = "freeze"
 	// FaultStreamError ends the connection with Fault.Code: 515 (come back), 503
 	// (the server restarts), device_removed (unlinked on the phone, and here),
@@ -25,7 +25,7 @@ const (
 	FaultStreamError FaultKind = "stream-error"
 )
 
-// Faults that stand: for Fault.For, or until they are cleared.
+// Faults that last: for Fault.For, or until they are cleared.
 const (
 	// FaultMute leaves keep-alives (w:p) without an answer.
 	FaultMute FaultKind = "mute"
@@ -45,7 +45,7 @@ const (
 	FaultFailure FaultKind = "failure"
 	// FaultMinVersion refuses clients that name a web version below Fault.Version
 	// with 405 (client outdated): their logins, and, for all, their pairings.
-	// Connections that stand are left alone.
+	// Open connections are left alone.
 	FaultMinVersion FaultKind = "min-version"
 	// FaultCloseAtOnce closes a connection right after its last node (a stream
 	// error, a failure), which the client can then lose.
@@ -75,7 +75,7 @@ type Fault struct {
 	// Device is a JID, or a phone number for all its devices; empty for all. It
 	// need not be linked yet.
 	Device string `json:"device,omitempty"`
-	// For bounds a fault that stands, and a freeze; 0 is until it is cleared.
+	// For bounds a lasting fault, and a freeze; 0 is until it is cleared.
 	For metav1.Duration `json:"for,omitzero"`
 	// Delay is for the slow ones.
 	Delay metav1.Duration `json:"delay,omitzero"`
@@ -100,8 +100,8 @@ const (
 	malformedSenderKey = "sender-key"
 )
 
-// standingFault is a fault that stands.
-type standingFault struct {
+// activeFault is a fault that lasts.
+type activeFault struct {
 	Fault
 	target types.JID // the zero value for all
 	until  time.Time // the zero value until it is cleared
@@ -181,7 +181,7 @@ func concerns(target types.JID, d *device) bool {
 }
 
 // Inject makes something go wrong, and returns how many connections it befell at
-// once. A fault that stands already for the same device is replaced.
+// once. An active fault of the same kind and device is replaced.
 func (s *Server) Inject(f Fault) (int, error) {
 	target, once, err := f.check()
 	if err != nil {
@@ -189,8 +189,8 @@ func (s *Server) Inject(f Fault) (int, error) {
 	}
 	s.mu.Lock()
 	if !once {
-		s.faults = slices.DeleteFunc(s.faults, func(x standingFault) bool { return x.Kind == f.Kind && x.target == target })
-		standing := standingFault{Fault: f, target: target}
+		s.faults = slices.DeleteFunc(s.faults, func(x activeFault) bool { return x.Kind == f.Kind && x.target == target })
+		standing := activeFault{Fault: f, target: target}
 		if f.For.Duration > 0 {
 			standing.until = s.clock.Now().Add(f.For.Duration)
 		}
@@ -205,7 +205,7 @@ func (s *Server) Inject(f Fault) (int, error) {
 			c.close()
 		}
 	case FaultFreeze:
-		hit = slices.DeleteFunc(hit, func(c *conn) bool { return c.link == nil || !c.link.freeze() })
+		hit = slices.DeleteFunc(hit, func(c *conn) bool { return c.socket == nil || !c.socket.pause() })
 		if f.For.Duration > 0 {
 			s.after(f.For.Duration, func() { thaw(hit) })
 		}
@@ -222,14 +222,14 @@ func (s *Server) Inject(f Fault) (int, error) {
 	default:
 		hit = nil
 	}
-	s.log.Info("fault injected", "kind", f.Kind, "device", f.Device, "connections", len(hit))
+	s.log.Info("Injected a fault", "kind", f.Kind, "device", f.Device, "connections", len(hit))
 	return len(hit), nil
 }
 
 func thaw(conns []*conn) int {
 	n := 0
 	for _, c := range conns {
-		if c.link != nil && c.link.thaw() {
+		if c.socket != nil && c.socket.resume() {
 			n++
 		}
 	}
@@ -248,14 +248,14 @@ func (s *Server) concernedLocked(target types.JID) []*conn {
 	return out
 }
 
-// standing looks for a fault that stands now and concerns the device, or all.
-func (s *Server) standing(kind FaultKind, d *device) (Fault, bool) {
+// standing looks for an active fault that concerns the device, or all.
+func (s *Server) active(kind FaultKind, d *device) (Fault, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.standingLocked(kind, d)
+	return s.activeLocked(kind, d)
 }
 
-func (s *Server) standingLocked(kind FaultKind, d *device) (Fault, bool) {
+func (s *Server) activeLocked(kind FaultKind, d *device) (Fault, bool) {
 	if len(s.faults) == 0 {
 		return Fault{}, false
 	}
@@ -270,10 +270,10 @@ func (s *Server) standingLocked(kind FaultKind, d *device) (Fault, bool) {
 
 func (s *Server) expireLocked() {
 	now := s.clock.Now()
-	s.faults = slices.DeleteFunc(s.faults, func(f standingFault) bool { return !f.until.IsZero() && !now.Before(f.until) })
+	s.faults = slices.DeleteFunc(s.faults, func(f activeFault) bool { return !f.until.IsZero() && !now.Before(f.until) })
 }
 
-// Faults lists the faults that stand.
+// Faults lists the active faults.
 func (s *Server) Faults() []Fault {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -299,7 +299,7 @@ func (s *Server) Clear(kind FaultKind, device string) (int, error) {
 	s.mu.Lock()
 	s.expireLocked()
 	before := len(s.faults)
-	s.faults = slices.DeleteFunc(s.faults, func(f standingFault) bool {
+	s.faults = slices.DeleteFunc(s.faults, func(f activeFault) bool {
 		return (kind == "" || f.Kind == kind) && (device == "" || f.target == target)
 	})
 	cleared := before - len(s.faults)

@@ -164,12 +164,12 @@ func (k *signalKeys) GetIdentityKeyPair() *identity.KeyPair { return k.identity 
 // GetLocalRegistrationID implements libsignal's store.
 func (k *signalKeys) GetLocalRegistrationID() uint32 { return handsetRegistration }
 
-// SaveIdentity implements libsignal's store: everybody is trusted.
+// SaveIdentity implements libsignal's store: every identity is trusted.
 func (k *signalKeys) SaveIdentity(context.Context, *protocol.SignalAddress, *identity.Key) error {
 	return nil
 }
 
-// IsTrustedIdentity implements libsignal's store: everybody is trusted.
+// IsTrustedIdentity implements libsignal's store: every identity is trusted.
 func (k *signalKeys) IsTrustedIdentity(context.Context, *protocol.SignalAddress, *identity.Key) (bool, error) {
 	return true, nil
 }

@@ -97,7 +97,7 @@ func (c *conn) handleIQ(iq *waBinary.Node) error {
 		return nil
 	}
 	if namespace == "w:p" { // keep-alive
-		if _, mute := c.srv.standing(FaultMute, c.device); mute {
+		if _, mute := c.srv.active(FaultMute, c.device); mute {
 			return nil
 		}
 		return c.send(waBinary.Node{Tag: "iq", Attrs: fromServer(waBinary.Attrs{"type": "result", "id": id, "t": c.srv.seconds()})})

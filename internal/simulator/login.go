@@ -46,8 +46,8 @@ func (c *conn) login(payload *waWa6.ClientPayload) error {
 	if d != nil && d.noise != c.static {
 		d = nil // somebody else under its name, or the device before this one
 	}
-	slow, isSlow := s.standingLocked(FaultSlowHandshake, d)
-	_, refuse := s.standingLocked(FaultRefuse, d)
+	slow, isSlow := s.activeLocked(FaultSlowHandshake, d)
+	_, refuse := s.activeLocked(FaultRefuse, d)
 	s.mu.Unlock()
 
 	if isSlow && slow.Device != "" && !c.wait(slow.Delay.Duration) {
@@ -63,7 +63,7 @@ func (c *conn) login(payload *waWa6.ClientPayload) error {
 	if d == nil {
 		return c.fail(Fault{Reason: 401})
 	}
-	if f, ok := s.standing(FaultFailure, d); ok {
+	if f, ok := s.active(FaultFailure, d); ok {
 		return c.fail(f)
 	}
 	if s.outdated(payload, d) {
@@ -91,7 +91,7 @@ func (c *conn) login(payload *waWa6.ClientPayload) error {
 	if older != nil {
 		go older.displace(c)
 	}
-	s.log.V(1).Info("device logged in", "device", d.jid().String(), "remote", c.remote)
+	s.log.V(1).Info("Logged a device in", "device", d.jid().String(), "remote", c.remote)
 	return c.send(waBinary.Node{Tag: "success", Attrs: waBinary.Attrs{
 		"t": s.seconds(), "lid": d.lidJID(), "location": "sim", "props": "2",
 		"creation": strconv.FormatInt(d.linked.Unix(), 10),
@@ -133,7 +133,7 @@ func (c *conn) displace(newer *conn) {
 		})
 		s.doubled = s.doubled[max(0, len(s.doubled)-maxDoubled):]
 		s.mu.Unlock()
-		s.log.Info("doubled connection", "device", newer.device.jid().String(), "older", c.remote, "newer", newer.remote)
+		s.log.Info("Saw a doubled connection", "device", newer.device.jid().String(), "older", c.remote, "newer", newer.remote)
 	}
 	s.count(func(c *counts) { c.replaced++ })
 	c.end(streamError("replaced"))

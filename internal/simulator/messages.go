@@ -18,7 +18,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// DefaultContact is who writes to a device when nobody is named.
+// DefaultContact is the sender of messages when none is named.
 const DefaultContact = "15550000001"
 
 // Message is what a device sent, as the phone of the recipient decrypted it.
@@ -27,7 +27,7 @@ type Message struct {
 	Device string `json:"device"`
 	// To is the chat: a person, a group, or a broadcast list.
 	To string `json:"to"`
-	// Type is WhatsApp's word for the kind: text, media, reaction, poll.
+	// Type is WhatsApp's name of the kind: text, media, reaction, poll.
 	Type string    `json:"type"`
 	Text string    `json:"text,omitempty"`
 	At   time.Time `json:"at"`
@@ -178,7 +178,7 @@ func (s *Server) Send(ctx context.Context, deviceName, from, text string) (strin
 		return "", fmt.Errorf("%w: a contact writes from another number than the device's own", ErrBadInput)
 	}
 	message := &waE2E.Message{Conversation: proto.String(text)}
-	if malformed, _ := s.standing(FaultMalformed, d); malformed.Code == malformedSenderKey {
+	if malformed, _ := s.active(FaultMalformed, d); malformed.Code == malformedSenderKey {
 		message.SenderKeyDistributionMessage = &waE2E.SenderKeyDistributionMessage{
 			GroupID: proto.String(malformedGroup.String()), AxolotlSenderKeyDistributionMessage: []byte{},
 		}
@@ -207,7 +207,7 @@ func (s *Server) push(d *device, sender *account, id string, plaintext []byte, c
 	}
 	s.mu.Lock()
 	name := sender.name
-	malformed, _ := s.standingLocked(FaultMalformed, d)
+	malformed, _ := s.activeLocked(FaultMalformed, d)
 	s.mu.Unlock()
 	attrs := waBinary.Attrs{
 		"from": sender.jid(), "sender_lid": sender.lidJID(), "id": id, "t": s.seconds(), "type": "text", "notify": name,
@@ -245,7 +245,7 @@ func emptyKeys() ([]byte, error) {
 	return append([]byte{3<<4 | 3}, content...), nil // the version, twice
 }
 
-// askForPreKeys tells a device that its one-time keys run out.
+// askForPreKeys informs a device that its one-time keys run out.
 func (s *Server) askForPreKeys(d *device) {
 	id := newID()
 	s.enqueue(d, &stanza{tag: "notification", id: id, node: waBinary.Node{
@@ -302,7 +302,7 @@ func (c *conn) handleReceipt(node *waBinary.Node) error {
 		s.enqueue(other, &stanza{tag: "receipt", id: ids[0], node: receipt})
 	case kind == "retry":
 		if err := s.retry(d, node); err != nil {
-			s.log.Error(err, "message not sent again", "device", d.jid().String())
+			s.log.Error(err, "Failed to send a message again", "device", d.jid().String())
 		}
 	}
 	ack := waBinary.Attrs{"class": "receipt", "id": ids[0], "from": node.Attrs["to"]}
@@ -321,7 +321,7 @@ func (s *Server) retry(d *device, receipt *waBinary.Node) error {
 	s.mu.Lock()
 	s.counts.retries++
 	i := slices.IndexFunc(d.queue.sent, func(m sentMessage) bool { return m.id == id })
-	_, offline := s.standingLocked(FaultSenderOffline, d)
+	_, offline := s.activeLocked(FaultSenderOffline, d)
 	if i < 0 || offline || count == "" {
 		s.mu.Unlock()
 		return nil
@@ -429,7 +429,7 @@ func readMessage(h *handset, from *device, kind string, ciphertext []byte) (stri
 		return "", fmt.Errorf("decode a message: %w", err)
 	}
 	inner := &m
-	if sent := m.GetDeviceSentMessage(); sent != nil { // what a device tells the account's own phone
+	if sent := m.GetDeviceSentMessage(); sent != nil { // what a device sends to the account's own phone
 		inner = sent.GetMessage()
 	}
 	if text := inner.GetConversation(); text != "" {

@@ -257,7 +257,7 @@ func (s *Server) sign(adv [32]byte, p *pairing, found *scan) (waBinary.Node, err
 		return waBinary.Node{}, fmt.Errorf("encode a device identity: %w", err)
 	}
 	signature := ecc.CalculateSignature(private, slices.Concat(whatsmeow.AdvAccountSignaturePrefix, details, p.identity[:]))
-	if _, ok := s.standing(FaultBadSignature, nil); ok {
+	if _, ok := s.active(FaultBadSignature, nil); ok {
 		signature[0] ^= 1
 	}
 	signed, err := proto.Marshal(&waAdv.ADVSignedDeviceIdentity{
@@ -269,7 +269,7 @@ func (s *Server) sign(adv [32]byte, p *pairing, found *scan) (waBinary.Node, err
 	mac := hmac.New(sha256.New, adv[:])
 	mac.Write(signed)
 	sum := mac.Sum(nil)
-	if _, ok := s.standing(FaultBadHMAC, nil); ok {
+	if _, ok := s.active(FaultBadHMAC, nil); ok {
 		sum[0] ^= 1
 	}
 	container, err := proto.Marshal(&waAdv.ADVSignedDeviceIdentityHMAC{
@@ -323,7 +323,7 @@ func (c *conn) finishScan(iq *waBinary.Node, found *scan) {
 	found.account.devices[found.device.index] = found.device
 	c.srv.counts.pairings++
 	c.srv.mu.Unlock()
-	c.srv.log.V(1).Info("device linked", "device", found.device.jid().String())
+	c.srv.log.V(1).Info("Linked a device", "device", found.device.jid().String())
 	found.result <- nil
 	// "Restart required": the client comes back and logs in.
 	c.end(&waBinary.Node{Tag: "stream:error", Attrs: waBinary.Attrs{"code": "515"}})

@@ -83,7 +83,7 @@ func (c *conn) answerLinkCode(iq *waBinary.Node) (reply, bool) {
 // the place of an older one, whichever client shows it.
 func (c *conn) companionHello(node *waBinary.Node) reply {
 	s := c.srv
-	if f, ok := s.standing(FaultRefuseCode, nil); ok {
+	if f, ok := s.active(FaultRefuseCode, nil); ok {
 		return reply{code: f.Reason, text: linkRefusals[f.Reason]}
 	}
 	jid := jidAttribute(node, "jid")

@@ -104,7 +104,7 @@ type Server struct {
 	aliases   map[string]string // the own numbers of accounts, by other ways to write them
 	byLID     map[string]*account
 	lastPhone int
-	faults    []standingFault
+	faults    []activeFault
 	// webVersion is what the page names, see web.go.
 	webVersion uint32
 	doubled    []Doubled
@@ -212,8 +212,8 @@ func (s *Server) CA() []byte { return s.ca }
 // ControlURL is the base of the control API.
 func (s *Server) ControlURL() string { return "http://" + s.control.Addr().String() }
 
-// linkKey is the key of a connection's link in the context of its requests.
-type linkKey struct{}
+// socketKey is the key of a connection's socket in the context of its requests.
+type socketKey struct{}
 
 // Run serves until ctx ends or a listener fails, then closes every connection
 // and waits for all that it started.
@@ -232,7 +232,7 @@ func (s *Server) Run(ctx context.Context) error {
 			if t, ok := c.(*tls.Conn); ok {
 				c = t.NetConn()
 			}
-			return context.WithValue(ctx, linkKey{}, c)
+			return context.WithValue(ctx, socketKey{}, c)
 		},
 	}
 	control := &http.Server{Handler: s.controlHandler(), ReadHeaderTimeout: handshakeTimeout, ErrorLog: errorLog}
@@ -240,15 +240,15 @@ func (s *Server) Run(ctx context.Context) error {
 	failed := make(chan error, 2)
 	go func() {
 		if s.tls != nil {
-			failed <- chat.ServeTLS(linkListener{s.listener}, "", "")
+			failed <- chat.ServeTLS(pausableListener{s.listener}, "", "")
 		} else {
-			failed <- chat.Serve(linkListener{s.listener})
+			failed <- chat.Serve(pausableListener{s.listener})
 		}
 	}()
 	go func() { failed <- control.Serve(s.control) }()
-	s.log.Info("simulator is serving", "endpoint", s.Endpoint(), "control", s.ControlURL())
+	s.log.Info("Serving the simulator", "endpoint", s.Endpoint(), "control", s.ControlURL())
 	if !s.control.Addr().(*net.TCPAddr).IP.IsLoopback() {
-		s.log.Info("the control API has no authentication and is open to the network")
+		s.log.Info("Serving the control API without authentication on the network")
 	}
 
 	var err error
@@ -328,7 +328,7 @@ func (s *Server) accept(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer s.wg.Done()
-	if f, ok := s.standing(FaultSlowUpgrade, nil); ok {
+	if f, ok := s.active(FaultSlowUpgrade, nil); ok {
 		timer := s.clock.NewTimer(f.Delay.Duration)
 		defer timer.Stop()
 		select {
@@ -339,22 +339,22 @@ func (s *Server) accept(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	if _, ok := s.standing(FaultRefuse, nil); ok {
+	if _, ok := s.active(FaultRefuse, nil); ok {
 		s.count(func(c *counts) { c.refused++ })
-		http.Error(w, "the simulator was told to refuse connections", http.StatusServiceUnavailable)
+		http.Error(w, "a fault of the simulator refuses connections", http.StatusServiceUnavailable)
 		return
 	}
-	l, _ := r.Context().Value(linkKey{}).(*link)
+	l, _ := r.Context().Value(socketKey{}).(*pausableConn)
 	ws, err := websocket.Accept(w, r, &websocket.AcceptOptions{
 		// Origin is WhatsApp's page, never our host.
 		InsecureSkipVerify: true,
 	})
 	if err != nil {
-		s.log.V(1).Info("upgrade refused", "reason", err.Error())
+		s.log.V(1).Info("Refused an upgrade", "reason", err.Error())
 		return
 	}
 	ws.SetReadLimit(socket.FrameMaxSize)
-	c := &conn{srv: s, ws: ws, link: l, remote: r.RemoteAddr, closed: make(chan struct{})}
+	c := &conn{srv: s, ws: ws, socket: l, remote: r.RemoteAddr, closed: make(chan struct{})}
 	s.mu.Lock()
 	started := s.startLocked()
 	if started {

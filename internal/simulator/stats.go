@@ -87,5 +87,5 @@ func (s *Server) countUnknown(name string) {
 		name = "others"
 	}
 	s.unknown[name]++
-	s.log.V(1).Info("unknown question", "name", name)
+	s.log.V(1).Info("Received an unknown question", "name", name)
 }

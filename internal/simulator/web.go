@@ -34,6 +34,6 @@ func (s *Server) SetWebVersion(version uint32) {
 
 // outdated looks for a fault that refuses clients as old as this one.
 func (s *Server) outdated(payload *waWa6.ClientPayload, d *device) bool {
-	f, ok := s.standing(FaultMinVersion, d)
+	f, ok := s.active(FaultMinVersion, d)
 	return ok && payload.GetUserAgent().GetAppVersion().GetTertiary() < f.Version
 }

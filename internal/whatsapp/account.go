@@ -10,7 +10,7 @@ import (
 	"go.mau.fi/whatsmeow/types"
 )
 
-// accountTimeout is how long WhatsApp may take to say whose number one is.
+// accountTimeout is how long WhatsApp may take to say whose number it is.
 const accountTimeout = 30 * time.Second
 
 // ErrAccountUnknown: WhatsApp has not said whose account a phone number is.
@@ -44,7 +44,7 @@ func (c *Connection) SameAccount(ctx context.Context, phone string) (same bool, 
 	return ownAccount(list, c.jid, c.options.Device.GetLID())
 }
 
-// ownAccount reads WhatsApp's answer to whose number one is, and compares it with the
+// ownAccount reads WhatsApp's answer, and compares it with the
 // account's own addresses: the one with its phone number and the one that hides it.
 func ownAccount(list *waBinary.Node, own, hidden types.JID) (bool, error) {
 	answered := false
@@ -52,7 +52,7 @@ func ownAccount(list *waBinary.Node, own, hidden types.JID) (bool, error) {
 		contact := user.GetChildByTag("contact")
 		switch contact.AttrGetter().OptionalString("type") {
 		case "in":
-		case "out": // nobody has this number
+		case "out": // no account has this number
 			answered = true
 			continue
 		default:

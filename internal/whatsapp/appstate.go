@@ -52,7 +52,7 @@ func (k appStateKeys) PutAppStateSyncKey(ctx context.Context, id []byte, key sto
 func (a *appStates) GetAppStateVersion(ctx context.Context, name string) (uint64, [128]byte, error) {
 	err := a.synchronise(ctx, appstate.WAPatchName(name))
 	if err != nil {
-		a.connection.options.Log().V(1).Info("Could not synchronise the phone's settings", "settings", name, "reason", err.Error())
+		a.connection.options.Log().V(1).Info("Failed to synchronise the phone's settings", "settings", name, "reason", err.Error())
 	} else {
 		err = errAppStateDone
 	}

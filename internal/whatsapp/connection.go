@@ -44,7 +44,7 @@ const (
 	// with the connection at the latest, whose six QR codes last 60 s and five times
 	// 20 s (whatsmeow's pair-code.go and qrchan.go).
 	codeLifetime = 160 * time.Second
-	// codeClient is what a phone is told that it is to be linked with: a browser and a
+	// codeClient is what a phone shows that it is to be linked with: a browser and a
 	// system, in this form, or WhatsApp refuses it (whatsmeow's pair-code.go). The
 	// device's own name appears when it is linked.
 	codeClient = "Chrome (Linux)"
@@ -63,7 +63,7 @@ type Options struct {
 	// PairPhone is the number, in E.164, of the phone on which a code is to be typed
 	// where the device has no ID; empty: codes to scan are offered.
 	PairPhone string
-	// Proxy is the way out; nil: direct, or what HTTPS_PROXY names.
+	// Proxy is the session's egress; nil: direct, or what HTTPS_PROXY names.
 	Proxy *url.URL
 	// Log makes the logger, which names the session, when something is to be said: a
 	// thousand connections would keep some megabytes of them. nil: nothing is logged.
@@ -71,8 +71,8 @@ type Options struct {
 	// Allowed is asked before every dial and every write to WhatsApp; an error closes the
 	// socket. nil: always.
 	Allowed func() error
-	// Events is told what happens, one call at a time. It must return soon, and must
-	// neither call Close nor wait for somebody who does.
+	// Events is called with what happens, one call at a time. It must return soon, and
+	// must neither call Close nor wait for a goroutine that does.
 	Events func(Event)
 	// Accept takes messages over; nil: whatever could be decrypted and stored is acknowledged.
 	Accept MessageHandler
@@ -94,7 +94,7 @@ type Connection struct {
 	// ctx is the connection's life; it and cancel are set by Connect.
 	ctx    context.Context
 	cancel context.CancelCauseFunc
-	link   atomic.Pointer[link]
+	socket atomic.Pointer[monitoredConn]
 
 	// websocket opens the websocket, stream is what lies under it. queue and tasks are
 	// what was received and is being handled, see receiver.go.
@@ -102,6 +102,7 @@ type Connection struct {
 	stream    atomic.Pointer[stream]
 	queue     nodeQueue
 	tasks     atomic.Int32
+	malformed atomic.Bool // a frame could not be decoded
 	taskMu    sync.Mutex
 
 	// asked: a code to type was asked for.
@@ -118,7 +119,7 @@ type Connection struct {
 	pairEnded     chan struct{}
 	pairEndedOnce sync.Once
 
-	// gone is closed by Close: nobody waits any more.
+	// gone is closed by Close: it ends every wait.
 	gone     chan struct{}
 	goneOnce sync.Once
 
@@ -126,7 +127,7 @@ type Connection struct {
 	mu     sync.Mutex
 	begun  bool // Connect was called
 	opened bool // Connect has succeeded
-	over   bool // the end was told
+	over   bool // the end was reported
 	closed bool // Close was called
 	// life looks for signs of life while the connection is opened, see life.go.
 	life clock.Timer
@@ -135,7 +136,7 @@ type Connection struct {
 // New prepares a connection. It does nothing on the network.
 func (f *Factory) New(o Options) (*Connection, error) {
 	if o.Device == nil || o.Events == nil {
-		return nil, errors.New("a connection needs a device and somebody who hears its events")
+		return nil, errors.New("a connection needs a device and a function for its events")
 	}
 	if o.Proxy != nil {
 		if err := checkProxy(o.Proxy); err != nil {
@@ -181,7 +182,7 @@ func (f *Factory) New(o Options) (*Connection, error) {
 }
 
 // setCallbacks sets every callback of the client that is optional: whatsmeow calls
-// RefreshCAT without a look whether it is there, when a login is refused with 413 or 414.
+// RefreshCAT without a check for nil when a login is refused with 413 or 414.
 func setCallbacks(client *whatsmeow.Client) {
 	client.AutoReconnectHook = func(error) bool { return false }
 	client.GetMessageForRetry = func(_, _ types.JID, _ types.MessageID) *waE2E.Message { return nil }
@@ -230,7 +231,7 @@ func (c *Connection) Connect(ctx context.Context) error {
 	c.client.BackgroundEventCtx = c.ctx
 	c.mu.Unlock()
 
-	// whatsmeow's handshake does not look at its context.
+	// whatsmeow's handshake does not watch its context.
 	done := make(chan error, 1)
 	go func() { done <- c.open(c.ctx) }()
 	var err error
@@ -242,12 +243,12 @@ func (c *Connection) Connect(ctx context.Context) error {
 	if err != nil {
 		cause := context.Cause(c.ctx)
 		switch {
-		case errors.Is(cause, errSocketEnded): // an event has told the end already
+		case errors.Is(cause, errSocketEnded): // an event has reported the end already
 			return nil
 		case cause != nil:
 			err = cause
 		default:
-			err = explain(err, attempt{proxy: c.options.Proxy, dialled: c.link.Load() != nil, simulated: c.factory.endpoint != nil})
+			err = explain(err, attempt{proxy: c.options.Proxy, dialled: c.socket.Load() != nil, simulated: c.factory.endpoint != nil})
 		}
 		select {
 		case <-c.gone: // Close ends the socket first, then the context
@@ -263,7 +264,7 @@ func (c *Connection) Connect(ctx context.Context) error {
 	c.mu.Unlock()
 	c.proveLife()
 	context.AfterFunc(c.ctx, c.onEnd)
-	if l := c.link.Load(); l != nil && l.isClosed.Load() { // before it counted as opened
+	if l := c.socket.Load(); l != nil && l.isClosed.Load() { // before it counted as opened
 		go c.onEnd()
 	}
 	return nil
@@ -278,15 +279,15 @@ func (c *Connection) dial(ctx context.Context, network, address string) (net.Con
 	if err != nil {
 		return nil, err
 	}
-	l := newLink(conn, c.factory.clock.Now, c.options.Allowed, func() { go c.onEnd() })
-	c.link.Store(l)
+	l := newMonitoredConn(conn, c.factory.clock.Now, c.options.Allowed, func() { go c.onEnd() })
+	c.socket.Store(l)
 	if c.ctx.Err() != nil { // closed meanwhile
 		return nil, errors.Join(context.Cause(c.ctx), l.Close())
 	}
 	return l, nil
 }
 
-// onEnd tells the end of a socket or of the context, unless an event explains it better.
+// onEnd reports the end of a socket or of the context, unless an event explains it better.
 func (c *Connection) onEnd() {
 	c.mu.Lock()
 	skip := !c.opened || c.over || c.closed
@@ -303,12 +304,12 @@ func (c *Connection) onEnd() {
 	if cause := context.Cause(c.ctx); cause != nil && !errors.Is(cause, errSocketEnded) {
 		e = over(EventDisconnected, session.EndCancelled, "the worker ended the connection")
 		if !errors.Is(cause, context.Canceled) {
-			c.options.Log().Error(cause, "The store failed: the connection ends before a message can be lost")
+			c.options.Log().Error(cause, "Ended the connection because the store failed")
 			e = over(EventDisconnected, session.EndStoreFailed, "the database failed or another process has taken the session: the connection was ended to keep its messages")
 		}
 		e.Ours = true
 	}
-	c.tell(e)
+	c.report(e)
 }
 
 // errSocketEnded is the cause of a context whose socket has ended first.
@@ -325,14 +326,14 @@ func (c *Connection) pause(d time.Duration, early <-chan struct{}) {
 	}
 }
 
-// tell passes an event on. After the end, and after Close, there is none. With
+// report passes an event on. After the end, and after Close, there is none. With
 // the end it closes the socket: the library would wait for the server to do it.
-func (c *Connection) tell(e Event) {
+func (c *Connection) report(e Event) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	defer func() {
 		if r := recover(); r != nil {
-			c.options.Log().Error(fmt.Errorf("%v", r), "a panic while an event was heard", "event", e.Type, "stack", string(debug.Stack()))
+			c.options.Log().Error(fmt.Errorf("%v", r), "Recovered from a panic in the handler of an event", "event", e.Type, "stack", string(debug.Stack()))
 		}
 	}()
 	if c.over || c.closed {
@@ -347,7 +348,7 @@ func (c *Connection) tell(e Event) {
 
 // end closes the socket and everything that hangs on it.
 func (c *Connection) end(cause error) {
-	if l := c.link.Load(); l != nil {
+	if l := c.socket.Load(); l != nil {
 		_ = l.Close() // it may be closed already
 	}
 	c.cancel(cause)
@@ -369,7 +370,7 @@ func (c *Connection) Close() {
 
 // LastSeen is when the last byte came from the server; zero: never.
 func (c *Connection) LastSeen() time.Time {
-	l := c.link.Load()
+	l := c.socket.Load()
 	if l == nil {
 		return time.Time{}
 	}
@@ -400,8 +401,8 @@ func (c *Connection) Logout(ctx context.Context) error {
 	c.forgetLife()
 	c.mu.Unlock()
 	if err := c.container.DeleteDevice(ctx, c.options.Device); err != nil && !errors.Is(err, errDeleting) {
-		// It is of no use to anybody any more; who forgets the session deletes it.
-		c.options.Log().Info("the keys of a device that was unlinked could not be marked", "reason", err.Error())
+		// The keys are of no use any more; they are deleted with the session.
+		c.options.Log().Info("Failed to mark the keys of an unlinked device", "reason", err.Error())
 	}
 	return nil
 }
@@ -417,12 +418,12 @@ func (c *Connection) unlinked(err error) bool {
 	return c.deleting.Load()
 }
 
-// handle is told every event of the library. false: it was not taken, so the
+// handle is called with every event of the library. false: it was not accepted, so the
 // node that brought it must not be acknowledged.
 func (c *Connection) handle(evt any) (taken bool) {
 	defer func() {
 		if r := recover(); r != nil {
-			c.options.Log().Error(fmt.Errorf("%v", r), "a panic while handling an event", "event", fmt.Sprintf("%T", evt), "stack", string(debug.Stack()))
+			c.options.Log().Error(fmt.Errorf("%v", r), "Recovered from a panic while handling an event of whatsmeow", "event", fmt.Sprintf("%T", evt), "stack", string(debug.Stack()))
 			c.refused.Store(true)
 			taken = false
 		}
@@ -433,10 +434,10 @@ func (c *Connection) handle(evt any) (taken bool) {
 		return c.accept(e)
 	case *events.KeepAliveTimeout:
 		if silent(e, c.LastSeen(), now) {
-			c.tell(over(EventDisconnected, session.EndKeepAliveTimeout, "WhatsApp has not answered since %s", e.LastSuccess.UTC().Format(time.RFC3339)))
+			c.report(over(EventDisconnected, session.EndKeepAliveTimeout, "WhatsApp has not answered since %s", e.LastSuccess.UTC().Format(time.RFC3339)))
 		}
 	case *events.LoggedOut:
-		// The device is being deleted at this moment; who hears of the logout may read it.
+		// The device is being deleted at this moment; the handler of the logout may read it.
 		c.pause(deleteTimeout, c.deleted)
 		c.translate(e, now)
 	case *events.Disconnected:
@@ -444,7 +445,7 @@ func (c *Connection) handle(evt any) (taken bool) {
 			c.translate(e, now)
 		}
 	case *events.QR:
-		// The connection stands now, which a code to type needs too.
+		// The connection is complete now, which a code to type needs too.
 		if c.options.PairPhone == "" {
 			c.translate(e, now)
 		} else if c.asked.CompareAndSwap(false, true) {
@@ -456,7 +457,7 @@ func (c *Connection) handle(evt any) (taken bool) {
 	case *events.PairError:
 		c.pairEndedOnce.Do(func() { close(c.pairEnded) })
 		c.translate(e, now)
-		c.tell(over(EventDisconnected, session.EndPairingRefused, "the pairing was refused"))
+		c.report(over(EventDisconnected, session.EndPairingRefused, "the pairing was refused"))
 	case *events.ManualLoginReconnect:
 		if !c.Paired() {
 			// The 515 can overtake the return of the write that it answers. If the socket
@@ -478,29 +479,29 @@ func (c *Connection) translate(evt any, now time.Time) {
 	if e.Type == EventConnected {
 		e.JID, e.PhoneNumber, e.PushName = address(c.jid), phoneNumber(c.jid), status.Clean(c.pushName, maxName)
 	}
-	c.tell(e)
+	c.report(e)
 }
 
-// askForCode asks for a code to type on the phone and tells it. It waits for
+// askForCode asks for a code to type on the phone and reports it. It waits for
 // WhatsApp's answer, so it must not hold up the library's events; it ends with
 // the connection.
 func (c *Connection) askForCode(from time.Time) {
 	defer func() {
 		if r := recover(); r != nil { // the connection is given up when no code comes
-			c.options.Log().Error(fmt.Errorf("%v", r), "a panic while a pairing code was asked for", "stack", string(debug.Stack()))
+			c.options.Log().Error(fmt.Errorf("%v", r), "Recovered from a panic while asking for a pairing code", "stack", string(debug.Stack()))
 		}
 	}()
 	ctx, cancel := context.WithTimeout(c.ctx, codeTimeout)
 	defer cancel()
 	code, err := c.client.PairPhone(ctx, c.options.PairPhone, true, whatsmeow.PairClientChrome, codeClient)
 	switch {
-	case c.ctx.Err() != nil: // onEnd tells why: the store may have failed
+	case c.ctx.Err() != nil: // onEnd reports why: the store may have failed
 		return
 	case err != nil:
-		c.tell(codeRefused(err))
+		c.report(codeRefused(err))
 		return
 	}
-	c.tell(Event{Type: EventPairingCode, Code: code, Until: from.Add(codeLifetime)})
+	c.report(Event{Type: EventPairingCode, Code: code, Until: from.Add(codeLifetime)})
 }
 
 // accept hands a message over, once and in order.
@@ -514,7 +515,7 @@ func (c *Connection) accept(m *events.Message) bool {
 	}
 	if err := c.options.Accept(c.ctx, m); err != nil {
 		c.refused.Store(true)
-		c.options.Log().Info("a message was refused, and so are all that follow on this connection", "reason", err.Error())
+		c.options.Log().Info("Refused a message, and refuse all that follow on this connection", "reason", err.Error())
 		return false
 	}
 	return true

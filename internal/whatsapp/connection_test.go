@@ -108,20 +108,20 @@ func root(s *simulator.Server) string {
 	return hex.EncodeToString(key[:])
 }
 
-// session is a connection, and what it has told.
+// testSession is a connection with its events and messages.
 type testSession struct {
 	*Connection
 	w  *world
 	mu sync.Mutex
-	// told are the events, messages the texts that were accepted.
-	told     []Event
+	// reported are the events, messages the texts that were accepted.
+	reported []Event
 	messages []string
 }
 
 func (s *testSession) events() []Event {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return append([]Event(nil), s.told...)
+	return append([]Event(nil), s.reported...)
 }
 
 func (s *testSession) texts() []string {
@@ -141,7 +141,7 @@ func (s *testSession) event(kind EventType) (found Event) {
 			}
 		}
 		return false
-	}).Should(BeTrue(), func() string { return fmt.Sprintf("waiting for %s, told %v", kind, s.events()) })
+	}).Should(BeTrue(), func() string { return fmt.Sprintf("waiting for %s, reported %v", kind, s.events()) })
 	return found
 }
 
@@ -172,7 +172,7 @@ func (w *world) prepare(taking *store.Taking, change ...func(*Options)) (*testSe
 	o := Options{Device: device, Log: func() logr.Logger { return w.log }, Events: func(e Event) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.told = append(s.told, e)
+		s.reported = append(s.reported, e)
 	}, Accept: func(_ context.Context, m *events.Message) error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -308,7 +308,7 @@ func TestEnds(t *testing.T) {
 				w.g.Expect(end.Until).To(BeTemporally("~", time.Now().Add(time.Hour), time.Minute))
 			}
 
-			// The device is there, or marked, when the end is told.
+			// The device is there, or marked, when the end is reported.
 			r, err := w.store.Record(t.Context(), "u")
 			w.g.Expect(err).NotTo(HaveOccurred())
 			w.g.Expect(r.JID == "").To(Equal(row.gone))
@@ -394,7 +394,7 @@ func TestNoPairingCode(t *testing.T) {
 			w.g.Expect(end.Message).NotTo(BeEmpty())
 			w.g.Expect(end.Over()).To(BeTrue())
 			w.g.Eventually(func() int { return w.simulator.Stats().Pairing }).Should(BeZero(), "the socket is closed")
-			w.g.Expect(s.events()).To(HaveExactElements(end), "the end is told once")
+			w.g.Expect(s.events()).To(HaveExactElements(end), "the end is reported once")
 			_, err := w.simulator.Clear("", "")
 			w.g.Expect(err).NotTo(HaveOccurred())
 		})
@@ -427,14 +427,14 @@ func TestTheStoreFailsWhileACodeIsAskedFor(t *testing.T) {
 
 // A panic of the library in one session must not end the worker's other ones.
 func TestAPanicWhileACodeIsAskedFor(t *testing.T) {
-	var told []Event
+	var reported []Event
 	c := &Connection{
 		client: &whatsmeow.Client{}, ctx: t.Context(), // it has no store and no socket
-		options: Options{PairPhone: "+" + phone, Log: logr.Discard, Events: func(e Event) { told = append(told, e) }},
+		options: Options{PairPhone: "+" + phone, Log: logr.Discard, Events: func(e Event) { reported = append(reported, e) }},
 	}
 	g := NewWithT(t)
 	g.Expect(func() { c.askForCode(time.Now()) }).NotTo(Panic())
-	g.Expect(told).To(BeEmpty())
+	g.Expect(reported).To(BeEmpty())
 }
 
 func TestDroppedWhileACodeIsShown(t *testing.T) {
@@ -453,9 +453,9 @@ func TestClosedWhileACodeIsAskedFor(t *testing.T) {
 	for range 5 {
 		s := w.connect(taking, func(o *Options) { o.PairPhone = "+" + phone })
 		s.Close()
-		told := s.events()
+		before := s.events()
 		w.g.Eventually(func() int { return w.simulator.Stats().Pairing }).Should(BeZero())
-		w.g.Expect(s.events()).To(Equal(told), "nothing is told after Close")
+		w.g.Expect(s.events()).To(Equal(before), "nothing is reported after Close")
 	}
 }
 
@@ -617,7 +617,7 @@ func TestCloseDoesNotWaitForADeadPeer(t *testing.T) {
 	hanging, ctx := w.prepare(taking)
 	result := make(chan error, 1)
 	go func() { result <- hanging.Connect(ctx) }()
-	w.g.Eventually(func() bool { return hanging.link.Load() != nil }).Should(BeTrue())
+	w.g.Eventually(func() bool { return hanging.socket.Load() != nil }).Should(BeTrue())
 	w.g.Consistently(result, "50ms").ShouldNot(Receive())
 	hanging.Close()
 	w.g.Eventually(result).Should(Receive(MatchError(context.Canceled)))

@@ -11,11 +11,11 @@
 // # What ends a connection
 //
 // The context given to [Connection.Connect] is the connection's life: when it
-// ends, the socket is closed at once. Every connection that was opened tells its
+// ends, the socket is closed at once. Every connection that was opened reports its
 // end with exactly one event for which [Event.Over] holds, unless it is closed
 // first. whatsmeow has several ends without an event of its own (a lost last
 // node, an unpaired client, the close after 515), so the socket itself is
-// watched, see link.go.
+// watched, see monitoredconn.go.
 //
 // # Pairing
 //
@@ -33,7 +33,9 @@
 // # The files
 //
 // setup.go: what is set once; connection.go: one connection; translate.go: the
-// table of events; link.go: the socket; life.go: the proof of life; proxy.go: the
-// way out; errors.go: what is said of a failed attempt; log.go: the library's log;
+// table of events; monitoredconn.go: the socket; stream.go: the bytes of the
+// websocket; node.go: what is decoded of them; receiver.go: what is done with it;
+// appstate.go: the phone's settings; account.go: whose account a number is; life.go: the proof of life; proxy.go: proxies
+// and downloads; errors.go: messages for failed attempts; log.go: the library's log;
 // malformed.go: what is refused before the library would panic over it.
 package whatsapp

@@ -16,7 +16,7 @@ const silentPeriods = 3
 func silence() time.Duration { return silentPeriods * whatsmeow.KeepAliveIntervalMax }
 
 // proveLife ends the connection when nothing has come from WhatsApp for that
-// long, and else looks again when it could be so. It needs no event of the
+// long, and else checks again when it could be so. It needs no event of the
 // library's: the loop that would send one can hang in a write to a dead link.
 func (c *Connection) proveLife() {
 	silent := c.factory.clock.Now().Sub(c.LastSeen())
@@ -29,7 +29,7 @@ func (c *Connection) proveLife() {
 		}
 		return
 	}
-	c.tell(over(EventDisconnected, session.EndKeepAliveTimeout, "nothing has come from WhatsApp for %s", silent.Round(time.Second)))
+	c.report(over(EventDisconnected, session.EndKeepAliveTimeout, "nothing has come from WhatsApp for %s", silent.Round(time.Second)))
 }
 
 // forgetLife ends the looking. The caller holds c.mu.

@@ -20,7 +20,7 @@ const maxLogLine = 512
 // nodes, received and sent, is left out: they hold pairing codes and keys.
 type clientLog struct{ log logr.Logger }
 
-// newClientLog returns a logger that costs nothing where nobody listens.
+// newClientLog returns a logger that costs nothing where its level is off.
 func newClientLog(log logr.Logger) waLog.Logger {
 	if log = log.V(clientVerbosity); !log.Enabled() {
 		return waLog.Noop
@@ -56,5 +56,5 @@ func (l *clientLog) line(level, format string, args []any) {
 			args[i] = tag + " …>"
 		}
 	}
-	l.log.Info("whatsmeow", "level", level, "text", status.Clean(fmt.Sprintf(format, args...), maxLogLine))
+	l.log.Info("Logged by whatsmeow", "level", level, "text", status.Clean(fmt.Sprintf(format, args...), maxLogLine))
 }

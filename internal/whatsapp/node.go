@@ -25,7 +25,7 @@ const (
 )
 
 // decodeNode turns the plaintext of a frame into a node. It is whatsmeow's own decoder
-// with bounds, and without its panics: that one believes every length and type, and runs
+// with bounds, and without its panics: that one checks no length and no type, and runs
 // in a goroutine that nothing recovers.
 func decodeNode(plaintext []byte) (node *waBinary.Node, err error) {
 	defer func() {
@@ -36,7 +36,7 @@ func decodeNode(plaintext []byte) (node *waBinary.Node, err error) {
 	if len(plaintext) == 0 {
 		return nil, errors.New("an empty frame")
 	}
-	data := plaintext[1:len(plaintext):len(plaintext)] // nobody reads on in what lies behind
+	data := plaintext[1:len(plaintext):len(plaintext)] // no slice of it can grow into what follows
 	if plaintext[0]&2 != 0 {
 		if data, err = unpack(data); err != nil {
 			return nil, err

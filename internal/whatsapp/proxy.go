@@ -71,7 +71,7 @@ type dialFunc func(ctx context.Context, network, address string) (net.Conn, erro
 // that one session has dialled to another.
 func (f *Factory) transport(proxy *url.URL, dial dialFunc) *http.Transport {
 	t := &http.Transport{
-		// As whatsmeow's own: HTTPS_PROXY is the administrator's wish.
+		// As whatsmeow's own: HTTPS_PROXY is set by the administrator.
 		Proxy:       http.ProxyFromEnvironment,
 		DialContext: dial,
 		// Not nil, so that there is no HTTP/2, which has no upgrade.
@@ -128,7 +128,7 @@ func (f *Factory) tunnel(proxy *url.URL, dial dialFunc) dialFunc {
 			return nil, err
 		}
 		// The server speaks only when it has been spoken to, so nothing of it is lost.
-		answer, err := http.ReadResponse(bufio.NewReader(io.LimitReader(conn, maxHeaders)), req)
+		answer, err := http.ReadResponse(bufio.NewReader(io.LimitReader(conn, maxHeaders)), req) //nolint:bodyclose // there is no body: what follows belongs to the tunnel
 		if err != nil {
 			return nil, err
 		}
@@ -290,8 +290,8 @@ func explainProxy(err error, a attempt) (reason, message string) {
 	}
 }
 
-// socksProblems are the ends of net/http's SOCKS5 client (socks_bundle.go), which tells
-// them by their texts alone.
+// socksProblems are the ends of net/http's SOCKS5 client (socks_bundle.go), which
+// differ in their texts alone.
 var socksProblems = []struct{ text, reason, message string }{
 	{"username/password authentication failed", session.EndProxyAuthFailed, "the proxy refuses the user or the password of its URL: correct them; special characters must be percent-encoded (" + strings.ReplaceAll(encoding, "%", "%%") + ")%.0s"},
 	{"no acceptable authentication methods", session.EndProxyAuthFailed, "the proxy asks for a user and a password, and its URL has none, or takes none and has them: correct the URL%.0s"},

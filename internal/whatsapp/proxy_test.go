@@ -143,7 +143,7 @@ func socksProxy(t *testing.T, code byte, seen *targets) string {
 			return ""
 		}
 		hello := read(2)
-		if hello == nil || hello[0] != 5 {
+		if len(hello) < 2 || hello[0] != 5 {
 			return
 		}
 		if methods := read(int(hello[1])); !strings.Contains(string(methods), "\x02") {
@@ -191,11 +191,11 @@ func TestThroughAProxy(t *testing.T) {
 				endpoint, err := url.Parse(w.simulator.Endpoint())
 				w.g.Expect(err).NotTo(HaveOccurred())
 				var seen targets
-				want, address := endpoint.Host, ""
+				var want, address string
 				if scheme == "http" {
 					want, address = "CONNECT "+endpoint.Host, httpProxy(t, http.StatusOK, &seen)
 				} else {
-					address = socksProxy(t, 0, &seen)
+					want, address = endpoint.Host, socksProxy(t, 0, &seen)
 				}
 				proxy, err := ParseProxy(fmt.Sprintf("%s://%s@%s", scheme, url.UserPassword(proxyUser, proxyPassword), address))
 				w.g.Expect(err).NotTo(HaveOccurred())

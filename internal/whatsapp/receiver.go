@@ -40,7 +40,7 @@ const (
 	handlerTimeout = 5 * time.Minute
 	// maxTasks bounds the handlers that run beside the queue.
 	maxTasks = 32
-	// nackUnhandled tells the server that a node could not be handled, so that it is not
+	// nackUnhandled says to the server that a node could not be handled, so that it is not
 	// delivered again (whatsmeow's receipt.go).
 	nackUnhandled = whatsmeow.NackUnhandledError
 )
@@ -62,7 +62,7 @@ type queuedNode struct {
 	size int
 }
 
-// put adds a node. full: there is no room. start: somebody must begin to take.
+// put adds a node. full: there is no room. start: a taker must be started.
 func (q *nodeQueue) put(node *waBinary.Node, size int) (full, start bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -143,7 +143,7 @@ func (c *Connection) open(ctx context.Context) (err error) {
 }
 
 // drain takes what else comes of a connection that was given up: whatsmeow's reader would
-// wait for ever for somebody to take a frame that it has read.
+// wait for ever until a frame that it has read is taken.
 func (c *Connection) drain(frames <-chan []byte) {
 	timer := c.factory.clock.NewTimer(readerTimeout)
 	defer timer.Stop()
@@ -164,7 +164,7 @@ func (c *Connection) shakeHands(internals *whatsmeow.DangerousInternalClient, fr
 	if err := internals.DoHandshake(nil, frames, *ephemeral); err != nil { //nolint:staticcheck // see above
 		return err
 	}
-	handshake, err := replay(s.firstFrame(), ephemeral, c.options.Device.NoiseKey)
+	handshake, err := replay(s.takeFirstFrame(), ephemeral, c.options.Device.NoiseKey)
 	if err != nil {
 		return err
 	}
@@ -208,13 +208,14 @@ func replay(hello []byte, ephemeral, static *keys.KeyPair) (*socket.NoiseHandsha
 	if err := h.MixSharedSecretIntoKey(*ephemeral.Priv, [32]byte(server)); err != nil {
 		return nil, err
 	}
-	return h, h.MixSharedSecretIntoKey(*static.Priv, [32]byte(theirs))
+	err = h.MixSharedSecretIntoKey(*static.Priv, [32]byte(theirs))
+	return h, err
 }
 
 // newStream is called with the socket of an opened websocket.
 func (c *Connection) newStream(body io.ReadWriteCloser) *stream {
 	s := &stream{ReadWriteCloser: body, malformed: func(err error) {
-		c.tell(over(EventDisconnected, session.EndMalformedFrame, "%v: another version of the operator may know them", err))
+		c.report(over(EventDisconnected, session.EndMalformedFrame, "%v: another version of the operator may know them", err))
 	}}
 	c.stream.Store(s)
 	return s
@@ -228,35 +229,38 @@ func (c *Connection) receive(_ context.Context, plaintext []byte) {
 	}
 	node, err := decodeNode(plaintext)
 	if err != nil {
-		c.options.Log().Info("Ignored what WhatsApp sent", "reason", err.Error())
+		if !c.malformed.Swap(true) { // one line says it: a server could send millions
+			c.options.Log().Info("Ignored a malformed frame", "reason", err.Error())
+		}
 		return
 	}
 	if c.internals().ReceiveResponse(c.ctx, node) || handlers[node.Tag] == nil {
 		return
 	}
-	var timeout <-chan time.Time
-	for {
-		full, start := c.queue.put(node, len(plaintext))
-		if start {
-			go c.handleQueued()
-		}
-		if !full {
-			return
-		}
-		if timeout == nil {
-			timer := c.factory.clock.NewTimer(roomTimeout)
-			defer timer.Stop()
-			timeout = timer.C()
-		}
+	if c.enqueue(node, len(plaintext)) {
+		return
+	}
+	timer := c.factory.clock.NewTimer(roomTimeout)
+	defer timer.Stop()
+	for changed := c.queue.wait(); !c.enqueue(node, len(plaintext)); changed = c.queue.wait() {
 		select {
-		case <-c.queue.wait():
+		case <-changed:
 		case <-c.ctx.Done():
 			return
-		case <-timeout:
-			c.tell(over(EventDisconnected, session.EndOverloaded, "WhatsApp sends faster than it can be handled: it sends the rest again on the next connection"))
+		case <-timer.C():
+			c.report(over(EventDisconnected, session.EndOverloaded, "WhatsApp sends faster than it can be handled: it sends the rest again on the next connection"))
 			return
 		}
 	}
+}
+
+// enqueue queues a node, and has it handled; false: there is no room.
+func (c *Connection) enqueue(node *waBinary.Node, size int) bool {
+	full, start := c.queue.put(node, size)
+	if start {
+		go c.handleQueued()
+	}
+	return !full
 }
 
 // handleQueued handles nodes until none is left.
@@ -319,11 +323,11 @@ func (c *Connection) handleNode(node *waBinary.Node) {
 	if c.ctx.Err() != nil {
 		return
 	}
-	if l := c.link.Load(); l != nil && l.isClosed.Load() && !h.explains {
+	if l := c.socket.Load(); l != nil && l.isClosed.Load() && !h.explains {
 		return // it cannot be acknowledged any more, and comes again
 	}
 	stuck := c.factory.clock.AfterFunc(handlerTimeout, func() {
-		go c.tell(over(EventDisconnected, session.EndHandlerStuck, "what WhatsApp sent could not be handled within %s", handlerTimeout))
+		go c.report(over(EventDisconnected, session.EndHandlerStuck, "what WhatsApp sent could not be handled within %s", handlerTimeout))
 	})
 	defer stuck.Stop()
 	defer func() {
@@ -348,7 +352,7 @@ func (c *Connection) recovered(what string, ends bool) {
 func (c *Connection) panicked(cause any, what string, ends bool) {
 	c.options.Log().Error(fmt.Errorf("%v", cause), "Recovered from a panic of whatsmeow", "in", what, "stack", string(debug.Stack()))
 	if ends {
-		go c.tell(over(EventDisconnected, session.EndMalformedStanza, "WhatsApp sent something that this version of the client cannot handle (%s)", what))
+		go c.report(over(EventDisconnected, session.EndMalformedStanza, "WhatsApp sent something that this version of the client cannot handle (%s)", what))
 	}
 }
 
@@ -383,7 +387,7 @@ func (c *Connection) handleReceipt(node *waBinary.Node) {
 	if receipt.Type == types.ReceiptTypeRetry {
 		c.task("a retry receipt", false, func() {
 			if err := internals.HandleRetryReceipt(c.ctx, receipt, node); err != nil {
-				c.options.Log().V(1).Info("Could not send a message again", "reason", err.Error())
+				c.options.Log().V(1).Info("Failed to send a message again", "reason", err.Error())
 			}
 		})
 	}

@@ -37,7 +37,7 @@ const (
 	maxDeviceName = 50
 	// whatsAppHost is where whatsmeow connects to.
 	whatsAppHost = "web.whatsapp.com"
-	// defaultDeviceName is what a phone shows if nobody says otherwise.
+	// defaultDeviceName is what a phone shows by default.
 	defaultDeviceName = "WhatsApp operator"
 )
 
@@ -115,7 +115,7 @@ type Factory struct {
 	media *http.Client
 }
 
-// trusted is the noise root that this process believes; whatsmeow keeps it in a variable.
+// trusted is the noise root that this process trusts; whatsmeow keeps it in a variable.
 var trusted struct {
 	sync.Mutex
 	root [32]byte
@@ -137,7 +137,7 @@ func Setup(cfg Config, log logr.Logger) (*Factory, error) {
 		if err := f.redirect(cfg); err != nil {
 			return nil, err
 		}
-		log.Info("NOT WHATSAPP: all sessions connect to another server, and its certificates are trusted", "endpoint", cfg.Endpoint)
+		log.Info("Connecting all sessions to another server than WhatsApp, and trusting its certificates", "endpoint", cfg.Endpoint)
 	}
 	f.media = f.downloads(f.transport(nil, (&net.Dialer{Timeout: dialTimeout}).DialContext))
 	return f, nil

@@ -91,11 +91,13 @@ func (s *stream) release() {
 	}
 }
 
-// firstFrame is the server's first frame; nil before it has come.
-func (s *stream) firstFrame() []byte {
+// takeFirstFrame returns the server's first frame and forgets it; nil: it has not come.
+func (s *stream) takeFirstFrame() []byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.hello
+	hello := s.hello
+	s.hello = nil
+	return hello
 }
 
 // The opcodes of websocket frames that matter here (RFC 6455, section 5.2).
@@ -122,7 +124,7 @@ type framing struct {
 
 	collecting []byte // the first frame, as far as it has come
 	collected  bool
-	hello      []byte // the first frame, until somebody takes it
+	hello      []byte // the first frame, until it is taken
 }
 
 // read follows what has come, and returns what is wrong with it.
@@ -188,7 +190,7 @@ func (f *framing) readHeader(data []byte) ([]byte, error) {
 	return data, f.ended()
 }
 
-// ended looks, at the end of a binary message, whether WhatsApp's frame has ended too.
+// ended checks, at the end of a binary message, whether WhatsApp's frame has ended too.
 func (f *framing) ended() error {
 	if f.left > 0 || !f.binary {
 		return nil

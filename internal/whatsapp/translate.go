@@ -54,7 +54,7 @@ func Translate(evt any, now time.Time) (Event, bool) {
 	case *events.Disconnected:
 		return socketClosed, true
 	case *events.StreamError:
-		code := word(e.Code)
+		code := reasonPart(e.Code)
 		return over(EventDisconnected, session.EndStreamError+code, "WhatsApp ended the connection with code %s", code), true
 	case *events.CATRefreshError:
 		return over(EventDisconnected, session.EndTokenRefused, "WhatsApp asks for a token that this client does not have"), true
@@ -81,7 +81,7 @@ func Translate(evt any, now time.Time) (Event, bool) {
 	}
 }
 
-// socketClosed is the end that nobody has explained.
+// socketClosed is the end without an explanation.
 var socketClosed = Event{Type: EventDisconnected, Reason: session.EndSocketClosed, Message: "the connection was closed"}
 
 func over(kind EventType, reason, format string, args ...any) Event {
@@ -92,9 +92,9 @@ func loggedOut(e *events.LoggedOut) Event {
 	switch {
 	case !e.OnConnect:
 		return over(EventLoggedOut, session.EndDeviceRemoved, "the device was unlinked on the phone or by WhatsApp")
-	case e.Reason == events.ConnectFailureMainDeviceGone: // 403; WhatsApp's own word is LOCKED
+	case e.Reason == events.ConnectFailureMainDeviceGone: // 403; WhatsApp itself calls it LOCKED
 		return over(EventLoggedOut, session.EndAccountLocked, "WhatsApp locked the account, or it moved to another phone")
-	case e.Reason == events.ConnectFailureUnknownLogout: // 406; WhatsApp's own word is BANNED
+	case e.Reason == events.ConnectFailureUnknownLogout: // 406; WhatsApp itself calls it BANNED
 		return over(EventLoggedOut, session.EndAccountBanned, "WhatsApp banned the account")
 	default:
 		return over(EventLoggedOut, session.EndLoggedOut, "WhatsApp does not know the device any more: it was unlinked")
@@ -122,8 +122,8 @@ func sentence(format string, args ...any) string {
 	return status.Clean(fmt.Sprintf(format, args...), maxMessage)
 }
 
-// word makes a code from outside part of a CamelCase reason.
-func word(code string) string {
+// reasonPart makes a code from outside part of a CamelCase reason.
+func reasonPart(code string) string {
 	code = strings.Map(func(r rune) rune {
 		if r >= utf8.RuneSelf || !(r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z') {
 			return -1
