@@ -29,6 +29,9 @@ const (
 	// ReasonQuarantined: attempts fail in the same way again and again and are hours apart now; find the cause in the message, then change restartedAt.
 	ReasonQuarantined = "Quarantined"
 
+	// ReasonEndsItsWorker: the workers that connected the session died of it, so it is tried only after hours, apart from the others; read the end of the dead worker's log and report it, then change restartedAt to try at once.
+	ReasonEndsItsWorker = "EndsItsWorker"
+
 	// ReasonWaitingForPlacement: the manager has not placed the session yet; wait.
 	ReasonWaitingForPlacement = "WaitingForPlacement"
 	// ReasonPlaced: a worker has been chosen.

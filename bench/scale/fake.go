@@ -28,6 +28,8 @@ type account struct{ phone string }
 func (account) Starts() int64                { return 1 }
 func (account) JID() string                  { return "" }
 func (account) PhoneNumber() string          { return "" }
+func (account) Unsettled() int32             { return 0 }
+func (account) Settle(context.Context) error { return nil }
 func (account) Forget(context.Context) error { return nil }
 
 // Dial implements worker.Account.

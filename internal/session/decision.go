@@ -22,6 +22,7 @@ const (
 	OpClose  Operation = "close"  // close the socket
 	OpLogout Operation = "logout" // unlink the device
 	OpForget Operation = "forget" // delete keys and record
+	OpSettle Operation = "settle" // say that the session has not ended its worker
 	OpVerify Operation = "verify" // ask WhatsApp whose account Decision.Phone is
 )
 

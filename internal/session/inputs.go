@@ -93,6 +93,8 @@ type Device struct {
 	Starts int64
 	// JID and PhoneNumber are those of the linked device; empty while there is none.
 	JID, PhoneNumber string
+	// Unsettled is how many takings in a row before this one nothing has settled.
+	Unsettled int32
 }
 
 // Taken says that the keys were taken under the epoch.
@@ -199,6 +201,14 @@ func (VerifyFailed) apply(m *Machine, now time.Time) {
 	if m.socket == socketOpen {
 		m.backOff(now)
 	}
+}
+
+// Settled is the result of OpSettle.
+type Settled struct{ Failed bool }
+
+func (r Settled) apply(m *Machine, now time.Time) {
+	m.running = OpNone
+	m.onSettled(r.Failed, now)
 }
 
 // Forgotten says that keys and record are deleted.

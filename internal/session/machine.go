@@ -72,6 +72,9 @@ type Fleet interface {
 	Recovered(uid types.UID, now time.Time)
 	// Common reports whether most sessions that try fail at present.
 	Common(now time.Time) bool
+	// Trial reports whether a session that may end its worker may be tried now: one is
+	// tried after the other. See Trials.Begin.
+	Trial(uid types.UID, lasts time.Duration, now time.Time) bool
 	// HoldsBack reports whether sessions are held back at present, because WhatsApp
 	// refuses this version of the client.
 	HoldsBack() bool
@@ -80,10 +83,11 @@ type Fleet interface {
 // noFleet is a session without others.
 type noFleet struct{}
 
-func (noFleet) Failed(types.UID, time.Time)    {}
-func (noFleet) Recovered(types.UID, time.Time) {}
-func (noFleet) Common(time.Time) bool          { return false }
-func (noFleet) HoldsBack() bool                { return false }
+func (noFleet) Failed(types.UID, time.Time)                    {}
+func (noFleet) Recovered(types.UID, time.Time)                 {}
+func (noFleet) Common(time.Time) bool                          { return false }
+func (noFleet) Trial(types.UID, time.Duration, time.Time) bool { return true }
+func (noFleet) HoldsBack() bool                                { return false }
 
 // Machine is the state machine of one session in one worker process: see the
 // package's documentation. It is not safe for concurrent use.
@@ -118,6 +122,16 @@ type Machine struct {
 	starts int64
 	// n counts the publications of this taking.
 	n int64
+
+	// unsettled is how many takings before this one nothing has settled, suspect whether
+	// they are enough for a trial. settleAt is when this one is to be settled; zero: it is,
+	// or must not be. settledLast: it was tried before the release.
+	unsettled   int32
+	suspect     bool
+	settleAt    time.Time
+	settledLast bool
+	// trialUntil is when the trial under way has gone well; zero: none is under way.
+	trialUntil time.Time
 
 	running Operation
 	// paced is the operation that waits for its pace.
@@ -322,6 +336,7 @@ func (m *Machine) restart(now time.Time) {
 		m.recordEvent(corev1.EventTypeNormal, v1alpha1.ReasonRestarted, "restartedAt changed: the session begins anew")
 		m.resetFailures()
 		m.restarted = true
+		m.suspect = m.unsettled >= suspectAfter
 		m.pace.reset()
 		m.codeCount = 0
 		m.phase(v1alpha1.PhaseConnecting, v1alpha1.ReasonRestarted, "restartedAt changed", now)
@@ -337,6 +352,7 @@ func (m *Machine) onTaken(a Device, now time.Time) {
 	m.taken, m.epoch, m.starts, m.n, m.codePublished = true, m.obj.Status.Epoch, a.Starts, 0, false
 	m.want.JID, m.want.PhoneNumber = a.JID, a.PhoneNumber
 	m.retryAt = now
+	m.suspected(a.Unsettled, now)
 	switch {
 	case m.logoutWanted():
 		m.retryAt = m.logoutFrom(now)
@@ -357,7 +373,7 @@ func (m *Machine) onTaken(a Device, now time.Time) {
 
 // logoutFrom is when the logout of a deleted session may be tried.
 func (m *Machine) logoutFrom(now time.Time) time.Time {
-	if m.want.JID != "" && m.banned(now) {
+	if m.want.JID != "" && m.want.RetryAfter != nil && (Banned(m.want, now) || endsItsWorker(m.want, now)) {
 		return m.want.RetryAfter.Time
 	}
 	return now
@@ -366,6 +382,7 @@ func (m *Machine) logoutFrom(now time.Time) time.Time {
 // onDialed takes note of an open socket.
 func (m *Machine) onDialed(paired bool, spec DialSpec, now time.Time) {
 	m.dialed, m.loggedOut = spec, false
+	m.onTrial(now)
 	if m.logoutWanted() {
 		m.terminating(v1alpha1.ReasonDeleting, unlinking, now)
 	}
@@ -432,6 +449,11 @@ func (m *Machine) failed(reason, message string, now time.Time) {
 		p = v1alpha1.PhasePairing
 	}
 	m.phase(p, reason, message, now)
+}
+
+// dialDue: a session without a socket is to connect.
+func (m *Machine) dialDue(now time.Time) bool {
+	return m.socket == socketNone && m.assessAt.IsZero() && !m.retryAt.IsZero() && !now.Before(m.retryAt)
 }
 
 // failedLogout takes note of a logout that failed.
@@ -544,11 +566,12 @@ func (m *Machine) hideCode() {
 // tick acts upon the time.
 func (m *Machine) tick(now time.Time) {
 	if m.stays(now) {
-		m.releaseBy = time.Time{}
+		m.releaseBy, m.settledLast = time.Time{}, false
 	}
 	if m.held() && m.taken && m.epoch == m.obj.Status.Epoch && m.obj.DeletionTimestamp.IsZero() {
 		m.restart(now)
 	}
+	m.endTrial(now)
 	if !m.stableAt.IsZero() && !now.Before(m.stableAt) {
 		m.stableAt, m.stable = time.Time{}, true
 		m.resetFailures()
@@ -604,7 +627,7 @@ func (m *Machine) wakeTimes(now time.Time) []time.Time {
 	if m.gone {
 		return nil
 	}
-	times := []time.Time{m.releaseBy, m.retryAt, m.assessAt, m.stableAt, m.watchdog, m.codeUntil}
+	times := []time.Time{m.releaseBy, m.settleAt, m.trialUntil, m.retryAt, m.assessAt, m.stableAt, m.watchdog, m.codeUntil}
 	if m.want.PairingDeadline != nil && m.want.Phase == v1alpha1.PhasePairing {
 		times = append(times, m.want.PairingDeadline.Time)
 	}

@@ -51,6 +51,7 @@ func takenMachine(obj *v1alpha1.WhatsAppSession, device Device) *Machine {
 	heldByMe(obj)
 	m.observe(obj, noon)
 	m.onTaken(device, noon)
+	m.Step(Settled{}, noon) // see trial_test.go
 	return m
 }
 

@@ -125,7 +125,7 @@ func TestADeletedSessionKeepsItsBackoff(t *testing.T) {
 				if p.Object().DeletionTimestamp != nil {
 					g.Expect(p.want.Phase).To(Equal(v1alpha1.PhaseTerminating))
 				}
-				p.now = p.now.Add(time.Millisecond)
+				p.now = p.now.Add(10 * time.Millisecond)
 			}
 			g.Expect(p.reason).To(Equal(reason), "the status says why")
 			g.Expect(p.message).To(Equal("create it"))
@@ -281,7 +281,7 @@ func result(op Operation, p *play, r *rand.Rand) Input {
 	case OpToken:
 		return TokenResult{Granted: ok}
 	case OpTake:
-		device := Device{Starts: r.Int64N(100)}
+		device := Device{Starts: r.Int64N(100), Unsettled: r.Int32N(5)}
 		if r.IntN(2) > 0 {
 			device.JID, device.PhoneNumber = jid, phone
 		}
@@ -299,6 +299,8 @@ func result(op Operation, p *play, r *rand.Rand) Input {
 		return Closed{}
 	case OpLogout:
 		return LogoutResult{Failed: !ok}
+	case OpSettle:
+		return Settled{Failed: !ok}
 	case OpVerify:
 		if ok {
 			return Verified{SameAccount: r.IntN(2) > 0}

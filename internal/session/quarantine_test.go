@@ -32,10 +32,12 @@ func (l *life) wait(d time.Duration) {
 
 // dialsNow reports whether the next step is an attempt.
 func (l *life) dialsNow() bool {
-	for range 4 {
+	for range 6 {
 		switch _, op := l.decide(l.now); op {
 		case OpClose:
 			l.socket = socketNone
+		case OpSettle:
+			l.Step(Settled{}, l.now)
 		case OpDial:
 			return true
 		default:
@@ -111,9 +113,12 @@ func (l *life) movesTo(t *testing.T, keys Device, on ...func(*v1alpha1.WhatsAppS
 	away.Status, _ = l.wantedStatus(l.now)
 	away.Status.Worker, away.Status.Epoch = "worker-b", away.Status.Epoch+1
 	l.observe(away, l.now)
-	for range 4 {
-		if _, op := l.decide(l.now); op == OpClose {
+	for range 6 {
+		switch _, op := l.decide(l.now); op {
+		case OpClose:
 			l.socket = socketNone
+		case OpSettle:
+			l.Step(Settled{}, l.now)
 		}
 	}
 	left, _ := l.wantedStatus(l.now)

@@ -33,6 +33,11 @@ func Banned(s v1alpha1.WhatsAppSessionStatus, now time.Time) bool {
 	}
 }
 
+// endsItsWorker reports whether the session rests because workers died of it.
+func endsItsWorker(s v1alpha1.WhatsAppSessionStatus, now time.Time) bool {
+	return s.RetryReason == v1alpha1.ReasonEndsItsWorker && waits(s, now)
+}
+
 // Rest is what a session rests from, by all that its status remembers of it
 // whatever became of its phase; rests is false where an attempt may be made. The
 // facts are a phase, its reason and its message.
@@ -47,6 +52,8 @@ func Rest(s v1alpha1.WhatsAppSessionStatus, now time.Time) (f status.Facts, rest
 		return status.Facts{Phase: v1alpha1.PhasePairingExpired, Reason: s.RetryReason, Message: "no phone was linked in time" + again + "to offer codes again"}, true
 	case s.RetryReason == v1alpha1.ReasonPairingCodeRefused && waits(s, now):
 		return status.Facts{Phase: v1alpha1.PhasePairing, Reason: s.RetryReason, Message: "WhatsApp gave no pairing code: it is asked again at " + s.RetryAfter.UTC().Format(time.RFC3339)}, true
+	case endsItsWorker(s, now):
+		return status.Facts{Phase: v1alpha1.PhaseFailed, Reason: s.RetryReason, Message: EndsItsWorkerMessage(s), Stalled: true}, true
 	case Quarantined(s, now):
 		return status.Facts{Phase: v1alpha1.PhaseDisconnected, Reason: v1alpha1.ReasonQuarantined, Message: QuarantineMessage(s), Stalled: true}, true
 	case s.RetryReason == "" && (s.Replacements > 1 || s.Replacements > 0 && waits(s, now)):

@@ -63,6 +63,13 @@ var rules = []rule{
 		},
 	},
 	{
+		name: "a taking that ends in order is settled before its device is given up",
+		when: func(m *Machine, now time.Time) bool {
+			return m.held() && !m.stays(now) && m.hold && m.taken && !m.forgotten && !m.settleAt.IsZero() && !m.settledLast && m.pace.allows(OpSettle, now)
+		},
+		then: func(m *Machine, _ time.Time) Operation { m.settledLast = true; return OpSettle },
+	},
+	{
 		name: "a device that is not to be held is given up",
 		when: func(m *Machine, now time.Time) bool { return m.heldHere() && !m.stays(now) },
 		then: func(m *Machine, now time.Time) Operation {
@@ -160,10 +167,18 @@ var rules = []rule{
 		},
 	},
 	{
+		name: "a taking that has lasted a minute is settled",
+		when: func(m *Machine, now time.Time) bool { return !m.settleAt.IsZero() && !now.Before(m.settleAt) },
+		then: start(OpSettle),
+	},
+	{
+		name: "a session that may end its worker is tried apart from the others, and marked before",
+		when: func(m *Machine, now time.Time) bool { return m.trialDue(now) },
+		then: (*Machine).beginTrial,
+	},
+	{
 		name: "a session without a socket connects when its time has come",
-		when: func(m *Machine, now time.Time) bool {
-			return m.socket == socketNone && m.assessAt.IsZero() && !m.retryAt.IsZero() && !now.Before(m.retryAt)
-		},
+		when: func(m *Machine, now time.Time) bool { return m.dialDue(now) },
 		then: start(OpDial),
 	},
 }

@@ -53,7 +53,7 @@ func retryMost(s v1alpha1.WhatsAppSessionStatus, longest time.Duration, now time
 		return codeRefusedPause
 	case Banned(s, now):
 		return banMost + banMargin
-	case Quarantined(s, now):
+	case Quarantined(s, now), endsItsWorker(s, now):
 		return longest
 	case s.Replacements > 0:
 		return replacedPause

@@ -45,8 +45,10 @@ func byCode(s *v1alpha1.WhatsAppSession) {
 type account struct {
 	starts     int64
 	jid, phone string
+	unsettled  int32
 }
 
 func (a account) Starts() int64       { return a.starts }
 func (a account) JID() string         { return a.jid }
 func (a account) PhoneNumber() string { return a.phone }
+func (a account) Unsettled() int32    { return a.unsettled }

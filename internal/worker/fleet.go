@@ -48,6 +48,7 @@ type fleet struct {
 	mu       sync.Mutex
 	breaker  *versionBreaker
 	failures session.FailureTracker
+	trials   session.Trials
 	// changed is closed, and made anew, when a session that waits may have a chance.
 	changed chan struct{}
 	// closed ends when the breaker, which is closed, opens.
@@ -322,4 +323,11 @@ func (f *fleet) Common(now time.Time) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.failures.Common(now)
+}
+
+// Trial implements session.Fleet.
+func (f *fleet) Trial(uid types.UID, lasts time.Duration, now time.Time) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.trials.Begin(uid, lasts, now)
 }

@@ -43,6 +43,11 @@ type Account interface {
 	// connection's life: when it ends, the socket is closed at once. The error of a
 	// store that knows a higher epoch is an *EpochBehindError.
 	Dial(ctx context.Context, o DialOptions) (Connection, error)
+	// Unsettled is how many takings in a row before this one, each by another process,
+	// nothing has settled.
+	Unsettled() int32
+	// Settle says that the session has not ended this process.
+	Settle(ctx context.Context) error
 	// Forget deletes the keys and the record of the session for good.
 	Forget(ctx context.Context) error
 }

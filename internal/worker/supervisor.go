@@ -24,6 +24,8 @@ import (
 const (
 	// requestTimeout bounds one request to the API server, the store or Redis.
 	requestTimeout = 10 * time.Second
+	// settleTimeout bounds the settlement of a taking: a release waits for it.
+	settleTimeout = time.Second
 	// verifyTimeout bounds one question to WhatsApp whose account a number is.
 	verifyTimeout = 30 * time.Second
 	// logoutAttempt bounds one attempt at a logout.
@@ -257,6 +259,8 @@ func (s *supervisor) begin(life context.Context, d session.Decision) {
 		perform = s.logout()
 	case session.OpForget:
 		perform = s.forget()
+	case session.OpSettle:
+		perform = s.settle()
 	case session.OpVerify:
 		perform = s.verify(d.Phone)
 	}
@@ -308,7 +312,7 @@ func (s *supervisor) take() func(context.Context) func() session.Input {
 			s.account = account
 			s.log().Info("Took the device", "epoch", obj.Status.Epoch, "starts", account.Starts(), "paired", account.JID() != "")
 			return session.Taken{Epoch: obj.Status.Epoch, Device: session.Device{
-				Starts: account.Starts(), JID: account.JID(), PhoneNumber: account.PhoneNumber(),
+				Starts: account.Starts(), JID: account.JID(), PhoneNumber: account.PhoneNumber(), Unsettled: account.Unsettled(),
 			}}
 		}
 	}
@@ -486,6 +490,21 @@ func (s *supervisor) logout() func(context.Context) func() session.Input {
 				s.log().Info("Logged out", "epoch", s.machine.Object().Status.Epoch)
 			}
 			return session.LogoutResult{Failed: err != nil}
+		}
+	}
+}
+
+func (s *supervisor) settle() func(context.Context) func() session.Input {
+	account := s.account
+	return func(ctx context.Context) func() session.Input {
+		ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+		defer cancel()
+		err := account.Settle(ctx)
+		return func() session.Input {
+			if err != nil {
+				s.log().Error(err, "Failed to settle the taking of the device", "epoch", s.machine.Object().Status.Epoch)
+			}
+			return session.Settled{Failed: err != nil}
 		}
 	}
 }

@@ -50,10 +50,12 @@ type world struct {
 	forgetCalls int
 
 	starts int64
-	device account
-	events func(session.Event)
-	open   int
-	told   []session.Publication
+	// settled are the takings that were settled, by their starts.
+	settled []int64
+	device  account
+	events  func(session.Event)
+	open    int
+	told    []session.Publication
 	// pairPhones are the phones that codes were to be typed on, of each connection.
 	pairPhones []string
 }
@@ -154,6 +156,13 @@ func (a *liveAccount) Dial(_ context.Context, o DialOptions) (Connection, error)
 	a.w.pairPhones = append(a.w.pairPhones, o.PairPhone)
 	a.w.note("dial")
 	return &liveConnection{w: a.w, paired: a.w.device.jid != ""}, nil
+}
+
+func (a *liveAccount) Settle(context.Context) error {
+	a.w.mu.Lock()
+	defer a.w.mu.Unlock()
+	a.w.settled = append(a.w.settled, a.starts)
+	return nil
 }
 
 func (a *liveAccount) Forget(context.Context) error {
@@ -559,6 +568,23 @@ func TestARedisThatKnowsAHigherEpoch(t *testing.T) {
 	st.change(func(s *v1alpha1.WhatsAppSession) { s.Status.Epoch = 901 })
 	st.Eventually(st.lines).Should(ContainElement("take 901"))
 	st.Eventually(func() int { return len(st.words()) }).Should(BeNumerically(">", 0), "Laravel hears of it again")
+}
+
+func TestATakingIsSettledBeforeTheRelease(t *testing.T) {
+	st := newStage(t, newSession(), account{jid: jid, phone: phone})
+	st.connect()
+	st.change(func(s *v1alpha1.WhatsAppSession) { s.Status.Worker, s.Status.Epoch = "worker-b", 101 })
+	st.Eventually(st.s.finished).Should(BeClosed())
+	st.locked(func() { st.Expect(st.settled).To(Equal([]int64{1})) })
+}
+
+func TestASessionThatEndsItsWorkerIsNotConnected(t *testing.T) {
+	st := newStage(t, newSession(func(s *v1alpha1.WhatsAppSession) { s.Status.RetryReason = v1alpha1.ReasonEndsItsWorker }),
+		account{jid: jid, phone: phone, unsettled: 3})
+	st.eventually(v1alpha1.PhaseFailed)
+	st.Eventually(st.lines).Should(ContainElement("event EndsItsWorker"))
+	st.Expect(st.lines()).NotTo(ContainElement("dial"))
+	st.locked(func() { st.Expect(st.settled).To(BeEmpty()) })
 }
 
 func TestAnUnreachableStoreIsTriedAgain(t *testing.T) {
