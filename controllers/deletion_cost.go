@@ -16,7 +16,7 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 )
 
-// costInterval is how often the deletion cost of the workers' pods is looked at.
+// costInterval is how often the deletion cost of the workers' pods is updated.
 const costInterval = time.Minute
 
 // deletionCosts keeps the deletion cost of each worker's pod at its number of
@@ -35,7 +35,7 @@ type deletionCosts struct {
 	written map[string]int
 }
 
-// Start looks at the pods until ctx ends.
+// Start updates the pods until ctx ends.
 func (d *deletionCosts) Start(ctx context.Context) error {
 	ticker := d.clock.NewTicker(costInterval)
 	defer ticker.Stop()
@@ -44,15 +44,15 @@ func (d *deletionCosts) Start(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C():
-			if err := d.look(ctx); err != nil && ctx.Err() == nil {
-				d.log.Error(err, "The deletion cost of the workers' pods could not be written; it is tried again")
+			if err := d.update(ctx); err != nil && ctx.Err() == nil {
+				d.log.Error(err, "Failed to write the deletion cost of the workers' pods, trying again")
 			}
 		}
 	}
 }
 
-// look writes the costs that have changed noticeably.
-func (d *deletionCosts) look(ctx context.Context) error {
+// update writes the costs that have changed noticeably.
+func (d *deletionCosts) update(ctx context.Context) error {
 	list := &v1alpha1.WhatsAppSessionList{}
 	if err := d.client.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
 		return fmt.Errorf("listing the sessions: %w", err)
@@ -94,7 +94,7 @@ func noticeable(before, now int) bool {
 	return 10*max(before-now, now-before) > before
 }
 
-// write tells a worker's pod its cost, unless it says about the same already. A
+// write writes the cost to a worker's pod, unless about the same is there already. A
 // worker need not be a pod.
 func (d *deletionCosts) write(ctx context.Context, worker string, cost int) error {
 	pod := &metav1.PartialObjectMetadata{}

@@ -51,8 +51,8 @@ func TestARefusedMoveIsSaidOnce(t *testing.T) {
 	recorder := r.events.(*events.FakeRecorder)
 	w.lease(r, "worker-a")
 	w.lease(r, "worker-b", draining)
-	run := func(wish string) {
-		wants(&sessions[0], wish)
+	run := func(worker string) {
+		wants(&sessions[0], worker)
 		_, err := r.Reconcile(t.Context(), everything)
 		w.Expect(err).NotTo(HaveOccurred())
 	}

@@ -372,8 +372,8 @@ func (r *placementReconciler) snapshot(ctx context.Context, now time.Time) (out 
 
 // placedAt is when the session was placed last, which its epoch says
 // (docs/architecture.md, "Ownership"). An epoch that is ahead of this clock, of a manager
-// whose clock was wrong or of a restored store, says nothing of that: a person could not
-// move such a session for hours. Then only what this process has done itself is known.
+// whose clock was wrong or of a restored store, does not tell that: a person could not
+// move such a session for hours. Then only this process's own placements are known.
 func (r *placementReconciler) placedAt(s *v1alpha1.WhatsAppSession, now time.Time) time.Time {
 	if at := time.Unix(s.Status.Epoch, 0); !at.After(now) {
 		return at
@@ -562,7 +562,7 @@ func (r *placementReconciler) remember(snapshot placement.Snapshot, plan placeme
 			delete(r.placed, uid)
 		}
 	}
-	for pool, last := range r.rebalanced { // one that is older than the pace says nothing any more
+	for pool, last := range r.rebalanced { // one that is older than the pace does not matter any more
 		if now.Sub(last) >= r.RebalanceInterval {
 			delete(r.rebalanced, pool)
 		}
@@ -703,7 +703,7 @@ func (r *placementReconciler) report(s *v1alpha1.WhatsAppSession, d decision) {
 	case from != "":
 		log.Info("Withdrew a session that no other worker can take", "worker", from, "reason", d.why.reason)
 		metrics.Placement("withdrawn")
-		if s.Status.HeldBy == "" { // else it is said when its holder has given it up
+		if s.Status.HeldBy == "" { // else it is reported when its holder has released it
 			warn(d.why.reason, d.why.message)
 		}
 	case lastUnplaced(d.session.Object).reason != d.why.reason:

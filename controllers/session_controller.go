@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -35,7 +36,8 @@ import (
 )
 
 const (
-	// indexSessionID finds the sessions that want the same id.
+	// indexSessionID finds the sessions that want the same id. Ids that differ only by case
+	// are one id.
 	indexSessionID = "sessionID"
 	// conflictRetryInterval is how soon a decision that was made from an old picture is made
 	// again, should no watch event come first.
@@ -95,6 +97,9 @@ type IDs interface {
 // sessions that nobody holds. What is not newer than what Redis knows is
 // ignored there, so a call may be repeated or come late.
 type Publisher interface {
+	// All three return a *delivery.StaleError where Redis remembers a higher epoch of the
+	// session: nobody would hear of it before it is placed above that.
+
 	// Update says the status of a session that may have another by now: only where Redis
 	// remembers what was said of it before. told is false where it remembers nothing.
 	Update(ctx context.Context, item delivery.StatusItem) (told bool, err error)
@@ -163,7 +168,7 @@ func SetupSession(mgr ctrl.Manager, o SessionOptions) (*SessionReconciler, error
 	}
 	r.neighbours = neighbours{reader: r.reader, clock: o.Clock, log: o.Log}
 	err := mgr.GetFieldIndexer().IndexField(context.Background(), &v1alpha1.WhatsAppSession{}, indexSessionID, func(obj client.Object) []string {
-		return []string{obj.(*v1alpha1.WhatsAppSession).SessionID()}
+		return []string{strings.ToLower(obj.(*v1alpha1.WhatsAppSession).SessionID())}
 	})
 	if err != nil {
 		return nil, fmt.Errorf("indexing the sessions by their id: %w", err)
@@ -341,7 +346,7 @@ func (r *SessionReconciler) rememberWrite(s *v1alpha1.WhatsAppSession) {
 // claimants are the other sessions that want the id of s.
 func (r *SessionReconciler) claimants(ctx context.Context, s *v1alpha1.WhatsAppSession) ([]v1alpha1.WhatsAppSession, error) {
 	list := &v1alpha1.WhatsAppSessionList{}
-	if err := r.client.List(ctx, list, client.MatchingFields{indexSessionID: s.SessionID()}); err != nil {
+	if err := r.client.List(ctx, list, client.MatchingFields{indexSessionID: strings.ToLower(s.SessionID())}); err != nil {
 		return nil, fmt.Errorf("looking for sessions with the same id: %w", err)
 	}
 	claimants := list.Items[:0]
@@ -539,6 +544,28 @@ func patchStatus(ctx context.Context, c client.Client, s *v1alpha1.WhatsAppSessi
 	return nil
 }
 
+// raiseAboveRedis raises the epoch of s where err says that Redis remembers a higher one:
+// the resource was restored from a backup, or another cluster had the session since.
+// Until then Redis takes every update of the session for an old one. An err of another
+// kind is returned as it is. The patch is refused where s is not the newest: then Redis
+// may know what this process does not know yet.
+func (r *SessionReconciler) raiseAboveRedis(ctx context.Context, s *v1alpha1.WhatsAppSession, err error) (raised bool, _ error) {
+	var stale *delivery.StaleError
+	if !errors.As(err, &stale) || stale.Epoch < s.Status.Epoch {
+		return false, err
+	}
+	if stale.Epoch >= v1alpha1.MaxEpoch {
+		return false, fmt.Errorf("there is no epoch above it: delete what Redis has of session id %s in the queues' keys: %w", s.Status.SessionID, err)
+	}
+	next := *s.Status.DeepCopy()
+	next.Epoch = max(nextEpoch(next, r.Clock.Now()), stale.Epoch+1)
+	if _, err := r.write(ctx, s, next); err != nil {
+		return false, err
+	}
+	logr.FromContextOrDiscard(ctx).Info("Raised the epoch above the one that Redis remembers", "sessionID", next.SessionID, "epoch", next.Epoch, "remembered", stale.Epoch)
+	return true, nil
+}
+
 // publish says what Redis is to know of a session that nobody holds. The
 // patch that raised the epoch came first, so nothing is said that was not
 // decided; an error is repeated, and so is everything by a new leader.
@@ -564,8 +591,11 @@ func (r *SessionReconciler) publish(ctx context.Context, s *v1alpha1.WhatsAppSes
 		}
 		err = r.Publisher.Enqueue(ctx, item(s))
 	}
-	if err != nil {
-		return fmt.Errorf("telling Redis the session's status: %w", err)
+	if raised, err := r.raiseAboveRedis(ctx, s, err); raised || err != nil {
+		if err != nil {
+			return fmt.Errorf("telling Redis the session's status: %w", err)
+		}
+		return r.publish(ctx, s)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -754,7 +784,13 @@ func (r *SessionReconciler) finishDeletion(ctx context.Context, s *v1alpha1.What
 			return fmt.Errorf("releasing the session id: %w", err)
 		}
 	}
-	if err := r.Publisher.Deleted(ctx, item(s)); err != nil {
+	err = r.Publisher.Deleted(ctx, item(s))
+	if raised, raiseErr := r.raiseAboveRedis(ctx, s, err); raised {
+		err = r.Publisher.Deleted(ctx, item(s))
+	} else {
+		err = raiseErr
+	}
+	if err != nil {
 		return fmt.Errorf("telling Redis that the session is deleted: %w", err)
 	}
 	r.rememberEpoch(s.Status.SessionID, s.Status.Epoch)

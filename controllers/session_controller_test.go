@@ -88,6 +88,20 @@ func TestTwoNamespacesAndOneID(t *testing.T) {
 	w.Expect(w.redis.numbers("acme").Epoch).To(Equal(heir.Status.Epoch))
 }
 
+// The record must not pass from a live session to one whose id differs by case.
+func TestIDsThatDifferOnlyByCaseAreOne(t *testing.T) {
+	t.Parallel()
+	w := newEnv(t)
+	w.worker("worker-a")
+	first := w.placed(w.apply(w.a, "one", withID("Acme")), "worker-a")
+	for _, namespace := range []string{w.a, w.b} {
+		w.phase(w.apply(namespace, "two", withID("aCME")), v1alpha1.PhasePending, v1alpha1.ReasonSessionIDTaken)
+	}
+	record, err := w.ids.Record(t.Context(), "acme")
+	w.Expect(err).NotTo(HaveOccurred())
+	w.Expect(record.UID).To(Equal(first.UID))
+}
+
 func TestWithoutARecordTheOlderObjectWins(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)
@@ -585,6 +599,27 @@ func TestRedisForgetsAndTheLeaderChanges(t *testing.T) {
 	now, err := w.get(s)
 	w.Expect(err).NotTo(HaveOccurred())
 	w.Expect(now.ResourceVersion).To(Equal(s.ResourceVersion), "nothing was written for it")
+}
+
+// TestRedisRemembersAHigherEpoch is a resource that was restored from a backup, or moved
+// here from another cluster with an older status: Laravel must hear of it all the same.
+func TestRedisRemembersAHigherEpoch(t *testing.T) {
+	t.Parallel()
+	w := newEnv(t)
+	ahead := time.Now().Unix() + 1_000_000
+	remember := func(id string, epoch int64) {
+		w.redis.remember(delivery.StatusItem{SessionID: id, Status: delivery.Active, Phase: "Connected", Numbers: delivery.Numbers{Epoch: epoch, Seq: delivery.FirstSeq(7)}})
+	}
+	remember("acme", ahead)
+	s := w.phase(w.apply(w.a, "acme", suspended), v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended)
+	w.hears("acme", "inactive/Suspended/Suspended")
+	w.becomes(s, func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.Epoch).To(BeNumerically(">", ahead)) })
+
+	remember("acme", ahead+1_000)
+	w.delete(s)
+	w.gone(s)
+	w.hears("acme", "inactive/Terminating/Deleted")
+	w.Expect(w.redis.numbers("acme").Epoch).To(BeNumerically(">", ahead+1_000))
 }
 
 // TestAnOldPictureAndARedisThatForgot is a leader that was paused and wakes when

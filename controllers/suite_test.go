@@ -454,7 +454,7 @@ func (f *fakeIDs) Former(context.Context) ([]string, error) {
 func (f *fakeIDs) Record(_ context.Context, id string) (*Record, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if r := f.records[id]; r != nil {
+	if r := f.records[strings.ToLower(id)]; r != nil {
 		kept := *r
 		return &kept, f.err
 	}
@@ -467,10 +467,11 @@ func (f *fakeIDs) Claim(_ context.Context, c Claimant, gone func(types.UID) bool
 	if f.err != nil {
 		return false, f.err
 	}
-	r := f.records[c.SessionID]
+	id := strings.ToLower(c.SessionID)
+	r := f.records[id]
 	if r == nil {
 		r = &Record{Namespace: c.Namespace, UID: c.UID}
-		f.records[c.SessionID] = r
+		f.records[id] = r
 	}
 	if r.Namespace != c.Namespace || r.UID != c.UID && !gone(r.UID) {
 		return false, nil
@@ -577,6 +578,16 @@ type fakeRedis struct {
 	then func()
 }
 
+// remember puts there what another has published.
+func (f *fakeRedis) remember(item delivery.StatusItem) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.items == nil {
+		f.items, f.deleted = map[string]delivery.StatusItem{}, map[string]bool{}
+	}
+	f.items[item.SessionID] = item
+}
+
 func (f *fakeRedis) Enqueue(_ context.Context, item delivery.StatusItem) error {
 	f.mu.Lock()
 	defer func() {
@@ -590,7 +601,11 @@ func (f *fakeRedis) Enqueue(_ context.Context, item delivery.StatusItem) error {
 	if f.err != nil {
 		return f.err
 	}
-	if old, ok := f.items[item.SessionID]; !ok || item.Newer(old.Numbers) {
+	old, ok := f.items[item.SessionID]
+	if ok && old.Newer(item.Numbers) {
+		return item.Stale(old.Numbers)
+	}
+	if !ok || item.Newer(old.Numbers) {
 		if f.items == nil {
 			f.items, f.deleted = map[string]delivery.StatusItem{}, map[string]bool{}
 		}

@@ -64,6 +64,28 @@ const NumbersWidth = 38
 // of the device. The manager, which never takes one, has start 0.
 func FirstSeq(start int64) int64 { return start << 32 }
 
+// Start is the number of the holder's taking; 0 for the manager.
+func (n Numbers) Start() int64 { return n.Seq >> 32 }
+
+// StaleError is Redis's refusal of an update whose numbers are not newer than what it
+// has. Epoch is the one that it knows of the session: to be heard again, the session must
+// be placed above it.
+type StaleError struct{ Epoch int64 }
+
+func (e *StaleError) Error() string {
+	return fmt.Sprintf("Redis has something newer of this session, of epoch %d", e.Epoch)
+}
+
+// Stale is the error of an update with the numbers n that was refused because of newest,
+// or nil where that is in order: an update that comes late, after its own successor, is
+// stale, and so is the manager's beside what a holder has published under the same epoch.
+func (n Numbers) Stale(newest Numbers) error {
+	if newest.Epoch > n.Epoch || newest.Epoch == n.Epoch && n.Start() > 0 && newest.Start() > n.Start() {
+		return &StaleError{Epoch: newest.Epoch}
+	}
+	return nil
+}
+
 // Item is one session's update as the queue keeps it.
 type Item struct {
 	SessionID string

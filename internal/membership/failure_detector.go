@@ -271,8 +271,8 @@ func (d *failureDetector) suspect(name string, l observedLease, now time.Duratio
 // pod. acquired is when the process that renews the Lease joined; zero: it is not
 // known. Another pod of the same name says nothing.
 //
-// Only the kubelet writes containerStatuses. What stands beside them is written by
-// others too: the pod of a node that is cut off is deleted, or marked as failed, by
+// Only the kubelet writes containerStatuses. The rest of the pod is written by
+// controllers too: the pod of a node that is cut off is deleted, or marked as failed, by
 // a controller, while its containerStatuses are from before. So these tell that a
 // container is not restarted only where it is known that it was the process of the
 // Lease that has ended.

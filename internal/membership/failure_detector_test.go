@@ -97,7 +97,7 @@ func TestWhoIsDead(t *testing.T) {
 			story: func(s int) scene {
 				return scene{leaseRenewed: s <= 20 && alive(s), keyRenewed: s <= 20 && alive(s)}
 			},
-			dead: 36, // the first look after 20 + 15
+			dead: 36, // the first observation after 20 + 15
 		},
 		{
 			name:  "cut off from the API server: Redis speaks for it",
@@ -183,7 +183,7 @@ func TestWhoIsDead(t *testing.T) {
 			dead: 24,
 		},
 		{
-			name: "the kubelet says that its container has ended for good: at once",
+			name: "the kubelet reports that its container has ended for good: at once",
 			story: func(s int) scene {
 				if s >= 10 {
 					return scene{kubelet: hasEnded(10)}
@@ -193,7 +193,7 @@ func TestWhoIsDead(t *testing.T) {
 			dead: 10,
 		},
 		{
-			name: "so too while Redis is away",
+			name: "the same while Redis is away",
 			story: func(s int) scene {
 				if s >= 10 {
 					return scene{kubelet: hasEnded(10), noRedis: true}

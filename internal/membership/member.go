@@ -56,7 +56,7 @@ const (
 	maxCount = 1_000_000
 )
 
-// ErrNoHolder says that nobody holds the Lease: its worker has left.
+// ErrNoHolder says that the Lease has no holder: its worker has left.
 var ErrNoHolder = errors.New("the lease has no holder")
 
 // Member is a worker as its Lease describes it (docs/architecture.md, "Ownership").

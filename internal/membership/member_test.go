@@ -87,7 +87,7 @@ func TestFromLease(t *testing.T) {
 			want: func(m *Member) { m.AcquireTime, m.WhatsAppFailing = time.Time{}, false },
 		},
 		{
-			name: "a word of a newer version for what it reaches is not failing",
+			name: "a value of a newer version for what it reaches is not failing",
 			change: func(l *coordinationv1.Lease) {
 				l.Annotations[annotationStore], l.Annotations[annotationWhatsApp] = "slow", "degraded"
 			},

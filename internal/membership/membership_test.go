@@ -84,7 +84,7 @@ func (k *keys) Read(context.Context) (run string, values map[string]string, err 
 	return run, values, err
 }
 
-// renewal is a Membership that runs, with a clock, an API server and a Redis to look at.
+// renewal is a Membership that runs, with a clock, an API server and a Redis that the test can read.
 type renewal struct {
 	*WithT
 	r         *Membership
@@ -97,7 +97,7 @@ type renewal struct {
 	stop      context.CancelFunc
 }
 
-func renew(t *testing.T, api client.Client, k *keys, incarnation string) *renewal {
+func renew(t *testing.T, api client.Client, k *keys, incarnation string, change ...func(*Membership)) *renewal {
 	n := &renewal{WithT: NewWithT(t), api: api, keys: k, stopwatch: &stopwatch{}, clock: clocktesting.NewFakeClock(time.Unix(1_800_000_000, 0)), ended: make(chan error, 1)}
 	n.r = &Membership{
 		Renewer: Renewer{
@@ -105,6 +105,9 @@ func renew(t *testing.T, api client.Client, k *keys, incarnation string) *renewa
 			Self: Member{Release: "main", Name: "w", Incarnation: incarnation, PodUID: "pod", Pool: "default", Capacity: 10},
 		},
 		Keys: k, SelfFence: NewSelfFence(n.stopwatch.elapsed),
+	}
+	for _, c := range change {
+		c(n.r)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	n.stop = cancel
@@ -176,6 +179,28 @@ func TestRenewing(t *testing.T) {
 	n.Expect(apierrors.IsNotFound(err)).To(BeTrue())
 	n.Expect(n.keys.values).To(BeEmpty())
 	n.Expect(n.joined.Load()).To(BeEquivalentTo(1))
+}
+
+func TestARenewalSaysWhatTheWorkerReaches(t *testing.T) {
+	var store, whatsapp atomic.Bool
+	n := renew(t, newAPI(), newKeys(), "one", func(m *Membership) {
+		m.Failing = func() (bool, bool) { return store.Load(), whatsapp.Load() }
+	})
+	n.Eventually(n.joined.Load).Should(BeEquivalentTo(1))
+	first := n.member()
+	n.Expect(first.StoreFailing || first.WhatsAppFailing).To(BeFalse())
+	n.Expect(first.AcquireTime).To(BeTemporally("==", first.RenewTime))
+	store.Store(true)
+	n.Eventually(func() bool { n.pass(time.Second); return n.member().StoreFailing }).Should(BeTrue())
+	n.Expect(n.member().WhatsAppFailing).To(BeFalse())
+	n.Expect(n.member().AcquireTime).To(BeTemporally("==", first.AcquireTime), "it is the same process")
+	n.Expect(n.r.Drain(context.Background())).To(Succeed())
+	n.Expect(n.member().StoreFailing).To(BeTrue(), "draining changes nothing else")
+	n.Expect(n.member().AcquireTime).To(BeTemporally("==", first.AcquireTime))
+	store.Store(false)
+	whatsapp.Store(true)
+	n.Eventually(func() bool { n.pass(time.Second); return n.member().WhatsAppFailing }).Should(BeTrue())
+	n.Expect(n.member().StoreFailing).To(BeFalse())
 }
 
 func TestOneHeartbeatIsEnough(t *testing.T) {

@@ -81,7 +81,7 @@ type Session struct {
 	Since time.Time
 	// Paired: it has a device, so that taking it up is a login, which costs a token.
 	Paired bool
-	// Idle: it has no connection, and is to have none before a person or a date says so.
+	// Idle: it has no connection, and is to have none until a person acts or a date has come.
 	Idle bool
 	// Connected is since when it is connected; zero: it is not.
 	Connected time.Time

@@ -529,7 +529,7 @@ func TestWorkersThatAreFailing(t *testing.T) {
 			want:     result{moves: map[string]string{"a-0001": "w2"}},
 		},
 		{
-			name:     "a person's wish does not keep a session there",
+			name:     "a session that a person wants there moves all the same",
 			sessions: []session{s(1, "a", on("w1"), unconnected, moveTo("w1"))},
 			workers:  []worker{w("w1", 10, failing(minute)), w("w2", 10)},
 			want:     result{moves: map[string]string{"a-0001": "w2"}},

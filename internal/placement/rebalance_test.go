@@ -154,7 +154,7 @@ func TestMovesThatAPersonAsksFor(t *testing.T) {
 			waiting: []string{"a-0001"}, again: time.Second,
 		},
 		{
-			name: "not to a worker that cannot take it, and it is said why",
+			name: "not to a worker that cannot take it, with the reason",
 			sessions: []session{
 				s(1, "a", on("w1"), moveTo("nobody")), s(2, "a", on("w1"), moveTo("quiet")), s(3, "a", on("w1"), moveTo("going")),
 				s(4, "a", on("w1"), moveTo("blue")), s(5, "a", on("w1"), moveTo("full")), s(6, "a", on("full")),
@@ -277,7 +277,7 @@ func TestRebalance(t *testing.T) {
 			sessions: many(6, 1, "w1"), workers: []worker{w("w1", 10, revision(2), liveFor(old)), w("w2", 10, revision(2), liveFor(old)), w("w3", 10, liveFor(old))},
 		},
 		{
-			name:     "another pool's trouble does not matter",
+			name:     "another pool does not matter",
 			sessions: append(many(6, 1, "w1"), s(9, "b")), workers: []worker{w("w1", 10, liveFor(old)), w("w2", 10, liveFor(old)), w("w3", 0, pool("blue"))},
 			want: map[string]string{"a-0006": "w2"},
 		},

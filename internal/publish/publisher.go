@@ -55,8 +55,19 @@ func (a *Publisher) enqueue(ctx context.Context, status delivery.StatusItem) err
 	if err != nil {
 		return err
 	}
-	_, err = a.statuses.Enqueue(ctx, item)
+	_, err = put(ctx, a.statuses, item)
 	return err
+}
+
+// put puts an item into a queue. A *delivery.StaleError says that Redis remembers
+// numbers that the writer's own can never exceed: those of a resource that was restored
+// from a backup, for example.
+func put(ctx context.Context, queue *coalescedEnqueue, item delivery.Item) (batch.EnqueueResult, error) {
+	result, err := queue.Enqueue(ctx, item)
+	if err == nil && result.Code == batch.Stale {
+		err = item.Stale(result.Newest)
+	}
+	return result, err
 }
 
 // code writes the QR code to the cache and, if it is new there, into its queue.
@@ -78,7 +89,7 @@ func (a *Publisher) code(ctx context.Context, what session.Publication) error {
 	if err != nil {
 		return err
 	}
-	_, err = a.codes.Enqueue(ctx, item)
+	_, err = put(ctx, a.codes, item)
 	return err
 }
 
@@ -117,7 +128,7 @@ func (s *ManagerPublisher) Update(ctx context.Context, status delivery.StatusIte
 	if err != nil {
 		return false, err
 	}
-	result, err := s.updates.Enqueue(ctx, item)
+	result, err := put(ctx, s.updates, item)
 	switch {
 	case err != nil:
 		return false, err

@@ -1,10 +1,12 @@
 package publish
 
 import (
+	"errors"
 	"testing"
 	"time"
 
 	. "github.com/onsi/gomega"
+	"github.com/onsi/gomega/types"
 	goredis "github.com/redis/go-redis/v9"
 	"k8s.io/utils/clock"
 
@@ -12,6 +14,7 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/cache"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/redis"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
 
@@ -55,7 +58,8 @@ func TestTheManagerUpdates(t *testing.T) {
 	g.Expect(shown()).To(ContainSubstring("Suspended"))
 
 	keysGone()
-	g.Expect(update(2, "Pending")).To(BeTrue(), "what is newer has been told")
+	_, err := s.Update(ctx, status(2, "Pending"))
+	g.Expect(err).To(MatchError(ContainSubstring("epoch 3")), "what is newer was published")
 	g.Expect(shown()).To(BeEmpty(), "and the cache gets nothing older")
 	g.Expect(update(3, "Suspended")).To(BeTrue(), "the answer to the first time was lost")
 	g.Expect(shown()).To(ContainSubstring("Suspended"))
@@ -70,4 +74,50 @@ func TestTheManagerUpdates(t *testing.T) {
 	g.Expect(client.FlushAll(ctx).Err()).To(Succeed())
 	g.Expect(update(3, "Suspended")).To(BeFalse())
 	g.Expect(shown()).To(BeEmpty())
+}
+
+// TestAStalePublicationIsReported: who holds a session hears that Redis remembers more
+// than it can exceed, and is not troubled by what is in order.
+func TestAStalePublicationIsReported(t *testing.T) {
+	g, ctx := NewWithT(t), t.Context()
+	client := goredis.NewClient(&goredis.Options{Addr: testenv.Redis(t)})
+	t.Cleanup(func() { _ = client.Close() })
+	keys := redis.NewKeys("")
+	queue := batch.NewQueue(client, keys, clock.RealClock{}, batch.Options{})
+	c := cache.New(client, keys, clock.RealClock{})
+	holder, manager := NewPublisher(queue, c), NewManagerPublisher(queue, c)
+	at := func(epoch, start, n int64) delivery.StatusItem {
+		return delivery.StatusItem{
+			SessionID: "acme", Status: delivery.Active, Phase: "Connected", Priority: delivery.High, OccurredAt: delivery.Time{Time: time.Now()},
+			Numbers: delivery.Numbers{Epoch: epoch, Seq: delivery.FirstSeq(start) + n},
+		}
+	}
+	publish := func(item delivery.StatusItem) error {
+		return holder.Publish(ctx, session.Publication{Status: item, NewStatus: true})
+	}
+	stale := func(epoch int64) types.GomegaMatcher {
+		return Satisfy(func(err error) bool {
+			var stale *delivery.StaleError
+			return errors.As(err, &stale) && stale.Epoch == epoch
+		})
+	}
+	g.Expect(publish(at(100, 3, 5))).To(Succeed())
+	g.Expect(publish(at(100, 3, 5))).To(Succeed(), "a repetition")
+	g.Expect(publish(at(100, 3, 4))).To(Succeed(), "what it published itself is newer")
+	g.Expect(manager.Enqueue(ctx, at(100, 0, 1))).To(Succeed(), "what the holder has published under this epoch is newer")
+
+	g.Expect(publish(at(99, 9, 9))).To(stale(100), "a resource that was restored")
+	g.Expect(publish(at(100, 2, 9))).To(stale(100), "a record in the database that was restored")
+	g.Expect(manager.Enqueue(ctx, at(99, 0, 1))).To(stale(100))
+	g.Expect(manager.Deleted(ctx, at(99, 0, 1))).To(stale(100))
+	_, err := manager.Update(ctx, at(99, 0, 1))
+	g.Expect(err).To(stale(100))
+
+	code := delivery.QRItem{
+		SessionID: "acme", QR: "code", Attempt: 1, GeneratedAt: delivery.Time{Time: time.Now()}, ExpiresAt: delivery.Time{Time: time.Now().Add(time.Minute)},
+		Numbers: delivery.Numbers{Epoch: 300},
+	}
+	g.Expect(holder.Publish(ctx, session.Publication{Status: at(200, 4, 1), QR: &code, NewQR: true})).To(Succeed())
+	code.Epoch, code.QR = 200, "another"
+	g.Expect(holder.Publish(ctx, session.Publication{Status: at(200, 4, 2), QR: &code, NewQR: true})).To(stale(300), "the codes are refused as well")
 }

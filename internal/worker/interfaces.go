@@ -3,12 +3,12 @@ package worker
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/url"
 
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 )
 
@@ -114,11 +114,7 @@ type Publisher interface {
 // StaleError is Redis's refusal of a publication whose numbers are not newer than
 // what it has. Epoch is what it knows of the session: to be heard again, the
 // session must be placed above it.
-type StaleError struct{ Epoch int64 }
-
-func (e *StaleError) Error() string {
-	return fmt.Sprintf("Redis has something newer of this session, of epoch %d", e.Epoch)
-}
+type StaleError = delivery.StaleError
 
 // Limiter paces logins and pairings.
 type Limiter interface {
