@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -44,8 +45,9 @@ const (
 	// coalesceDelay is how long a run waits after the first change, for the changes that
 	// come with it: a manifest with many sessions, a worker with many claims.
 	coalesceDelay = 20 * time.Millisecond
-	// phaseDelay is the same for changes of the phase alone, on which a plan hardly depends: a
-	// thousand sessions that fail again and again must not keep it busy.
+	// phaseDelay is the same for changes on which a plan hardly depends: those of the phase
+	// alone, and claims while nothing waits for a worker. A thousand sessions that fail again
+	// and again, or that are taken up after a fail-over, must not keep it busy.
 	phaseDelay = time.Second
 	// retryFirst is the first pause after a write that failed; each further one doubles it.
 	retryFirst = 500 * time.Millisecond
@@ -86,6 +88,8 @@ type placementReconciler struct {
 	events  events.EventRecorder
 	members *members
 	changed chan event.GenericEvent // another worker is dead, or is not any more
+	// unsettled: the last run left sessions that want another worker or were not written.
+	unsettled atomic.Bool
 
 	// assumed are decisions that were written and that the cache does not show yet.
 	assumed map[types.UID]assumption
@@ -136,7 +140,7 @@ func SetupPlacement(mgr ctrl.Manager, o PlacementOptions) error {
 	}
 	r := newPlacementReconciler(o, mgr.GetClient(), mgr.GetAPIReader(), mgr.GetEventRecorder("whatsapp-operator"))
 	err := ctrl.NewControllerManagedBy(mgr).Named("placement").
-		Watches(&v1alpha1.WhatsAppSession{}, onSession()).
+		Watches(&v1alpha1.WhatsAppSession{}, r.onSession()).
 		Watches(&coordinationv1.Lease{}, r.onLease()).
 		WatchesMetadata(&corev1.Namespace{}, onNamespace()).
 		WatchesRawSource(source.Channel(r.changed, handler.Funcs{
@@ -185,15 +189,15 @@ func onNamespace() handler.EventHandler {
 }
 
 // onSession asks for a run when a session does.
-func onSession() handler.EventHandler {
+func (r *placementReconciler) onSession() handler.EventHandler {
 	return handler.Funcs{
 		CreateFunc: func(_ context.Context, _ event.CreateEvent, q queue) { q.AddAfter(everything, coalesceDelay) },
 		UpdateFunc: func(_ context.Context, e event.UpdateEvent, q queue) {
 			before, after := e.ObjectOld.(*v1alpha1.WhatsAppSession), e.ObjectNew.(*v1alpha1.WhatsAppSession)
 			switch {
-			case sessionChanged(before, after):
+			case sessionChanged(before, after) && (r.unsettled.Load() || !onlyClaimed(before, after)):
 				q.AddAfter(everything, coalesceDelay)
-			case before.Status.Phase != after.Status.Phase:
+			case sessionChanged(before, after), before.Status.Phase != after.Status.Phase:
 				q.AddAfter(everything, phaseDelay)
 			}
 		},
@@ -217,6 +221,18 @@ func sessionChanged(a, b *v1alpha1.WhatsAppSession) bool {
 		}
 	}
 	return of(a) != of(b)
+}
+
+// onlyClaimed reports whether all that a plan depends on stays the same but for the
+// claim of the worker that was to take the session: it makes room for further moves to
+// that worker, and for nothing else.
+func onlyClaimed(before, after *v1alpha1.WhatsAppSession) bool {
+	if after.Status.HeldBy != after.Status.Worker || before.Status.HeldBy != "" && before.Status.HeldBy != after.Status.HeldBy {
+		return false
+	}
+	unclaimed := *before
+	unclaimed.Status.HeldBy, unclaimed.Status.HolderStart = after.Status.HeldBy, after.Status.HolderStart
+	return !sessionChanged(&unclaimed, after)
 }
 
 func namespaceChanged(before, after client.Object) bool {
@@ -258,6 +274,7 @@ func (r *placementReconciler) Reconcile(ctx context.Context, _ ctrl.Request) (ct
 	r.reportMisplaced(plan, snapshot)
 
 	conflicts, retry := r.carryOut(ctx, snapshot, plan, now)
+	r.unsettled.Store(conflicts || unresolved != nil || !retry.IsZero() || len(plan.Waiting)+len(plan.Unplaceable)+len(plan.Misplaced) > 0)
 	if unresolved != nil {
 		r.Log.Error(unresolved, "Failed to find out whether some placements were written, trying again")
 		retry = earlier(retry, now.Add(retryFirst))

@@ -20,6 +20,8 @@ import (
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/membership"
@@ -450,8 +452,8 @@ func TestAWorkerThatCannotReachItsDatabase(t *testing.T) {
 	late := w.placed(w.apply(w.a, "late"), "worker-a")
 
 	t.Log("another worker can: what is new goes there, though it has more to do")
-	w.worker("worker-b", capacity(2))
-	w.placed(w.apply(w.a, "new"), "worker-b")
+	w.worker("worker-b", capacity(20))
+	w.newOnesGoTo("worker-b")
 	for range 7 {
 		w.clock.SetTime(w.clock.Now().Add(10 * time.Second))
 		w.worker("worker-b", capacity(100))
@@ -471,7 +473,19 @@ func TestAWorkerThatCannotReachItsDatabase(t *testing.T) {
 
 	t.Log("it can again, and takes new ones")
 	w.worker("worker-a")
-	w.becomes(w.apply(w.a, "next"), func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.Worker).To(Equal("worker-a")) })
+	w.newOnesGoTo("worker-a")
+}
+
+// newOnesGoTo waits until the manager has seen the Leases as they are: a session may
+// be placed before that.
+func (w *env) newOnesGoTo(worker string) {
+	w.t.Helper()
+	n := 0
+	w.Eventually(func() string {
+		n++
+		s := w.apply(w.a, fmt.Sprintf("for-%s-%d", worker, n))
+		return w.becomes(s, func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.Worker).NotTo(BeEmpty()) }).Status.Worker
+	}, testTimeout, pollInterval).Should(Equal(worker))
 }
 
 func TestAPoolWithoutWorkersSaysSoOnItsSessions(t *testing.T) {
@@ -534,6 +548,52 @@ func TestWhyAPoolTakesNothingIsSaidOnce(t *testing.T) {
 	w.Expect(recorder.Events).To(Receive(ContainSubstring("NoCapacity")))
 	run()
 	w.Expect(recorder.Events).NotTo(Receive())
+}
+
+// delays is a queue that keeps only after how long a run is due.
+type delays struct {
+	queue
+	after []time.Duration
+}
+
+func (d *delays) AddAfter(_ reconcile.Request, after time.Duration) { d.after = append(d.after, after) }
+
+func TestHowSoonAChangeOfASessionIsPlanned(t *testing.T) {
+	t.Parallel()
+	placed := v1alpha1.WhatsAppSessionStatus{Worker: "worker-a", Epoch: 7, Phase: v1alpha1.PhasePending}
+	held := v1alpha1.WhatsAppSessionStatus{Worker: "worker-a", Epoch: 7, Phase: v1alpha1.PhasePending, HeldBy: "worker-a", HolderStart: "p1"}
+	with := func(s v1alpha1.WhatsAppSessionStatus, change func(*v1alpha1.WhatsAppSessionStatus)) v1alpha1.WhatsAppSessionStatus {
+		change(&s)
+		return s
+	}
+	for _, tt := range []struct {
+		name          string
+		before, after v1alpha1.WhatsAppSessionStatus
+		unsettled     bool
+		want          []time.Duration
+	}{
+		{name: "nothing that counts", before: held, after: with(held, func(s *v1alpha1.WhatsAppSessionStatus) { s.PushName = "Ana" })},
+		{name: "a claim: a thousand of them after a fail-over are no thousand plans", before: placed, after: held, want: []time.Duration{phaseDelay}},
+		{name: "a claim while others wait to move there", before: placed, after: held, unsettled: true, want: []time.Duration{coalesceDelay}},
+		{name: "a claim after a restart in place", before: held, after: with(held, func(s *v1alpha1.WhatsAppSessionStatus) { s.HolderStart = "p2" }), want: []time.Duration{phaseDelay}},
+		{name: "a claim that comes together with more", before: placed, after: with(held, func(s *v1alpha1.WhatsAppSessionStatus) { s.JID = "34600111222:3@s.whatsapp.net" }), want: []time.Duration{coalesceDelay}},
+		{name: "a release makes room", before: held, after: placed, want: []time.Duration{coalesceDelay}},
+		{name: "the former holder's claim", before: with(placed, func(s *v1alpha1.WhatsAppSessionStatus) { s.Worker = "worker-b" }), after: with(held, func(s *v1alpha1.WhatsAppSessionStatus) { s.Worker = "worker-b" }), want: []time.Duration{coalesceDelay}},
+		{name: "a placement", before: placed, after: with(placed, func(s *v1alpha1.WhatsAppSessionStatus) { s.Worker, s.Epoch = "worker-b", 8 }), want: []time.Duration{coalesceDelay}},
+		{name: "a phase", before: held, after: with(held, func(s *v1alpha1.WhatsAppSessionStatus) { s.Phase = v1alpha1.PhaseConnected }), want: []time.Duration{phaseDelay}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			g := NewWithT(t)
+			r := &placementReconciler{}
+			r.unsettled.Store(tt.unsettled)
+			q := &delays{}
+			r.onSession().Update(t.Context(), event.UpdateEvent{
+				ObjectOld: &v1alpha1.WhatsAppSession{Status: tt.before}, ObjectNew: &v1alpha1.WhatsAppSession{Status: tt.after},
+			}, q)
+			g.Expect(q.after).To(Equal(tt.want))
+		})
+	}
 }
 
 func TestUntilFirst(t *testing.T) {
