@@ -313,7 +313,7 @@ func (s *Server) unlink(d *device) {
 	}
 }
 
-// bundleLocked is what somebody needs to write to the device for the first
+// bundleLocked is what a sender needs to write to the device for the first
 // time. It uses up a one-time key, if one is left. The caller holds Server.mu.
 func (d *device) bundleLocked() *prekey.Bundle {
 	key := ecc.NewDjbECPublicKey(d.signed.public)

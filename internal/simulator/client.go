@@ -93,7 +93,7 @@ func (c Control) SetWebVersion(ctx context.Context, version uint32) error {
 	return err
 }
 
-// Inject makes something go wrong, and returns how many connections it befell.
+// Inject makes something go wrong, and returns how many connections it concerned.
 func (c Control) Inject(ctx context.Context, f Fault) (int, error) {
 	out, err := call[faultAnswer](ctx, c, http.MethodPost, "/fault", f)
 	return out.Connections, err

@@ -325,14 +325,14 @@ func (c *conn) close() {
 		close(c.closed)
 		c.srv.forget(c)
 		if c.socket != nil && c.socket.paused() {
-			// TLS would wait to say goodbye through the paused connection.
+			// TLS would wait to send its close through the paused connection.
 			_ = c.socket.Close()
 		}
 		_ = c.ws.CloseNow()
 	})
 }
 
-// forget takes a closed connection out of the server's books.
+// forget removes a closed connection from the server's maps.
 func (s *Server) forget(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

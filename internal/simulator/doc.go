@@ -14,8 +14,8 @@
 //     connection that can be paused; tls.go: the self-signed authority.
 //   - noise.go: the responder's side of the handshake; conn.go: one connection.
 //   - pairing.go: QR codes and their scan; phonecode.go: codes that are typed on
-//     the phone; login.go: logins, refusals, and the judge of "never two
-//     connections for one device".
+//     the phone; login.go: logins, refusals, and the count of doubled
+//     connections.
 //   - iq.go: the answers to the questions that a client asks; account.go: phones
 //     and the devices linked to them; handset.go: a phone's Signal keys;
 //     messages.go: messages both ways, with what waits for a receipt.

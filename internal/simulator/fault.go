@@ -180,7 +180,7 @@ func concerns(target types.JID, d *device) bool {
 	}
 }
 
-// Inject makes something go wrong, and returns how many connections it befell at
+// Inject makes something go wrong, and returns how many connections it concerned at
 // once. An active fault of the same kind and device is replaced.
 func (s *Server) Inject(f Fault) (int, error) {
 	target, once, err := f.check()
@@ -237,7 +237,7 @@ func thaw(conns []*conn) int {
 }
 
 // concernedLocked are the connections that a fault with that target concerns and
-// that have a cipher to speak with. The caller holds s.mu.
+// that have a cipher to write with. The caller holds s.mu.
 func (s *Server) concernedLocked(target types.JID) []*conn {
 	var out []*conn
 	for c := range s.conns {

@@ -11,7 +11,7 @@ import (
 
 // A question of a client (an iq) is answered with the children of a result, or
 // with an error. What no function here knows is answered with error 501, so that
-// nobody waits for ever, and counted.
+// no client waits for ever, and counted.
 
 // reply is an answer; a code other than 0 makes it an error.
 type reply struct {
@@ -286,7 +286,7 @@ func (c *conn) answerUsync(iq *waBinary.Node) (reply, bool) {
 					facts = append(facts, waBinary.Node{Tag: "lid", Attrs: waBinary.Attrs{"val": a.lidJID()}})
 				}
 			case "status", "picture", "business", "bot", "disappearing_mode":
-				// Nobody has one.
+				// No account has one.
 			default:
 				c.srv.countUnknown("usync query " + wanted.Tag)
 			}
@@ -360,7 +360,7 @@ func (c *conn) answerGroups(iq *waBinary.Node) (reply, bool) {
 	return notFound, true
 }
 
-// answerBusiness is the empty profile of somebody who has no business.
+// answerBusiness is the empty profile of an account without a business.
 func (c *conn) answerBusiness(iq *waBinary.Node) (reply, bool) {
 	profile, ok := iq.GetOptionalChildByTag("business_profile", "profile")
 	if !ok {

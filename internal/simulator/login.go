@@ -44,7 +44,7 @@ func (c *conn) login(payload *waWa6.ClientPayload) error {
 		d = a.devices[uint16(payload.GetDevice())]
 	}
 	if d != nil && d.noise != c.static {
-		d = nil // somebody else under its name, or the device before this one
+		d = nil // another client under its name, or the device before this one
 	}
 	slow, isSlow := s.activeLocked(FaultSlowHandshake, d)
 	_, refuse := s.activeLocked(FaultRefuse, d)

@@ -123,7 +123,7 @@ type code struct {
 }
 
 // parseCode reads "ref,noise,identity,adv", the keys in base64. Its errors never
-// quote the code: whoever has it can take the account.
+// quote the code: with it anybody can take the account.
 func parseCode(qr string) (code, error) {
 	parts := strings.Split(strings.TrimSpace(qr), ",")
 	if len(parts) != 4 || parts[0] == "" {

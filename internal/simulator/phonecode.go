@@ -129,7 +129,7 @@ func (c *conn) companionFinish(node *waBinary.Node) reply {
 	}
 }
 
-// forgetCodeLocked takes a client's code out of the books. The caller holds s.mu.
+// forgetCodeLocked removes a client's code from the map. The caller holds s.mu.
 func (s *Server) forgetCodeLocked(p *pairing) {
 	if p.link != nil && s.byCode[p.link.phone] == p {
 		delete(s.byCode, p.link.phone)
@@ -137,7 +137,7 @@ func (s *Server) forgetCodeLocked(p *pairing) {
 }
 
 // parseLinkCode reads a code as people type it: in either case, with or without
-// the dash. Its error does not quote the code: whoever has it can take the account.
+// the dash. Its error does not quote the code: with it anybody can take the account.
 func parseLinkCode(typed string) (string, error) {
 	typed = strings.ToUpper(strings.NewReplacer("-", "", " ", "").Replace(typed))
 	if len(typed) != linkCodeLength || strings.Trim(typed, linkAlphabet) != "" {
@@ -222,7 +222,7 @@ func (s *Server) finishEntry(p *pairing, a *account) (*scan, error) {
 // agree exchanges keys with the client under the code, and returns the adv
 // secret that both have then.
 func (s *Server) agree(ctx context.Context, p *pairing, l *linkCode, a *account, code string) (adv [32]byte, err error) {
-	// With a wrong code these are 32 bytes of nothing, and nobody can tell yet.
+	// With a wrong code these are 32 random bytes, and neither side knows yet.
 	theirs, err := wrapKey(code, l.wrapped[:wrappedSalt], l.wrapped[wrappedSalt:wrappedSalt+wrappedIV], l.wrapped[wrappedSalt+wrappedIV:])
 	if err != nil {
 		return adv, err

@@ -298,7 +298,7 @@ func (s *Server) Close() error {
 }
 
 // start counts a goroutine that Close waits for; false once the server ends.
-// Whoever got true must call s.wg.Done.
+// A caller that got true must call s.wg.Done.
 func (s *Server) start() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -313,7 +313,7 @@ func TestClientRefusesBadIdentity(t *testing.T) {
 	}
 }
 
-// A doubled connection is a second login while somebody reads the first.
+// A doubled connection is a second login while the first is still being read.
 func TestDoubledConnections(t *testing.T) {
 	for _, row := range []struct {
 		name    string
@@ -415,7 +415,7 @@ func TestQuestions(t *testing.T) {
 	g.Expect(c.MarkRead(ctx, []types.MessageID{"A", "B"}, time.Now(), peer, peer)).To(Succeed())
 }
 
-// What it does not know is refused, so that nobody waits, and counted.
+// What it does not know is refused, so that no client waits, and counted.
 func TestUnknownQuestionsAreCounted(t *testing.T) {
 	g := wait(t)
 	s := serve(t)

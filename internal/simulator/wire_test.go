@@ -13,7 +13,7 @@ import (
 	clocktesting "k8s.io/utils/clock/testing"
 )
 
-// Whoever does not speak the protocol is closed, and harms nobody.
+// A client that does not speak the protocol is closed, and harms no other.
 func TestGarbageOnTheWire(t *testing.T) {
 	header := string(socket.WAConnHeader)
 	for _, row := range []struct {
@@ -44,7 +44,7 @@ func TestGarbageOnTheWire(t *testing.T) {
 	}
 }
 
-// Whoever connects and says nothing is closed in the end.
+// A client that connects and sends nothing is closed in the end.
 func TestSilenceOnTheWire(t *testing.T) {
 	g := wait(t)
 	clock := clocktesting.NewFakeClock(time.Now())

@@ -53,6 +53,7 @@ type world struct {
 	// url is that of the store's database.
 	url     string
 	store   *store.Store
+	config  Config
 	factory *Factory
 	log     logr.Logger
 	// hostile: the server plays to the client what makes it say things of no use.
@@ -98,9 +99,18 @@ func newWorldOn(t testing.TB, url string, change ...func(*simulator.Options)) *w
 		cfg.CAFile = filepath.Join(t.TempDir(), "ca.pem")
 		w.g.Expect(os.WriteFile(cfg.CAFile, ca, 0o600)).To(Succeed())
 	}
-	w.factory, err = Setup(cfg, logr.Discard())
-	w.g.Expect(err).NotTo(HaveOccurred())
+	w.config = cfg
+	w.newFactory(func(*Factory) {})
 	return w
+}
+
+// newFactory makes another factory, which no goroutine of an older connection reads.
+func (w *world) newFactory(change func(*Factory)) {
+	w.t.Helper()
+	factory, err := Setup(w.config, logr.Discard())
+	w.g.Expect(err).NotTo(HaveOccurred())
+	change(factory)
+	w.factory = factory
 }
 
 func root(s *simulator.Server) string {

@@ -30,6 +30,22 @@
 // an error. One refusal refuses all that follow on the connection, so that their
 // order is kept; WhatsApp delivers them again at the next login.
 //
+// # What a server may send
+//
+// Nothing that a server, a sender or a proxy sends may end the process, because
+// hundreds of sessions share it. whatsmeow handles what it receives in goroutines
+// that nothing recovers, so the connector receives in its place (receiver.go), and
+// refuses what libsignal would panic over (malformed.go). What a connection may
+// hold is bounded: headers to 64 KB, a websocket message to 8 MB, a decompressed
+// node to 16 MB, 64 levels and 200,000 parts, nodes that wait to be handled to
+// 2,048 and 16 MB together, handlers beside the queue to 32, a download to 64 MB.
+// Beyond these the connection ends with a reason, or the server has to wait.
+//
+// Five things run in goroutines of whatsmeow's own that have nothing of ours on their
+// stack: the names of senders, the count and upload of prekeys after a login,
+// receipts for messages of the own phone, the request for keys of settings, and the
+// reading of the websocket. What they read was checked before.
+//
 // # The files
 //
 // setup.go: what is set once; connection.go: one connection; translate.go: the

@@ -367,7 +367,7 @@ func frames() [][]byte {
 // their stack: the names of senders (updatePushName, updateBusinessName), the count and
 // upload of prekeys after a login, receipts of the phone's own messages, and the request
 // for keys of settings. What they read has been checked before; they are covered here,
-// because their panic would end the test. What nobody foresaw is left to the rule
+// because their panic would end the test. What is not foreseen is left to the rule
 // EndsItsWorker of the worker.
 func FuzzNodes(f *testing.F) {
 	together, single := corpus()
@@ -637,4 +637,35 @@ func TestTheQueueIsBounded(t *testing.T) {
 	g.Expect(q.wait()).To(BeNil())
 	_, start = q.put(&waBinary.Node{}, 1)
 	g.Expect(start).To(BeTrue())
+}
+
+// TestAPanicOfWhatsmeowEndsNoProcess: a message to a bot's conversation whose content is
+// missing is one that whatsmeow panics over. It is refused for good, and the connection
+// goes on.
+func TestAPanicOfWhatsmeowEndsNoProcess(t *testing.T) {
+	w, _, s := linked(t)
+	bot := types.NewJID("13135550002", types.DefaultUserServer)
+	w.g.Expect(s.options.Device.MsgSecrets.PutMessageSecret(t.Context(), bot, someone, "target", make([]byte, 32))).To(Succeed())
+	w.g.Expect(w.simulator.Play(phone, encode(element("message", attrs{"from": bot, "id": "1", "t": "1700000000", "type": "text"},
+		element("enc", attrs{"v": "2", "type": "msmsg"}), element("meta", attrs{"target_id": "target", "target_sender_jid": someone}))))).To(Succeed())
+	w.send("after")
+	w.g.Eventually(s.texts).Should(Equal([]string{"after"}))
+	w.settled()
+	w.g.Expect(slices.ContainsFunc(s.events(), Event.Over)).To(BeFalse(), "the connection goes on")
+}
+
+// TestTheLastNodeIsNotLost: a server that closes the socket right after it has said why
+// is understood, as often as it does.
+func TestTheLastNodeIsNotLost(t *testing.T) {
+	h := newHostile(t, false)
+	for _, kind := range []simulator.Fault{{Kind: simulator.FaultCloseAtOnce}, {Kind: simulator.FaultFailure, Reason: 418}} {
+		_, err := h.w.simulator.Inject(kind)
+		h.w.g.Expect(err).NotTo(HaveOccurred())
+	}
+	for range 20 {
+		s, ctx := h.w.prepare(h.taking)
+		h.w.g.Expect(s.Connect(ctx)).To(Succeed())
+		h.w.g.Expect(s.event(EventDisconnected).Reason).To(Equal("ConnectFailure418"))
+		s.Close()
+	}
 }

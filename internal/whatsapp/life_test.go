@@ -22,7 +22,7 @@ func TestSilenceIsTheEnd(t *testing.T) {
 			taking := w.take()
 			w.pair(taking, phone)
 			clock := clocktesting.NewFakeClock(time.Now())
-			w.factory.clock = clock
+			w.newFactory(func(f *Factory) { f.clock = clock })
 			s := w.connect(taking)
 			s.event(EventConnected)
 			_, err := w.simulator.Inject(simulator.Fault{Kind: simulator.FaultMute})
@@ -48,7 +48,7 @@ func TestSilenceIsTheEnd(t *testing.T) {
 			w.g.Expect(end.Ours).To(BeFalse())
 			w.g.Eventually(func() bool { return s.socket.Load().isClosed.Load() }).Should(BeTrue(), "whatever the socket says")
 			s.Close()
-			w.g.Expect(clock.HasWaiters()).To(BeFalse(), "nobody looks any more")
+			w.g.Eventually(clock.HasWaiters).Should(BeFalse(), "no check is left")
 			_, err = w.simulator.Clear("", "")
 			w.g.Expect(err).NotTo(HaveOccurred())
 		})

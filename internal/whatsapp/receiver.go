@@ -173,8 +173,8 @@ func (c *Connection) shakeHands(internals *whatsmeow.DangerousInternalClient, fr
 	ctx, stop := context.WithCancel(context.Background())
 	ended := frames.OnDisconnect
 	_, err = handshake.Finish(ctx, frames, c.receive, func(ctx context.Context, _ *socket.NoiseSocket, remote bool) {
+		c.settle(frames.Frames)
 		stop()
-		c.settle()
 		ended(ctx, remote)
 	})
 	if err != nil {
@@ -272,14 +272,18 @@ func (c *Connection) handleQueued() {
 
 // settle waits, for a moment, until what was received before the end has been handled:
 // the last node says why the connection ended.
-func (c *Connection) settle() {
-	changed := c.queue.wait()
-	if changed == nil {
-		return
-	}
+func (c *Connection) settle(frames chan<- []byte) {
 	timer := c.factory.clock.NewTimer(explainTimeout)
 	defer timer.Stop()
-	for ; changed != nil; changed = c.queue.wait() {
+	// An empty frame, which is ignored, is taken when all before it have been queued.
+	select {
+	case frames <- nil:
+	case <-timer.C():
+		return
+	case <-c.ctx.Done():
+		return
+	}
+	for changed := c.queue.wait(); changed != nil; changed = c.queue.wait() {
 		select {
 		case <-changed:
 		case <-timer.C():

@@ -193,7 +193,7 @@ func (w *world) stopped(taking *store.Taking, text string) (s *testSession, wake
 	v := newValve(w.t, w.simulator.Endpoint())
 	factory, err := Setup(Config{Endpoint: v.endpoint(), NoiseRoot: root(w.simulator)}, logr.Discard())
 	w.g.Expect(err).NotTo(HaveOccurred())
-	factory.clock = standing{at: time.Now()} // nobody is to notice its silence
+	factory.clock = standing{at: time.Now()} // its silence must not be noticed
 	own := w.factory
 	w.factory = factory
 	s = w.connect(taking)
@@ -318,7 +318,7 @@ func TestPostgreSQLGoesAwayInTheMiddleOfAMessage(t *testing.T) {
 			s.event(EventConnected)
 			w.settled()
 
-			// Whoever touches the table waits, until the server is gone.
+			// Every access to the table waits, until the server is gone.
 			db := w.db()
 			tx, err := db.BeginTx(context.Background(), nil)
 			w.g.Expect(err).NotTo(HaveOccurred())
