@@ -283,7 +283,17 @@ func TestHowItEnds(t *testing.T) {
 		reason  string // empty: it does not end yet
 		release Release
 		wait    time.Duration
+		// why is the reason for which it is not logged out yet; ends: its namespace is being deleted.
+		why  string
+		ends bool
 	}{
+		{
+			name: "no proxy's Secret, and none will come: its namespace ends", record: linked, ends: true, why: v1alpha1.ReasonProxySecretMissing,
+			reason: v1alpha1.ReasonLogoutUnconfirmed, release: ReleaseOrphan,
+		},
+		{name: "no proxy's Secret, but the holder has it still", held: true, record: linked, ends: true, why: v1alpha1.ReasonProxySecretForbidden},
+		{name: "no proxy's Secret, but it may come", record: linked, why: v1alpha1.ReasonProxySecretMissing, wait: 5 * time.Minute},
+		{name: "its namespace ends, and the logout goes on", record: linked, ends: true, why: v1alpha1.ReasonDeleting, wait: 5 * time.Minute},
 		{name: "linked and held: the holder logs out", held: true, record: linked, wait: 5 * time.Minute},
 		{name: "linked and held, however late", held: true, record: linked, after: time.Hour},
 		{name: "Retain and held", held: true, policy: v1alpha1.DeletionRetain, record: linked, wait: 5 * time.Minute},
@@ -306,7 +316,10 @@ func TestHowItEnds(t *testing.T) {
 			if tt.held {
 				s.Status.HeldBy = "worker-a"
 			}
-			e, wait := decideEnding(s, tt.record, noon.Add(tt.after))
+			if tt.why != "" {
+				s.Status = status.Summarize(s.Status, status.Facts{Phase: v1alpha1.PhaseTerminating, Reason: tt.why}, noon)
+			}
+			e, wait := decideEnding(s, tt.record, logoutDeadline(s, tt.ends), noon.Add(tt.after))
 			g.Expect(wait).To(Equal(tt.wait))
 			if tt.reason == "" {
 				g.Expect(e).To(BeNil())

@@ -339,6 +339,7 @@ func (r *placementReconciler) snapshot(ctx context.Context, now time.Time) (out 
 	if err := r.client.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
 		return out, time.Time{}, fmt.Errorf("listing the sessions: %w", err)
 	}
+	ending := map[string]bool{} // namespaces that are being deleted
 	namespaces := &metav1.PartialObjectMetadataList{}
 	namespaces.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("NamespaceList"))
 	if err := r.client.List(ctx, namespaces, client.UnsafeDisableDeepCopy); err != nil {
@@ -346,6 +347,7 @@ func (r *placementReconciler) snapshot(ctx context.Context, now time.Time) (out 
 	}
 	for i := range namespaces.Items {
 		ns := &namespaces.Items[i]
+		ending[ns.Name] = !ns.DeletionTimestamp.IsZero()
 		out.Namespaces[ns.Name] = placement.Namespace{Pool: ns.Labels[v1alpha1.PoolLabel], MaxSessions: r.limit(ns)}
 	}
 	out.Workers, again = r.members.workers(now)
@@ -373,7 +375,7 @@ func (r *placementReconciler) snapshot(ctx context.Context, now time.Time) (out 
 		out.Sessions[i] = placement.Session{
 			Object: s, UID: s.UID, Namespace: s.Namespace, Created: s.CreationTimestamp.Time,
 			Worker: worker, HeldBy: heldBy, Lost: lost, Since: r.since[s.UID],
-			Wanted: wantsWorker(s, r.Installation, now), Urgent: !s.DeletionTimestamp.IsZero(),
+			Wanted: wantsWorker(s, r.Installation, ending[s.Namespace], now), Urgent: !s.DeletionTimestamp.IsZero(),
 			Paired: s.Status.JID != "", Idle: status.Kept(s.Status.Phase), Connected: connectedSince(s), Unconnected: isUnconnected(s, now),
 			MoveTo: s.Annotations[v1alpha1.MoveToAnnotation], Placed: r.placedAt(s, now),
 		}

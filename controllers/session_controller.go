@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/resourceversion"
 	"k8s.io/client-go/tools/events"
@@ -686,20 +687,34 @@ func (r *SessionReconciler) reconcileDeletion(ctx context.Context, s *v1alpha1.W
 		return ctrl.Result{}, r.removeFinalizer(ctx, s) // it never held the id
 	}
 	now := r.Clock.Now()
-	e, wait := decideEnding(s, record, now)
+	deadline, err := r.logoutDeadline(ctx, s)
+	if err != nil {
+		return ctrl.Result{}, err
+	}
+	e, wait := decideEnding(s, record, deadline, now)
 	if e != nil {
 		return ctrl.Result{}, r.finishDeletion(ctx, s, *e)
 	}
-	if err := r.reportDeletion(ctx, s, record, now); err != nil {
+	if err := r.reportDeletion(ctx, s, record, deadline, now); err != nil {
 		return ctrl.Result{}, err
 	}
 	return ctrl.Result{RequeueAfter: wait}, r.publish(ctx, s)
 }
 
+// logoutDeadline is when the logout of a deleted session is given up.
+func (r *SessionReconciler) logoutDeadline(ctx context.Context, s *v1alpha1.WhatsAppSession) (time.Time, error) {
+	namespace := &metav1.PartialObjectMetadata{}
+	namespace.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Namespace"))
+	err := r.client.Get(ctx, client.ObjectKey{Name: s.Namespace}, namespace)
+	if client.IgnoreNotFound(err) != nil {
+		return time.Time{}, fmt.Errorf("reading the namespace: %w", err)
+	}
+	return logoutDeadline(s, err != nil || !namespace.DeletionTimestamp.IsZero()), nil
+}
+
 // decideEnding decides whether a deleted session may go, and how; if not, how long
 // to wait at most. record is the session's own; nil: the store has none any more.
-func decideEnding(s *v1alpha1.WhatsAppSession, record *Record, now time.Time) (*ending, time.Duration) {
-	deadline := s.DeletionTimestamp.Add(session.LogoutTimeout)
+func decideEnding(s *v1alpha1.WhatsAppSession, record *Record, deadline, now time.Time) (*ending, time.Duration) {
 	retain := s.Spec.DeletionPolicy == v1alpha1.DeletionRetain
 	linked := record != nil && record.JID != ""
 	switch {
@@ -735,10 +750,10 @@ func deviceName(s *v1alpha1.WhatsAppSession, jid string) string {
 }
 
 // reportDeletion writes what the manager has to say of a deleted session that cannot go yet.
-func (r *SessionReconciler) reportDeletion(ctx context.Context, s *v1alpha1.WhatsAppSession, record *Record, now time.Time) error {
+func (r *SessionReconciler) reportDeletion(ctx context.Context, s *v1alpha1.WhatsAppSession, record *Record, deadline, now time.Time) error {
 	next := *s.Status.DeepCopy()
 	next.SessionID, next.Installation = s.SessionID(), r.Installation
-	overdue := !now.Before(s.DeletionTimestamp.Add(session.LogoutTimeout))
+	overdue := !now.Before(deadline)
 	if next.Worker != "" && (s.Spec.DeletionPolicy == v1alpha1.DeletionRetain || overdue) {
 		next.Worker, next.Epoch = "", nextEpoch(next, now)
 	}
