@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,7 +14,7 @@ import (
 	"time"
 
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
-	"github.com/whatsapp-operator/whatsapp-operator/internal/laravel"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/laravel/laraveltest"
 )
 
 // The old system's paths: one event a request.
@@ -37,14 +36,10 @@ type request struct {
 // Laravel makes many requests wait: that would lengthen the old side's
 // latencies, which are measured at the arrival here.
 type receiver struct {
+	*laraveltest.Receiver
 	answer time.Duration
-	secret laravel.Secret
 	token  string
-
-	server *http.Server
-	url    string
 	bytes  atomic.Int64
-	failed chan error
 
 	mu       sync.Mutex
 	requests []request
@@ -52,11 +47,7 @@ type receiver struct {
 }
 
 func newReceiver(c sideConfig, answer time.Duration) (*receiver, error) {
-	text, err := os.ReadFile(c.SecretFile)
-	if err != nil {
-		return nil, fmt.Errorf("reading the secret: %w", err)
-	}
-	secret, err := laravel.ParseSecret(string(text))
+	secret, err := os.ReadFile(c.SecretFile)
 	if err != nil {
 		return nil, fmt.Errorf("reading the secret: %w", err)
 	}
@@ -64,90 +55,80 @@ func newReceiver(c sideConfig, answer time.Duration) (*receiver, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the token: %w", err)
 	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	r := &receiver{answer: answer, token: string(token)}
+	r.Receiver, err = laraveltest.New(laraveltest.Options{
+		Token: r.token, Secret: string(secret), MayForget: true, DiscardRequests: true,
+		Decide: r.batch, Other: http.HandlerFunc(r.single),
+		Listen: func() (net.Listener, error) {
+			listener, err := net.Listen("tcp", "127.0.0.1:0")
+			return &countingListener{listener, &r.bytes}, err
+		},
+	})
 	if err != nil {
-		return nil, fmt.Errorf("opening a port: %w", err)
+		return nil, fmt.Errorf("starting the receiver: %w", err)
 	}
-	r := &receiver{answer: answer, secret: secret, token: string(token), url: "http://" + listener.Addr().String(), failed: make(chan error, 1)}
-	r.server = &http.Server{Handler: r, ReadHeaderTimeout: time.Minute}
-	go func() { r.failed <- r.server.Serve(&countingListener{listener, &r.bytes}) }()
 	return r, nil
 }
 
-func (r *receiver) close() error {
-	err := r.server.Close()
-	if served := <-r.failed; !errors.Is(served, http.ErrServerClosed) {
-		err = errors.Join(err, served)
-	}
-	if err != nil {
-		return fmt.Errorf("closing the receiver: %w", err)
-	}
-	return nil
-}
-
-// ServeHTTP implements http.Handler.
-func (r *receiver) ServeHTTP(w http.ResponseWriter, incoming *http.Request) {
-	body, err := io.ReadAll(incoming.Body)
-	at := time.Now()
-	if err != nil {
-		return
-	}
-	got, err := r.read(incoming, body)
-	got.at = at
+// wrong returns what was wrong with the requests.
+func (r *receiver) wrong() []string {
 	r.mu.Lock()
-	if err != nil {
-		r.faults = append(r.faults, err.Error())
-	} else {
-		r.requests = append(r.requests, got)
-	}
-	r.mu.Unlock()
-	select {
-	case <-time.After(r.answer - time.Since(at)):
-	case <-incoming.Context().Done():
-	}
-	w.Header().Set("Content-Type", "application/json")
-	if err != nil {
-		w.WriteHeader(http.StatusUnauthorized)
-		return
-	}
-	_, _ = io.WriteString(w, "{}")
+	defer r.mu.Unlock()
+	return append(r.Breaches(), r.faults...)
 }
 
-func (r *receiver) read(incoming *http.Request, body []byte) (request, error) {
-	if incoming.Header.Get("Authorization") != "Bearer "+r.token {
-		return request{}, errors.New("a request has no token")
+// batch is a request of our side.
+func (r *receiver) batch(incoming laraveltest.Request) laraveltest.Answer {
+	got := request{at: incoming.At, kind: incoming.Kind, id: incoming.BatchID}
+	for _, item := range incoming.Items {
+		got.items = append(got.items, key{got.kind, item.SessionID, item.Numbers})
 	}
-	got := request{kind: delivery.KindStatus}
-	if strings.HasPrefix(incoming.URL.Path, oldQRPath) || incoming.URL.Path == laravel.DefaultQRPath {
+	r.record(got)
+	return laraveltest.Answer{Take: true, Write: func(w http.ResponseWriter, q *http.Request) { r.reply(w, q, incoming.At) }}
+}
+
+// single is a request of the old side.
+func (r *receiver) single(w http.ResponseWriter, incoming *http.Request) {
+	got := request{at: time.Now(), kind: delivery.KindStatus}
+	if strings.HasPrefix(incoming.URL.Path, oldQRPath) {
 		got.kind = delivery.KindQR
 	}
-	type numbered struct {
+	var item struct {
 		SessionID string `json:"session_id"`
 		delivery.Numbers
 	}
-	var items []numbered
-	if strings.HasPrefix(incoming.URL.Path, "/api/") {
-		items = make([]numbered, 1)
-		if err := json.Unmarshal(body, &items[0]); err != nil {
-			return request{}, fmt.Errorf("a request is malformed: %w", err)
-		}
-	} else {
-		if err := laravel.Verify(incoming.Header, []laravel.Secret{r.secret}, time.Now(), laravel.DefaultTolerance, body); err != nil {
-			return request{}, fmt.Errorf("a request is not signed: %w", err)
-		}
-		var envelope struct {
-			BatchID string     `json:"batch_id"`
-			Items   []numbered `json:"items"`
-		}
-		if err := json.NewDecoder(bytes.NewReader(body)).Decode(&envelope); err != nil {
-			return request{}, fmt.Errorf("a batch is malformed: %w", err)
-		}
-		got.id, items = envelope.BatchID, envelope.Items
+	err := json.NewDecoder(incoming.Body).Decode(&item)
+	if incoming.Header.Get("Authorization") != "Bearer "+r.token {
+		err = errors.New("it has no token")
 	}
-	for _, item := range items {
-		got.items = append(got.items, key{got.kind, item.SessionID, item.Numbers})
+	if err != nil {
+		r.mu.Lock()
+		r.faults = append(r.faults, fmt.Sprintf("a request to %s: %v", incoming.URL.Path, err))
+		r.mu.Unlock()
+		w.WriteHeader(http.StatusUnauthorized)
+		return
 	}
-	return got, nil
+	got.items = []key{{got.kind, item.SessionID, item.Numbers}}
+	r.record(got)
+	r.reply(w, incoming, got.at)
+}
+
+func (r *receiver) record(got request) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.requests = append(r.requests, got)
+}
+
+// reply says yes when the request has taken its time.
+func (r *receiver) reply(w http.ResponseWriter, incoming *http.Request, at time.Time) {
+	timer := time.NewTimer(r.answer - time.Since(at))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-incoming.Context().Done():
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_, _ = io.WriteString(w, "{}")
 }
 
 // countingListener counts what clients send, headers and all.

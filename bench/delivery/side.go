@@ -63,8 +63,8 @@ func measure(ctx context.Context, c sideConfig, answer time.Duration) (p part, e
 	if err != nil {
 		return part{}, err
 	}
-	defer func() { err = errors.Join(err, r.close()) }()
-	c.URL = r.url
+	defer func() { err = errors.Join(err, r.Close()) }()
+	c.URL = r.URL
 	self, err := os.Executable()
 	if err != nil {
 		return part{}, fmt.Errorf("looking for this program: %w", err)
@@ -96,11 +96,11 @@ func measure(ctx context.Context, c sideConfig, answer time.Duration) (p part, e
 	if err := json.Unmarshal(out.Bytes(), &p.sideResult); err != nil {
 		return part{}, fmt.Errorf("reading what a side says: %w", err)
 	}
+	if wrong := r.wrong(); len(wrong) > 0 {
+		return part{}, fmt.Errorf("%d requests were wrong, the first: %s", len(wrong), wrong[0])
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.faults) > 0 {
-		return part{}, fmt.Errorf("%d requests were wrong, the first: %s", len(r.faults), r.faults[0])
-	}
 	p.requests, p.bytes = r.requests, r.bytes.Load()
 	p.cpu = child.ProcessState.UserTime() + child.ProcessState.SystemTime()
 	p.tally = count(p.Events, p.requests)

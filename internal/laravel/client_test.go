@@ -1,6 +1,7 @@
-package laravel
+package laravel_test
 
 import (
+	"compress/gzip"
 	"context"
 	"encoding/json"
 	"encoding/pem"
@@ -21,8 +22,20 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/laravel"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/laravel/laraveltest"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
+
+// vectorSecret is that of the specification's test vector.
+const vectorSecret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+func secret(t *testing.T, text string) laravel.Secret {
+	t.Helper()
+	parsed, err := laravel.ParseSecret(text)
+	NewWithT(t).Expect(err).NotTo(HaveOccurred())
+	return parsed
+}
 
 const otherSecret = "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 
@@ -35,17 +48,17 @@ func write(t *testing.T, name, content string) string {
 	return name
 }
 
-func files(t *testing.T) Config {
+func files(t *testing.T) laravel.Config {
 	dir := t.TempDir()
-	return Config{
+	return laravel.Config{
 		TokenFile:          write(t, filepath.Join(dir, "token"), "t0ken\n"),
 		SigningSecretFiles: []string{write(t, filepath.Join(dir, "secret"), vectorSecret+"\n")},
 	}
 }
 
-func newClient(t *testing.T, c Config) *Client {
+func newClient(t *testing.T, c laravel.Config) *laravel.Client {
 	t.Helper()
-	client, err := New(c, clock.RealClock{}, logr.Discard())
+	client, err := laravel.New(c, clock.RealClock{}, logr.Discard())
 	NewWithT(t).Expect(err).NotTo(HaveOccurred())
 	t.Cleanup(client.Close)
 	return client
@@ -58,47 +71,23 @@ func aBatch(kind delivery.Kind) delivery.Batch {
 	}}
 }
 
-// seen is a request as the receiver got it.
-type seen struct {
-	*http.Request
-	body []byte
-}
-
-type receiver struct {
-	*httptest.Server
-	mu       sync.Mutex
-	requests []seen
-}
-
-func newReceiver(t *testing.T, answer http.HandlerFunc) *receiver {
-	r := &receiver{}
-	r.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
-		body, _ := io.ReadAll(request.Body)
-		r.mu.Lock()
-		r.requests = append(r.requests, seen{request, body})
-		r.mu.Unlock()
-		answer(w, request)
-	}))
-	t.Cleanup(r.Close)
-	return r
-}
-
-func (r *receiver) last() seen {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.requests[len(r.requests)-1]
+// receive starts a receiver that knows the token and the first secret of files.
+func receive(t *testing.T, answer http.HandlerFunc) *laraveltest.Receiver {
+	return laraveltest.Start(t, laraveltest.Options{Token: "t0ken", Secret: vectorSecret, Decide: func(laraveltest.Request) laraveltest.Answer {
+		return laraveltest.Answer{Take: true, Write: answer}
+	}})
 }
 
 func TestRequest(t *testing.T) {
 	g := NewWithT(t)
-	r := newReceiver(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `{}`) })
+	r := receive(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `{}`) })
 	config := files(t)
 	config.BaseURL, config.UserAgent = r.URL+"/api/", "whatsapp-operator/v1"
 	client := newClient(t, config)
 
 	g.Expect(client.Send(t.Context(), aBatch(delivery.KindQR))).To(Equal(delivery.Answer{Verdict: delivery.Delivered, StatusCode: 200}))
-	got := r.last()
-	g.Expect(got.Method + " " + got.URL.Path).To(Equal("POST /api/qr/batch"))
+	got := r.Last()
+	g.Expect(got.Method + " " + got.Path).To(Equal("POST /api/qr/batch"))
 	g.Expect(got.Header).To(And(
 		HaveKeyWithValue("Accept", []string{"application/json"}),
 		HaveKeyWithValue("Content-Type", []string{"application/json"}),
@@ -107,35 +96,54 @@ func TestRequest(t *testing.T) {
 		HaveKeyWithValue("Webhook-Id", []string{"msg_1"}),
 		Not(HaveKey("Idempotency-Key")),
 	))
-	g.Expect(Verify(got.Header, []Secret{secret(t, vectorSecret)}, time.Now(), DefaultTolerance, got.body)).To(Succeed())
+	g.Expect(laravel.Verify(got.Header, []laravel.Secret{secret(t, vectorSecret)}, time.Now(), laravel.DefaultTolerance, got.Body)).To(Succeed())
 	var body map[string]json.RawMessage
-	g.Expect(json.Unmarshal(got.body, &body)).To(Succeed())
+	g.Expect(json.Unmarshal(got.Body, &body)).To(Succeed())
 	g.Expect(body).To(HaveLen(3))
 	g.Expect(body["batch_id"]).To(MatchJSON(`"msg_1"`))
 	g.Expect(string(body["sent_at"])).To(MatchRegexp(`^"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"$`))
 	g.Expect(body["items"]).To(MatchJSON(`[{"session_id":"a","qr":"2@x&y"},{"session_id":"b"}]`))
 
 	client.Send(t.Context(), aBatch(delivery.KindStatus))
-	g.Expect(r.last().URL.Path).To(Equal("/api/whatsapp/status/batch"))
+	g.Expect(r.Last().Path).To(Equal("/api/whatsapp/status/batch"))
 
 	answer := client.Send(t.Context(), aBatch("other"))
 	g.Expect(answer.Verdict).To(Equal(delivery.Misconfigured))
 }
 
+// A web server in front of Laravel compresses what it is asked to.
+func TestCompressedAnswer(t *testing.T) {
+	g := NewWithT(t)
+	r := receive(t, func(w http.ResponseWriter, request *http.Request) {
+		if !strings.Contains(request.Header.Get("Accept-Encoding"), "gzip") {
+			t.Error("compression is not asked for")
+		}
+		w.Header().Set("Content-Encoding", "gzip")
+		compressed := gzip.NewWriter(w)
+		_, _ = io.WriteString(compressed, `{"rejected":{"1":{"session_id":"B","reason":"no"}}}`)
+		_ = compressed.Close()
+	})
+	config := files(t)
+	config.BaseURL = r.URL
+	g.Expect(newClient(t, config).Send(t.Context(), aBatch(delivery.KindQR))).To(Equal(delivery.Answer{
+		Verdict: delivery.Delivered, StatusCode: 200, Rejected: []delivery.Rejection{{SessionID: "b", Reason: "no"}},
+	}))
+}
+
 func TestRedirectIsNotFollowed(t *testing.T) {
 	g := NewWithT(t)
-	target := newReceiver(t, func(http.ResponseWriter, *http.Request) {})
+	target := receive(t, nil)
 	for _, status := range []int{301, 302, 303, 307, 308} {
-		r := newReceiver(t, func(w http.ResponseWriter, request *http.Request) { http.Redirect(w, request, target.URL, status) })
+		r := receive(t, func(w http.ResponseWriter, request *http.Request) { http.Redirect(w, request, target.URL, status) })
 		config := files(t)
 		config.BaseURL = r.URL
 		g.Expect(newClient(t, config).Send(t.Context(), aBatch(delivery.KindQR)).Verdict).To(Equal(delivery.Misconfigured))
 	}
-	g.Expect(target.requests).To(BeEmpty())
+	g.Expect(target.Count()).To(BeZero())
 }
 
 func TestAnswerIsBounded(t *testing.T) {
-	r := newReceiver(t, func(w http.ResponseWriter, request *http.Request) {
+	r := receive(t, func(w http.ResponseWriter, request *http.Request) {
 		for line := strings.Repeat(" ", 1<<16); request.Context().Err() == nil; {
 			if _, err := io.WriteString(w, line); err != nil {
 				return
@@ -151,7 +159,7 @@ func TestAnswerIsBounded(t *testing.T) {
 func TestTimeout(t *testing.T) {
 	g := NewWithT(t)
 	release := make(chan struct{})
-	r := newReceiver(t, func(http.ResponseWriter, *http.Request) { <-release })
+	r := receive(t, func(http.ResponseWriter, *http.Request) { <-release })
 	t.Cleanup(func() { close(release) })
 	config := files(t)
 	config.BaseURL, config.Timeout = r.URL, 50*time.Millisecond
@@ -165,8 +173,8 @@ func TestTimeout(t *testing.T) {
 }
 
 func TestNobodyListens(t *testing.T) {
-	r := newReceiver(t, nil)
-	r.Close()
+	r := receive(t, nil)
+	NewWithT(t).Expect(r.Close()).To(Succeed())
 	config := files(t)
 	config.BaseURL = r.URL
 	answer := newClient(t, config).Send(t.Context(), aBatch(delivery.KindQR))
@@ -175,32 +183,32 @@ func TestNobodyListens(t *testing.T) {
 
 func TestSecretsAreReadAgain(t *testing.T) {
 	g := NewWithT(t)
-	r := newReceiver(t, func(http.ResponseWriter, *http.Request) {})
+	r := receive(t, nil)
 	config := files(t)
 	config.BaseURL = r.URL
 	config.SigningSecretFiles = append(config.SigningSecretFiles, write(t, filepath.Join(t.TempDir(), "next"), otherSecret))
 	client := newClient(t, config)
-	send := func() seen {
+	send := func() laraveltest.Request {
 		client.Send(t.Context(), aBatch(delivery.KindQR))
-		return r.last()
+		return r.Last()
 	}
 	got := send()
-	g.Expect(strings.Fields(got.Header.Get(HeaderSignature))).To(HaveLen(2))
+	g.Expect(strings.Fields(got.Header.Get(laravel.HeaderSignature))).To(HaveLen(2))
 	for _, known := range []string{vectorSecret, otherSecret} {
-		g.Expect(Verify(got.Header, []Secret{secret(t, known)}, time.Now(), DefaultTolerance, got.body)).To(Succeed())
+		g.Expect(laravel.Verify(got.Header, []laravel.Secret{secret(t, known)}, time.Now(), laravel.DefaultTolerance, got.Body)).To(Succeed())
 	}
 
 	write(t, config.TokenFile, "rotated-token")
 	write(t, config.SigningSecretFiles[0], strings.Repeat("another ", 4)+"\n"+vectorSecret)
 	got = send()
 	g.Expect(got.Header.Get("Authorization")).To(Equal("Bearer rotated-token"))
-	g.Expect(strings.Fields(got.Header.Get(HeaderSignature))).To(HaveLen(3), "several secrets may stand in one file")
+	g.Expect(strings.Fields(got.Header.Get(laravel.HeaderSignature))).To(HaveLen(3), "several secrets may stand in one file")
 
 	write(t, config.TokenFile, "two\nlines")
 	g.Expect(os.Remove(config.SigningSecretFiles[1])).To(Succeed())
 	got = send()
 	g.Expect(got.Header.Get("Authorization")).To(Equal("Bearer rotated-token"), "a broken file changes nothing")
-	g.Expect(strings.Fields(got.Header.Get(HeaderSignature))).To(HaveLen(3))
+	g.Expect(strings.Fields(got.Header.Get(laravel.HeaderSignature))).To(HaveLen(3))
 }
 
 func TestCertificates(t *testing.T) {
@@ -288,31 +296,31 @@ func TestValidate(t *testing.T) {
 	empty := write(t, filepath.Join(dir, "empty"), "\n")
 	for _, row := range []struct {
 		name   string
-		change func(*Config)
+		change func(*laravel.Config)
 		want   []string
 	}{
-		{"https", func(*Config) {}, nil},
-		{"http to this host", func(c *Config) { c.BaseURL = "http://127.0.0.1:8080" }, nil},
-		{"http to this host by name", func(c *Config) { c.BaseURL = "http://localhost:8080" }, nil},
-		{"http to this host over IPv6", func(c *Config) { c.BaseURL = "http://[::1]:8080/api" }, nil},
-		{"http elsewhere", func(c *Config) { c.BaseURL = "http://laravel.example" }, []string{"not https"}},
-		{"http elsewhere, allowed", func(c *Config) { c.BaseURL, c.InsecureHTTP = "http://laravel.example", true }, nil},
-		{"a host that only looks local", func(c *Config) { c.BaseURL = "http://127.0.0.1.example" }, []string{"not https"}},
-		{"a password in the URL", func(c *Config) { c.BaseURL = "https://me:hunter2@laravel.example" }, []string{"holds a user or a password"}},
-		{"a malformed URL with a password", func(c *Config) { c.BaseURL = "https://me:hunter2@laravel example" }, []string{"not a URL"}},
-		{"a query", func(c *Config) { c.BaseURL = "https://laravel.example?token=hunter2" }, []string{"query"}},
-		{"another scheme", func(c *Config) { c.BaseURL = "ftp://laravel.example" }, []string{"not a URL"}},
-		{"no scheme", func(c *Config) { c.BaseURL = "laravel.example" }, []string{"not a URL"}},
-		{"a path that is none", func(c *Config) { c.QRPath = "qr" }, []string{"does not begin"}},
-		{"one path for both", func(c *Config) { c.QRPath = DefaultStatusPath }, []string{"are the same"}},
-		{"a token that is no header", func(c *Config) { c.TokenFile = empty }, []string{"visible ASCII"}},
-		{"a secret that is too short", func(c *Config) { c.SigningSecretFiles = []string{short} }, []string{"24 bytes"}},
-		{"a file without secrets", func(c *Config) { c.SigningSecretFiles = []string{empty} }, []string{"24 bytes"}},
-		{"a CA that is none", func(c *Config) { c.CAFile = short }, []string{"certificate"}},
-		{"a CA without TLS", func(c *Config) { c.BaseURL, c.CAFile = "http://localhost", short }, []string{"not https", "certificate"}},
-		{"a negative time-out", func(c *Config) { c.Timeout = -1 }, []string{"time-out"}},
-		{"a time-out of an hour", func(c *Config) { c.Timeout = time.Hour }, []string{"choose up to 5m"}},
-		{"everything at once", func(c *Config) { *c = Config{TokenFile: filepath.Join(dir, "missing"), Timeout: -1} },
+		{"https", func(*laravel.Config) {}, nil},
+		{"http to this host", func(c *laravel.Config) { c.BaseURL = "http://127.0.0.1:8080" }, nil},
+		{"http to this host by name", func(c *laravel.Config) { c.BaseURL = "http://localhost:8080" }, nil},
+		{"http to this host over IPv6", func(c *laravel.Config) { c.BaseURL = "http://[::1]:8080/api" }, nil},
+		{"http elsewhere", func(c *laravel.Config) { c.BaseURL = "http://laravel.example" }, []string{"not https"}},
+		{"http elsewhere, allowed", func(c *laravel.Config) { c.BaseURL, c.InsecureHTTP = "http://laravel.example", true }, nil},
+		{"a host that only looks local", func(c *laravel.Config) { c.BaseURL = "http://127.0.0.1.example" }, []string{"not https"}},
+		{"a password in the URL", func(c *laravel.Config) { c.BaseURL = "https://me:hunter2@laravel.example" }, []string{"holds a user or a password"}},
+		{"a malformed URL with a password", func(c *laravel.Config) { c.BaseURL = "https://me:hunter2@laravel example" }, []string{"not a URL"}},
+		{"a query", func(c *laravel.Config) { c.BaseURL = "https://laravel.example?token=hunter2" }, []string{"query"}},
+		{"another scheme", func(c *laravel.Config) { c.BaseURL = "ftp://laravel.example" }, []string{"not a URL"}},
+		{"no scheme", func(c *laravel.Config) { c.BaseURL = "laravel.example" }, []string{"not a URL"}},
+		{"a path that is none", func(c *laravel.Config) { c.QRPath = "qr" }, []string{"does not begin"}},
+		{"one path for both", func(c *laravel.Config) { c.QRPath = laravel.DefaultStatusPath }, []string{"are the same"}},
+		{"a token that is no header", func(c *laravel.Config) { c.TokenFile = empty }, []string{"visible ASCII"}},
+		{"a secret that is too short", func(c *laravel.Config) { c.SigningSecretFiles = []string{short} }, []string{"24 bytes"}},
+		{"a file without secrets", func(c *laravel.Config) { c.SigningSecretFiles = []string{empty} }, []string{"24 bytes"}},
+		{"a CA that is none", func(c *laravel.Config) { c.CAFile = short }, []string{"certificate"}},
+		{"a CA without TLS", func(c *laravel.Config) { c.BaseURL, c.CAFile = "http://localhost", short }, []string{"not https", "certificate"}},
+		{"a negative time-out", func(c *laravel.Config) { c.Timeout = -1 }, []string{"time-out"}},
+		{"a time-out of an hour", func(c *laravel.Config) { c.Timeout = time.Hour }, []string{"choose up to 5m"}},
+		{"everything at once", func(c *laravel.Config) { *c = laravel.Config{TokenFile: filepath.Join(dir, "missing"), Timeout: -1} },
 			[]string{"base URL of Laravel is missing", "no such file", "signing secret", "time-out"}},
 	} {
 		t.Run(row.name, func(t *testing.T) {

@@ -22,6 +22,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -288,7 +289,7 @@ func (r *Receiver) ServeHTTP(w http.ResponseWriter, incoming *http.Request) {
 	if err != nil {
 		return // the sender is gone
 	}
-	kind, known := map[string]delivery.Kind{laravel.DefaultQRPath: delivery.KindQR, laravel.DefaultStatusPath: delivery.KindStatus}[incoming.URL.Path]
+	kind, known := kindOf(incoming.URL.Path)
 	if !known && r.opts.Other != nil {
 		incoming.Body = io.NopCloser(bytes.NewReader(body))
 		r.opts.Other.ServeHTTP(w, incoming)
@@ -316,6 +317,18 @@ func (r *Receiver) ServeHTTP(w http.ResponseWriter, incoming *http.Request) {
 		return
 	}
 	answer.Write(w, incoming)
+}
+
+// kindOf is the kind whose batches a path gets; the base URL may have a path of its own.
+func kindOf(path string) (kind delivery.Kind, known bool) {
+	switch {
+	case strings.HasSuffix(path, laravel.DefaultQRPath):
+		return delivery.KindQR, true
+	case strings.HasSuffix(path, laravel.DefaultStatusPath):
+		return delivery.KindStatus, true
+	default:
+		return "", false
+	}
 }
 
 func (r *Receiver) verify(header http.Header, body []byte) error {
