@@ -28,5 +28,6 @@ func IsUnreachable(err error) bool {
 		return leadsElsewhere(answer.Code) || broken(answer.Code) || strings.HasPrefix(answer.Code, "53")
 	}
 	return errors.As(err, &network) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrReadOnly) ||
+		errors.Is(err, ErrNoAnswer) || errors.Is(err, ErrAway) ||
 		errors.Is(err, driver.ErrBadConn) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }

@@ -27,6 +27,9 @@ func TestIsUnreachable(t *testing.T) {
 		"it has no connections left":     {&pgconn.PgError{Code: "53300"}, true},
 		"its disk is full":               {&pgconn.PgError{Code: "53100"}, true},
 		"it does not answer":             {context.DeadlineExceeded, true},
+		"it did not answer in time":      {late(expired(), errors.New("timeout")), true},
+		"it did not answer a moment ago": {ErrAway, true},
+		"it takes no writes":             {ErrReadOnly, true},
 		"the connection broke":           {driver.ErrBadConn, true},
 		"it hung up":                     {io.ErrUnexpectedEOF, true},
 		"the attempt was given up":       {context.Canceled, false},
@@ -45,4 +48,11 @@ func TestIsUnreachable(t *testing.T) {
 			}
 		})
 	}
+}
+
+// expired is the context of a question that was not answered in time.
+func expired() context.Context {
+	ctx, cancel := within(context.Background(), -1)
+	cancel()
+	return ctx
 }
