@@ -33,8 +33,8 @@ func newAdoptCommand() *cobra.Command {
 	var former []string
 	cmd := &cobra.Command{
 		Use:   "adopt",
-		Short: "Make the store and Redis this installation's, whosever they were",
-		Long: `Make the store and Redis this installation's, whosever they were.
+		Short: "Make the store and Redis this installation's, also if they are another's",
+		Long: `Make the store and Redis this installation's, also if they are another's.
 
 Use it after a move to another cluster, namespace or release, when the former
 installation is gone for good: stop its manager and its workers first, because
@@ -248,7 +248,7 @@ func newPurgeCommand() *cobra.Command {
 		Long: `Delete the keys of a session that does not exist for good: an orphan's, before
 30 days have passed, or those that were retained.
 
-Unlink its device on the phone first: without its keys nobody else can.`,
+Unlink its device on the phone first: without the keys it can be unlinked there only.`,
 		Args: cobra.ExactArgs(1),
 	}, func(ctx context.Context, d *dependencies, args []string, _ io.Writer) error {
 		if !sure {

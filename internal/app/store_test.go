@@ -58,8 +58,8 @@ func TestALogoutThatWasAMistake(t *testing.T) {
 	after := s.phase("shop", v1alpha1.PhaseConnected)
 	s.Expect(after.Status.JID).To(Equal(jid))
 	s.Expect(after.Status.QR).To(BeNil())
-	s.Expect(after.Status.Epoch).To(BeNumerically(">", before.Status.Epoch), "whoever had taken it has lost it")
-	s.Expect(s.simulator.Stats().Devices).To(Equal(devices), "nobody has scanned again")
+	s.Expect(after.Status.Epoch).To(BeNumerically(">", before.Status.Epoch), "the worker that had taken it has lost it")
+	s.Expect(s.simulator.Stats().Devices).To(Equal(devices), "no phone has scanned again")
 }
 
 func TestKeysWithoutASessionAreListedAndPurged(t *testing.T) {
@@ -96,7 +96,7 @@ func TestKeysWithoutASessionAreListedAndPurged(t *testing.T) {
 	s.Expect(s.asked(1, "purge", "shop", "--yes")).To(ContainSubstring("store orphans"))
 }
 
-// A command that was pointed at the wrong store says so and leaves it whose it is.
+// A command that is given the wrong store says so and changes nothing in it.
 func TestStoreCommandsClaimNoStore(t *testing.T) {
 	s := newEnvironment(t, "")
 	opened, err := store.Open(t.Context(), store.Config{URL: s.store}, logr.Discard())

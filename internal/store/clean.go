@@ -39,7 +39,7 @@ func (s *Store) mark(ctx context.Context, jid, reason string) error {
 		return err
 	}
 	user, _, _ := strings.Cut(jid, "@")
-	// Still a JID, for whoever reads whatsmeow's table.
+	// Still a JID, because whatsmeow parses the column.
 	marked := user + "@marked." + hex.EncodeToString(random[:])
 	for _, statement := range []struct {
 		query string
@@ -73,8 +73,8 @@ func (s *Store) lockHolder(ctx context.Context, jid string) error {
 }
 
 // DeleteSession deletes the keys and the record of a session for good, those of
-// its marked devices included, whoever has taken it: the caller must know that
-// nobody holds it. A session without a record is a success.
+// its marked devices included, even if a process has taken it: the caller must know
+// that no worker holds it. A session without a record is a success.
 func (s *Store) DeleteSession(ctx context.Context, uid string) error {
 	err := s.transaction(ctx, func(ctx context.Context) error { return s.deleteSession(ctx, uid) })
 	if err != nil {
@@ -135,7 +135,7 @@ func (s *Store) Retain(ctx context.Context, uid string) (kept bool, err error) {
 	return kept, nil
 }
 
-// hasKeys says whether a session has a device, be it a marked one.
+// hasKeys says whether a session has a device, a marked one included.
 func (s *Store) hasKeys(ctx context.Context, uid string) (has bool, err error) {
 	err = s.db.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM whatsapp_operator_session WHERE uid=$1 AND jid IS NOT NULL)
 		OR EXISTS (SELECT 1 FROM whatsapp_operator_marked_device
@@ -170,7 +170,7 @@ func (s *Store) Clean(ctx context.Context) error {
 	orphans, errOrphans := s.PurgeOrphans(ctx, now.Add(-KeepOrphans))
 	events, errEvents := s.CleanEventBuffer(ctx, now.Add(-keepEvents))
 	if marked+orphans+events > 0 {
-		s.log.Info("cleaned the store", "markedDevices", marked, "orphans", orphans, "events", events)
+		s.log.Info("Cleaned the store", "markedDevices", marked, "orphans", orphans, "events", events)
 	}
 	return errors.Join(errMarked, errOrphans, errEvents)
 }

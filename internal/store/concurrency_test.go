@@ -16,9 +16,9 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
 
-// Names are saved, messages decrypted and the session taken, all at once: nobody
-// waits for somebody who waits for him (PostgreSQL would end one of them with an
-// error after a second), and whoever is refused is refused by the fence.
+// Names are saved, messages decrypted and the session taken, all at the same time:
+// there is no deadlock (PostgreSQL would end one of them with an error after a
+// second), and every refusal is one by the fence.
 func TestManyWritersOfOneSession(t *testing.T) {
 	onBoth(t, func(t *testing.T, url string, s *Store) {
 		ctx := t.Context()
@@ -137,7 +137,7 @@ func TestClocksDoNotMatter(t *testing.T) {
 	})
 }
 
-// Two leaders, for one may still believe: the second waits for the first and
+// Two leaders, because the former may not know yet that it leads no more: the second waits for the first and
 // then finds nothing to do, and the workers wait for both.
 func TestLeadersMigrateOneAfterTheOther(t *testing.T) {
 	g := NewWithT(t)
@@ -162,14 +162,14 @@ func TestLeadersMigrateOneAfterTheOther(t *testing.T) {
 		err = worker.db.QueryRow(ctx, "SELECT COUNT(*) FROM pg_locks WHERE locktype='advisory' AND NOT granted").Scan(&n)
 		return n, err
 	}, "10s").Should(Equal(1), "the second waits for the lock")
-	worker.clock.(*clocktesting.FakeClock).Step(schemaPoll)
+	worker.clock.(*clocktesting.FakeClock).Step(schemaInterval)
 	g.Consistently(waiting, "100ms").ShouldNot(Receive(), "nothing is there before it is all there")
 	g.Expect(done).NotTo(Receive())
 	close(proceed)
 	g.Eventually(done, "30s").Should(Receive(BeNil()))
 	g.Eventually(done, "30s").Should(Receive(BeNil()))
 	g.Eventually(func() bool {
-		worker.clock.(*clocktesting.FakeClock).Step(schemaPoll)
+		worker.clock.(*clocktesting.FakeClock).Step(schemaInterval)
 		select {
 		case err := <-waiting:
 			g.Expect(err).NotTo(HaveOccurred())
@@ -239,7 +239,7 @@ func TestTheEventBufferIsCleanedBesideAWriter(t *testing.T) {
 
 // A worker that is stopped, or whose node is lost, between a taking's statement
 // and its commit holds the record's lock and cannot say that it is no more.
-func TestAStoppedTakingKeepsNobodyWaiting(t *testing.T) {
+func TestAStoppedTakingDelaysItsSuccessorForSecondsOnly(t *testing.T) {
 	g := NewWithT(t)
 	ctx := t.Context()
 	url := testenv.Postgres(t)
@@ -258,7 +258,7 @@ func TestAStoppedTakingKeepsNobodyWaiting(t *testing.T) {
 	g.Expect(tx.Commit()).NotTo(Succeed())
 }
 
-// Reading and making one-time keys is work between two statements: whoever waits for a
+// Reading and making one-time keys is work between two statements: what waits for a
 // processor waits without a transaction, which PostgreSQL would end.
 func TestOneTimeKeysWaitForAProcessorWithoutATransaction(t *testing.T) {
 	onBoth(t, func(t *testing.T, _ string, s *Store) {

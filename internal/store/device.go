@@ -16,8 +16,7 @@ import (
 	"go.mau.fi/whatsmeow/util/keys"
 )
 
-// device stands in front of whatsmeow's stores of one device, for one
-// connection: it is every store of that store.Device and its container. It
+// device wraps whatsmeow's stores of one device, for one connection: it is every store of that store.Device and its container. It
 // fences the writes and, after the first failure, refuses everything.
 type device struct {
 	store         *Store
@@ -95,7 +94,7 @@ func (f *device) usable() error {
 	return nil
 }
 
-// read answers from the store, while it can be trusted.
+// read answers from the store, as long as no call has failed.
 func read[T any](ctx context.Context, f *device, fn func(ctx context.Context) (T, error)) (T, error) {
 	var none T
 	if err := f.usable(); err != nil {
@@ -256,7 +255,7 @@ func recovered(fn func() error) (err error) {
 
 // GetBufferedEvent returns what a message that was decrypted before became.
 // whatsmeow hands that over, or acknowledges what was handed over, before it
-// writes anything: whoever has lost the session must do neither, so the fence is
+// writes anything: a process that has lost the session must do neither, so the fence is
 // asked where there is such a message.
 func (f *device) GetBufferedEvent(ctx context.Context, ciphertextHash [32]byte) (*store.BufferedEvent, error) {
 	event, err := read(ctx, f, func(ctx context.Context) (*store.BufferedEvent, error) {
@@ -367,7 +366,7 @@ func (f *device) GetAllContacts(ctx context.Context) (map[types.JID]types.Contac
 	return read(ctx, f, func(ctx context.Context) (map[types.JID]types.ContactInfo, error) { return f.keys.GetAllContacts(ctx) })
 }
 
-// text makes a string that a stranger chose one that PostgreSQL takes. It would
+// text makes a string from outside one that PostgreSQL accepts. It would
 // refuse the write otherwise, that would end the connection, and the message
 // that caused it would come again.
 func text(s string) string {
@@ -461,7 +460,7 @@ func (f *device) DeleteSession(ctx context.Context, address string) error {
 }
 
 func (f *device) GetOrGenPreKeys(ctx context.Context, count uint32) ([]*keys.PreKey, error) {
-	if !nested(ctx) { // whoever has a transaction must not wait in it
+	if !nested(ctx) { // a wait inside a transaction would keep it open
 		select {
 		case f.store.prekeys <- struct{}{}:
 			defer func() { <-f.store.prekeys }()

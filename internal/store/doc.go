@@ -1,12 +1,12 @@
-// Package store keeps the keys of the linked devices, and says which session a
-// device belongs to and who may write it. It stands on whatsmeow's own tables
+// Package store keeps the keys of the linked devices, and records which session
+// a device belongs to and which process may write it. It uses whatsmeow's own tables
 // and migrations (store/sqlstore), in PostgreSQL or in SQLite.
 //
 // # Records
 //
 // Each session id has one [Record]: the namespace and the object's UID that
 // hold the id, the linked device's JID, and two numbers. A record lives as long
-// as any key of the session is kept, so nobody else can get the id meanwhile
+// as any key of the session is kept, so no other object can get the id meanwhile
 // ([Store.Claim]).
 //
 // # Taking and fencing
@@ -25,23 +25,26 @@
 // # Failing
 //
 // whatsmeow acknowledges a message when its store fails, and WhatsApp then
-// forgets it. The only way out is a context that is cancelled or an error that
-// is context.Canceled. So the first error of the store, a refusal by the fence
-// included, is told to the function given to Open, which must cancel the
+// forgets it. It does not acknowledge when the context is cancelled or the
+// error is context.Canceled. So the first error of the store, a refusal by the
+// fence included, is passed to the function given to Open, which must cancel the
 // connection's context, and from then on every call of that device, reads
 // included, fails with an error that is context.Canceled.
 //
 // # Nothing is lost by mistake
 //
 // A device that WhatsApp logs out is only marked: its rows are renamed and kept
-// for 30 days. Keys whose resource has gone without a confirmed logout are
-// orphans, kept as long. [Store.Clean] deletes what is older; [Store.Restore] gives
-// a marked device back.
+// for 30 days. Keys whose resource does not exist any more are orphans, kept as
+// long, or retained until a person purges them ([Keeping]). [Store.Clean] deletes
+// what is older; [Store.Restore] gives a marked device back.
 //
 // # The files
 //
-// store.go opens the database, schema.go migrates it, record.go has the records,
-// installation.go whose the store is, take.go the taking, device.go the fence,
-// clean.go the deletions, restore.go what a person may do about them, lids.go the map between
-// phone numbers and LIDs, memory.go what a process remembers of it.
+// store.go opens the database, postgres.go makes connections to PostgreSQL,
+// timeouts.go has every time-out, schema.go the migration, record.go the records,
+// installation.go the installation, take.go the taking, device.go the fence,
+// clean.go the deletions, orphans.go the keys without a resource, restore.go the
+// devices that were logged out, gate.go what protects the manager from a database
+// that does not answer, unreachable.go which errors mean that, lids.go the map
+// between phone numbers and LIDs, memory.go the cache of that map.
 package store

@@ -33,7 +33,7 @@ type Gate struct {
 	// Ping asks whether the database answers.
 	Ping func(ctx context.Context) error
 	Log  logr.Logger
-	// OnChange is told when the gate opens or closes; nil: nobody is.
+	// OnChange is called when the gate opens or closes; it may be nil.
 	OnChange func(open bool)
 
 	mu      sync.Mutex
@@ -132,7 +132,7 @@ func (g *Gate) Do(ctx context.Context, fn func(ctx context.Context) error) error
 	return late(bounded, err)
 }
 
-// isAnswer: the database has answered, though not what was hoped for.
+// isAnswer reports whether the database has answered, with a refusal.
 func isAnswer(err error) bool {
 	return errors.Is(err, ErrNoRecord) || errors.Is(err, ErrTaken)
 }

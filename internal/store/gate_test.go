@@ -74,7 +74,7 @@ func TestTheGateOpensAgain(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 
-		// Nothing is known at the start of a leader: a call waits for the first word.
+		// Nothing is known at the start of a leader: a call waits for the first decision.
 		waiting := make(chan error, 1)
 		go func() { waiting <- gate.Do(ctx, func(context.Context) error { return nil }) }()
 		synctest.Wait()

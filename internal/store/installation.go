@@ -51,7 +51,7 @@ func (s *Store) Installation(ctx context.Context) (string, error) {
 }
 
 // CheckInstallation refuses a store that is not the installation's, with an
-// *OwnedElsewhereError or ErrOwnedByNobody, and leaves it whose it is.
+// *OwnedElsewhereError or ErrOwnedByNobody, and changes nothing.
 func (s *Store) CheckInstallation(ctx context.Context, id string) error {
 	stored, err := s.Installation(ctx)
 	switch {
@@ -65,7 +65,7 @@ func (s *Store) CheckInstallation(ctx context.Context, id string) error {
 	return nil
 }
 
-// SetInstallation makes the store that of the installation, if it is nobody's.
+// SetInstallation makes the store that of the installation, if it has none.
 // An *OwnedElsewhereError says that it is another's: then nothing in it may be used.
 func (s *Store) SetInstallation(ctx context.Context, id string) error {
 	if id == "" {
@@ -87,8 +87,8 @@ func (s *Store) SetInstallation(ctx context.Context, id string) error {
 	return nil
 }
 
-// Adopt makes the store that of the installation, whosever it was, and returns
-// who had it. Only a person may ask for it. The store remembers whose it was,
+// Adopt makes the store that of the installation, also if it is another's, and returns
+// whose it was. Only a person may ask for it. The store remembers whose it was,
 // and the ids in more, so that the sessions which carry such an id are taken
 // over; a second call changes nothing.
 func (s *Store) Adopt(ctx context.Context, id string, more ...string) (previous string, err error) {

@@ -20,10 +20,10 @@ const (
 	// lidEntries bounds what a process remembers of the map, about 8 MB: for each of a
 	// thousand sessions both directions of the sixteen contacts that write the most.
 	lidEntries = 32 << 10
-	// lidKnown is how long a mapping is believed. Another process may change it, which
+	// lidKnown is how long a mapping is kept in memory. Another process may change it, which
 	// happens when a number passes to another account.
 	lidKnown = 10 * time.Minute
-	// lidUnknown is how long a contact is believed to have none. Another process may learn
+	// lidUnknown is how long it is remembered that a contact has none. Another process may learn
 	// it any moment.
 	lidUnknown = time.Minute
 	// lidAttempts is how often a write is tried that meets another's.
@@ -32,17 +32,17 @@ const (
 
 // lids is the map between phone numbers and LIDs, in the place of whatsmeow's
 // own, which never forgets and holds its lock over its queries. All sessions
-// share it: it holds facts about WhatsApp, not keys of a device, and whoever
-// writes one writes the same.
+// share it: it holds facts about WhatsApp, not keys of a device, and all
+// sessions write the same facts.
 //
 // Which of a contact's addresses its messages are decrypted under depends on it,
 // and moves for good with the first message under the other one: a device must
-// never see an older map than its keys were written with. So what it is told
-// was read after the device was opened, and is never older than
-// what it was told before.
+// never see an older map than its keys were written with. So the answers that
+// it gets were read after it was opened, and are never older than those that it
+// got before.
 //
-// No lock is held over a question to the database, so one stops nobody, and it
-// may be asked inside a transaction.
+// No lock is held during a query, so a slow one delays no other caller, and a
+// query may run inside a transaction.
 type lids struct {
 	store *Store
 	*memory
@@ -65,18 +65,18 @@ func newLIDs(s *Store, c clock.PassiveClock) *lids {
 // lidOf returns the LID of a phone number, the empty JID where none is known.
 func (l *lids) lidOf(ctx context.Context, opened moment, pn types.JID) (types.JID, error) {
 	if pn.Server != types.DefaultUserServer {
-		return types.EmptyJID, fmt.Errorf("%s is no phone number's address", pn)
+		return types.EmptyJID, fmt.Errorf("%s is not the address of a phone number", pn)
 	}
-	users, err := l.look(ctx, opened, "pn", []string{pn.User})
+	users, err := l.lookUp(ctx, opened, "pn", []string{pn.User})
 	return addressed(users[pn.User], pn.Device, types.HiddenUserServer), err
 }
 
 // pnOf returns the phone number of a LID, the empty JID where none is known.
 func (l *lids) pnOf(ctx context.Context, opened moment, lid types.JID) (types.JID, error) {
 	if lid.Server != types.HiddenUserServer {
-		return types.EmptyJID, fmt.Errorf("%s is no LID", lid)
+		return types.EmptyJID, fmt.Errorf("%s is not a LID", lid)
 	}
-	users, err := l.look(ctx, opened, "lid", []string{lid.User})
+	users, err := l.lookUp(ctx, opened, "lid", []string{lid.User})
 	return addressed(users[lid.User], lid.Device, types.DefaultUserServer), err
 }
 
@@ -88,7 +88,7 @@ func (l *lids) lidsOf(ctx context.Context, opened moment, pns []types.JID) (map[
 			users = append(users, pn.User)
 		}
 	}
-	found, err := l.look(ctx, opened, "pn", users)
+	found, err := l.lookUp(ctx, opened, "pn", users)
 	if err != nil {
 		return nil, err
 	}
@@ -108,11 +108,11 @@ func addressed(user string, device uint16, server string) types.JID {
 	return types.JID{User: user, Device: device, Server: server}
 }
 
-// look returns the other users of those in the column, "pn" or "lid", as the map
+// lookUp returns the other users of those in the column, "pn" or "lid", as the map
 // was at some time after the moment.
-func (l *lids) look(ctx context.Context, opened moment, column string, users []string) (map[string]string, error) {
+func (l *lids) lookUp(ctx context.Context, opened moment, column string, users []string) (map[string]string, error) {
 	found := make(map[string]string, len(users))
-	// A transaction sees its own changes, which are nobody else's business yet.
+	// A transaction sees its own changes, which others must not see yet.
 	remembers := !nested(ctx)
 	missing := make([]string, 0, len(users))
 	for _, user := range users {
@@ -186,7 +186,7 @@ func (l *lids) put(ctx context.Context, opened moment, mappings []store.LIDMappi
 	for _, p := range pairs {
 		pns = append(pns, p.pn)
 	}
-	known, err := l.look(ctx, opened, "pn", pns)
+	known, err := l.lookUp(ctx, opened, "pn", pns)
 	if err != nil {
 		return err
 	}
@@ -209,7 +209,7 @@ func (l *lids) put(ctx context.Context, opened moment, mappings []store.LIDMappi
 	}
 }
 
-// latest drops what is no mapping, and all but the last of those that
+// latest drops what is not a mapping, and all but the last of those that
 // contradict each other. What is left is in one order for all processes, so that
 // two that store the same do not wait for each other.
 func latest(mappings []store.LIDMapping) []pair {

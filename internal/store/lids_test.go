@@ -83,7 +83,7 @@ func TestLIDsThatAnotherProcessChanges(t *testing.T) {
 		g.Expect(d.LIDs.GetLIDForPN(ctx, pnOf("1"))).To(Equal(types.EmptyJID))
 		g.Expect(theirs.LIDs.PutLIDMapping(ctx, lidOf("91"), pnOf("1"))).To(Succeed())
 		clock.Step(lidUnknown + time.Millisecond)
-		g.Expect(d.LIDs.GetLIDForPN(ctx, pnOf("1"))).To(Equal(lidOf("91")), "that there is none is believed for a while only")
+		g.Expect(d.LIDs.GetLIDForPN(ctx, pnOf("1"))).To(Equal(lidOf("91")), "that there is none is remembered for a while only")
 
 		g.Expect(theirs.LIDs.PutLIDMapping(ctx, lidOf("92"), pnOf("1"))).To(Succeed())
 		clock.Step(lidKnown + time.Millisecond)
@@ -219,7 +219,7 @@ func TestLIDsHoldNoLockOverAQuery(t *testing.T) {
 	wg.Wait()
 }
 
-// What was stored is found at once by whoever shares the memory, whatever was
+// What was stored is found at once by every session that shares the memory, whatever was
 // asked meanwhile, and no two writers wait for each other.
 func TestLIDsOfManySessionsAtOnce(t *testing.T) {
 	onBoth(t, func(t *testing.T, url string, s *Store) {

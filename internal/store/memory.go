@@ -6,19 +6,19 @@ import (
 	utilcache "k8s.io/apimachinery/pkg/util/cache"
 )
 
-// moment is a place in the order of what happens to a memory. No clock would
-// tell for certain which of two comes first.
+// moment is a place in the order of what happens to a memory. Clocks cannot say for
+// certain which of two events came first.
 type moment uint64
 
 // memory is what a process remembers of the map between phone numbers and LIDs:
 // a bounded number of answers, each for a bounded time. All sessions share it,
-// but a session that has just come here may have changed the map elsewhere: its
-// device believes only what was asked after it was opened.
+// but a session that was moved here may have changed the map elsewhere: its device
+// uses only what was read after it was opened.
 //
-// What is remembered of a user is never older than what anybody was told of it,
-// for whoever was told may have moved keys by it. Several may ask at once, and
-// which of their answers is the later one cannot be known: where they differ, or
-// the map is changed meanwhile, none is remembered, which costs a question more.
+// What is remembered of a user is never older than an answer that was given before,
+// because its receiver may have moved keys by it. Several queries may run at the same
+// time, and which answer is the later one cannot be known: where they differ, or
+// the map is changed meanwhile, none is remembered, which costs one more query.
 type memory struct {
 	known *utilcache.LRUExpireCache
 
@@ -27,7 +27,7 @@ type memory struct {
 	pending map[any]*question
 }
 
-// answer is what the map said of a user.
+// answer is the content of the map for a user.
 type answer struct {
 	// other is the user's other address; empty: none.
 	other string
@@ -35,13 +35,13 @@ type answer struct {
 	asked moment
 }
 
-// question is what the database is being asked of one user, by at least one.
+// question is a query for one user that at least one caller waits for.
 type question struct {
 	askers int
-	// other is what those that have an answer were told.
+	// other is the answer that was given.
 	other    string
 	answered bool
-	// changed: they were told different things, or the map was changed meanwhile.
+	// changed: the answers differed, or the map was changed meanwhile.
 	changed bool
 }
 

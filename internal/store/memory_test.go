@@ -41,19 +41,19 @@ func TestWhatIsRemembered(t *testing.T) {
 			m.answered(m.ask(keys), user, "91")
 			return opened
 		}, other: "91", known: true},
-		"an older device believes it as well": {happens: func(m *memory) moment {
+		"an older device uses it as well": {happens: func(m *memory) moment {
 			opened := m.open()
 			m.open()
 			m.answered(m.ask(keys), user, "")
 			return opened
 		}, known: true},
-		"several ask at once and are told the same": {happens: func(m *memory) moment {
+		"several ask at the same time and get the same answer": {happens: func(m *memory) moment {
 			first, second := m.ask(keys), m.ask(keys)
 			m.answered(first, user, "91")
 			m.answered(second, user, "91")
 			return 0
 		}, other: "91", known: true},
-		"several ask at once and are told different things": {happens: func(m *memory) moment {
+		"several ask at the same time and get different answers": {happens: func(m *memory) moment {
 			first, second := m.ask(keys), m.ask(keys)
 			m.answered(second, user, "91")
 			m.answered(first, user, "")
@@ -73,7 +73,7 @@ func TestWhatIsRemembered(t *testing.T) {
 			m.answered(m.ask(keys), user, "91")
 			return 0
 		}, other: "91", known: true},
-		"one after the other, told different things": {happens: func(m *memory) moment {
+		"one after the other, with different answers": {happens: func(m *memory) moment {
 			m.answered(m.ask(keys), user, "91")
 			m.answered(m.ask(keys), user, "92")
 			return 0
@@ -113,7 +113,7 @@ func TestWhatIsRemembered(t *testing.T) {
 	}
 }
 
-// Nobody is told an older state of the map than before, in whatever order
+// No answer is older than one that was given before, in whatever order
 // questions, readings, answers and changes fall.
 func TestTheMapNeverGoesBack(t *testing.T) {
 	const user = phone("1")
@@ -124,23 +124,23 @@ func TestTheMapNeverGoesBack(t *testing.T) {
 		type device struct {
 			opened, asked moment
 			asking, read  bool
-			reading, told int
+			reading, got  int
 		}
 		devices := make([]device, 4)
 		for range 400 {
 			d := &devices[random.IntN(len(devices))]
-			told, chance := -1, random.IntN(12)
+			got, chance := -1, random.IntN(12)
 			switch {
 			case chance == 0: // another process changes the map
 				version++
 			case chance == 1: // the answer's time is over, or others had to be remembered
 				m.known.Remove(user)
-			case !d.asking && chance == 2: // it comes from another process, where it was told the newest
-				d.opened, d.told = m.open(), version
+			case !d.asking && chance == 2: // it comes from another process, where it got the newest answer
+				d.opened, d.got = m.open(), version
 			case !d.asking:
 				other, ok := m.recall(user, d.opened)
 				if ok {
-					if _, err := fmt.Sscan(other, &told); err != nil {
+					if _, err := fmt.Sscan(other, &got); err != nil {
 						t.Fatal(err)
 					}
 				} else {
@@ -149,17 +149,17 @@ func TestTheMapNeverGoesBack(t *testing.T) {
 			case !d.read:
 				d.read, d.reading = true, version
 			default:
-				told = d.reading
-				m.answered(d.asked, user, fmt.Sprint(told))
+				got = d.reading
+				m.answered(d.asked, user, fmt.Sprint(got))
 				d.asking, d.read = false, false
 			}
-			if told < 0 {
+			if got < 0 {
 				continue
 			}
-			if told < d.told {
-				t.Fatalf("seed %d: told %d after %d", seed, told, d.told)
+			if got < d.got {
+				t.Fatalf("seed %d: got %d after %d", seed, got, d.got)
 			}
-			d.told = told
+			d.got = got
 		}
 	}
 }

@@ -44,7 +44,7 @@ type postgresConnector struct {
 	mu     sync.Mutex
 	url    string
 	config *pgx.ConnConfig
-	// problem is what was last said of the URL.
+	// problem is the last one with the URL that was logged.
 	problem string
 }
 

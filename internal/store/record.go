@@ -32,7 +32,7 @@ type Record struct {
 	// settled; the last one is among them.
 	Unsettled int64
 	// Duplicate: another record has the same id but for upper and lower case, from before
-	// these were one id. Nobody can take this one.
+	// these were one id. No process can take this one.
 	Duplicate bool
 	// Keeping says why the record is kept without a resource.
 	Keeping
@@ -104,7 +104,7 @@ type Claimant struct{ SessionID, Namespace, UID string }
 // live object has its UID. A second call changes nothing. Ids that differ only by
 // upper and lower case are one id.
 //
-// Which of several objects may claim an id that nobody holds (the oldest) is
+// Which of several objects may claim an id without a holder (the oldest) is
 // for the caller to decide.
 func (s *Store) Claim(ctx context.Context, c Claimant, gone func(ctx context.Context, uid string) (bool, error)) (Record, error) {
 	if c.SessionID == "" || c.Namespace == "" || c.UID == "" {
@@ -142,7 +142,7 @@ func (s *Store) Claim(ctx context.Context, c Claimant, gone func(ctx context.Con
 	if err != nil {
 		return Record{}, fmt.Errorf("claiming a session id: %w", err)
 	}
-	// Whoever was quicker has it.
+	// Another process may have been faster.
 	if r, err = s.RecordByID(ctx, c.SessionID); err != nil {
 		return Record{}, fmt.Errorf("claiming a session id: %w", err)
 	}

@@ -64,8 +64,8 @@ func (s *Store) Marked(ctx context.Context) ([]Marked, error) {
 
 // Restore gives a device that was logged out back to its session: the one with
 // that JID, or, where jid is empty, the only one that the session has lost. Of
-// several with one JID it is the newest. Whoever has taken the session cannot
-// write any more and must take it anew.
+// several with one JID it is the newest. A process that has taken the session
+// cannot write any more and must take it again.
 //
 // The error is ErrNoRecord, ErrHasDevice, ErrNoMark, ErrLinkedElsewhere or an
 // *AmbiguousError where it cannot be done.
@@ -92,7 +92,7 @@ func (s *Store) Restore(ctx context.Context, sessionID, jid string) (r Record, e
 		if err != nil {
 			return err
 		}
-		if n, err := result.RowsAffected(); err != nil || n == 0 { // the janitor was quicker
+		if n, err := result.RowsAffected(); err != nil || n == 0 { // the janitor has deleted it meanwhile
 			return errors.Join(ErrNoMark, err)
 		}
 		if _, err := s.db.Exec(ctx, "UPDATE whatsmeow_privacy_tokens SET our_jid=$2 WHERE our_jid=$1", m.name, m.JID); err != nil {

@@ -51,7 +51,7 @@ func TestRestore(t *testing.T) {
 		g.Expect(offering.Save(ctx)).To(MatchError(ErrFenced))
 		_, err = taking.Open(ctx, f.add)
 		var behind *EpochBehindError
-		g.Expect(errors.As(err, &behind)).To(BeTrue(), "who had taken it must take it anew: %v", err)
+		g.Expect(errors.As(err, &behind)).To(BeTrue(), "the process that had taken it must take it again: %v", err)
 
 		next, err := s.Take(ctx, "uid-id", 2)
 		g.Expect(err).NotTo(HaveOccurred())
@@ -62,7 +62,7 @@ func TestRestore(t *testing.T) {
 		g.Expect(again.Sessions.PutSession(ctx, "other:1", []byte("moved"))).To(Succeed())
 		clock.Step(KeepMarked)
 		g.Expect(s.Clean(ctx)).To(Succeed())
-		g.Expect(s.Counts(ctx)).To(Equal(Counts{Sessions: 1, Devices: 1}), "it is no janitor's any more")
+		g.Expect(s.Counts(ctx)).To(Equal(Counts{Sessions: 1, Devices: 1}), "the janitor leaves it alone")
 	})
 }
 

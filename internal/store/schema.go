@@ -26,8 +26,8 @@ var (
 const (
 	// migrationLock is the key of PostgreSQL's lock; it only has to be ours.
 	migrationLock = 0x77610001
-	// schemaPoll is how often a worker looks for the schema.
-	schemaPoll = 500 * time.Millisecond
+	// schemaInterval is how often a worker reads the version of the schema.
+	schemaInterval = 500 * time.Millisecond
 )
 
 // ErrSchemaTooNew is a database that a newer release has migrated beyond what
@@ -76,7 +76,7 @@ func (s *Store) reportDuplicates(ctx context.Context) error {
 // WaitForSchema returns when the leader has migrated the tables to what this
 // build needs. Until then, and when the database does not answer, it waits.
 func (s *Store) WaitForSchema(ctx context.Context) error {
-	ticker := s.clock.NewTicker(schemaPoll)
+	ticker := s.clock.NewTicker(schemaInterval)
 	defer ticker.Stop()
 	for waiting := false; ; {
 		ready, err := s.schemaReady(ctx)
@@ -86,10 +86,10 @@ func (s *Store) WaitForSchema(ctx context.Context) error {
 		case errors.Is(err, ErrSchemaTooNew):
 			return err
 		case err != nil:
-			s.log.Error(err, "looking for the schema of the store")
+			s.log.Error(err, "Failed to read the schema version of the store")
 		case !waiting:
 			waiting = true
-			s.log.Info("waiting until the leader has migrated the store")
+			s.log.Info("Waiting until the leader has migrated the store")
 		}
 		select {
 		case <-ticker.C():

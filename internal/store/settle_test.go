@@ -46,8 +46,8 @@ func TestTakingsThatNothingHasSettled(t *testing.T) {
 	})
 }
 
-// Processes take a session, end without a word, or settle late and at once with
-// the taking of another: the count is always that of the takings since the last
+// Processes take a session, crash, or settle late and at the same time as the taking
+// of another: the count is always that of the takings since the last
 // one that its owner settled.
 func TestTakingsAndSettlingsInAnyOrder(t *testing.T) {
 	onBoth(t, func(t *testing.T, url string, s *Store) {

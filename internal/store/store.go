@@ -81,10 +81,10 @@ type Store struct {
 	// writer is held by the one transaction that writes: SQLite has one writer, and
 	// waiting in a queue is fairer and cheaper than SQLite's polling. nil for PostgreSQL.
 	writer chan struct{}
-	// prekeys is held by those who make or read a device's one-time keys, as many at a time
+	// prekeys is held while a device's one-time keys are made or read, as many at a time
 	// as there are processors: 812 scalar multiplications between two statements. Were they
 	// as many as connections on a busy machine, each one's transaction would be idle for so
-	// long that PostgreSQL throws it out, and the next login begins it again.
+	// long that PostgreSQL ends it, and the next login begins it again.
 	prekeys chan struct{}
 }
 
@@ -264,8 +264,8 @@ func within(ctx context.Context, timeout time.Duration) (context.Context, contex
 	return context.WithTimeoutCause(ctx, timeout, ErrNoAnswer)
 }
 
-// late says that the time was over, where it was. The error is then none of
-// context.Canceled, which would be taken for the caller's own.
+// late returns an ErrNoAnswer where the time of within is over. It hides the error of
+// the context, which would be taken for the end of the caller's own.
 func late(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); errors.Is(cause, ErrNoAnswer) {
 		return fmt.Errorf("%w (%v)", cause, err)

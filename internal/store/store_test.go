@@ -64,7 +64,7 @@ func always(context.Context, string) (bool, error) { return true, nil }
 
 func unused(Record) bool { return false }
 
-// failures collects what a device's store told of its end.
+// failures collects the errors that ended a device's store.
 type failures struct {
 	mu   sync.Mutex
 	seen []error
@@ -332,7 +332,7 @@ func TestFence(t *testing.T) {
 		g.Expect(err).NotTo(HaveOccurred())
 		g.Expect(f.all()).To(BeEmpty())
 		name, err := d.Sessions.GetSession(ctx, "other:1")
-		g.Expect(err).NotTo(HaveOccurred(), "nothing tells the old owner")
+		g.Expect(err).NotTo(HaveOccurred(), "the old owner gets no signal")
 		g.Expect(name).NotTo(BeEmpty())
 
 		err = d.Sessions.PutSession(ctx, "other:1", []byte("moved by the dead"))
@@ -350,7 +350,7 @@ func TestFence(t *testing.T) {
 		g.Expect(d.Container.PutDevice(ctx, d)).To(MatchError(context.Canceled))
 		g.Expect(d.Container.DeleteDevice(ctx, d)).To(MatchError(context.Canceled), "a logout that the old owner hears of is the successor's")
 		g.Expect(d.EventBuffer.DoDecryptionTxn(ctx, func(context.Context) error { t.Error("decrypted"); return nil })).To(MatchError(context.Canceled))
-		g.Expect(f.all()).To(HaveLen(1), "told once")
+		g.Expect(f.all()).To(HaveLen(1), "reported once")
 
 		stored, err := s.strings(ctx, "SELECT CAST(session AS TEXT) FROM whatsmeow_sessions")
 		if s.postgres != nil {
@@ -542,7 +542,7 @@ func TestASignalErrorIsNotTheStores(t *testing.T) {
 
 		_, err = d.LIDs.GetLIDForPN(ctx, types.JID{User: "1", Server: types.GroupServer})
 		g.Expect(err).To(HaveOccurred())
-		g.Expect(f.all()).To(BeEmpty(), "a question that makes no sense is no failure of the store")
+		g.Expect(f.all()).To(BeEmpty(), "a bad question is not a failure of the store")
 	})
 }
 
@@ -690,7 +690,7 @@ func TestKeysWithoutAResource(t *testing.T) {
 		_, err = s.MarkOrphan(ctx, "unknown")
 		g.Expect(err).To(MatchError(ErrNoRecord))
 
-		// Applied again in its namespace, it is no orphan any more.
+		// Applied again in its namespace, it is not an orphan any more.
 		_, err = s.Claim(ctx, Claimant{SessionID: "id", Namespace: "b", UID: "uid-b"}, always)
 		g.Expect(err).To(MatchError(ErrTaken))
 		r, err = s.Claim(ctx, Claimant{SessionID: "id", Namespace: "a", UID: "uid-2"}, always)
@@ -762,7 +762,7 @@ func TestMigration(t *testing.T) {
 			waiting := waitForSchema(t.Context(), worker)
 			g.Consistently(waiting, "100ms").ShouldNot(Receive())
 
-			// Two leaders at once, for one may still believe.
+			// Two leaders at the same time: the former may not know yet that it leads no more.
 			var wg sync.WaitGroup
 			for range 4 {
 				s := open(t, url)
@@ -776,7 +776,7 @@ func TestMigration(t *testing.T) {
 			}
 			wg.Wait()
 			g.Eventually(func() bool {
-				worker.clock.(*clocktesting.FakeClock).Step(schemaPoll)
+				worker.clock.(*clocktesting.FakeClock).Step(schemaInterval)
 				select {
 				case err := <-waiting:
 					g.Expect(err).NotTo(HaveOccurred())
@@ -813,14 +813,14 @@ func TestWaitingForTheSchemaEnds(t *testing.T) {
 
 func TestBadURLs(t *testing.T) {
 	for name, url := range map[string]string{
-		"nothing":                "",
-		"no path":                "sqlite:",
-		"another database":       "mysql://root:hunter2@localhost/x",
-		"a URL that is none":     "postgres://root:hunter2@localhost:port/x",
-		"a password with a hole": "postgres://root:hunter2%zz@localhost/x",
-		"a bad option":           "postgres://root:hunter2@localhost/x?sslmode=hunter2",
-		"nobody listens":         "postgres://root:hunter2@127.0.0.1:1/x",
-		"a folder that is none":  "sqlite:/nonexistent/hunter1/x.db",
+		"nothing":          "",
+		"no path":          "sqlite:",
+		"another database": "mysql://root:hunter2@localhost/x",
+		"a bad port":       "postgres://root:hunter2@localhost:port/x",
+		"a bad escape":     "postgres://root:hunter2%zz@localhost/x",
+		"a bad option":     "postgres://root:hunter2@localhost/x?sslmode=hunter2",
+		"nothing listens":  "postgres://root:hunter2@127.0.0.1:1/x",
+		"a missing folder": "sqlite:/nonexistent/hunter1/x.db",
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := NewWithT(t)
@@ -832,7 +832,7 @@ func TestBadURLs(t *testing.T) {
 			g.Expect(err.Error()).NotTo(ContainSubstring("hunter2"))
 			g.Expect(strings.ContainsAny(err.Error(), "\x00")).To(BeFalse())
 			switch name {
-			case "nobody listens", "a folder that is none": // only the attempt tells
+			case "nothing listens", "a missing folder": // only the attempt shows it
 				g.Expect(Config{URL: url}.Validate()).To(Succeed())
 			default:
 				g.Expect(Config{URL: url}.Validate()).To(MatchError(ErrBadURL))

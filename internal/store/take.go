@@ -25,7 +25,7 @@ func (e *EpochBehindError) Error() string {
 }
 
 // Taking is a process's right to write a session's keys. It ends when the
-// session is taken again; nothing tells, but every write is then refused.
+// session is taken again: no signal says so, but every later write is refused.
 type Taking struct {
 	// Record is the record as the taking left it. A pairing later on does not change it.
 	Record Record
@@ -77,8 +77,8 @@ func (t *Taking) Unsettled() int32 {
 	return int32(min(max(t.Record.Unsettled-1, 0), math.MaxInt32))
 }
 
-// Settle says that the session has not ended the process that took it: the next
-// taking finds none that was not settled. It does nothing where the session was
+// Settle records that the session has not ended the process that took it: the next
+// taking counts from zero. It does nothing where the session was
 // taken again or has no record any more.
 func (t *Taking) Settle(ctx context.Context) error {
 	err := t.store.exec(ctx, "UPDATE whatsapp_operator_session SET unsettled=0, taken_by=NULL WHERE uid=$1 AND epoch=$2 AND starts=$3 AND unsettled<>0",
@@ -162,7 +162,7 @@ var ErrFenced = errors.New("the session was taken by another process, or has ano
 
 // lockRecord is the fence: it returns the JID in the session's record and keeps
 // the record as it is until the transaction ends, or refuses with ErrFenced. A
-// client that stops in the middle of its transaction is thrown out by
+// client that stops in the middle of its transaction is disconnected by
 // PostgreSQL (fenceIdleTimeout), so that it cannot keep a successor waiting.
 func (f *device) lockRecord(ctx context.Context, how lock) (jid string, err error) {
 	query := "SELECT epoch, starts, jid FROM whatsapp_operator_session WHERE uid=$1"

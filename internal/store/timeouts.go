@@ -8,8 +8,8 @@ import "time"
 //     write, or inside a taking, keeps the record locked for that long.
 //   - idleTimeout (5 s) + fenceIdleTimeout (3 s) < TakeTimeout (10 s): a taking that meets a
 //     stopped taking and then a stopped write still succeeds.
-//   - peerTimeout (15 s) < answerTimeout (20 s): of a node that is lost the kernel speaks
-//     first, with an error that names the cause. answerTimeout is for a server that is there
+//   - peerTimeout (15 s) < answerTimeout (20 s): for a node that is lost the kernel's
+//     error comes first, and names the cause. answerTimeout is for a server that is there
 //     and does not answer, or a proxy whose server is gone.
 //   - QueryTimeout (2 s) is for the manager, which has other work: it may be shorter than the
 //     locks above are held, because a reconciler comes back.
@@ -20,10 +20,10 @@ const (
 	fenceIdleTimeout = 3 * time.Second
 	// idleTimeout is that of any other transaction.
 	idleTimeout = 5 * time.Second
-	// connectTimeout is how long a new connection may take, where the URL says nothing.
+	// connectTimeout is how long a new connection may take, where the URL sets none.
 	connectTimeout = 5 * time.Second
 	// peerTimeout is how long a connection to PostgreSQL waits for the other side's
-	// kernel. A node that is lost says nothing, and Linux alone waits for a quarter of an
+	// kernel. A lost node sends nothing, and Linux alone waits for a quarter of an
 	// hour: all connections of the pool would hang in it, and every login with them.
 	peerTimeout = 15 * time.Second
 	// answerTimeout bounds a transaction, and a read outside one, from the wait for a

@@ -92,7 +92,7 @@ func startPostgres() error {
 	if err != nil {
 		return err
 	}
-	// Another process may take the port between the look and the start.
+	// Another process may take the port before the server does.
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err

@@ -83,7 +83,7 @@ func PostgresServer(t testing.TB, args ...string) *PostgresProcess {
 	if out, err := initdb.CombinedOutput(); err != nil {
 		t.Fatalf("making a PostgreSQL cluster: %v\n%s", err, out)
 	}
-	// Another process may take the port between the look and the start.
+	// Another process may take the port before the server does.
 	for range 10 {
 		p.port = freePort(t)
 		if p.start() {
@@ -108,7 +108,7 @@ func (p *PostgresProcess) URLVia(address string) string {
 	return fmt.Sprintf("postgres://postgres@%s/postgres?sslmode=disable", address)
 }
 
-// Stop ends the server in an orderly way: it throws its clients out, writes its
+// Stop ends the server in an orderly way: it disconnects its clients, writes its
 // data, and ends.
 func (p *PostgresProcess) Stop() { p.end("stop") }
 
