@@ -18,12 +18,6 @@ import (
 )
 
 const (
-	// TTL is how long a status or a connection is believed without being
-	// rewritten (docs/architecture.md, "QR and status").
-	TTL = 120 * time.Second
-	// RefreshInterval is how often a worker calls RefreshAll: two of them may fail
-	// before a value expires.
-	RefreshInterval = TTL / 4
 	// goneTTL is how long a deletion is remembered. A paused worker loses its
 	// sessions within seconds and its connection to Redis soon after, so what
 	// it wrote before cannot arrive later.
@@ -100,7 +94,7 @@ func (c *Cache) ClearQR(ctx context.Context, sessionID string, numbers delivery.
 	return err
 }
 
-// SetStatus writes a session's status for TTL.
+// SetStatus writes a session's status for delivery.CacheTTL.
 func (c *Cache) SetStatus(ctx context.Context, status delivery.StatusItem) (WriteResult, error) {
 	w, err := c.status(status)
 	if err != nil {
@@ -109,7 +103,7 @@ func (c *Cache) SetStatus(ctx context.Context, status delivery.StatusItem) (Writ
 	return c.write(ctx, w)
 }
 
-// SetConnection writes who holds a session's connection for TTL.
+// SetConnection writes who holds a session's connection for delivery.CacheTTL.
 func (c *Cache) SetConnection(ctx context.Context, connection Connection) (WriteResult, error) {
 	w, err := c.connection(connection)
 	if err != nil {
@@ -130,7 +124,7 @@ func (c *Cache) Delete(ctx context.Context, sessionID string, numbers delivery.N
 }
 
 // RefreshAll rewrites the values of all sessions of a worker, so that they live
-// for another TTL, and are there again where Redis had lost them. What is newer
+// for another CacheTTL, and are there again where Redis had lost them. What is newer
 // stays. It goes on after an error and returns all of them.
 func (c *Cache) RefreshAll(ctx context.Context, entries []Entry) error {
 	var errs []error
@@ -223,11 +217,11 @@ func (c *Cache) qr(qr delivery.QRItem) (write, error) {
 }
 
 func (c *Cache) status(s delivery.StatusItem) (write, error) {
-	return valueWrite(c.keys.Status(s.SessionID), s.Numbers, s, TTL)
+	return valueWrite(c.keys.Status(s.SessionID), s.Numbers, s, delivery.CacheTTL)
 }
 
 func (c *Cache) connection(v Connection) (write, error) {
-	return valueWrite(c.keys.Connection(v.SessionID), v.Numbers, v, TTL)
+	return valueWrite(c.keys.Connection(v.SessionID), v.Numbers, v, delivery.CacheTTL)
 }
 
 func (c *Cache) deletion(key string, numbers delivery.Numbers) write {

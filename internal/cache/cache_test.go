@@ -139,7 +139,7 @@ func statusRules(b *bench) {
 	g.Expect(*got).To(Equal(status(s, "Connected", at(1, big+1))))
 	g.Expect(b.client.Get(ctx, "p:session:status-1:status").Val()).To(HavePrefix(
 		`{"epoch":1,"seq":4611686018427387906,"session_id":"status-1","status":"active","phase":"Connected"`))
-	g.Expect(b.client.PTTL(ctx, "p:session:status-1:status").Val()).To(And(BeNumerically("<=", TTL), BeNumerically(">", TTL-time.Minute)))
+	g.Expect(b.client.PTTL(ctx, "p:session:status-1:status").Val()).To(And(BeNumerically("<=", delivery.CacheTTL), BeNumerically(">", delivery.CacheTTL-time.Minute)))
 
 	c := Connection{Numbers: at(1, 2), SessionID: s, Connected: true, Worker: "w-1", Since: delivery.Time{Time: start}}
 	g.Expect(b.SetConnection(ctx, c)).To(Equal(Written), "each kind has numbers of its own")
@@ -260,4 +260,38 @@ func TestFullRedis(t *testing.T) {
 	g.Expect(c.QR(ctx, "s")).To(BeNil())
 	g.Expect(c.Delete(ctx, "s", at(1, 3))).To(Succeed())
 	g.Expect(c.Status(ctx, "s")).To(BeNil())
+}
+
+// TestTwoRefreshesMayFail: no key expires, at no moment, when the third refresh takes as
+// long as it may.
+func TestTwoRefreshesMayFail(t *testing.T) {
+	g, ctx := NewWithT(t), t.Context()
+	server := miniredis.RunT(t)
+	client := goredis.NewClient(&goredis.Options{Addr: server.Addr()})
+	t.Cleanup(func() { _ = client.Close() })
+	c := New(client, redis.NewKeys(""), testclock.NewFakePassiveClock(start))
+	s := status("s", "Connected", at(1, 1))
+	entries := []Entry{{Status: &s, Connection: &Connection{SessionID: "s", Numbers: at(1, 1)}}}
+	var now time.Duration
+	pass := func(until time.Duration) {
+		for ; now < until; now += time.Second {
+			server.FastForward(time.Second)
+			g.Expect(c.Status(ctx, "s")).NotTo(BeNil(), "after %s", now)
+			g.Expect(c.Connection(ctx, "s")).NotTo(BeNil(), "after %s", now)
+		}
+	}
+	g.Expect(c.RefreshAll(ctx, entries)).To(Succeed())
+	for refresh := range 10 {
+		begins := time.Duration(refresh+1) * delivery.CacheRefreshInterval
+		pass(begins)
+		if refresh%3 < 2 {
+			server.SetError("LOADING")
+			g.Expect(c.RefreshAll(ctx, entries)).NotTo(Succeed())
+			server.SetError("")
+			continue
+		}
+		pass(begins + delivery.CacheRefreshTimeout) // it ends at the last moment
+		g.Expect(c.RefreshAll(ctx, entries)).To(Succeed())
+	}
+	g.Expect(delivery.CacheRefreshTimeout).To(BeNumerically("<", delivery.CacheRefreshInterval))
 }

@@ -220,6 +220,20 @@ func (s StatusItem) Item() (Item, error) {
 	return Item{SessionID: s.SessionID, Numbers: s.Numbers, Priority: s.Priority, Payload: payload}, nil
 }
 
+const (
+	// CacheTTL is how long a cache key that says a session's status, or who holds its
+	// connection, lives without being written again (docs/architecture.md, "QR and status").
+	CacheTTL = 120 * time.Second
+	// CacheRefreshInterval is how often a worker writes the keys of its sessions again. Two
+	// refreshes in a row may fail: a value written when refresh 0 begins expires after 120 s;
+	// refreshes 1 (30 s) and 2 (60 s) fail; refresh 3 begins after 90 s and has ended after
+	// 90 s + CacheRefreshTimeout = 105 s. (With 40 s it could end only after 140 s.)
+	CacheRefreshInterval = CacheTTL / 4
+	// CacheRefreshTimeout bounds one refresh. It is shorter than the interval, so none is
+	// left out because the one before has not ended.
+	CacheRefreshTimeout = CacheRefreshInterval / 2
+)
+
 // Word is Laravel's three-valued status.
 type Word string
 

@@ -35,12 +35,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 )
-
-// refreshInterval is how often the cache keys, which live 120 s, are written again:
-// two refreshes in a row may fail.
-const refreshInterval = 40 * time.Second
 
 const (
 	// drainInterval is how often a drain looks at what is left.
@@ -359,7 +356,7 @@ var errLost = errors.New("this worker must take itself for declared dead: all it
 
 // serve refreshes the cache until the process is asked to end (nil), or cannot go on.
 func (a *Agent) serve(ctx context.Context, left <-chan error) error {
-	refresh, beat := a.o.Clock.NewTicker(refreshInterval), a.o.Clock.NewTicker(beatInterval)
+	refresh, beat := a.o.Clock.NewTicker(delivery.CacheRefreshInterval), a.o.Clock.NewTicker(beatInterval)
 	defer refresh.Stop()
 	defer beat.Stop()
 	memory := burst{}
@@ -435,7 +432,7 @@ func (a *Agent) refresh(ctx context.Context) {
 	if len(all) == 0 {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, refreshInterval/2)
+	ctx, cancel := context.WithTimeout(ctx, delivery.CacheRefreshTimeout)
 	defer cancel()
 	if err := a.o.Publisher.Refresh(ctx, all); err != nil && ctx.Err() == nil {
 		a.o.Log.Error(err, "The cache could not be refreshed; it is tried again", "sessions", len(all))
