@@ -16,6 +16,7 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/redis"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/worker"
 )
 
 // TestTheManagerUpdates is what the manager says of a session that nobody holds,
@@ -75,6 +76,9 @@ func TestTheManagerUpdates(t *testing.T) {
 	g.Expect(update(3, "Suspended")).To(BeFalse())
 	g.Expect(shown()).To(BeEmpty())
 }
+
+// The worker looks for the error that the publisher returns.
+var _ *worker.StaleError = (*delivery.StaleError)(nil)
 
 // TestAStalePublicationIsReported: who holds a session hears that Redis remembers more
 // than it can exceed, and is not troubled by what is in order.
