@@ -2,6 +2,7 @@ package laravel
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -90,7 +91,7 @@ type envelope struct {
 // Send posts a batch once and says what came of it; it never repeats by
 // itself. It ends with ctx, or after the configured time-out.
 func (c *Client) Send(parent context.Context, batch delivery.Batch) delivery.Answer {
-	ctx, cancel := context.WithTimeout(parent, withDefault(c.config.Timeout, DefaultTimeout))
+	ctx, cancel := context.WithTimeout(parent, cmp.Or(c.config.Timeout, DefaultTimeout))
 	defer cancel()
 	status, header, body, err := c.post(ctx, batch)
 	answer := Classify(status, header, body, err, c.clock.Now())
@@ -127,7 +128,7 @@ func (c *Client) post(ctx context.Context, batch delivery.Batch) (status int, he
 	request.Header.Set("Content-Type", "application/json")
 	// Without it Laravel answers a failed validation with a redirect.
 	request.Header.Set("Accept", "application/json")
-	request.Header.Set("User-Agent", withDefault(c.config.UserAgent, DefaultUserAgent))
+	request.Header.Set("User-Agent", cmp.Or(c.config.UserAgent, DefaultUserAgent))
 	request.Header.Set("Authorization", "Bearer "+token)
 	// A batch may be repeated: with this entry, which is not sent, net/http does
 	// so by itself when an idle connection turns out to be closed.

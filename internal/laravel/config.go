@@ -1,6 +1,7 @@
 package laravel
 
 import (
+	"cmp"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -9,6 +10,8 @@ import (
 	"os"
 	"strings"
 	"time"
+
+	"k8s.io/client-go/util/cert"
 )
 
 // Defaults of Config.
@@ -100,16 +103,8 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-func (c Config) qrPath() string     { return withDefault(c.QRPath, DefaultQRPath) }
-func (c Config) statusPath() string { return withDefault(c.StatusPath, DefaultStatusPath) }
-
-func withDefault[T comparable](v, otherwise T) T {
-	var zero T
-	if v == zero {
-		return otherwise
-	}
-	return v
-}
+func (c Config) qrPath() string     { return cmp.Or(c.QRPath, DefaultQRPath) }
+func (c Config) statusPath() string { return cmp.Or(c.StatusPath, DefaultStatusPath) }
 
 func isLoopback(host string) bool {
 	if strings.EqualFold(host, "localhost") {
@@ -165,9 +160,9 @@ func parseSecrets(content []byte) ([]Secret, error) {
 }
 
 func parseCA(content []byte) (*x509.CertPool, error) {
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(content) {
-		return nil, errCA
+	pool, err := cert.NewPoolFromBytes(content)
+	if err != nil {
+		return nil, errCA // the library's says less
 	}
 	return pool, nil
 }

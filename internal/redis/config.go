@@ -1,6 +1,7 @@
 package redis
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -15,6 +16,7 @@ import (
 
 	goredis "github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/maintnotifications"
+	"k8s.io/client-go/util/cert"
 )
 
 // Mode is how the servers stand to each other.
@@ -180,9 +182,9 @@ func New(c Config) (goredis.UniversalClient, error) {
 	}
 	options := &goredis.UniversalOptions{
 		Addrs: c.Addresses, MasterName: c.MasterName, DB: c.DB,
-		DialTimeout:  withDefault(c.DialTimeout, defaultDialTimeout),
-		ReadTimeout:  withDefault(c.ReadTimeout, defaultReadTimeout),
-		WriteTimeout: withDefault(c.WriteTimeout, defaultWriteTimeout),
+		DialTimeout:  cmp.Or(c.DialTimeout, defaultDialTimeout),
+		ReadTimeout:  cmp.Or(c.ReadTimeout, defaultReadTimeout),
+		WriteTimeout: cmp.Or(c.WriteTimeout, defaultWriteTimeout),
 		PoolSize:     c.PoolSize,
 		// The library's own (32 KiB, and 128 for pipelines) would cost each worker megabytes;
 		// what is larger than a buffer takes one more system call.
@@ -222,7 +224,7 @@ func New(c Config) (goredis.UniversalClient, error) {
 // dial opens a connection; with TLS it reads the CA anew, so that one that was
 // replaced is trusted without a restart.
 func (c Config) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	dialer := &net.Dialer{Timeout: withDefault(c.DialTimeout, defaultDialTimeout), KeepAlive: time.Minute}
+	dialer := &net.Dialer{Timeout: cmp.Or(c.DialTimeout, defaultDialTimeout), KeepAlive: time.Minute}
 	if !c.TLS {
 		return dialer.DialContext(ctx, network, address)
 	}
@@ -255,16 +257,9 @@ func readCA(file string) (*x509.CertPool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the CA file of Redis: %w", err)
 	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(content) {
+	pool, err := cert.NewPoolFromBytes(content)
+	if err != nil {
 		return nil, fmt.Errorf("the CA file %s of Redis holds no certificate in PEM", file)
 	}
 	return pool, nil
-}
-
-func withDefault(d, otherwise time.Duration) time.Duration {
-	if d == 0 {
-		return otherwise
-	}
-	return d
 }

@@ -3,7 +3,6 @@ package whatsapp
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -19,6 +18,7 @@ import (
 	"github.com/go-logr/logr"
 	"go.mau.fi/whatsmeow"
 	"go.mau.fi/whatsmeow/store"
+	"k8s.io/client-go/util/cert"
 	"k8s.io/utils/clock"
 
 	_ "github.com/whatsapp-operator/whatsapp-operator/internal/signallog" // before the first connection
@@ -152,9 +152,8 @@ func (f *Factory) redirect(cfg Config) (err error) {
 		if err != nil {
 			return fmt.Errorf("reading --whatsapp-ca-file: %w", err)
 		}
-		f.tls.RootCAs = x509.NewCertPool()
-		if !f.tls.RootCAs.AppendCertsFromPEM(pem) {
-			return errors.New("--whatsapp-ca-file holds no certificate")
+		if f.tls.RootCAs, err = cert.NewPoolFromBytes(pem); err != nil {
+			return fmt.Errorf("--whatsapp-ca-file holds no certificate: %w", err)
 		}
 	}
 	root, err := parseRoot(cfg.NoiseRoot)
