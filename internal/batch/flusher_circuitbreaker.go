@@ -62,7 +62,7 @@ type circuitBreaker struct {
 	failures, trips int
 	// passed: Laravel has taken a batch since this process delivers.
 	passed bool
-	// stopped is what people have been told; empty: nothing.
+	// stopped is the reason that was reported; empty: none.
 	stopped StopReason
 	// refusals are what Laravel refused.
 	refusals refusals
@@ -99,7 +99,7 @@ type reaction struct {
 	reason DeadLetterReason
 	// notBefore is when a released batch may be claimed again.
 	notBefore time.Time
-	// stopped is why delivery stops, if people have not been told yet;
+	// stopped is why delivery stops, if that was not reported yet;
 	// recovered: it goes on.
 	stopped   StopReason
 	recovered bool
@@ -226,7 +226,7 @@ func (b *circuitBreaker) trip(reason StopReason, batch *delivery.Batch, answer d
 }
 
 // full opens the circuit breaker because there is no room for a dead letter. It
-// returns the reason if people have not been told yet.
+// returns the reason if it was not reported yet.
 func (b *circuitBreaker) full(now time.Time) StopReason {
 	b.open(now.Add(fullPause))
 	return b.stop(DeadLettersFull)
@@ -245,7 +245,7 @@ func (b *circuitBreaker) reset() bool {
 	return stopped
 }
 
-// stop returns reason if people have not been told yet.
+// stop returns reason if it was not reported yet.
 func (b *circuitBreaker) stop(reason StopReason) StopReason {
 	if b.stopped == reason {
 		return ""

@@ -57,7 +57,7 @@ func TestBreaker(t *testing.T) {
 		{"a misconfiguration at once", closed, 2, 1, forbidden,
 			reaction{step: stepRelease, notBefore: at(750*ms - probeLead), stopped: LaravelMisconfigured, tripped: true},
 			circuitBreaker{passed: true, until: at(750 * ms), failures: 1, trips: 1, stopped: LaravelMisconfigured}},
-		{"people are told when the reason changes", openTo(0), 2, 1, forbidden,
+		{"another reason is reported", openTo(0), 2, 1, forbidden,
 			reaction{step: stepRelease, notBefore: at(1500*ms - probeLead), stopped: LaravelMisconfigured, tripped: true},
 			circuitBreaker{until: at(1500 * ms), failures: 6, trips: 2, stopped: LaravelMisconfigured}},
 		{"5xx five times while others pass", closed, 2, 5, unavailable, reaction{step: stepSplit}, circuitBreaker{passed: true, failures: 1}},
@@ -123,7 +123,7 @@ func TestDeadLettersFull(t *testing.T) {
 	var b circuitBreaker
 	g.Expect(b.full(noon)).To(Equal(DeadLettersFull))
 	g.Expect(b.until).To(Equal(noon.Add(fullPause)))
-	g.Expect(b.full(noon.Add(fullPause))).To(BeEmpty(), "people are told once")
+	g.Expect(b.full(noon.Add(fullPause))).To(BeEmpty(), "it is reported once")
 	g.Expect(b.roomAgain(noon.Add(fullPause))).To(BeFalse(), "it was on its way before")
 	g.Expect(b.roomAgain(noon.Add(2 * fullPause))).To(BeTrue())
 	g.Expect(b).To(Equal(circuitBreaker{passed: true}))
