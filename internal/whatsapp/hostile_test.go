@@ -104,6 +104,9 @@ func (h *hostile) close() {
 	}
 }
 
+// handledTimeout is longer than whatsmeow waits for the answer to a question (75 s).
+const handledTimeout = 100 * time.Second
+
 // play sends frames to the client and waits until it has handled them all, or has ended.
 func (h *hostile) play(g *WithT, frames ...[]byte) {
 	s := h.connect(g)
@@ -129,7 +132,10 @@ func (h *hostile) play(g *WithT, frames ...[]byte) {
 		default:
 		}
 		return handled == nil && s.queue.wait() == nil && s.tasks.Load() == 0
-	}).WithTimeout(30*time.Second).WithPolling(200*time.Microsecond).Should(BeTrue(), "the client has neither handled the frames nor ended")
+	}).WithTimeout(handledTimeout).WithPolling(time.Millisecond).Should(BeTrue(), func() string {
+		return fmt.Sprintf("the client has neither handled the frames nor ended: the last one was seen %t, the queue is empty %t, %d tasks run, events %v",
+			handled == nil, s.queue.wait() == nil, s.tasks.Load(), s.events())
+	})
 	if s.ctx.Err() != nil {
 		h.close()
 	}
@@ -385,7 +391,7 @@ func FuzzNodes(f *testing.F) {
 		offering.close()
 	})
 	for _, h := range []*hostile{linked, offering} {
-		for frames := range slices.Chunk(together, 100) {
+		for frames := range slices.Chunk(together, 25) {
 			h.play(wait(f), frames...)
 		}
 	}
