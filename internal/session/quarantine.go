@@ -163,11 +163,6 @@ func (m *Machine) resetFailures() {
 	m.assessAt = time.Time{}
 }
 
-// banned: the ban has an end that is still to come.
-func (m *Machine) banned(now time.Time) bool {
-	return m.want.RetryAfter != nil && Banned(m.want, now)
-}
-
 // recallRest reports whether the session rests, and says of it what the status
 // knows: the phase may have been overwritten on the way here (by the loss of a
 // worker, by a suspension), but what the next holder must know was not.

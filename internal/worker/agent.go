@@ -54,8 +54,8 @@ const (
 	lookAgain = 50 * time.Millisecond
 	// stockInterval is how often this worker asks what it holds but was not given.
 	stockInterval = 5 * time.Minute
-	// beatInterval is how often the agent shows that it goes round, and stuckAfter when it is
-	// taken for stuck: a slow refresh of the cache is not.
+	// beatInterval is how often the agent's loop runs at least, and stuckAfter when it counts
+	// as stuck: a slow refresh of the cache does not make it so.
 	beatInterval = 5 * time.Second
 	stuckAfter   = time.Minute
 )
@@ -93,11 +93,11 @@ type Agent struct {
 	o Options
 	// placed is a cache of the sessions whose status.worker is this worker.
 	placed client.Reader
-	// again asks for a look at a session whose supervisor has ended.
+	// again asks for a reconcile of a session whose supervisor has ended.
 	again chan event.GenericEvent
 	ready chan struct{}
 
-	// beat is when the agent last went round, in Unix nanoseconds.
+	// beat is when the agent's loop last ran, in Unix nanoseconds.
 	beat atomic.Int64
 
 	mu          sync.Mutex
@@ -337,7 +337,7 @@ func (a *Agent) Start(ctx context.Context) error {
 	leave, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
 	defer cancel()
 	if leaveErr := a.o.Membership.Leave(leave); leaveErr != nil {
-		a.o.Log.Error(leaveErr, "The heartbeats could not be taken away; the others wait for their silence")
+		a.o.Log.Error(leaveErr, "Failed to remove the heartbeats; the other workers wait for their time-out")
 	}
 	return err
 }
@@ -352,7 +352,7 @@ func (a *Agent) finish() {
 }
 
 // errLost ends the process: a restart in place begins anew.
-var errLost = errors.New("this worker must take itself for declared dead: all its connections are closed")
+var errLost = errors.New("this worker must assume that it was declared dead: all its connections are closed")
 
 // serve refreshes the cache until the process is asked to end (nil), or cannot go on.
 func (a *Agent) serve(ctx context.Context, left <-chan error) error {
@@ -395,12 +395,12 @@ func (a *Agent) serve(ctx context.Context, left <-chan error) error {
 	}
 }
 
-// Alive is the liveness check: the agent goes round. Sessions that are in
-// trouble never make it fail.
+// Alive is the liveness check: the agent's loop runs. Sessions that fail never
+// make it fail.
 func (a *Agent) Alive() error {
 	beat := a.beat.Load()
 	if silent := a.o.Clock.Now().Sub(time.Unix(0, beat)); beat != 0 && silent > stuckAfter {
-		return fmt.Errorf("the agent has not gone round for %s", silent.Round(time.Second))
+		return fmt.Errorf("the agent's loop has not run for %s", silent.Round(time.Second))
 	}
 	return nil
 }
@@ -435,7 +435,7 @@ func (a *Agent) refresh(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, delivery.CacheRefreshTimeout)
 	defer cancel()
 	if err := a.o.Publisher.Refresh(ctx, all); err != nil && ctx.Err() == nil {
-		a.o.Log.Error(err, "The cache could not be refreshed; it is tried again", "sessions", len(all))
+		a.o.Log.Error(err, "Failed to refresh the cache; it is tried again", "sessions", len(all))
 	}
 }
 
@@ -464,7 +464,7 @@ func (a *Agent) takeStock(ctx context.Context) {
 		case ctx.Err() != nil:
 			return
 		case err != nil:
-			a.o.Log.Error(err, "What this worker holds but was not given could not be listed; it is tried again")
+			a.o.Log.Error(err, "Failed to list the sessions that this worker holds and that are placed elsewhere; it is tried again")
 			wait = pause(fails)
 			fails++
 		default:
@@ -514,7 +514,7 @@ func (a *Agent) drain(ctx context.Context, left <-chan error) (released bool) {
 	a.draining = true
 	a.mu.Unlock()
 	if err := a.o.Membership.Drain(ctx); err != nil {
-		a.o.Log.Error(err, "The lease could not be marked as draining at once; the next renewal says it")
+		a.o.Log.Error(err, "Failed to mark the lease as draining at once; the next renewal does it")
 	}
 	if !a.superviseHeld(ctx) {
 		return false
@@ -538,7 +538,7 @@ func (a *Agent) drain(ctx context.Context, left <-chan error) (released bool) {
 			return stocked // or a former process's sessions may still be held
 		case !now.Before(begun.Add(a.o.DrainTimeout)):
 			for _, s := range all {
-				a.o.Log.Info("Not every session could be given up in time; their sockets are closed and a restart takes them up", "session", s.key.Name, "namespace", s.key.Namespace)
+				a.o.Log.Info("Failed to give up the session in time; its socket is closed and a restart takes it up", "session", s.key.Name, "namespace", s.key.Namespace)
 			}
 			return false
 		case evicted:
@@ -548,7 +548,7 @@ func (a *Agent) drain(ctx context.Context, left <-chan error) (released bool) {
 			a.evicting = true
 			a.mu.Unlock()
 			a.o.Log.Info("Giving up all sessions without waiting for their successors", "sessions", len(all))
-			for _, s := range a.all() { // also who has come since
+			for _, s := range a.all() { // also those that have come since
 				s.post(func() { s.step(session.Evict{}) })
 			}
 		case len(all) != remaining:
@@ -559,7 +559,7 @@ func (a *Agent) drain(ctx context.Context, left <-chan error) (released bool) {
 		case <-a.o.Membership.Lost():
 			return false
 		case err := <-left: // nothing is renewed any more
-			a.o.Log.Error(err, "The membership ended while the sessions were handed over")
+			a.o.Log.Error(err, "Lost the membership while the sessions were handed over")
 			return false
 		}
 	}
@@ -577,7 +577,7 @@ func (a *Agent) tookStock() bool {
 func (a *Agent) superviseHeld(ctx context.Context) bool {
 	var placed v1alpha1.WhatsAppSessionList
 	if err := a.placed.List(ctx, &placed); err != nil {
-		a.o.Log.Error(err, "The sessions of this worker could not be listed")
+		a.o.Log.Error(err, "Failed to list the sessions of this worker")
 		return false
 	}
 	a.supervise(placed.Items)

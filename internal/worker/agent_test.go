@@ -387,5 +387,5 @@ func TestLiveness(t *testing.T) {
 		p.agent.beat.Store(p.clock.Now().Add(-2 * stuckAfter).UnixNano())
 		return p.agent.Alive()
 	}).
-		Should(MatchError(ContainSubstring("has not gone round")))
+		Should(MatchError(ContainSubstring("has not run for")))
 }
