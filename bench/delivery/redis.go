@@ -53,7 +53,9 @@ func startRedis(ctx context.Context, dir string) (*redisServer, error) {
 	if err := s.keeper.Start(); err != nil {
 		return nil, fmt.Errorf("starting Redis: %w", err)
 	}
-	for end := time.Now().Add(10 * time.Second); ; {
+	again := time.NewTicker(20 * time.Millisecond)
+	defer again.Stop()
+	for end := time.Now().Add(10 * time.Second); ; <-again.C {
 		err := s.client.Ping(ctx).Err()
 		if err == nil {
 			return s, nil
@@ -61,7 +63,6 @@ func startRedis(ctx context.Context, dir string) (*redisServer, error) {
 		if time.Now().After(end) || ctx.Err() != nil {
 			return nil, errors.Join(fmt.Errorf("redis does not answer: %w", err), s.stop())
 		}
-		<-time.After(20 * time.Millisecond)
 	}
 }
 

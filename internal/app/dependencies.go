@@ -63,7 +63,8 @@ func openDependencies(ctx context.Context, config *commonConfig, log logr.Logger
 	if err := d.openStore(ctx); err != nil {
 		return nil, errors.Join(err, d.close())
 	}
-	if elsewhere, _ := d.checkOwnership(ctx); elsewhere != nil { // a database that does not answer is asked again
+	elsewhere, _ := d.checkOwnership(ctx) // a database that does not answer is asked again
+	if elsewhere != nil {
 		return nil, errors.Join(elsewhere, d.close())
 	}
 	return d, nil

@@ -21,7 +21,7 @@ func (p problems) err() error { return errors.Join(p...) }
 
 // within checks that the value of a flag is between least and most. NaN is not.
 func within[T cmp.Ordered](p *problems, flag string, value, least, most T) {
-	if !(value >= least && value <= most) { //nolint:staticcheck // NaN compares as false
+	if !(value >= least && value <= most) {
 		p.add("--%s is %v: choose %v to %v", flag, value, least, most)
 	}
 }
