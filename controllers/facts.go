@@ -111,9 +111,12 @@ func supersede(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus,
 	return next
 }
 
-// nextEpoch is the number of the next placement (docs/architecture.md, "Ownership").
+// nextEpoch is the number of the next placement (docs/architecture.md, "Ownership"). It never
+// exceeds the maximum: an epoch that is there was written by a clock or a hand that
+// was wrong, and stays.
 func nextEpoch(s v1alpha1.WhatsAppSessionStatus, now time.Time) int64 {
-	return max(s.Epoch+1, s.StoredEpoch+1, now.Unix())
+	next := max(min(s.Epoch, v1alpha1.MaxEpoch)+1, min(s.StoredEpoch, v1alpha1.MaxEpoch)+1, now.Unix())
+	return min(next, v1alpha1.MaxEpoch)
 }
 
 // epochBehind: the store has refused the epoch of the present placement.

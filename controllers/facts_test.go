@@ -1,6 +1,7 @@
 package controllers
 
 import (
+	"math"
 	"testing"
 	"time"
 
@@ -8,6 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
 )
 
@@ -261,15 +263,6 @@ func TestSpeak(t *testing.T) {
 	}
 }
 
-func TestNextEpoch(t *testing.T) {
-	t.Parallel()
-	g := NewWithT(t)
-	now := noon.Unix()
-	g.Expect(nextEpoch(v1alpha1.WhatsAppSessionStatus{}, noon)).To(Equal(now))
-	g.Expect(nextEpoch(v1alpha1.WhatsAppSessionStatus{Epoch: now}, noon)).To(Equal(now + 1))
-	g.Expect(nextEpoch(v1alpha1.WhatsAppSessionStatus{Epoch: 3, StoredEpoch: now + 7}, noon)).To(Equal(now + 8))
-}
-
 func TestHowItEnds(t *testing.T) {
 	t.Parallel()
 	linked := &Record{JID: "34600111222:3@s.whatsapp.net", PhoneNumber: "+34600111222"}
@@ -319,7 +312,7 @@ func TestHowItEnds(t *testing.T) {
 			if tt.why != "" {
 				s.Status = status.Summarize(s.Status, status.Facts{Phase: v1alpha1.PhaseTerminating, Reason: tt.why}, noon)
 			}
-			e, wait := decideEnding(s, tt.record, logoutDeadline(s, tt.ends), noon.Add(tt.after))
+			e, wait := decideEnding(s, tt.record, deletion{deadline: session.DeletionDeadline(s, noon), hopeless: logoutDeadline(s, tt.ends).IsZero()}, noon.Add(tt.after))
 			g.Expect(wait).To(Equal(tt.wait))
 			if tt.reason == "" {
 				g.Expect(e).To(BeNil())
@@ -328,6 +321,27 @@ func TestHowItEnds(t *testing.T) {
 			g.Expect(e.reason).To(Equal(tt.reason))
 			g.Expect(e.release).To(Equal(tt.release))
 			g.Expect(e.message).NotTo(BeEmpty())
+		})
+	}
+}
+
+func TestNextEpoch(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	for _, tt := range []struct {
+		name          string
+		epoch, stored int64
+		want          int64
+	}{
+		{name: "a new session", want: now.Unix()},
+		{name: "a second placement within a second", epoch: now.Unix(), want: now.Unix() + 1},
+		{name: "a clock that was ahead", epoch: now.Unix() + 1000, want: now.Unix() + 1001},
+		{name: "the store knows a higher one", epoch: 5, stored: now.Unix() + 7, want: now.Unix() + 8},
+		{name: "the maximum is not exceeded", epoch: v1alpha1.MaxEpoch, want: v1alpha1.MaxEpoch},
+		{name: "nor does a number overflow", epoch: math.MaxInt64, stored: math.MaxInt64, want: v1alpha1.MaxEpoch},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			g := NewWithT(t)
+			g.Expect(nextEpoch(v1alpha1.WhatsAppSessionStatus{Epoch: tt.epoch, StoredEpoch: tt.stored}, now)).To(Equal(tt.want))
 		})
 	}
 }

@@ -149,6 +149,8 @@ type SessionReconciler struct {
 	// withdrawn and reported are the sessions of other installations whose record was removed
 	// from this one's store, and of which it was said that nobody manages them.
 	withdrawn, reported map[types.NamespacedName]types.UID
+	// deletionSeen is when this process first saw that a session is deleted.
+	deletionSeen map[types.NamespacedName]sighted
 }
 
 // version is one state of an object.
@@ -169,7 +171,7 @@ func SetupSession(mgr ctrl.Manager, o SessionOptions) (*SessionReconciler, error
 	}
 	r.neighbours = neighbours{reader: r.reader, clock: o.Clock, log: o.Log}
 	err := mgr.GetFieldIndexer().IndexField(context.Background(), &v1alpha1.WhatsAppSession{}, indexSessionID, func(obj client.Object) []string {
-		return []string{strings.ToLower(obj.(*v1alpha1.WhatsAppSession).SessionID())}
+		return []string{foldID(obj.(*v1alpha1.WhatsAppSession).SessionID())}
 	})
 	if err != nil {
 		return nil, fmt.Errorf("indexing the sessions by their id: %w", err)
@@ -347,7 +349,7 @@ func (r *SessionReconciler) rememberWrite(s *v1alpha1.WhatsAppSession) {
 // claimants are the other sessions that want the id of s.
 func (r *SessionReconciler) claimants(ctx context.Context, s *v1alpha1.WhatsAppSession) ([]v1alpha1.WhatsAppSession, error) {
 	list := &v1alpha1.WhatsAppSessionList{}
-	if err := r.client.List(ctx, list, client.MatchingFields{indexSessionID: strings.ToLower(s.SessionID())}); err != nil {
+	if err := r.client.List(ctx, list, client.MatchingFields{indexSessionID: foldID(s.SessionID())}); err != nil {
 		return nil, fmt.Errorf("looking for sessions with the same id: %w", err)
 	}
 	claimants := list.Items[:0]
@@ -429,6 +431,11 @@ func firstClaimant(s *v1alpha1.WhatsAppSession, claimants []v1alpha1.WhatsAppSes
 	return first
 }
 
+// foldID makes one of the ids that differ only by upper and lower case: most
+// applications' databases take them for one, and one tenant could write into
+// another's row there. Ids are ASCII.
+func foldID(id string) string { return strings.ToLower(id) }
+
 // older orders objects by age; equal ages are decided by UID.
 func older(a, b *v1alpha1.WhatsAppSession) bool {
 	if !a.CreationTimestamp.Equal(&b.CreationTimestamp) {
@@ -443,7 +450,7 @@ func (r *SessionReconciler) reportIDTaken(ctx context.Context, s *v1alpha1.Whats
 	next.Installation = r.Installation
 	written, err := r.write(ctx, s, next)
 	if written {
-		r.recordEvent(ctx, s, corev1.EventTypeWarning, v1alpha1.ReasonSessionIDTaken, "another session holds the session id "+s.SessionID()+": choose another spec.sessionID, or delete the session that holds it")
+		r.recordEvent(ctx, s, corev1.EventTypeWarning, v1alpha1.ReasonSessionIDTaken, "another session holds the session id "+s.SessionID()+" (upper and lower case make no difference): choose another spec.sessionID, or delete the session that holds it")
 	}
 	return err
 }
@@ -527,10 +534,15 @@ func (r *SessionReconciler) write(ctx context.Context, s *v1alpha1.WhatsAppSessi
 	if equality.Semantic.DeepEqual(s.Status, next) {
 		return false, nil
 	}
+	before := s.Status.Epoch
 	if err := patchStatus(ctx, r.client, s, next); err != nil {
 		return false, err
 	}
 	r.rememberWrite(s)
+	if before < v1alpha1.MaxEpoch && next.Epoch == v1alpha1.MaxEpoch {
+		r.recordEvent(ctx, s, corev1.EventTypeWarning, v1alpha1.ReasonEpochAtMaximum,
+			"status.epoch is at its maximum, which only a wrong clock or a change by hand explains: correct the clocks, delete the session with deletionPolicy Logout and apply it again under another spec.sessionID")
+	}
 	return true, nil
 }
 
@@ -633,6 +645,7 @@ func (r *SessionReconciler) forget(key types.NamespacedName) {
 	delete(r.lastWrite, key)
 	delete(r.withdrawn, key)
 	delete(r.reported, key)
+	delete(r.deletionSeen, key)
 }
 
 // rememberEpoch remembers the last epoch of a deleted session for as long as a new
@@ -646,13 +659,13 @@ func (r *SessionReconciler) rememberEpoch(sessionID string, epoch int64) {
 			delete(r.lastEpochs, id)
 		}
 	}
-	r.lastEpochs[sessionID] = epoch
+	r.lastEpochs[foldID(sessionID)] = epoch
 }
 
 func (r *SessionReconciler) lastEpoch(sessionID string) int64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.lastEpochs[sessionID]
+	return r.lastEpochs[foldID(sessionID)]
 }
 
 // recordEvent says something beside the session and in the log: in a namespace
@@ -669,16 +682,17 @@ type ending struct {
 	release         Release // empty: the store has nothing of it
 }
 
-// reconcileDeletion is the story of a session that is being deleted: it waits for the holder,
-// takes the session from it where it is not to log out, and when nobody holds
-// it any more says the last word and lets it go.
+// reconcileDeletion is the story of a session that is being deleted: it waits for
+// the holder, takes the session from it where it is not to log out, and when
+// nobody holds it any more publishes its last status and removes the finalizer.
 func (r *SessionReconciler) reconcileDeletion(ctx context.Context, s *v1alpha1.WhatsAppSession) (ctrl.Result, error) {
 	if !controllerutil.ContainsFinalizer(s, v1alpha1.Finalizer) {
 		return ctrl.Result{}, nil
 	}
 	record, err := r.IDs.Record(ctx, s.SessionID())
 	if err != nil {
-		return ctrl.Result{}, fmt.Errorf("asking the store who holds the session id: %w", err)
+		return ctrl.Result{}, errors.Join(
+			fmt.Errorf("asking the store who holds the session id: %w", err), r.reportWaitingDeletion(ctx, s, "the database does not answer"))
 	}
 	if record != nil && record.UID != s.UID {
 		record = nil // another's
@@ -687,39 +701,87 @@ func (r *SessionReconciler) reconcileDeletion(ctx context.Context, s *v1alpha1.W
 		return ctrl.Result{}, r.removeFinalizer(ctx, s) // it never held the id
 	}
 	now := r.Clock.Now()
-	deadline, err := r.logoutDeadline(ctx, s)
+	d, err := r.deletionOf(ctx, s, now)
 	if err != nil {
 		return ctrl.Result{}, err
 	}
-	e, wait := decideEnding(s, record, deadline, now)
+	e, wait := decideEnding(s, record, d, now)
 	if e != nil {
 		return ctrl.Result{}, r.finishDeletion(ctx, s, *e)
 	}
-	if err := r.reportDeletion(ctx, s, record, deadline, now); err != nil {
+	if err := r.reportDeletion(ctx, s, record, d, now); err != nil {
 		return ctrl.Result{}, err
 	}
 	return ctrl.Result{RequeueAfter: wait}, r.publish(ctx, s)
 }
 
-// logoutDeadline is when the logout of a deleted session is given up.
-func (r *SessionReconciler) logoutDeadline(ctx context.Context, s *v1alpha1.WhatsAppSession) (time.Time, error) {
+// deletion is what is known of the deletion of a session beside its object.
+type deletion struct {
+	// deadline is when the logout is given up.
+	deadline time.Time
+	// hopeless: no worker will ever get the proxy's Secret, because the namespace is being
+	// deleted too, so there is nothing to wait for.
+	hopeless bool
+}
+
+// over reports whether no logout is tried any more.
+func (d deletion) over(now time.Time) bool { return d.hopeless || !now.Before(d.deadline) }
+
+// wait is for how long one is tried.
+func (d deletion) wait(now time.Time) time.Duration {
+	if d.over(now) {
+		return 0
+	}
+	return d.deadline.Sub(now)
+}
+
+// deletionOf looks at the clock of this process and at the namespace.
+func (r *SessionReconciler) deletionOf(ctx context.Context, s *v1alpha1.WhatsAppSession, now time.Time) (deletion, error) {
+	key := client.ObjectKeyFromObject(s)
+	r.mu.Lock()
+	seen, known := r.deletionSeen[key]
+	if !known || seen.uid != s.UID {
+		if seen = (sighted{uid: s.UID, at: now}); r.deletionSeen == nil {
+			r.deletionSeen = map[types.NamespacedName]sighted{}
+		}
+		r.deletionSeen[key] = seen
+	}
+	r.mu.Unlock()
+	d := deletion{deadline: session.DeletionDeadline(s, seen.at), hopeless: seen.hopeless}
+	if d.hopeless || !logoutDeadline(s, true).IsZero() {
+		return d, nil
+	}
 	namespace := &metav1.PartialObjectMetadata{}
 	namespace.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Namespace"))
-	err := r.client.Get(ctx, client.ObjectKey{Name: s.Namespace}, namespace)
+	err := r.client.Get(ctx, types.NamespacedName{Name: s.Namespace}, namespace)
 	if client.IgnoreNotFound(err) != nil {
-		return time.Time{}, fmt.Errorf("reading the namespace: %w", err)
+		return d, fmt.Errorf("reading the session's namespace: %w", err)
 	}
-	return logoutDeadline(s, err != nil || !namespace.DeletionTimestamp.IsZero()), nil
+	if d.hopeless = err != nil || !namespace.DeletionTimestamp.IsZero(); d.hopeless { // also when its holder has let go, and says why no more
+		r.mu.Lock()
+		seen.hopeless = true
+		r.deletionSeen[key] = seen
+		r.mu.Unlock()
+	}
+	return d, nil
+}
+
+// sighted is when a session was first seen to be deleted.
+type sighted struct {
+	uid types.UID
+	at  time.Time
+	// hopeless is that of the deletion.
+	hopeless bool
 }
 
 // decideEnding decides whether a deleted session may go, and how; if not, how long
 // to wait at most. record is the session's own; nil: the store has none any more.
-func decideEnding(s *v1alpha1.WhatsAppSession, record *Record, deadline, now time.Time) (*ending, time.Duration) {
+func decideEnding(s *v1alpha1.WhatsAppSession, record *Record, d deletion, now time.Time) (*ending, time.Duration) {
 	retain := s.Spec.DeletionPolicy == v1alpha1.DeletionRetain
 	linked := record != nil && record.JID != ""
 	switch {
 	case s.Status.HeldBy != "":
-		return nil, max(deadline.Sub(now), 0) // only the holder's release ends this, or its death, which placement writes
+		return nil, d.wait(now) // only the holder's release ends this, or its death, which placement writes
 	case record == nil:
 		return &ending{reason: v1alpha1.ReasonDeleted, message: "the device is unlinked and its keys are deleted"}, 0
 	case !linked && retain: // a device that WhatsApp has logged out is kept for a person to restore
@@ -728,17 +790,21 @@ func decideEnding(s *v1alpha1.WhatsAppSession, record *Record, deadline, now tim
 		return &ending{reason: v1alpha1.ReasonDeleted, message: "no device was linked", release: ReleaseForget}, 0
 	case retain:
 		return &ending{reason: v1alpha1.ReasonDeleted, message: "the device stays linked and its keys are kept: apply the session again in this namespace to use them", release: ReleaseRetain}, 0
-	case now.Before(deadline):
-		return nil, deadline.Sub(now)
+	case !d.over(now):
+		return nil, d.wait(now)
 	default:
-		return &ending{reason: v1alpha1.ReasonLogoutUnconfirmed, message: unlinkByHand(s, record), release: ReleaseOrphan}, 0
+		return &ending{reason: v1alpha1.ReasonLogoutUnconfirmed, message: unlinkByHand(s, record, d), release: ReleaseOrphan}, 0
 	}
 }
 
 // unlinkByHand names the device for the person who has the phone.
-func unlinkByHand(s *v1alpha1.WhatsAppSession, record *Record) string {
-	return fmt.Sprintf("no worker could confirm the logout within %s: on the phone %s open Linked devices and remove the device %s; its keys are kept for 30 days",
-		session.LogoutTimeout, record.PhoneNumber, deviceName(s, record.JID))
+func unlinkByHand(s *v1alpha1.WhatsAppSession, record *Record, d deletion) string {
+	why := fmt.Sprintf("no worker could confirm the logout within %s", session.LogoutTimeout)
+	if d.hopeless {
+		why = "the namespace is being deleted with the proxy's Secret, so no worker can reach WhatsApp"
+	}
+	return fmt.Sprintf("%s: on the phone %s open Linked devices and remove the device %s; its keys are kept for 30 days",
+		why, record.PhoneNumber, deviceName(s, record.JID))
 }
 
 // deviceName is what a person finds under Linked devices.
@@ -750,11 +816,10 @@ func deviceName(s *v1alpha1.WhatsAppSession, jid string) string {
 }
 
 // reportDeletion writes what the manager has to say of a deleted session that cannot go yet.
-func (r *SessionReconciler) reportDeletion(ctx context.Context, s *v1alpha1.WhatsAppSession, record *Record, deadline, now time.Time) error {
+func (r *SessionReconciler) reportDeletion(ctx context.Context, s *v1alpha1.WhatsAppSession, record *Record, d deletion, now time.Time) error {
 	next := *s.Status.DeepCopy()
 	next.SessionID, next.Installation = s.SessionID(), r.Installation
-	overdue := !now.Before(deadline)
-	if next.Worker != "" && (s.Spec.DeletionPolicy == v1alpha1.DeletionRetain || overdue) {
+	if next.Worker != "" && (s.Spec.DeletionPolicy == v1alpha1.DeletionRetain || d.over(now)) {
 		next.Worker, next.Epoch = "", nextEpoch(next, now)
 	}
 	if next.HeldBy == "" {
@@ -770,50 +835,77 @@ func (r *SessionReconciler) reportDeletion(ctx context.Context, s *v1alpha1.What
 	return err
 }
 
-// finishDeletion says the last word of a session and lets it go. The patch comes first:
-// no worker can take the session afterwards. Redis comes before the finalizer:
-// a deletion is known there before the object is gone.
-func (r *SessionReconciler) finishDeletion(ctx context.Context, s *v1alpha1.WhatsAppSession, e ending) error {
-	now := r.Clock.Now()
-	if deletionDecided(s) { // said already, by a process that came no further
-		e.reason = status.Reason(s.Status)
+// reportWaitingDeletion says that a deleted session which nobody holds waits for a
+// database or for Redis, once.
+func (r *SessionReconciler) reportWaitingDeletion(ctx context.Context, s *v1alpha1.WhatsAppSession, why string) error {
+	if s.Status.HeldBy != "" {
+		return nil // its holder writes the status, and has work to do
 	}
-	next := *s.Status.DeepCopy()
-	next.SessionID, next.Installation, next.Worker = s.SessionID(), r.Installation, ""
-	next.QR, next.PairingCode = nil, ""
-	next = status.Summarize(next, status.Facts{
-		Generation: s.Generation, Phase: v1alpha1.PhaseTerminating, Reason: e.reason, Message: e.message,
-	}, now)
-	next = supersede(s, next, now)
+	reason := v1alpha1.ReasonDeletionWaits
+	if deletionDecided(s) { // which is not decided again
+		reason = status.Reason(s.Status)
+	}
+	message := why + ": the session is removed as soon as its end is recorded there"
+	next := status.Summarize(s.Status, status.Facts{
+		Generation: s.Generation, Phase: v1alpha1.PhaseTerminating, Reason: reason, Message: message,
+	}, r.Clock.Now())
 	written, err := r.write(ctx, s, next)
-	if err != nil {
-		return err
+	if written {
+		r.recordEvent(ctx, s, corev1.EventTypeWarning, v1alpha1.ReasonDeletionWaits, message)
 	}
-	if !written { // said already: by whoever came no further, or long ago, and the picture is old
+	return err
+}
+
+// finishDeletion publishes the last status of a session and removes the finalizer.
+// The patch comes first: no worker can take the session afterwards. Redis comes
+// before the finalizer: a deletion is known there before the object is gone.
+func (r *SessionReconciler) finishDeletion(ctx context.Context, s *v1alpha1.WhatsAppSession, e ending) error {
+	written := false
+	if deletionDecided(s) { // by a process that came no further, or that waits for the database or Redis
+		e.reason = status.Reason(s.Status)
+	} else {
+		now := r.Clock.Now()
+		next := *s.Status.DeepCopy()
+		next.SessionID, next.Installation, next.Worker = s.SessionID(), r.Installation, ""
+		next.QR, next.PairingCode = nil, ""
+		next = status.Summarize(next, status.Facts{
+			Generation: s.Generation, Phase: v1alpha1.PhaseTerminating, Reason: e.reason, Message: e.message,
+		}, now)
+		next = supersede(s, next, now)
+		var err error
+		if written, err = r.write(ctx, s, next); err != nil {
+			return err
+		}
+	}
+	if !written { // or it was decided long ago, and the cache is old
 		if newest, err := r.isNewest(ctx, s); err != nil || !newest {
 			return err
 		}
 	}
 	if e.release != "" {
 		if err := r.IDs.Release(ctx, s.UID, e.release); err != nil {
-			return fmt.Errorf("releasing the session id: %w", err)
+			return errors.Join(fmt.Errorf("releasing the session id: %w", err), r.reportWaitingDeletion(ctx, s, "the database does not answer"))
 		}
 	}
-	err = r.Publisher.Deleted(ctx, item(s))
+	err := r.Publisher.Deleted(ctx, item(s))
 	if raised, raiseErr := r.raiseAboveRedis(ctx, s, err); raised {
 		err = r.Publisher.Deleted(ctx, item(s))
 	} else {
 		err = raiseErr
 	}
 	if err != nil {
-		return fmt.Errorf("telling Redis that the session is deleted: %w", err)
+		why := "Redis does not answer"
+		if stale := (*delivery.StaleError)(nil); errors.As(err, &stale) {
+			why = "Redis remembers a higher epoch of this session id than there may be"
+		}
+		return errors.Join(fmt.Errorf("telling Redis that the session is deleted: %w", err), r.reportWaitingDeletion(ctx, s, why))
 	}
 	r.rememberEpoch(s.Status.SessionID, s.Status.Epoch)
+	kind := corev1.EventTypeNormal
 	if e.reason == v1alpha1.ReasonLogoutUnconfirmed {
-		r.recordEvent(ctx, s, corev1.EventTypeWarning, e.reason, e.message)
-	} else {
-		r.recordEvent(ctx, s, corev1.EventTypeNormal, e.reason, e.message)
+		kind = corev1.EventTypeWarning
 	}
-	logr.FromContextOrDiscard(ctx).V(1).Info("Deleted", "sessionID", s.Status.SessionID, "epoch", s.Status.Epoch)
+	r.recordEvent(ctx, s, kind, e.reason, e.message)
+	logr.FromContextOrDiscard(ctx).V(1).Info("Deleted the session", "sessionID", s.Status.SessionID, "epoch", s.Status.Epoch)
 	return r.removeFinalizer(ctx, s)
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/go-logr/logr"
 	. "github.com/onsi/gomega"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -330,11 +331,92 @@ func TestADeletionWaitsForRedis(t *testing.T) {
 	w.hears("acme", "pending/Pending/Placed")
 	w.redis.breaks(errors.New("connection refused"))
 	w.delete(s)
-	w.phase(s, v1alpha1.PhaseTerminating, v1alpha1.ReasonDeleted)
-	w.Consistently(func() error { _, err := w.get(s); return err }, 200*time.Millisecond, pollInterval).Should(Succeed())
+	waiting := w.becomes(s, func(g Gomega, s *v1alpha1.WhatsAppSession) {
+		g.Expect(status.Reason(s.Status)).To(Equal(v1alpha1.ReasonDeleted))
+		g.Expect(meta.FindStatusCondition(s.Status.Conditions, v1alpha1.ConditionReady).Message).To(ContainSubstring("Redis does not answer"))
+	})
+	w.Expect(w.event(s, v1alpha1.ReasonDeletionWaits)).To(ContainSubstring("Redis does not answer"))
+	w.Consistently(func(g Gomega) {
+		now, err := w.get(s)
+		g.Expect(err).NotTo(HaveOccurred())
+		g.Expect(now.ResourceVersion).To(Equal(waiting.ResourceVersion), "it is said once")
+	}, 200*time.Millisecond, pollInterval).Should(Succeed())
 	w.redis.breaks(nil)
 	w.gone(s)
 	w.Expect(w.redis.says("acme")).To(Equal("inactive/Terminating/Deleted"))
+}
+
+func TestADeletionWaitsForTheDatabase(t *testing.T) {
+	t.Parallel()
+	w := newEnv(t)
+	w.worker("worker-a")
+	s := w.placed(w.apply(w.a, "acme"), "worker-a")
+	w.hears("acme", "pending/Pending/Placed")
+	w.ids.breaks(errors.New("connection refused"))
+	w.delete(s)
+	w.phase(s, v1alpha1.PhaseTerminating, v1alpha1.ReasonDeletionWaits)
+	w.Expect(w.event(s, v1alpha1.ReasonDeletionWaits)).To(ContainSubstring("the database does not answer"))
+	w.ids.breaks(nil)
+	w.gone(s)
+	w.Expect(w.redis.says("acme")).To(Equal("inactive/Terminating/Deleted"))
+}
+
+// TestANamespaceIsDeletedWithItsProxySecret: the Secret goes first, so nobody can
+// log the session out.
+func TestANamespaceIsDeletedWithItsProxySecret(t *testing.T) {
+	t.Parallel()
+	w := newEnv(t)
+	w.worker("worker-a")
+	s := w.hold(w.placed(w.apply(w.a, "acme", func(s *v1alpha1.WhatsAppSession) {
+		s.Spec.Proxy = &v1alpha1.ProxySpec{SecretRef: v1alpha1.SecretReference{Name: "proxy"}}
+	}), "worker-a"), "worker-a")
+	w.Expect(k8s.Delete(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: w.a}})).To(Succeed())
+	w.delete(s) // what the namespace controller does, which envtest has not
+	w.holder(s, v1alpha1.PhaseTerminating, v1alpha1.ReasonProxySecretMissing, func(*v1alpha1.WhatsAppSessionStatus) {})
+	w.placed(s, "")
+	w.holder(s, v1alpha1.PhaseTerminating, v1alpha1.ReasonDeleting, func(next *v1alpha1.WhatsAppSessionStatus) {
+		next.HeldBy, next.HolderStart = "", ""
+	})
+	w.gone(s)
+	w.Expect(w.ids.how(s.UID)).To(Equal(ReleaseOrphan))
+	w.hears("acme", "inactive/Terminating/LogoutUnconfirmed")
+	w.Eventually(w.logged, testTimeout, pollInterval).Should(And(
+		ContainSubstring(v1alpha1.ReasonLogoutUnconfirmed), ContainSubstring("+34600111222"), ContainSubstring("34600111222:3@s.whatsapp.net"),
+	), "Events are forbidden there")
+}
+
+// TestADeletionByAClockThatIsAhead is given up in time all the same.
+func TestADeletionByAClockThatIsAhead(t *testing.T) {
+	t.Parallel()
+	w := newEnv(t)
+	w.worker("worker-a")
+	s := w.suspend(w.hold(w.placed(w.apply(w.a, "acme"), "worker-a"), "worker-a"))
+	w.clock.SetTime(w.clock.Now().Add(-12 * time.Hour)) // the API server's is ahead of ours
+	w.delete(s)
+	w.phase(s, v1alpha1.PhaseTerminating, v1alpha1.ReasonDeleting)
+	w.clock.SetTime(w.clock.Now().Add(session.LogoutTimeout + time.Second))
+	w.touch(s)
+	w.gone(s)
+	w.hears("acme", "inactive/Terminating/LogoutUnconfirmed")
+}
+
+// TestIDsThatDifferByCase are one id, because most applications' databases take
+// them for one.
+func TestIDsThatDifferByCase(t *testing.T) {
+	t.Parallel()
+	w := newEnv(t)
+	w.worker("worker-a")
+	winner := w.placed(w.apply(w.a, "mine", withID("Acme-1")), "worker-a")
+	loser := w.phase(w.apply(w.b, "yours", withID("aCME-1")), v1alpha1.PhasePending, v1alpha1.ReasonSessionIDTaken)
+	w.Expect(w.event(loser, v1alpha1.ReasonSessionIDTaken)).To(And(ContainSubstring("upper and lower case"), Not(ContainSubstring(w.a)), Not(ContainSubstring("Acme-1"))))
+	w.Expect(meta.FindStatusCondition(loser.Status.Conditions, v1alpha1.ConditionStalled).Message).To(And(ContainSubstring("upper and lower case"), Not(ContainSubstring(w.a))))
+
+	t.Log("the id is free for the other as soon as its holder is gone, above its last epoch")
+	w.delete(winner)
+	w.gone(winner)
+	heir := w.placed(loser, "worker-a")
+	w.Expect(heir.Status.SessionID).To(Equal("aCME-1"))
+	w.Expect(heir.Status.Epoch).To(BeNumerically(">", winner.Status.Epoch))
 }
 
 func TestWhatIsAppliedAgainAtOnceIsNewerThanWhatWasDeleted(t *testing.T) {
@@ -501,6 +583,24 @@ func TestTheStoreKnowsAHigherEpoch(t *testing.T) {
 	above := w.becomes(s, func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.Epoch).To(Equal(behind + 1)) })
 	w.Expect(above.Status.Worker).To(Equal("worker-a"), "a move to itself")
 	w.Expect(above.Status.HeldBy).To(Equal("worker-a"))
+}
+
+// An epoch that a wrong clock wrote is not exceeded, and a person hears of it.
+func TestTheStoreKnowsTheHighestEpoch(t *testing.T) {
+	t.Parallel()
+	w := newEnv(t)
+	w.worker("worker-a")
+	s := w.hold(w.placed(w.apply(w.a, "acme"), "worker-a"), "worker-a")
+	w.holder(s, v1alpha1.PhaseDisconnected, v1alpha1.ReasonEpochBehind, func(next *v1alpha1.WhatsAppSessionStatus) {
+		next.StoredEpoch = v1alpha1.MaxEpoch
+	})
+	top := w.becomes(s, func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.Epoch).To(Equal(v1alpha1.MaxEpoch)) })
+	w.Expect(w.event(s, v1alpha1.ReasonEpochAtMaximum)).To(ContainSubstring("clock"))
+	w.touch(s)
+	w.placed(w.apply(w.b, "other"), "worker-a")
+	now, err := w.get(s)
+	w.Expect(err).NotTo(HaveOccurred())
+	w.Expect(now.Status).To(Equal(top.Status), "it is not written again and again")
 }
 
 // A session that rests is placed above as well, and rests on.
@@ -685,18 +785,14 @@ func TestAnOldPictureAndARedisThatForgot(t *testing.T) {
 func TestAStoreThatDoesNotAnswer(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
-	w.ids.mu.Lock()
-	w.ids.err = errors.New("connection refused")
-	w.ids.mu.Unlock()
+	w.ids.breaks(errors.New("connection refused"))
 	w.worker("worker-a")
 	s := w.becomes(w.apply(w.a, "acme"), func(g Gomega, s *v1alpha1.WhatsAppSession) {
 		g.Expect(s.Finalizers).NotTo(BeEmpty())
 		g.Expect(status.Reason(s.Status)).To(Equal(v1alpha1.ReasonStoreUnavailable))
 	})
 	w.Expect(s.Status.Worker).To(BeEmpty())
-	w.ids.mu.Lock()
-	w.ids.err = nil
-	w.ids.mu.Unlock()
+	w.ids.breaks(nil)
 	w.placed(s, "worker-a")
 }
 

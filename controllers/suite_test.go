@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	"github.com/go-logr/logr/funcr"
 	. "github.com/onsi/gomega"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -140,6 +141,7 @@ type env struct {
 	operator, a, b string // namespaces: the operator's and two tenants'
 	installation   string
 	elect          bool // the manager takes part in a leader election
+	log            logBuffer
 	reconciler     *SessionReconciler
 	stop           func()
 }
@@ -204,7 +206,7 @@ func (w *env) start() {
 	})
 	w.Expect(err).NotTo(HaveOccurred())
 	w.reconciler, err = SetupSession(mgr, SessionOptions{
-		Installation: w.installation, IDs: w.ids, Publisher: w.redis, Clock: w.clock, Log: logr.Discard(), Concurrency: 4,
+		Installation: w.installation, IDs: w.ids, Publisher: w.redis, Clock: w.clock, Log: w.log.logger(), Concurrency: 4,
 	})
 	w.Expect(err).NotTo(HaveOccurred())
 	w.Expect(SetupPlacement(mgr, PlacementOptions{
@@ -221,6 +223,29 @@ func (w *env) start() {
 		}
 	})
 	w.t.Cleanup(w.stop)
+}
+
+// logged is what the session controller has logged.
+func (w *env) logged() string { return w.log.text() }
+
+// logBuffer keeps what is logged.
+type logBuffer struct {
+	mu    sync.Mutex
+	lines []string
+}
+
+func (l *logBuffer) logger() logr.Logger {
+	return funcr.New(func(prefix, args string) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.lines = append(l.lines, prefix+" "+args)
+	}, funcr.Options{})
+}
+
+func (l *logBuffer) text() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Join(l.lines, "\n")
 }
 
 // apply creates a session.
@@ -454,7 +479,7 @@ func (f *fakeIDs) Former(context.Context) ([]string, error) {
 func (f *fakeIDs) Record(_ context.Context, id string) (*Record, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if r := f.records[strings.ToLower(id)]; r != nil {
+	if r := f.records[foldID(id)]; r != nil {
 		kept := *r
 		return &kept, f.err
 	}
@@ -467,11 +492,10 @@ func (f *fakeIDs) Claim(_ context.Context, c Claimant, gone func(types.UID) bool
 	if f.err != nil {
 		return false, f.err
 	}
-	id := strings.ToLower(c.SessionID)
-	r := f.records[id]
+	r := f.records[foldID(c.SessionID)]
 	if r == nil {
 		r = &Record{Namespace: c.Namespace, UID: c.UID}
-		f.records[id] = r
+		f.records[foldID(c.SessionID)] = r
 	}
 	if r.Namespace != c.Namespace || r.UID != c.UID && !gone(r.UID) {
 		return false, nil
@@ -490,28 +514,34 @@ func (f *fakeIDs) Release(_ context.Context, uid types.UID, how Release) error {
 	f.released[uid] = how
 	for id, r := range f.records {
 		if r.UID == uid && (how == ReleaseForget || r.JID == "") {
-			delete(f.records, id)
+			delete(f.records, foldID(id))
 		}
 	}
 	return f.err
 }
 
+func (f *fakeIDs) breaks(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.err = err
+}
+
 func (f *fakeIDs) link(id, jid, phone string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.records[id].JID, f.records[id].PhoneNumber = jid, phone
+	f.records[foldID(id)].JID, f.records[foldID(id)].PhoneNumber = jid, phone
 }
 
 func (f *fakeIDs) has(id string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.records[id] != nil
+	return f.records[foldID(id)] != nil
 }
 
 func (f *fakeIDs) forget(id string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	delete(f.records, id)
+	delete(f.records, foldID(id))
 }
 
 func (f *fakeIDs) how(uid types.UID) Release {

@@ -50,6 +50,8 @@ const (
 	ReasonWorkerLost = "WorkerLost"
 	// ReasonEpochBehind: the store knows a higher epoch; the manager places the session above it by itself.
 	ReasonEpochBehind = "EpochBehind"
+	// ReasonEpochAtMaximum: no higher epoch exists, so Laravel may take the manager's later states for old ones; correct the clocks and use another spec.sessionID.
+	ReasonEpochAtMaximum = "EpochAtMaximum"
 	// ReasonTooManySessions: the namespace's max-sessions is reached; delete sessions or raise the annotation.
 	ReasonTooManySessions = "TooManySessions"
 
@@ -98,6 +100,8 @@ const (
 
 	// ReasonDeleting: the device is being unlinked.
 	ReasonDeleting = "Deleting"
+	// ReasonDeletionWaits: the database or Redis does not answer, and the deletion goes on when it does; see to it.
+	ReasonDeletionWaits = "DeletionWaits"
 	// ReasonDeleted: the device is unlinked, or its keys are kept as spec.deletionPolicy says; nothing to do.
 	ReasonDeleted = "Deleted"
 	// ReasonLogoutUnconfirmed: unlink the device that the Event names on the phone by hand.

@@ -380,7 +380,9 @@ func TestStatusIsBounded(t *testing.T) {
 		{"a negative epoch", `{"epoch":-1}`, "epoch in body should be greater than or equal to 0"},
 		{"a condition's message over 512 characters", condition(strings.Repeat("x", 513)), "the message of a condition must have at most 512 characters"},
 		{"a condition's message of 512 characters", condition(strings.Repeat("x", 512)), ""},
-		{"the largest numbers", `{"phase":"Connected","worker":"w-1","epoch":9223372036854775807,"observedGeneration":1}`, ""},
+		{"the largest numbers", `{"phase":"Connected","worker":"w-1","epoch":9007199254740991,"storedEpoch":9007199254740991,"observedGeneration":1}`, ""},
+		{"an epoch that JSON does not keep", `{"epoch":9007199254740992}`, "epoch in body should be less than or equal to 9007199254740991"},
+		{"a stored epoch that JSON does not keep", `{"storedEpoch":9223372036854775807}`, "storedEpoch in body should be less than or equal to 9007199254740991"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			err := k8s.Status().Patch(context.Background(), object.DeepCopy(), client.RawPatch("application/merge-patch+json", []byte(`{"status":`+row.patch+`}`)))

@@ -245,6 +245,7 @@ type WhatsAppSessionStatus struct {
 	// epoch is the fencing number of the placement; it only rises.
 	// +optional
 	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=9007199254740991
 	Epoch int64 `json:"epoch,omitempty"`
 
 	// heldBy is the worker that owns the device.
@@ -303,6 +304,7 @@ type WhatsAppSessionStatus struct {
 	// places the session above it.
 	// +optional
 	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=9007199254740991
 	StoredEpoch int64 `json:"storedEpoch,omitempty"`
 
 	// qr is the newest QR code; absent when it has expired or was used.

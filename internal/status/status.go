@@ -113,7 +113,7 @@ func ForeignID(s v1alpha1.WhatsAppSessionStatus, generation int64, now time.Time
 	return Summarize(v1alpha1.WhatsAppSessionStatus{Conditions: s.Conditions, Installation: s.Installation}, Facts{
 		Generation: generation, Phase: v1alpha1.PhasePending, Reason: v1alpha1.ReasonSessionIDTaken, Stalled: true,
 		NotPlaced: v1alpha1.ReasonSessionIDTaken,
-		Message:   "another session holds this session id: choose another spec.sessionID, or delete the session that holds it",
+		Message:   "another session holds this session id (upper and lower case make no difference): choose another spec.sessionID, or delete the session that holds it",
 	}, now)
 }
 
