@@ -88,12 +88,72 @@ func TestManifestsThatAreRefused(t *testing.T) {
 		{
 			"PhoneCode without a phone number",
 			"metadata: {name: bad}\nspec: {pairing: {method: PhoneCode}}",
-			"spec.pairing.phoneNumber is required when spec.pairing.method is PhoneCode: set it to the phone's number, for example +34600111222",
+			"spec.pairing.phoneNumber is required when spec.pairing.method is PhoneCode: set it to the phone's number, for example \"+34600111222\", in quotes",
 		},
 		{
 			"a phone number without the plus sign",
 			"metadata: {name: bad}\nspec: {pairing: {phoneNumber: '34600111222'}}",
-			"spec.pairing.phoneNumber must be in E.164 form: '+', the country code and the number, 7 to 15 digits and nothing else, for example +34600111222",
+			"spec.pairing.phoneNumber must be in E.164 form: '+', the country code and the number, 7 to 15 digits and nothing else, in quotes, for example \"+34600111222\"",
+		},
+		{
+			"a phone number without quotes, which YAML reads as an integer",
+			"metadata: {name: bad}\nspec: {pairing: {phoneNumber: +34600111222}}",
+			`spec.pairing.phoneNumber must be in quotes, because YAML reads it as a number and drops the '+': for example "+34600111222"`,
+		},
+		{
+			"a phone number without quotes, for which the method asks",
+			"metadata: {name: bad}\nspec: {pairing: {method: PhoneCode, phoneNumber: +34600111222}}",
+			"spec.pairing.phoneNumber must be in quotes",
+		},
+		{
+			"an empty phone number",
+			"metadata: {name: bad}\nspec: {pairing: {phoneNumber: ''}}",
+			"spec.pairing.phoneNumber must be in E.164 form",
+		},
+		{
+			"a phone number of 33 characters",
+			"metadata: {name: bad}\nspec: {pairing: {phoneNumber: '+" + strings.Repeat("1", 32) + "'}}",
+			"spec.pairing.phoneNumber: Too long: may not be more than 32",
+		},
+		{
+			"a phone number as a list",
+			"metadata: {name: bad}\nspec: {pairing: {phoneNumber: ['+34600111222']}}",
+			"spec.pairing.phoneNumber in body must be of type integer,string",
+		},
+		{
+			"an id of digits without quotes",
+			"metadata: {name: bad}\nspec: {sessionID: 42}",
+			`spec.sessionID must be in quotes, because YAML reads it as a number: for example "42"`,
+		},
+		{
+			"a device name of digits without quotes",
+			"metadata: {name: bad}\nspec: {deviceName: 7}",
+			"spec.deviceName in body must be of type string",
+		},
+		{
+			"an empty device name",
+			"metadata: {name: bad}\nspec: {deviceName: ''}",
+			"spec.deviceName in body should be at least 1 chars long",
+		},
+		{
+			"an empty pairing timeout",
+			"metadata: {name: bad}\nspec: {pairing: {timeout: ''}}",
+			"spec.pairing.timeout must be a duration like 90s, 10m or 1h",
+		},
+		{
+			"a proxy whose Secret has an empty name",
+			"metadata: {name: bad}\nspec: {proxy: {secretRef: {name: ''}}}",
+			"spec.proxy.secretRef.name in body should be at least 1 chars long",
+		},
+		{
+			"a proxy whose Secret has a name that is too long",
+			"metadata: {name: bad}\nspec: {proxy: {secretRef: {name: " + long(254) + "}}}",
+			"spec.proxy.secretRef.name: Too long: may not be more than 253",
+		},
+		{
+			"a class of messages that is no word",
+			"metadata: {name: bad}\nspec: {messages: {ignore: [1]}}",
+			"spec.messages.ignore[0] in body must be of type string",
 		},
 		{
 			"a phone number with spaces",
@@ -268,6 +328,11 @@ func TestManifestsThatAreAccepted(t *testing.T) {
 			with(func(s *v1alpha1.WhatsAppSessionSpec) {
 				s.Pairing.Method, s.Pairing.PhoneNumber = v1alpha1.PairingPhoneCode, "+123456789012345"
 			}),
+		},
+		{
+			"an id of digits, in quotes",
+			"metadata: {name: digits}\nspec: {sessionID: '42'}", "42",
+			with(func(s *v1alpha1.WhatsAppSessionSpec) { s.SessionID = "42" }),
 		},
 		{
 			"every message forwarded",

@@ -79,14 +79,18 @@ const (
 // WhatsAppSessionSpec is what a person wants of a session.
 //
 // +kubebuilder:validation:XValidation:rule="has(self.sessionID) == has(oldSelf.sessionID) && (!has(self.sessionID) || self.sessionID == oldSelf.sessionID)",message="spec.sessionID cannot be changed: Laravel and Redis know the session by it; delete the session and create one with the other id"
-// +kubebuilder:validation:XValidation:rule="!has(self.pairing) || !has(self.pairing.method) || self.pairing.method != 'PhoneCode' || has(self.pairing.phoneNumber)",message="spec.pairing.phoneNumber is required when spec.pairing.method is PhoneCode: set it to the phone's number, for example +34600111222"
+// +kubebuilder:validation:XValidation:rule="!has(self.pairing) || !has(self.pairing.method) || self.pairing.method != 'PhoneCode' || has(self.pairing.phoneNumber)",message="spec.pairing.phoneNumber is required when spec.pairing.method is PhoneCode: set it to the phone's number, for example \"+34600111222\", in quotes"
 type WhatsAppSessionSpec struct {
 	// sessionID is the id that Laravel and Redis know the session by. It cannot be
-	// changed. Default: metadata.name.
+	// changed. Default: metadata.name. Write one of digits alone in quotes: YAML reads it as
+	// a number.
 	// +optional
+	// +kubebuilder:validation:XIntOrString
+	// +kubebuilder:validation:Type=""
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=63
-	// +kubebuilder:validation:XValidation:rule="self.matches('^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$')",message="spec.sessionID must be 1 to 63 letters, digits, '.', '_' or '-', and begin and end with a letter or digit"
+	// +kubebuilder:validation:XValidation:rule="type(self) == string",message="spec.sessionID must be in quotes, because YAML reads it as a number: for example \"42\""
+	// +kubebuilder:validation:XValidation:rule="type(self) != string || self.matches('^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$')",message="spec.sessionID must be 1 to 63 letters, digits, '.', '_' or '-', and begin and end with a letter or digit"
 	SessionID string `json:"sessionID,omitempty"`
 
 	// pairing is how the session is linked to a phone.
@@ -127,11 +131,15 @@ type PairingSpec struct {
 	// +kubebuilder:default=QRCode
 	Method PairingMethod `json:"method,omitempty"`
 
-	// phoneNumber is the only phone that may be linked, in E.164 (+34600111222). Another
-	// phone is logged out at once. Required for PhoneCode.
+	// phoneNumber is the only phone that may be linked, in E.164 and in quotes
+	// ("+34600111222"): YAML reads it as a number without them. Another phone is logged out
+	// at once. Required for PhoneCode.
 	// +optional
+	// +kubebuilder:validation:XIntOrString
+	// +kubebuilder:validation:Type=""
 	// +kubebuilder:validation:MaxLength=32
-	// +kubebuilder:validation:XValidation:rule="self.matches('^\\\\+[1-9][0-9]{6,14}$')",message="spec.pairing.phoneNumber must be in E.164 form: '+', the country code and the number, 7 to 15 digits and nothing else, for example +34600111222"
+	// +kubebuilder:validation:XValidation:rule="type(self) == string",message="spec.pairing.phoneNumber must be in quotes, because YAML reads it as a number and drops the '+': for example \"+34600111222\""
+	// +kubebuilder:validation:XValidation:rule="type(self) != string || self.matches('^\\\\+[1-9][0-9]{6,14}$')",message="spec.pairing.phoneNumber must be in E.164 form: '+', the country code and the number, 7 to 15 digits and nothing else, in quotes, for example \"+34600111222\""
 	PhoneNumber string `json:"phoneNumber,omitempty"`
 
 	// timeout is how long codes are offered before the phase becomes PairingExpired, 1m to 1h.
