@@ -60,7 +60,7 @@ func startRedis(ctx context.Context, dir string) (*redisServer, error) {
 		if err == nil {
 			return s, nil
 		}
-		if time.Now().After(end) || ctx.Err() != nil {
+		if time.Now().After(end) || wait(ctx, 20*time.Millisecond) != nil {
 			return nil, errors.Join(fmt.Errorf("redis does not answer: %w", err), s.stop())
 		}
 	}

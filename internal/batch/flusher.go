@@ -513,8 +513,22 @@ func (r *run) deadLettersFull(log logr.Logger, k *kindFlusher, batch *delivery.B
 }
 
 // keepLetters counts the dead letters of a kind from time to time, and enqueues the states
-// again that Laravel refused and may take now.
-func (r *run) keepLetters(ctx context.Context, k *kindFlusher) error {
+// again that Laravel refused and may take now. An error does not keep the rest from being
+// delivered: a full Redis takes nothing new, and is emptied by deliveries.
+func (r *run) keepLetters(ctx context.Context, k *kindFlusher) {
+	if r.clock.Now().Before(k.lettersFrom) {
+		return
+	}
+	if err := r.tryKeepLetters(ctx, k); err != nil {
+		k.lettersFrom = r.clock.Now().Add(resendBase)
+		metrics.QueueError("dead_letters")
+		if ctx.Err() == nil {
+			r.log.Error(err, "Failed to work on the dead letters, it is tried again", "kind", k.kind)
+		}
+	}
+}
+
+func (r *run) tryKeepLetters(ctx context.Context, k *kindFlusher) error {
 	now := r.clock.Now()
 	r.mu.Lock()
 	count := k.counted.IsZero() || now.Sub(k.counted) >= countInterval

@@ -34,7 +34,7 @@ import (
 // Token and Secret are what Options use where they name none.
 const (
 	Token  = "a-token-for-the-tests"
-	Secret = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
+	Secret = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=" //nolint:gosec // of tests only
 )
 
 // maxBody bounds what is read of a request: 1,000 items of at most some 2 kB.
@@ -345,33 +345,33 @@ func (r *Receiver) verify(header http.Header, body []byte) error {
 }
 
 // read takes the batch apart.
-func (q *Request) read() error {
+func (r *Request) read() error {
 	var envelope struct {
 		ID     string            `json:"batch_id"`
 		SentAt *delivery.Time    `json:"sent_at"`
 		Items  []json.RawMessage `json:"items"`
 	}
-	if err := json.Unmarshal(q.Body, &envelope); err != nil {
+	if err := json.Unmarshal(r.Body, &envelope); err != nil {
 		return fmt.Errorf("the body is no batch: %w", err)
 	}
-	if envelope.ID == "" || envelope.ID != q.Header.Get(laravel.HeaderID) || envelope.SentAt == nil || len(envelope.Items) == 0 {
+	if envelope.ID == "" || envelope.ID != r.Header.Get(laravel.HeaderID) || envelope.SentAt == nil || len(envelope.Items) == 0 {
 		return fmt.Errorf("batch %q has another id in its header, no time or no items", envelope.ID)
 	}
-	q.BatchID, q.RawItems = envelope.ID, envelope.Items
+	r.BatchID, r.RawItems = envelope.ID, envelope.Items
 	for _, raw := range envelope.Items {
-		item := Item{Kind: q.Kind}
+		item := Item{Kind: r.Kind}
 		var err error
-		if q.Kind == delivery.KindQR {
+		if r.Kind == delivery.KindQR {
 			err = json.Unmarshal(raw, &item.QR)
 			item.SessionID, item.Numbers = item.QR.SessionID, item.QR.Numbers
 		} else {
 			err = json.Unmarshal(raw, &item.Status)
 			item.SessionID, item.Numbers = item.Status.SessionID, item.Status.Numbers
 		}
-		if err != nil || item.SessionID == "" || q.Holds(item.SessionID) {
+		if err != nil || item.SessionID == "" || r.Holds(item.SessionID) {
 			return fmt.Errorf("batch %s has an item that cannot be read, or two of a session: %s (%w)", envelope.ID, raw, err)
 		}
-		q.Items = append(q.Items, item)
+		r.Items = append(r.Items, item)
 	}
 	return nil
 }
