@@ -130,8 +130,9 @@ func (r *SessionReconciler) takeOver(ctx context.Context, s *v1alpha1.WhatsAppSe
 	from := s.Status.Installation
 	next := *s.Status.DeepCopy()
 	next.Installation, next.Worker = r.Installation, ""
-	held, err := false, error(nil)
+	held := false
 	if s.DeletionTimestamp.IsZero() { // a deleted one claims nothing: what it has in the store decides how it ends
+		var err error
 		if held, err = r.claimRecord(ctx, s); err != nil {
 			return ctrl.Result{}, err
 		}
