@@ -124,7 +124,7 @@ func (g *Gate) Do(ctx context.Context, fn func(ctx context.Context) error) error
 		return err
 	}
 	if cause := context.Cause(bounded); errors.Is(cause, ErrAway) {
-		return fmt.Errorf("%w (%v)", cause, err)
+		return fmt.Errorf("%w (%s)", cause, err.Error())
 	}
 	if !isAnswer(err) {
 		<-g.probe(period)

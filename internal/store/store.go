@@ -268,7 +268,7 @@ func within(ctx context.Context, timeout time.Duration) (context.Context, contex
 // the context, which would be taken for the end of the caller's own.
 func late(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); errors.Is(cause, ErrNoAnswer) {
-		return fmt.Errorf("%w (%v)", cause, err)
+		return fmt.Errorf("%w (%s)", cause, err.Error())
 	}
 	return err
 }
