@@ -126,10 +126,11 @@ func (g *Gate) Do(ctx context.Context, fn func(ctx context.Context) error) error
 	if cause := context.Cause(bounded); errors.Is(cause, ErrAway) {
 		return fmt.Errorf("%w (%s)", cause, err.Error())
 	}
+	err = late(bounded, err) // before the probe: if that closes the gate, it ends bounded, too
 	if !isAnswer(err) {
 		<-g.probe(period)
 	}
-	return late(bounded, err)
+	return err
 }
 
 // isAnswer reports whether the database has answered, with a refusal.
