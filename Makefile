@@ -11,11 +11,11 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS := -s -w -X github.com/whatsapp-operator/whatsapp-operator/internal/app.Version=$(VERSION)
 IMAGE ?= whatsapp-operator:$(VERSION)
 ARGS ?=
-# What a package may take before `go test` prints every goroutine and gives up.
+# The time that a package may take before `go test` prints every goroutine and stops.
 TEST_TIMEOUT ?= 10m
 FUZZ_TIME ?= 10s
 
-# What the race detector is not to report: a race of a library with itself.
+# Races that the race detector does not report: those within a library.
 export GORACE := suppressions=$(CURDIR)/hack/race-suppressions
 
 # Asked only by the targets that start an API server: finding or building it may take minutes.

@@ -1,8 +1,8 @@
 // Package benchenv is what benchmarks of whole processes run on: a Kubernetes API
-// server, Redis, PostgreSQL, a receiver in Laravel's place, and the program
-// itself, built afresh, as processes of their own. Each figure is read from
-// where it arises: the kernel's books of a process, the metrics of the API
-// server and of the program.
+// server, Redis, PostgreSQL, a stand-in for Laravel, and the program itself,
+// newly built, each in its own process. Each figure is read at its source: the
+// kernel's statistics of a process, the metrics of the API server and of the
+// program.
 package benchenv
 
 import (
@@ -109,7 +109,7 @@ func (e *Environment) startAPIServer() error {
 	return server.WriteKubeconfig(e.Kubeconfig, "")
 }
 
-// Postgres returns the URL of an empty database in a PostgreSQL of its own.
+// Postgres returns the URL of an empty database in its own PostgreSQL.
 func (e *Environment) Postgres() (url string, err error) {
 	err = e.server.run(func(t testing.TB) { url = testenv.Postgres(t) })
 	return url, err
@@ -125,7 +125,7 @@ func (e *Environment) Close() error {
 	return errors.Join(errs...)
 }
 
-// Common are the flags of manager and worker that lead to the servers.
+// Common returns the flags with which manager and worker reach the servers.
 // PostgreSQL's server shows its URL to whoever lists processes: it has no password.
 func (e *Environment) Common(store string) []string {
 	return []string{
@@ -161,7 +161,7 @@ func Pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// Until asks again and again whether something is done, and says now and then how far it is.
+// Until checks repeatedly whether something is done, and prints the progress from time to time.
 func Until(ctx context.Context, what string, timeout, interval time.Duration, progress func() (have, want int, err error)) error {
 	deadline, said := time.Now().Add(timeout), time.Now()
 	for {
@@ -199,8 +199,8 @@ func Write(path string, figures any) error {
 	return nil
 }
 
-// program lends testenv's servers, which end with the test that asks for them,
-// the end of a program.
+// program implements testing.TB, so that testenv's servers, which end with the test
+// that starts them, end with this program.
 type program struct {
 	testing.TB
 	ctx         context.Context //nolint:containedctx // what testing.TB has

@@ -152,8 +152,8 @@ func (m Metrics) Writes() (sum float64) {
 	return sum
 }
 
-// SayRequests says what the API server has been asked since before, by verb,
-// resource and answer, but for what is rare.
+// SayRequests prints which requests the API server has had since before, by verb,
+// resource and answer, without the rare ones.
 func (m Metrics) SayRequests(before Metrics, rare float64) {
 	counts := map[string]float64{}
 	count := func(sign float64, from Metrics) {

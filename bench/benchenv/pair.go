@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	// wave is how many sessions are paired at a time: a code lives a minute, and a
+	// wave is how many sessions are paired at a time: a code is valid for a minute, and a
 	// pairing costs a tenth of a second.
 	wave = 50
 	// pairTimeout bounds one pairing.
@@ -24,7 +24,7 @@ const (
 func SessionName(i int) string { return fmt.Sprintf("bench-%05d", i) }
 
 // Pair applies the sessions from the first to before the last, scans their codes,
-// each with a phone of its own, and waits until all are connected.
+// each with its own phone, and waits until all are connected.
 func (e *Environment) Pair(first, last int, scan func(ctx context.Context, code, phone string) error) error {
 	Say("applying %d sessions and scanning their codes", last-first)
 	for ; first < last; first += wave {

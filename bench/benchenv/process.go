@@ -58,7 +58,7 @@ func (e *Environment) StartServing(name, program string, args ...string) (*Proce
 // Ask asks the process to end (SIGTERM) and does not wait.
 func (p *Process) Ask() { p.Signal(syscall.SIGTERM) }
 
-// Ended waits for the process's end, which is to be a clean one.
+// Ended waits for the process's end, and returns an error if it was not clean.
 func (p *Process) Ended(ctx context.Context, timeout time.Duration) error {
 	waiting, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -125,7 +125,7 @@ func (p *Process) CPU() (time.Duration, error) {
 	return stat.spent, err
 }
 
-// stat is what the kernel's books have of a process.
+// stat is what the kernel records of a process.
 type stat struct {
 	name   string
 	parent int
@@ -183,8 +183,8 @@ func Spent() (map[string]time.Duration, error) {
 	return spent, nil
 }
 
-// SaySpent says who has spent the machine's time since before: a run on a machine
-// that others use too can be told from a slow one by it.
+// SaySpent prints which programs used the machine's CPU time since before: it shows
+// whether a run was slow or other programs used the machine.
 func SaySpent(before map[string]time.Duration) error {
 	after, err := Spent()
 	if err != nil {

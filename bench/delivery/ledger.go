@@ -7,7 +7,7 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 )
 
-// key tells an update from every other.
+// key identifies an update.
 type key struct {
 	Kind      delivery.Kind
 	SessionID string
@@ -21,7 +21,7 @@ type event struct {
 	At       time.Time
 }
 
-// tally is what came of a part's events.
+// tally is the result of a part's events.
 type tally struct {
 	// high, normal and qr are the latencies of what arrived, in order of size.
 	high, normal, qr []time.Duration

@@ -1,11 +1,11 @@
-// Command delivery measures what Laravel feels: how many requests it gets and
-// how long an update takes to it, beside the system before this project. It
+// Command delivery measures the load and the delay at Laravel: how many requests it
+// gets and how long an update takes, compared with the system before this project. It
 // prints a table and writes bench/results/delivery.json, a flat JSON object in
 // which every figure is measured in this run.
 //
 // This process is Laravel: real HTTP receivers that note when each update
-// arrives, check the signatures, and take their time to answer. What sends to
-// them are processes of their own, so that their CPU time and memory are theirs:
+// arrives, check the signatures, and take their time to answer. The senders
+// are separate processes, so that their CPU time and memory can be measured:
 //
 //	steady  1,000 sessions, two QR codes a minute each, a status change now and
 //	        then; the same events on both sides at the same time:

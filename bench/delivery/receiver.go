@@ -119,7 +119,7 @@ func (r *receiver) record(got request) {
 	r.requests = append(r.requests, got)
 }
 
-// reply says yes when the request has taken its time.
+// reply answers with success after the configured time.
 func (r *receiver) reply(w http.ResponseWriter, incoming *http.Request, at time.Time) {
 	timer := time.NewTimer(r.answer - time.Since(at))
 	defer timer.Stop()

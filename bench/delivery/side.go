@@ -57,7 +57,7 @@ type part struct {
 	cpu      time.Duration
 }
 
-// measure runs a side in a process of its own against a receiver of its own.
+// measure runs a side in its own process against its own receiver.
 func measure(ctx context.Context, c sideConfig, answer time.Duration) (p part, err error) {
 	r, err := newReceiver(c, answer)
 	if err != nil {
@@ -79,7 +79,7 @@ func measure(ctx context.Context, c sideConfig, answer time.Duration) (p part, e
 	child.Stderr = os.Stderr
 	var out bytes.Buffer
 	child.Stdout = &out
-	// Its end also tells the child that this process is gone.
+	// When it closes, the child also knows that this process has ended.
 	stdin, err := child.StdinPipe()
 	if err != nil {
 		return part{}, fmt.Errorf("starting a side: %w", err)
@@ -180,7 +180,7 @@ func oldSide(ctx context.Context, c sideConfig) (sideResult, error) {
 	return sideResult{Events: events}, err
 }
 
-// ourSide is a worker's way into the queue and the manager's way out of it.
+// ourSide puts updates into the queue as a worker does, and delivers them as the manager does.
 func ourSide(ctx context.Context, c sideConfig) (sideResult, error) {
 	config := redis.Config{Addresses: []string{c.Redis}, KeyPrefix: c.Part + ":"}
 	client, err := redis.New(config)
@@ -345,7 +345,7 @@ func burst(ctx context.Context, c sideConfig, emit func(context.Context, event, 
 func alone(ctx context.Context, c sideConfig, emit func(context.Context, event, delivery.Item) error, drain func() error) ([]event, error) {
 	var all []event
 	for n := range c.Samples {
-		// A little more each time, so that no timer beats in step with it.
+		// A little more each time, so that it never runs in step with a timer.
 		if err := wait(ctx, c.BetweenAlone+time.Duration(n)*1700*time.Microsecond); err != nil {
 			return nil, err
 		}

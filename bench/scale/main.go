@@ -16,7 +16,7 @@
 // server. The workers know of their sessions, but link hardly any of them until
 // all are placed; load.yaml says why.
 //
-// Beside it stands the raw time of the manager's writes: as many of each kind as
+// It is compared with the raw time of the manager's writes: as many of each kind as
 // it made, by a bare client with its concurrency, against the same API server,
 // when everything else is gone.
 package main

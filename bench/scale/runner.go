@@ -36,7 +36,7 @@ type result struct {
 	Placement    float64 `json:"placement_10000_ms"`
 }
 
-// figures are what the checker looks at.
+// figures are the values that the checker compares.
 func (r *result) figures() map[string]float64 {
 	return map[string]float64{
 		"sessions": float64(r.Sessions), "applied_s": r.Applied, "placed_s": r.Placed, "connected_s": r.Connected,
@@ -239,7 +239,7 @@ func (r *runner) count(before benchenv.Metrics) error {
 	return nil
 }
 
-// rest leaves the fleet alone, and counts what is written all the same.
+// rest changes nothing for a while, and counts the writes that still happen.
 func (r *runner) rest() error {
 	benchenv.Say("leaving the fleet alone for %s, then counting writes for %s", r.load.Settle.Duration, r.load.Steady.Duration)
 	if err := benchenv.Pause(r.ctx, r.load.Settle.Duration); err != nil {

@@ -28,7 +28,7 @@ type bareOptions struct {
 	pair, connect int
 }
 
-// runBare is the floor: whatsmeow as its documentation shows it, and nothing
+// runBare is the lowest possible cost: whatsmeow as its documentation shows it, and nothing
 // else. With pair it links that many devices and ends; without, it connects
 // the devices of the database until it is told to end.
 func runBare(ctx context.Context, o bareOptions) error {

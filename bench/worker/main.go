@@ -1,4 +1,4 @@
-// Command worker measures what a worker costs beside bare whatsmeow clients.
+// Command worker measures what a worker costs compared with bare whatsmeow clients.
 //
 // In one run, against one simulator, it holds the same number of connected
 // sessions first in the real worker (with its store, Redis and an API server)
@@ -152,8 +152,8 @@ func (r result) show() {
 	fmt.Println("\nThe worker runs as shipped (--gc-percent=50), the bare process with Go's default and, where it says so, with GOGC=50.")
 }
 
-// start starts the simulator, a process of its own whose memory and time are nobody
-// else's, and the manager.
+// start starts the simulator, as a separate process so that its memory and CPU time
+// are not counted for another one, and the manager.
 func (b *bench) start() error {
 	p, err := b.Start("simulator", b.Binary, nil, "simulator", "--listen=127.0.0.1:0", "--control-listen=127.0.0.1:0")
 	if err != nil {

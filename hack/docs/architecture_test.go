@@ -24,7 +24,7 @@ func read(t *testing.T, path string) string {
 	return string(text)
 }
 
-// TestEveryPackageIsInTheArchitecture holds the list of packages to those that exist.
+// TestEveryPackageIsInTheArchitecture checks that the page lists exactly the packages that exist.
 func TestEveryPackageIsInTheArchitecture(t *testing.T) {
 	g := NewWithT(t)
 	list := exec.CommandContext(t.Context(), "go", "list", "./...")

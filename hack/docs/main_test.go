@@ -36,7 +36,7 @@ func TestTheReferenceIsNew(t *testing.T) {
 	t.Error("docs/reference.md is old: run `make docs` and commit it")
 }
 
-// TestPagesNameWhatExists holds every other page to the flags and metrics that exist.
+// TestPagesNameWhatExists checks that every other page names only flags and metrics that exist.
 func TestPagesNameWhatExists(t *testing.T) {
 	g := NewWithT(t)
 	page, err := reference()

@@ -60,7 +60,7 @@ func startCluster(assets, dir string) (*cluster, error) {
 	return c, nil
 }
 
-// watch keeps what is known of the sessions current, until stop.
+// watch keeps the known state of the sessions current, until stop.
 func (c *cluster) watch(ctx context.Context) error {
 	sessions, err := cache.New(c.server.Config, cache.Options{
 		Scheme:            c.client.Scheme(),
@@ -87,8 +87,8 @@ func (c *cluster) watch(ctx context.Context) error {
 	return nil
 }
 
-// see takes note of a session, and counts what Laravel would have been told of
-// it one by one: each new QR code and each new state.
+// see stores a session, and counts the requests that Laravel would have received
+// without batches: one for each new QR code and each new state.
 func (c *cluster) see(o any) {
 	s, ok := o.(*v1alpha1.WhatsAppSession)
 	if !ok {
@@ -142,7 +142,7 @@ func (c *cluster) apply(ctx context.Context, n int) error {
 	return nil
 }
 
-// kubectl is what to type for kubectl: the one beside the API server where no other is installed.
+// kubectl returns the command to type for kubectl: the one beside the API server if no other is installed.
 func (c *cluster) kubectl() string {
 	if _, err := exec.LookPath("kubectl"); err == nil {
 		return "kubectl"

@@ -5,16 +5,16 @@
 // simulator, and a stand-in for Laravel, and then, as child processes of the same
 // binary, one manager and two workers on a SQLite file. It applies sessions,
 // draws their QR codes, scans them as a simulated phone, and shows the sessions
-// and the requests that Laravel was spared. When it ends, nothing is left: no
-// process, no file.
+// and how many requests to Laravel were saved. When it ends, it leaves no process
+// and no file.
 //
 // # The parts
 //
-//   - demo.go: options, and the story from start to end.
+//   - demo.go: options, and the run from start to end.
 //   - cluster.go: the API server and the sessions in it.
 //   - laravel.go: the stand-in for Laravel: it checks signatures and keeps the
 //     last state of each session, as the contract asks of the real one.
-//   - phones.go: who scans what, and when.
+//   - phones.go: which phone scans which code, and when.
 //   - table.go: what a person sees, as pure functions; screen.go puts it on a
 //     terminal or into a log.
 package demo
@@ -54,11 +54,11 @@ const (
 
 	namespace = "default"
 	workers   = 2
-	// maxDrawn is up to how many sessions their QR codes are drawn: a code is 35 lines high.
+	// maxDrawn is the highest number of sessions whose QR codes are drawn: a code is 35 lines high.
 	maxDrawn = 4
-	// maxSessions is what a laptop carries.
+	// maxSessions is what a laptop can run.
 	maxSessions = 5000
-	// interval is how often the picture is drawn and the end is looked for.
+	// interval is how often the screen is drawn and the end condition is checked.
 	interval = 250 * time.Millisecond
 )
 
@@ -74,13 +74,13 @@ type Options struct {
 	WhatsApp string
 	// Redis is the address (host:port) of a Redis to use; empty: an embedded one.
 	Redis string
-	// Timeout bounds the way to the end with Exit.
+	// Timeout bounds the run when Exit is set.
 	Timeout time.Duration
 	// ScanAfter is how long a code is shown before the simulated phone scans it.
 	ScanAfter time.Duration
 	// Assets is the folder with etcd and kube-apiserver; default: $KUBEBUILDER_ASSETS.
 	Assets string
-	// Out is where a person looks; default: standard output.
+	// Out is where the output goes; default: standard output.
 	Out *os.File
 }
 
@@ -89,7 +89,7 @@ func Defaults() Options {
 	return Options{Sessions: 3, WhatsApp: Simulated, Timeout: 5 * time.Minute, ScanAfter: 4 * time.Second}
 }
 
-// Validate says everything that is wrong with the options at once.
+// Validate returns everything that is wrong with the options at once.
 func (o Options) Validate() error {
 	var problems []error
 	if o.Sessions < 1 || o.Sessions > maxSessions {
@@ -126,7 +126,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	// A closed terminal is an interruption too: nothing may be left behind.
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	// The libraries' own logs would tear the picture apart; the children's are in files.
+	// The libraries' own logs would disturb the table; the children's logs are in files.
 	ctrllog.SetLogger(logr.Discard())
 	klog.SetLogger(logr.Discard())
 
@@ -145,7 +145,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err = d.start(ctx); err == nil {
 		err = d.watch(ctx)
 	}
-	if ctx.Err() != nil { // interrupted: that is how a demo ends
+	if ctx.Err() != nil { // an interruption is the normal end of a demo
 		screen.println("Stopping everything …")
 		return nil
 	}
@@ -198,7 +198,7 @@ func (d *demo) start(ctx context.Context) error {
 			return err
 		}
 	} else {
-		// Each demo is an installation of its own, and leaves nothing in a Redis that stays.
+		// Each demo is a separate installation, and leaves nothing in a Redis that continues to run.
 		prefix = "demo-" + strings.ToLower(rand.Text()) + ":"
 		d.closers = append(d.closers, func() error { return clearRedis(redis, prefix) })
 	}
@@ -274,7 +274,7 @@ func (d *demo) startRedis() (address string, err error) {
 	return server.Addr(), nil
 }
 
-// startLaravel starts the stand-in and returns the flags that lead a manager to it.
+// startLaravel starts the stand-in and returns the flags that connect a manager to it.
 func (d *demo) startLaravel() ([]string, error) {
 	token, secret := randomText(), "whsec_"+randomText()
 	tokenFile, secretFile := filepath.Join(d.dir, "laravel-token"), filepath.Join(d.dir, "laravel-signing-secret")
@@ -335,13 +335,13 @@ func (d *demo) spawn(name string, args ...string) error {
 	}
 	d.children = append(d.children, child{Process: p, log: log.Name()})
 	d.closers = append(d.closers, func() error {
-		_ = p.Stop(stopTimeout) // one that had to be killed has left nothing behind either
+		_ = p.Stop(stopTimeout) // a child that had to be killed has left nothing either
 		return nil
 	})
 	return nil
 }
 
-// watch draws and looks for the end until the demo is done, interrupted or failed.
+// watch draws the screen and checks the end condition until the demo is done, interrupted or failed.
 func (d *demo) watch(ctx context.Context) error {
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
@@ -400,7 +400,7 @@ func (d *demo) drawCodes(v view, drawn map[string]string) {
 	}
 }
 
-// introduction says where things are, once everything runs.
+// introduction prints the addresses and commands to use, once everything runs.
 func (d *demo) introduction() []string {
 	lines := []string{
 		"",

@@ -26,9 +26,9 @@ const (
 	maxBody = 4 << 20
 )
 
-// standIn stands in for the web application. It does what the contract asks of
-// it: it checks token and signature, ignores a batch that it has had and an item
-// that is not newer than what it has, and keeps the last state of each session.
+// standIn replaces the web application. It does what the contract requires: it
+// checks token and signature, ignores a batch that it already has and an item that
+// is not newer than the stored one, and keeps the last state of each session.
 type standIn struct {
 	token  string
 	secret laravel.Secret
@@ -110,7 +110,7 @@ type item interface {
 }
 
 // receive handles a batch of one kind: keep stores an item if it is newer than
-// what is known, and describe says in a few words what came.
+// what is known, and describe says in a few words what the batch holds.
 func receive[T item](l *standIn, keep func(*lastState, T) bool, describe func([]T) string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
@@ -194,7 +194,7 @@ func (l *standIn) refuse(w http.ResponseWriter, r *http.Request, status int, why
 	_ = json.NewEncoder(w).Encode(map[string]string{"message": why})
 }
 
-// wanted answers that the tenant wants the session: in the demo he always does.
+// wanted answers that the tenant wants the session: in the demo this is always so.
 func (l *standIn) wanted(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(map[string]string{"session_id": r.PathValue("session_id"), "status": string(delivery.Active)})
@@ -213,7 +213,7 @@ func (l *standIn) state() laravelState {
 	return s
 }
 
-// describeStates says which states a batch brought: "2 active, 1 pending".
+// describeStates says which states a batch holds: "2 active, 1 pending".
 func describeStates(items []delivery.StatusItem) string {
 	counts := map[string]int{}
 	for _, i := range items {
@@ -225,7 +225,7 @@ func describeStates(items []delivery.StatusItem) string {
 	return list(counts)
 }
 
-// describeCodes says whose codes a batch brought.
+// describeCodes says which sessions' codes a batch holds.
 func describeCodes(items []delivery.QRItem) string {
 	if len(items) == 1 {
 		return "a QR code of " + items[0].SessionID

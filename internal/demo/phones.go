@@ -18,7 +18,7 @@ const (
 	scanTimeout = 20 * time.Second
 )
 
-// scanner is the simulated WhatsApp, as far as phones need it.
+// scanner is the part of the simulated WhatsApp that phones need.
 type scanner interface {
 	Scan(ctx context.Context, qr, phone string) (jid string, err error)
 	EnterCode(ctx context.Context, phone, code string) (jid string, err error)
@@ -62,11 +62,11 @@ func (p *phones) look(ctx context.Context, sessions []v1alpha1.WhatsAppSession) 
 		started := p.group.TryGo(func() error {
 			ctx, cancel := context.WithTimeout(p.ctx, scanTimeout)
 			defer cancel()
-			_, _ = link(ctx, phone, code) // what comes of it is seen in the session's status
+			_, _ = link(ctx, phone, code) // the session's status shows the result
 			return nil
 		})
 		if !started {
-			return // every phone is busy; look again
+			return // every phone is busy; try again at the next call
 		}
 		p.mu.Lock()
 		p.tried[s.Name] = code

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/term"
 )
 
-// screen is where a person looks. On a terminal the table stays at the bottom
-// and is drawn anew in place, and lines go above it; anywhere else (a file, a
+// screen prints what a person sees. On a terminal the table stays at the bottom
+// and is redrawn in place, and lines go above it; anywhere else (a file, a
 // pipe, a CI's log) there are only lines, and one of progress whenever it changes.
 // It may be used from several goroutines.
 type screen struct {
@@ -19,7 +19,7 @@ type screen struct {
 	terminal bool
 
 	mu       sync.Mutex
-	table    []string // what stands at the bottom now
+	table    []string // the lines at the bottom now
 	progress string   // what was said last where there is no terminal
 }
 
@@ -32,7 +32,7 @@ func (s *screen) println(lines ...string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	w := bufio.NewWriter(s.file)
-	defer func() { _ = w.Flush() }() // nobody is left to tell
+	defer func() { _ = w.Flush() }() // an error cannot be shown anywhere else
 	s.erase(w)
 	for _, line := range lines {
 		fmt.Fprintln(w, line)
@@ -45,7 +45,7 @@ func (s *screen) show(v view) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	w := bufio.NewWriter(s.file)
-	defer func() { _ = w.Flush() }() // nobody is left to tell
+	defer func() { _ = w.Flush() }() // an error cannot be shown anywhere else
 	if !s.terminal {
 		if p := progress(v); p != s.progress {
 			s.progress = p
@@ -62,7 +62,7 @@ func (s *screen) show(v view) {
 	s.draw(w)
 }
 
-// close leaves the table where it is: what follows stands below it.
+// close leaves the table where it is: later output goes below it.
 func (s *screen) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

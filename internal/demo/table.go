@@ -13,8 +13,8 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 )
 
-// maxRows is up to how many sessions the table has a row for each; beyond, those
-// that are not Connected come first and the rest is counted.
+// maxRows is the highest number of rows: with more sessions, those that are not
+// Connected come first and the rest is counted.
 const maxRows = 12
 
 // view is everything that is shown, at one moment.
@@ -68,7 +68,7 @@ func progress(v view) string {
 	return fmt.Sprintf("%d of %d sessions: %s   |   %s", len(v.sessions), v.total, orNone(list(phases)), saved(v))
 }
 
-// saved says how many requests Laravel was spared: the old way is one for each event.
+// saved says how many requests to Laravel were saved: without batches it is one for each event.
 func saved(v view) string {
 	in, out := v.events, v.laravel.Requests
 	text := fmt.Sprintf("events in: %d → requests to Laravel: %d", in, out)
@@ -78,14 +78,14 @@ func saved(v view) string {
 	return text
 }
 
-// summary is the last line of a demo that got where it was to go.
+// summary is the last line of a demo that succeeded.
 func summary(v view, took time.Duration) string {
 	return fmt.Sprintf("Done in %s: %d sessions are Connected and Laravel has the last state of each. %s.",
 		took.Round(100*time.Millisecond), v.total, upperFirst(saved(v)))
 }
 
-// missing says, a sentence for each session, what is not yet as it must be at the
-// end; nothing when all is.
+// missing returns a sentence for each session that has not reached its final state;
+// nothing when all have.
 func missing(v view) []string {
 	var sentences []string
 	if n := len(v.sessions); n < v.total {

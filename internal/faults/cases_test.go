@@ -20,39 +20,39 @@ import (
 // silence is what declares a worker dead.
 const silence = 15 * time.Second
 
-// fault is a named case. Besides what the judges ask of all of them, keeps says
-// that no connection may end by it, moves how often a session may be moved at
-// the most (-1: as often as it takes), and logins how often it may log in.
+// fault is a named case. The checks of check_test.go apply to every case. In
+// addition, keeps says that the fault must end no connection, moves is how often a
+// session may be moved at most (-1: any number), and logins how often it may log in.
 type fault struct {
 	name   string
 	keeps  bool
 	moves  int
 	logins int64
-	do     func(w *world)
+	do     func(w *environment)
 }
 
 const anyNumber = -1
 
 var faults = []fault{
-	{"SIGKILL a worker whose pod is gone: the others take over", false, 1, 1, func(w *world) {
+	{"SIGKILL a worker whose pod is gone: the others take over", false, 1, 1, func(w *environment) {
 		w.busiest()[0].remove()
 		w.goneFrom(w.busiest())
 	}},
-	{"a worker's node is lost: not even its sockets are closed", false, 1, 1, func(w *world) {
+	{"a worker's node is lost: not even its sockets are closed", false, 1, 1, func(w *environment) {
 		w.busiest()[0].vanish()
 		w.goneFrom(w.busiest())
 	}},
-	{"SIGKILL a worker whose end the kubelet reports: nobody waits for silence", false, 1, 1, func(w *world) {
+	{"SIGKILL a worker whose end the kubelet reports: nobody waits for silence", false, 1, 1, func(w *environment) {
 		victim := w.busiest()[0]
 		victim.remove()
 		start := time.Now()
 		w.kubeletSays(victim)
 		w.goneFrom([]*pod{victim})
 		if took := time.Since(start); took >= silence {
-			w.complain("the kubelet's word was not believed for %s", took)
+			w.reportViolation("the manager did not use the kubelet's report for %s", took)
 		}
 	}},
-	{"a worker dies while Redis is away, and the kubelet reports it", false, 1, 1, func(w *world) {
+	{"a worker dies while Redis is away, and the kubelet reports it", false, 1, 1, func(w *environment) {
 		w.stopRedis()
 		victim := w.busiest()[0]
 		victim.remove()
@@ -60,15 +60,15 @@ var faults = []fault{
 		w.goneFrom([]*pod{victim})
 		w.startRedis(false)
 	}},
-	{"SIGKILL a worker that is restarted in place", false, 0, 1, func(w *world) {
+	{"SIGKILL a worker that is restarted in place", false, 0, 1, func(w *environment) {
 		w.busiest()[0].kill(restartAfter)
 	}},
-	{"SIGKILL every worker at once, all are restarted in place", false, 0, 1, func(w *world) {
+	{"SIGKILL every worker at once, all are restarted in place", false, 0, 1, func(w *environment) {
 		for _, p := range w.busiest() {
 			p.kill(restartAfter)
 		}
 	}},
-	{"SIGSTOP a worker past its fail-over, then SIGCONT", false, 1, 1, func(w *world) {
+	{"SIGSTOP a worker past its fail-over, then SIGCONT", false, 1, 1, func(w *environment) {
 		victim := w.busiest()[0]
 		ended := victim.present()
 		victim.pause()
@@ -76,7 +76,7 @@ var faults = []fault{
 		victim.wake()
 		w.within(5*time.Second, "the worker that was declared dead to end by itself", ended)
 	}},
-	{"SIGSTOP a worker past its right, SIGCONT before its fail-over", false, 1, 2, func(w *world) {
+	{"SIGSTOP a worker past its right, SIGCONT before its fail-over", false, 1, 2, func(w *environment) {
 		victim := w.busiest()[0]
 		ended := victim.present()
 		victim.pause()
@@ -84,30 +84,30 @@ var faults = []fault{
 		victim.wake()
 		w.within(5*time.Second, "the worker that has lost its right to end by itself", ended)
 	}},
-	{"SIGSTOP a worker for a moment", true, 0, 0, func(w *world) {
+	{"SIGSTOP a worker for a moment", true, 0, 0, func(w *environment) {
 		victim := w.busiest()[0]
 		victim.pause()
 		w.last(5 * time.Second)
 		victim.wake()
 	}},
-	{"a worker is cut from the API server for 40 s", true, 0, 0, func(w *world) {
+	{"a worker is cut from the API server for 40 s", true, 0, 0, func(w *environment) {
 		w.without(w.busiest()[:1], 40*time.Second, toAPI)
 	}},
-	{"a worker is cut from Redis for 40 s", true, 0, 0, func(w *world) {
+	{"a worker is cut from Redis for 40 s", true, 0, 0, func(w *environment) {
 		w.without(w.busiest()[:1], 40*time.Second, toRedis)
 	}},
-	{"a worker's way to the API server hangs for 60 s", true, 0, 0, func(w *world) {
+	{"a worker's way to the API server hangs for 60 s", true, 0, 0, func(w *environment) {
 		w.hanging(w.busiest()[:1], 60*time.Second, toAPI)
 	}},
-	{"a worker's way to Redis hangs for 60 s", true, 0, 0, func(w *world) {
+	{"a worker's way to Redis hangs for 60 s", true, 0, 0, func(w *environment) {
 		w.hanging(w.busiest()[:1], 60*time.Second, toRedis)
 	}},
-	{"a worker is cut from the API server, then from Redis instead", true, 0, 0, func(w *world) {
+	{"a worker is cut from the API server, then from Redis instead", true, 0, 0, func(w *environment) {
 		victim := w.busiest()[:1]
 		w.without(victim, 25*time.Second, toAPI)
 		w.without(victim, 25*time.Second, toRedis)
 	}},
-	{"a worker is cut from the API server and from Redis for 40 s", false, 1, 1, func(w *world) {
+	{"a worker is cut from the API server and from Redis for 40 s", false, 1, 1, func(w *environment) {
 		victim := w.busiest()[0]
 		ended := victim.present()
 		victim.proxies[toAPI].Cut()
@@ -115,7 +115,7 @@ var faults = []fault{
 		w.within(14*time.Second, "the worker that renews nothing to end by itself", ended)
 		w.last(26 * time.Second)
 	}},
-	{"a worker's ways to the API server and to Redis hang for 40 s", false, 1, 1, func(w *world) {
+	{"a worker's ways to the API server and to Redis hang for 40 s", false, 1, 1, func(w *environment) {
 		victim := w.busiest()[0]
 		ended := victim.present()
 		victim.proxies[toAPI].Hang()
@@ -123,32 +123,32 @@ var faults = []fault{
 		w.within(14*time.Second, "the worker that renews nothing to end by itself", ended)
 		w.last(26 * time.Second)
 	}},
-	{"a worker is cut from PostgreSQL for 30 s", false, 0, anyNumber, func(w *world) {
+	{"a worker is cut from PostgreSQL for 30 s", false, 0, anyNumber, func(w *environment) {
 		w.without(w.busiest()[:1], 30*time.Second, toStore)
 	}},
-	{"a worker's way to PostgreSQL hangs for 30 s", false, 0, anyNumber, func(w *world) {
+	{"a worker's way to PostgreSQL hangs for 30 s", false, 0, anyNumber, func(w *environment) {
 		w.hanging(w.busiest()[:1], 30*time.Second, toStore)
 	}},
-	{"a worker's way to WhatsApp is cut for 30 s", false, 0, anyNumber, func(w *world) {
+	{"a worker's way to WhatsApp is cut for 30 s", false, 0, anyNumber, func(w *environment) {
 		w.without(w.busiest()[:1], 30*time.Second, toWhatsApp)
 	}},
-	{"the API server stops for a minute", true, 0, 0, func(w *world) {
+	{"the API server stops for a minute", true, 0, 0, func(w *environment) {
 		w.stopAPI()
 		w.last(time.Minute)
 		w.startAPI()
 	}},
-	{"Redis is away for 30 s and comes back with its data", true, 0, 0, func(w *world) {
+	{"Redis is away for 30 s and comes back with its data", true, 0, 0, func(w *environment) {
 		w.stopRedis()
 		w.last(30 * time.Second)
 		w.startRedis(false)
 		w.last(20 * time.Second)
 	}},
-	{"Redis is restarted empty", true, 0, 0, func(w *world) {
+	{"Redis is restarted empty", true, 0, 0, func(w *environment) {
 		w.stopRedis()
 		w.startRedis(true)
 		w.last(20 * time.Second)
 	}},
-	{"the API server and then Redis are away", true, 0, 0, func(w *world) {
+	{"the API server and then Redis are away", true, 0, 0, func(w *environment) {
 		w.stopAPI()
 		w.last(20 * time.Second)
 		w.startAPI()
@@ -158,40 +158,40 @@ var faults = []fault{
 		w.startRedis(true)
 		w.last(20 * time.Second)
 	}},
-	{"PostgreSQL crashes and is restarted", false, 0, anyNumber, func(w *world) {
+	{"PostgreSQL crashes and is restarted", false, 0, anyNumber, func(w *environment) {
 		w.killStore()
 		w.last(5 * time.Second)
 		w.startStore()
 	}},
-	{"a worker dies while Redis is away: it is failed over when Redis is back", false, 1, 1, func(w *world) {
+	{"a worker dies while Redis is away: it is failed over when Redis is back", false, 1, 1, func(w *environment) {
 		w.stopRedis()
 		victim := w.busiest()[0]
 		victim.remove()
 		w.last(silence + 10*time.Second)
-		w.still(victim)
+		w.stillHolds(victim)
 		w.startRedis(false)
 		w.goneFrom([]*pod{victim})
 	}},
-	{"both managers are cut from Redis while a worker is cut from the API server", true, 0, 0, func(w *world) {
+	{"both managers are cut from Redis while a worker is cut from the API server", true, 0, 0, func(w *environment) {
 		for _, p := range w.managers {
 			p.proxies[toRedis].Cut()
 		}
 		w.without(w.busiest()[:1], 40*time.Second, toAPI)
 	}},
-	{"both managers are cut from the API server while a worker is cut from Redis", true, 0, 0, func(w *world) {
+	{"both managers are cut from the API server while a worker is cut from Redis", true, 0, 0, func(w *environment) {
 		for _, p := range w.managers {
 			p.proxies[toAPI].Cut()
 		}
 		w.without(w.busiest()[:1], 40*time.Second, toRedis)
 	}},
-	{"the leader is killed in mid-placement", true, 0, 0, func(w *world) {
-		names := w.strangers(100)
+	{"the leader is killed in mid-placement", true, 0, 0, func(w *environment) {
+		names := w.unpaired(100)
 		w.leader().kill(restartAfter)
 		w.placedOnce(names)
 		w.leader().kill(5 * time.Second) // and once more while its successor has hardly begun
-		w.dismiss(names)
+		w.deleteAndWait(names)
 	}},
-	{"the leader is paused for 40 s and wakes, a worker dies meanwhile", false, 1, 1, func(w *world) {
+	{"the leader is paused for 40 s and wakes, a worker dies meanwhile", false, 1, 1, func(w *environment) {
 		leader := w.leader()
 		leader.pause()
 		victim := w.busiest()[0]
@@ -199,38 +199,38 @@ var faults = []fault{
 		w.goneFrom([]*pod{victim})
 		w.last(20 * time.Second)
 		if now := w.leader(); now == leader {
-			w.complain("%s leads although it is paused", leader.name)
+			w.reportViolation("%s leads although it is paused", leader.name)
 		}
 		leader.wake()
 		w.last(10 * time.Second)
 	}},
-	{"sessions are deleted and applied again while a worker dies", false, anyNumber, anyNumber, func(w *world) {
+	{"sessions are deleted and applied again while a worker dies", false, anyNumber, anyNumber, func(w *environment) {
 		w.busiest()[0].remove()
-		w.renew(w.sessions[:len(w.sessions)/6])
+		w.recreate(w.sessions[:len(w.sessions)/6])
 	}},
-	{"sessions are deleted and applied again while a worker is cut from the API server", false, anyNumber, anyNumber, func(w *world) {
+	{"sessions are deleted and applied again while a worker is cut from the API server", false, anyNumber, anyNumber, func(w *environment) {
 		victim := w.busiest()[0]
 		victim.proxies[toAPI].Cut()
 		mine := w.heldBy(victim)
 		w.must(w.remove(mine))
 		w.last(20 * time.Second)
 		victim.proxies[toAPI].Restore()
-		w.renew(mine)
+		w.recreate(mine)
 	}},
-	{"every socket drops at once", false, 0, 1, func(w *world) {
+	{"every socket drops at once", false, 0, 1, func(w *environment) {
 		_, err := w.simulator.Inject(simulator.Fault{Kind: simulator.FaultDrop})
 		w.must(err)
 	}},
-	{"a rolling restart", false, 1, 1, func(w *world) {
+	{"a rolling restart", false, 1, 1, func(w *environment) {
 		w.surge(0, 1, 2, 3)
 		w.leaving.Wait()
 	}},
-	{"two rolling restarts at once", false, 2, 2, func(w *world) {
+	{"two rolling restarts at once", false, 2, 2, func(w *environment) {
 		w.surge(0, 1) // the second begins in the middle of the first
 		w.surge(0, 1, 2, 3)
 		w.leaving.Wait()
 	}},
-	{"SIGKILL a worker during a rolling restart", false, 2, 2, func(w *world) {
+	{"SIGKILL a worker during a rolling restart", false, 2, 2, func(w *environment) {
 		w.surge(0, 1)
 		w.workers[0].kill(restartAfter) // of the new revision
 		w.workers[3].remove()           // of the old one
@@ -238,7 +238,7 @@ var faults = []fault{
 		w.surge(2, 3)
 		w.leaving.Wait()
 	}},
-	{"restarts in the moment of the verdict", false, anyNumber, anyNumber, func(w *world) {
+	{"restarts at the moment when a worker is declared dead", false, anyNumber, anyNumber, func(w *environment) {
 		for after := silence - 2*time.Second; after <= silence+2*time.Second; after += 500 * time.Millisecond {
 			w.note("restarts after %s and %s", after, after+250*time.Millisecond)
 			victims := w.busiest()[:2]
@@ -276,33 +276,33 @@ func chosen(t *testing.T) []fault {
 	return chosen
 }
 
-// TestFaults makes one fault after another, in a few worlds at a time, because
-// most of them are a matter of waiting.
+// TestFaults makes one fault after another, in a few environments in parallel,
+// because most cases spend their time waiting.
 func TestFaults(t *testing.T) {
 	faults := chosen(t)
-	for i := range *worldCount {
-		t.Run(fmt.Sprintf("world %d", i+1), func(t *testing.T) {
+	for i := range *environmentCount {
+		t.Run(fmt.Sprintf("environment %d", i+1), func(t *testing.T) {
 			t.Parallel()
 			var mine []fault
 			for n, f := range faults {
-				if n%*worldCount == i {
+				if n%*environmentCount == i {
 					mine = append(mine, f)
 				}
 			}
-			inOneWorld(t, mine)
+			inOneEnvironment(t, mine)
 		})
 	}
 }
 
-// inOneWorld makes faults in a world that they share. One in which something
-// went wrong is left behind for a new one.
-func inOneWorld(t *testing.T, faults []fault) {
-	var w *world
-	var verdicts []verdict
+// inOneEnvironment makes faults in an environment that they share. After a case
+// that failed, the next one gets a new environment.
+func inOneEnvironment(t *testing.T, faults []fault) {
+	var w *environment
+	var results []result
 	for _, f := range faults {
 		t.Run(f.name, func(s *testing.T) {
 			if w == nil {
-				w = newWorld(t, s, *sessionCount, "--rebalance=false")
+				w = newEnvironment(t, s, *sessionCount, "--rebalance=false")
 			}
 			w.t = s
 			broken := true
@@ -317,60 +317,60 @@ func inOneWorld(t *testing.T, faults []fault) {
 				w = nil
 			}()
 			v := w.try(s, f)
-			verdicts = append(verdicts, v)
+			results = append(results, v)
 			broken = v.failed
 		})
 	}
-	for _, v := range verdicts {
+	for _, v := range results {
 		t.Log(v.String())
 	}
 }
 
-// try makes the fault, ends it, and judges.
-func (w *world) try(t *testing.T, f fault) verdict {
+// try makes the fault, ends it, and checks the result.
+func (w *environment) try(t *testing.T, f fault) result {
 	w.eventually("all to be well before the fault", w.missing)
 	c := w.begin(f.name)
 	f.do(w)
 	w.heal()
-	v := w.judge(t, c)
+	v := w.check(t, c)
 	excess := ""
 	switch all, most := c.loggedIn(w); {
 	case f.keeps && (all > 0 || len(v.absences) > 0):
 		excess = fmt.Sprintf("%d logins although no connection had a reason to end; %s", all, describe(v.absences))
 	case !f.keeps && f.logins != anyNumber && most > f.logins:
-		excess = fmt.Sprintf("a device logged in %d times, and %d would have done", most, f.logins)
+		excess = fmt.Sprintf("a device logged in %d times; at most %d are allowed", most, f.logins)
 	}
 	switch {
 	case excess != "" && v.starved():
-		t.Logf("%s, but the machine stood still for %s", excess, v.stall.Round(10*time.Millisecond))
+		t.Logf("%s, but the test process did not run for %s", excess, v.stall.Round(10*time.Millisecond))
 	case excess != "":
 		t.Error(excess)
 		v.failed = true
 	}
 	if f.moves != anyNumber && v.mostMoves > f.moves {
-		t.Errorf("a session was moved %d times, and %d would have done", v.mostMoves, f.moves)
+		t.Errorf("a session was moved %d times; at most %d are allowed", v.mostMoves, f.moves)
 		v.failed = true
 	}
 	return v
 }
 
 // without cuts pods from servers for a while.
-func (w *world) without(pods []*pod, d time.Duration, to ...service) {
+func (w *environment) without(pods []*pod, d time.Duration, to ...service) {
 	w.severed(pods, d, func(p *pod, s service) {
 		w.note("%s is cut from %s", p.name, s)
 		p.proxies[s].Cut()
 	}, to)
 }
 
-// hanging has the ways of pods to servers hang for a while.
-func (w *world) hanging(pods []*pod, d time.Duration, to ...service) {
+// hanging makes the connections of pods to servers hang for a while.
+func (w *environment) hanging(pods []*pod, d time.Duration, to ...service) {
 	w.severed(pods, d, func(p *pod, s service) {
-		w.note("the way of %s to %s hangs", p.name, s)
+		w.note("the connections of %s to %s hang", p.name, s)
 		p.proxies[s].Hang()
 	}, to)
 }
 
-func (w *world) severed(pods []*pod, d time.Duration, sever func(*pod, service), to []service) {
+func (w *environment) severed(pods []*pod, d time.Duration, sever func(*pod, service), to []service) {
 	for _, p := range pods {
 		for _, s := range to {
 			sever(p, s)
@@ -386,19 +386,19 @@ func (w *world) severed(pods []*pod, d time.Duration, sever func(*pod, service),
 }
 
 // within waits for a process to end.
-func (w *world) within(d time.Duration, what string, ended <-chan struct{}) {
+func (w *environment) within(d time.Duration, what string, ended <-chan struct{}) {
 	late := time.NewTimer(d)
 	defer late.Stop()
 	select {
 	case <-ended:
 	case <-late.C:
-		w.complain("waiting for %s: not within %s", what, d)
+		w.reportViolation("waiting for %s: not within %s", what, d)
 	}
 }
 
 // goneFrom waits until no session is placed on, or held by, a pod that is deleted.
-func (w *world) goneFrom(pods []*pod) {
-	w.eventually("the sessions of the dead to be elsewhere", func(ctx context.Context) error {
+func (w *environment) goneFrom(pods []*pod) {
+	w.eventually("the sessions of the deleted pods to be on other workers", func(ctx context.Context) error {
 		var list v1alpha1.WhatsAppSessionList
 		if err := w.client.List(ctx, &list, client.InNamespace(w.namespace)); err != nil {
 			return err
@@ -414,14 +414,14 @@ func (w *world) goneFrom(pods []*pod) {
 	})
 }
 
-// still complains when something that a pod held has been taken from it.
-func (w *world) still(p *pod) {
+// stillHolds reports a violation when a pod holds no session any more.
+func (w *environment) stillHolds(p *pod) {
 	if len(w.heldBy(p)) == 0 {
-		w.complain("the sessions of %s were taken from it by somebody who could not see whether it lives", p.name)
+		w.reportViolation("the sessions of %s were taken from it by a manager that could not see whether it lives", p.name)
 	}
 }
 
-func (w *world) heldBy(p *pod) (mine []*session) {
+func (w *environment) heldBy(p *pod) (mine []*session) {
 	var list v1alpha1.WhatsAppSessionList
 	w.must(w.client.List(w.t.Context(), &list, client.InNamespace(w.namespace)))
 	for _, obj := range list.Items {
@@ -433,12 +433,12 @@ func (w *world) heldBy(p *pod) (mine []*session) {
 	return mine
 }
 
-// strangers applies sessions that nobody will scan.
-func (w *world) strangers(n int) (names []string) {
+// unpaired applies sessions whose codes are not scanned.
+func (w *environment) unpaired(n int) (names []string) {
 	var group errgroup.Group
 	group.SetLimit(8)
 	for i := range n {
-		name := fmt.Sprintf("stranger-%03d", i)
+		name := fmt.Sprintf("unpaired-%03d", i)
 		names = append(names, name)
 		group.Go(func() error { return w.apply(w.t.Context(), name) })
 	}
@@ -447,8 +447,8 @@ func (w *world) strangers(n int) (names []string) {
 }
 
 // placedOnce waits until each of the sessions shows a code.
-func (w *world) placedOnce(names []string) {
-	w.eventually("all strangers to be placed", func(ctx context.Context) error {
+func (w *environment) placedOnce(names []string) {
+	w.eventually("all unpaired sessions to be placed", func(ctx context.Context) error {
 		for _, name := range names {
 			s := &v1alpha1.WhatsAppSession{}
 			if err := w.client.Get(ctx, client.ObjectKey{Namespace: w.namespace, Name: name}, s); err != nil {
@@ -462,8 +462,8 @@ func (w *world) placedOnce(names []string) {
 	})
 }
 
-// dismiss deletes sessions and waits until they are gone.
-func (w *world) dismiss(names []string) {
+// deleteAndWait deletes sessions and waits until they are gone.
+func (w *environment) deleteAndWait(names []string) {
 	var group errgroup.Group
 	group.SetLimit(8)
 	for _, name := range names {
@@ -475,12 +475,12 @@ func (w *world) dismiss(names []string) {
 	}
 }
 
-func (w *world) delete(ctx context.Context, name string) error {
+func (w *environment) delete(ctx context.Context, name string) error {
 	obj := &v1alpha1.WhatsAppSession{ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: name}}
 	return client.IgnoreNotFound(w.client.Delete(ctx, obj))
 }
 
-func (w *world) gone(name string) {
+func (w *environment) gone(name string) {
 	w.eventually(name+" to be gone", func(ctx context.Context) error {
 		obj := &v1alpha1.WhatsAppSession{}
 		err := w.client.Get(ctx, client.ObjectKey{Namespace: w.namespace, Name: name}, obj)
@@ -492,7 +492,7 @@ func (w *world) gone(name string) {
 }
 
 // remove deletes sessions; their keys are retained.
-func (w *world) remove(sessions []*session) error {
+func (w *environment) remove(sessions []*session) error {
 	w.note("%d sessions are deleted", len(sessions))
 	for _, s := range sessions {
 		if err := w.delete(w.t.Context(), s.name); err != nil {
@@ -502,8 +502,8 @@ func (w *world) remove(sessions []*session) error {
 	return nil
 }
 
-// renew deletes sessions and applies them again, each as soon as it is gone.
-func (w *world) renew(sessions []*session) {
+// recreate deletes sessions and applies them again, each as soon as it is gone.
+func (w *environment) recreate(sessions []*session) {
 	w.must(w.remove(sessions))
 	for _, s := range sessions {
 		w.gone(s.name)
@@ -512,15 +512,15 @@ func (w *world) renew(sessions []*session) {
 	w.note("%d sessions are applied again", len(sessions))
 }
 
-// surge does what a Deployment does with maxSurge 1 and maxUnavailable 0: place
-// after place, a worker of a new revision comes up, then the old one is asked to
-// end. It does not wait for that end.
-func (w *world) surge(places ...int) {
+// surge does what a Deployment does with maxSurge 1 and maxUnavailable 0: for each
+// place, it starts a worker of a new revision, then asks the old one to end. It
+// does not wait for that end.
+func (w *environment) surge(places ...int) {
 	w.revision++
 	for _, place := range places {
 		old := w.workers[place]
 		w.joined(w.newWorker(place))
 		w.note("%s is asked to end", old.name)
-		w.leaving.Go(old.retire)
+		w.leaving.Go(old.shutDown)
 	}
 }

@@ -2,20 +2,20 @@
 // the build tag faults, because they take longer than all others together.
 //
 //	make test-faults                    every named fault, and a walk of a minute
-//	make test-faults-smoke              those that nothing else can show: smoke lists them
+//	make test-faults-smoke              those that no other test can show: smoke lists them
 //	make test-faults RUN=TestFaults//SIGKILL
 //	make test-chaos SEED=42 MINUTES=20  the random walk alone, for longer
 //
-// Each test has a world of its own: a Kubernetes API server, Redis, PostgreSQL,
+// Each test has its own environment: a Kubernetes API server, Redis, PostgreSQL,
 // the simulated WhatsApp, a stand-in for Laravel, two managers of which one
-// leads, and four workers, each a process of its own with some dozens of
-// sessions. Every process reaches each of these servers through a TCP proxy of its
-// own, which can be cut or hung; every process can be stopped, woken and killed, and
-// is started again as a kubelet does it; every server can be stopped and
+// leads, and four workers, each a separate process with some dozens of
+// sessions. Every process reaches each of these servers through its own TCP proxy,
+// which can be cut or made to hang; every process can be paused, continued and
+// killed, and is started again as a kubelet does it; every server can be stopped and
 // started again.
 //
 // While something goes wrong, contacts write to random sessions. When it is
-// over, four judges decide:
+// over, four checks are made:
 //
 //   - no connection was doubled: no device logged in while an older connection
 //     of it was alive;
@@ -23,15 +23,15 @@
 //     the simulator and Laravel agree on;
 //   - no key is lost: no device was unlinked or paired again, and each decrypts
 //     a new message;
-//   - no word is lost: every message is acknowledged in the end.
+//   - no message is lost: every message is acknowledged in the end.
 //
 // # The parts
 //
-//   - world_test.go: the servers, the pods, the pairing at the beginning;
-//     pod_test.go: a process and its kubelet; book_test.go: what the resources
-//     went through; laravel_test.go: the receiver.
+//   - environment_test.go: the servers, the pods, the pairing at the beginning;
+//     pod_test.go: a process and its kubelet; history_test.go: the changes
+//     of the resources; laravel_test.go: the receiver.
 //   - traffic_test.go: the messages, and how long each device was away.
-//   - judge_test.go: the judges, and what is printed for a person when one of
-//     them finds something.
+//   - check_test.go: the checks, and what is printed for a person when one of
+//     them fails.
 //   - cases_test.go: the named faults; walk_test.go: the random walk.
 package faults

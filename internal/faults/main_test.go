@@ -16,15 +16,15 @@ import (
 )
 
 var (
-	sessionCount = flag.Int("sessions", 120, "how many sessions a world has")
-	worldCount   = flag.Int("worlds", 2, "how many worlds the named faults are made in at a time")
-	onlySmoke    = flag.Bool("smoke", false, "make only the cases of the smoke test")
-	seed         = flag.Uint64("seed", 0, "seed of the random walk; 0: a new one")
-	walkFor      = flag.Duration("walk", time.Minute, "how long the random walk goes on")
+	sessionCount     = flag.Int("sessions", 120, "how many sessions an environment has")
+	environmentCount = flag.Int("worlds", 2, "in how many environments the named faults are made at a time")
+	onlySmoke        = flag.Bool("smoke", false, "make only the cases of the smoke test")
+	seed             = flag.Uint64("seed", 0, "seed of the random walk; 0: a new one")
+	walkFor          = flag.Duration("walk", time.Minute, "how long the random walk runs")
 )
 
 func TestMain(m *testing.M) {
 	testenv.ProgramMain(app.Main)
-	ctrllog.SetLogger(logr.Discard()) // the processes print their own
+	ctrllog.SetLogger(logr.Discard()) // the processes print their own logs
 	os.Exit(m.Run())
 }

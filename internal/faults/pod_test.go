@@ -20,7 +20,7 @@ const (
 	restartAfter = time.Second
 	// grace is how long a pod that is deleted may take to end.
 	grace = 60 * time.Second
-	// drainTimeout is what a worker is told of its grace.
+	// drainTimeout is the workers' flag --drain-timeout.
 	drainTimeout = 50 * time.Second
 )
 
@@ -34,10 +34,10 @@ const (
 	toWhatsApp service = "WhatsApp"
 )
 
-// pod is a process with a name, a state folder and links of its own, and the
+// pod is a process with its own name, state folder and TCP proxies, and the
 // kubelet that starts it again whenever it ends, until the pod is deleted.
 type pod struct {
-	w       *world
+	w       *environment
 	name    string
 	args    []string
 	proxies map[service]*testenv.TCPProxy
@@ -47,17 +47,17 @@ type pod struct {
 
 	mu      sync.Mutex
 	process *process.Process // the present one, or the last
-	ended   chan struct{}    // closed once the end of the present process has been noted
-	again   time.Duration    // before the next start
+	ended   chan struct{}    // closed when the end of the present process has been recorded
+	again   time.Duration    // the pause before the next start
 	paused  bool
 	going   bool // it is being deleted
-	// leads since this instant; zero: it has not said so.
+	// leads is when the pod logged that it became the leader; zero: it has not.
 	leads time.Time
-	rest  []byte // of a line that has not all come
+	rest  []byte // the beginning of a line that is not complete yet
 }
 
-// newPod starts a pod. The links are made first, so that the arguments can name them.
-func (w *world) newPod(name string, upstream map[service]string, args func(p *pod) []string) *pod {
+// newPod starts a pod. The proxies are made first, so that the arguments can name them.
+func (w *environment) newPod(name string, upstream map[service]string, args func(p *pod) []string) *pod {
 	log, err := os.Create(filepath.Join(w.dir, name+".log"))
 	w.must(err)
 	p := &pod{
@@ -72,13 +72,13 @@ func (w *world) newPod(name string, upstream map[service]string, args func(p *po
 	w.pods = append(w.pods, p)
 	w.mu.Unlock()
 	started := make(chan struct{})
-	w.kubelets.Go(func() { p.keep(started) })
+	w.kubelets.Go(func() { p.runKubelet(started) })
 	<-started
 	return p
 }
 
-// keep is the kubelet.
-func (p *pod) keep(started chan<- struct{}) {
+// runKubelet starts the process, and starts it again when it ends, until the pod is deleted.
+func (p *pod) runKubelet(started chan<- struct{}) {
 	defer close(p.done)
 	for {
 		run, ended := p.start()
@@ -99,7 +99,7 @@ func (p *pod) keep(started chan<- struct{}) {
 		close(ended)
 		p.w.note("%s ended after %s: %s", p.name, after, state)
 		if state.ExitCode() == 2 {
-			p.w.complain("%s panicked; see its log", p.name)
+			p.w.reportViolation("%s panicked; see its log", p.name)
 		}
 		if !going {
 			select {
@@ -121,7 +121,7 @@ func (p *pod) start() (*process.Process, chan struct{}) {
 	}
 	run, err := testenv.StartProgram(p.name, p, p.args...)
 	if err != nil {
-		p.w.complain("%v", err)
+		p.w.reportViolation("%v", err)
 		return nil, nil
 	}
 	p.process, p.ended = run, make(chan struct{})
@@ -142,7 +142,7 @@ func (p *pod) Write(b []byte) (int, error) {
 	return p.log.Write(b)
 }
 
-// lives reports whether a process of the pod runs, be it stopped.
+// lives reports whether a process of the pod exists; it may be paused.
 func (p *pod) lives() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -172,10 +172,10 @@ func (p *pod) signal(s syscall.Signal) {
 	p.paused = s == syscall.SIGSTOP
 }
 
-// pause stops the process in its tracks, as a frozen machine does.
+// pause stops the process with SIGSTOP, as on a frozen machine.
 func (p *pod) pause() { p.signal(syscall.SIGSTOP) }
 
-// wake lets it go on.
+// wake lets it continue.
 func (p *pod) wake() { p.signal(syscall.SIGCONT) }
 
 // kill ends the process as a crash does; the kubelet starts it again after a while.
@@ -190,13 +190,13 @@ func (p *pod) kill(again time.Duration) {
 
 // remove takes the pod away as a lost node does: killed, and never started again.
 func (p *pod) remove() {
-	p.goes()
+	p.markDeleted()
 	p.signal(syscall.SIGKILL)
 	<-p.done
 }
 
-// vanish is remove without a word to anybody: to the servers the connections
-// stay open, and nothing answers on them.
+// vanish is remove without closing the connections: for the servers they stay
+// open, and nothing answers on them.
 func (p *pod) vanish() {
 	for _, l := range p.proxies {
 		l.Hang()
@@ -204,17 +204,17 @@ func (p *pod) vanish() {
 	p.remove()
 }
 
-// present is closed when the present process has ended.
+// present returns a channel that is closed when the present process has ended.
 func (p *pod) present() <-chan struct{} {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.ended
 }
 
-// retire deletes the pod: it is asked to end, has its grace for it, and is
-// waited for.
-func (p *pod) retire() {
-	p.goes()
+// shutDown deletes the pod: it asks the process to end, and waits for that, for at
+// most the grace period.
+func (p *pod) shutDown() {
+	p.markDeleted()
 	p.signal(syscall.SIGTERM)
 	p.signal(syscall.SIGCONT)
 	late := time.NewTimer(grace)
@@ -222,13 +222,13 @@ func (p *pod) retire() {
 	select {
 	case <-p.done:
 	case <-late.C:
-		p.w.complain("%s did not end within its grace of %s", p.name, grace)
+		p.w.reportViolation("%s did not end within its grace of %s", p.name, grace)
 		p.signal(syscall.SIGKILL)
 		<-p.done
 	}
 }
 
-func (p *pod) goes() {
+func (p *pod) markDeleted() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !p.going {
@@ -244,7 +244,7 @@ func (p *pod) restore() {
 	p.wake()
 }
 
-// output is the end of what the pod's processes have printed.
+// output returns the end of what the pod's processes have printed.
 func (p *pod) output(most int) string {
 	text, err := os.ReadFile(p.log.Name())
 	if err != nil {
@@ -253,7 +253,7 @@ func (p *pod) output(most int) string {
 	return string(text[max(0, len(text)-most):])
 }
 
-// races are the data races in the pod's output that are not the library's own.
+// races returns the data races in the pod's output, without those of the library.
 func (p *pod) races() []string {
 	races, _ := testenv.DataRaces(p.output(1 << 30))
 	return races

@@ -11,22 +11,22 @@ import (
 )
 
 const (
-	// every is the pause between two messages.
-	every = 50 * time.Millisecond
-	// contacts is how many people write; each has a ratchet of its own with each device.
+	// sendInterval is the pause between two messages.
+	sendInterval = 50 * time.Millisecond
+	// contacts is how many people write; each has its own ratchet with each device.
 	contacts = 3
 )
 
-// traffic are contacts that write to random sessions, all the time.
+// traffic simulates contacts that write to random sessions, all the time.
 type traffic struct {
-	w *world
+	w *environment
 
-	// hold is held by the judges while they want silence.
+	// hold is locked by the checks while no other messages may be sent.
 	hold sync.Mutex
 	sent int
 }
 
-func newTraffic(w *world) *traffic {
+func newTraffic(w *environment) *traffic {
 	t := &traffic{w: w}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
@@ -39,7 +39,7 @@ func newTraffic(w *world) *traffic {
 }
 
 func (t *traffic) run(ctx context.Context) {
-	ticker := time.NewTicker(every)
+	ticker := time.NewTicker(sendInterval)
 	defer ticker.Stop()
 	for {
 		select {
@@ -58,6 +58,6 @@ func (t *traffic) send(ctx context.Context, s *session) {
 	t.sent++
 	from := fmt.Sprintf("1555000%04d", 1+t.sent%contacts)
 	if _, err := t.w.simulator.Send(ctx, s.jid, from, fmt.Sprintf("message %d", t.sent)); err != nil && ctx.Err() == nil {
-		t.w.complain("nobody can write to %s: %v", s.name, err)
+		t.w.reportViolation("failed to send a message to %s: %v", s.name, err)
 	}
 }

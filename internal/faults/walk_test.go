@@ -13,18 +13,18 @@ import (
 )
 
 const (
-	// leg is how long faults are made before everything is healed and judged.
+	// leg is how long faults are made before everything is healed and checked.
 	leg = 50 * time.Second
-	// busyWorkers is how many workers may be in trouble of their own at a time: there
+	// busyWorkers is how many workers may have a fault at a time: there
 	// is always one that can take sessions.
 	busyWorkers = workerCount - 1
 )
 
-// walk makes random faults, of random lengths, over one another. All that is
-// random comes from one source in one goroutine, so that a seed is a list of
-// steps, whatever comes of them.
+// walk makes random faults of random lengths, which may overlap. One goroutine draws
+// all random numbers from one source, so a seed always gives the same list of
+// steps, whatever their results are.
 type walk struct {
-	*world
+	*environment
 	random *rand.Rand
 	clock  time.Duration // since the walk began
 	step   int
@@ -38,21 +38,21 @@ type walkEnd struct {
 	do   func()
 }
 
-// TestRandomWalk goes on for -walk, with -seed.
+// TestRandomWalk runs for -walk, with -seed.
 func TestRandomWalk(t *testing.T) {
 	start := *seed
 	if start == 0 {
 		start = uint64(time.Now().UnixNano())
 	}
-	t.Logf("make test-chaos SEED=%d walks this way again", start)
-	w := &walk{world: newWorld(t, t, *sessionCount), random: rand.New(rand.NewPCG(start, 0))}
+	t.Logf("make test-chaos SEED=%d repeats this walk", start)
+	w := &walk{environment: newEnvironment(t, t, *sessionCount), random: rand.New(rand.NewPCG(start, 0))}
 	began := time.Now()
 	for n := 1; n == 1 || time.Since(began) < *walkFor; n++ {
 		w.eventually("all to be well", w.missing)
 		c := w.begin(fmt.Sprintf("leg %d of the walk with seed %d", n, start))
 		w.leg(began)
 		w.heal()
-		if v := w.judge(t, c); v.failed {
+		if v := w.check(t, c); v.failed {
 			t.FailNow()
 		}
 	}
@@ -73,7 +73,7 @@ func (w *walk) leg(began time.Time) {
 	}
 }
 
-// advance waits until then, and ends what is over meanwhile.
+// advance waits until then, and ends the faults whose time is over meanwhile.
 func (w *walk) advance(began time.Time, then time.Duration) {
 	for {
 		slices.SortStableFunc(w.ends, func(a, b walkEnd) int { return int(a.at - b.at) })
@@ -99,7 +99,8 @@ func (w *walk) upTo(d time.Duration) time.Duration {
 	return time.Duration(w.random.Int64N(int64(d))).Round(100 * time.Millisecond)
 }
 
-// length is a fault's: short ones, ones about the verdict, long ones.
+// length draws a fault's length: short, about the time after which a worker is
+// declared dead, or long.
 func (w *walk) length() time.Duration {
 	switch w.random.IntN(3) {
 	case 0:
@@ -112,8 +113,8 @@ func (w *walk) length() time.Duration {
 }
 
 // during makes a fault that ends by itself after a while, unless something is
-// wrong there already. What it is is drawn before, so that the draws of a seed
-// do not depend on it.
+// wrong there already. The caller has drawn the fault before, so that the random
+// numbers of a seed do not depend on whether it is left out.
 func (w *walk) during(where, what string, d time.Duration, begin, end func()) {
 	if w.busy[where] {
 		w.say("is left out", what)
@@ -134,12 +135,12 @@ func (w *walk) make() {
 	coin := w.random.IntN(2) == 0
 	place := fmt.Sprintf("worker %d", worker)
 	p := w.workers[worker]
-	if kind <= 6 && w.troubled() >= busyWorkers && !w.busy[place] {
-		w.say("is left out", "too many workers have trouble")
+	if kind <= 6 && w.faultyWorkers() >= busyWorkers && !w.busy[place] {
+		w.say("is left out", "too many workers have a fault")
 		return
 	}
 	sever := func(p *pod, place string, to ...service) {
-		verb := [...]string{"is cut from", "hangs on its way to"}[mode]
+		verb := [...]string{"is cut from", "has hanging connections to"}[mode]
 		w.during(place, fmt.Sprintf("%s %s %s", p.name, verb, to), d, func() {
 			for _, s := range to {
 				if mode == 0 {
@@ -192,13 +193,13 @@ func (w *walk) make() {
 		w.during(place, p.name+" is replaced by a newer revision", d, func() {
 			w.revision++
 			w.newWorker(worker)
-			w.leaving.Go(p.retire)
+			w.leaving.Go(p.shutDown)
 		}, func() {})
 	}
 }
 
-// troubled counts the workers that something is wrong with.
-func (w *walk) troubled() (n int) {
+// faultyWorkers counts the workers that have a fault.
+func (w *walk) faultyWorkers() (n int) {
 	for where := range w.busy {
 		if len(where) > 6 && where[:6] == "worker" {
 			n++

@@ -14,8 +14,8 @@ import (
 )
 
 // StartAPIServer starts a Kubernetes API server that knows the project's CRDs,
-// for the TestMain of a package: one server serves all its tests, each in
-// namespaces of its own. The configuration sets no limit on the rate of
+// for the TestMain of a package: one server serves all its tests, and each test
+// uses its own namespaces. The configuration sets no limit on the rate of
 // requests. stop must be called before the process ends.
 func StartAPIServer() (config *rest.Config, stop func() error, err error) {
 	server, err := NewAPIServer()
@@ -28,7 +28,7 @@ func StartAPIServer() (config *rest.Config, stop func() error, err error) {
 // NewAPIServer is StartAPIServer for a test that kills and restarts its server.
 //
 // The programs are those of $KUBEBUILDER_ASSETS; where it is not set,
-// hack/envtest-assets is asked, which may build them first.
+// hack/envtest-assets finds them, and may have to build them first.
 func NewAPIServer() (*apiserver.Server, error) {
 	assets := os.Getenv("KUBEBUILDER_ASSETS")
 	if assets == "" {

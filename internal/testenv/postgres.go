@@ -23,7 +23,7 @@ import (
 // postgresStart bounds the wait for a cluster that starts.
 const postgresStart = 60 * time.Second
 
-// postgresKeeper makes the cluster, runs it, and ends it when its own standard
+// postgresKeeper creates the cluster, runs it, and ends it when its own standard
 // input ends, which also happens when the test binary is killed: no server and
 // no folder outlives the tests. $1 is the folder, $2 the programs' folder, $3
 // the port. SIGQUIT is PostgreSQL's immediate shutdown.

@@ -22,7 +22,7 @@ const bouncerKeeper = `
 read -r _; kill -KILL $server 2>/dev/null; wait $server; rm -rf "$1"`
 
 // bouncerConfig gives each database three connections to the server, so that the
-// tests' clients share them: a transaction rarely meets the one of the transaction before.
+// tests' clients share them: a transaction rarely gets the connection of the transaction before it.
 const bouncerConfig = `
 [databases]
 * = host=127.0.0.1 port=%d

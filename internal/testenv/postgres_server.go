@@ -19,8 +19,8 @@ import (
 // serverKeeper runs the server in the data of $1 until a line on standard input
 // asks for its end: "stop" for an orderly one (SIGINT is PostgreSQL's fast
 // shutdown), "kill" for a crash (SIGQUIT: nothing is written any more, the next
-// start recovers from the log). Where its standard input ends without a line the
-// test binary is gone, and so are server and folder then.
+// start recovers from the log). When its standard input ends without a line, the
+// test binary has ended; then the server is ended and the folder is deleted.
 //
 // The data survive a crash of the server, not of the machine: a commit is
 // answered when it is written, but nothing waits for the disk.
@@ -39,7 +39,7 @@ wait $server
 exit 0`
 
 // PostgresProcess is a real PostgreSQL server of one test on a free loopback
-// port, with data of its own. Its methods may be called from the test's
+// port, with its own data. Its methods may be called from the test's
 // goroutine only, because they end the test when they fail.
 type PostgresProcess struct {
 	t        testing.TB
@@ -103,7 +103,7 @@ func (p *PostgresProcess) Port() int { return p.port }
 // URL is that of the server's one database; it stays the same over restarts.
 func (p *PostgresProcess) URL() string { return p.URLVia(p.Addr()) }
 
-// URLVia is URL by another way to the server, host:port, such as a proxy's.
+// URLVia is URL with another host:port that leads to the server, such as a proxy's.
 func (p *PostgresProcess) URLVia(address string) string {
 	return fmt.Sprintf("postgres://postgres@%s/postgres?sslmode=disable", address)
 }
@@ -139,7 +139,7 @@ func (p *PostgresProcess) RestartAsStandby() {
 }
 
 // Terminate ends all other connections to the server, as an administrator or a
-// fail-over does, and says how many there were.
+// fail-over does, and returns how many there were.
 func (p *PostgresProcess) Terminate() (n int) {
 	p.t.Helper()
 	db, err := sql.Open("pgx", p.URL())
@@ -177,7 +177,7 @@ func (p *PostgresProcess) start() bool {
 		p.t.Fatalf("starting PostgreSQL: %v", err)
 	}
 	p.stdin = stdin
-	// The log and not a question over TCP, which somebody else's server could answer.
+	// Read the log: a request over TCP could be answered by another server.
 	again := time.NewTicker(5 * time.Millisecond)
 	defer again.Stop()
 	for end := time.Now().Add(postgresStart); time.Now().Before(end); <-again.C {

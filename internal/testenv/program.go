@@ -9,7 +9,7 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/process"
 )
 
-// asProgram tells a test binary to be the program.
+// asProgram is the variable that makes a test binary run as the program.
 const asProgram = "WHATSAPP_OPERATOR_TEST_AS_PROGRAM"
 
 // ProgramMain is called first in a TestMain: in a process that StartProgram has
@@ -30,7 +30,7 @@ func StartProgram(name string, output io.Writer, args ...string) (*process.Proce
 }
 
 // DataRaces returns the reports of the race detector in a program's output: those
-// to mend, and those of whatsmeow with itself, which nothing here can order.
+// to fix, and those within whatsmeow, which this project cannot fix.
 func DataRaces(output string) (ours, libraries []string) {
 	for report := range strings.SplitSeq(output, "==================") {
 		switch {
@@ -46,7 +46,7 @@ func DataRaces(output string) (ours, libraries []string) {
 
 var accessOf = regexp.MustCompile(`(?:[Rr]ead|[Ww]rite) at .*\n\s+(?:runtime\.\S+\n\s+\S+ \S+\n\s+)?(\S+)`)
 
-// betweenLibrary says whether whatsmeow makes both accesses of a race: its socket
+// betweenLibrary reports whether whatsmeow makes both accesses of a race: its socket
 // sends and closes without a common lock, and its client closes the channel of a
 // request whose answer is coming in.
 func betweenLibrary(report string) bool {

@@ -41,8 +41,8 @@ kill -KILL $server 2>/dev/null
 wait $server
 exit 0`
 
-// RedisProcess is a real redis-server on a free loopback port with a folder of
-// its own. It shares nothing with any other. Its methods may be called from
+// RedisProcess is a real redis-server on a free loopback port with its own
+// folder. It shares nothing with other servers. Its methods may be called from
 // the test's goroutine only, because they end the test when they fail.
 type RedisProcess struct {
 	t    testing.TB
@@ -70,7 +70,7 @@ func RedisServer(t testing.TB, args ...string) *RedisProcess {
 	t.Helper()
 	p := &RedisProcess{t: t, args: args, dir: t.TempDir()}
 	t.Cleanup(p.Kill)
-	// Another process may take the port between the look and the start.
+	// Another process may take the port between the check and the start.
 	for range 10 {
 		p.port = freePort(t)
 		if p.start() {
@@ -87,7 +87,7 @@ func (p *RedisProcess) Addr() string { return net.JoinHostPort("127.0.0.1", strc
 // Port is the port of Addr.
 func (p *RedisProcess) Port() int { return p.port }
 
-// Stop ends the server in an orderly way (SIGTERM: what it knows is on disk)
+// Stop ends the server in an orderly way (SIGTERM: it writes its data to disk)
 // and waits for its end.
 func (p *RedisProcess) Stop() { p.end(true) }
 
@@ -104,8 +104,8 @@ func (p *RedisProcess) Restart() {
 	}
 }
 
-// RestartEmpty is Restart with nothing on the disk: Redis has forgotten
-// everything.
+// RestartEmpty is Restart with nothing on the disk: Redis has lost all its
+// data.
 func (p *RedisProcess) RestartEmpty() {
 	p.t.Helper()
 	p.Kill()
@@ -183,8 +183,8 @@ const (
 	broken
 )
 
-// readLog finds out from the server's log how far it is. A question over TCP
-// could be answered by somebody else's server on the same port, and would need
+// readLog reads from the server's log whether it serves. A request over TCP
+// could be answered by another server on the same port, and would need
 // the password where the test sets one.
 func readLog(name string) (logState, string) {
 	f, err := os.Open(name)

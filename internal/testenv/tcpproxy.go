@@ -7,9 +7,9 @@ import (
 	"testing"
 )
 
-// TCPProxy is a way to a server through a TCP proxy of its own, which a test can
-// cut, hang and restore. A process that is given the proxy's address in place
-// of the server's shares it with no other.
+// TCPProxy is a TCP proxy in front of a server, which a test can cut, hang and
+// restore. Give each process its own proxy, and its address in place of the
+// server's.
 type TCPProxy struct {
 	listener net.Listener
 	running  sync.WaitGroup
@@ -31,7 +31,7 @@ const (
 	proxyClosed
 )
 
-// proxiedPair is a connection of a client and the one that carries it on.
+// proxiedPair is a client's connection and the proxy's connection to the server.
 type proxiedPair struct {
 	client, server *net.TCPConn
 	once           sync.Once
@@ -54,7 +54,7 @@ func NewTCPProxy(t testing.TB, upstream string) *TCPProxy {
 	return p
 }
 
-// Addr is the host:port that stands for the server's.
+// Addr is the host:port to use in place of the server's.
 func (p *TCPProxy) Addr() string { return p.listener.Addr().String() }
 
 // Cut resets every connection, and each new one at once.
@@ -64,8 +64,8 @@ func (p *TCPProxy) Cut() { p.become(proxyCut) }
 // are accepted, and no byte comes. After Restore what was sent arrives.
 func (p *TCPProxy) Hang() { p.become(proxyHung) }
 
-// Abandon lets nothing more through the connections that there are, for good, as when the
-// machine that carried them is gone without a word. New connections are not concerned.
+// Abandon lets nothing more through the present connections, for good, as when the
+// machine that carried them disappears without closing them. New connections work.
 func (p *TCPProxy) Abandon() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -77,7 +77,7 @@ func (p *TCPProxy) Abandon() {
 // Restore ends a Cut or a Hang.
 func (p *TCPProxy) Restore() { p.become(proxyOpen) }
 
-// Redirect has new connections carried to another server; the others stay.
+// Redirect sends new connections to another server; the others stay.
 func (p *TCPProxy) Redirect(upstream string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -145,7 +145,7 @@ func (p *TCPProxy) serve() {
 	}
 }
 
-// carry is a connection's life.
+// carry handles a connection from its start to its end.
 func (p *TCPProxy) carry(client *net.TCPConn) {
 	pair := &proxiedPair{client: client}
 	defer pair.reset()
@@ -179,7 +179,7 @@ func (p *TCPProxy) carry(client *net.TCPConn) {
 	both.Wait()
 }
 
-// copy carries one direction. While the proxy hangs, not even an end gets through.
+// copy carries one direction. While the proxy hangs, not even the end of a connection gets through.
 func (p *TCPProxy) copy(pair *proxiedPair, to, from *net.TCPConn) {
 	buffer := make([]byte, 32<<10)
 	for {
@@ -189,7 +189,7 @@ func (p *TCPProxy) copy(pair *proxiedPair, to, from *net.TCPConn) {
 		}
 		if pair.abandoned.Load() {
 			if err != nil {
-				return // the other side never hears of it
+				return // the other side does not get the end of the connection
 			}
 			continue
 		}

@@ -20,8 +20,8 @@ import (
 )
 
 // missing says which sessions are not where they must be when nothing is wrong:
-// connected, on one worker that lives and that everybody agrees on.
-func (w *world) missing(ctx context.Context) error {
+// connected, on one worker that lives and that the resource and the simulator agree on.
+func (w *environment) missing(ctx context.Context) error {
 	var list v1alpha1.WhatsAppSessionList
 	if err := w.client.List(ctx, &list, client.InNamespace(w.namespace)); err != nil {
 		return err
@@ -62,7 +62,7 @@ func (e *missingError) Error() string {
 	return fmt.Sprintf("%d sessions are not back, for example: %s", len(e.problems), strings.Join(e.problems[:min(3, len(e.problems))], "; "))
 }
 
-func (w *world) problem(s *session, obj *v1alpha1.WhatsAppSession, devices map[string]simulator.Device, workers map[string]*pod) string {
+func (w *environment) problem(s *session, obj *v1alpha1.WhatsAppSession, devices map[string]simulator.Device, workers map[string]*pod) string {
 	if obj == nil {
 		return "it does not exist"
 	}
@@ -88,8 +88,8 @@ func (w *world) problem(s *session, obj *v1alpha1.WhatsAppSession, devices map[s
 	return ""
 }
 
-// through names the pod whose link carried a connection.
-func (w *world) through(remote string) string {
+// through names the pod whose proxy carried a connection.
+func (w *environment) through(remote string) string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, p := range w.pods {
@@ -97,11 +97,11 @@ func (w *world) through(remote string) string {
 			return p.name
 		}
 	}
-	return "nobody (" + remote + ")"
+	return "no pod (" + remote + ")"
 }
 
-// trial is a case before its judges.
-type trial struct {
+// caseRun is one run of a case: what the checks compare with.
+type caseRun struct {
 	name    string
 	before  simulator.Stats
 	logins  map[string]int64
@@ -110,8 +110,8 @@ type trial struct {
 	timeout time.Duration
 }
 
-// verdict is what a case came to.
-type verdict struct {
+// result is what the checks of a case found.
+type result struct {
 	name                 string
 	fault, back, stall   time.Duration
 	absences             []time.Duration
@@ -121,7 +121,7 @@ type verdict struct {
 	failed               bool
 }
 
-func (v verdict) String() string {
+func (v result) String() string {
 	how := "ok"
 	if v.failed {
 		how = "FAILED"
@@ -129,23 +129,24 @@ func (v verdict) String() string {
 	text := fmt.Sprintf("%-6s %-58s fault %5.1fs, all back %5.1fs after; %s; logins %d, moves %d (most %d), redelivered %d, retries %d",
 		how, v.name, v.fault.Seconds(), v.back.Seconds(), describe(v.absences), v.logins, v.moves, v.mostMoves, v.redelivered, v.retries)
 	if v.starved() {
-		text += fmt.Sprintf("; the machine stood still for %s", v.stall.Round(10*time.Millisecond))
+		text += fmt.Sprintf("; the test process did not run for %s", v.stall.Round(10*time.Millisecond))
 	}
 	return text
 }
 
-// starved: the machine itself stood still for so long that a transaction may
-// have met its time-out of 3 s, which ends a connection. That is a fault that
-// nobody chose, so a login more is then only reported. Nothing else is forgiven.
-func (v verdict) starved() bool { return v.stall >= time.Second }
+// starved reports whether the test process did not run for so long that a
+// transaction may have met its time-out of 3 s, which ends a connection. The case
+// did not intend that fault, so additional logins are then only logged. All other
+// checks still apply.
+func (v result) starved() bool { return v.stall >= time.Second }
 
-// begin takes note of how things stand. All is well at this moment.
-func (w *world) begin(name string) *trial {
+// begin records the counters before the fault. All sessions are connected at this moment.
+func (w *environment) begin(name string) *caseRun {
 	w.note("=== %s", name)
 	w.dumped = false
 	w.absences.take()
-	w.book.takeMoves()
-	c := &trial{name: name, before: w.simulator.Stats(), logins: map[string]int64{}, began: time.Now(), timeout: patience}
+	w.history.takeMoves()
+	c := &caseRun{name: name, before: w.simulator.Stats(), logins: map[string]int64{}, began: time.Now(), timeout: recoveryTimeout}
 	for _, d := range w.simulator.Devices() {
 		c.logins[d.JID] = d.Logins
 	}
@@ -154,7 +155,7 @@ func (w *world) begin(name string) *trial {
 
 // loggedIn is how many logins the devices have had since the case began, and
 // the most of one.
-func (c *trial) loggedIn(w *world) (all, most int64) {
+func (c *caseRun) loggedIn(w *environment) (all, most int64) {
 	for _, d := range w.simulator.Devices() {
 		n := d.Logins - c.logins[d.JID]
 		all, most = all+n, max(most, n)
@@ -162,11 +163,12 @@ func (c *trial) loggedIn(w *world) (all, most int64) {
 	return all, most
 }
 
-// judge waits until all is well, and says what was not. The faults have ended.
-func (w *world) judge(t *testing.T, c *trial) verdict {
+// check waits until all sessions are back, and reports what went wrong. The faults
+// have ended.
+func (w *environment) check(t *testing.T, c *caseRun) result {
 	t.Helper()
 	c.healed = time.Now()
-	v := verdict{name: c.name, fault: c.healed.Sub(c.began)}
+	v := result{name: c.name, fault: c.healed.Sub(c.began)}
 	var problems []string
 	wrong := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
 
@@ -179,10 +181,10 @@ func (w *world) judge(t *testing.T, c *trial) verdict {
 	w.traffic.hold.Lock()
 	defer w.traffic.hold.Unlock()
 	if err == nil {
-		problems = append(problems, w.words(t.Context())...)
+		problems = append(problems, w.undelivered(t.Context())...)
 	}
 	v.absences, v.stall = w.absences.take()
-	for _, n := range w.book.takeMoves() {
+	for _, n := range w.history.takeMoves() {
 		v.moves, v.mostMoves = v.moves+n, max(v.mostMoves, n)
 	}
 	after := w.simulator.Stats()
@@ -203,13 +205,13 @@ func (w *world) judge(t *testing.T, c *trial) verdict {
 		wrong("logged out: %d; %d devices for %d sessions", n, after.Devices, len(w.sessions))
 	}
 	if len(after.Unknown) > 0 {
-		wrong("the simulator was asked what it does not know: %v", after.Unknown)
+		wrong("the simulator got requests that it does not know: %v", after.Unknown)
 	}
 	for _, breach := range w.laravel.TakeBreaches() {
 		wrong("Laravel: %s", breach)
 	}
 	w.mu.Lock()
-	problems, w.wrong = append(problems, w.wrong...), nil
+	problems, w.violations = append(problems, w.violations...), nil
 	w.mu.Unlock()
 	if v.failed = len(problems) > 0; v.failed {
 		t.Errorf("%s", strings.Join(problems[:min(40, len(problems))], "\n"))
@@ -219,9 +221,10 @@ func (w *world) judge(t *testing.T, c *trial) verdict {
 	return v
 }
 
-// words holds the messages, and what Laravel was told, to their promises.
-func (w *world) words(ctx context.Context) (problems []string) {
-	silent := func(context.Context) error {
+// undelivered checks that every message is acknowledged, that every session can
+// decrypt a new one, and that Laravel has every session as Connected.
+func (w *environment) undelivered(ctx context.Context) (problems []string) {
+	allAcknowledged := func(context.Context) error {
 		if n := w.simulator.Stats().Unacknowledged; n > 0 {
 			var of []string
 			for _, d := range w.simulator.Devices() {
@@ -233,21 +236,21 @@ func (w *world) words(ctx context.Context) (problems []string) {
 		}
 		return nil
 	}
-	if err := w.await(time.Minute, silent); err != nil {
+	if err := w.await(time.Minute, allAcknowledged); err != nil {
 		problems = append(problems, err.Error())
 	}
-	// Nobody's keys are lost: everybody reads a new message without asking for it again.
+	// No keys are lost: every session decrypts a new message without a retry.
 	retries := w.simulator.Stats().Retries
 	for _, s := range w.sessions {
 		w.traffic.send(ctx, s)
 	}
-	if err := w.await(time.Minute, silent); err != nil {
+	if err := w.await(time.Minute, allAcknowledged); err != nil {
 		problems = append(problems, "at the end: "+err.Error())
 	}
 	if n := w.simulator.Stats().Retries - retries; n > 0 {
 		problems = append(problems, fmt.Sprintf("at the end %d sessions could not decrypt a message", n))
 	}
-	told := func(context.Context) error {
+	published := func(context.Context) error {
 		var not []string
 		for _, s := range w.sessions {
 			if last := w.laravel.Status(s.name); last.Status != delivery.Active || last.Phase != string(v1alpha1.PhaseConnected) {
@@ -255,25 +258,25 @@ func (w *world) words(ctx context.Context) (problems []string) {
 			}
 		}
 		if len(not) > 0 {
-			return fmt.Errorf("%d sessions are something else to Laravel: %s", len(not), strings.Join(not[:min(5, len(not))], ", "))
+			return fmt.Errorf("Laravel has a status other than Connected for %d sessions: %s", len(not), strings.Join(not[:min(5, len(not))], ", "))
 		}
 		return nil
 	}
-	if err := w.await(time.Minute, told); err != nil {
+	if err := w.await(time.Minute, published); err != nil {
 		problems = append(problems, err.Error())
 	}
 	return problems
 }
 
-// dump prints what a person needs to find out why.
-func (w *world) dump(t *testing.T, err error) {
+// dump prints what a person needs to find the cause.
+func (w *environment) dump(t *testing.T, err error) {
 	t.Helper()
 	w.dumped = true
 	var of *missingError
 	if errors.As(err, &of) {
 		t.Logf("not back:\n  %s", strings.Join(of.problems, "\n  "))
 		shown := 0
-		for _, s := range w.book.all() {
+		for _, s := range w.history.all() {
 			if shown < 5 && slices.ContainsFunc(of.problems, func(p string) bool { return strings.HasPrefix(p, s.Name+":") }) {
 				text, _ := json.Marshal(s.Status)
 				t.Logf("%s (version %s): %s", s.Name, s.ResourceVersion, text)

@@ -18,11 +18,10 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 )
 
-// book is what the resources went through, as a watch sees it. It holds them
-// to two rules: an epoch never falls, and a session changes its worker only
-// together with its epoch.
-type book struct {
-	w *world
+// sessionHistory follows the resources with a watch. It checks two rules: an epoch
+// never falls, and a session changes its worker only together with its epoch.
+type sessionHistory struct {
+	w *environment
 
 	mu       sync.Mutex
 	sessions map[types.UID]*v1alpha1.WhatsAppSession
@@ -31,32 +30,32 @@ type book struct {
 	watchers []chan code
 }
 
-// code is one that a session shows.
+// code is a QR code that a session shows.
 type code struct{ name, code string }
 
-func newBook(w *world) *book {
-	b := &book{w: w, sessions: map[types.UID]*v1alpha1.WhatsAppSession{}, places: map[types.UID]string{}, moves: map[string]int{}}
+func newSessionHistory(w *environment) *sessionHistory {
+	h := &sessionHistory{w: w, sessions: map[types.UID]*v1alpha1.WhatsAppSession{}, places: map[types.UID]string{}, moves: map[string]int{}}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		wait.UntilWithContext(ctx, b.follow, poll) // follow returns when the watch breaks
+		wait.UntilWithContext(ctx, h.follow, poll) // follow returns when the watch breaks
 	}()
 	w.atEnd(func() { cancel(); <-ended })
-	return b
+	return h
 }
 
 // follow lists and watches. An informer would wait half a minute after an
 // outage, and miss what happens meanwhile.
-func (b *book) follow(ctx context.Context) {
+func (h *sessionHistory) follow(ctx context.Context) {
 	list := &v1alpha1.WhatsAppSessionList{}
-	if b.w.client.List(ctx, list, client.InNamespace(b.w.namespace)) != nil {
+	if h.w.client.List(ctx, list, client.InNamespace(h.w.namespace)) != nil {
 		return
 	}
 	for i := range list.Items {
-		b.see(&list.Items[i])
+		h.see(&list.Items[i])
 	}
-	watcher, err := b.w.client.Watch(ctx, &v1alpha1.WhatsAppSessionList{}, client.InNamespace(b.w.namespace),
+	watcher, err := h.w.client.Watch(ctx, &v1alpha1.WhatsAppSessionList{}, client.InNamespace(h.w.namespace),
 		&client.ListOptions{Raw: &metav1.ListOptions{ResourceVersion: list.ResourceVersion}})
 	if err != nil {
 		return
@@ -68,87 +67,87 @@ func (b *book) follow(ctx context.Context) {
 		case !ok:
 			return
 		case e.Type == watch.Deleted:
-			b.forget(s)
+			h.forget(s)
 		default:
-			b.see(s)
+			h.see(s)
 		}
 	}
 }
 
-func (b *book) see(s *v1alpha1.WhatsAppSession) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if last, known := b.sessions[s.UID]; known {
+func (h *sessionHistory) see(s *v1alpha1.WhatsAppSession) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if last, known := h.sessions[s.UID]; known {
 		was, is := last.Status, s.Status
 		if is.Epoch < was.Epoch {
-			b.w.complain("the epoch of %s fell from %d to %d", s.Name, was.Epoch, is.Epoch)
+			h.w.reportViolation("the epoch of %s fell from %d to %d", s.Name, was.Epoch, is.Epoch)
 		}
 		if is.Worker != was.Worker && is.Epoch == was.Epoch {
-			b.w.complain("%s went from %q to %q within epoch %d", s.Name, was.Worker, is.Worker, is.Epoch)
+			h.w.reportViolation("%s went from %q to %q within epoch %d", s.Name, was.Worker, is.Worker, is.Epoch)
 		}
 	}
 	if at := s.Status.Worker; at != "" {
-		if before := b.places[s.UID]; before != "" && before != at {
-			b.moves[s.Name]++
+		if before := h.places[s.UID]; before != "" && before != at {
+			h.moves[s.Name]++
 		}
-		b.places[s.UID] = at
+		h.places[s.UID] = at
 	}
-	b.sessions[s.UID] = s
+	h.sessions[s.UID] = s
 	if qr := s.Status.QR; qr != nil {
-		for _, w := range b.watchers {
+		for _, w := range h.watchers {
 			select {
 			case w <- code{s.Name, qr.Code}:
-			default: // nobody scans any more
+			default: // no code is needed any more
 			}
 		}
 	}
 }
 
-func (b *book) forget(s *v1alpha1.WhatsAppSession) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	delete(b.sessions, s.UID)
-	delete(b.places, s.UID)
+func (h *sessionHistory) forget(s *v1alpha1.WhatsAppSession) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.sessions, s.UID)
+	delete(h.places, s.UID)
 }
 
-// codes are the codes that sessions show from now on.
-func (b *book) codes() <-chan code {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+// codes returns a channel of the codes that sessions show from now on.
+func (h *sessionHistory) codes() <-chan code {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	w := make(chan code, 10_000)
-	b.watchers = append(b.watchers, w)
+	h.watchers = append(h.watchers, w)
 	return w
 }
 
-// all are the sessions as they were seen last.
-func (b *book) all() []*v1alpha1.WhatsAppSession {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	all := make([]*v1alpha1.WhatsAppSession, 0, len(b.sessions))
-	for _, s := range b.sessions {
+// all returns the newest known state of each session.
+func (h *sessionHistory) all() []*v1alpha1.WhatsAppSession {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	all := make([]*v1alpha1.WhatsAppSession, 0, len(h.sessions))
+	for _, s := range h.sessions {
 		all = append(all, s)
 	}
 	return all
 }
 
 // takeMoves returns how often each session was moved since the last call.
-func (b *book) takeMoves() map[string]int {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	moves := b.moves
-	b.moves = map[string]int{}
+func (h *sessionHistory) takeMoves() map[string]int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	moves := h.moves
+	h.moves = map[string]int{}
 	return moves
 }
 
-// absences are how long each device was away from the simulator.
+// absences records how long each device was not connected to the simulator.
 type absences struct {
-	w *world
+	w *environment
 
 	mu    sync.Mutex
 	since map[string]time.Time
 	past  []absence
-	last  time.Time     // the last look
-	stall time.Duration // the longest pause between two looks
+	last  time.Time     // the last poll
+	stall time.Duration // the longest pause between two polls
 }
 
 type absence struct {
@@ -156,22 +155,22 @@ type absence struct {
 	took time.Duration
 }
 
-// look is how often the simulator is asked; no absence is known better than that.
-const look = 50 * time.Millisecond
+// absencePoll is how often the simulator is asked: the precision of every absence.
+const absencePoll = 50 * time.Millisecond
 
-func newAbsences(w *world) *absences {
+func newAbsences(w *environment) *absences {
 	a := &absences{w: w, since: map[string]time.Time{}}
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(stopped)
-		ticker := time.NewTicker(look)
+		ticker := time.NewTicker(absencePoll)
 		defer ticker.Stop()
 		for {
 			select {
 			case <-stop:
 				return
 			case <-ticker.C:
-				a.look()
+				a.poll()
 			}
 		}
 	}()
@@ -179,7 +178,7 @@ func newAbsences(w *world) *absences {
 	return a
 }
 
-func (a *absences) look() {
+func (a *absences) poll() {
 	devices := a.w.simulator.Devices()
 	now := time.Now()
 	a.mu.Lock()
@@ -201,9 +200,9 @@ func (a *absences) look() {
 }
 
 // take returns the absences that ended since the last call, the shortest first,
-// and for how long this process itself got no turn to look.
+// and the longest time in which this process did not run and could not poll.
 func (a *absences) take() (past []time.Duration, stall time.Duration) {
-	a.look()
+	a.poll()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, p := range a.past {
@@ -224,7 +223,7 @@ func percentile(sorted []time.Duration, p int) time.Duration {
 
 func describe(sorted []time.Duration) string {
 	if len(sorted) == 0 {
-		return "nobody was away"
+		return "no absences"
 	}
 	return fmt.Sprintf("%d absences, p50 %s, p99 %s, max %s", len(sorted), percentile(sorted, 50), percentile(sorted, 99), percentile(sorted, 100))
 }

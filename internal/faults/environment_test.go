@@ -35,21 +35,21 @@ import (
 const (
 	managerCount = 2
 	workerCount  = 4
-	// patience bounds every wait for something that must come about by itself: the
-	// longest backoff is two minutes, and the machine has two cores for all of this.
-	patience = 4 * time.Minute
-	poll     = 200 * time.Millisecond
+	// recoveryTimeout bounds every wait for something that must happen by itself: the
+	// longest backoff is two minutes, and the machine has only two cores.
+	recoveryTimeout = 4 * time.Minute
+	poll            = 200 * time.Millisecond
 )
 
-// session is one that must be connected whenever nothing is wrong.
+// session must be connected whenever there is no fault.
 type session struct {
 	name, phone string
 	jid         string // of the device that it was paired with at the beginning
 }
 
-// world is everything around the sessions, and they themselves.
-type world struct {
-	// t is that of the present case; root is that of the test which all cases share.
+// environment holds the sessions and everything that they need: servers, managers, workers.
+type environment struct {
+	// t belongs to the present case; root belongs to the test that all cases share.
 	t, root *testing.T
 	// dir holds the logs; it stays when the test fails.
 	dir          string
@@ -65,35 +65,35 @@ type world struct {
 	client    client.WithWatch
 	simulator *simulator.Server
 	laravel   *laraveltest.Receiver
-	book      *book
+	history   *sessionHistory
 	traffic   *traffic
 	absences  *absences
 	sessions  []*session
 
 	ends   []func()
-	dumped bool // the present case has printed what a person needs
+	dumped bool // dump was called for the present case
 
-	kubelets sync.WaitGroup // the pods' keepers
+	kubelets sync.WaitGroup // the goroutines of the pods' kubelets
 	leaving  sync.WaitGroup // pods that are being retired
 
-	mu       sync.Mutex
-	pods     []*pod // all that ever were
-	managers []*pod // by their place
-	workers  []*pod
-	births   int
-	revision int
-	timeline []string
-	wrong    []string // what nobody may do, and somebody did
+	mu         sync.Mutex
+	pods       []*pod // all, also the deleted ones
+	managers   []*pod // by their place
+	workers    []*pod
+	podCount   int
+	revision   int
+	timeline   []string
+	violations []string // the violations of this case
 }
 
-// newWorld makes one for a test, which may share it among its cases; t is the
+// newEnvironment makes one for a test, which may share it among its cases; t is the
 // first of them.
-func newWorld(root, t *testing.T, sessions int, managerFlags ...string) *world {
+func newEnvironment(root, t *testing.T, sessions int, managerFlags ...string) *environment {
 	dir, err := os.MkdirTemp("", "faults-") //nolint:usetesting // the logs outlive a test that fails
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, root: root, dir: dir, managerFlags: managerFlags, revision: 1}
+	w := &environment{t: t, root: root, dir: dir, managerFlags: managerFlags, revision: 1}
 	root.Cleanup(w.end)
 	w.atEnd(func() {
 		if root.Failed() {
@@ -121,10 +121,10 @@ func newWorld(root, t *testing.T, sessions int, managerFlags ...string) *world {
 	w.must(v1alpha1.AddToScheme(scheme))
 	w.client, err = client.NewWithWatch(w.api.Config, client.Options{Scheme: scheme})
 	w.must(err)
-	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "world-"}}
+	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "faults-"}}
 	w.must(w.client.Create(t.Context(), namespace))
 	w.namespace = namespace.Name
-	w.book = newBook(w)
+	w.history = newSessionHistory(w)
 
 	w.atEnd(w.endPods)
 	w.managers, w.workers = make([]*pod, managerCount), make([]*pod, workerCount)
@@ -143,14 +143,14 @@ func newWorld(root, t *testing.T, sessions int, managerFlags ...string) *world {
 	return w
 }
 
-func (w *world) must(err error) {
+func (w *environment) must(err error) {
 	if err != nil {
 		w.t.Helper()
 		w.t.Fatal(err)
 	}
 }
 
-func (w *world) startSimulator() {
+func (w *environment) startSimulator() {
 	var err error
 	w.simulator, err = simulator.New(simulator.Options{Logger: logr.Discard()})
 	w.must(err)
@@ -165,23 +165,23 @@ func (w *world) startSimulator() {
 	})
 }
 
-// atEnd has f called when the world ends, before what was there earlier ends.
-func (w *world) atEnd(f func()) { w.ends = append(w.ends, f) }
+// atEnd calls f when the environment ends; the last one added is called first.
+func (w *environment) atEnd(f func()) { w.ends = append(w.ends, f) }
 
 // end ends everything; it may be called again.
-func (w *world) end() {
+func (w *environment) end() {
 	for ; len(w.ends) > 0; w.ends = w.ends[:len(w.ends)-1] {
 		w.ends[len(w.ends)-1]()
 	}
 }
 
 // endPods ends all processes and reports the data races that they printed.
-func (w *world) endPods() {
+func (w *environment) endPods() {
 	w.mu.Lock()
 	pods := slices.Clone(w.pods)
 	w.mu.Unlock()
 	for _, p := range pods {
-		p.goes()
+		p.markDeleted()
 	}
 	for _, p := range pods {
 		p.remove()
@@ -200,28 +200,28 @@ func (w *world) endPods() {
 }
 
 // note writes into the timeline, which is printed when something is wrong.
-func (w *world) note(format string, args ...any) {
+func (w *environment) note(format string, args ...any) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.timeline = append(w.timeline, time.Now().UTC().Format("15:04:05.000 ")+fmt.Sprintf(format, args...))
 }
 
-// complain notes what nobody may do.
-func (w *world) complain(format string, args ...any) {
+// reportViolation records a broken rule, which fails the case.
+func (w *environment) reportViolation(format string, args ...any) {
 	w.note("WRONG: "+format, args...)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.wrong = append(w.wrong, fmt.Sprintf(format, args...))
+	w.violations = append(w.violations, fmt.Sprintf(format, args...))
 }
 
 // kubeconfig names the API server by the address of a proxy.
-func (w *world) kubeconfig(name, address string) string {
+func (w *environment) kubeconfig(name, address string) string {
 	path := filepath.Join(w.dir, name+".kubeconfig")
 	w.must(w.api.WriteKubeconfig(path, address))
 	return path
 }
 
-func (w *world) file(name, content string) string {
+func (w *environment) file(name, content string) string {
 	path := filepath.Join(w.dir, name)
 	w.must(os.WriteFile(path, []byte(content), 0o600))
 	return path
@@ -235,7 +235,7 @@ func hostPort(url string) string {
 	return strings.TrimSuffix(after, "/")
 }
 
-func (w *world) common(p *pod) []string {
+func (w *environment) common(p *pod) []string {
 	return []string{
 		"--kubeconfig=" + w.kubeconfig(p.name, p.proxies[toAPI].Addr()), "--namespace=" + w.namespace,
 		"--redis=" + p.proxies[toRedis].Addr(), "--store=" + w.store.URLVia(p.proxies[toStore].Addr()),
@@ -243,17 +243,17 @@ func (w *world) common(p *pod) []string {
 	}
 }
 
-func (w *world) birth(kind string, place int) string {
+func (w *environment) podName(kind string, place int) string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.births++
-	return fmt.Sprintf("%s-%d-%d", kind, place, w.births)
+	w.podCount++
+	return fmt.Sprintf("%s-%d-%d", kind, place, w.podCount)
 }
 
 // newManager puts a manager into a place.
-func (w *world) newManager(place int) *pod {
+func (w *environment) newManager(place int) *pod {
 	upstream := map[service]string{toAPI: hostPort(w.api.Config.Host), toRedis: w.redis.Addr(), toStore: w.store.Addr()}
-	p := w.newPod(w.birth("manager", place), upstream, func(p *pod) []string {
+	p := w.newPod(w.podName("manager", place), upstream, func(p *pod) []string {
 		args := append([]string{"manager", "--laravel-url=" + w.laravel.URL, "--laravel-token-file=" + w.file("token", laraveltest.Token),
 			"--laravel-signing-secret-file=" + w.file("secret", laraveltest.Secret)}, w.common(p)...)
 		return append(args, w.managerFlags...)
@@ -266,8 +266,8 @@ func (w *world) newManager(place int) *pod {
 }
 
 // newWorker puts a worker of the present revision into a place.
-func (w *world) newWorker(place int) *pod {
-	name := w.birth("worker", place)
+func (w *environment) newWorker(place int) *pod {
+	name := w.podName("worker", place)
 	uid := w.newPodObject(name)
 	upstream := map[service]string{
 		toAPI: hostPort(w.api.Config.Host), toRedis: w.redis.Addr(), toStore: w.store.Addr(), toWhatsApp: hostPort(w.simulator.Endpoint()),
@@ -285,9 +285,9 @@ func (w *world) newWorker(place int) *pod {
 	return p
 }
 
-// newPodObject makes the Pod that a kubelet would speak of. While the API server
-// is away there is none, and the worker goes without.
-func (w *world) newPodObject(name string) types.UID {
+// newPodObject makes the Pod whose status a kubelet would report. While the API
+// server is away it makes none, and the worker starts without a UID.
+func (w *environment) newPodObject(name string) types.UID {
 	if w.apiDown {
 		return ""
 	}
@@ -299,8 +299,8 @@ func (w *world) newPodObject(name string) types.UID {
 	return obj.UID
 }
 
-// kubeletSays has the kubelet report that a worker's container has ended for good.
-func (w *world) kubeletSays(p *pod) {
+// kubeletSays reports, as the kubelet does, that a worker's container has ended for good.
+func (w *environment) kubeletSays(p *pod) {
 	obj := &corev1.Pod{}
 	w.must(w.client.Get(w.t.Context(), client.ObjectKey{Namespace: w.namespace, Name: p.name}, obj))
 	obj.Status.Phase = corev1.PodFailed
@@ -311,7 +311,7 @@ func (w *world) kubeletSays(p *pod) {
 }
 
 // joined waits until a worker has a Lease.
-func (w *world) joined(p *pod) {
+func (w *environment) joined(p *pod) {
 	w.t.Helper()
 	w.eventually("the Lease of "+p.name, func(ctx context.Context) error {
 		l := &coordinationv1.Lease{}
@@ -331,15 +331,15 @@ func (w *world) joined(p *pod) {
 }
 
 // eventually waits until f succeeds.
-func (w *world) eventually(what string, f func(context.Context) error) {
+func (w *environment) eventually(what string, f func(context.Context) error) {
 	w.t.Helper()
-	if err := w.await(patience, f); err != nil {
+	if err := w.await(recoveryTimeout, f); err != nil {
 		w.t.Fatalf("waiting for %s: %v", what, err)
 	}
 }
 
 // await waits until f succeeds, and returns its last error when it does not in time.
-func (w *world) await(most time.Duration, f func(context.Context) error) error {
+func (w *environment) await(most time.Duration, f func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(w.t.Context(), most)
 	defer cancel()
 	ticker := time.NewTicker(poll)
@@ -364,7 +364,7 @@ func (w *world) await(most time.Duration, f func(context.Context) error) error {
 }
 
 // last lets a fault last for a while.
-func (w *world) last(d time.Duration) {
+func (w *environment) last(d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
@@ -374,7 +374,7 @@ func (w *world) last(d time.Duration) {
 }
 
 // apply creates a session.
-func (w *world) apply(ctx context.Context, name string) error {
+func (w *environment) apply(ctx context.Context, name string) error {
 	err := w.client.Create(ctx, &v1alpha1.WhatsAppSession{
 		ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: name},
 		Spec:       v1alpha1.WhatsAppSessionSpec{DeletionPolicy: v1alpha1.DeletionRetain},
@@ -386,7 +386,7 @@ func (w *world) apply(ctx context.Context, name string) error {
 }
 
 // pair applies the sessions and scans their codes as they come.
-func (w *world) pair(n int) {
+func (w *environment) pair(n int) {
 	start := time.Now()
 	byName := map[string]*session{}
 	for i := range n {
@@ -396,10 +396,10 @@ func (w *world) pair(n int) {
 	}
 	ctx, cancel := context.WithTimeout(w.t.Context(), 10*time.Minute)
 	defer cancel()
-	codes := w.book.codes()
+	codes := w.history.codes()
 	var scans errgroup.Group
 	scans.SetLimit(8)
-	// Not all at once: a code lives a minute, and a pairing costs a tenth of a second.
+	// Not all at once: a code is valid for a minute, and a pairing costs a tenth of a second.
 	waiting := slices.Clone(w.sessions)
 	open, scanned := 0, map[string]string{}
 	paired := make(chan *session, n)
@@ -439,7 +439,7 @@ func (w *world) pair(n int) {
 }
 
 // leader is the manager that leads.
-func (w *world) leader() *pod {
+func (w *environment) leader() *pod {
 	w.t.Helper()
 	var leader *pod
 	w.eventually("a leader", func(context.Context) error {
@@ -460,16 +460,16 @@ func (w *world) leader() *pod {
 	return leader
 }
 
-func (w *world) allPods() []*pod {
+func (w *environment) allPods() []*pod {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return slices.Concat(w.managers, w.workers)
 }
 
-// busiest are the workers, those with the most sessions first.
-func (w *world) busiest() []*pod {
+// busiest returns the workers, those with the most sessions first.
+func (w *environment) busiest() []*pod {
 	load := map[string]int{}
-	for _, s := range w.book.all() {
+	for _, s := range w.history.all() {
 		load[s.Status.HeldBy]++
 	}
 	w.mu.Lock()
@@ -479,9 +479,9 @@ func (w *world) busiest() []*pod {
 	return workers
 }
 
-// servers that go away and come back.
+// The servers that cases stop and start.
 
-func (w *world) stopAPI() {
+func (w *environment) stopAPI() {
 	if w.apiDown {
 		return
 	}
@@ -490,7 +490,7 @@ func (w *world) stopAPI() {
 	w.apiDown = true
 }
 
-func (w *world) startAPI() {
+func (w *environment) startAPI() {
 	if !w.apiDown {
 		return
 	}
@@ -499,13 +499,13 @@ func (w *world) startAPI() {
 	w.note("the API server serves again")
 }
 
-func (w *world) stopRedis() {
+func (w *environment) stopRedis() {
 	w.note("Redis stops")
 	w.redis.Stop()
 	w.redisDown = true
 }
 
-func (w *world) startRedis(empty bool) {
+func (w *environment) startRedis(empty bool) {
 	if empty {
 		w.redis.RestartEmpty()
 	} else {
@@ -515,20 +515,20 @@ func (w *world) startRedis(empty bool) {
 	w.note("Redis serves again, empty: %t", empty)
 }
 
-func (w *world) killStore() {
+func (w *environment) killStore() {
 	w.note("PostgreSQL crashes")
 	w.store.Kill()
 	w.storeDown = true
 }
 
-func (w *world) startStore() {
+func (w *environment) startStore() {
 	w.store.Restart()
 	w.storeDown = false
 	w.note("PostgreSQL serves again")
 }
 
 // heal ends every fault and fills every place.
-func (w *world) heal() {
+func (w *environment) heal() {
 	w.startAPI()
 	if w.redisDown {
 		w.startRedis(false)
@@ -537,7 +537,7 @@ func (w *world) heal() {
 		w.startStore()
 	}
 	if _, err := w.simulator.Clear("", ""); err != nil {
-		w.complain("the simulator: %v", err)
+		w.reportViolation("the simulator: %v", err)
 	}
 	for _, p := range w.allPods() {
 		p.restore()
