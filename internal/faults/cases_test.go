@@ -42,7 +42,7 @@ var faults = []fault{
 		w.busiest()[0].vanish()
 		w.goneFrom(w.busiest())
 	}},
-	{"SIGKILL a worker whose end the kubelet reports: nobody waits for silence", false, 1, 1, func(w *environment) {
+	{"SIGKILL a worker whose end the kubelet reports: no wait for its silence", false, 1, 1, func(w *environment) {
 		victim := w.busiest()[0]
 		victim.remove()
 		start := time.Now()
@@ -76,7 +76,7 @@ var faults = []fault{
 		victim.wake()
 		w.within(5*time.Second, "the worker that was declared dead to end by itself", ended)
 	}},
-	{"SIGSTOP a worker past its right, SIGCONT before its fail-over", false, 1, 2, func(w *environment) {
+	{"SIGSTOP a worker past its self-fence, SIGCONT before its fail-over", false, 1, 2, func(w *environment) {
 		victim := w.busiest()[0]
 		ended := victim.present()
 		victim.pause()
@@ -96,10 +96,10 @@ var faults = []fault{
 	{"a worker is cut from Redis for 40 s", true, 0, 0, func(w *environment) {
 		w.without(w.busiest()[:1], 40*time.Second, toRedis)
 	}},
-	{"a worker's way to the API server hangs for 60 s", true, 0, 0, func(w *environment) {
+	{"a worker's connection to the API server hangs for 60 s", true, 0, 0, func(w *environment) {
 		w.hanging(w.busiest()[:1], 60*time.Second, toAPI)
 	}},
-	{"a worker's way to Redis hangs for 60 s", true, 0, 0, func(w *environment) {
+	{"a worker's connection to Redis hangs for 60 s", true, 0, 0, func(w *environment) {
 		w.hanging(w.busiest()[:1], 60*time.Second, toRedis)
 	}},
 	{"a worker is cut from the API server, then from Redis instead", true, 0, 0, func(w *environment) {
@@ -115,7 +115,7 @@ var faults = []fault{
 		w.within(14*time.Second, "the worker that renews nothing to end by itself", ended)
 		w.last(26 * time.Second)
 	}},
-	{"a worker's ways to the API server and to Redis hang for 40 s", false, 1, 1, func(w *environment) {
+	{"a worker's connections to the API server and to Redis hang for 40 s", false, 1, 1, func(w *environment) {
 		victim := w.busiest()[0]
 		ended := victim.present()
 		victim.proxies[toAPI].Hang()
@@ -126,10 +126,10 @@ var faults = []fault{
 	{"a worker is cut from PostgreSQL for 30 s", false, 0, anyNumber, func(w *environment) {
 		w.without(w.busiest()[:1], 30*time.Second, toStore)
 	}},
-	{"a worker's way to PostgreSQL hangs for 30 s", false, 0, anyNumber, func(w *environment) {
+	{"a worker's connection to PostgreSQL hangs for 30 s", false, 0, anyNumber, func(w *environment) {
 		w.hanging(w.busiest()[:1], 30*time.Second, toStore)
 	}},
-	{"a worker's way to WhatsApp is cut for 30 s", false, 0, anyNumber, func(w *environment) {
+	{"a worker's connection to WhatsApp is cut for 30 s", false, 0, anyNumber, func(w *environment) {
 		w.without(w.busiest()[:1], 30*time.Second, toWhatsApp)
 	}},
 	{"the API server stops for a minute", true, 0, 0, func(w *environment) {
@@ -184,11 +184,11 @@ var faults = []fault{
 		}
 		w.without(w.busiest()[:1], 40*time.Second, toRedis)
 	}},
-	{"the leader is killed in mid-placement", true, 0, 0, func(w *environment) {
+	{"the leader is killed while it places sessions", true, 0, 0, func(w *environment) {
 		names := w.unpaired(100)
 		w.leader().kill(restartAfter)
 		w.placedOnce(names)
-		w.leader().kill(5 * time.Second) // and once more while its successor has hardly begun
+		w.leader().kill(5 * time.Second) // and once more while its successor has only just started
 		w.deleteAndWait(names)
 	}},
 	{"the leader is paused for 40 s and wakes, a worker dies meanwhile", false, 1, 1, func(w *environment) {
@@ -251,12 +251,12 @@ var faults = []fault{
 }
 
 // smoke are the cases that .ci/run makes (make test-faults-smoke), each with the
-// reason why nothing shorter shows it. Together they take about six minutes; the
+// reason why no shorter test shows it. Together they take about six minutes; the
 // whole suite is make test-faults.
 var smoke = map[string]string{
 	"SIGSTOP a worker past its fail-over, then SIGCONT":                          "only a process that is really stopped wakes up with connections that are not its own any more",
 	"a worker's node is lost: not even its sockets are closed":                   "servers keep the connections and transactions of a client that is gone",
-	"a worker's ways to the API server and to Redis hang for 40 s":               "the self-fence must act while every request hangs",
+	"a worker's connections to the API server and to Redis hang for 40 s":               "the self-fence must act while every request hangs",
 	"both managers are cut from Redis while a worker is cut from the API server": "no single process sees that the worker lives",
 	"SIGKILL every worker at once, all are restarted in place":                   "the lock of the kernel on the state folder is the proof that the old process is gone",
 	"Redis is restarted empty":                                                   "every process must notice by itself and publish again",
@@ -264,7 +264,7 @@ var smoke = map[string]string{
 	"a rolling restart":                                                          "old and new revisions, drain and placement work together",
 }
 
-// chosen are the faults to make: all, or those of smoke, each of which must exist.
+// chosen returns the faults to make: all, or those of smoke, each of which must exist.
 func chosen(t *testing.T) []fault {
 	if !*onlySmoke {
 		return faults
