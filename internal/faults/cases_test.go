@@ -256,7 +256,7 @@ var faults = []fault{
 var smoke = map[string]string{
 	"SIGSTOP a worker past its fail-over, then SIGCONT":                          "only a process that is really stopped wakes up with connections that are not its own any more",
 	"a worker's node is lost: not even its sockets are closed":                   "servers keep the connections and transactions of a client that is gone",
-	"a worker's connections to the API server and to Redis hang for 40 s":               "the self-fence must act while every request hangs",
+	"a worker's connections to the API server and to Redis hang for 40 s":        "the self-fence must act while every request hangs",
 	"both managers are cut from Redis while a worker is cut from the API server": "no single process sees that the worker lives",
 	"SIGKILL every worker at once, all are restarted in place":                   "the lock of the kernel on the state folder is the proof that the old process is gone",
 	"Redis is restarted empty":                                                   "every process must notice by itself and publish again",
