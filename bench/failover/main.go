@@ -1,24 +1,25 @@
 // Command failover measures how fast sessions come back when their worker is
 // lost, restarted, drained or upgraded, and writes bench/results/failover.json.
 //
-// Manager and workers are processes of the program as it is shipped, on an API
-// server, Redis and PostgreSQL of their own; this process is WhatsApp (the
+// Manager and workers are processes of the program as it is shipped, with their own
+// API server, Redis and PostgreSQL; this process is WhatsApp (the
 // simulator, which knows when each device was connected) and Laravel. The same
 // sessions go through all parts, one after another:
 //
 //	rolling  four workers hold them; one by one, a worker of a newer revision
 //	         joins and an old one is asked to end
 //	drain    one of the four is asked to end
-//	collect   all others but one are asked to end: it holds all of them now;
-//	         three new ones join, which are given no sessions
+//	collect  all workers but one are asked to end: it then holds all sessions;
+//	         three new ones join, which get no sessions
 //	restart  that one is killed and started again in its state folder
-//	kill     it is killed for good
+//	kill     it is killed and not started again
 //
 // A session's gap is the time that its device has been without a connection, as
-// the simulator sees it. Beside restart and kill stands the raw time of their
-// writes: as many status patches with as many watch events, and as many takings
-// of a device, by a bare client in the same run, when everything else is gone. What is lost are sessions whose last state has not
-// reached Laravel when nothing changes any more.
+// the simulator sees it. Restart and kill are compared with the raw time of
+// their writes: a bare client makes as many status patches with as many watch events,
+// and takes a device as many times, in the same run, after everything else has ended.
+// A session counts as lost if its last state has not reached Laravel when nothing
+// changes any more.
 package main
 
 import (
@@ -181,7 +182,7 @@ func (b *bench) start() (err error) {
 	if b.store, err = b.Postgres(); err != nil {
 		return err
 	}
-	// Nothing is moved for balance: a new worker must not take from what is measured.
+	// No rebalancing: a new worker must not take sessions that are measured.
 	if b.manager, err = b.Manager(b.store, "--rebalance=false"); err != nil {
 		return err
 	}
@@ -195,7 +196,7 @@ func (b *bench) start() (err error) {
 }
 
 // startWorker starts a worker under a new name and waits until the manager counts it:
-// it is then as far as a pod that a rolling upgrade takes for ready.
+// it is then as ready as a pod that a rolling upgrade counts as ready.
 func (b *bench) startWorker(revision int) error {
 	b.started++
 	w, err := b.worker(fmt.Sprintf("worker-%d", b.started), revision)
@@ -232,7 +233,7 @@ func (b *bench) pair() error {
 	return b.settled()
 }
 
-// settled waits until nothing changes any more: all are connected, and Laravel knows it.
+// settled waits until nothing changes any more: all are connected, and Laravel has received it.
 // What Laravel does not receive is counted as lost.
 func (b *bench) settled() error {
 	for deadline := time.Now().Add(time.Minute); ; {
@@ -284,8 +285,8 @@ func (b *bench) observe() moment {
 	return m
 }
 
-// back waits until all are connected, and returns what has become of those that
-// have logged in since. all: that is to be every one.
+// back waits until all are connected, and returns the gaps of those that have
+// logged in since. all: every session must have logged in.
 func (b *bench) back(since moment, all bool) (change, error) {
 	var c change
 	err := benchenv.Until(b.ctx, "sessions are back", 5*time.Minute, 50*time.Millisecond, func() (int, int, error) {
@@ -298,7 +299,7 @@ func (b *bench) back(since moment, all bool) (change, error) {
 	return c, err
 }
 
-// change is what lies between two moments.
+// change is the difference between two moments.
 type change struct {
 	connected int
 	// moves counts the logins. logins are the times of the last one of each device that
@@ -405,7 +406,7 @@ func (b *bench) collect() error {
 	if err := b.settled(); err != nil {
 		return err
 	}
-	// What the logins left behind is none of the next part's.
+	// The next part must not count what the logins of this one left behind.
 	return benchenv.Pause(b.ctx, 10*time.Second)
 }
 

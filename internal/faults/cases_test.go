@@ -250,11 +250,11 @@ var faults = []fault{
 	}},
 }
 
-// smoke are the cases that .ci/run makes (make test-faults-smoke), each with the
+// smoke lists the cases that .ci/run makes (make test-faults-smoke), each with the
 // reason why no shorter test shows it. Together they take about six minutes; the
 // whole suite is make test-faults.
 var smoke = map[string]string{
-	"SIGSTOP a worker past its fail-over, then SIGCONT":                          "only a process that is really stopped wakes up with connections that are not its own any more",
+	"SIGSTOP a worker past its fail-over, then SIGCONT":                          "only a process that is really stopped wakes up with connections that it may not hold any more",
 	"a worker's node is lost: not even its sockets are closed":                   "servers keep the connections and transactions of a client that is gone",
 	"a worker's connections to the API server and to Redis hang for 40 s":        "the self-fence must act while every request hangs",
 	"both managers are cut from Redis while a worker is cut from the API server": "no single process sees that the worker lives",
