@@ -31,8 +31,10 @@ import (
 // the session that is tried at that moment.
 
 const (
-	// suspectAfter is how many takings in a row must not be settled.
-	suspectAfter = 2
+	// suspectAfter is how many takings in a row must not be settled. Two are no sign yet:
+	// a worker that is restarted, and lost a few seconds later, leaves two with each of its
+	// sessions, and a thousand of them must not be tried one after the other for that.
+	suspectAfter = 3
 	// trialShort and trialLong are how long the mark stays after the connection is open;
 	// the long one from longAfter unsettled takings on.
 	trialShort = 10 * time.Second

@@ -26,10 +26,11 @@ func TestTakingsThatNothingHasSettled(t *testing.T) {
 	}{
 		{name: "none", op: OpDial, phase: v1alpha1.PhaseConnecting},
 		{name: "one: any process dies once", unsettled: 1, op: OpDial, phase: v1alpha1.PhaseConnecting},
-		{name: "two: it is marked before it is tried", unsettled: 2, phase: v1alpha1.PhaseConnecting, marked: true},
+		{name: "two: so do a restart and a loss soon after", unsettled: 2, op: OpDial, phase: v1alpha1.PhaseConnecting},
+		{name: "three: it is marked before it is tried", unsettled: 3, phase: v1alpha1.PhaseConnecting, marked: true},
 		{name: "many, but it was never tried apart: others may be the cause", unsettled: 9, phase: v1alpha1.PhaseConnecting, marked: true},
 		{
-			name: "its trial has ended its worker", unsettled: 3, phase: v1alpha1.PhaseFailed, rests: true,
+			name: "its trial has ended its worker", unsettled: 4, phase: v1alpha1.PhaseFailed, rests: true,
 			status: func(s *v1alpha1.WhatsAppSessionStatus) { s.RetryReason = v1alpha1.ReasonEndsItsWorker },
 		},
 		{
@@ -245,7 +246,7 @@ func TestOnlyTheSessionThatEndsItsWorkersRests(t *testing.T) {
 		// along is how many others may rest with it: those that are being tried when it happens.
 		along int
 	}{
-		{name: "at the login", most: 3},
+		{name: "at the login", most: suspectAfter + 1},
 		{name: "half a minute later", after: 30 * time.Second, most: 8, along: longAfter - suspectAfter},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
