@@ -31,15 +31,15 @@ import (
 // the session that is tried at that moment.
 
 const (
-	// suspectAfter is how many takings in a row must not be settled. Two are no sign yet:
-	// a worker that is restarted, and lost a few seconds later, leaves two with each of its
-	// sessions, and a thousand of them must not be tried one after the other for that.
-	suspectAfter = 3
+	// suspectAfter is how many takings in a row must not be settled. A few are no sign
+	// yet: a worker that is killed again and again within a minute leaves as many with each
+	// of its sessions, and a hundred of them must not be tried one after the other for that.
+	suspectAfter = 6
 	// trialShort and trialLong are how long the mark stays after the connection is open;
 	// the long one from longAfter unsettled takings on.
 	trialShort = 10 * time.Second
 	trialLong  = settleAfter
-	longAfter  = 5
+	longAfter  = 9
 	// trialMargin is the time between two trials: the mark's removal has to be written.
 	trialMargin = 2 * time.Second
 	// trialPoll is how often a suspect asks whether it may begin.

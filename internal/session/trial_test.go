@@ -26,21 +26,21 @@ func TestTakingsThatNothingHasSettled(t *testing.T) {
 	}{
 		{name: "none", op: OpDial, phase: v1alpha1.PhaseConnecting},
 		{name: "one: any process dies once", unsettled: 1, op: OpDial, phase: v1alpha1.PhaseConnecting},
-		{name: "two: so do a restart and a loss soon after", unsettled: 2, op: OpDial, phase: v1alpha1.PhaseConnecting},
-		{name: "three: it is marked before it is tried", unsettled: 3, phase: v1alpha1.PhaseConnecting, marked: true},
+		{name: "a few: a worker that is killed again and again leaves them", unsettled: suspectAfter - 1, op: OpDial, phase: v1alpha1.PhaseConnecting},
+		{name: "many: it is marked before it is tried", unsettled: suspectAfter, phase: v1alpha1.PhaseConnecting, marked: true},
 		{name: "many, but it was never tried apart: others may be the cause", unsettled: 9, phase: v1alpha1.PhaseConnecting, marked: true},
 		{
-			name: "its trial has ended its worker", unsettled: 4, phase: v1alpha1.PhaseFailed, rests: true,
+			name: "its trial has ended its worker", unsettled: suspectAfter + 1, phase: v1alpha1.PhaseFailed, rests: true,
 			status: func(s *v1alpha1.WhatsAppSessionStatus) { s.RetryReason = v1alpha1.ReasonEndsItsWorker },
 		},
 		{
-			name: "it rests, and its worker died of something else", unsettled: 5, phase: v1alpha1.PhaseFailed, rests: true,
+			name: "it rests, and its worker died of something else", unsettled: suspectAfter + 2, phase: v1alpha1.PhaseFailed, rests: true,
 			status: func(s *v1alpha1.WhatsAppSessionStatus) {
 				s.RetryReason, s.RetryAfter = v1alpha1.ReasonEndsItsWorker, in(time.Hour)
 			},
 		},
 		{
-			name: "it has rested: it is tried again", unsettled: 5, phase: v1alpha1.PhaseConnecting, marked: true,
+			name: "it has rested: it is tried again", unsettled: suspectAfter + 2, phase: v1alpha1.PhaseConnecting, marked: true,
 			status: func(s *v1alpha1.WhatsAppSessionStatus) {
 				s.RetryReason, s.RetryAfter = v1alpha1.ReasonEndsItsWorker, in(-time.Second)
 			},
@@ -149,7 +149,7 @@ func TestATakingIsSettled(t *testing.T) {
 	t.Run("not where it was not tried", func(t *testing.T) {
 		g := NewWithT(t)
 		p := newPlay(session(func(s *v1alpha1.WhatsAppSession) { s.Status.RetryReason = v1alpha1.ReasonEndsItsWorker }), func() float64 { return 0.5 })
-		g.Expect(p.goOn(3)).To(Equal(OpNone))
+		g.Expect(p.goOn(suspectAfter)).To(Equal(OpNone))
 		p.now = p.now.Add(3 * settleAfter)
 		g.Expect(p.next()).To(Equal(OpNone))
 	})
@@ -166,7 +166,7 @@ func TestEndsItsWorkerIsTold(t *testing.T) {
 		case OpToken:
 			p.Step(TokenResult{Granted: true}, p.now)
 		case OpTake:
-			p.Step(Taken{Epoch: 100, Device: Device{JID: jid, PhoneNumber: phone, Unsettled: 3}}, p.now)
+			p.Step(Taken{Epoch: 100, Device: Device{JID: jid, PhoneNumber: phone, Unsettled: suspectAfter}}, p.now)
 		}
 		p.write()
 	}
@@ -185,7 +185,7 @@ func TestEndsItsWorkerIsTold(t *testing.T) {
 	left := p.Object().DeepCopy()
 	left.Status.HolderStart = "died"
 	next := newPlay(left, func() float64 { return 0.5 })
-	g.Expect(next.goOn(4)).To(Equal(OpNone))
+	g.Expect(next.goOn(suspectAfter + 1)).To(Equal(OpNone))
 	g.Expect(endsItsWorker(next.want, next.now)).To(BeTrue())
 }
 
@@ -247,7 +247,7 @@ func TestOnlyTheSessionThatEndsItsWorkersRests(t *testing.T) {
 		along int
 	}{
 		{name: "at the login", most: suspectAfter + 1},
-		{name: "half a minute later", after: 30 * time.Second, most: 8, along: longAfter - suspectAfter},
+		{name: "half a minute later", after: 30 * time.Second, most: suspectAfter + 6, along: longAfter - suspectAfter},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			seed := uint64(time.Now().UnixNano())

@@ -580,7 +580,7 @@ func TestATakingIsSettledBeforeTheRelease(t *testing.T) {
 
 func TestASessionThatEndsItsWorkerIsNotConnected(t *testing.T) {
 	st := newStage(t, newSession(func(s *v1alpha1.WhatsAppSession) { s.Status.RetryReason = v1alpha1.ReasonEndsItsWorker }),
-		account{jid: jid, phone: phone, unsettled: 3})
+		account{jid: jid, phone: phone, unsettled: 9})
 	st.eventually(v1alpha1.PhaseFailed)
 	st.Eventually(st.lines).Should(ContainElement("event EndsItsWorker"))
 	st.Expect(st.lines()).NotTo(ContainElement("dial"))
