@@ -108,7 +108,7 @@ func letterCommand(cmd *cobra.Command, filter *letterFilter, run func(ctx contex
 			}
 			defer closing(closer(d.close), &err)
 			if err := redis.CheckInstallation(ctx, d.redis, d.keys, d.installation); err != nil {
-				return fmt.Errorf("asking Redis whose it is: %w", err)
+				return fmt.Errorf("reading which installation owns Redis: %w", err)
 			}
 			return run(ctx, d.queue, cmd.OutOrStdout())
 		})

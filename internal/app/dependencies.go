@@ -58,7 +58,7 @@ func openDependencies(ctx context.Context, config *commonConfig, log logr.Logger
 		return nil, err
 	}
 	if err := redis.ClaimInstallation(ctx, d.redis, d.keys, d.installation); err != nil {
-		return nil, errors.Join(fmt.Errorf("asking Redis whose it is: %w", err), d.close())
+		return nil, errors.Join(fmt.Errorf("reading which installation owns Redis: %w", err), d.close())
 	}
 	if err := d.openStore(ctx); err != nil {
 		return nil, errors.Join(err, d.close())
@@ -248,10 +248,10 @@ func (d *dependencies) awaitStore(ctx context.Context) error {
 	})
 }
 
-// monitors watch Redis and the store for as long as the process runs. forgot is called when
-// Redis may have lost what it was given. A Redis or a store that has become
+// monitors watch Redis and the store for as long as the process runs. publishAgain is called
+// when Redis may have lost data. A Redis or a store that has become
 // another installation's ends the process.
-func (d *dependencies) monitors(forgot func()) []everywhere {
+func (d *dependencies) monitors(publishAgain func()) []everywhere {
 	monitor := &redis.Monitor{Client: d.redis, Durability: d.durability, Clock: d.clock, Report: func(report redis.Report, err error) {
 		if err == nil {
 			err = report.Err(d.config.Redis.AllowVolatile)
@@ -264,17 +264,17 @@ func (d *dependencies) monitors(forgot func()) []everywhere {
 	watch := func(life context.Context) error {
 		ctx, stop := context.WithCancelCause(life)
 		defer stop(nil)
-		watcher := &redis.Watcher{Client: d.redis, Keys: d.keys, Clock: d.clock, Log: d.log.WithName("redis"), Forgot: func(reason redis.Reason) {
-			d.log.Info("Redis may have forgotten: the present state is told again", "reason", string(reason))
+		watcher := &redis.Watcher{Client: d.redis, Keys: d.keys, Clock: d.clock, Log: d.log.WithName("redis"), OnDataLoss: func(reason redis.LossReason) {
+			d.log.Info("Redis may have lost data, publishing the present state again", "reason", string(reason))
 			var elsewhere *redis.OwnedElsewhereError
 			switch err := redis.ClaimInstallation(ctx, d.redis, d.keys, d.installation); {
 			case errors.As(err, &elsewhere):
 				stop(err)
 				return
 			case err != nil && ctx.Err() == nil:
-				d.log.Error(err, "Redis could not be asked whose it is")
+				d.log.Error(err, "Failed to read which installation owns Redis")
 			}
-			forgot()
+			publishAgain()
 		}}
 		if err := watcher.Start(ctx); err != nil {
 			return fmt.Errorf("watching Redis: %w", err)

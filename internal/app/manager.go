@@ -93,12 +93,12 @@ func runManager(ctx context.Context, config *managerConfig, log logr.Logger) (er
 			mgr.GetEventRecorder("whatsapp-operator").Eventf(managerPod(config), nil, corev1.EventTypeWarning, reason, "CompareKeys", "%s", message)
 		}),
 	}
-	forgot := func() {
+	publishAgain := func() {
 		if err := sessions.PublishAgain(ctx); err != nil && ctx.Err() == nil {
-			log.Error(err, "The sessions that nobody holds could not be told again")
+			log.Error(err, "Failed to publish the sessions that nobody holds again")
 		}
 	}
-	for _, m := range d.monitors(forgot) {
+	for _, m := range d.monitors(publishAgain) {
 		runnables = append(runnables, m)
 	}
 	for _, r := range runnables {

@@ -319,14 +319,14 @@ func (p Pending) Since() time.Time {
 // Pending says what waits of kind, in one round trip. A queue of which keys are gone or
 // cannot be read is repaired first.
 func (q *Queue) Pending(ctx context.Context, kind delivery.Kind) (Pending, error) {
-	pending, damaged, err := q.look(ctx, kind)
+	pending, damaged, err := q.inspect(ctx, kind)
 	if err != nil || !damaged || !q.mayRepair(kind) {
 		return pending, err
 	}
 	if err := q.repair(ctx, kind); err != nil {
 		return Pending{}, err
 	}
-	pending, _, err = q.look(ctx, kind)
+	pending, _, err = q.inspect(ctx, kind)
 	return pending, err
 }
 
@@ -342,7 +342,7 @@ func (q *Queue) mayRepair(kind delivery.Kind) bool {
 func (q *Queue) repair(ctx context.Context, kind delivery.Kind) error {
 	// First, because a repair leaves no trace of what was wrong: if this process ends in
 	// between, the next one repairs the queue and deletes the marker once more.
-	if err := redis.Forget(ctx, q.client, q.keys); err != nil {
+	if err := redis.DeleteMarker(ctx, q.client, q.keys); err != nil {
 		return fmt.Errorf("repairing the queue: %w", err)
 	}
 	answer, err := repairScript.Run(ctx, q.client, q.kindKeys(kind), q.args(kind)...).Int64Slice()
@@ -361,8 +361,8 @@ func (q *Queue) repair(ctx context.Context, kind delivery.Kind) error {
 	return nil
 }
 
-// look asks for what waits, and whether the queue is damaged.
-func (q *Queue) look(ctx context.Context, kind delivery.Kind) (_ Pending, damaged bool, _ error) {
+// inspect asks for what waits, and whether the queue is damaged.
+func (q *Queue) inspect(ctx context.Context, kind delivery.Kind) (_ Pending, damaged bool, _ error) {
 	answer, err := pendingScript.Run(ctx, q.client, q.kindKeys(kind), q.args(kind)...).Int64Slice()
 	if err != nil {
 		return Pending{}, false, fmt.Errorf("asking the queue what waits: %w", err)

@@ -18,12 +18,12 @@ import (
 )
 
 const (
-	// goneTTL is how long a deletion is remembered. A paused worker loses its
-	// sessions within seconds and its connection to Redis soon after, so what
-	// it wrote before cannot arrive later.
+	// goneTTL is how long a deletion is remembered. A paused worker loses its sessions
+	// within seconds and its connection to Redis soon after, so what it wrote before
+	// cannot arrive later than that.
 	goneTTL = 10 * time.Minute
-	// refreshChunk bounds a pipeline, so that the answers of a large worker are
-	// not held in memory all at once.
+	// refreshChunk bounds a pipeline, so that the answers for all sessions of a large
+	// worker are not in memory at once.
 	refreshChunk = 500
 )
 
@@ -32,7 +32,7 @@ var writeLua string
 
 var writeScript = goredis.NewScript(writeLua)
 
-// WriteResult is what became of a write.
+// WriteResult is the result of a write.
 type WriteResult int
 
 const (
@@ -40,8 +40,8 @@ const (
 	Stale WriteResult = iota
 	// Written: the value is there now. Also the answer to a repetition.
 	Written
-	// Same: this QR code is there already under older numbers; nothing was written.
-	Same
+	// Unchanged: this QR code is there already under older numbers; nothing was written.
+	Unchanged
 )
 
 // Connection is the value of session:<sid>:connection.
@@ -69,8 +69,8 @@ type Cache struct {
 	clock  clock.PassiveClock
 }
 
-// New makes a cache over client; it does no I/O. clk is compared with the
-// expiry of QR codes.
+// New makes a cache over client; it does no I/O. clk is compared with the expiry of
+// QR codes.
 func New(client goredis.UniversalClient, keys redis.Keys, clk clock.PassiveClock) *Cache {
 	return &Cache{client: client, keys: keys, clock: clk}
 }
@@ -103,7 +103,7 @@ func (c *Cache) SetStatus(ctx context.Context, status delivery.StatusItem) (Writ
 	return c.write(ctx, w)
 }
 
-// SetConnection writes who holds a session's connection for delivery.CacheTTL.
+// SetConnection writes which worker holds a session's connection, for delivery.CacheTTL.
 func (c *Cache) SetConnection(ctx context.Context, connection Connection) (WriteResult, error) {
 	w, err := c.connection(connection)
 	if err != nil {
@@ -112,8 +112,8 @@ func (c *Cache) SetConnection(ctx context.Context, connection Connection) (Write
 	return c.write(ctx, w)
 }
 
-// Delete removes all that the cache has of a session, unless it is newer. A
-// write with the same or older numbers that arrives later is refused.
+// Delete removes all values of a session that are not newer. A write with the same or
+// older numbers that arrives later is refused.
 func (c *Cache) Delete(ctx context.Context, sessionID string, numbers delivery.Numbers) error {
 	_, err := c.writeAll(ctx, []write{
 		c.deletion(c.keys.QR(sessionID), numbers),
@@ -124,8 +124,8 @@ func (c *Cache) Delete(ctx context.Context, sessionID string, numbers delivery.N
 }
 
 // RefreshAll rewrites the values of all sessions of a worker, so that they live
-// for another CacheTTL, and are there again where Redis had lost them. What is newer
-// stays. It goes on after an error and returns all of them.
+// for another CacheTTL, and are there again where Redis had lost them. A newer value
+// stays. It continues after an error and returns all errors.
 func (c *Cache) RefreshAll(ctx context.Context, entries []Entry) error {
 	var errs []error
 	var writes []write
@@ -160,12 +160,13 @@ func (c *Cache) QR(ctx context.Context, sessionID string) (*delivery.QRItem, err
 	return read[delivery.QRItem](ctx, c.client, c.keys.QR(sessionID))
 }
 
-// Status reads a session's status; nil: nobody has spoken for it lately.
+// Status reads a session's status; nil: none was published in the last two minutes.
 func (c *Cache) Status(ctx context.Context, sessionID string) (*delivery.StatusItem, error) {
 	return read[delivery.StatusItem](ctx, c.client, c.keys.Status(sessionID))
 }
 
-// Connection reads who holds a session's connection; nil: nobody has said so lately.
+// Connection reads which worker holds a session's connection; nil: none was published in
+// the last two minutes.
 func (c *Cache) Connection(ctx context.Context, sessionID string) (*Connection, error) {
 	return read[Connection](ctx, c.client, c.keys.Connection(sessionID))
 }
@@ -193,7 +194,7 @@ type write struct {
 	// value is empty for a deletion.
 	value []byte
 	ttl   time.Duration
-	// same is the text by which an equal value is known.
+	// same is the text that an equal value contains.
 	same string
 }
 
@@ -263,7 +264,7 @@ func (c *Cache) writeAll(ctx context.Context, writes []write) ([]WriteResult, er
 	}
 	answers, err := run(writeScript.EvalSha)
 	if slices.ContainsFunc(answers, func(a *goredis.Cmd) bool { return goredis.HasErrorPrefix(a.Err(), "NOSCRIPT") }) {
-		// A node was restarted or never saw the script. Repeating what did work
+		// A node was restarted or never saw the script. To repeat the writes that worked
 		// does no harm.
 		if err = writeScript.Load(ctx, c.client).Err(); err == nil {
 			answers, err = run(writeScript.EvalSha)

@@ -1,6 +1,6 @@
-// Package cache keeps of each session what others may read quickly, in Redis:
-// the newest QR code, the status, and who holds the connection (docs/architecture.md, "QR
-// and status"). Laravel reads the same keys.
+// Package cache keeps in Redis what others may read quickly of each session: the newest
+// QR code, the status, and which worker holds the connection (docs/architecture.md, "QR and
+// status"). Laravel reads the same keys.
 //
 // # The values
 //
@@ -10,10 +10,10 @@
 //	session:<sid>:status      delivery.StatusItem  120 s, rewritten by the worker (RefreshAll)
 //	session:<sid>:connection  Connection           120 s, rewritten by the worker
 //
-// A missing key means: no code to scan, or nobody has spoken for the session
-// for two minutes. Every object begins with {"epoch":<n>,"seq":<n>, without
+// A missing key means: no code to scan, or nothing was published of the session for two
+// minutes. Every object begins with {"epoch":<n>,"seq":<n>, without
 // white space; the order of the other members, and what is added to them later,
-// is of no importance to a reader.
+// is not important to a reader.
 //
 // # Who may overwrite what
 //

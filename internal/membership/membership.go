@@ -130,7 +130,7 @@ func (m *Membership) tryJoin(ctx context.Context, detector *failureDetector) err
 	}
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
-	if err := m.Keys.Raise(ctx, name, m.Self.Incarnation, replacing); err != nil {
+	if err := m.Keys.Renew(ctx, name, m.Self.Incarnation, replacing); err != nil {
 		return err
 	}
 	m.SelfFence.Renewed(sent)
@@ -175,5 +175,5 @@ func (m *Membership) renewLease(ctx context.Context) error {
 func (m *Membership) renewKey(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
-	return m.Keys.Raise(ctx, m.Self.Name, m.Self.Incarnation, "")
+	return m.Keys.Renew(ctx, m.Self.Name, m.Self.Incarnation, "")
 }

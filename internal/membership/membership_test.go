@@ -29,8 +29,8 @@ type keys struct {
 	run    string
 	down   bool
 	raised int
-	// raiseErr, where set, is the answer to Raise alone.
-	raiseErr error
+	// renewErr, where set, is the answer to Renew alone.
+	renewErr error
 }
 
 var errDown = errors.New("connection refused")
@@ -41,7 +41,7 @@ func (k *keys) locked(f func()) {
 	f()
 }
 
-func (k *keys) Raise(_ context.Context, worker, incarnation, replacing string) (err error) {
+func (k *keys) Renew(_ context.Context, worker, incarnation, replacing string) (err error) {
 	k.locked(func() {
 		count := 0
 		found := k.values[worker]
@@ -49,8 +49,8 @@ func (k *keys) Raise(_ context.Context, worker, incarnation, replacing string) (
 		case k.down:
 			err = errDown
 			return
-		case k.raiseErr != nil:
-			err = k.raiseErr
+		case k.renewErr != nil:
+			err = k.renewErr
 			return
 		case found == "":
 		case incarnationOf(found) == incarnation:
@@ -261,13 +261,13 @@ func TestAnotherIncarnationIsWaitedFor(t *testing.T) {
 			n.Expect(n.api.Update(context.Background(), l)).To(Succeed())
 		}},
 		{name: "its key renews, and it is cut off from the API server", lease: true, key: true, renew: func(n *renewal) {
-			n.Expect(n.keys.Raise(context.Background(), "w", "other", "")).To(Succeed())
+			n.Expect(n.keys.Renew(context.Background(), "w", "other", "")).To(Succeed())
 		}},
 		{name: "only its key is there: somebody has deleted its Lease", key: true, renew: func(n *renewal) {
-			n.Expect(n.keys.Raise(context.Background(), "w", "other", "")).To(Succeed())
+			n.Expect(n.keys.Renew(context.Background(), "w", "other", "")).To(Succeed())
 		}},
 		{name: "only its Lease is there: Redis was emptied", lease: true, renew: func(n *renewal) {
-			n.Expect(n.keys.Raise(context.Background(), "w", "other", "")).To(Succeed())
+			n.Expect(n.keys.Renew(context.Background(), "w", "other", "")).To(Succeed())
 		}},
 	}
 	for _, tt := range tests {
@@ -352,10 +352,10 @@ func TestHalfAJoin(t *testing.T) {
 	k.values["w"] = "other/41"
 	n := renew(t, newAPI(foreign()), k, "one")
 	n.Eventually(func() bool { n.pass(time.Second); return n.stopwatch.elapsed() >= SilenceTimeout-ObserveInterval }).Should(BeTrue())
-	k.locked(func() { k.raiseErr = errDown })
+	k.locked(func() { k.renewErr = errDown })
 	n.Eventually(func() string { n.pass(time.Second); return n.member().Incarnation }).Should(Equal("one"))
 	n.Expect(n.joined.Load()).To(BeZero())
-	k.locked(func() { k.raiseErr = nil })
+	k.locked(func() { k.renewErr = nil })
 	n.pass(2 * ObserveInterval)
 	n.Eventually(n.joined.Load).Should(BeEquivalentTo(1))
 }

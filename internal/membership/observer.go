@@ -25,9 +25,9 @@ const (
 
 // Keys is the second heartbeat: a value for each worker in Redis.
 type Keys interface {
-	// Raise renews the worker's value. Another incarnation's is an error, unless it is the
+	// Renew renews the worker's value. Another incarnation's is an error, unless it is the
 	// one that may be replaced.
-	Raise(ctx context.Context, worker, incarnation, replacing string) error
+	Renew(ctx context.Context, worker, incarnation, replacing string) error
 	// Remove deletes the worker's value if it is that of the incarnation.
 	Remove(ctx context.Context, worker, incarnation string) error
 	// Read returns the values of all workers, "incarnation/count", and the run id of the

@@ -58,7 +58,7 @@ func TestTheObserver(t *testing.T) {
 	n.keys.values["b"] = "i/1"
 	for range 20 {
 		n.pass(ObserveInterval)
-		n.Expect(n.keys.Raise(context.Background(), "b", "i", "")).To(Succeed())
+		n.Expect(n.keys.Renew(context.Background(), "b", "i", "")).To(Succeed())
 	}
 	n.Expect(n.Dead("a")).To(BeTrue())
 	n.Expect(n.Dead("b")).To(BeFalse(), "its key is renewed")
@@ -162,7 +162,7 @@ func TestTheObserverForgetsWhoLeaves(t *testing.T) {
 	for i := range 50 {
 		name := fmt.Sprintf("worker-%d", i)
 		n.Expect(n.api.Create(t.Context(), workerLease(name))).To(Succeed())
-		n.Expect(n.keys.Raise(t.Context(), name, "i", "")).To(Succeed())
+		n.Expect(n.keys.Renew(t.Context(), name, "i", "")).To(Succeed())
 		n.pass(2 * ObserveInterval)
 		if i%2 == 0 { // killed, and swept later
 			n.pass(SilenceTimeout)
@@ -182,7 +182,7 @@ func TestAWorkerThatLeftWhileRedisWasAway(t *testing.T) {
 	pass := func(d time.Duration) {
 		for end := n.now + d; n.now < end; {
 			n.pass(ObserveInterval)
-			n.Expect(n.keys.Raise(t.Context(), "stays", "j", "")).To(Succeed())
+			n.Expect(n.keys.Renew(t.Context(), "stays", "j", "")).To(Succeed())
 		}
 	}
 	pass(time.Minute)

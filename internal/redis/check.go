@@ -14,20 +14,20 @@ import (
 // run time must be noticed before it has cost much.
 const checkInterval = time.Minute
 
-// Report is what Check found out.
+// Report is the result of Check.
 type Report struct {
-	// Problems are sentences, each with what to change; none: all is well.
+	// Problems are sentences, each with what to change; empty: Redis is fit.
 	Problems []string
-	// Durability is what writes wait for; it is filled by Monitor.
+	// Durability is what writes wait for; Monitor sets it.
 	Durability Level
 }
 
-// VolatileError says that Redis may throw away what it is given.
+// VolatileError says that Redis may lose what is written to it.
 type VolatileError struct{ Problems []string }
 
 // Error joins the sentences.
 func (e *VolatileError) Error() string {
-	return "redis may lose what is given to it: " + strings.Join(e.Problems, "; ") +
+	return "Redis may lose what is written to it: " + strings.Join(e.Problems, "; ") +
 		" (or accept the loss with --allow-volatile-redis)"
 }
 
@@ -39,8 +39,8 @@ func (r Report) Err(allowVolatile bool) error {
 	return &VolatileError{Problems: r.Problems}
 }
 
-// Check looks whether Redis, each master of a cluster, evicts nothing and
-// persists. An error means that it could not be asked.
+// Check reads whether Redis, each master of a cluster, evicts nothing and persists. An
+// error means that it could not be read.
 func Check(ctx context.Context, client goredis.UniversalClient) (Report, error) {
 	var report Report
 	seen := map[string]bool{}
@@ -75,7 +75,7 @@ func problemsOf(ctx context.Context, node goredis.Cmdable) ([]string, error) {
 	case "":
 		problems = append(problems, "its maxmemory-policy cannot be read: allow CONFIG GET or INFO to this user and see that the policy is noeviction")
 	default:
-		problems = append(problems, "its maxmemory-policy is "+strconv.Quote(policy)+", which throws keys away when memory is short: set maxmemory-policy to noeviction")
+		problems = append(problems, "its maxmemory-policy is "+strconv.Quote(policy)+", which deletes keys when memory is short: set maxmemory-policy to noeviction")
 	}
 	save, savesKnown, err := config(ctx, node, "save")
 	if err != nil {
@@ -99,16 +99,16 @@ func problemsOf(ctx context.Context, node goredis.Cmdable) ([]string, error) {
 	return problems, nil
 }
 
-// Monitor repeats Check, and what the server offers as durability, each minute.
+// Monitor repeats Check, and detects the durability that the server offers, each minute.
 type Monitor struct {
-	// Client is the server to look at.
+	// Client is the server to check.
 	Client goredis.UniversalClient
 	// Durability is detected again each time; nil: not.
 	Durability *Durability
-	// Clock drives the minutes.
+	// Clock drives the checks.
 	Clock clock.WithTicker
-	// Report gets each result: an error when Redis could not be asked, or does
-	// not offer the durability (ErrNotOffered).
+	// Report gets each result: an error when Redis could not be read, or does not offer
+	// the durability (ErrNotOffered).
 	Report func(Report, error)
 }
 
@@ -140,5 +140,5 @@ func (m *Monitor) Start(ctx context.Context) error {
 	}
 }
 
-// NeedLeaderElection says that every process looks for itself.
+// NeedLeaderElection says that every process checks by itself.
 func (m *Monitor) NeedLeaderElection() bool { return false }

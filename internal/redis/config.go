@@ -19,7 +19,7 @@ import (
 	"k8s.io/client-go/util/cert"
 )
 
-// Mode is how the servers stand to each other.
+// Mode is how the servers are arranged.
 type Mode string
 
 const (
@@ -47,7 +47,7 @@ const (
 // patterns of ACL rules (*, ?, [).
 var prefixPattern = regexp.MustCompile(`^[A-Za-z0-9:._/-]*$`)
 
-// Config says how to reach Redis and what is asked of it.
+// Config says how to reach Redis and what it must offer.
 type Config struct {
 	// Addresses are host:port; one for Standalone.
 	Addresses []string
@@ -70,11 +70,11 @@ type Config struct {
 	// CAFile is a PEM file with the authorities to trust instead of the
 	// system's. It is read for every new connection.
 	CAFile string
-	// KeyPrefix stands in front of every key and channel.
+	// KeyPrefix is the prefix of every key and channel.
 	KeyPrefix string
 	// AllowVolatile accepts a Redis that evicts or does not persist.
 	AllowVolatile bool
-	// Durability says when something counts as in Redis; empty means DurabilityAuto.
+	// Durability says when a write counts as in Redis; empty means DurabilityAuto.
 	Durability DurabilityMode
 	// DialTimeout, ReadTimeout and WriteTimeout bound a connection's set-up and
 	// each read and write; zero means 5 s, 5 s and 3 s.

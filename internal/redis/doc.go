@@ -1,8 +1,7 @@
-// Package redis is what every user of Redis in this program shares: how to
-// reach it (Config, New), how its keys are called (Keys), whether it may be
-// trusted to keep what it is given (Check, Monitor), when something counts as
-// in Redis (Durability), whether it has forgotten (Watcher), and whose it is
-// (ClaimInstallation).
+// Package redis is what every user of Redis in this program shares: how to reach it
+// (Config, New), the names of its keys (Keys), whether it keeps what is written to it
+// (Check, Monitor), when a write counts as in Redis (Durability), whether it has lost
+// data (Watcher), and which installation owns it (ClaimInstallation).
 //
 // It works with one server, with Sentinel and with Redis Cluster, of version 6
 // or newer (XTRIM MINID needs 6.2), and with what speaks its protocol. What a

@@ -18,16 +18,16 @@ import (
 type DurabilityMode string
 
 const (
-	// DurabilityAuto takes everything that the server offers.
+	// DurabilityAuto uses everything that the server offers.
 	DurabilityAuto DurabilityMode = "auto"
-	// DurabilityNone counts what Redis has answered; a crash of Redis may lose
+	// DurabilityNone counts a write when Redis has answered; a crash of Redis may lose
 	// what it had not written to its disk, by default the last second.
 	DurabilityNone DurabilityMode = "none"
-	// DurabilityReplica counts what a replica has as well (WAIT): a fail-over
-	// to it loses nothing.
+	// DurabilityReplica counts a write when a replica has it too (WAIT): a fail-over to
+	// that replica loses nothing.
 	DurabilityReplica DurabilityMode = "replica"
-	// DurabilityFsync counts what is on the server's disk (appendfsync always,
-	// or WAITAOF): a crash and restart of it loses nothing.
+	// DurabilityFsync counts a write when it is on the server's disk (appendfsync always,
+	// or WAITAOF): a crash and restart of the server loses nothing.
 	DurabilityFsync DurabilityMode = "fsync"
 )
 
@@ -38,16 +38,16 @@ const (
 	// fsyncWait is how long a write may take to the disk. With appendfsync
 	// everysec Redis writes once a second, and a second more when the disk is slow.
 	fsyncWait = 2 * time.Second
-	// moves bounds how often a write follows a slot of a cluster.
-	moves = 3
+	// maxRedirects bounds how often a write follows a slot of a cluster.
+	maxRedirects = 3
 )
 
 var (
-	// ErrNotDurable says that a write was answered but is not yet where it must
-	// be to count. It may be there later: repeat it.
+	// ErrNotDurable says that Redis has taken a write, but has not confirmed in time that
+	// a replica or the disk has it. Repeat it.
 	ErrNotDurable = errors.New("redis has taken the write but not made it durable in time")
 	// ErrNotOffered says that the server cannot give the durability that was asked for.
-	ErrNotOffered = errors.New("redis does not offer the durability that is asked for")
+	ErrNotOffered = errors.New("redis does not offer the requested durability")
 )
 
 // Level is what must have happened to a write before it counts.
@@ -78,7 +78,7 @@ func (l Level) String() string {
 	return strings.Join(parts, " and ")
 }
 
-// Durability makes writes that count. It may be used by many goroutines.
+// Durability makes writes and waits until they count. It may be used by many goroutines.
 type Durability struct {
 	client goredis.UniversalClient
 	key    string
@@ -102,9 +102,9 @@ func (d *Durability) Level() Level {
 	return Level{}
 }
 
-// Detect asks the server, of a cluster the node of the queues, what it offers
-// and keeps to it from then on. ErrNotOffered: it is less than was asked for;
-// the sentence says what to change.
+// Detect asks the server, of a cluster the node of the queues, which durability it offers,
+// and later writes wait for that. ErrNotOffered: it is less than was requested; the
+// sentence says what to change.
 func (d *Durability) Detect(ctx context.Context) (Level, error) {
 	offered, err := d.offered(ctx)
 	if err != nil {
@@ -158,7 +158,7 @@ func (d *Durability) offered(ctx context.Context) (Level, error) {
 	if level.FsyncAlways = fsync == "always"; level.FsyncAlways {
 		return level, nil
 	}
-	// Waits for nothing, and so only tells whether the command is known and allowed.
+	// It waits for nothing, and so only shows whether the command is known and allowed.
 	err = node.Do(ctx, "WAITAOF", 0, 0, 0).Err()
 	if err != nil && !refused(err) {
 		return Level{}, fmt.Errorf("asking Redis for WAITAOF: %w", err)
@@ -169,7 +169,7 @@ func (d *Durability) offered(ctx context.Context) (Level, error) {
 
 // Pipelined runs what fill puts into a pipeline, on one connection to the node
 // of key, and returns without an error only when the writes count. All keys
-// must be on that node. With no durability to wait for it costs nothing beyond
+// must be on that node. Where there is no durability to wait for it costs no more than
 // the pipeline.
 func (d *Durability) Pipelined(ctx context.Context, key string, fill func(goredis.Pipeliner) error) ([]goredis.Cmder, error) {
 	level := d.level.Load()
@@ -180,10 +180,10 @@ func (d *Durability) Pipelined(ctx context.Context, key string, fill func(goredi
 		}
 		level = &detected
 	}
-	for move := 0; ; move++ {
+	for redirects := 0; ; redirects++ {
 		commands, err := d.pipelined(ctx, *level, key, fill)
 		cluster, ok := d.client.(*goredis.ClusterClient)
-		if !ok || move == moves || !goredis.HasErrorPrefix(err, "MOVED") && !goredis.HasErrorPrefix(err, "ASK") {
+		if !ok || redirects == maxRedirects || !goredis.HasErrorPrefix(err, "MOVED") && !goredis.HasErrorPrefix(err, "ASK") {
 			return commands, err
 		}
 		// A slot moved. The node was asked directly, so that the wait is on the
@@ -211,13 +211,13 @@ func (d *Durability) pipelined(ctx context.Context, level Level, key string, fil
 		return nil
 	})
 	waits := 0
-	var lacking bool
+	var unconfirmed bool
 	for _, wait := range []*goredis.Cmd{disk, replica} {
 		if wait == nil {
 			continue
 		}
 		waits++
-		lacking = lacking || !reached(wait)
+		unconfirmed = unconfirmed || !confirmed(wait)
 	}
 	own := commands[:max(0, len(commands)-waits)]
 	for _, command := range own {
@@ -225,26 +225,26 @@ func (d *Durability) pipelined(ctx context.Context, level Level, key string, fil
 			return own, err //nolint:wrapcheck // the caller knows what it asked
 		}
 	}
-	if err != nil && !lacking {
+	if err != nil && !unconfirmed {
 		return own, err //nolint:wrapcheck // as above
 	}
-	if !lacking {
+	if !unconfirmed {
 		return own, nil
 	}
 	if d.mode == DurabilityAuto {
 		// A replica that is gone, or a server that was replaced, offers less now;
-		// auto asks for no more than what is offered.
+		// auto requests no more than what is offered.
 		now, err := d.Detect(ctx)
-		if err == nil && (!level.WaitAOF || !now.WaitAOF || reached(disk)) && (!level.Replica || !now.Replica || reached(replica)) {
+		if err == nil && (!level.WaitAOF || !now.WaitAOF || confirmed(disk)) && (!level.Replica || !now.Replica || confirmed(replica)) {
 			return own, nil
 		}
 	}
 	return own, ErrNotDurable
 }
 
-// reached reads the answer of WAIT (a number) or WAITAOF (two, the first of
+// confirmed reads the answer of WAIT (a number) or WAITAOF (two, the first of
 // which is for the server's own disk).
-func reached(wait *goredis.Cmd) bool {
+func confirmed(wait *goredis.Cmd) bool {
 	switch answer := wait.Val().(type) {
 	case int64:
 		return answer >= 1

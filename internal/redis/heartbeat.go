@@ -19,29 +19,29 @@ const (
 	// staleReplica is how many seconds a replica may have been silent and still show that
 	// this primary is not cut off. A replica reports each second.
 	staleReplica = 5
-	// lostReplicas is for how long a primary that has lost all its replicas is no sight: one
-	// that is cut off drops them after repl-timeout (60 s by default), while another one is
-	// being elected on the other side.
-	lostReplicas = 5 * time.Minute
+	// replicasLostTimeout is for how long a primary that has lost all its replicas is not
+	// trusted: one that is cut off drops them after repl-timeout (60 s by default), while
+	// another one may be elected on the other side.
+	replicasLostTimeout = 5 * time.Minute
 )
 
-// ErrNoPrimary says that what answers is no primary, or one that its replicas
-// may have left behind: what it says of the workers is no sight of them.
-var ErrNoPrimary = errors.New("no redis primary answers")
+// ErrNoPrimary says that the server that answers is not a primary, or one that its
+// replicas may have replaced: the heartbeats that it holds may be old.
+var ErrNoPrimary = errors.New("no Redis primary answers")
 
-// ForeignError says that a worker's name is another incarnation's.
-type ForeignError struct {
-	// Incarnation is the one that Redis has.
+// OtherIncarnationError says that another incarnation uses a worker's name.
+type OtherIncarnationError struct {
+	// Incarnation is the one that Redis holds.
 	Incarnation string
 }
 
-func (e *ForeignError) Error() string {
-	return "another incarnation of this worker is written in Redis"
+func (e *OtherIncarnationError) Error() string {
+	return "Redis holds the heartbeat of another incarnation of this worker"
 }
 
 // Heartbeat is the workers' second heartbeat: a hash with a value for each worker,
-// "incarnation/count", that the worker raises. A missing value says nothing:
-// Redis may have been emptied. It may be used by many goroutines.
+// "incarnation/count", whose count the worker raises. A missing value is not the end of
+// a worker: Redis may have been emptied. It may be used by many goroutines.
 type Heartbeat struct {
 	client goredis.UniversalClient
 	key    string
@@ -53,18 +53,18 @@ type Heartbeat struct {
 	replicated time.Time
 }
 
-// NewHeartbeat does no I/O. The client should be one of its own: a renewal must
-// not wait for a connection behind a thousand sessions.
+// NewHeartbeat does no I/O. The client should be used for nothing else: a renewal must
+// not wait for a connection behind the requests of a thousand sessions.
 func NewHeartbeat(client goredis.UniversalClient, keys Keys) *Heartbeat {
 	return &Heartbeat{client: client, key: keys.Workers(), now: time.Now}
 }
 
-// raise compares the incarnation and raises the count in one step. ARGV: worker,
-// incarnation, the incarnation that may be replaced. It returns what stands in
-// the way, or an empty string.
+// renewScript compares the incarnation and raises the count in one step. ARGV: worker,
+// incarnation, the incarnation that may be replaced. It returns the other incarnation
+// that uses the name, or an empty string.
 // The first command changes nothing. A Redis that is full refuses a script's first
 // command that may take more memory, but not what comes after a write that takes none.
-var raise = `
+var renewScript = `
 redis.call('HDEL', KEYS[1], '')
 local found = redis.call('HGET', KEYS[1], ARGV[1])
 local count = 0
@@ -79,20 +79,20 @@ end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2] .. '/' .. string.format('%.0f', count + 1))
 return ''`
 
-// remove deletes a worker's value if it is that of the incarnation (ARGV: worker, incarnation).
-var remove = `
+// removeScript deletes a worker's value if it is that of the incarnation (ARGV: worker, incarnation).
+var removeScript = `
 local found = redis.call('HGET', KEYS[1], ARGV[1])
 if found and string.match(found, '^(.*)/%d+$') == ARGV[2] then
 	redis.call('HDEL', KEYS[1], ARGV[1])
 end
 return ''`
 
-// Raise renews the worker's heartbeat. Another incarnation's value is a
-// *ForeignError, unless it is the one that may be replaced. Where the primary
-// has replicas it succeeds only when one of them has the value, so that a
-// fail-over of Redis does not undo it.
-func (w *Heartbeat) Raise(ctx context.Context, worker, incarnation, replacing string) error {
-	node, err := w.node(ctx)
+// Renew renews the worker's heartbeat. Another incarnation's value is an
+// *OtherIncarnationError, unless that incarnation may be replaced. Where the primary has
+// replicas it succeeds only when one of them has the value, so that a fail-over of
+// Redis does not undo it.
+func (h *Heartbeat) Renew(ctx context.Context, worker, incarnation, replacing string) error {
+	node, err := h.node(ctx)
 	if err != nil {
 		return err
 	}
@@ -102,7 +102,7 @@ func (w *Heartbeat) Raise(ctx context.Context, worker, incarnation, replacing st
 	}
 	var written, waited *goredis.Cmd
 	_, err = node.Pipelined(ctx, func(p goredis.Pipeliner) error {
-		written = p.Eval(ctx, raise, []string{w.key}, worker, incarnation, replacing)
+		written = p.Eval(ctx, renewScript, []string{h.key}, worker, incarnation, replacing)
 		if replicas(replication) > 0 {
 			waited = p.Do(ctx, "WAIT", 1, heartbeatWait)
 		}
@@ -113,8 +113,8 @@ func (w *Heartbeat) Raise(ctx context.Context, worker, incarnation, replacing st
 	case evalErr != nil:
 		return fmt.Errorf("renewing in Redis: %w", evalErr)
 	case found != "":
-		return &ForeignError{Incarnation: found}
-	case waited != nil && !reached(waited):
+		return &OtherIncarnationError{Incarnation: found}
+	case waited != nil && !confirmed(waited):
 		return fmt.Errorf("renewing in Redis: %w", ErrNotDurable)
 	case err != nil:
 		return fmt.Errorf("renewing in Redis: %w", err)
@@ -123,18 +123,17 @@ func (w *Heartbeat) Raise(ctx context.Context, worker, incarnation, replacing st
 }
 
 // Remove deletes the worker's value if it is that of the incarnation.
-func (w *Heartbeat) Remove(ctx context.Context, worker, incarnation string) error {
-	if err := w.client.Eval(ctx, remove, []string{w.key}, worker, incarnation).Err(); err != nil {
+func (h *Heartbeat) Remove(ctx context.Context, worker, incarnation string) error {
+	if err := h.client.Eval(ctx, removeScript, []string{h.key}, worker, incarnation).Err(); err != nil {
 		return fmt.Errorf("removing a worker from Redis: %w", err)
 	}
 	return nil
 }
 
-// Read is what the primary says of all workers: the server's run id (empty
-// where it has no INFO) and each worker's value. ErrNoPrimary says that nothing
-// was seen.
-func (w *Heartbeat) Read(ctx context.Context) (run string, values map[string]string, err error) {
-	node, err := w.node(ctx)
+// Read returns the primary's run id (empty where it has no INFO) and each worker's
+// value. ErrNoPrimary says that no primary could be read.
+func (h *Heartbeat) Read(ctx context.Context) (run string, values map[string]string, err error) {
+	node, err := h.node(ctx)
 	if err != nil {
 		return "", nil, err
 	}
@@ -142,10 +141,10 @@ func (w *Heartbeat) Read(ctx context.Context) (run string, values map[string]str
 	if err != nil {
 		return "", nil, err
 	}
-	if role := fields["role"]; role != "" && role != "master" || stale(fields) || w.abandoned(fields) {
+	if role := fields["role"]; role != "" && role != "master" || replicasSilent(fields) || h.replicasLost(fields) {
 		return "", nil, ErrNoPrimary
 	}
-	if values, err = node.HGetAll(ctx, w.key).Result(); err != nil {
+	if values, err = node.HGetAll(ctx, h.key).Result(); err != nil {
 		return "", nil, fmt.Errorf("reading the workers in Redis: %w", err)
 	}
 	return fields["run_id"], values, nil
@@ -156,9 +155,9 @@ func replicas(fields map[string]string) int {
 	return n
 }
 
-// stale reports a primary whose replicas are all silent: it may be cut off, and
+// replicasSilent reports a primary whose replicas are all silent: it may be cut off, and
 // another one may have taken its place.
-func stale(fields map[string]string) bool {
+func replicasSilent(fields map[string]string) bool {
 	n := replicas(fields)
 	for i := range n {
 		_, lag, found := strings.Cut(fields["slave"+strconv.Itoa(i)], "lag=")
@@ -170,26 +169,26 @@ func stale(fields map[string]string) bool {
 	return n > 0
 }
 
-// abandoned reports a primary that has lost its replicas a moment ago.
-func (w *Heartbeat) abandoned(fields map[string]string) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if run := fields["run_id"]; run != w.run {
-		w.run, w.replicated = run, time.Time{}
+// replicasLost reports a primary that has lost its last replica within replicasLostTimeout.
+func (h *Heartbeat) replicasLost(fields map[string]string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if run := fields["run_id"]; run != h.run {
+		h.run, h.replicated = run, time.Time{}
 	}
-	now := w.now()
+	now := h.now()
 	if replicas(fields) > 0 {
-		w.replicated = now
+		h.replicated = now
 	}
-	return replicas(fields) == 0 && !w.replicated.IsZero() && now.Sub(w.replicated) < lostReplicas
+	return replicas(fields) == 0 && !h.replicated.IsZero() && now.Sub(h.replicated) < replicasLostTimeout
 }
 
-func (w *Heartbeat) node(ctx context.Context) (goredis.UniversalClient, error) {
-	cluster, ok := w.client.(*goredis.ClusterClient)
+func (h *Heartbeat) node(ctx context.Context) (goredis.UniversalClient, error) {
+	cluster, ok := h.client.(*goredis.ClusterClient)
 	if !ok {
-		return w.client, nil
+		return h.client, nil
 	}
-	node, err := cluster.MasterForKey(ctx, w.key)
+	node, err := cluster.MasterForKey(ctx, h.key)
 	if err != nil {
 		return nil, fmt.Errorf("looking for the node of a key: %w", err)
 	}

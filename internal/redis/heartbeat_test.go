@@ -16,9 +16,9 @@ func TestHeartbeat(t *testing.T) {
 	server := testenv.RedisServer(t)
 	client := goredis.NewClient(&goredis.Options{Addr: server.Addr()})
 	t.Cleanup(func() { _ = client.Close() })
-	w := NewHeartbeat(client, NewKeys("p:"))
+	h := NewHeartbeat(client, NewKeys("p:"))
 	read := func() (string, map[string]string) {
-		run, values, err := w.Read(t.Context())
+		run, values, err := h.Read(t.Context())
 		g.Expect(err).NotTo(HaveOccurred())
 		return run, values
 	}
@@ -27,33 +27,33 @@ func TestHeartbeat(t *testing.T) {
 	g.Expect(run).NotTo(BeEmpty())
 	g.Expect(values).To(BeEmpty())
 	for range 11 {
-		g.Expect(w.Raise(t.Context(), "a", "one", "")).To(Succeed())
+		g.Expect(h.Renew(t.Context(), "a", "one", "")).To(Succeed())
 	}
 	_, values = read()
 	g.Expect(values).To(Equal(map[string]string{"a": "one/11"}))
 
-	var foreign *ForeignError
-	g.Expect(w.Raise(t.Context(), "a", "two", "")).To(MatchError(ContainSubstring("another incarnation")))
-	g.Expect(w.Raise(t.Context(), "a", "two", "three")).To(BeAssignableToTypeOf(foreign))
-	g.Expect(w.Remove(t.Context(), "a", "two")).To(Succeed())
+	var foreign *OtherIncarnationError
+	g.Expect(h.Renew(t.Context(), "a", "two", "")).To(MatchError(ContainSubstring("another incarnation")))
+	g.Expect(h.Renew(t.Context(), "a", "two", "three")).To(BeAssignableToTypeOf(foreign))
+	g.Expect(h.Remove(t.Context(), "a", "two")).To(Succeed())
 	_, values = read()
-	g.Expect(values).To(HaveKeyWithValue("a", "one/11"), "another's is neither raised nor removed")
+	g.Expect(values).To(HaveKeyWithValue("a", "one/11"), "another incarnation's value is neither renewed nor removed")
 
-	g.Expect(w.Raise(t.Context(), "a", "two", "one")).To(Succeed())
+	g.Expect(h.Renew(t.Context(), "a", "two", "one")).To(Succeed())
 	_, values = read()
 	g.Expect(values).To(HaveKeyWithValue("a", "two/1"))
-	g.Expect(w.Remove(t.Context(), "a", "two")).To(Succeed())
+	g.Expect(h.Remove(t.Context(), "a", "two")).To(Succeed())
 	_, values = read()
 	g.Expect(values).To(BeEmpty())
 
 	server.Restart()
 	g.Eventually(func() string {
-		again, _, err := w.Read(t.Context())
+		again, _, err := h.Read(t.Context())
 		if err != nil {
 			return run
 		}
 		return again
-	}).ShouldNot(Equal(run), "a restart shows")
+	}).ShouldNot(Equal(run), "a restart changes the run id")
 }
 
 func TestHeartbeatWithAReplica(t *testing.T) {
@@ -63,25 +63,25 @@ func TestHeartbeatWithAReplica(t *testing.T) {
 	second := goredis.NewClient(&goredis.Options{Addr: replica.Addr()})
 	t.Cleanup(func() { _, _ = client.Close(), second.Close() })
 	g.Expect(second.Do(t.Context(), "REPLICAOF", "127.0.0.1", primary.Port()).Err()).To(Succeed())
-	w := NewHeartbeat(client, NewKeys(""))
+	h := NewHeartbeat(client, NewKeys(""))
 	g.Eventually(func() (int, error) {
 		fields, err := info(t.Context(), client, "replication")
 		return replicas(fields), err
 	}).WithTimeout(time.Minute).Should(Equal(1))
-	g.Eventually(func() error { return w.Raise(t.Context(), "a", "one", "") }).WithTimeout(time.Minute).Should(Succeed())
+	g.Eventually(func() error { return h.Renew(t.Context(), "a", "one", "") }).WithTimeout(time.Minute).Should(Succeed())
 	g.Expect(second.HGet(t.Context(), "operator:workers", "a").Result()).To(HavePrefix("one/"), "it counts when the replica has it")
 
 	_, _, err := NewHeartbeat(second, NewKeys("")).Read(t.Context())
-	g.Expect(err).To(MatchError(ErrNoPrimary), "what a replica says is no sight")
+	g.Expect(err).To(MatchError(ErrNoPrimary), "a replica may hold old heartbeats")
 }
 
-func TestAPrimaryThatItsReplicasHaveLeft(t *testing.T) {
+func TestAPrimaryWhoseReplicasAreSilent(t *testing.T) {
 	tests := []struct {
 		name   string
 		fields map[string]string
-		stale  bool
+		silent bool
 	}{
-		{"none", map[string]string{"connected_slaves": "0"}, false},
+		{"no replica", map[string]string{"connected_slaves": "0"}, false},
 		{"one that answers", map[string]string{"connected_slaves": "1", "slave0": "ip=h,port=1,state=online,offset=1,lag=1"}, false},
 		{"one that does not", map[string]string{"connected_slaves": "1", "slave0": "ip=h,port=1,state=online,offset=1,lag=9"}, true},
 		{"Redis 8", map[string]string{"connected_slaves": "1", "slave0": "ip=h,port=1,state=online,offset=1,lag=1,io-thread=0"}, false},
@@ -93,26 +93,26 @@ func TestAPrimaryThatItsReplicasHaveLeft(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			NewWithT(t).Expect(stale(tt.fields)).To(Equal(tt.stale))
+			NewWithT(t).Expect(replicasSilent(tt.fields)).To(Equal(tt.silent))
 		})
 	}
 }
 
-func TestAPrimaryThatHasLostItsReplicas(t *testing.T) {
+func TestAPrimaryThatLostItsReplicas(t *testing.T) {
 	g := NewWithT(t)
 	now := time.Now()
-	w := &Heartbeat{now: func() time.Time { return now }}
+	h := &Heartbeat{now: func() time.Time { return now }}
 	with, without := map[string]string{"run_id": "a", "connected_slaves": "1"}, map[string]string{"run_id": "a", "connected_slaves": "0"}
-	g.Expect(w.abandoned(without)).To(BeFalse(), "it never had one")
-	g.Expect(w.abandoned(with)).To(BeFalse())
-	g.Expect(w.abandoned(without)).To(BeTrue(), "another one may have taken its place")
-	g.Expect(w.abandoned(map[string]string{"run_id": "b"})).To(BeFalse(), "another server")
-	g.Expect(w.abandoned(with)).To(BeFalse())
-	now = now.Add(lostReplicas)
-	g.Expect(w.abandoned(without)).To(BeFalse(), "the replica is gone for good")
+	g.Expect(h.replicasLost(without)).To(BeFalse(), "it never had one")
+	g.Expect(h.replicasLost(with)).To(BeFalse())
+	g.Expect(h.replicasLost(without)).To(BeTrue(), "another one may have taken its place")
+	g.Expect(h.replicasLost(map[string]string{"run_id": "b"})).To(BeFalse(), "another server")
+	g.Expect(h.replicasLost(with)).To(BeFalse())
+	now = now.Add(replicasLostTimeout)
+	g.Expect(h.replicasLost(without)).To(BeFalse(), "the replica is gone for good")
 }
 
-// TestAFullRedis: what a worker needs to stay alive, and to be restarted, needs no room.
+// TestAFullRedis: a worker renews its heartbeat, and can be restarted, while Redis is full.
 func TestAFullRedis(t *testing.T) {
 	g := NewWithT(t)
 	ctx := t.Context()
@@ -121,24 +121,24 @@ func TestAFullRedis(t *testing.T) {
 	keys := NewKeys("")
 	g.Expect(ClaimInstallation(ctx, client, keys, "mine")).To(Succeed())
 	h := NewHeartbeat(client, keys)
-	g.Expect(h.Raise(ctx, "known", "one", "")).To(Succeed())
-	var reasons []Reason
-	w := &Watcher{Client: client, Keys: keys, Forgot: func(r Reason) { reasons = append(reasons, r) }, Log: logr.Discard()}
-	w.Look(ctx)
+	g.Expect(h.Renew(ctx, "known", "one", "")).To(Succeed())
+	var reasons []LossReason
+	w := &Watcher{Client: client, Keys: keys, OnDataLoss: func(r LossReason) { reasons = append(reasons, r) }, Log: logr.Discard()}
+	w.Observe(ctx)
 	g.Expect(client.ConfigSet(ctx, "maxmemory", "1mb").Err()).To(Succeed())
 	g.Expect(client.Set(ctx, "k", "v", 0).Err()).To(MatchError(ContainSubstring("OOM")))
 
-	g.Expect(h.Raise(ctx, "known", "one", "")).To(Succeed())
-	g.Expect(h.Raise(ctx, "known", "two", "one")).To(Succeed(), "a worker that is started again")
-	g.Expect(h.Raise(ctx, "new", "one", "")).To(Succeed(), "a new worker")
-	g.Expect(h.Raise(ctx, "new", "two", "")).To(BeAssignableToTypeOf(&ForeignError{}))
+	g.Expect(h.Renew(ctx, "known", "one", "")).To(Succeed())
+	g.Expect(h.Renew(ctx, "known", "two", "one")).To(Succeed(), "a worker that is started again")
+	g.Expect(h.Renew(ctx, "new", "one", "")).To(Succeed(), "a new worker")
+	g.Expect(h.Renew(ctx, "new", "two", "")).To(BeAssignableToTypeOf(&OtherIncarnationError{}))
 	g.Expect(h.Remove(ctx, "known", "two")).To(Succeed())
 	g.Expect(client.HGetAll(ctx, keys.Workers()).Val()).To(Equal(map[string]string{"new": "one/1"}))
 	g.Expect(ClaimInstallation(ctx, client, keys, "mine")).To(Succeed())
 	g.Expect(ClaimInstallation(ctx, client, keys, "other's")).To(BeAssignableToTypeOf(&OwnedElsewhereError{}))
 
 	g.Expect(client.Del(ctx, keys.Marker()).Err()).To(Succeed())
-	w.Look(ctx)
-	w.Look(ctx)
-	g.Expect(reasons).To(Equal([]Reason{MarkerMissing}), "also where no new marker can be set")
+	w.Observe(ctx)
+	w.Observe(ctx)
+	g.Expect(reasons).To(Equal([]LossReason{MarkerMissing}), "also where no new marker can be set")
 }

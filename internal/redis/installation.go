@@ -8,10 +8,10 @@ import (
 	goredis "github.com/redis/go-redis/v9"
 )
 
-// OwnedElsewhereError says that this Redis, under this prefix, is another
-// installation's: two would take each other's accounts.
+// OwnedElsewhereError says that another installation owns this Redis under this
+// prefix: two would take each other's accounts.
 type OwnedElsewhereError struct {
-	// Found is the id of the installation that it belongs to.
+	// Found is the id of the installation that owns it.
 	Found string
 }
 
@@ -21,21 +21,21 @@ func (e *OwnedElsewhereError) Error() string {
 		"or, if the other one is gone for good and this one takes its place, say so with `whatsapp-operator store adopt`", e.Found)
 }
 
-// ClaimInstallation remembers id in a Redis that nobody owns, and returns an
-// *OwnedElsewhereError where another one is remembered. It must be asked again
-// after Redis has forgotten.
+// ClaimInstallation records id in a Redis that no installation owns, and returns an
+// *OwnedElsewhereError where another id is recorded. It must be called again after
+// Redis has lost data.
 func ClaimInstallation(ctx context.Context, client goredis.UniversalClient, keys Keys, id string) error {
 	found, err := client.Get(ctx, keys.Installation()).Result()
 	if errors.Is(err, goredis.Nil) {
 		// Only now: a Redis that is full or read-only refuses the command even where it has
 		// nothing to do, and a process that is restarted meanwhile must be able to start.
-		if err := client.SetNX(ctx, keys.Installation(), id, 0).Err(); err != nil {
+		if err := setIfMissing(ctx, client, keys.Installation(), id); err != nil {
 			return fmt.Errorf("claiming Redis for this installation: %w", err)
 		}
 		found, err = client.Get(ctx, keys.Installation()).Result()
 	}
 	if err != nil {
-		return fmt.Errorf("reading whose Redis this is: %w", err)
+		return fmt.Errorf("reading which installation owns Redis: %w", err)
 	}
 	if found != id {
 		return &OwnedElsewhereError{Found: found}
@@ -44,22 +44,22 @@ func ClaimInstallation(ctx context.Context, client goredis.UniversalClient, keys
 }
 
 // CheckInstallation returns an *OwnedElsewhereError where another installation is
-// remembered, and claims nothing.
+// recorded, and claims nothing.
 func CheckInstallation(ctx context.Context, client goredis.UniversalClient, keys Keys, id string) error {
 	found, err := client.Get(ctx, keys.Installation()).Result()
 	switch {
-	case errors.Is(err, goredis.Nil): // Redis has forgotten; who notices claims it again
+	case errors.Is(err, goredis.Nil): // Redis has lost its data; the process that notices claims it again
 		return nil
 	case err != nil:
-		return fmt.Errorf("reading whose Redis this is: %w", err)
+		return fmt.Errorf("reading which installation owns Redis: %w", err)
 	case found != id:
 		return &OwnedElsewhereError{Found: found}
 	}
 	return nil
 }
 
-// Adopt makes this Redis the installation's, whosever it was. Only a person may
-// decide that.
+// Adopt makes this Redis the installation's, also if another one owns it. Only a person
+// may decide that.
 func Adopt(ctx context.Context, client goredis.UniversalClient, keys Keys, id string) error {
 	if err := client.Set(ctx, keys.Installation(), id, 0).Err(); err != nil {
 		return fmt.Errorf("adopting Redis for this installation: %w", err)

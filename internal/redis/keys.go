@@ -2,8 +2,8 @@ package redis
 
 import "github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 
-// Keys builds the names of all keys, so that the prefix of this installation
-// stands in front of each of them. The zero value has no prefix.
+// Keys builds the names of all keys, each with the prefix of this installation. The zero
+// value has no prefix.
 //
 // On Redis Cluster the part in braces decides on which node a key lives. The
 // queues share one, {queue}, because their scripts touch several keys; a
@@ -23,7 +23,7 @@ func (k Keys) QR(sessionID string) string { return k.prefix + "session:" + sessi
 // Status is where a session's status is, readable for Laravel.
 func (k Keys) Status(sessionID string) string { return k.prefix + "session:" + sessionID + ":status" }
 
-// Connection is where it is written who holds a session's connection, readable
+// Connection is where it is recorded which worker holds a session's connection, readable
 // for Laravel.
 func (k Keys) Connection(sessionID string) string {
 	return k.prefix + "session:" + sessionID + ":connection"
@@ -38,20 +38,20 @@ func (k Keys) Queue(kind delivery.Kind, part string) string {
 	return k.prefix + "batch:{queue}:" + string(kind) + ":" + part
 }
 
-// DeadLetters is the stream of what Laravel refused for good.
+// DeadLetters is the stream of the items that Laravel refused for good.
 func (k Keys) DeadLetters(kind delivery.Kind) string {
 	return k.prefix + "batch:{queue}:dead:" + string(kind)
 }
 
-// Wake is the channel on which every enqueue is announced.
+// Wake is the channel to which every enqueue is published.
 func (k Keys) Wake() string { return k.prefix + "batch:{queue}:wake" }
 
-// Marker holds a random id. That it is missing or another one shows that Redis
-// has forgotten.
+// Marker holds a random id. Where it is missing or has another value, Redis has lost
+// data.
 func (k Keys) Marker() string { return k.prefix + "operator:marker" }
 
-// Installation holds the id of the installation whose data this is.
+// Installation holds the id of the installation that owns the data.
 func (k Keys) Installation() string { return k.prefix + "operator:installation" }
 
-// Workers holds what each worker last wrote as its second heartbeat, by its name.
+// Workers holds each worker's second heartbeat, by its name.
 func (k Keys) Workers() string { return k.prefix + "operator:workers" }

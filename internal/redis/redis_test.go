@@ -52,7 +52,7 @@ func TestValidate(t *testing.T) {
 		{"no address", Config{}, []string{"no address"}},
 		{"a URL with a password", to("redis://u:hunter2@h:1"), []string{"not host:port"}},
 		{"a port out of range", to("h:70000"), []string{"not host:port"}},
-		{"two servers without a word how they stand to each other", Config{Addresses: []string{"a:1", "b:1"}}, []string{"2 are given"}},
+		{"two servers without a mode", Config{Addresses: []string{"a:1", "b:1"}}, []string{"2 are given"}},
 		{"Sentinel without a name", Config{Addresses: []string{"a:1"}, Mode: Sentinel}, []string{"name by which the Sentinels"}},
 		{"a name without Sentinel", Config{Addresses: []string{"a:1"}, MasterName: "m"}, []string{"use mode sentinel"}},
 		{"a database of a cluster", Config{Addresses: []string{"a:1"}, Mode: Cluster, DB: 1}, []string{"only database 0"}},
@@ -143,12 +143,12 @@ func TestCluster(t *testing.T) {
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(client.Get(ctx, "{queue}a").Val()).To(Equal("1"))
 
-	var reasons []Reason
-	w := &Watcher{Client: client, Forgot: func(r Reason) { reasons = append(reasons, r) }, Log: logr.Discard()}
-	w.Look(ctx)
+	var reasons []LossReason
+	w := &Watcher{Client: client, OnDataLoss: func(r LossReason) { reasons = append(reasons, r) }, Log: logr.Discard()}
+	w.Observe(ctx)
 	g.Expect(client.Del(ctx, Keys{}.Marker()).Err()).To(Succeed())
-	w.Look(ctx)
-	g.Expect(reasons).To(Equal([]Reason{MarkerMissing}))
+	w.Observe(ctx)
+	g.Expect(reasons).To(Equal([]LossReason{MarkerMissing}))
 }
 
 func TestCheck(t *testing.T) {
@@ -188,8 +188,8 @@ func TestCheck(t *testing.T) {
 	})
 }
 
-// unreachable is a client of a server that refuses connections, without the
-// client's patience.
+// unreachable is a client of a server that refuses connections, without
+// retries.
 func unreachable(t *testing.T) goredis.UniversalClient {
 	client := goredis.NewClient(&goredis.Options{Addr: "127.0.0.1:1", MaxRetries: -1, DialerRetries: 1})
 	t.Cleanup(func() { _ = client.Close() })
@@ -330,67 +330,67 @@ func TestWatcher(t *testing.T) {
 	s := testenv.RedisServer(t)
 	client := goredis.NewClient(&goredis.Options{Addr: s.Addr(), MaxRetries: 2, DialerRetries: 1})
 	t.Cleanup(func() { _ = client.Close() })
-	var reasons []Reason
-	take := func() []Reason {
+	var reasons []LossReason
+	take := func() []LossReason {
 		all := reasons
 		reasons = nil
 		return all
 	}
-	newWatcher := func(to *[]Reason) *Watcher {
-		return &Watcher{Client: client, Keys: NewKeys("p:"), Forgot: func(r Reason) { *to = append(*to, r) }, Log: logr.Discard()}
+	newWatcher := func(to *[]LossReason) *Watcher {
+		return &Watcher{Client: client, Keys: NewKeys("p:"), OnDataLoss: func(r LossReason) { *to = append(*to, r) }, Log: logr.Discard()}
 	}
 	w := newWatcher(&reasons)
-	var others []Reason
+	var others []LossReason
 	other := newWatcher(&others)
 
-	w.Look(ctx)
-	other.Look(ctx)
-	w.Look(ctx)
+	w.Observe(ctx)
+	other.Observe(ctx)
+	w.Observe(ctx)
 	g.Expect(take()).To(BeEmpty(), "nothing has happened")
 
 	s.Stop()
-	w.Look(ctx)
-	w.Look(ctx)
-	g.Expect(take()).To(BeEmpty(), "an outage is not forgetting")
+	w.Observe(ctx)
+	w.Observe(ctx)
+	g.Expect(take()).To(BeEmpty(), "an outage is no loss of data")
 	s.Restart()
-	w.Look(ctx)
-	w.Look(ctx)
-	g.Expect(take()).To(Equal([]Reason{Restarted}), "once")
+	w.Observe(ctx)
+	w.Observe(ctx)
+	g.Expect(take()).To(Equal([]LossReason{Restarted}), "once")
 
 	g.Expect(client.FlushAll(ctx).Err()).To(Succeed())
-	w.Look(ctx)
-	w.Look(ctx)
-	g.Expect(take()).To(Equal([]Reason{MarkerMissing}))
-	other.Look(ctx)
-	other.Look(ctx)
-	g.Expect(others).To(Equal([]Reason{MarkerChanged}), "somebody else has set a new marker")
+	w.Observe(ctx)
+	w.Observe(ctx)
+	g.Expect(take()).To(Equal([]LossReason{MarkerMissing}))
+	other.Observe(ctx)
+	other.Observe(ctx)
+	g.Expect(others).To(Equal([]LossReason{MarkerChanged}), "another process has set a new marker")
 
 	s.RestartEmpty()
-	w.Look(ctx)
-	g.Expect(take()).To(Equal([]Reason{MarkerMissing}))
+	w.Observe(ctx)
+	g.Expect(take()).To(Equal([]LossReason{MarkerMissing}))
 
 	master := testenv.RedisServer(t, "--repl-diskless-sync-delay", "0")
 	g.Expect(client.Do(ctx, "REPLICAOF", "127.0.0.1", master.Port()).Err()).To(Succeed())
 	// Which is seen first depends on when the replica has its master's data, which has no marker.
-	g.Eventually(func() []Reason {
-		w.Look(ctx)
+	g.Eventually(func() []LossReason {
+		w.Observe(ctx)
 		return take()
-	}).WithTimeout(time.Minute).Should(Or(Equal([]Reason{RoleChanged}), Equal([]Reason{MarkerMissing})))
+	}).WithTimeout(time.Minute).Should(Or(Equal([]LossReason{RoleChanged}), Equal([]LossReason{MarkerMissing})))
 	g.Eventually(func() (string, error) { return client.Info(ctx, "replication").Result() }).
 		WithTimeout(time.Minute).Should(ContainSubstring("master_link_status:up"))
-	w.Look(ctx)
+	w.Observe(ctx)
 	take()
-	w.Look(ctx)
-	g.Expect(take()).To(BeEmpty(), "a replica cannot be given a marker; that is said once")
+	w.Observe(ctx)
+	g.Expect(take()).To(BeEmpty(), "a replica takes no marker; that is reported once")
 
 	s.Stop()
 	late := newWatcher(&others)
 	others = nil
-	late.Look(ctx)
+	late.Observe(ctx)
 	s.RestartEmpty()
-	late.Look(ctx)
-	late.Look(ctx)
-	g.Expect(others).To(Equal([]Reason{NotWatched}))
+	late.Observe(ctx)
+	late.Observe(ctx)
+	g.Expect(others).To(Equal([]LossReason{NotObserved}))
 }
 
 func TestWatcherRuns(t *testing.T) {
@@ -402,8 +402,8 @@ func TestWatcherRuns(t *testing.T) {
 	client := connect(t, to(m.Addr()))
 	defer func() { _ = client.Close() }()
 	clk := testclock.NewFakeClock(time.Now())
-	reasons := make(chan Reason, 1)
-	w := &Watcher{Client: client, Clock: clk, Forgot: func(r Reason) { reasons <- r }, Log: logr.Discard()}
+	reasons := make(chan LossReason, 1)
+	w := &Watcher{Client: client, Clock: clk, OnDataLoss: func(r LossReason) { reasons <- r }, Log: logr.Discard()}
 	ctx, cancel := context.WithCancel(t.Context())
 	var work sync.WaitGroup
 	work.Go(func() { _ = w.Start(ctx) })
@@ -433,12 +433,12 @@ func TestInstallation(t *testing.T) {
 			g.Expect(CheckInstallation(ctx, client, keys, "mine")).To(Succeed())
 			g.Expect(CheckInstallation(ctx, client, keys, "other")).To(MatchError(&OwnedElsewhereError{Found: "mine"}))
 			g.Expect(CheckInstallation(ctx, client, NewKeys("r:"), "mine")).To(Succeed(), "nobody's")
-			g.Expect(client.Exists(ctx, NewKeys("r:").Installation()).Val()).To(BeZero(), "who asks claims nothing")
+			g.Expect(client.Exists(ctx, NewKeys("r:").Installation()).Val()).To(BeZero(), "a check claims nothing")
 			g.Expect(Adopt(ctx, client, keys, "other")).To(Succeed())
 			g.Expect(ClaimInstallation(ctx, client, keys, "other")).To(Succeed())
 		})
 	}
 	g := NewWithT(t)
-	g.Expect(ClaimInstallation(t.Context(), unreachable(t), Keys{}, "x")).To(MatchError(ContainSubstring("reading whose")))
+	g.Expect(ClaimInstallation(t.Context(), unreachable(t), Keys{}, "x")).To(MatchError(ContainSubstring("reading which installation")))
 	g.Expect(Adopt(t.Context(), unreachable(t), Keys{}, "x")).NotTo(Succeed())
 }
