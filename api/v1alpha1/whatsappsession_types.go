@@ -422,21 +422,12 @@ func (s *WhatsAppSession) SessionID() string {
 	return s.Name
 }
 
-// RestartWanted reports whether restartedAt has a value that was not acted upon yet.
-func (s *WhatsAppSession) RestartWanted() bool {
-	value := s.RestartedAt()
-	return value != "" && value != s.Status.ObservedRestartedAt
-}
-
 // RestartedAt is the annotation's value, cut to what status.observedRestartedAt can hold.
 func (s *WhatsAppSession) RestartedAt() string {
 	value := s.Annotations[RestartedAtAnnotation]
 	// A cut character would be stored as another one, and never be equal again.
 	return strings.ToValidUTF8(value[:min(len(value), 64)], "")
 }
-
-// GetConditions returns the conditions of the session.
-func (s *WhatsAppSession) GetConditions() []metav1.Condition { return s.Status.Conditions }
 
 // WhatsAppSessionList is a list of sessions.
 // +kubebuilder:object:root=true

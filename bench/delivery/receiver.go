@@ -57,7 +57,7 @@ func newReceiver(c sideConfig, answer time.Duration) (*receiver, error) {
 	}
 	r := &receiver{answer: answer, token: string(token)}
 	r.Receiver, err = laraveltest.New(laraveltest.Options{
-		Token: r.token, Secret: string(secret), MayForget: true, DiscardRequests: true,
+		Token: r.token, Secret: string(secret), MayForget: true,
 		Decide: r.batch, Other: http.HandlerFunc(r.single),
 		Listen: func() (net.Listener, error) {
 			listener, err := net.Listen("tcp", "127.0.0.1:0")

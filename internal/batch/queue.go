@@ -87,6 +87,11 @@ type EnqueueResult struct {
 	Newest delivery.Numbers
 }
 
+// DefaultQRInterval is how often Laravel hears of a session's QR codes at most
+// while the code that it has can still be scanned (docs/architecture.md, "QR and status"): people
+// scan from Redis and from the resource, Laravel needs not every code.
+const DefaultQRInterval = 30 * time.Second
+
 // Options of a Queue. The zero value is what production uses.
 type Options struct {
 	// QRInterval is how often Laravel hears of a session's QR codes at most

@@ -699,6 +699,9 @@ func TestRestarts(t *testing.T) {
 	g.Expect(err).To(HaveOccurred())
 }
 
+// lastDelivered is the newest item that Laravel has; the zero value: it has none.
+type lastDelivered struct{ At, ExpiresAt time.Time }
+
 type dueRow struct {
 	name string
 	kind delivery.Kind
@@ -722,17 +725,6 @@ func dueRows() []dueRow {
 	}
 }
 
-func TestDueRule(t *testing.T) {
-	for _, row := range dueRows() {
-		t.Run(row.name, func(t *testing.T) {
-			if got := dueAt(row.kind, start, row.last, DefaultQRInterval); !got.Equal(row.want) {
-				t.Errorf("dueAt = %s, want %s", got, row.want)
-			}
-		})
-	}
-}
-
-// dueRule holds the scripts' due times to those of dueAt.
 func dueRule(b *bench) {
 	script := goredis.NewScript(libLua + "return due_at(ARGV[5] ~= '' and ARGV[5])")
 	for _, row := range dueRows() {

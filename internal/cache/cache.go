@@ -62,7 +62,7 @@ type Entry struct {
 	Connection *Connection
 }
 
-// Cache writes and reads the values. It may be used by many goroutines.
+// Cache writes the values. It may be used by many goroutines.
 type Cache struct {
 	client goredis.UniversalClient
 	keys   redis.Keys
@@ -92,24 +92,6 @@ func (c *Cache) SetQR(ctx context.Context, qr delivery.QRItem) (isNew bool, err 
 func (c *Cache) ClearQR(ctx context.Context, sessionID string, numbers delivery.Numbers) error {
 	_, err := c.write(ctx, c.deletion(c.keys.QR(sessionID), numbers))
 	return err
-}
-
-// SetStatus writes a session's status for delivery.CacheTTL.
-func (c *Cache) SetStatus(ctx context.Context, status delivery.StatusItem) (WriteResult, error) {
-	w, err := c.status(status)
-	if err != nil {
-		return Stale, err
-	}
-	return c.write(ctx, w)
-}
-
-// SetConnection writes which worker holds a session's connection, for delivery.CacheTTL.
-func (c *Cache) SetConnection(ctx context.Context, connection Connection) (WriteResult, error) {
-	w, err := c.connection(connection)
-	if err != nil {
-		return Stale, err
-	}
-	return c.write(ctx, w)
 }
 
 // Delete removes all values of a session that are not newer. A write with the same or
@@ -153,38 +135,6 @@ func (c *Cache) RefreshAll(ctx context.Context, entries []Entry) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// QR reads a session's code; nil: there is none to scan.
-func (c *Cache) QR(ctx context.Context, sessionID string) (*delivery.QRItem, error) {
-	return read[delivery.QRItem](ctx, c.client, c.keys.QR(sessionID))
-}
-
-// Status reads a session's status; nil: none was published in the last two minutes.
-func (c *Cache) Status(ctx context.Context, sessionID string) (*delivery.StatusItem, error) {
-	return read[delivery.StatusItem](ctx, c.client, c.keys.Status(sessionID))
-}
-
-// Connection reads which worker holds a session's connection; nil: none was published in
-// the last two minutes.
-func (c *Cache) Connection(ctx context.Context, sessionID string) (*Connection, error) {
-	return read[Connection](ctx, c.client, c.keys.Connection(sessionID))
-}
-
-func read[T any](ctx context.Context, client goredis.UniversalClient, key string) (*T, error) {
-	text, err := client.Get(ctx, key).Bytes()
-	if errors.Is(err, goredis.Nil) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("reading the session cache: %w", err)
-	}
-	value := new(T)
-	if err := json.Unmarshal(text, value); err != nil {
-		// Its text may be a QR code: it is not repeated.
-		return nil, errors.New("reading the session cache: the value is no JSON object as described")
-	}
-	return value, nil
 }
 
 // write is one run of the script.

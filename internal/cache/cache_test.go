@@ -1,7 +1,9 @@
 package cache
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -51,6 +53,56 @@ func onEach(t *testing.T, f func(*bench)) {
 	t.Run("embedded", func(t *testing.T) {
 		run(t, goredis.NewClient(&goredis.Options{Addr: miniredis.RunT(t).Addr()}))
 	})
+}
+
+// SetStatus writes a session's status for delivery.CacheTTL.
+func (c *Cache) SetStatus(ctx context.Context, status delivery.StatusItem) (WriteResult, error) {
+	w, err := c.status(status)
+	if err != nil {
+		return Stale, err
+	}
+	return c.write(ctx, w)
+}
+
+// SetConnection writes which worker holds a session's connection, for delivery.CacheTTL.
+func (c *Cache) SetConnection(ctx context.Context, connection Connection) (WriteResult, error) {
+	w, err := c.connection(connection)
+	if err != nil {
+		return Stale, err
+	}
+	return c.write(ctx, w)
+}
+
+// QR reads a session's code; nil: there is none to scan.
+func (c *Cache) QR(ctx context.Context, sessionID string) (*delivery.QRItem, error) {
+	return read[delivery.QRItem](ctx, c.client, c.keys.QR(sessionID))
+}
+
+// Status reads a session's status; nil: none was published in the last two minutes.
+func (c *Cache) Status(ctx context.Context, sessionID string) (*delivery.StatusItem, error) {
+	return read[delivery.StatusItem](ctx, c.client, c.keys.Status(sessionID))
+}
+
+// Connection reads which worker holds a session's connection; nil: none was published in
+// the last two minutes.
+func (c *Cache) Connection(ctx context.Context, sessionID string) (*Connection, error) {
+	return read[Connection](ctx, c.client, c.keys.Connection(sessionID))
+}
+
+func read[T any](ctx context.Context, client goredis.UniversalClient, key string) (*T, error) {
+	text, err := client.Get(ctx, key).Bytes()
+	if errors.Is(err, goredis.Nil) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the session cache: %w", err)
+	}
+	value := new(T)
+	if err := json.Unmarshal(text, value); err != nil {
+		// Its text may be a QR code: it is not repeated.
+		return nil, errors.New("reading the session cache: the value is no JSON object as described")
+	}
+	return value, nil
 }
 
 func at(epoch, seq int64) delivery.Numbers { return delivery.Numbers{Epoch: epoch, Seq: seq} }

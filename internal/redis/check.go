@@ -139,6 +139,3 @@ func (m *Monitor) Start(ctx context.Context) error {
 		}
 	}
 }
-
-// NeedLeaderElection says that every process checks by itself.
-func (m *Monitor) NeedLeaderElection() bool { return false }

@@ -94,14 +94,6 @@ func NewDurability(client goredis.UniversalClient, keys Keys, mode DurabilityMod
 	return &Durability{client: client, key: keys.Queue(delivery.KindStatus, "items"), mode: mode}
 }
 
-// Level is what Detect found last; none before it.
-func (d *Durability) Level() Level {
-	if level := d.level.Load(); level != nil {
-		return *level
-	}
-	return Level{}
-}
-
 // Detect asks the server, of a cluster the node of the queues, which durability it offers,
 // and later writes wait for that. ErrNotOffered: it is less than was requested; the
 // sentence says what to change.

@@ -274,7 +274,7 @@ func TestDurability(t *testing.T) {
 			g := NewWithT(t)
 			client := connect(t, to(row.addr))
 			d := NewDurability(client, Keys{}, row.mode)
-			g.Expect(d.Level()).To(Equal(Level{}))
+			g.Expect(d.level.Load()).To(BeNil())
 			commands, err := d.Pipelined(ctx, "k", func(p goredis.Pipeliner) error { return p.Set(ctx, "k", row.name, 0).Err() })
 			if row.want == "" {
 				g.Expect(err).To(MatchError(ErrNotOffered))
@@ -282,7 +282,7 @@ func TestDurability(t *testing.T) {
 			}
 			g.Expect(err).NotTo(HaveOccurred())
 			g.Expect(commands).To(HaveLen(1), "the waits are not the caller's")
-			g.Expect(d.Level().String()).To(Equal(row.want))
+			g.Expect(d.level.Load().String()).To(Equal(row.want))
 			g.Expect(client.Get(ctx, "k").Val()).To(Equal(row.name))
 		})
 	}
@@ -320,7 +320,7 @@ func TestDurability(t *testing.T) {
 		g.Expect(err).To(MatchError(ErrNotDurable))
 		_, err = auto.Pipelined(ctx, "k", set)
 		g.Expect(err).NotTo(HaveOccurred(), "auto asks for no more than what is offered")
-		g.Expect(auto.Level()).To(Equal(Level{}))
+		g.Expect(*auto.level.Load()).To(Equal(Level{}))
 	})
 }
 

@@ -86,9 +86,6 @@ func (w *Watcher) Start(ctx context.Context) error {
 	}
 }
 
-// NeedLeaderElection says that every process watches by itself.
-func (w *Watcher) NeedLeaderElection() bool { return false }
-
 // Observe reads Redis once and reports a loss. Start repeats it; both must not run at
 // the same time.
 func (w *Watcher) Observe(ctx context.Context) {

@@ -142,10 +142,6 @@ func (m *Machine) Paired() bool { return m.want.JID != "" }
 // of a loop a good one.
 func (m *Machine) Unproven() bool { return m.want.LastConnectedTime == nil || m.want.Failures > 0 }
 
-// Taking is the epoch under which the keys were taken, and how many times they
-// were; taken: this process has them.
-func (m *Machine) Taking() (epoch, starts int64, taken bool) { return m.epoch, m.starts, m.taken }
-
 // Pace is what the next machine of the session is to know, if this one ends.
 func (m *Machine) Pace() *Pace { return m.pace }
 

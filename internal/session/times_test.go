@@ -138,6 +138,7 @@ func TestRestart(t *testing.T) {
 	}{
 		{name: "asked for", result: RestartDone, observed: true},
 		{name: "acted upon already", status: v1alpha1.WhatsAppSessionStatus{ObservedRestartedAt: "now"}, observed: true},
+		{name: "another value than the one that was acted upon", status: v1alpha1.WhatsAppSessionStatus{ObservedRestartedAt: "before"}, result: RestartDone, observed: true},
 		{name: "too soon after the last", status: v1alpha1.WhatsAppSessionStatus{RestartedTime: in(-45 * time.Second)}, result: RestartWaits, from: noon.Add(15 * time.Second)},
 		{name: "a minute after the last", status: v1alpha1.WhatsAppSessionStatus{RestartedTime: in(-time.Minute)}, result: RestartDone, observed: true},
 		{name: "the last was on a machine whose clock is ahead", status: v1alpha1.WhatsAppSessionStatus{RestartedTime: in(10 * time.Hour)}, result: RestartDone, observed: true},

@@ -143,24 +143,6 @@ func (s *Store) hasKeys(ctx context.Context, uid string) (has bool, err error) {
 	return has, err
 }
 
-// Counts are the numbers of a store.
-type Counts struct {
-	// Sessions are the records, Devices those of them with a linked device, Orphans those
-	// without a resource; Marked are the devices that WhatsApp has logged out.
-	Sessions, Devices, Orphans, Marked int64
-}
-
-// Counts counts.
-func (s *Store) Counts(ctx context.Context) (c Counts, err error) {
-	err = s.db.QueryRow(ctx, `SELECT COUNT(*), COUNT(jid), COUNT(orphaned_at),
-		(SELECT COUNT(*) FROM whatsapp_operator_marked_device) FROM whatsapp_operator_session`).
-		Scan(&c.Sessions, &c.Devices, &c.Orphans, &c.Marked)
-	if err != nil {
-		return Counts{}, fmt.Errorf("counting the store: %w", err)
-	}
-	return c, nil
-}
-
 // Clean is the janitor's round: it deletes marked devices after KeepMarked,
 // orphans after KeepOrphans, and the hashes of messages that WhatsApp does not
 // deliver again. One process does it, a few times a day.

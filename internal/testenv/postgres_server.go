@@ -97,9 +97,6 @@ func PostgresServer(t testing.TB, args ...string) *PostgresProcess {
 // Addr is the server's host:port; it stays the same over restarts.
 func (p *PostgresProcess) Addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(p.port)) }
 
-// Port is the port of Addr.
-func (p *PostgresProcess) Port() int { return p.port }
-
 // URL is that of the server's one database; it stays the same over restarts.
 func (p *PostgresProcess) URL() string { return p.URLVia(p.Addr()) }
 

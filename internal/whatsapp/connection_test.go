@@ -507,9 +507,8 @@ func TestABadPairingIsRefused(t *testing.T) {
 			w.g.Expect(err).To(HaveOccurred())
 			w.g.Expect(s.event(EventPairError).Message).To(ContainSubstring(message))
 			s.event(EventDisconnected)
-			counts, err := w.store.Counts(t.Context())
-			w.g.Expect(err).NotTo(HaveOccurred())
-			w.g.Expect(counts).To(Equal(store.Counts{Sessions: 1}))
+			w.g.Expect(w.store.Records(t.Context())).To(HaveExactElements(HaveField("JID", BeEmpty())))
+			w.g.Expect(w.store.Marked(t.Context())).To(BeEmpty())
 		})
 	}
 }
@@ -521,7 +520,8 @@ func TestLogout(t *testing.T) {
 	s.Close()
 	w.g.Expect(s.events()).To(HaveExactElements(HaveField("Type", EventConnected)))
 	w.g.Expect(taking.Forget(t.Context())).To(Succeed())
-	w.g.Expect(w.store.Counts(t.Context())).To(BeZero())
+	w.g.Expect(w.store.Records(t.Context())).To(BeEmpty())
+	w.g.Expect(w.store.Marked(t.Context())).To(BeEmpty())
 }
 
 func TestLogoutOfADeviceThatIsUnlinked(t *testing.T) {

@@ -104,7 +104,13 @@ local function expired(item)
   return expires > 0 and expires <= NOW
 end
 
--- The rule is that of dueAt in due.go.
+-- due_at says from when on an item that arrives now may be claimed. last is what
+-- remember wrote of the newest item that Laravel has.
+--
+-- A status is due at once: the windows (docs/architecture.md, "QR and status") are
+-- the flusher's, which looks at all sessions together. A QR code is due when the
+-- interval since the last one is over or the code that Laravel has expires,
+-- whichever comes first: a code that replaces an expired one goes with the next batch.
 local function due_at(last)
   if KIND ~= 'qr' or not last then
     return NOW

@@ -150,8 +150,6 @@ type Options struct {
 	Other http.Handler
 	// MayForget: Redis is emptied meanwhile, so that updates come again that were taken.
 	MayForget bool
-	// DiscardRequests keeps no record of the requests, of which a benchmark has too many.
-	DiscardRequests bool
 	// Listen opens the port; nil: a free one of the loopback interface.
 	Listen func() (net.Listener, error)
 }
@@ -169,7 +167,7 @@ type Receiver struct {
 	mu       sync.Mutex
 	decide   func(Request) Answer
 	count    int
-	requests []Request
+	last     Request
 	batches  map[string]string // id → items
 	taken    map[string]bool   // ids of batches
 	came     map[key]delivery.Numbers
@@ -179,8 +177,6 @@ type Receiver struct {
 	running  map[delivery.Kind]int
 	most     map[delivery.Kind]int
 	mostAll  int
-	stale    int
-	items    int
 }
 
 type key struct {
@@ -403,9 +399,7 @@ func (r *Receiver) handle(request *Request) Answer {
 
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !r.opts.DiscardRequests {
-		r.requests = append(r.requests, *request)
-	}
+	r.last = *request
 	if answer.Take {
 		r.take(*request, answer.Rejected)
 	}
@@ -446,12 +440,9 @@ func (r *Receiver) take(request Request, rejected []string) {
 		if r.taken[request.BatchID] {
 			continue
 		}
-		r.items++
-		if had, known := r.has[k]; known && !item.Newer(had.Numbers) {
-			r.stale++
-			continue
+		if had, known := r.has[k]; !known || item.Newer(had.Numbers) {
+			r.has[k] = item
 		}
-		r.has[k] = item
 	}
 	r.taken[request.BatchID] = true
 }
@@ -488,19 +479,6 @@ func (r *Receiver) newest(kind delivery.Kind, sessionID string) Item {
 	return r.has[key{kind, sessionID}]
 }
 
-// Statuses are the newest statuses that were taken, by session.
-func (r *Receiver) Statuses() map[string]delivery.StatusItem {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	all := map[string]delivery.StatusItem{}
-	for k, item := range r.has {
-		if k.kind == delivery.KindStatus {
-			all[k.sessionID] = item.Status
-		}
-	}
-	return all
-}
-
 // Count is how many batches came, repetitions too.
 func (r *Receiver) Count() int {
 	r.mu.Lock()
@@ -508,21 +486,11 @@ func (r *Receiver) Count() int {
 	return r.count
 }
 
-// Requests are the batches that came, in the order of their arrival.
-func (r *Receiver) Requests() []Request {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return slices.Clone(r.requests)
-}
-
-// Last is the request that came last.
+// Last is the request that came last; zero: none.
 func (r *Receiver) Last() Request {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.requests) == 0 {
-		return Request{}
-	}
-	return r.requests[len(r.requests)-1]
+	return r.last
 }
 
 // Batches counts the batches by their ids.
@@ -530,14 +498,6 @@ func (r *Receiver) Batches() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return len(r.batches)
-}
-
-// Totals are the items that came in batches of their own, and those of them that were not
-// newer than what was known.
-func (r *Receiver) Totals() (items, stale int) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.items, r.stale
 }
 
 // MostAtATime is the most requests that were under way at once: of a kind, or of all ("").
