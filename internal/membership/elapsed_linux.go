@@ -6,8 +6,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Elapsed is a clock that no administrator moves and that goes on while the
-// machine is suspended, which Go's own monotonic clock does not.
+// Elapsed is a monotonic clock: no administrator can set it. Unlike Go's own
+// monotonic clock it also counts the time while the machine is suspended.
 func Elapsed() time.Duration {
 	var now unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {

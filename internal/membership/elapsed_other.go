@@ -4,5 +4,5 @@ package membership
 
 import "time"
 
-// Elapsed is a clock that no administrator moves.
+// Elapsed is a monotonic clock: no administrator can set it.
 func Elapsed() time.Duration { return time.Since(started) }

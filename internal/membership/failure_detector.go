@@ -11,27 +11,27 @@ const (
 	// SilenceTimeout is how long neither heartbeat of a worker may change before the worker
 	// is dead.
 	SilenceTimeout = 15 * time.Second
-	// ObserveInterval is how often the heartbeats are read. The moment at which a silence is
-	// over gets an observation of its own.
+	// ObserveInterval is how often the heartbeats are read. They are also read at the moment
+	// at which a silence reaches SilenceTimeout.
 	ObserveInterval = 2 * time.Second
 	// maxObservationGap is the longest pause between two observations over which silence still
-	// counts: an observer that was stopped itself knows nothing of the time between.
+	// counts: an observer that was stopped itself knows nothing about the time between them.
 	maxObservationGap = 5 * time.Second
 	// restartTimeout is how long a container that is restarted in its pod may take to come
 	// back before the kubelet's report counts (docs/architecture.md, "Ownership").
 	restartTimeout = 15 * time.Second
-	// askKubeletAfter is how long a Lease must be unchanged before its pod is read: one
-	// renewal was left out.
+	// askKubeletAfter is how long a Lease must be unchanged before its pod is read: long
+	// enough for one renewal to be missing.
 	askKubeletAfter = RenewInterval + time.Second
 	// ContainerName is the worker's container in its pod.
 	ContainerName = "worker"
 )
 
-// containerState is what the kubelet reports of a worker's container.
+// containerState is what the kubelet reports about a worker's container.
 type containerState int
 
 const (
-	stateUnknown    containerState = iota // it was not asked, or cannot be read
+	stateUnknown    containerState = iota // the pod was not read, or cannot be read
 	stateRunning                          // it runs, or has not been started yet
 	stateRestarting                       // it has ended and may be restarted in its pod
 	stateEnded                            // it has ended for good
@@ -40,8 +40,8 @@ const (
 // kubeletReport is the kubelet's report on a worker's container.
 type kubeletReport struct {
 	state containerState
-	// finished is when the container that has ended did so, by the clock of its node and in
-	// whole seconds; zero: it runs, or the kubelet does not know.
+	// finished is when the container ended, by the clock of its node and in whole seconds;
+	// zero: it runs, or the kubelet does not know.
 	finished time.Time
 }
 
@@ -52,19 +52,19 @@ func (r kubeletReport) equal(other kubeletReport) bool {
 	return r.state == other.state && r.finished.Equal(other.finished)
 }
 
-// observedLease is what an observation saw of one Lease.
+// observedLease is one Lease in an observation.
 type observedLease struct {
 	version string // its resourceVersion
 	podUID  types.UID
 	// acquired is when the process that renews the Lease joined, by the clock of its node;
-	// zero where the worker does not say so.
+	// zero: the worker does not report it.
 	acquired time.Time
-	// report is the kubelet's; stateUnknown where it was not asked for.
+	// report is the kubelet's; its state is stateUnknown where the pod was not read.
 	report kubeletReport
 }
 
-// observation is what was seen in one reading of all heartbeats. A half that could
-// not be read is nil.
+// observation is one reading of all heartbeats. The leases or the keys are nil if they
+// could not be read.
 type observation struct {
 	// began and ended are by the observer's own monotonic clock.
 	began, ended time.Duration
@@ -74,26 +74,27 @@ type observation struct {
 }
 
 // failureDetector decides from observations which workers are dead (docs/architecture.md,
-// "Ownership"). It is pure: it knows no time but that of the observations. Whatever makes
-// an observation unsure makes the decision later, never sooner:
+// "Ownership"). It is pure: it takes the time only from the observations. Anything that
+// makes an observation uncertain delays the decision, and never makes it earlier:
 //
 //   - a change counts from the end of the observation that showed it, silence up to
 //     the beginning of the last one;
-//   - silence counts only while both heartbeats were visible, in observations that
-//     follow each other closely, of one run of Redis;
-//   - a value that is missing is no change: Redis may have been emptied;
-//   - a worker that was never seen is silent since the detector began;
+//   - silence counts only while both heartbeats are visible, in observations that
+//     follow each other closely and read the same run of Redis;
+//   - a missing value is not a change: Redis may have been emptied;
+//   - a worker that was never seen counts as silent since the detector began;
 //   - the kubelet's report counts only while it can be about the process that renewed
 //     the heartbeats last.
 //
-// The last rule is for a node that is cut off in the very moment in which it has
-// restarted the container: the pod then says for ever that the container has
-// ended, while the new process lives. So a report is refuted by a container that
-// finished before the process of the Lease joined, and by a change of either
-// heartbeat after the report. A refuted report never counts again; another one of
-// the same pod does.
+// The last rule is for a node that is cut off just when it has restarted the
+// container: the pod then shows for ever that the container has ended, although the
+// new process lives. So a report does not count if the container finished before the
+// process of the Lease joined, or if either heartbeat has changed after the report. A
+// report that was refuted in this way never counts again; a different report about the
+// same pod does.
 type failureDetector struct {
-	// since is when both heartbeats began to be visible without a break; visible: they are.
+	// since is when both heartbeats began to be visible without a break; visible: they are
+	// visible now.
 	since   time.Duration
 	visible bool
 	// leasesSince is the same for the Leases alone: the kubelet's report needs no Redis.
@@ -105,18 +106,18 @@ type failureDetector struct {
 	workers map[string]*track
 }
 
-// track is what is remembered of one worker.
+// track is what the detector knows about one worker.
 type track struct {
 	lease observedLease
 	key   string
 	// leaseChanged and changed are when the Lease, or either heartbeat, was last seen to change.
 	leaseChanged, changed time.Duration
-	// report is the kubelet's last one that a container has ended, and reportedSince when it
-	// was first seen. That a pod cannot be read any more takes nothing back; only a heartbeat,
-	// or the kubelet itself, does.
+	// report is the kubelet's last report that a container has ended, and reportedSince when
+	// it was first seen. It stays valid when the pod cannot be read any more; only a change of
+	// a heartbeat, or another report of the kubelet, withdraws it.
 	report        kubeletReport
 	reportedSince time.Duration
-	// refuted is the last report after which a heartbeat has changed.
+	// refuted is the last report that was followed by a change of a heartbeat.
 	refuted  kubeletReport
 	inLeases bool
 }
@@ -125,7 +126,7 @@ func newFailureDetector() *failureDetector {
 	return &failureDetector{workers: map[string]*track{}}
 }
 
-// observe takes one more observation into account.
+// observe updates the detector with the next observation.
 func (d *failureDetector) observe(o observation) {
 	closely := o.began-d.last <= maxObservationGap
 	d.last = o.began
@@ -142,7 +143,8 @@ func (d *failureDetector) observe(o observation) {
 	for _, t := range d.workers {
 		t.inLeases = t.inLeases && o.leases == nil
 	}
-	// The keys come first: a change that is seen together with a report may be older than it.
+	// The keys come first: a change that is seen together with a report may have happened
+	// before the report.
 	for name, key := range o.keys {
 		if t := d.track(name); t.key != key {
 			t.key = key
@@ -153,7 +155,7 @@ func (d *failureDetector) observe(o observation) {
 		t := d.track(name)
 		t.inLeases = true
 		switch {
-		case t.lease.podUID != lease.podUID: // reports on another pod say nothing of this one
+		case t.lease.podUID != lease.podUID: // reports about another pod do not apply to this one
 			t.leaseChanged, t.changed = o.ended, o.ended
 			t.report, t.refuted = kubeletReport{}, kubeletReport{}
 		case t.lease.version != lease.version:
@@ -165,7 +167,7 @@ func (d *failureDetector) observe(o observation) {
 	}
 	for name, t := range d.workers {
 		if _, inKeys := o.keys[name]; !inKeys && o.keys != nil && !t.inLeases && d.silent(name) {
-			delete(d.workers, name) // gone: the answer for its name stays the same
+			delete(d.workers, name) // both heartbeats are gone; dead returns the same for an unknown name
 		}
 	}
 }
@@ -179,8 +181,8 @@ func (d *failureDetector) track(name string) *track {
 	return t
 }
 
-// renewed records that a heartbeat has changed. What the kubelet had reported before
-// was about an earlier process, or is not true.
+// renewed records that a heartbeat has changed. An earlier report of the kubelet was
+// about an earlier process, or is wrong.
 func (t *track) renewed(at time.Duration) {
 	t.changed = at
 	if t.report.ended() {
@@ -204,7 +206,7 @@ func (t *track) reported(lease observedLease, at time.Duration) {
 	}
 }
 
-// silent: neither heartbeat has changed for SilenceTimeout while both were visible.
+// silent reports whether neither heartbeat has changed for SilenceTimeout while both were visible.
 func (d *failureDetector) silent(name string) bool {
 	if !d.visible {
 		return false
@@ -216,27 +218,27 @@ func (d *failureDetector) silent(name string) bool {
 	return d.last-from >= SilenceTimeout
 }
 
-// next is when to observe again: the sessions of a dead worker are down, so a
-// silence that would be over before the next regular observation gets its own.
+// next is when to observe again: at the next regular time, or earlier if a silence
+// reaches SilenceTimeout before, because the sessions of a dead worker are down.
 func (d *failureDetector) next() time.Duration {
 	next := d.last + ObserveInterval
 	if !d.visible {
 		return next
 	}
-	sooner := func(since time.Duration) {
-		if over := max(d.since, since) + SilenceTimeout; over > d.last {
-			next = min(next, over)
+	observeSilence := func(since time.Duration) {
+		if end := max(d.since, since) + SilenceTimeout; end > d.last {
+			next = min(next, end)
 		}
 	}
-	sooner(d.since) // workers that were never seen
+	observeSilence(d.since) // workers that were never seen
 	for _, t := range d.workers {
-		sooner(t.changed)
+		observeSilence(t.changed)
 	}
 	return next
 }
 
-// dead: the worker is silent, or the kubelet has reported that its process has
-// ended and no heartbeat has changed since.
+// dead reports whether the worker is silent, or the kubelet has reported that its
+// process has ended and no heartbeat has changed since.
 func (d *failureDetector) dead(name string) bool {
 	if d.silent(name) {
 		return true
@@ -255,27 +257,27 @@ func (d *failureDetector) dead(name string) bool {
 	}
 }
 
-// changedSince reports whether a heartbeat of the worker has been seen to change after that moment.
+// changedSince reports whether an observation after that moment has shown a change of a
+// heartbeat of the worker.
 func (d *failureDetector) changedSince(name string, at time.Duration) bool {
 	t := d.workers[name]
 	return t != nil && t.changed > at
 }
 
-// suspect: a renewal of the Lease was left out, so the kubelet may know more.
+// suspect reports whether a renewal of the Lease is missing, so that the pod should be read.
 func (d *failureDetector) suspect(name string, l observedLease, now time.Duration) bool {
 	t := d.workers[name]
 	return l.podUID != "" && t != nil && t.lease.version == l.version && now-t.leaseChanged >= askKubeletAfter
 }
 
-// reportOf reads the kubelet's report on the worker's container from the worker's
+// reportOf reads the kubelet's report about the worker's container from the worker's
 // pod. acquired is when the process that renews the Lease joined; zero: it is not
-// known. Another pod of the same name says nothing.
+// known. A pod of the same name with another UID gives no report.
 //
-// Only the kubelet writes containerStatuses. The rest of the pod is written by
-// controllers too: the pod of a node that is cut off is deleted, or marked as failed, by
-// a controller, while its containerStatuses are from before. So these tell that a
-// container is not restarted only where it is known that it was the process of the
-// Lease that has ended.
+// Only the kubelet writes containerStatuses. Controllers write other parts of the pod:
+// when a node is cut off, a controller deletes its pods or marks them as failed, while
+// their containerStatuses stay old. So deletion and failure prove that a container is not
+// restarted only if the process that ended is known to be the one of the Lease.
 func reportOf(pod *corev1.Pod, uid types.UID, acquired time.Time) kubeletReport {
 	if pod.UID != uid {
 		return kubeletReport{}

@@ -1,5 +1,6 @@
-// Package membership is a worker's place among the workers: its incarnation, the
-// Lease that it renews, and how that Lease is written and read.
+// Package membership decides which workers are alive. A worker has an incarnation and
+// renews two heartbeats, a Lease and a key in Redis; observers read both and decide which
+// workers are dead; the self-fence ends a worker that could renew neither.
 package membership
 
 import (
@@ -12,21 +13,20 @@ import (
 	"syscall"
 )
 
-// Incarnation is the identity of a worker's state folder. A process that gets
-// the lock on an existing file is the same incarnation restarted: the old
-// process is certainly gone, because the kernel keeps the lock as long as it
-// lives.
+// Incarnation is the identity of a worker's state folder. A process that gets the
+// lock on an existing file is the same incarnation, restarted: the kernel keeps the
+// lock as long as the old process lives, so that process has certainly ended.
 type Incarnation struct {
 	// ID is random and stays with the folder.
 	ID string
-	// Restarted: the folder had an ID already.
+	// Restarted says that the folder had an ID already.
 	Restarted bool
 
 	file *os.File
 }
 
-// OpenIncarnation takes the folder for this process, until Close or the process ends.
-// A folder that another process has is an error.
+// OpenIncarnation locks the folder for this process, until Close or the end of the
+// process. A folder that another process has locked is an error.
 func OpenIncarnation(folder string) (*Incarnation, error) {
 	if err := os.MkdirAll(folder, 0o700); err != nil {
 		return nil, fmt.Errorf("making the state folder: %w", err)
@@ -54,7 +54,7 @@ func (i *Incarnation) load(path string) error {
 	if err != nil {
 		return fmt.Errorf("reading the incarnation's file: %w", err)
 	}
-	// A line that a crash cut short is no ID.
+	// A line without its end was cut short by a crash: it is not an ID.
 	if id, complete := strings.CutSuffix(string(content), "\n"); complete && id != "" {
 		i.ID, i.Restarted = id, true
 		return nil
@@ -72,7 +72,7 @@ func (i *Incarnation) load(path string) error {
 	return nil
 }
 
-// Close lets another process have the folder.
+// Close releases the folder, so that another process can lock it.
 func (i *Incarnation) Close() error {
 	if err := i.file.Close(); err != nil {
 		return fmt.Errorf("closing the incarnation's file: %w", err)

@@ -27,7 +27,7 @@ func TestIncarnation(t *testing.T) {
 	g.Expect(again.ID).To(Equal(first.ID), "a restart is the same incarnation")
 	g.Expect(again.Close()).To(Succeed())
 
-	// A crash while the file was written first.
+	// A process crashed while it wrote the file for the first time.
 	g.Expect(os.WriteFile(filepath.Join(folder, "incarnation"), []byte(first.ID[:5]), 0o600)).To(Succeed())
 	torn, err := OpenIncarnation(folder)
 	g.Expect(err).NotTo(HaveOccurred())

@@ -18,8 +18,8 @@ import (
 )
 
 const (
-	// ReleaseLabel names the release that an object belongs to: several may live in one
-	// namespace, and none of them reads another's Leases.
+	// ReleaseLabel names the release that an object belongs to: there may be several in one
+	// namespace, and none of them reads the Leases of another.
 	ReleaseLabel = "app.kubernetes.io/instance"
 	// ComponentLabel with ComponentWorker marks the Leases of workers.
 	ComponentLabel = "app.kubernetes.io/component"
@@ -27,8 +27,8 @@ const (
 	ComponentWorker = "worker"
 
 	// Format is the version of this encoding that this program writes. Fields are only
-	// added, so a reader takes what it knows from a newer one. Version 2 added the time at
-	// which the process joined, and what the worker reaches.
+	// added, so a reader of a newer version uses the fields that it knows. Version 2 added the
+	// time at which the process joined, and whether the worker reaches its database and WhatsApp.
 	Format = 2
 
 	annotationPrefix = "whatsapp-operator.io/"
@@ -39,20 +39,21 @@ const (
 	annotationTokens = annotationPrefix + "tokens"
 	annotationDrain  = annotationPrefix + "draining"
 	annotationPod    = annotationPrefix + "pod-uid"
-	// annotationStore and annotationWhatsApp are what the worker reaches: ok or failing.
+	// annotationStore and annotationWhatsApp say whether the worker reaches its database and
+	// WhatsApp: ok or failing.
 	annotationStore    = annotationPrefix + "store"
 	annotationWhatsApp = annotationPrefix + "whatsapp"
 	ok, failing        = "ok", "failing"
 
 	namePrefix   = "whatsapp-worker-"
 	leaderPrefix = "whatsapp-manager-"
-	// maxName is what Kubernetes allows for the name of a Lease.
+	// maxName is the longest name that Kubernetes allows for a Lease.
 	maxName = 253
-	// maxDuration bounds for how long one renewal counts, whatever the Lease says: a worker
-	// that has died must not be given sessions for hours.
+	// maxDuration bounds how long one renewal counts, whatever the Lease says: a dead worker
+	// must not be given sessions for hours.
 	maxDuration = time.Minute
-	// maxCount bounds the numbers of a Lease: no worker has more sessions, and sums of
-	// them stay far from overflowing.
+	// maxCount bounds the numbers in a Lease: no worker has more sessions, and their sums
+	// cannot overflow.
 	maxCount = 1_000_000
 )
 
@@ -63,11 +64,12 @@ var ErrNoHolder = errors.New("the lease has no holder")
 type Member struct {
 	// Release is the release that the worker belongs to.
 	Release string
-	// Name is the worker's, its pod's.
+	// Name is the name of the worker, which is that of its pod.
 	Name string
-	// Incarnation tells a worker from an earlier one of the same name.
+	// Incarnation distinguishes a worker from an earlier one of the same name.
 	Incarnation string
-	// PodUID is its pod's, where it has one: the kubelet's reports count for that pod only.
+	// PodUID is the UID of its pod; empty: it has none. Only the kubelet's reports about that
+	// pod count.
 	PodUID types.UID
 	// Pool is the pool whose namespaces it serves.
 	Pool string
@@ -75,38 +77,39 @@ type Member struct {
 	Revision int64
 	// Format is the encoding's version; 0 is written as Format.
 	Format int
-	// Capacity is how many sessions it takes.
+	// Capacity is how many sessions it holds at most.
 	Capacity int
-	// Load is how many sessions it holds; it lags behind by up to one renewal.
+	// Load is how many sessions it held at the last renewal.
 	Load int
-	// Tokens is how many logins it may begin at once; it lags behind likewise.
+	// Tokens is how many logins it could begin at once at the last renewal.
 	Tokens int
-	// Draining: it gives its sessions away and takes none.
+	// Draining says that its sessions are being moved away and that it accepts no new ones.
 	Draining bool
-	// StoreFailing and WhatsAppFailing: by its own attempts the worker cannot reach its
-	// database, or WhatsApp (docs/architecture.md, "Ownership"). A worker that does not say so can.
+	// StoreFailing and WhatsAppFailing say that the worker's own attempts to reach its
+	// database, or WhatsApp, fail (docs/architecture.md, "Ownership"). They are false for a
+	// worker that does not report them.
 	StoreFailing, WhatsAppFailing bool
 	// AcquireTime is when the process that renews the Lease joined, by the worker's own clock;
-	// zero where the worker is too old to say so.
+	// zero: the worker is too old to report it.
 	AcquireTime time.Time
-	// RenewTime is the last renewal, by the worker's own clock.
+	// RenewTime is the time of the last renewal, by the worker's own clock.
 	RenewTime time.Time
-	// Duration is how long after a renewal the worker counts as live.
+	// Duration is how long the worker counts as live after a renewal.
 	Duration time.Duration
 }
 
-// WorkerLabels select the Leases of a release's workers.
+// WorkerLabels returns the labels that select the Leases of a release's workers.
 func WorkerLabels(release string) map[string]string {
 	return map[string]string{ReleaseLabel: release, ComponentLabel: ComponentWorker}
 }
 
-// LeaderLeaseName is the name of the Lease by which a release's managers elect
+// LeaderLeaseName is the name of the Lease with which the managers of a release elect
 // their leader.
 func LeaderLeaseName(release string) string { return leaderPrefix + release }
 
-// LeaseName is the name of a worker's Lease. It differs for different releases,
-// whose names contain no dot, and for different workers, and fits also where the
-// worker's name is as long as a name may be.
+// LeaseName is the name of a worker's Lease. It is different for each release (the name of
+// a release contains no dot) and for each worker, and it is never longer than Kubernetes
+// allows, however long the worker's name is.
 func LeaseName(release, worker string) string {
 	name := namePrefix + release + "." + worker
 	if len(name) <= maxName {
@@ -117,9 +120,9 @@ func LeaseName(release, worker string) string {
 	return strings.TrimRight(name[:maxName-len(suffix)], "-.") + suffix
 }
 
-// FromLease reads the worker that a Lease describes. A Lease that is not a
-// worker's, or speaks for another worker than the one that it is named for, is
-// an error; ErrNoHolder says that the worker has left.
+// FromLease reads the worker that a Lease describes. A Lease that is not a worker's, or
+// whose holder is not the worker in its name, is an error; ErrNoHolder says that the
+// worker has left.
 func FromLease(l *coordinationv1.Lease) (Member, error) {
 	if l.Labels[ComponentLabel] != ComponentWorker {
 		return Member{}, errors.New("the lease is not a worker's")
@@ -133,10 +136,10 @@ func FromLease(l *coordinationv1.Lease) (Member, error) {
 	}
 	release := l.Labels[ReleaseLabel]
 	if l.Name != LeaseName(release, name) {
-		return Member{}, fmt.Errorf("the lease %q speaks for worker %q", l.Name, name)
+		return Member{}, fmt.Errorf("the lease %q has another worker's name in its holder: %q", l.Name, name)
 	}
 	if l.Spec.RenewTime == nil || l.Spec.LeaseDurationSeconds == nil || *l.Spec.LeaseDurationSeconds <= 0 {
-		return Member{}, errors.New("the lease has no time of renewal or no duration")
+		return Member{}, errors.New("the lease has no renewal time or no duration")
 	}
 	m := Member{
 		Release: release, Name: name, Incarnation: incarnation, Pool: l.Labels[v1alpha1.PoolLabel], PodUID: types.UID(l.Annotations[annotationPod]),
@@ -160,7 +163,8 @@ func FromLease(l *coordinationv1.Lease) (Member, error) {
 	if m.Format == 0 {
 		return Member{}, fmt.Errorf("the lease's annotation %s is 0", annotationFormat)
 	}
-	// An older program keeps the fields that it does not know: they are its predecessor's.
+	// An older program leaves fields that it does not know as they are: in its Lease they
+	// still have the values of the newer process before it.
 	if m.Format >= 2 {
 		if l.Spec.AcquireTime != nil {
 			m.AcquireTime = l.Spec.AcquireTime.Time
@@ -174,8 +178,8 @@ func FromLease(l *coordinationv1.Lease) (Member, error) {
 	return m, nil
 }
 
-// Into writes the member into a Lease. The Lease's own name and namespace, and
-// labels and annotations that this program does not know, stay as they are.
+// Into writes the member into a Lease. The Lease's name and namespace, and labels and
+// annotations that this program does not know, are not changed.
 func (m Member) Into(l *coordinationv1.Lease) {
 	format := m.Format
 	if format == 0 {

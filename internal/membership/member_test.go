@@ -28,7 +28,7 @@ func encode(m Member) *coordinationv1.Lease {
 	return l
 }
 
-func TestMemberSurvivesItsLease(t *testing.T) {
+func TestAMemberIsReadAsItWasWritten(t *testing.T) {
 	g := NewWithT(t)
 	l := encode(member())
 	back, err := FromLease(l)
@@ -38,7 +38,7 @@ func TestMemberSurvivesItsLease(t *testing.T) {
 	g.Expect(l.Labels).To(HaveKeyWithValue(v1alpha1.PoolLabel, "blue"))
 }
 
-func TestIntoKeepsWhatItDoesNotKnow(t *testing.T) {
+func TestIntoKeepsUnknownLabelsAndAnnotations(t *testing.T) {
 	g := NewWithT(t)
 	annotations := map[string]string{"whatsapp-operator.io/shoe-size": "44", "whatsapp-operator.io/load": "1"}
 	l := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{
@@ -48,7 +48,7 @@ func TestIntoKeepsWhatItDoesNotKnow(t *testing.T) {
 	g.Expect(l.Annotations).To(HaveKeyWithValue("whatsapp-operator.io/shoe-size", "44"))
 	g.Expect(l.Annotations).To(HaveKeyWithValue("whatsapp-operator.io/load", "12"))
 	g.Expect(l.Labels).To(HaveKeyWithValue("team", "x"))
-	g.Expect(annotations).To(HaveLen(2), "the maps that came in may be a cache's")
+	g.Expect(annotations).To(HaveLen(2), "the original maps may belong to a cache and must not change")
 }
 
 func TestFromLease(t *testing.T) {
@@ -70,7 +70,7 @@ func TestFromLease(t *testing.T) {
 			want:   func(m *Member) { m.Format = 7 },
 		},
 		{
-			name: "an older format does not know the newer fields: they are its predecessor's",
+			name: "an older format does not have the newer fields: their values are those of an earlier process",
 			change: func(l *coordinationv1.Lease) {
 				l.Annotations[annotationFormat] = "1"
 				l.Annotations[annotationStore] = failing
@@ -78,7 +78,7 @@ func TestFromLease(t *testing.T) {
 			want: func(m *Member) { m.Format, m.AcquireTime, m.WhatsAppFailing = 1, time.Time{}, false },
 		},
 		{
-			name: "a new worker that does not say what it reaches",
+			name: "a new worker that does not report what it reaches",
 			change: func(l *coordinationv1.Lease) {
 				delete(l.Annotations, annotationStore)
 				delete(l.Annotations, annotationWhatsApp)
@@ -87,14 +87,14 @@ func TestFromLease(t *testing.T) {
 			want: func(m *Member) { m.AcquireTime, m.WhatsAppFailing = time.Time{}, false },
 		},
 		{
-			name: "a value of a newer version for what it reaches is not failing",
+			name: "an unknown value, of a newer version, for what it reaches is not failing",
 			change: func(l *coordinationv1.Lease) {
 				l.Annotations[annotationStore], l.Annotations[annotationWhatsApp] = "slow", "degraded"
 			},
 			want: func(m *Member) { m.WhatsAppFailing = false },
 		},
 		{
-			name:   "a renewal does not count for hours, whatever the Lease says",
+			name:   "a renewal never counts for hours, whatever the Lease says",
 			change: func(l *coordinationv1.Lease) { l.Spec.LeaseDurationSeconds = ptr.To(int32(1 << 30)) },
 			want:   func(m *Member) { m.Duration = time.Minute },
 		},
@@ -106,7 +106,7 @@ func TestFromLease(t *testing.T) {
 		{
 			name:   "a worker of another release",
 			change: func(l *coordinationv1.Lease) { l.Labels[ReleaseLabel] = "other" },
-			err:    "speaks for worker",
+			err:    "another worker's name",
 		},
 		{
 			name:   "a worker that has left",
@@ -124,14 +124,14 @@ func TestFromLease(t *testing.T) {
 			err:    "worker/incarnation",
 		},
 		{
-			name:   "a worker that speaks for another",
+			name:   "a Lease with another worker as its holder",
 			change: func(l *coordinationv1.Lease) { l.Spec.HolderIdentity = ptr.To("worker-b/k3x9") },
-			err:    "speaks for worker",
+			err:    "another worker's name",
 		},
 		{
-			name:   "never renewed",
+			name:   "no renewal time",
 			change: func(l *coordinationv1.Lease) { l.Spec.RenewTime = nil },
-			err:    "no time of renewal",
+			err:    "no renewal time",
 		},
 		{
 			name:   "no duration",
@@ -144,7 +144,7 @@ func TestFromLease(t *testing.T) {
 			err:    annotationCap,
 		},
 		{
-			name:   "a capacity beyond reason",
+			name:   "a capacity above the maximum",
 			change: func(l *coordinationv1.Lease) { l.Annotations[annotationCap] = "1000001" },
 			err:    annotationCap,
 		},
@@ -154,7 +154,7 @@ func TestFromLease(t *testing.T) {
 			err:    annotationTokens,
 		},
 		{
-			name:   "a revision that is no number",
+			name:   "a revision that is not a number",
 			change: func(l *coordinationv1.Lease) { l.Annotations[annotationRev] = "v3" },
 			err:    annotationRev,
 		},
@@ -164,7 +164,7 @@ func TestFromLease(t *testing.T) {
 			err:    annotationFormat,
 		},
 		{
-			name:   "neither draining nor not",
+			name:   "draining is neither true nor false",
 			change: func(l *coordinationv1.Lease) { l.Annotations[annotationDrain] = "maybe" },
 			err:    annotationDrain,
 		},
@@ -190,7 +190,7 @@ func TestFromLease(t *testing.T) {
 func TestLeaseName(t *testing.T) {
 	g := NewWithT(t)
 	g.Expect(LeaseName("main", "whatsapp-6d5f-x2x")).To(Equal("whatsapp-worker-main.whatsapp-6d5f-x2x"))
-	g.Expect(LeaseName("main", "a")).NotTo(Equal(LeaseName("other", "a")), "two releases in one namespace")
+	g.Expect(LeaseName("main", "a")).NotTo(Equal(LeaseName("other", "a")), "there may be two releases in one namespace")
 	g.Expect(LeaseName("a", "b-c")).NotTo(Equal(LeaseName("a-b", "c")))
 	long := strings.Repeat("a", 252)
 	g.Expect(len(LeaseName("main", long+"b"))).To(BeNumerically("<=", 253))
@@ -221,7 +221,7 @@ func FuzzFromLease(f *testing.F) {
 			return
 		}
 		if m.Name == "" || m.Incarnation == "" || m.Pool == "" || m.Capacity < 0 || m.Capacity > maxCount || m.Duration <= 0 {
-			t.Fatalf("a lease that says nothing sensible was taken: %+v", m)
+			t.Fatalf("an invalid lease was accepted: %+v", m)
 		}
 		again := l.DeepCopy()
 		m.Into(again)

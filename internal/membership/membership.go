@@ -14,9 +14,9 @@ func incarnationOf(value string) string {
 	return value[:max(strings.LastIndexByte(value, '/'), 0)]
 }
 
-// Membership is a worker's place among the workers: it joins when no other process
-// of its name can be alive, and then renews both heartbeats independently of
-// each other, so that the loss of one of them changes nothing.
+// Membership makes the process a member of the group of workers: it joins when no other
+// process of its name can be alive, and then renews both heartbeats, each independently of
+// the other, so that it stays a member while one of them cannot be renewed.
 type Membership struct {
 	Renewer
 	// Keys is the second heartbeat.
@@ -24,16 +24,17 @@ type Membership struct {
 	// SelfFence records each renewal.
 	SelfFence *SelfFence
 
-	// silentIncarnation is another incarnation of this name that has fallen silent: a join that
-	// has written only one of the heartbeats does not wait for it again.
+	// silentIncarnation is another incarnation of this name that is already known to be
+	// silent: after a join that wrote only one of the heartbeats, the next attempt does not
+	// wait for it again.
 	silentIncarnation string
 }
 
 // Run joins and renews until ctx ends; joined is called once, after the first
-// renewal of both heartbeats. Another incarnation of the same name is waited for
-// until both of its heartbeats are silent. Run returns ErrFenced when this process
-// may hold connections no longer, and an error when another incarnation has
-// taken the name.
+// renewal of both heartbeats. If another incarnation has the same name, Run first waits
+// until both heartbeats of it are silent. Run returns ErrFenced when this process may not
+// hold connections any more, and an error when another incarnation has taken over the
+// name.
 func (m *Membership) Run(ctx context.Context, joined func(), load func() (sessions, tokens int)) error {
 	m.load = load
 	if err := m.join(ctx); err != nil || ctx.Err() != nil {
@@ -48,15 +49,15 @@ func (m *Membership) Run(ctx context.Context, joined func(), load func() (sessio
 	return group.Wait()
 }
 
-// Lost is closed when this process may hold no connection any more.
+// Lost is closed when this process may not hold connections any more.
 func (m *Membership) Lost() <-chan struct{} { return m.SelfFence.Lost() }
 
-// Leave takes both heartbeats away. Run must have ended.
+// Leave deletes both heartbeats. Run must have ended.
 func (m *Membership) Leave(ctx context.Context) error {
 	return errors.Join(m.Renewer.Leave(ctx), m.Keys.Remove(ctx, m.Self.Name, m.Self.Incarnation))
 }
 
-// join returns when both heartbeats are this incarnation's, or ctx ends.
+// join returns when this incarnation has written both heartbeats, or ctx ends.
 func (m *Membership) join(ctx context.Context) error {
 	ticker := m.Clock.NewTicker(ObserveInterval)
 	defer ticker.Stop()
@@ -137,7 +138,8 @@ func (m *Membership) tryJoin(ctx context.Context, detector *failureDetector) err
 	return nil
 }
 
-// renewPeriodically renews one heartbeat until ctx ends or the name is another's.
+// renewPeriodically renews one heartbeat until ctx ends or another incarnation has taken
+// over the name.
 func (m *Membership) renewPeriodically(ctx context.Context, what string, renew func(context.Context) error) error {
 	ticker := m.Clock.NewTicker(RenewInterval)
 	defer ticker.Stop()

@@ -22,14 +22,14 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 )
 
-// keys stands for Redis.
+// keys is a fake of the keys in Redis.
 type keys struct {
 	mu     sync.Mutex
 	values map[string]string
 	run    string
 	down   bool
 	raised int
-	// renewErr, where set, is the answer to Renew alone.
+	// renewErr, where set, is returned by Renew only.
 	renewErr error
 }
 
@@ -84,7 +84,7 @@ func (k *keys) Read(context.Context) (run string, values map[string]string, err 
 	return run, values, err
 }
 
-// renewal is a Membership that runs, with a clock, an API server and a Redis that the test can read.
+// renewal is a running Membership with the clock, the API server and the Redis that a test controls.
 type renewal struct {
 	*WithT
 	r         *Membership
@@ -132,7 +132,7 @@ func (n *renewal) member() Member {
 	return m
 }
 
-// pass lets a second of time pass at a time.
+// pass advances the clocks, one second at a time.
 func (n *renewal) pass(d time.Duration) {
 	for ; d > 0; d -= time.Second {
 		n.Eventually(n.clock.HasWaiters).Should(BeTrue())
@@ -164,14 +164,14 @@ func TestRenewing(t *testing.T) {
 		return raised
 	}).Should(BeNumerically(">", 1))
 
-	t.Log("draining is announced at once, and stays")
+	t.Log("draining is published at once, and stays")
 	n.Expect(n.r.Drain(context.Background())).To(Succeed())
 	n.Expect(n.member().Draining).To(BeTrue())
 	before = n.member().RenewTime
 	n.Eventually(func() time.Time { n.pass(time.Second); return n.member().RenewTime }).Should(BeTemporally(">", before))
 	n.Expect(n.member().Draining).To(BeTrue())
 
-	t.Log("a clean exit leaves nothing to wait for")
+	t.Log("a clean exit deletes both heartbeats")
 	n.stop()
 	n.Eventually(n.ended).Should(Receive(BeNil()))
 	n.Expect(n.r.Leave(context.Background())).To(Succeed())
@@ -181,7 +181,7 @@ func TestRenewing(t *testing.T) {
 	n.Expect(n.joined.Load()).To(BeEquivalentTo(1))
 }
 
-func TestARenewalSaysWhatTheWorkerReaches(t *testing.T) {
+func TestARenewalReportsWhatTheWorkerReaches(t *testing.T) {
 	var store, whatsapp atomic.Bool
 	n := renew(t, newAPI(), newKeys(), "one", func(m *Membership) {
 		m.Failing = func() (bool, bool) { return store.Load(), whatsapp.Load() }
@@ -208,7 +208,7 @@ func TestOneHeartbeatIsEnough(t *testing.T) {
 	n.Eventually(n.joined.Load).Should(BeEquivalentTo(1))
 	n.keys.locked(func() { n.keys.down = true })
 	before := n.member().RenewTime
-	for range 20 { // the Lease alone keeps the right, for as long as one likes
+	for range 20 { // the Lease alone is enough, without a limit of time
 		n.Eventually(func() time.Time { n.pass(time.Second); return n.member().RenewTime }).Should(BeTemporally(">", before))
 		before = n.member().RenewTime
 	}
@@ -218,10 +218,10 @@ func TestOneHeartbeatIsEnough(t *testing.T) {
 		n.pass(time.Second)
 		n.keys.locked(func() { value = n.keys.values["w"] })
 		return value
-	}).Should(HavePrefix("one/"), "an emptied Redis is filled again")
+	}).Should(HavePrefix("one/"), "after Redis was emptied the key is written again")
 }
 
-func TestWithoutEitherHeartbeatItEnds(t *testing.T) {
+func TestAWorkerThatCanRenewNeitherHeartbeatEnds(t *testing.T) {
 	down := atomic.Bool{}
 	api := interceptor.NewClient(newAPI().(client.WithWatch), interceptor.Funcs{
 		Update: func(ctx context.Context, c client.WithWatch, obj client.Object, opts ...client.UpdateOption) error {
@@ -248,25 +248,25 @@ func foreign() *coordinationv1.Lease {
 	return l
 }
 
-func TestAnotherIncarnationIsWaitedFor(t *testing.T) {
+func TestAJoinWaitsUntilAnotherIncarnationIsSilent(t *testing.T) {
 	tests := []struct {
 		name       string
-		lease, key bool // which of its heartbeats are there
+		lease, key bool // which heartbeats of it exist
 		renew      func(n *renewal)
 	}{
-		{name: "its Lease renews", lease: true, key: true, renew: func(n *renewal) {
+		{name: "it renews its Lease", lease: true, key: true, renew: func(n *renewal) {
 			l := foreign()
 			n.Expect(n.api.Get(context.Background(), client.ObjectKeyFromObject(l), l)).To(Succeed())
 			l.Annotations["x"] = n.clock.Now().String()
 			n.Expect(n.api.Update(context.Background(), l)).To(Succeed())
 		}},
-		{name: "its key renews, and it is cut off from the API server", lease: true, key: true, renew: func(n *renewal) {
+		{name: "it renews its key and is cut off from the API server", lease: true, key: true, renew: func(n *renewal) {
 			n.Expect(n.keys.Renew(context.Background(), "w", "other", "")).To(Succeed())
 		}},
-		{name: "only its key is there: somebody has deleted its Lease", key: true, renew: func(n *renewal) {
+		{name: "only its key exists: a person has deleted its Lease", key: true, renew: func(n *renewal) {
 			n.Expect(n.keys.Renew(context.Background(), "w", "other", "")).To(Succeed())
 		}},
-		{name: "only its Lease is there: Redis was emptied", lease: true, renew: func(n *renewal) {
+		{name: "only its Lease exists: Redis was emptied", lease: true, renew: func(n *renewal) {
 			n.Expect(n.keys.Renew(context.Background(), "w", "other", "")).To(Succeed())
 		}},
 	}
@@ -283,7 +283,7 @@ func TestAnotherIncarnationIsWaitedFor(t *testing.T) {
 			n.pass(SilenceTimeout - 3*time.Second)
 			n.Expect(n.joined.Load()).To(BeZero())
 
-			t.Log("it renews: its silence begins anew, whatever its own clock says")
+			t.Log("it renews: its silence begins again, whatever its own clock says")
 			tt.renew(n)
 			n.pass(SilenceTimeout - 3*time.Second)
 			n.Expect(n.joined.Load()).To(BeZero())
@@ -316,10 +316,10 @@ func TestAMemberThatIsReplacedEnds(t *testing.T) {
 	n.pass(2 * RenewInterval) // one renewal that is refused, one that reads why
 	n.Eventually(n.ended).Should(Receive(MatchError(ContainSubstring("a name of its own"))))
 	n.Expect(n.r.Leave(context.Background())).To(Succeed())
-	n.Expect(n.member().Incarnation).To(Equal("other"), "another's Lease is not deleted")
+	n.Expect(n.member().Incarnation).To(Equal("other"), "the Lease of another incarnation is not deleted")
 }
 
-func TestASpoiltLeaseIsMended(t *testing.T) {
+func TestADamagedLeaseIsRepaired(t *testing.T) {
 	api := newAPI()
 	n := renew(t, api, newKeys(), "one")
 	n.Eventually(n.joined.Load).Should(BeEquivalentTo(1))
@@ -336,7 +336,7 @@ func TestASpoiltLeaseIsMended(t *testing.T) {
 	n.Expect(n.ended).NotTo(Receive())
 }
 
-func TestDrainCostsNoRenewal(t *testing.T) {
+func TestDrainDoesNotMakeTheNextRenewalFail(t *testing.T) {
 	n := renew(t, newAPI(), newKeys(), "one")
 	n.Eventually(n.joined.Load).Should(BeEquivalentTo(1))
 	n.Expect(n.r.Drain(context.Background())).To(Succeed())
@@ -345,9 +345,9 @@ func TestDrainCostsNoRenewal(t *testing.T) {
 	n.Eventually(func() time.Time { return n.member().RenewTime }).Should(BeTemporally(">", before))
 }
 
-// TestHalfAJoin: the Lease was taken over, and Redis did not answer; the silence
-// that was waited for is not waited for again.
-func TestHalfAJoin(t *testing.T) {
+// After a join that wrote the Lease but not the key, because Redis did not answer, the
+// next attempt does not wait for the silence of the other incarnation again.
+func TestAJoinThatWroteOneHeartbeatDoesNotWaitAgain(t *testing.T) {
 	k := newKeys()
 	k.values["w"] = "other/41"
 	n := renew(t, newAPI(foreign()), k, "one")

@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	// readTimeout bounds one read of an observation.
+	// readTimeout bounds each read of an observation.
 	readTimeout = 2 * time.Second
 	// deadRetention is how long the heartbeats of a dead worker are kept, for a person who
 	// looks for the cause.
@@ -25,32 +25,33 @@ const (
 
 // Keys is the second heartbeat: a value for each worker in Redis.
 type Keys interface {
-	// Renew renews the worker's value. Another incarnation's is an error, unless it is the
-	// one that may be replaced.
+	// Renew renews the worker's value. It returns an error if the value is that of another
+	// incarnation, unless that one is replacing.
 	Renew(ctx context.Context, worker, incarnation, replacing string) error
 	// Remove deletes the worker's value if it is that of the incarnation.
 	Remove(ctx context.Context, worker, incarnation string) error
 	// Read returns the values of all workers, "incarnation/count", and the run id of the
-	// primary that returned them. An error says that they could not be seen.
+	// primary that returned them. After an error the values are unknown.
 	Read(ctx context.Context) (run string, values map[string]string, err error)
 }
 
-// Observer tells which workers are dead. Every manager has one, the standby
-// too, so that a new leader need not begin from nothing. Its methods may be
-// called from any goroutine.
+// Observer decides which workers are dead. Every manager has one, the standby too, so
+// that a new leader has seen the heartbeats already. Its methods may be called from any
+// goroutine.
 type Observer struct {
 	// Client must read from the API server itself.
 	Client client.Client
-	// Namespace has the workers' Leases and pods.
+	// Namespace is that of the workers' Leases and pods.
 	Namespace string
-	// Release is the one whose workers are observed.
+	// Release is the release whose workers are observed.
 	Release string
 	Keys    Keys
 	// Elapsed is the observer's own monotonic clock; see the function Elapsed.
 	Elapsed func() time.Duration
 	Clock   clock.WithTicker
 	Log     logr.Logger
-	// Visibility, where set, is called after each observation: whether both heartbeats were visible.
+	// Visibility, where set, is called after each observation and says whether both
+	// heartbeats were visible.
 	Visibility func(both bool)
 
 	once    sync.Once
@@ -60,16 +61,19 @@ type Observer struct {
 	mu       sync.Mutex
 	detector *failureDetector
 	dead     map[string]death
-	blind    bool // the last observation did not see both heartbeats
-	// judgesUnseen: the detector has run for long enough that a worker that it has never seen is dead.
-	judgesUnseen bool
+	// notVisible says that the last observation could not read both heartbeats.
+	notVisible bool
+	// unseenAreDead says that the heartbeats were visible for SilenceTimeout, so that Dead is
+	// true of a worker that was never seen.
+	unseenAreDead bool
 }
 
-// death is what is remembered of a worker that was declared dead, until its
-// heartbeats change or are gone.
+// death is what the observer knows about a worker that was declared dead. It is kept
+// until a heartbeat of the worker changes or both are gone.
 type death struct {
 	since time.Duration
-	// unsure: the last observation does not show any more that it is dead, nor that it lives.
+	// unsure says that the last observation shows neither that the worker is dead nor that it
+	// is alive.
 	unsure bool
 }
 
@@ -80,7 +84,8 @@ func (o *Observer) init() {
 	})
 }
 
-// Start observes each 2 s, and when a worker's silence would be over, until ctx ends.
+// Start observes every ObserveInterval, and when a worker's silence reaches
+// SilenceTimeout, until ctx ends.
 func (o *Observer) Start(ctx context.Context) error {
 	o.init()
 	for {
@@ -107,8 +112,8 @@ func (o *Observer) untilNext() time.Duration {
 // NeedLeaderElection says that standby managers observe too.
 func (o *Observer) NeedLeaderElection() bool { return false }
 
-// Dead reports whether the last observation shows that the worker of that name is
-// dead. An observation that is older than 5 s proves nothing. It does no I/O.
+// Dead reports whether the last observation shows that the worker of that name is dead.
+// It is false if that observation is older than maxObservationGap. It does no I/O.
 func (o *Observer) Dead(worker string) bool {
 	o.init()
 	o.mu.Lock()
@@ -116,18 +121,18 @@ func (o *Observer) Dead(worker string) bool {
 	return o.Elapsed()-o.detector.last <= maxObservationGap && o.detector.dead(worker)
 }
 
-// Changed gets a value after the answer of Dead has changed for a worker.
+// Changed receives a value after the result of Dead has changed for a worker.
 func (o *Observer) Changed() <-chan struct{} {
 	o.init()
 	return o.changed
 }
 
-// Confirm observes once more, now. What Dead says afterwards is true of a time
-// after Confirm was called: a caller that reads a session, confirms, and then
-// finds its holder dead, knows that the session was not claimed by a process that
-// came back meanwhile, for that one would have renewed before.
+// Confirm observes once more, now. The result of Dead is then about a time after the
+// call of Confirm: a caller that reads a session, confirms, and then finds its holder dead
+// knows that no process that came back in between has claimed the session, because that
+// process would have renewed its heartbeats before.
 //
-// The error says what could not be seen; the observation counts in any case.
+// The error says what could not be read; the observation counts in any case.
 func (o *Observer) Confirm(ctx context.Context) error {
 	o.init()
 	select {
@@ -172,7 +177,7 @@ func (o *Observer) leases(ctx context.Context) (map[string]observedLease, error)
 	for i := range list.Items {
 		member, err := FromLease(&list.Items[i])
 		if err != nil {
-			continue // the placement logs it
+			continue // the placement controller logs it
 		}
 		observed[member.Name] = observedLease{
 			version: list.Items[i].ResourceVersion, podUID: member.PodUID, acquired: member.AcquireTime,
@@ -191,17 +196,18 @@ func (o *Observer) leases(ctx context.Context) (map[string]observedLease, error)
 		case err == nil:
 			lease.report = reportOf(pod, lease.podUID, lease.acquired)
 			observed[name] = lease
-		case !apierrors.IsNotFound(err): // its Lease was seen all the same
+		case !apierrors.IsNotFound(err): // the Lease counts without the pod
 			o.Log.V(1).Info("Failed to read the pod of a silent worker", "worker", name, "reason", err.Error())
 		}
 	}
 	return observed, nil
 }
 
-// evaluate takes an observation into account, and signals what has changed.
+// evaluate updates the detector with an observation, and signals if the result of Dead
+// has changed for a worker.
 //
-// A worker that was declared dead is back only when a heartbeat of it has changed
-// since. That an observation failed makes nobody come back: it is only unsure then.
+// A worker that was declared dead counts as alive again only when a heartbeat of it has
+// changed since. After an observation that failed it is only unsure whether it is dead.
 func (o *Observer) evaluate(seen observation) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -233,9 +239,9 @@ func (o *Observer) evaluate(seen observation) {
 		changed = true
 		o.Log.Info("Declared a worker dead", "worker", name, "reportedByKubelet", t.report.ended() && !o.detector.silent(name))
 	}
-	judges := o.detector.visible && o.detector.last-o.detector.since >= SilenceTimeout
-	changed = changed || judges && !o.judgesUnseen
-	o.judgesUnseen = judges
+	unseenAreDead := o.detector.visible && o.detector.last-o.detector.since >= SilenceTimeout
+	changed = changed || unseenAreDead && !o.unseenAreDead
+	o.unseenAreDead = unseenAreDead
 	if changed {
 		select {
 		case o.changed <- struct{}{}:
@@ -244,27 +250,29 @@ func (o *Observer) evaluate(seen observation) {
 	}
 }
 
-// reportVisibility logs once that a heartbeat is not visible any more, and once that both are again.
+// reportVisibility logs once when a heartbeat cannot be read any more, and once when both
+// can be read again.
 func (o *Observer) reportVisibility(err error) {
 	o.mu.Lock()
-	was := o.blind
-	o.blind = err != nil && !errors.Is(err, context.Canceled)
-	now := o.blind
+	before := o.notVisible
+	o.notVisible = err != nil && !errors.Is(err, context.Canceled)
+	now := o.notVisible
 	o.mu.Unlock()
 	if o.Visibility != nil {
 		o.Visibility(!now)
 	}
 	switch {
-	case now && !was:
-		o.Log.Error(err, "Failed to read a heartbeat of the workers: no worker is declared dead by its silence until both can be read again")
-	case was && !now:
+	case now && !before:
+		o.Log.Error(err, "Failed to read a heartbeat of the workers: no worker is declared dead for its silence until both can be read again")
+	case before && !now:
 		o.Log.Info("Read both heartbeats of the workers again")
 	}
 }
 
-// Sweep deletes the heartbeats of workers that have been dead for an hour, and
-// what a worker has left in Redis alone because Redis was away when it left. Only
-// the leader should call it. A worker that comes back meanwhile writes them anew.
+// Sweep deletes the heartbeats of workers that have been dead for deadRetention, and the
+// keys in Redis of workers that could not delete them because Redis did not answer when
+// they left. Only the leader should call it. A worker that comes back writes its
+// heartbeats again.
 func (o *Observer) Sweep(ctx context.Context) error {
 	o.init()
 	list := &coordinationv1.LeaseList{}
@@ -285,7 +293,7 @@ func (o *Observer) Sweep(ctx context.Context) error {
 		version := lease.ResourceVersion
 		if err := client.IgnoreNotFound(o.Client.Delete(ctx, lease, client.Preconditions{ResourceVersion: &version})); err != nil {
 			errs = append(errs, fmt.Errorf("deleting a dead worker's lease: %w", err))
-			delete(swept, member.Name) // renewed meanwhile, or it is tried again
+			delete(swept, member.Name) // it was renewed, or the next call tries again
 		}
 	}
 	for name, incarnation := range swept {
@@ -296,8 +304,8 @@ func (o *Observer) Sweep(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// longDead are the workers that have been dead for deadRetention, with the
-// incarnation of their value in Redis; empty: they have none.
+// longDead returns the workers that have been dead for deadRetention, each with the
+// incarnation of its value in Redis; empty: it has no value there.
 func (o *Observer) longDead() map[string]string {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -19,7 +19,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// observerTest is an Observer with all that it reads.
+// observerTest is an Observer with everything that it reads.
 type observerTest struct {
 	*WithT
 	*Observer
@@ -38,7 +38,7 @@ func observe(t *testing.T, objects ...client.Object) *observerTest {
 	return n
 }
 
-// pass lets time pass, with an observation each 2 s.
+// pass advances the clock, with an observation every 2 s.
 func (n *observerTest) pass(d time.Duration) {
 	for end := n.now + d; n.now < end; {
 		n.now += ObserveInterval
@@ -53,7 +53,7 @@ func workerLease(name string) *coordinationv1.Lease {
 	return l
 }
 
-func TestTheObserver(t *testing.T) {
+func TestTheObserverDeclaresSilentWorkersDead(t *testing.T) {
 	n := observe(t, workerLease("a"), workerLease("b"))
 	n.keys.values["b"] = "i/1"
 	for range 20 {
@@ -70,12 +70,12 @@ func TestTheObserver(t *testing.T) {
 	n.Expect(n.api.Get(t.Context(), client.ObjectKeyFromObject(l), l)).To(Succeed())
 	l.Annotations["x"] = "renewed"
 	n.Expect(n.api.Update(t.Context(), l)).To(Succeed())
-	n.Expect(n.Dead("a")).To(BeTrue(), "not seen yet")
+	n.Expect(n.Dead("a")).To(BeTrue(), "the renewal has not been observed yet")
 	n.Expect(n.Confirm(t.Context())).To(Succeed())
 	n.Expect(n.Dead("a")).To(BeFalse())
 	n.Expect(n.Changed()).To(Receive())
 
-	t.Log("Redis away: nobody is declared dead by silence")
+	t.Log("while Redis does not answer, no worker is declared dead for its silence")
 	n.keys.locked(func() { n.keys.down = true })
 	n.pass(time.Minute)
 	n.Expect(n.Dead("a")).To(BeFalse())
@@ -84,7 +84,7 @@ func TestTheObserver(t *testing.T) {
 	n.Expect(n.Dead("a")).To(BeTrue())
 }
 
-func TestTheObserverAsksTheKubelet(t *testing.T) {
+func TestTheObserverReadsThePodOfAWorkerThatDoesNotRenew(t *testing.T) {
 	pod := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "ops", Name: "a", UID: "uid"},
 		Spec:       corev1.PodSpec{RestartPolicy: corev1.RestartPolicyNever},
@@ -100,7 +100,7 @@ func TestTheObserverAsksTheKubelet(t *testing.T) {
 	n.Expect(n.Dead("a")).To(BeTrue())
 }
 
-func TestTheLongDeadAreSwept(t *testing.T) {
+func TestSweepDeletesTheHeartbeatsOfLongDeadWorkers(t *testing.T) {
 	n := observe(t, workerLease("a"))
 	n.keys.values["a"] = "i/7"
 	n.pass(time.Minute)
@@ -114,7 +114,7 @@ func TestTheLongDeadAreSwept(t *testing.T) {
 	n.Expect(n.keys.values).To(BeEmpty())
 }
 
-func TestAFailedReadBringsNobodyBack(t *testing.T) {
+func TestAFailedReadMakesNoDeadWorkerAlive(t *testing.T) {
 	n := observe(t, workerLease("a"))
 	var lines []string
 	n.Log = funcr.New(func(_, args string) { lines = append(lines, args) }, funcr.Options{})
@@ -134,7 +134,7 @@ func TestAFailedReadBringsNobodyBack(t *testing.T) {
 	for range 3 {
 		n.keys.locked(func() { n.keys.down = true })
 		n.pass(ObserveInterval)
-		n.Expect(n.Dead("a")).To(BeFalse(), "it is not sure now")
+		n.Expect(n.Dead("a")).To(BeFalse(), "it is unsure now")
 		n.Expect(n.Changed()).To(Receive())
 		n.keys.locked(func() { n.keys.down = false })
 		n.pass(SilenceTimeout + 2*ObserveInterval)
@@ -142,14 +142,14 @@ func TestAFailedReadBringsNobodyBack(t *testing.T) {
 		n.Expect(n.Changed()).To(Receive())
 	}
 	n.Expect(logged("Found a worker alive")).To(BeZero())
-	n.Expect(logged("Declared a worker dead")).To(Equal(1), "nothing has happened since")
+	n.Expect(logged("Declared a worker dead")).To(Equal(1), "it has not changed since")
 
-	t.Log("the hour after which it is swept counts from its death")
+	t.Log("the hour before it is swept counts from its death")
 	n.pass(deadRetention - time.Minute)
 	n.Expect(n.Sweep(t.Context())).To(Succeed())
 	n.Expect(apierrors.IsNotFound(n.api.Get(t.Context(), client.ObjectKeyFromObject(workerLease("a")), &coordinationv1.Lease{}))).To(BeTrue())
 
-	t.Log("and what is gone is forgotten")
+	t.Log("a worker whose heartbeats are gone is forgotten")
 	n.pass(SilenceTimeout + 2*ObserveInterval)
 	n.Expect(n.dead).To(BeEmpty())
 	n.Expect(n.detector.workers).To(BeEmpty())
@@ -157,7 +157,7 @@ func TestAFailedReadBringsNobodyBack(t *testing.T) {
 	n.Expect(n.Dead("a")).To(BeTrue())
 }
 
-func TestTheObserverForgetsWhoLeaves(t *testing.T) {
+func TestTheObserverForgetsWorkersThatLeave(t *testing.T) {
 	n := observe(t)
 	for i := range 50 {
 		name := fmt.Sprintf("worker-%d", i)
@@ -175,9 +175,9 @@ func TestTheObserverForgetsWhoLeaves(t *testing.T) {
 	n.Expect(n.detector.workers).To(BeEmpty())
 }
 
-func TestAWorkerThatLeftWhileRedisWasAway(t *testing.T) {
+func TestSweepDeletesTheKeyOfAWorkerThatLeftWhileRedisDidNotAnswer(t *testing.T) {
 	n := observe(t, workerLease("stays"))
-	n.keys.values["left"] = "i/7" // it has deleted its Lease and could not delete this
+	n.keys.values["left"] = "i/7" // this worker has deleted its Lease and could not delete its key
 	n.keys.values["stays"] = "j/1"
 	pass := func(d time.Duration) {
 		for end := n.now + d; n.now < end; {
@@ -195,10 +195,10 @@ func TestAWorkerThatLeftWhileRedisWasAway(t *testing.T) {
 	pass(time.Minute)
 	n.Expect(n.dead).To(BeEmpty())
 
-	t.Log("another incarnation of that name is not swept with it")
+	t.Log("the key of another incarnation of that name is not deleted")
 	n.keys.values["left"] = "i/7"
 	pass(deadRetention + time.Minute)
-	n.keys.values["left"] = "k/1" // since the last observation
+	n.keys.values["left"] = "k/1" // written after the last observation
 	n.Expect(n.Sweep(t.Context())).To(Succeed())
 	n.Expect(n.keys.values).To(HaveKeyWithValue("left", "k/1"))
 }
@@ -213,8 +213,8 @@ func TestTheObserverEndsWithItsContext(t *testing.T) {
 	n.Eventually(ended).Should(Receive(BeNil()))
 }
 
-// TestTwoReleasesInOneNamespace have workers of the same name.
-func TestTwoReleasesInOneNamespace(t *testing.T) {
+// Two releases in one namespace have a worker of the same name.
+func TestTheWorkersOfAnotherReleaseAreIgnored(t *testing.T) {
 	theirs := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "ops", Name: LeaseName("other", "a")}}
 	Member{Release: "other", Name: "a", Incarnation: "i", Pool: "default", Capacity: 1, RenewTime: time.Unix(0, 0), Duration: Duration}.Into(theirs)
 	n := observe(t, workerLease("a"), theirs)
@@ -224,10 +224,10 @@ func TestTwoReleasesInOneNamespace(t *testing.T) {
 		metav1.SetMetaDataAnnotation(&theirs.ObjectMeta, "renewed", n.now.String())
 		n.Expect(n.api.Update(t.Context(), theirs)).To(Succeed())
 	}
-	n.Expect(n.Dead("a")).To(BeTrue(), "the other release's worker of that name says nothing of ours")
+	n.Expect(n.Dead("a")).To(BeTrue(), "the heartbeats of the other release's worker do not count for ours")
 	for range 2000 {
 		n.pass(ObserveInterval)
 	}
 	n.Expect(n.Sweep(t.Context())).To(Succeed())
-	n.Expect(n.api.Get(t.Context(), client.ObjectKeyFromObject(theirs), theirs)).To(Succeed(), "nor is its Lease swept away")
+	n.Expect(n.api.Get(t.Context(), client.ObjectKeyFromObject(theirs), theirs)).To(Succeed(), "the Lease of the other release is not deleted")
 }

@@ -19,9 +19,9 @@ const (
 	// RenewInterval is how often a worker renews each of its heartbeats
 	// (docs/architecture.md, "Ownership").
 	RenewInterval = 3 * time.Second
-	// Duration is how long after a renewal of its Lease a worker is given new sessions.
+	// Duration is how long a worker is given new sessions after a renewal of its Lease.
 	Duration = 15 * time.Second
-	// attemptTimeout bounds one renewal, counted from its sending.
+	// attemptTimeout bounds one renewal, counted from when it is sent.
 	attemptTimeout = 2 * time.Second
 )
 
@@ -33,7 +33,8 @@ type Renewer struct {
 	// Client must read from the API server itself.
 	Client    client.Client
 	Namespace string
-	// Self is the member as it describes itself; what changes from renewal to renewal is filled in.
+	// Self describes this worker; the values that change from renewal to renewal are filled
+	// in by the Renewer.
 	Self Member
 	// Revision, where set, is called at each renewal; see Member.Revision.
 	Revision func() int64
@@ -42,7 +43,8 @@ type Renewer struct {
 	Clock   clock.WithTicker
 	Log     logr.Logger
 
-	// lease is as it was last written; nil: it must be read. One goroutine at a time uses it.
+	// lease is the Lease that was written last; nil: it must be read. Only one goroutine at a
+	// time uses it.
 	lease    *coordinationv1.Lease
 	draining atomic.Bool
 	load     func() (sessions, tokens int)
@@ -50,8 +52,8 @@ type Renewer struct {
 	acquired time.Time
 }
 
-// Drain writes at once, not with the next renewal, that the worker takes no more
-// sessions. It may run beside Run.
+// Drain writes at once, without waiting for the next renewal, that the worker accepts no
+// more sessions. It may be called while Run runs.
 func (r *Renewer) Drain(ctx context.Context) error {
 	r.draining.Store(true)
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
@@ -73,7 +75,7 @@ func (r *Renewer) Drain(ctx context.Context) error {
 	return nil
 }
 
-// Leave deletes the Lease. No renewal may be under way.
+// Leave deletes the Lease. It must not be called while a renewal is in progress.
 func (r *Renewer) Leave(ctx context.Context) error {
 	current, err := r.get(ctx)
 	if err != nil || current == nil {
@@ -104,7 +106,7 @@ func (r *Renewer) get(ctx context.Context) (*coordinationv1.Lease, error) {
 	return current, nil
 }
 
-// renew writes the Lease once. One that another incarnation has is errTaken.
+// renew writes the Lease once. It returns errTaken if another incarnation holds the Lease.
 func (r *Renewer) renew(ctx context.Context) error {
 	if r.lease == nil {
 		current, err := r.get(ctx)
@@ -117,14 +119,14 @@ func (r *Renewer) renew(ctx context.Context) error {
 		r.lease = current
 	}
 	err := r.write(ctx)
-	if apierrors.IsConflict(err) { // Drain has marked it, or a person has touched it
+	if apierrors.IsConflict(err) { // Drain or a person has changed it
 		return r.renew(ctx)
 	}
 	return err
 }
 
-// isMine reads only who holds the Lease: a person may have damaged the rest, and
-// the next write repairs it.
+// isMine reads only the Lease's holder: a person may have damaged other fields, and the
+// next write repairs them.
 func (r *Renewer) isMine(l *coordinationv1.Lease) bool {
 	return l.Spec.HolderIdentity != nil && *l.Spec.HolderIdentity == r.Self.Name+"/"+r.Self.Incarnation
 }
@@ -160,7 +162,7 @@ func (r *Renewer) write(ctx context.Context) error {
 		err = r.Client.Update(ctx, desired)
 	}
 	if err != nil {
-		r.lease = nil // what is there now is read before the next attempt
+		r.lease = nil // read before the next attempt
 		return fmt.Errorf("renewing the lease: %w", err)
 	}
 	r.lease = desired

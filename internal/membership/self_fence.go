@@ -12,18 +12,18 @@ import (
 
 const (
 	// SelfFenceTimeout is how long a worker may hold connections without a renewal of either
-	// heartbeat. An observer that has declared it dead has seen no change for SilenceTimeout,
-	// and a renewal counts from its sending, so the worker had given up 5 s before
-	// (docs/architecture.md, "Ownership").
+	// heartbeat. An observer that declares it dead has seen no change for SilenceTimeout, and
+	// a renewal counts from when it was sent, so the worker has ended its connections 5 s
+	// before (docs/architecture.md, "Ownership").
 	SelfFenceTimeout = 10 * time.Second
-	// selfFenceInterval is how often the gap is checked where nothing is dialled or written.
+	// selfFenceInterval is how often the gap is checked while nothing is dialled or written.
 	selfFenceInterval = 500 * time.Millisecond
 )
 
-// ErrFenced says that this process may hold no connection any more.
+// ErrFenced says that this process may not hold connections any more.
 var ErrFenced = errors.New("neither the API server nor Redis was reached for 10 s: this worker must assume that it was declared dead")
 
-// errNotJoined: no heartbeat has been renewed yet.
+// errNotJoined says that no heartbeat has been renewed yet.
 var errNotJoined = errors.New("the worker has not joined yet")
 
 // started is the origin of Go's monotonic clock for this package.
@@ -31,12 +31,12 @@ var started = time.Now()
 
 // SelfFence decides whether this process may hold connections. The permission
 // begins with the first renewal and ends for good with the first gap of more than
-// SelfFenceTimeout between two renewals, even if the next renewal succeeds: a
-// process that was stopped and continues does not know what happened meanwhile.
-// It may be used by many goroutines; Check costs a few nanoseconds.
+// SelfFenceTimeout between two renewals, even if the next renewal succeeds: a process
+// that was stopped and continues does not know what happened in between. It may be used
+// by many goroutines; Check takes a few nanoseconds.
 type SelfFence struct {
 	elapsed func() time.Duration
-	// last is when the newest successful renewal was sent; -1: there was none.
+	// last is when the newest successful renewal was sent; -1: none has succeeded yet.
 	last     atomic.Int64
 	lost     chan struct{}
 	loseOnce sync.Once
@@ -49,10 +49,10 @@ func NewSelfFence(elapsed func() time.Duration) *SelfFence {
 	return f
 }
 
-// Sending is the time to hand to Renewed: it is taken before a renewal is sent.
+// Sending returns the time to pass to Renewed; call it before a renewal is sent.
 func (f *SelfFence) Sending() time.Duration { return f.elapsed() }
 
-// Renewed records a renewal that was sent at that time and has succeeded.
+// Renewed records a successful renewal that was sent at that time.
 func (f *SelfFence) Renewed(sent time.Duration) {
 	for {
 		last := f.last.Load()
@@ -69,7 +69,7 @@ func (f *SelfFence) Renewed(sent time.Duration) {
 	}
 }
 
-// Check is nil while connections may be held. It is called before every dial and
+// Check returns nil while connections may be held. It is called before every dial and
 // every write to WhatsApp.
 func (f *SelfFence) Check() error {
 	select {
@@ -91,8 +91,8 @@ func (f *SelfFence) Check() error {
 // Lost is closed when the permission has ended.
 func (f *SelfFence) Lost() <-chan struct{} { return f.lost }
 
-// Run checks the gap until ctx ends, so that connections on which nothing is
-// written end as well. It returns ErrFenced when the permission has ended.
+// Run checks the gap until ctx ends, so that idle connections, on which nothing is
+// written, end too. It returns ErrFenced when the permission has ended.
 func (f *SelfFence) Run(ctx context.Context, ticks clock.WithTicker) error {
 	ticker := ticks.NewTicker(selfFenceInterval)
 	defer ticker.Stop()

@@ -10,14 +10,14 @@ import (
 	clocktesting "k8s.io/utils/clock/testing"
 )
 
-// stopwatch is a monotonic clock that a test moves.
+// stopwatch is a monotonic clock that a test sets.
 type stopwatch struct{ now atomic.Int64 }
 
 func (s *stopwatch) elapsed() time.Duration { return time.Duration(s.now.Load()) }
 
 func (s *stopwatch) at(d time.Duration) { s.now.Store(int64(d)) }
 
-func TestHowLongConnectionsMayBeHeld(t *testing.T) {
+func TestSelfFenceCheck(t *testing.T) {
 	const s = time.Second
 	type renewal struct{ sent, known time.Duration }
 	tests := []struct {
@@ -26,15 +26,15 @@ func TestHowLongConnectionsMayBeHeld(t *testing.T) {
 		check    time.Duration
 		err      error
 	}{
-		{name: "before the first renewal there is none", check: 0, err: errNotJoined},
-		{name: "it lasts for ten seconds", renewals: []renewal{{0, s}}, check: 10 * s},
-		{name: "and not longer", renewals: []renewal{{0, s}}, check: 10*s + 1, err: ErrFenced},
-		{name: "a renewal counts from its sending", renewals: []renewal{{0, 0}, {3 * s, 5 * s}}, check: 13*s + 1, err: ErrFenced},
-		{name: "either heartbeat will do", renewals: []renewal{{0, 0}, {9 * s, 9 * s}, {18 * s, 18 * s}, {27 * s, 27 * s}}, check: 37 * s},
-		{name: "an answer that comes late does not take away what came before", renewals: []renewal{{0, 0}, {6 * s, 6 * s}, {4 * s, 7 * s}}, check: 16 * s},
-		{name: "stopped for a minute, the next renewal succeeds: it is lost all the same", renewals: []renewal{{0, 0}, {60 * s, 60 * s}}, check: 60 * s, err: ErrFenced},
-		{name: "and stays lost", renewals: []renewal{{0, 0}, {60 * s, 60 * s}, {61 * s, 61 * s}}, check: 61 * s, err: ErrFenced},
-		{name: "a renewal that was sent in time but is known too late comes after the loss", renewals: []renewal{{0, 0}, {9 * s, 12 * s}}, check: 12 * s},
+		{name: "before the first renewal there is no permission", check: 0, err: errNotJoined},
+		{name: "the permission lasts for ten seconds", renewals: []renewal{{0, s}}, check: 10 * s},
+		{name: "it does not last longer", renewals: []renewal{{0, s}}, check: 10*s + 1, err: ErrFenced},
+		{name: "a renewal counts from when it was sent", renewals: []renewal{{0, 0}, {3 * s, 5 * s}}, check: 13*s + 1, err: ErrFenced},
+		{name: "renewals of either heartbeat are enough", renewals: []renewal{{0, 0}, {9 * s, 9 * s}, {18 * s, 18 * s}, {27 * s, 27 * s}}, check: 37 * s},
+		{name: "a late answer does not shorten the permission", renewals: []renewal{{0, 0}, {6 * s, 6 * s}, {4 * s, 7 * s}}, check: 16 * s},
+		{name: "stopped for a minute: the permission is lost although the next renewal succeeds", renewals: []renewal{{0, 0}, {60 * s, 60 * s}}, check: 60 * s, err: ErrFenced},
+		{name: "a lost permission never comes back", renewals: []renewal{{0, 0}, {60 * s, 60 * s}, {61 * s, 61 * s}}, check: 61 * s, err: ErrFenced},
+		{name: "a renewal that was sent in time and answered late keeps the permission if nothing was checked before", renewals: []renewal{{0, 0}, {9 * s, 12 * s}}, check: 12 * s},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -52,7 +52,7 @@ func TestHowLongConnectionsMayBeHeld(t *testing.T) {
 				return
 			}
 			g.Expect(fence.Check()).To(MatchError(tt.err))
-			if tt.err == ErrFenced { //nolint:errorlint // it is ours
+			if tt.err == ErrFenced { //nolint:errorlint // the table holds the error itself
 				g.Expect(fence.Lost()).To(BeClosed())
 			}
 		})
@@ -66,11 +66,11 @@ func TestACheckAfterTheGapEndsThePermission(t *testing.T) {
 	fence.Renewed(0)
 	clock.at(11 * time.Second)
 	g.Expect(fence.Check()).To(MatchError(ErrFenced))
-	fence.Renewed(9 * time.Second) // sent in time, but somebody has been refused already
+	fence.Renewed(9 * time.Second) // sent in time, but Check has already refused
 	g.Expect(fence.Check()).To(MatchError(ErrFenced))
 }
 
-func TestTheSelfFenceEndsWhereNothingIsWritten(t *testing.T) {
+func TestTheSelfFenceEndsWithoutACheck(t *testing.T) {
 	g := NewWithT(t)
 	clock, ticks := &stopwatch{}, clocktesting.NewFakeClock(time.Unix(0, 0))
 	fence := NewSelfFence(clock.elapsed)
