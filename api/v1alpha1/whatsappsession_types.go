@@ -272,8 +272,7 @@ type WhatsAppSessionStatus struct {
 
 	// retryReason is why no attempt is made before retryAfter, or where that is absent, before
 	// the annotation restartedAt changes: LoggedOut, WrongPhone, PairingExpired, Banned,
-	// PairingCodeRefused or EndsItsWorker (which without retryAfter marks an attempt that is
-	// under way). Unlike the phase it outlasts a move and a suspension.
+	// PairingCodeRefused or EndsItsWorker. Unlike the phase it outlasts a move and a suspension.
 	// +optional
 	// +kubebuilder:validation:MaxLength=64
 	RetryReason string `json:"retryReason,omitempty"`

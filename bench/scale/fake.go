@@ -25,12 +25,14 @@ func (accounts) Take(_ context.Context, uid types.UID, _ int64) (worker.Account,
 
 type account struct{ phone string }
 
-func (account) Starts() int64                { return 1 }
-func (account) JID() string                  { return "" }
-func (account) PhoneNumber() string          { return "" }
-func (account) Unsettled() int32             { return 0 }
-func (account) Settle(context.Context) error { return nil }
-func (account) Forget(context.Context) error { return nil }
+func (account) Starts() int64                            { return 1 }
+func (account) JID() string                              { return "" }
+func (account) PhoneNumber() string                      { return "" }
+func (account) Unsettled() int32                         { return 0 }
+func (account) Settle(context.Context) error             { return nil }
+func (account) Trial() int32                             { return 0 }
+func (account) RecordTrial(context.Context, int32) error { return nil }
+func (account) Forget(context.Context) error             { return nil }
 
 // Dial implements worker.Account.
 func (a account) Dial(_ context.Context, o worker.DialOptions) (worker.Connection, error) {

@@ -42,12 +42,18 @@ type account struct {
 
 func (a *account) Starts() int64       { return a.taking.Starts() }
 func (a *account) Unsettled() int32    { return a.taking.Unsettled() }
+func (a *account) Trial() int32        { return a.taking.Trial() }
 func (a *account) JID() string         { return a.taking.Record.JID }
 func (a *account) PhoneNumber() string { return a.taking.Record.PhoneNumber() }
 
 // Settle says that the session has not ended this process.
 func (a *account) Settle(ctx context.Context) error {
 	return inWorkersWords(a.taking.Settle(ctx))
+}
+
+// RecordTrial implements worker.Account.
+func (a *account) RecordTrial(ctx context.Context, size int32) error {
+	return inWorkersWords(a.taking.RecordTrial(ctx, size))
 }
 
 // Forget implements worker.Account.

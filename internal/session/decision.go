@@ -23,6 +23,7 @@ const (
 	OpLogout Operation = "logout" // unlink the device
 	OpForget Operation = "forget" // delete keys and record
 	OpSettle Operation = "settle" // say that the session has not ended its worker
+	OpTrial  Operation = "trial"  // record Decision.Trial
 	OpVerify Operation = "verify" // ask WhatsApp whose account Decision.Phone is
 )
 
@@ -42,6 +43,9 @@ type Decision struct {
 	HasToken bool
 	// Phone belongs to OpVerify.
 	Phone string
+	// Trial belongs to OpTrial: the size of the group in which the session is about to be
+	// connected; 0: the process has lived through its trial.
+	Trial int32
 	// Publication is to be published, in place of an older one that still waits; nil: nothing new.
 	Publication *Publication
 	// Events are to be recorded.
@@ -82,6 +86,9 @@ func (m *Machine) Next(now time.Time) Decision {
 		if m.fleet.HoldsBack() {
 			m.heldBack(now)
 		}
+	}
+	if d.Operation == OpTrial && !m.trialOver(now) {
+		d.Trial = m.trialWanted
 	}
 	if d.Operation == OpVerify {
 		d.Phone = m.obj.Spec.Pairing.PhoneNumber

@@ -95,6 +95,9 @@ type Device struct {
 	JID, PhoneNumber string
 	// Unsettled is how many takings in a row before this one nothing has settled.
 	Unsettled int32
+	// Trial is the size of the group in which the session was tried when the last process
+	// that took it died; 0: it was not being tried.
+	Trial int32
 }
 
 // Taken says that the keys were taken under the epoch.
@@ -201,6 +204,14 @@ func (VerifyFailed) apply(m *Machine, now time.Time) {
 	if m.socket == socketOpen {
 		m.backOff(now)
 	}
+}
+
+// TrialRecorded is the result of OpTrial.
+type TrialRecorded struct{ Failed bool }
+
+func (r TrialRecorded) apply(m *Machine, now time.Time) {
+	m.running = OpNone
+	m.onTrialRecorded(r.Failed, now)
 }
 
 // Settled is the result of OpSettle.

@@ -72,9 +72,11 @@ type Fleet interface {
 	Recovered(uid types.UID, now time.Time)
 	// Common reports whether most sessions that try fail at present.
 	Common(now time.Time) bool
-	// Trial reports whether a session that may end its worker may be tried now: one is
-	// tried after the other. See Trials.Begin.
-	Trial(uid types.UID, lasts time.Duration, now time.Time) bool
+	// Sessions is how many sessions the worker has.
+	Sessions() int
+	// Trial reports whether a session that may end its worker may be tried now, in a group
+	// of at most that size. See Trials.Begin.
+	Trial(uid types.UID, size int32, lasts time.Duration, now time.Time) bool
 	// HoldsBack reports whether sessions are held back at present, because WhatsApp
 	// refuses this version of the client.
 	HoldsBack() bool
@@ -83,11 +85,12 @@ type Fleet interface {
 // noFleet is a session without others.
 type noFleet struct{}
 
-func (noFleet) Failed(types.UID, time.Time)                    {}
-func (noFleet) Recovered(types.UID, time.Time)                 {}
-func (noFleet) Common(time.Time) bool                          { return false }
-func (noFleet) Trial(types.UID, time.Duration, time.Time) bool { return true }
-func (noFleet) HoldsBack() bool                                { return false }
+func (noFleet) Failed(types.UID, time.Time)                           {}
+func (noFleet) Recovered(types.UID, time.Time)                        {}
+func (noFleet) Common(time.Time) bool                                 { return false }
+func (noFleet) Sessions() int                                         { return 1 }
+func (noFleet) Trial(types.UID, int32, time.Duration, time.Time) bool { return true }
+func (noFleet) HoldsBack() bool                                       { return false }
 
 // Machine is the state machine of one session in one worker process: see the
 // package's documentation. It is not safe for concurrent use.
@@ -123,15 +126,20 @@ type Machine struct {
 	// n counts the publications of this taking.
 	n int64
 
-	// unsettled is how many takings before this one nothing has settled, suspect whether
-	// they are enough for a trial. settleAt is when this one is to be settled; zero: it is,
-	// or must not be. settledLast: it was tried before the release.
+	// unsettled is how many takings before this one nothing has settled, lastTrial the size
+	// of the group in which the session was tried when the last of those processes died;
+	// suspect: it is to be tried. settleAt is when this taking is settled; zero: it is, or
+	// must not be. settledLast: it was tried before the release.
 	unsettled   int32
+	lastTrial   int32
 	suspect     bool
 	settleAt    time.Time
 	settledLast bool
-	// trialUntil is when the trial under way has gone well; zero: none is under way.
-	trialUntil time.Time
+	// trialWanted is the size of the group that the store is asked to record, trialSize the
+	// one that it has recorded for this taking; 0: none. trialUntil is when the trial under
+	// way has gone well; zero: none is under way.
+	trialWanted, trialSize int32
+	trialUntil             time.Time
 
 	running Operation
 	// paced is the operation that waits for its pace.
@@ -336,7 +344,6 @@ func (m *Machine) restart(now time.Time) {
 		m.recordEvent(corev1.EventTypeNormal, v1alpha1.ReasonRestarted, "restartedAt changed: the session begins anew")
 		m.resetFailures()
 		m.restarted = true
-		m.suspect = m.unsettled >= suspectAfter
 		m.pace.reset()
 		m.codeCount = 0
 		m.phase(v1alpha1.PhaseConnecting, v1alpha1.ReasonRestarted, "restartedAt changed", now)
@@ -352,7 +359,7 @@ func (m *Machine) onTaken(a Device, now time.Time) {
 	m.taken, m.epoch, m.starts, m.n, m.codePublished = true, m.obj.Status.Epoch, a.Starts, 0, false
 	m.want.JID, m.want.PhoneNumber = a.JID, a.PhoneNumber
 	m.retryAt = now
-	m.suspected(a.Unsettled, now)
+	m.takeUnsettled(a.Unsettled, a.Trial, now)
 	switch {
 	case m.logoutWanted():
 		m.retryAt = m.logoutFrom(now)
@@ -571,7 +578,6 @@ func (m *Machine) tick(now time.Time) {
 	if m.held() && m.taken && m.epoch == m.obj.Status.Epoch && m.obj.DeletionTimestamp.IsZero() {
 		m.restart(now)
 	}
-	m.endTrial(now)
 	if !m.stableAt.IsZero() && !now.Before(m.stableAt) {
 		m.stableAt, m.stable = time.Time{}, true
 		m.resetFailures()

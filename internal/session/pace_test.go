@@ -281,7 +281,7 @@ func result(op Operation, p *play, r *rand.Rand) Input {
 	case OpToken:
 		return TokenResult{Granted: ok}
 	case OpTake:
-		device := Device{Starts: r.Int64N(100), Unsettled: r.Int32N(5)}
+		device := Device{Starts: r.Int64N(100), Unsettled: r.Int32N(9), Trial: r.Int32N(4)}
 		if r.IntN(2) > 0 {
 			device.JID, device.PhoneNumber = jid, phone
 		}
@@ -301,6 +301,8 @@ func result(op Operation, p *play, r *rand.Rand) Input {
 		return LogoutResult{Failed: !ok}
 	case OpSettle:
 		return Settled{Failed: !ok}
+	case OpTrial:
+		return TrialRecorded{Failed: !ok}
 	case OpVerify:
 		if ok {
 			return Verified{SameAccount: r.IntN(2) > 0}

@@ -77,9 +77,7 @@ func (m *Machine) counted(e Event, now time.Time) (enough bool) {
 	switch {
 	case s.Failures == 0, !inQuarantine && !unexplained && s.FailureReason != e.Reason && s.FailureReason != EndSocketClosed:
 		s.Failures, s.FailureReason = 1, e.Reason
-		if !marked(*s) {
-			s.RetryAfter, s.RetryReason = nil, ""
-		}
+		s.RetryAfter, s.RetryReason = nil, ""
 	case common: // not the session's own failure
 	default:
 		s.Failures++

@@ -172,7 +172,12 @@ var rules = []rule{
 		then: start(OpSettle),
 	},
 	{
-		name: "a session that may end its worker is tried apart from the others, and marked before",
+		name: "the process has lived through a trial: that is recorded",
+		when: func(m *Machine, now time.Time) bool { return m.trialOver(now) },
+		then: start(OpTrial),
+	},
+	{
+		name: "a session that may end its worker is tried in a group, which is recorded before",
 		when: func(m *Machine, now time.Time) bool { return m.trialDue(now) },
 		then: (*Machine).beginTrial,
 	},

@@ -10,87 +10,132 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 )
 
-// One account must never end its worker again and again. The store counts the
+// One session must never end its worker again and again. The store counts the
 // takings of a session in a row that nothing has settled, neither a minute of
-// life nor an orderly end. That many processes have died soon after they took it,
-// but with them died the takings of all their other sessions, too: a thousand
-// sessions have the same count, and one of them is the cause.
+// life nor an orderly end: so many processes have died soon after they took it.
+// The takings of all other sessions of those processes were not settled either, so
+// a thousand sessions have the same count, and one of them is the cause.
 //
-// So a session whose last suspectAfter takings are not settled is only a suspect.
-// Suspects of one worker are tried one after the other (Fleet.Trial), and before
-// the connection of a suspect is opened, the mark of its trial is in its status,
-// confirmed by the API server: retryReason EndsItsWorker without retryAfter. A
-// process that takes a session which bears the mark, and which nothing has
-// settled, knows that a process has died of it. Only that session rests for
-// hours: retryReason EndsItsWorker with retryAfter. Then it is a suspect again.
+// A session with too many unsettled takings is a suspect. Suspects are connected in
+// groups (Trials), and the store records the size of the group before the connection
+// is opened (OpTrial with a size). When the process lives on, the size is deleted
+// (OpTrial with 0). When it dies, whoever takes the session next reads the size and
+// tries it in a smaller group: an eighth, until it is tried alone. A session that was
+// tried alone when its process died is the cause and rests for hours
+// (retryReason EndsItsWorker with retryAfter); then it is tried alone again.
 //
-// A trial lasts trialShort at first, so that a thousand suspects are soon through;
-// what ends its worker does so at the login, as a rule. Where workers go on dying,
-// it lasts as long as a taking needs to be settled, which finds every culprit. The
-// price: a process that dies of an earlier, short trial is taken for the fault of
-// the session that is tried at that moment.
+// So a worker with up to eight sessions finds the cause at the third death and one with a
+// thousand at the seventh. Where workers were killed for another reason, their sessions
+// are back after eight groups; none rests for fewer than five such deaths in a row, and on
+// a worker with up to eight sessions only the one that was tried at the third.
+//
+// A trial is short at first: what ends its worker does so at the login, as a rule. Where
+// workers go on dying it lasts as long as a taking needs to be settled. The price: a process
+// that dies of an earlier, short trial is taken for the fault of those that are tried then.
 
 const (
-	// suspectAfter is how many takings in a row must not be settled. A few are no sign
-	// yet: a worker that is killed again and again within a minute leaves as many with each
-	// of its sessions, and a hundred of them must not be tried one after the other for that.
-	suspectAfter = 6
-	// trialShort and trialLong are how long the mark stays after the connection is open;
-	// the long one from longAfter unsettled takings on.
-	trialShort = 10 * time.Second
-	trialLong  = settleAfter
-	longAfter  = 9
-	// trialMargin is the time between two trials: the mark's removal has to be written.
+	// suspectAfter is how many takings in a row must not be settled; on a worker with so
+	// few sessions that each can be tried alone, suspectAfterAlone.
+	suspectAfter      = 3
+	suspectAfterAlone = 2
+	// trialGroups is into how many groups the suspects are divided.
+	trialGroups = 8
+	// How long a trial lasts after the connection is open: that of a group, that of one
+	// session alone, and any from longAfter unsettled takings on.
+	trialOfGroup = 5 * time.Second
+	trialAlone   = 10 * time.Second
+	trialLong    = settleAfter
+	longAfter    = 7
+	// trialMargin is the time until the end of a trial is recorded.
 	trialMargin = 2 * time.Second
 	// trialPoll is how often a suspect asks whether it may begin.
 	trialPoll = time.Second
 	// settleAfter is how long a taking must have lasted; up to half of it is added by chance,
 	// so that not all sessions of a worker write at once.
 	settleAfter = time.Minute
-	// settleRetry is the pause after a settlement that failed.
+	// settleRetry is the pause after a settlement, or a record of a trial, that failed.
 	settleRetry = 30 * time.Second
 )
 
-// Trials lets the suspects of a worker begin one after the other. The zero value
-// is ready for use.
-type Trials struct {
-	uid   types.UID
+// Trials bounds how many suspects of a worker are tried at the same time. The zero
+// value is ready for use. It is not safe for concurrent use.
+type Trials struct{ tried map[types.UID]trial }
+
+type trial struct {
+	size  int32
 	until time.Time
 }
 
-// Begin reports whether the session may be tried now, for a trial of that length. It
-// is called again when the session's connection is open, from when on the length counts.
-func (t *Trials) Begin(uid types.UID, lasts time.Duration, now time.Time) bool {
-	if t.uid != uid && now.Before(t.until) {
+// Begin reports whether the session may be tried now, in a group of at most that size, for
+// a trial of that length. It is called again when the session's connection is open, from
+// when on the length counts. Groups of different sizes may be tried together, since each
+// gets smaller by itself; one session alone is tried with no other.
+func (t *Trials) Begin(uid types.UID, size int32, lasts time.Duration, now time.Time) bool {
+	group, alone := int32(0), true
+	for other, o := range t.tried {
+		switch {
+		case !now.Before(o.until):
+			delete(t.tried, other)
+		case other == uid:
+		default:
+			alone = false
+			if o.size == 1 {
+				group = size
+			} else if o.size <= size {
+				group++
+			}
+		}
+	}
+	if _, begun := t.tried[uid]; !begun && !alone && (size == 1 || group >= size) {
 		return false
 	}
-	t.uid, t.until = uid, now.Add(lasts+trialMargin)
+	if t.tried == nil {
+		t.tried = map[types.UID]trial{}
+	}
+	t.tried[uid] = trial{size: size, until: now.Add(lasts + trialMargin)}
 	return true
 }
 
-// trialLasts is how long the session's trial lasts.
-func (m *Machine) trialLasts() time.Duration {
-	if m.unsettled < longAfter {
-		return trialShort
+// trialSize is the size of the group in which a session is tried. last is the size of the
+// group in which it was when its process died; 0: it was in none. sessions is how many the worker has.
+func trialSize(last int32, sessions int) int32 {
+	if last <= 0 {
+		last = int32(min(sessions, 1<<20))
 	}
-	return trialLong
+	return max(1, (last+trialGroups-1)/trialGroups)
 }
 
-// marked: the status bears the mark of a trial.
-func marked(s v1alpha1.WhatsAppSessionStatus) bool {
-	return s.RetryReason == v1alpha1.ReasonEndsItsWorker && s.RetryAfter == nil
+// suspected reports whether a session may be the one that ends its workers.
+func suspected(unsettled, last int32, sessions int) bool {
+	return unsettled >= suspectAfter || unsettled >= suspectAfterAlone && (last > 0 || trialSize(0, sessions) == 1)
 }
 
-// suspected takes note of how many takings before the present one were not settled.
-func (m *Machine) suspected(unsettled int32, now time.Time) {
-	m.unsettled, m.suspect, m.settleAt, m.trialUntil = unsettled, unsettled >= suspectAfter, time.Time{}, time.Time{}
+// trialLasts is how long the session's trial in a group of that size lasts.
+func (m *Machine) trialLasts(size int32) time.Duration {
 	switch {
-	case m.suspect && marked(m.want): // the process that tried it has died
+	case m.unsettled >= longAfter:
+		return trialLong
+	case size == 1:
+		return trialAlone
+	default:
+		return trialOfGroup
+	}
+}
+
+// takeUnsettled takes note of how many takings before the present one were not settled,
+// and of the trial during which the last of those processes died.
+func (m *Machine) takeUnsettled(unsettled, trial int32, now time.Time) {
+	m.unsettled, m.lastTrial = unsettled, trial
+	m.trialSize, m.trialUntil, m.settleAt = 0, time.Time{}, time.Time{}
+	m.suspect = unsettled >= suspectAfterAlone && suspected(unsettled, trial, m.fleet.Sessions())
+	rested := m.want.RetryReason == v1alpha1.ReasonEndsItsWorker
+	switch {
+	case m.suspect && trial == 1 && (!rested || waits(m.want, now)):
 		m.restFromEndingWorkers(now)
 	case m.suspect: // its trial is still to come
 	default:
 		m.settleAt = m.settleTime(now)
-		m.unmark()
+		m.forgetRest()
 	}
 }
 
@@ -99,8 +144,8 @@ func (m *Machine) settleTime(now time.Time) time.Time {
 	return now.Add(settleAfter + time.Duration(m.random()*float64(settleAfter/2)))
 }
 
-// unmark removes what the status says of a trial or of the rest before it.
-func (m *Machine) unmark() {
+// forgetRest removes what the status says of a rest that is over.
+func (m *Machine) forgetRest() {
 	if m.want.RetryReason == v1alpha1.ReasonEndsItsWorker {
 		m.want.RetryReason, m.want.RetryAfter = "", nil
 	}
@@ -108,7 +153,7 @@ func (m *Machine) unmark() {
 
 // restFromEndingWorkers has the session rest for hours.
 func (m *Machine) restFromEndingWorkers(now time.Time) {
-	failures := m.quarantine.After + int(min(max(m.unsettled-suspectAfter-1, 0), 16))
+	failures := m.quarantine.After + int(min(max(m.unsettled-suspectAfter, 0), 16))
 	m.want.RetryReason = v1alpha1.ReasonEndsItsWorker
 	m.want.RetryAfter = at(roundUp(now.Add(m.quarantine.pause(failures, m.random()))))
 	message := EndsItsWorkerMessage(m.want)
@@ -122,33 +167,59 @@ func (m *Machine) restFromEndingWorkers(now time.Time) {
 
 // EndsItsWorkerMessage says why a session rests whose connection ended workers.
 func EndsItsWorkerMessage(s v1alpha1.WhatsAppSessionStatus) string {
-	return fmt.Sprintf("the workers that connected this session died within a minute, at last the one that tried it apart from the others: it is tried again at %s; read the end of that worker's log (kubectl logs --previous) and report it, then change the annotation %s to try at once",
+	return fmt.Sprintf("the workers that connected this session died within a minute, the last one while it tried this session alone: the next attempt is made at %s; read the end of that worker's log (kubectl logs --previous) and report it, then change the annotation %s to try at once",
 		s.RetryAfter.UTC().Format(time.RFC3339), v1alpha1.RestartedAtAnnotation)
 }
 
-// trialDue: a suspect is to connect, and may not yet.
+const trialMessage = "workers died within a minute after they had connected this session among others: it is connected in a small group, to find the session that ended them"
+
+// trialDue: a suspect is to connect, and its trial is not recorded.
 func (m *Machine) trialDue(now time.Time) bool {
-	return m.suspect && m.dialDue(now) && !m.trialConfirmed()
+	return m.suspect && m.trialSize == 0 && m.dialDue(now)
 }
 
-// trialConfirmed: the API server has the mark, and knows of the restart that asked for the trial.
-func (m *Machine) trialConfirmed() bool {
-	return marked(m.want) && marked(m.obj.Status) && m.obj.Status.ObservedRestartedAt == m.want.ObservedRestartedAt
-}
-
-// beginTrial marks the session when its turn has come.
+// beginTrial has the trial recorded when the session's turn has come.
 func (m *Machine) beginTrial(now time.Time) Operation {
-	switch {
-	case marked(m.want): // it is being written
-	case !m.fleet.Trial(m.obj.UID, m.trialLasts(), now):
-		m.retryAt = now.Add(time.Duration((1 + m.random()) * float64(trialPoll)))
-	default:
-		m.want.RetryReason, m.want.RetryAfter = v1alpha1.ReasonEndsItsWorker, nil
-		if !m.logoutWanted() && m.want.Phase == v1alpha1.PhaseFailed {
-			m.phase(v1alpha1.PhaseConnecting, v1alpha1.ReasonConnecting, "the session is tried apart from the others, because the workers that connected it died", now)
-		}
+	sessions := m.fleet.Sessions()
+	if !suspected(m.unsettled, m.lastTrial, sessions) { // the worker has been given more sessions since
+		m.suspect, m.settleAt = false, m.settleTime(now)
+		m.forgetRest()
+		return OpNone
 	}
-	return OpNone
+	m.forgetRest()
+	if !m.logoutWanted() && m.want.Phase != v1alpha1.PhasePairing && m.message != trialMessage {
+		m.phase(v1alpha1.PhaseConnecting, v1alpha1.ReasonConnecting, trialMessage, now)
+	}
+	// The next process must not take an old rest for the outcome of this trial, nor the
+	// restart that asked for it for a new one: both are written first.
+	if m.obj.Status.RetryReason == v1alpha1.ReasonEndsItsWorker || m.obj.Status.ObservedRestartedAt != m.want.ObservedRestartedAt {
+		return OpNone
+	}
+	m.trialWanted = trialSize(m.lastTrial, sessions)
+	if !m.fleet.Trial(m.obj.UID, m.trialWanted, m.trialLasts(m.trialWanted), now) {
+		m.retryAt = now.Add(time.Duration((1 + m.random()) * float64(trialPoll)))
+		return OpNone
+	}
+	return OpTrial
+}
+
+// trialOver: the process has lived through the session's trial, which is not recorded yet.
+func (m *Machine) trialOver(now time.Time) bool {
+	return !m.trialUntil.IsZero() && !now.Before(m.trialUntil)
+}
+
+// onTrialRecorded takes note of the result of OpTrial.
+func (m *Machine) onTrialRecorded(failed bool, now time.Time) {
+	switch {
+	case failed && m.trialOver(now):
+		m.trialUntil = now.Add(settleRetry)
+	case failed:
+		m.retryAt = now.Add(time.Duration((1 + m.random()) * float64(trialPoll)))
+	case m.trialOver(now):
+		m.trialUntil, m.trialSize, m.lastTrial, m.suspect = time.Time{}, 0, 0, false
+	default:
+		m.trialSize, m.settleAt = m.trialWanted, m.settleTime(now)
+	}
 }
 
 // onTrial takes note of a suspect's open connection.
@@ -156,19 +227,12 @@ func (m *Machine) onTrial(now time.Time) {
 	if !m.suspect {
 		return
 	}
-	m.fleet.Trial(m.obj.UID, m.trialLasts(), now)
-	m.trialUntil, m.settleAt = now.Add(m.trialLasts()), m.settleTime(now)
-}
-
-// endTrial removes the mark of a session that has lived through its trial.
-func (m *Machine) endTrial(now time.Time) {
-	if m.trialUntil.IsZero() || now.Before(m.trialUntil) {
-		return
+	lasts := m.trialLasts(m.trialSize)
+	m.fleet.Trial(m.obj.UID, m.trialSize, lasts, now)
+	if m.trialUntil.IsZero() { // a connection that ends at once does not put the settlement off again
+		m.settleAt = m.settleTime(now)
 	}
-	m.trialUntil, m.suspect = time.Time{}, false
-	if marked(m.want) {
-		m.unmark()
-	}
+	m.trialUntil = now.Add(lasts)
 }
 
 // onSettled takes note of a settlement.
@@ -177,8 +241,6 @@ func (m *Machine) onSettled(failed bool, now time.Time) {
 		m.settleAt = now.Add(settleRetry)
 		return
 	}
-	m.settleAt, m.trialUntil, m.suspect, m.unsettled = time.Time{}, time.Time{}, false, 0
-	if marked(m.want) {
-		m.unmark()
-	}
+	m.settleAt, m.trialUntil = time.Time{}, time.Time{}
+	m.suspect, m.unsettled, m.lastTrial, m.trialSize = false, 0, 0, 0
 }

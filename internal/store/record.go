@@ -31,6 +31,9 @@ type Record struct {
 	// Unsettled counts the takings in a row, each by another process, that nothing has
 	// settled; the last one is among them.
 	Unsettled int64
+	// Trial is the size of the group in which the session was last tried, because it may
+	// end its process; 0: the process has lived through it, or there was no trial.
+	Trial int64
 	// Duplicate: another record has the same id but for upper and lower case, from before
 	// these were one id. No process can take this one.
 	Duplicate bool
@@ -44,7 +47,7 @@ type Record struct {
 func (r Record) PhoneNumber() string { return status.PhoneNumber(r.JID) }
 
 // recordColumns are those that scanRecord reads.
-const recordColumns = "session_id, namespace, uid, jid, epoch, starts, unsettled, duplicate, missing_since, orphaned_at, retained_at, created_at, updated_at"
+const recordColumns = "session_id, namespace, uid, jid, epoch, starts, unsettled, trial, duplicate, missing_since, orphaned_at, retained_at, created_at, updated_at"
 
 const selectRecord = "SELECT " + recordColumns + " FROM whatsapp_operator_session"
 
@@ -52,7 +55,7 @@ func scanRecord(row dbutil.Scannable) (r Record, err error) {
 	var jid sql.NullString
 	var missing, orphaned, retained sql.NullInt64
 	var created, updated int64
-	err = row.Scan(&r.SessionID, &r.Namespace, &r.UID, &jid, &r.Epoch, &r.Starts, &r.Unsettled, &r.Duplicate, &missing, &orphaned, &retained, &created, &updated)
+	err = row.Scan(&r.SessionID, &r.Namespace, &r.UID, &jid, &r.Epoch, &r.Starts, &r.Unsettled, &r.Trial, &r.Duplicate, &missing, &orphaned, &retained, &created, &updated)
 	if errors.Is(err, sql.ErrNoRows) {
 		return Record{}, ErrNoRecord
 	}

@@ -46,6 +46,45 @@ func TestTakingsThatNothingHasSettled(t *testing.T) {
 	})
 }
 
+func TestTrials(t *testing.T) {
+	onBoth(t, func(t *testing.T, url string, s *Store) {
+		g := NewWithT(t)
+		ctx := t.Context()
+		_, err := s.Claim(ctx, Claimant{SessionID: "id", Namespace: "a", UID: "u"}, never)
+		g.Expect(err).NotTo(HaveOccurred())
+		take := func(process *Store, epoch int64) *Taking {
+			t.Helper()
+			taking, err := process.Take(ctx, "u", epoch)
+			g.Expect(err).NotTo(HaveOccurred())
+			return taking
+		}
+		second, third := open(t, url), open(t, url)
+
+		first := take(s, 1)
+		g.Expect(first.Trial()).To(BeZero())
+		g.Expect(first.RecordTrial(ctx, 125)).To(Succeed())
+		next := take(second, 2)
+		g.Expect(next.Trial()).To(BeEquivalentTo(125), "the first process has died")
+		g.Expect(first.RecordTrial(ctx, 1)).To(Succeed(), "it was only paused: it is late")
+		g.Expect(take(third, 3).Trial()).To(BeEquivalentTo(125), "and has changed nothing; the second process died while the session waited")
+
+		alone := take(third, 3)
+		g.Expect(alone.Trial()).To(BeZero(), "the same process: it lives")
+		g.Expect(alone.RecordTrial(ctx, 1)).To(Succeed())
+		g.Expect(alone.RecordTrial(ctx, 0)).To(Succeed())
+		last := take(s, 4)
+		g.Expect(last.Trial()).To(BeZero(), "the process has lived through the trial")
+		g.Expect(last.Unsettled()).To(BeEquivalentTo(3), "which settles nothing")
+
+		g.Expect(last.RecordTrial(ctx, 1)).To(Succeed())
+		g.Expect(last.Settle(ctx)).To(Succeed())
+		g.Expect(take(second, 5).Trial()).To(BeZero(), "a settled taking leaves no trial")
+
+		g.Expect(s.DeleteSession(ctx, "u")).To(Succeed())
+		g.Expect(last.RecordTrial(ctx, 1)).To(Succeed(), "the record is gone")
+	})
+}
+
 // Processes take a session, crash, or settle late and at the same time as the taking
 // of another: the count is always that of the takings since the last
 // one that its owner settled.

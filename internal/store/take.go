@@ -45,7 +45,8 @@ func (s *Store) Take(ctx context.Context, uid string, epoch int64) (*Taking, err
 	t := &Taking{store: s}
 	err := s.transaction(ctx, func(ctx context.Context) (err error) {
 		t.Record, err = scanRecord(s.db.QueryRow(ctx, `UPDATE whatsapp_operator_session SET epoch=$2, starts=starts+1, updated_at=$3,
-			unsettled=CASE WHEN taken_by=$4 THEN unsettled ELSE unsettled+1 END, taken_by=$4
+			unsettled=CASE WHEN taken_by=$4 THEN unsettled ELSE unsettled+1 END,
+			trial=CASE WHEN taken_by=$4 THEN 0 ELSE trial END, taken_by=$4
 			WHERE uid=$1 AND epoch<=$2 AND NOT duplicate
 			RETURNING `+recordColumns, uid, epoch, s.now(), s.process))
 		if !errors.Is(err, ErrNoRecord) {
@@ -81,10 +82,30 @@ func (t *Taking) Unsettled() int32 {
 // taking counts from zero. It does nothing where the session was
 // taken again or has no record any more.
 func (t *Taking) Settle(ctx context.Context) error {
-	err := t.store.exec(ctx, "UPDATE whatsapp_operator_session SET unsettled=0, taken_by=NULL WHERE uid=$1 AND epoch=$2 AND starts=$3 AND unsettled<>0",
+	err := t.store.exec(ctx, "UPDATE whatsapp_operator_session SET unsettled=0, trial=0, taken_by=NULL WHERE uid=$1 AND epoch=$2 AND starts=$3 AND (unsettled<>0 OR trial<>0)",
 		t.Record.UID, t.Record.Epoch, t.Record.Starts)
 	if err != nil {
 		return fmt.Errorf("settling the taking of a session: %w", err)
+	}
+	return nil
+}
+
+// Trial is the size of the group in which the process that took the session before was
+// about to connect it, or had just connected it; 0: that process has recorded that it
+// has lived through it, or recorded none. It is 0, too, where the same process takes the
+// session again.
+func (t *Taking) Trial() int32 {
+	return int32(min(max(t.Record.Trial, 0), math.MaxInt32))
+}
+
+// RecordTrial records that the session, which may end its process, is about to be
+// connected in a group of that size; 0: the process has lived through it. It does
+// nothing where the session was taken again or has no record any more.
+func (t *Taking) RecordTrial(ctx context.Context, size int32) error {
+	err := t.store.exec(ctx, "UPDATE whatsapp_operator_session SET trial=$4 WHERE uid=$1 AND epoch=$2 AND starts=$3",
+		t.Record.UID, t.Record.Epoch, t.Record.Starts, size)
+	if err != nil {
+		return fmt.Errorf("recording the trial of a session: %w", err)
 	}
 	return nil
 }

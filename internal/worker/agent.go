@@ -112,7 +112,12 @@ type Agent struct {
 	over map[types.NamespacedName]ending
 	// paces is how often the sessions whose supervisors have ended were tried of late: one
 	// that comes and goes is not tried more often than one that stays.
-	paces   map[types.UID]*session.Pace
+	paces map[types.UID]*session.Pace
+	// placedCount is how many sessions were placed here at the last count, which is good
+	// until placedCountUntil.
+	placedCount      int
+	placedCountUntil time.Time
+
 	starts  int // supervisors begun
 	dials   atomic.Int64
 	fleet   *fleet
@@ -133,7 +138,7 @@ func NewAgent(o Options, placed client.Reader) *Agent {
 	}
 	// The supervisors outlive the manager's context: they are drained after it has ended.
 	a.life, a.end = context.WithCancel(context.Background())
-	a.fleet = newFleet(o.Outdated, o.Version, o.Clock, o.Log, a.sessions, a.retryOutdated, a.resumeSoon)
+	a.fleet = newFleet(o.Outdated, o.Version, o.Clock, o.Log, a.sessions, a.placedSessions, a.retryOutdated, a.resumeSoon)
 	return a
 }
 

@@ -163,7 +163,7 @@ type port struct {
 
 func newPort(t *testing.T) *port {
 	p := &port{WithT: NewWithT(t), page: &page{answer: make(chan error)}, clock: clocktesting.NewFakeClock(noon)}
-	p.fleet = newFleet(Outdated{}, p.page, p.clock, testr.New(t), func() int { return 100 }, func() {
+	p.fleet = newFleet(Outdated{}, p.page, p.clock, testr.New(t), func() int { return 100 }, func() int { return 100 }, func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.retries++
@@ -390,7 +390,7 @@ func (q *queue) Wait(ctx context.Context, _ Login) error {
 func TestWhoQueuesIsHeldBackToo(t *testing.T) {
 	g := NewWithT(t)
 	q := &queue{opened: make(chan struct{})}
-	fleet := newFleet(Outdated{}, nil, clocktesting.NewFakeClock(noon), testr.New(t), func() int { return 1 }, func() {}, func(map[types.UID]bool) {})
+	fleet := newFleet(Outdated{}, nil, clocktesting.NewFakeClock(noon), testr.New(t), func() int { return 1 }, func() int { return 1 }, func() {}, func(map[types.UID]bool) {})
 	s := &supervisor{dependencies: dependencies{Limiter: q, Fleet: fleet}, uid: "a"}
 	through := make(chan error, 1)
 	ctx, cancel := context.WithCancel(t.Context())

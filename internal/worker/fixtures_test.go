@@ -46,9 +46,11 @@ type account struct {
 	starts     int64
 	jid, phone string
 	unsettled  int32
+	trial      int32
 }
 
 func (a account) Starts() int64       { return a.starts }
 func (a account) JID() string         { return a.jid }
 func (a account) PhoneNumber() string { return a.phone }
 func (a account) Unsettled() int32    { return a.unsettled }
+func (a account) Trial() int32        { return a.trial }

@@ -36,8 +36,8 @@ type fleet struct {
 	version Version // nil: it cannot be asked for
 	clock   clock.Clock
 	log     logr.Logger
-	// sessions counts those of this worker.
-	sessions func() int
+	// sessions counts those of this worker that have a supervisor, placed all of them.
+	sessions, placed func() int
 	// retry has the sessions that WhatsApp refused try again.
 	retry func()
 	// resume has those sessions try soon: what failed them all is over.
@@ -62,10 +62,10 @@ type fleet struct {
 	shared map[types.UID]bool
 }
 
-func newFleet(settings Outdated, version Version, clock clock.Clock, log logr.Logger, sessions func() int, retry func(), resume func(map[types.UID]bool)) *fleet {
+func newFleet(settings Outdated, version Version, clock clock.Clock, log logr.Logger, sessions, placed func() int, retry func(), resume func(map[types.UID]bool)) *fleet {
 	metrics.VersionBreaker(string(breakerClosed), breakerStates)
 	f := &fleet{
-		version: version, clock: clock, log: log, sessions: sessions, retry: retry, resume: resume,
+		version: version, clock: clock, log: log, sessions: sessions, placed: placed, retry: retry, resume: resume,
 		due: make(chan struct{}, 1), breaker: newVersionBreaker(settings), changed: make(chan struct{}),
 	}
 	f.closed, f.open = context.WithCancel(context.Background())
@@ -325,9 +325,12 @@ func (f *fleet) Common(now time.Time) bool {
 	return f.failures.Common(now)
 }
 
+// Sessions implements session.Fleet.
+func (f *fleet) Sessions() int { return f.placed() }
+
 // Trial implements session.Fleet.
-func (f *fleet) Trial(uid types.UID, lasts time.Duration, now time.Time) bool {
+func (f *fleet) Trial(uid types.UID, size int32, lasts time.Duration, now time.Time) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.trials.Begin(uid, lasts, now)
+	return f.trials.Begin(uid, size, lasts, now)
 }

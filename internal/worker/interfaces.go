@@ -48,6 +48,12 @@ type Account interface {
 	Unsettled() int32
 	// Settle says that the session has not ended this process.
 	Settle(ctx context.Context) error
+	// Trial is the size of the group in which the session was tried when the last process
+	// that took it died; 0: it was not being tried.
+	Trial() int32
+	// RecordTrial records that the session is about to be connected in a group of that
+	// size; 0: this process has lived through it.
+	RecordTrial(ctx context.Context, size int32) error
 	// Forget deletes the keys and the record of the session for good.
 	Forget(ctx context.Context) error
 }

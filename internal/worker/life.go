@@ -38,6 +38,28 @@ func (a *Agent) sessions() int {
 	return len(a.supervisors)
 }
 
+// placedSessions counts the sessions that are placed on this worker, those included that
+// have no supervisor yet, as at the start of the process. The cache is read at most once a
+// second: a thousand sessions that wait for their trials ask.
+func (a *Agent) placedSessions() int {
+	now := a.o.Clock.Now()
+	a.mu.Lock()
+	n, fresh := a.placedCount, now.Before(a.placedCountUntil)
+	a.mu.Unlock()
+	if fresh {
+		return n
+	}
+	var placed v1alpha1.WhatsAppSessionList
+	if err := a.placed.List(a.life, &placed); err != nil {
+		a.o.Log.Error(err, "Failed to count the sessions of this worker")
+	}
+	n = max(len(placed.Items), a.sessions())
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.placedCount, a.placedCountUntil = n, now.Add(time.Second)
+	return n
+}
+
 // retryOutdated has the sessions try again whose client WhatsApp has refused.
 func (a *Agent) retryOutdated() {
 	for _, s := range a.all() {

@@ -24,7 +24,7 @@ import (
 const (
 	// requestTimeout bounds one request to the API server, the store or Redis.
 	requestTimeout = 10 * time.Second
-	// settleTimeout bounds the settlement of a taking: a release waits for it.
+	// settleTimeout bounds the settlement of a taking, for which a release waits, and the record of a trial.
 	settleTimeout = time.Second
 	// verifyTimeout bounds one question to WhatsApp whose account a number is.
 	verifyTimeout = 30 * time.Second
@@ -261,6 +261,8 @@ func (s *supervisor) begin(life context.Context, d session.Decision) {
 		perform = s.forget()
 	case session.OpSettle:
 		perform = s.settle()
+	case session.OpTrial:
+		perform = s.recordTrial(d.Trial)
 	case session.OpVerify:
 		perform = s.verify(d.Phone)
 	}
@@ -312,7 +314,8 @@ func (s *supervisor) take() func(context.Context) func() session.Input {
 			s.account = account
 			s.log().Info("Took the device", "epoch", obj.Status.Epoch, "starts", account.Starts(), "paired", account.JID() != "")
 			return session.Taken{Epoch: obj.Status.Epoch, Device: session.Device{
-				Starts: account.Starts(), JID: account.JID(), PhoneNumber: account.PhoneNumber(), Unsettled: account.Unsettled(),
+				Starts: account.Starts(), JID: account.JID(), PhoneNumber: account.PhoneNumber(),
+				Unsettled: account.Unsettled(), Trial: account.Trial(),
 			}}
 		}
 	}
@@ -505,6 +508,25 @@ func (s *supervisor) settle() func(context.Context) func() session.Input {
 				s.log().Error(err, "Failed to settle the taking of the device", "epoch", s.machine.Object().Status.Epoch)
 			}
 			return session.Settled{Failed: err != nil}
+		}
+	}
+}
+
+func (s *supervisor) recordTrial(size int32) func(context.Context) func() session.Input {
+	account := s.account
+	return func(ctx context.Context) func() session.Input {
+		ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+		defer cancel()
+		err := account.RecordTrial(ctx, size)
+		return func() session.Input {
+			epoch := s.machine.Object().Status.Epoch
+			switch {
+			case err != nil:
+				s.log().Error(err, "Failed to record the trial of a session that may end its worker", "epoch", epoch, "groupSize", size)
+			case size > 0:
+				s.log().Info("Connecting a session that may end its worker", "epoch", epoch, "groupSize", size)
+			}
+			return session.TrialRecorded{Failed: err != nil}
 		}
 	}
 }

@@ -165,6 +165,13 @@ func (a *liveAccount) Settle(context.Context) error {
 	return nil
 }
 
+func (a *liveAccount) RecordTrial(_ context.Context, size int32) error {
+	a.w.mu.Lock()
+	defer a.w.mu.Unlock()
+	a.w.note("trial %d", size)
+	return nil
+}
+
 func (a *liveAccount) Forget(context.Context) error {
 	a.w.mu.Lock()
 	defer a.w.mu.Unlock()
@@ -260,7 +267,7 @@ func newStage(t *testing.T, obj *v1alpha1.WhatsAppSession, device account, befor
 	fake := clocktesting.NewFakeClock(noon)
 	s := newSupervisor(dependencies{
 		Sessions: w, Accounts: w, Proxies: w, Publisher: w, Limiter: w, Events: w, Clock: fake, Dials: new(atomic.Int64), Health: NewHealth(fake, testr.New(t)),
-		Fleet: newFleet(Outdated{}, nil, fake, testr.New(t), func() int { return 100 }, func() {}, func(map[types.UID]bool) {}),
+		Fleet: newFleet(Outdated{}, nil, fake, testr.New(t), func() int { return 100 }, func() int { return 100 }, func() {}, func(map[types.UID]bool) {}),
 	}, testr.NewWithOptions(t, testr.Options{Verbosity: 1}), obj, me, process, nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	go s.run(ctx)
@@ -579,12 +586,20 @@ func TestATakingIsSettledBeforeTheRelease(t *testing.T) {
 }
 
 func TestASessionThatEndsItsWorkerIsNotConnected(t *testing.T) {
-	st := newStage(t, newSession(func(s *v1alpha1.WhatsAppSession) { s.Status.RetryReason = v1alpha1.ReasonEndsItsWorker }),
-		account{jid: jid, phone: phone, unsettled: 9})
+	st := newStage(t, newSession(), account{jid: jid, phone: phone, unsettled: 9, trial: 1})
 	st.eventually(v1alpha1.PhaseFailed)
 	st.Eventually(st.lines).Should(ContainElement("event EndsItsWorker"))
 	st.Expect(st.lines()).NotTo(ContainElement("dial"))
 	st.locked(func() { st.Expect(st.settled).To(BeEmpty()) })
+}
+
+func TestATrialIsRecordedBeforeTheConnection(t *testing.T) {
+	st := newStage(t, newSession(), account{jid: jid, phone: phone, unsettled: 4, trial: 100})
+	st.connect()
+	lines := st.lines()
+	st.Expect(lines).To(ContainElements("trial 13", "dial"))
+	st.Expect(slices.Index(lines, "trial 13")).To(BeNumerically("<", slices.Index(lines, "dial")))
+	st.Eventually(func() []string { st.clock.Step(time.Second); return st.lines() }).Should(ContainElement("trial 0"))
 }
 
 func TestAnUnreachableStoreIsTriedAgain(t *testing.T) {
