@@ -60,7 +60,7 @@ test-faults-smoke: test-deps ## The faults that nothing else can show, about 6 m
 .PHONY: test-chaos
 test-chaos: test-deps ## Break things at random for MINUTES, the same way again with the same SEED
 	@$(assets) && export KUBEBUILDER_ASSETS && set -x && go test -race -tags faults -timeout 24h -count=1 -v -run TestRandomWalk ./internal/faults \
-		-args -seed=$(or $(SEED),0) -walk=$(or $(MINUTES),20)m $(ARGS)
+		-args -walk=$(or $(MINUTES),20)m $(ARGS)
 
 .PHONY: test-deps
 test-deps: ## Install what the tests start (redis-server, PostgreSQL)

@@ -16,6 +16,7 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/membership"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
 
 // TestTwoReleases share a cluster, and here their tenants: each session belongs
@@ -25,9 +26,7 @@ func TestTwoReleases(t *testing.T) {
 	for name, sameNamespace := range map[string]bool{"in one namespace": true, "in two namespaces": false} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			seed := rand.Uint64()
-			t.Logf("seed %d", seed)
-			random := rand.New(rand.NewPCG(seed, 0))
+			random := rand.New(rand.NewPCG(testenv.Seed(t), 0))
 			w := newEnv(t)
 			w.stop()
 			w.elect = true

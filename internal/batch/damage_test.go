@@ -2,7 +2,6 @@ package batch
 
 import (
 	"errors"
-	"flag"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -18,8 +17,6 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
-
-var damageSeed = flag.Uint64("damage-seed", 0, "seed of TestRandomDamage; 0: another one each time")
 
 // part is a key of the queue.
 func (b *bench) part(kind delivery.Kind, name string) string {
@@ -322,12 +319,7 @@ func TestDamagedQueue(t *testing.T) {
 
 // TestRandomDamage is TestDamagedQueue in an order that nobody thought of.
 func TestRandomDamage(t *testing.T) {
-	seed := *damageSeed
-	if seed == 0 {
-		seed = rand.Uint64()
-	}
-	t.Logf("the same again: -damage-seed=%d", seed)
-	random := rand.New(rand.NewPCG(seed, 1))
+	random := rand.New(rand.NewPCG(testenv.Seed(t), 0))
 	client := goredis.NewClient(&goredis.Options{Addr: testenv.Redis(t, "--appendonly", "no")})
 	t.Cleanup(func() { _ = client.Close() })
 	all := damages()

@@ -120,17 +120,27 @@ func (m *model) received(b *delivery.Batch) {
 	}
 }
 
-// flaky loses one answer in twenty, after the command was carried out.
-type flaky struct{ off atomic.Bool }
+// flaky loses one answer in twenty, after the command was carried out. The caller's
+// context has the random numbers (withRandom); without them no answer is lost.
+type flaky struct{}
 
-func (f *flaky) lost() bool { return !f.off.Load() && rand.IntN(20) == 0 }
+type randomKey struct{}
 
-func (f *flaky) DialHook(next goredis.DialHook) goredis.DialHook { return next }
+func withRandom(ctx context.Context, random *rand.Rand) context.Context {
+	return context.WithValue(ctx, randomKey{}, random)
+}
 
-func (f *flaky) ProcessHook(next goredis.ProcessHook) goredis.ProcessHook {
+func (flaky) lost(ctx context.Context) bool {
+	random, ok := ctx.Value(randomKey{}).(*rand.Rand)
+	return ok && random.IntN(20) == 0
+}
+
+func (f flaky) DialHook(next goredis.DialHook) goredis.DialHook { return next }
+
+func (f flaky) ProcessHook(next goredis.ProcessHook) goredis.ProcessHook {
 	return func(ctx context.Context, cmd goredis.Cmder) error {
 		err := next(ctx, cmd)
-		if err == nil && f.lost() {
+		if err == nil && f.lost(ctx) {
 			cmd.SetErr(errLost)
 			return errLost
 		}
@@ -138,10 +148,10 @@ func (f *flaky) ProcessHook(next goredis.ProcessHook) goredis.ProcessHook {
 	}
 }
 
-func (f *flaky) ProcessPipelineHook(next goredis.ProcessPipelineHook) goredis.ProcessPipelineHook {
+func (f flaky) ProcessPipelineHook(next goredis.ProcessPipelineHook) goredis.ProcessPipelineHook {
 	return func(ctx context.Context, cmds []goredis.Cmder) error {
 		err := next(ctx, cmds)
-		if err == nil && f.lost() {
+		if err == nil && f.lost(ctx) {
 			return errLost
 		}
 		return err
@@ -170,8 +180,8 @@ func interleave(t *testing.T, kind delivery.Kind, addr string, rounds int) {
 	g := NewWithT(t)
 	client := goredis.NewClient(&goredis.Options{Addr: addr})
 	t.Cleanup(func() { _ = client.Close() })
-	faults := &flaky{}
-	client.AddHook(faults)
+	client.AddHook(flaky{})
+	seed := testenv.Seed(t)
 	var millisPassed atomic.Int64
 	now := func() time.Time { return start.Add(time.Duration(millisPassed.Load()) * time.Millisecond) }
 	clk := clockOf(now)
@@ -186,13 +196,13 @@ func interleave(t *testing.T, kind delivery.Kind, addr string, rounds int) {
 		}
 		return now().Add(24 * time.Hour) // expiry is another test's: here nothing may be missing
 	}
-	write := func(q *Queue) error {
-		n := 1 + rand.IntN(4)
+	write := func(ctx context.Context, q *Queue, random *rand.Rand) error {
+		n := 1 + random.IntN(4)
 		items := make([]delivery.Item, 0, n)
 		for range n {
-			s := rand.IntN(sessions)
+			s := random.IntN(sessions)
 			items = append(items, code(fmt.Sprintf("s%02d", s), counters[s].Add(1), expires()))
-			if rand.IntN(3) == 0 {
+			if random.IntN(3) == 0 {
 				items[len(items)-1].Priority = delivery.High
 			}
 		}
@@ -224,20 +234,22 @@ func interleave(t *testing.T, kind delivery.Kind, addr string, rounds int) {
 			t.Error(err)
 		}
 	}
-	flush := func(q *Queue) {
-		batch, err := q.Claim(ctx, kind, 1+rand.IntN(8), lease)
+	flush := func(ctx context.Context, q *Queue, random *rand.Rand) {
+		batch, err := q.Claim(ctx, kind, 1+random.IntN(8), lease)
 		if err != nil || batch == nil {
 			return
 		}
 		m.claimed(batch)
-		switch dice := rand.IntN(10); {
+		switch dice := random.IntN(10); {
 		case dice == 0: // dies before it has sent
 			return
 		case dice == 1: // dies after it has sent
 			m.received(batch)
 			return
 		case dice == 2: // Laravel is down
-			again(func() error { return q.Release(ctx, batch, now().Add(time.Duration(rand.IntN(3000))*time.Millisecond)) })
+			again(func() error {
+				return q.Release(ctx, batch, now().Add(time.Duration(random.IntN(3000))*time.Millisecond))
+			})
 		case dice == 3 && len(batch.Items) > 1: // an item is bad
 			m.ended(batch)
 			again(func() error { return q.Split(ctx, batch) })
@@ -256,7 +268,7 @@ func interleave(t *testing.T, kind delivery.Kind, addr string, rounds int) {
 					m.claimed(other)
 				}
 			}
-			switch rand.IntN(3) {
+			switch random.IntN(3) {
 			case 0:
 				m.tooLate(batch, true, func() error { return repeat(func() error { return q.Ack(ctx, batch) }) })
 			case 1:
@@ -274,32 +286,33 @@ func interleave(t *testing.T, kind delivery.Kind, addr string, rounds int) {
 	}
 
 	var work sync.WaitGroup
-	for range writers {
+	for i := range uint64(writers) {
 		work.Go(func() {
-			q := newQueue()
+			q, random := newQueue(), rand.New(rand.NewPCG(seed, i))
+			ctx := withRandom(ctx, random)
 			for range rounds {
-				if write(q) != nil {
+				if write(ctx, q, random) != nil {
 					return
 				}
-				millisPassed.Add(rand.Int64N(200))
+				millisPassed.Add(random.Int64N(200))
 			}
 		})
 	}
-	for range flushers {
+	for i := range uint64(flushers) {
 		work.Go(func() {
-			q := newQueue()
+			q, random := newQueue(), rand.New(rand.NewPCG(seed, writers+i))
+			ctx := withRandom(ctx, random)
 			for range rounds {
-				if rand.IntN(50) == 0 {
+				if random.IntN(50) == 0 {
 					q = newQueue() // a new leader, which knows nothing of lost answers
 				}
-				flush(q)
+				flush(ctx, q, random)
 			}
 		})
 	}
 	work.Wait()
 
 	// Everything comes to rest: what was left lying is claimed and delivered.
-	faults.off.Store(true)
 	q := newQueue()
 	for {
 		batch, err := q.Claim(ctx, kind, 50, lease)

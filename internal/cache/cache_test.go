@@ -252,9 +252,10 @@ func races(b *bench) {
 	g, ctx := b.g, b.t.Context()
 	const s, writers, rounds = "race-1", 4, 100
 	var work sync.WaitGroup
-	for range writers {
+	seed := testenv.Seed(b.t)
+	for i := range uint64(writers) {
 		work.Go(func() {
-			order := rand.Perm(rounds)
+			order := rand.New(rand.NewPCG(seed, i)).Perm(rounds)
 			for _, n := range order {
 				if _, err := b.SetStatus(ctx, status(s, "x", at(3, big+int64(n)))); err != nil {
 					b.t.Error(err)

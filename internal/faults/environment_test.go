@@ -55,6 +55,7 @@ type environment struct {
 	dir          string
 	namespace    string
 	managerFlags []string
+	seed         uint64
 
 	api       *apiserver.Server
 	apiDown   bool
@@ -93,7 +94,7 @@ func newEnvironment(root, t *testing.T, sessions int, managerFlags ...string) *e
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &environment{t: t, root: root, dir: dir, managerFlags: managerFlags, revision: 1}
+	w := &environment{t: t, root: root, dir: dir, managerFlags: managerFlags, seed: testenv.Seed(t), revision: 1}
 	root.Cleanup(w.end)
 	w.atEnd(func() {
 		if root.Failed() {

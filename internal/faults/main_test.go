@@ -19,7 +19,6 @@ var (
 	sessionCount     = flag.Int("sessions", 120, "how many sessions an environment has")
 	environmentCount = flag.Int("worlds", 2, "in how many environments the named faults are made at a time")
 	onlySmoke        = flag.Bool("smoke", false, "make only the cases of the smoke test")
-	seed             = flag.Uint64("seed", 0, "seed of the random walk; 0: a new one")
 	walkFor          = flag.Duration("walk", time.Minute, "how long the random walk runs")
 )
 

@@ -19,7 +19,8 @@ const (
 
 // traffic simulates contacts that write to random sessions, all the time.
 type traffic struct {
-	w *environment
+	w      *environment
+	random *rand.Rand
 
 	// hold is locked by the checks while no other messages may be sent.
 	hold sync.Mutex
@@ -27,7 +28,7 @@ type traffic struct {
 }
 
 func newTraffic(w *environment) *traffic {
-	t := &traffic{w: w}
+	t := &traffic{w: w, random: rand.New(rand.NewPCG(w.seed, 1))}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() {
@@ -47,7 +48,7 @@ func (t *traffic) run(ctx context.Context) {
 			return
 		case <-ticker.C:
 			t.hold.Lock()
-			t.send(ctx, t.w.sessions[rand.IntN(len(t.w.sessions))])
+			t.send(ctx, t.w.sessions[t.random.IntN(len(t.w.sessions))])
 			t.hold.Unlock()
 		}
 	}

@@ -38,18 +38,14 @@ type walkEnd struct {
 	do   func()
 }
 
-// TestRandomWalk runs for -walk, with -seed.
+// TestRandomWalk runs for -walk. SEED in the environment repeats a walk.
 func TestRandomWalk(t *testing.T) {
-	start := *seed
-	if start == 0 {
-		start = uint64(time.Now().UnixNano())
-	}
-	t.Logf("make test-chaos SEED=%d repeats this walk", start)
-	w := &walk{environment: newEnvironment(t, t, *sessionCount), random: rand.New(rand.NewPCG(start, 0))}
+	w := &walk{environment: newEnvironment(t, t, *sessionCount)}
+	w.random = rand.New(rand.NewPCG(w.seed, 0))
 	began := time.Now()
 	for n := 1; n == 1 || time.Since(began) < *walkFor; n++ {
 		w.eventually("all to be well", w.missing)
-		c := w.begin(fmt.Sprintf("leg %d of the walk with seed %d", n, start))
+		c := w.begin(fmt.Sprintf("leg %d of the walk with seed %d", n, w.seed))
 		w.leg(began)
 		w.heal()
 		if v := w.check(t, c); v.failed {

@@ -4,9 +4,10 @@ import (
 	"math/rand/v2"
 	"sync"
 	"testing"
-	"time"
 
 	. "github.com/onsi/gomega"
+
+	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
 
 func TestTakingsThatNothingHasSettled(t *testing.T) {
@@ -92,13 +93,7 @@ func TestTakingsAndSettlingsInAnyOrder(t *testing.T) {
 	onBoth(t, func(t *testing.T, url string, s *Store) {
 		g := NewWithT(t)
 		ctx := t.Context()
-		seed := uint64(time.Now().UnixNano())
-		random := rand.New(rand.NewPCG(seed, 0))
-		defer func() {
-			if t.Failed() {
-				t.Logf("seed %d", seed)
-			}
-		}()
+		random := rand.New(rand.NewPCG(testenv.Seed(t), 0))
 		_, err := s.Claim(ctx, Claimant{SessionID: "id", Namespace: "a", UID: "u"}, never)
 		g.Expect(err).NotTo(HaveOccurred())
 
