@@ -12,7 +12,7 @@ import (
 // keeps no record of the requests: a benchmark makes too many.
 func newLaravel() (*laraveltest.Receiver, error) {
 	receiver, err := laraveltest.New(laraveltest.Options{
-		Token: uuid.NewString(), Secret: uuid.NewString() + uuid.NewString(), MayForget: true,
+		Token: uuid.NewString(), Secret: uuid.NewString() + uuid.NewString(), AllowResends: true,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("starting the receiver in Laravel's place: %w", err)

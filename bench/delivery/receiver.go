@@ -57,7 +57,7 @@ func newReceiver(c sideConfig, answer time.Duration) (*receiver, error) {
 	}
 	r := &receiver{answer: answer, token: string(token)}
 	r.Receiver, err = laraveltest.New(laraveltest.Options{
-		Token: r.token, Secret: string(secret), MayForget: true,
+		Token: r.token, Secret: string(secret), AllowResends: true,
 		Decide: r.batch, Other: http.HandlerFunc(r.single),
 		Listen: func() (net.Listener, error) {
 			listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -84,7 +84,7 @@ func (r *receiver) batch(incoming laraveltest.Request) laraveltest.Answer {
 		got.items = append(got.items, key{got.kind, item.SessionID, item.Numbers})
 	}
 	r.record(got)
-	return laraveltest.Answer{Take: true, Write: func(w http.ResponseWriter, q *http.Request) { r.reply(w, q, incoming.At) }}
+	return laraveltest.Answer{Accept: true, Write: func(w http.ResponseWriter, q *http.Request) { r.reply(w, q, incoming.At) }}
 }
 
 // single is a request of the old side.

@@ -273,7 +273,7 @@ func TestBadInput(t *testing.T) {
 	})
 	t.Run("Laravel answers HTML, then a redirect; nothing is lost", func(*testing.T) {
 		s.laravel.AnswerWith(func(laraveltest.Request) laraveltest.Answer {
-			return laraveltest.No(http.StatusOK, "<html>login</html>")
+			return laraveltest.Refuse(http.StatusOK, "<html>login</html>")
 		})
 		s.apply("html")
 		s.phase("html", v1alpha1.PhasePairing)
@@ -349,7 +349,9 @@ func TestRestartInPlace(t *testing.T) {
 // TestLaravelIsAwayAtFirst: what happened meanwhile is told when it is there.
 func TestLaravelIsAwayAtFirst(t *testing.T) {
 	s := newEnvironment(t, "")
-	s.laravel.AnswerWith(func(laraveltest.Request) laraveltest.Answer { return laraveltest.No(http.StatusServiceUnavailable, "") })
+	s.laravel.AnswerWith(func(laraveltest.Request) laraveltest.Answer {
+		return laraveltest.Refuse(http.StatusServiceUnavailable, "")
+	})
 	s.manager()
 	s.worker("worker-1")
 	for i, name := range []string{"a", "b", "c"} {

@@ -32,7 +32,7 @@ accepts again: these commands are for what a person wants to see, or wants soone
 
 // letters are the dead letters as the commands need them; *batch.Queue is one.
 type letters interface {
-	DeadLetters(ctx context.Context, kind delivery.Kind, visit func(batch.Letter) bool) error
+	DeadLetters(ctx context.Context, kind delivery.Kind, visit func(batch.DeadLetter) bool) error
 	Replay(ctx context.Context, kind delivery.Kind, id string) (batch.ReplayResult, error)
 	Drop(ctx context.Context, kind delivery.Kind, ids ...string) (int, error)
 }
@@ -71,15 +71,15 @@ func (f *letterFilter) named() error {
 
 // find returns the letters that are meant, the oldest of each kind first. An id of
 // which there is no letter is an error.
-func (f *letterFilter) find(ctx context.Context, queue letters) ([]batch.Letter, error) {
+func (f *letterFilter) find(ctx context.Context, queue letters) ([]batch.DeadLetter, error) {
 	kinds, err := f.kinds()
 	if err != nil {
 		return nil, err
 	}
-	var found []batch.Letter
+	var found []batch.DeadLetter
 	missing := slices.Clone(f.ids)
 	for _, kind := range kinds {
-		err := queue.DeadLetters(ctx, kind, func(l batch.Letter) bool {
+		err := queue.DeadLetters(ctx, kind, func(l batch.DeadLetter) bool {
 			if (f.sessionID == "" || l.SessionID == f.sessionID) && (len(f.ids) == 0 || slices.Contains(f.ids, l.ID)) {
 				found = append(found, l)
 				missing = slices.DeleteFunc(missing, func(id string) bool { return id == l.ID })
@@ -211,7 +211,7 @@ var (
 		batch.Replayed:   "replayed: it waits for its delivery",
 		batch.Superseded: "not replayed, superseded: the session has something newer",
 		batch.Expired:    "not replayed, expired: the code cannot be scanned any more",
-		batch.LetterGone: "gone: it was replayed or dropped meanwhile",
+		batch.NotFound:   "gone: it was replayed or dropped meanwhile",
 		batch.Unreadable: "not replayed: an older version wrote it without what a replay needs; drop it",
 	}
 )

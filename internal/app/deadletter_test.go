@@ -16,9 +16,9 @@ import (
 )
 
 // fakeLetters are dead letters in memory. Those of the session "old" are superseded.
-type fakeLetters struct{ kept []batch.Letter }
+type fakeLetters struct{ kept []batch.DeadLetter }
 
-func (f *fakeLetters) DeadLetters(_ context.Context, kind delivery.Kind, visit func(batch.Letter) bool) error {
+func (f *fakeLetters) DeadLetters(_ context.Context, kind delivery.Kind, visit func(batch.DeadLetter) bool) error {
 	for _, l := range f.kept {
 		if l.Kind == kind && !visit(l) {
 			break
@@ -28,7 +28,7 @@ func (f *fakeLetters) DeadLetters(_ context.Context, kind delivery.Kind, visit f
 }
 
 func (f *fakeLetters) Replay(ctx context.Context, kind delivery.Kind, id string) (batch.ReplayResult, error) {
-	if slices.ContainsFunc(f.kept, func(l batch.Letter) bool { return l.ID == id && l.SessionID == "old" }) {
+	if slices.ContainsFunc(f.kept, func(l batch.DeadLetter) bool { return l.ID == id && l.SessionID == "old" }) {
 		return batch.Superseded, nil
 	}
 	_, err := f.Drop(ctx, kind, id)
@@ -37,7 +37,7 @@ func (f *fakeLetters) Replay(ctx context.Context, kind delivery.Kind, id string)
 
 func (f *fakeLetters) Drop(_ context.Context, kind delivery.Kind, ids ...string) (int, error) {
 	before := len(f.kept)
-	f.kept = slices.DeleteFunc(f.kept, func(l batch.Letter) bool { return l.Kind == kind && slices.Contains(ids, l.ID) })
+	f.kept = slices.DeleteFunc(f.kept, func(l batch.DeadLetter) bool { return l.Kind == kind && slices.Contains(ids, l.ID) })
 	return before - len(f.kept), nil
 }
 
@@ -49,7 +49,7 @@ func TestDeadLetterCommands(t *testing.T) {
 		if i == 2 {
 			kind = delivery.KindQR
 		}
-		queue.kept = append(queue.kept, batch.Letter{
+		queue.kept = append(queue.kept, batch.DeadLetter{
 			ID: fmt.Sprintf("%d-0", i), Kind: kind, At: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC), SessionID: session,
 			BatchID: "msg_1", Reason: batch.Refused, Answer: "422 no such tenant", Payload: json.RawMessage(`{"phase":"Connected"}`),
 		})

@@ -274,7 +274,7 @@ func (s *environment) scan(name, phone string) {
 }
 
 // hears waits until the last that Laravel has heard of a session is this.
-func (s *environment) hears(sessionID string, word delivery.Word, phase v1alpha1.Phase) delivery.StatusItem {
+func (s *environment) hears(sessionID string, word delivery.Status, phase v1alpha1.Phase) delivery.StatusItem {
 	s.t.Helper()
 	var last delivery.StatusItem
 	s.Eventually(func() string {

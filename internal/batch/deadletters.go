@@ -14,15 +14,15 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 )
 
-// letterPage is how many dead letters are read in one round trip.
-const letterPage = 500
+// deadLetterPage is how many dead letters are read in one round trip.
+const deadLetterPage = 500
 
-// ErrBadLetterID says that an id is not one of a dead letter.
-var ErrBadLetterID = errors.New("the id of a dead letter is two numbers with a dash between them, as the list shows it")
+// ErrInvalidDeadLetterID says that an id is not one of a dead letter.
+var ErrInvalidDeadLetterID = errors.New("the id of a dead letter is two numbers with a dash between them, as the list shows it")
 
-// Letter is a dead letter: an item that Laravel refused for good. They are kept in a
+// DeadLetter is a dead letter: an item that Laravel refused for good. They are kept in a
 // Redis stream for each kind, for seven days, and bounded in number.
-type Letter struct {
+type DeadLetter struct {
 	// ID is of its kind's stream.
 	ID   string
 	Kind delivery.Kind
@@ -41,8 +41,8 @@ type Letter struct {
 type ReplayResult int
 
 const (
-	// LetterGone: there is no such letter (any more).
-	LetterGone ReplayResult = 0
+	// NotFound: there is no such letter (any more).
+	NotFound ReplayResult = 0
 	// Replayed: its item waits again, and the letter is gone.
 	Replayed ReplayResult = 1
 	// Superseded: the queue holds something newer of the session, or Laravel has it. The letter is kept.
@@ -70,21 +70,21 @@ func (q *Queue) DeadLetter(ctx context.Context, b *delivery.Batch, reason DeadLe
 
 // DeadLetters visits the dead letters of a kind, the oldest first, until visit returns false.
 // Those that are older than their greatest age are deleted first.
-func (q *Queue) DeadLetters(ctx context.Context, kind delivery.Kind, visit func(Letter) bool) error {
+func (q *Queue) DeadLetters(ctx context.Context, kind delivery.Kind, visit func(DeadLetter) bool) error {
 	if _, err := q.CountDeadLetters(ctx, kind); err != nil {
 		return err
 	}
 	for from := "-"; ; {
-		entries, err := q.client.XRangeN(ctx, q.keys.DeadLetters(kind), from, "+", letterPage).Result()
+		entries, err := q.client.XRangeN(ctx, q.keys.DeadLetters(kind), from, "+", deadLetterPage).Result()
 		if err != nil {
 			return fmt.Errorf("reading the dead letters: %w", err)
 		}
 		for _, entry := range entries {
-			if !visit(letterOf(kind, entry)) {
+			if !visit(parseDeadLetter(kind, entry)) {
 				return nil
 			}
 		}
-		if len(entries) < letterPage {
+		if len(entries) < deadLetterPage {
 			return nil
 		}
 		from = "(" + entries[len(entries)-1].ID
@@ -112,12 +112,12 @@ func (q *Queue) CountDeadLetters(ctx context.Context, kind delivery.Kind) (int, 
 // Replay lets the item of a dead letter wait for its delivery again, under its own
 // numbers, unless there is something newer of the session: Laravel would ignore it.
 func (q *Queue) Replay(ctx context.Context, kind delivery.Kind, id string) (ReplayResult, error) {
-	if !isLetterID(id) {
-		return LetterGone, fmt.Errorf("%q: %w", id, ErrBadLetterID)
+	if !isDeadLetterID(id) {
+		return NotFound, fmt.Errorf("%q: %w", id, ErrInvalidDeadLetterID)
 	}
 	answer, err := replayScript.Run(ctx, q.client, q.kindKeys(kind), q.args(kind, id)...).Int()
 	if err != nil {
-		return LetterGone, fmt.Errorf("replaying a dead letter: %w", err)
+		return NotFound, fmt.Errorf("replaying a dead letter: %w", err)
 	}
 	if ReplayResult(answer) == Replayed {
 		if err := q.client.Publish(ctx, q.keys.Wake(), string(kind)).Err(); err != nil {
@@ -130,8 +130,8 @@ func (q *Queue) Replay(ctx context.Context, kind delivery.Kind, id string) (Repl
 // Drop deletes dead letters, and returns how many there were.
 func (q *Queue) Drop(ctx context.Context, kind delivery.Kind, ids ...string) (int, error) {
 	for _, id := range ids {
-		if !isLetterID(id) {
-			return 0, fmt.Errorf("%q: %w", id, ErrBadLetterID)
+		if !isDeadLetterID(id) {
+			return 0, fmt.Errorf("%q: %w", id, ErrInvalidDeadLetterID)
 		}
 	}
 	if len(ids) == 0 {
@@ -144,12 +144,12 @@ func (q *Queue) Drop(ctx context.Context, kind delivery.Kind, ids ...string) (in
 	return int(n), nil
 }
 
-func letterOf(kind delivery.Kind, entry goredis.XMessage) Letter {
+func parseDeadLetter(kind delivery.Kind, entry goredis.XMessage) DeadLetter {
 	text := func(key string) string {
 		value, _ := entry.Values[key].(string)
 		return value
 	}
-	l := Letter{
+	l := DeadLetter{
 		ID: entry.ID, Kind: kind, SessionID: text("session_id"), BatchID: text("batch_id"),
 		Reason: DeadLetterReason(text("reason")), Answer: text("answer"), Payload: json.RawMessage(text("payload")),
 	}
@@ -162,8 +162,8 @@ func letterOf(kind delivery.Kind, entry goredis.XMessage) Letter {
 	return l
 }
 
-// isLetterID reports whether Redis would take this for the id of one entry.
-func isLetterID(id string) bool {
+// isDeadLetterID reports whether Redis would take this for the id of one entry.
+func isDeadLetterID(id string) bool {
 	milliseconds, sequence, found := strings.Cut(id, "-")
 	if !found {
 		return false

@@ -49,7 +49,7 @@ type Source interface {
 	Claim(ctx context.Context, kind delivery.Kind, limit int, lease time.Duration) (*delivery.Batch, error)
 	Ack(ctx context.Context, b *delivery.Batch, rejected ...delivery.Rejection) error
 	DeadLetter(ctx context.Context, b *delivery.Batch, reason DeadLetterReason, answer delivery.Answer) error
-	DeadLetters(ctx context.Context, kind delivery.Kind, visit func(Letter) bool) error
+	DeadLetters(ctx context.Context, kind delivery.Kind, visit func(DeadLetter) bool) error
 	CountDeadLetters(ctx context.Context, kind delivery.Kind) (int, error)
 	Replay(ctx context.Context, kind delivery.Kind, id string) (ReplayResult, error)
 	Release(ctx context.Context, b *delivery.Batch, notBefore time.Time) error
@@ -234,11 +234,11 @@ type kindFlusher struct {
 	observed time.Time
 	stale    bool
 
-	// counted is when the dead letters were counted last; lettersRead: those of earlier
-	// leaders are known; lettersFrom: nothing is done about them before, after an error.
-	counted     time.Time
-	lettersRead bool
-	lettersFrom time.Time
+	// counted is when the dead letters were counted last; deadLettersRead: those of earlier
+	// leaders are known; deadLettersNotBefore: nothing is done about them before, after an error.
+	counted              time.Time
+	deadLettersRead      bool
+	deadLettersNotBefore time.Time
 
 	breaker circuitBreaker
 	resends resends
@@ -280,7 +280,7 @@ func (r *run) flush(ctx context.Context) time.Time {
 		// The kind with the fewest requests first, so that neither starves the other.
 		slices.SortStableFunc(r.kinds, func(a, b *kindFlusher) int { return a.inFlight - b.inFlight })
 		for _, k := range r.kinds {
-			r.keepLetters(ctx, k)
+			r.maintainDeadLetters(ctx, k)
 			went, at, err := r.next(ctx, k)
 			if err != nil {
 				r.queueFailed(ctx, err)
@@ -394,7 +394,7 @@ func (r *run) deliver(k *kindFlusher, batch *delivery.Batch) {
 		_ = r.finish(log, batch, func(ctx context.Context) error { return r.queue.Release(ctx, batch, now) })
 		return
 	}
-	metrics.DeliveryRequest(batch.Kind, answer.Verdict, len(batch.Items), now.Sub(begun))
+	metrics.DeliveryRequest(batch.Kind, answer.Result, len(batch.Items), now.Sub(begun))
 	r.mu.Lock()
 	reaction := k.breaker.react(batch, answer, now, rand.Float64)
 	r.mu.Unlock()
@@ -470,7 +470,7 @@ func (r *run) report(log logr.Logger, batch *delivery.Batch, answer delivery.Ans
 	switch {
 	case reaction.step == stepAck:
 		log.V(1).Info("Delivered a batch", "rejected", len(answer.Rejected), "detail", answer.Detail)
-	case answer.Verdict != delivery.Retry && reaction.tripped:
+	case answer.Result != delivery.Retry && reaction.tripped:
 		log.Error(nil, "Stopped delivery until a person mends what Laravel answers; nothing is lost", "answer", reaction.detail)
 	case reaction.tripped:
 		log.Error(nil, "Stopped delivery because Laravel is not available; it is probed, and nothing is lost", "answer", reaction.detail)
@@ -512,15 +512,15 @@ func (r *run) deadLettersFull(log logr.Logger, k *kindFlusher, batch *delivery.B
 	}
 }
 
-// keepLetters counts the dead letters of a kind from time to time, and enqueues the states
+// maintainDeadLetters counts the dead letters of a kind from time to time, and enqueues the states
 // again that Laravel refused and may take now. An error does not keep the rest from being
 // delivered: a full Redis takes nothing new, and is emptied by deliveries.
-func (r *run) keepLetters(ctx context.Context, k *kindFlusher) {
-	if r.clock.Now().Before(k.lettersFrom) {
+func (r *run) maintainDeadLetters(ctx context.Context, k *kindFlusher) {
+	if r.clock.Now().Before(k.deadLettersNotBefore) {
 		return
 	}
-	if err := r.tryKeepLetters(ctx, k); err != nil {
-		k.lettersFrom = r.clock.Now().Add(resendBase)
+	if err := r.tryMaintainDeadLetters(ctx, k); err != nil {
+		k.deadLettersNotBefore = r.clock.Now().Add(resendBase)
 		metrics.QueueError("dead_letters")
 		if ctx.Err() == nil {
 			r.log.Error(err, "Failed to work on the dead letters, it is tried again", "kind", k.kind)
@@ -528,7 +528,7 @@ func (r *run) keepLetters(ctx context.Context, k *kindFlusher) {
 	}
 }
 
-func (r *run) tryKeepLetters(ctx context.Context, k *kindFlusher) error {
+func (r *run) tryMaintainDeadLetters(ctx context.Context, k *kindFlusher) error {
 	now := r.clock.Now()
 	r.mu.Lock()
 	count := k.counted.IsZero() || now.Sub(k.counted) >= countInterval
@@ -547,13 +547,13 @@ func (r *run) tryKeepLetters(ctx context.Context, k *kindFlusher) error {
 		}
 		metrics.DeadLettersKept(k.kind, n)
 	}
-	if k.kind == delivery.KindStatus && !k.lettersRead {
+	if k.kind == delivery.KindStatus && !k.deadLettersRead {
 		// A leader before this one may have left some.
-		newest, err := r.newestLetters(ctx, k, func(string) bool { return true })
+		newest, err := r.newestDeadLetters(ctx, k, func(string) bool { return true })
 		if err != nil {
 			return err
 		}
-		k.lettersRead = true
+		k.deadLettersRead = true
 		r.mu.Lock()
 		for sessionID := range newest {
 			k.resends.refused(sessionID, now)
@@ -566,10 +566,10 @@ func (r *run) tryKeepLetters(ctx context.Context, k *kindFlusher) error {
 	return r.resend(ctx, k, due)
 }
 
-// newestLetters finds the newest dead letter of each session that wanted names.
-func (r *run) newestLetters(ctx context.Context, k *kindFlusher, wanted func(sessionID string) bool) (map[string]string, error) {
+// newestDeadLetters finds the newest dead letter of each session that wanted names.
+func (r *run) newestDeadLetters(ctx context.Context, k *kindFlusher, wanted func(sessionID string) bool) (map[string]string, error) {
 	newest := map[string]string{}
-	err := r.queue.DeadLetters(ctx, k.kind, func(l Letter) bool {
+	err := r.queue.DeadLetters(ctx, k.kind, func(l DeadLetter) bool {
 		if wanted(l.SessionID) {
 			newest[l.SessionID] = l.ID
 		}
@@ -581,9 +581,9 @@ func (r *run) newestLetters(ctx context.Context, k *kindFlusher, wanted func(ses
 // resend replays the newest dead letter of each session. What a session has that is newer
 // is on its way by itself.
 func (r *run) resend(ctx context.Context, k *kindFlusher, sessionIDs []string) error {
-	newest, err := r.newestLetters(ctx, k, func(id string) bool { return slices.Contains(sessionIDs, id) })
+	newest, err := r.newestDeadLetters(ctx, k, func(id string) bool { return slices.Contains(sessionIDs, id) })
 	for i, sessionID := range sessionIDs {
-		result := LetterGone
+		result := NotFound
 		if letter, found := newest[sessionID]; found && err == nil {
 			r.mu.Lock()
 			k.breaker.refusals.resend(sessionID)

@@ -111,7 +111,7 @@ type reaction struct {
 
 // react takes an answer into account. random returns numbers in [0, 1).
 func (b *circuitBreaker) react(batch *delivery.Batch, answer delivery.Answer, now time.Time, random func() float64) reaction {
-	switch answer.Verdict {
+	switch answer.Result {
 	case delivery.Delivered:
 		if len(answer.Rejected) > 0 && len(answer.Rejected) >= len(batch.Items) {
 			return b.refuse(batch, reaction{step: stepAck}, answer, now, random)

@@ -16,14 +16,14 @@ func TestBreaker(t *testing.T) {
 	noon := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	at := noon.Add
 	const ms, s = time.Millisecond, time.Second
-	unavailable := delivery.Answer{Verdict: delivery.Retry, StatusCode: 503}
-	noAnswer := delivery.Answer{Verdict: delivery.Retry}
-	slowDown := delivery.Answer{Verdict: delivery.Retry, StatusCode: 429, RetryAfter: 20 * s}
-	forbidden := delivery.Answer{Verdict: delivery.Misconfigured, StatusCode: 403}
-	taken := delivery.Answer{Verdict: delivery.Delivered, StatusCode: 200}
-	takenBut := delivery.Answer{Verdict: delivery.Delivered, StatusCode: 200, Rejected: []delivery.Rejection{{SessionID: "a"}}}
-	refused := delivery.Answer{Verdict: delivery.Refused, StatusCode: 422}
-	tooLarge := delivery.Answer{Verdict: delivery.TooLarge, StatusCode: 413}
+	unavailable := delivery.Answer{Result: delivery.Retry, StatusCode: 503}
+	noAnswer := delivery.Answer{Result: delivery.Retry}
+	slowDown := delivery.Answer{Result: delivery.Retry, StatusCode: 429, RetryAfter: 20 * s}
+	forbidden := delivery.Answer{Result: delivery.Misconfigured, StatusCode: 403}
+	taken := delivery.Answer{Result: delivery.Delivered, StatusCode: 200}
+	takenBut := delivery.Answer{Result: delivery.Delivered, StatusCode: 200, Rejected: []delivery.Rejection{{SessionID: "a"}}}
+	refused := delivery.Answer{Result: delivery.Refused, StatusCode: 422}
+	tooLarge := delivery.Answer{Result: delivery.TooLarge, StatusCode: 413}
 	closed := circuitBreaker{passed: true}
 	openTo := func(d time.Duration) circuitBreaker {
 		return circuitBreaker{until: at(d), failures: 5, trips: 1, stopped: LaravelUnavailable}
@@ -71,12 +71,12 @@ func TestBreaker(t *testing.T) {
 		{"a bad item alone", circuitBreaker{failures: 3}, 1, 1, refused, reaction{step: stepDeadLetter, reason: Refused}, circuitBreaker{}},
 		{"too large", closed, 2, 1, tooLarge, reaction{step: stepSplit}, closed},
 		{"too large alone", closed, 1, 1, tooLarge, reaction{step: stepDeadLetter, reason: TooLarge}, closed},
-		{"too large alone for a proxy", closed, 1, 1, delivery.Answer{Verdict: delivery.TooLarge, StatusCode: 413, FromProxy: true, Detail: "413"},
+		{"too large alone for a proxy", closed, 1, 1, delivery.Answer{Result: delivery.TooLarge, StatusCode: 413, FromProxy: true, Detail: "413"},
 			reaction{step: stepRelease, notBefore: at(1750 * ms), stopped: LaravelMisconfigured, tripped: true,
 				detail: "a single update is too large for what is in front of Laravel: raise its limit for a request's body: 413"},
 			circuitBreaker{passed: true, until: at(750 * ms), trips: 1, stopped: LaravelMisconfigured}},
-		{"a conflict is repeated", closed, 2, 1, delivery.Answer{Verdict: delivery.Refused, StatusCode: 409}, reaction{step: stepRelease, notBefore: at(375 * ms)}, closed},
-		{"a conflict is repeated when Laravel says", closed, 1, 9, delivery.Answer{Verdict: delivery.Refused, StatusCode: 409, RetryAfter: 5 * s}, reaction{step: stepRelease, notBefore: at(5 * s)}, closed},
+		{"a conflict is repeated", closed, 2, 1, delivery.Answer{Result: delivery.Refused, StatusCode: 409}, reaction{step: stepRelease, notBefore: at(375 * ms)}, closed},
+		{"a conflict is repeated when Laravel says", closed, 1, 9, delivery.Answer{Result: delivery.Refused, StatusCode: 409, RetryAfter: 5 * s}, reaction{step: stepRelease, notBefore: at(5 * s)}, closed},
 		{"all is rejected by name", openTo(0), 1, 2, takenBut, reaction{step: stepAck}, circuitBreaker{until: at(0), trips: 1, stopped: LaravelUnavailable}},
 		{"a refusal does not close it", openTo(0), 1, 2, refused, reaction{step: stepDeadLetter, reason: Refused}, circuitBreaker{until: at(0), trips: 1, stopped: LaravelUnavailable}},
 		{"full, and another rejected item", circuitBreaker{until: at(0), stopped: DeadLettersFull}, 2, 1, takenBut, reaction{step: stepAck}, circuitBreaker{passed: true, until: at(0), stopped: DeadLettersFull}},

@@ -11,10 +11,10 @@ import (
 )
 
 var (
-	refusedAnswer  = delivery.Answer{Verdict: delivery.Refused, StatusCode: 422, Detail: "422"}
-	conflictAnswer = delivery.Answer{Verdict: delivery.Refused, StatusCode: 409, Detail: "409"}
-	failedAnswer   = delivery.Answer{Verdict: delivery.Retry, StatusCode: 500, Detail: "500"}
-	takenAnswer    = delivery.Answer{Verdict: delivery.Delivered, StatusCode: 200}
+	refusedAnswer  = delivery.Answer{Result: delivery.Refused, StatusCode: 422, Detail: "422"}
+	conflictAnswer = delivery.Answer{Result: delivery.Refused, StatusCode: 409, Detail: "409"}
+	failedAnswer   = delivery.Answer{Result: delivery.Retry, StatusCode: 500, Detail: "500"}
+	takenAnswer    = delivery.Answer{Result: delivery.Delivered, StatusCode: 200}
 )
 
 func batchOf(id string, sessions ...string) *delivery.Batch {

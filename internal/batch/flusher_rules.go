@@ -15,9 +15,9 @@ type Rules struct {
 	MaxItems int
 	// QRDelay is how long the first QR code waits for others; default 5 s.
 	QRDelay time.Duration
-	// Gather is how long a status waits for others after a quiet time; default
+	// StatusDelay is how long a status waits for others after a quiet time; default
 	// 10 ms: what one event of the network does to many sessions comes within it.
-	Gather time.Duration
+	StatusDelay time.Duration
 	// HighWindow and NormalWindow are how long a status of either priority
 	// waits at most after another batch of statuses; defaults 500 ms and 1 s.
 	HighWindow, NormalWindow time.Duration
@@ -40,7 +40,7 @@ func (r Rules) withDefaults() Rules {
 		r.MaxItems = 50
 	}
 	or(&r.QRDelay, 5*time.Second)
-	or(&r.Gather, 10*time.Millisecond)
+	or(&r.StatusDelay, 10*time.Millisecond)
 	or(&r.HighWindow, 500*time.Millisecond)
 	or(&r.NormalWindow, time.Second)
 	or(&r.Headroom, 20*time.Millisecond)
@@ -52,7 +52,7 @@ func (r Rules) validate() error {
 	if r.MaxItems < 1 || r.MaxItems > maxBatch {
 		errs = append(errs, fmt.Errorf("a batch may have 1 to %d items, not %d", maxBatch, r.MaxItems))
 	}
-	if r.QRDelay < 0 || r.Gather < 0 || r.Headroom < 0 {
+	if r.QRDelay < 0 || r.StatusDelay < 0 || r.Headroom < 0 {
 		errs = append(errs, errors.New("a delay of the flusher is negative"))
 	}
 	if r.HighWindow <= r.Headroom || r.NormalWindow <= r.Headroom {
@@ -115,7 +115,7 @@ func (r Rules) ripe(since, windowEnd time.Time) time.Time {
 	if !since.IsZero() && since.Before(windowEnd) {
 		return windowEnd
 	}
-	return after(since, r.Gather)
+	return after(since, r.StatusDelay)
 }
 
 // never is the zero time, which stands for no time at all.

@@ -35,7 +35,7 @@ var (
 // waitTimeout bounds every wait; a loaded machine needs seconds.
 const waitTimeout = 60 * time.Second
 
-func fails(status int, body string) laraveltest.Answer { return laraveltest.No(status, body) }
+func fails(status int, body string) laraveltest.Answer { return laraveltest.Refuse(status, body) }
 
 // world is a queue on a real Redis, the client, and the receiver in Laravel's place.
 type world struct {
@@ -161,7 +161,7 @@ func (w *world) settled(sessions, rounds int, but ...string) {
 		g.Expect(p.Waiting + p.InFlight + p.Unfinished).To(BeZero())
 	}, waitTimeout, 20*time.Millisecond).Should(Succeed())
 	w.g.Expect(w.laravel.Breaches()).To(BeEmpty())
-	for _, session := range w.laravel.Owed() {
+	for _, session := range w.laravel.NotAccepted() {
 		if !slices.Contains(but, session) {
 			w.t.Errorf("an update of %s was sent, not taken, and not sent again", session)
 		}
@@ -185,7 +185,7 @@ func TestDelivery(t *testing.T) {
 			if r.N <= n {
 				return bad
 			}
-			return laraveltest.Yes()
+			return laraveltest.Accept()
 		}
 	}
 	later := laraveltest.Answer{Write: func(w http.ResponseWriter, _ *http.Request) {
@@ -193,7 +193,7 @@ func TestDelivery(t *testing.T) {
 		w.WriteHeader(http.StatusTooManyRequests)
 	}}
 	redirects := laraveltest.Answer{Write: func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/login", http.StatusFound) }}
-	named := laraveltest.YesBut("no such tenant", sessionName(7))
+	named := laraveltest.AcceptExcept("no such tenant", sessionName(7))
 
 	for _, row := range []struct {
 		name    string
@@ -203,38 +203,38 @@ func TestDelivery(t *testing.T) {
 		without string
 		stopped batch.StopReason
 	}{
-		{name: "quick", decide: always(laraveltest.Yes())},
-		{name: "slow", decide: always(laraveltest.YesAfter(100 * time.Millisecond))},
+		{name: "quick", decide: always(laraveltest.Accept())},
+		{name: "slow", decide: always(laraveltest.AcceptAfter(100 * time.Millisecond))},
 		{name: "failing, then well", decide: first(6, fails(http.StatusServiceUnavailable, "down")), stopped: batch.LaravelUnavailable},
 		{name: "flapping", decide: func(r laraveltest.Request) laraveltest.Answer {
 			if r.N%2 == 1 {
 				return fails(http.StatusBadGateway, "bad gateway")
 			}
-			return laraveltest.Yes()
+			return laraveltest.Accept()
 		}},
-		{name: "taken, and the connection breaks", decide: first(3, laraveltest.TakenAndBroken())},
-		{name: "taken, and no answer in time", timeout: 200 * time.Millisecond, decide: first(3, laraveltest.TakenAndSilent())},
+		{name: "taken, and the connection breaks", decide: first(3, laraveltest.AcceptThenDisconnect())},
+		{name: "taken, and no answer in time", timeout: 200 * time.Millisecond, decide: first(3, laraveltest.AcceptThenHang())},
 		{name: "asks for a pause", decide: first(1, later)},
 		{name: "redirects to a login", decide: first(1, redirects), stopped: batch.LaravelMisconfigured},
-		{name: "answers with HTML", decide: first(1, laraveltest.No(http.StatusOK, "<html>login</html>")), stopped: batch.LaravelMisconfigured},
+		{name: "answers with HTML", decide: first(1, laraveltest.Refuse(http.StatusOK, "<html>login</html>")), stopped: batch.LaravelMisconfigured},
 		{name: "does not know the token", decide: first(1, fails(http.StatusUnauthorized, "who?")), stopped: batch.LaravelMisconfigured},
 		{name: "refuses one session", without: sessionName(7), decide: func(r laraveltest.Request) laraveltest.Answer {
-			if r.Holds(sessionName(7)) {
+			if r.Contains(sessionName(7)) {
 				return fails(http.StatusUnprocessableEntity, `{"message":"The session_id is unknown."}`)
 			}
-			return laraveltest.Yes()
+			return laraveltest.Accept()
 		}},
 		{name: "rejects one session by name", without: sessionName(7), decide: func(r laraveltest.Request) laraveltest.Answer {
-			if r.Holds(sessionName(7)) {
+			if r.Contains(sessionName(7)) {
 				return named
 			}
-			return laraveltest.Yes()
+			return laraveltest.Accept()
 		}},
 		{name: "takes ten at a time", decide: func(r laraveltest.Request) laraveltest.Answer {
 			if len(r.Items) > 10 {
 				return fails(http.StatusRequestEntityTooLarge, "too large")
 			}
-			return laraveltest.Yes()
+			return laraveltest.Accept()
 		}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -261,7 +261,7 @@ func TestDelivery(t *testing.T) {
 			} else {
 				w.g.Expect(w.stopped).To(BeEmpty())
 			}
-			w.g.Expect(w.laravel.MostAtATime("")).To(BeNumerically("<=", 4))
+			w.g.Expect(w.laravel.MaxConcurrent("")).To(BeNumerically("<=", 4))
 		})
 	}
 }
@@ -269,7 +269,7 @@ func TestDelivery(t *testing.T) {
 // A thousand at once go in full batches.
 func TestThousandAtOnce(t *testing.T) {
 	const sessions = 1000
-	w := newWorld(t, shared(t), 0, func(laraveltest.Request) laraveltest.Answer { return laraveltest.YesAfter(50 * time.Millisecond) })
+	w := newWorld(t, shared(t), 0, func(laraveltest.Request) laraveltest.Answer { return laraveltest.AcceptAfter(50 * time.Millisecond) })
 	stop := w.flush(w.queue, batch.FlusherOptions{})
 	w.traffic(sessions, 1)
 	w.settled(sessions, 1)
@@ -298,7 +298,7 @@ func (deaf) WakeUps(ctx context.Context) <-chan struct{} {
 // QR codes take half of the requests at most, also when nothing else goes.
 func TestQRCodesTakeHalf(t *testing.T) {
 	release := make(chan struct{})
-	w := newWorld(t, shared(t), 0, func(laraveltest.Request) laraveltest.Answer { return laraveltest.YesWhen(release) })
+	w := newWorld(t, shared(t), 0, func(laraveltest.Request) laraveltest.Answer { return laraveltest.AcceptWhen(release) })
 	stop := w.flush(w.queue, batch.FlusherOptions{})
 	var codes []delivery.Item
 	for i := range 500 {
@@ -312,8 +312,8 @@ func TestQRCodesTakeHalf(t *testing.T) {
 	w.settled(200, 1)
 	w.g.Eventually(func() int64 { return w.laravel.Code(sessionName(499)).Seq }, waitTimeout).Should(BeEquivalentTo(1))
 	stop()
-	w.g.Expect(w.laravel.MostAtATime(delivery.KindQR)).To(Equal(2))
-	w.g.Expect(w.laravel.MostAtATime("")).To(BeNumerically("<=", 4))
+	w.g.Expect(w.laravel.MaxConcurrent(delivery.KindQR)).To(Equal(2))
+	w.g.Expect(w.laravel.MaxConcurrent("")).To(BeNumerically("<=", 4))
 }
 
 // A leader goes in the middle of a request: in time it is finished, else it is
@@ -332,10 +332,10 @@ func TestLeaderChange(t *testing.T) {
 			arrived, release := make(chan struct{}), make(chan struct{})
 			w := newWorld(t, shared(t), 0, func(r laraveltest.Request) laraveltest.Answer {
 				if r.N > 1 {
-					return laraveltest.Yes()
+					return laraveltest.Accept()
 				}
 				close(arrived)
-				return laraveltest.YesWhen(release)
+				return laraveltest.AcceptWhen(release)
 			})
 			stop := w.flush(w.queue, batch.FlusherOptions{Grace: row.grace})
 			w.traffic(20, 1)
@@ -364,7 +364,7 @@ func TestLeaderChange(t *testing.T) {
 // Leaders replace each other all the time, and overlap: nothing is lost or out of order.
 func TestManyLeaders(t *testing.T) {
 	w := newWorld(t, shared(t), 0, func(r laraveltest.Request) laraveltest.Answer {
-		return laraveltest.YesAfter(time.Duration(r.N%5) * 10 * time.Millisecond)
+		return laraveltest.AcceptAfter(time.Duration(r.N%5) * 10 * time.Millisecond)
 	})
 	traffic := make(chan struct{})
 	go func() { defer close(traffic); w.traffic(100, 150) }()
@@ -391,7 +391,7 @@ func TestManyLeaders(t *testing.T) {
 // Redis goes away and comes back with what it had.
 func TestRedisRestarts(t *testing.T) {
 	server := testenv.RedisServer(t)
-	w := newWorld(t, server.Addr(), 0, func(laraveltest.Request) laraveltest.Answer { return laraveltest.YesAfter(20 * time.Millisecond) })
+	w := newWorld(t, server.Addr(), 0, func(laraveltest.Request) laraveltest.Answer { return laraveltest.AcceptAfter(20 * time.Millisecond) })
 	stop := w.flush(w.queue, batch.FlusherOptions{})
 	traffic := make(chan struct{})
 	go func() { defer close(traffic); w.traffic(80, 100) }()
@@ -418,7 +418,7 @@ func TestRefusedStateIsSentAgain(t *testing.T) {
 	}{
 		{name: "a few are refused", sessions: 3, bad: fails(http.StatusUnprocessableEntity, `{"message":"a bug"}`), dead: 3},
 		{name: "everything is refused", sessions: 60, bad: fails(http.StatusUnprocessableEntity, `{"message":"a bug"}`), stopped: batch.LaravelMisconfigured, dead: 19},
-		{name: "everything is rejected by name", sessions: 60, bad: laraveltest.YesBut("a bug", sessionNames(60)...), stopped: batch.LaravelMisconfigured},
+		{name: "everything is rejected by name", sessions: 60, bad: laraveltest.AcceptExcept("a bug", sessionNames(60)...), stopped: batch.LaravelMisconfigured},
 		{name: "an ingress that expects TLS", sessions: 60, bad: fails(http.StatusBadRequest, "<html>The plain HTTP request was sent to HTTPS port"), stopped: batch.LaravelMisconfigured},
 		{name: "a deadlock", sessions: 60, bad: fails(http.StatusConflict, `{"message":"deadlock"}`)},
 	} {
@@ -429,7 +429,7 @@ func TestRefusedStateIsSentAgain(t *testing.T) {
 				if broken.Load() {
 					return row.bad
 				}
-				return laraveltest.Yes()
+				return laraveltest.Accept()
 			})
 			w.queue = batch.NewQueue(w.redis, w.keys, clock.RealClock{}, batch.Options{})
 			stop := w.flush(w.queue, batch.FlusherOptions{})

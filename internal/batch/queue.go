@@ -20,11 +20,11 @@ const (
 	// enqueueChunk bounds the items of one run of the script, because nothing
 	// else runs in Redis meanwhile: 200 items take it about a millisecond.
 	enqueueChunk = 200
-	// defaultRemember is how long the numbers of the last delivered item are
+	// defaultNumbersTTL is how long the numbers of the last delivered item are
 	// kept. It must be longer than the oldest update that can still arrive: a
 	// worker that was paused writes at most a few minutes late, and Laravel
 	// itself ignores what is not newer.
-	defaultRemember = 7 * 24 * time.Hour
+	defaultNumbersTTL = 7 * 24 * time.Hour
 	// defaultDeadLetters bounds the dead letters of a kind: at 64 KiB each, the
 	// most that an item may have, they take 640 MB, at an ordinary 500 bytes 5 MB.
 	defaultDeadLetters = 10_000
@@ -97,9 +97,9 @@ type Options struct {
 	// QRInterval is how often Laravel hears of a session's QR codes at most
 	// while the last one is valid; default DefaultQRInterval.
 	QRInterval time.Duration
-	// Remember is how long the numbers of the last delivered item of a session
+	// NumbersTTL is how long the numbers of the last delivered item of a session
 	// are kept; default 7 days.
-	Remember time.Duration
+	NumbersTTL time.Duration
 	// DeadLetters is how many are kept per kind; default 10,000.
 	DeadLetters int
 	// DeadLetterAge is how long they are kept; default 7 days.
@@ -157,8 +157,8 @@ func NewQueue(client goredis.UniversalClient, keys redis.Keys, clk clock.Passive
 	if opts.QRInterval == 0 {
 		opts.QRInterval = DefaultQRInterval
 	}
-	if opts.Remember == 0 {
-		opts.Remember = defaultRemember
+	if opts.NumbersTTL == 0 {
+		opts.NumbersTTL = defaultNumbersTTL
 	}
 	if opts.DeadLetters == 0 {
 		opts.DeadLetters = defaultDeadLetters
@@ -179,7 +179,7 @@ func (q *Queue) Enqueue(ctx context.Context, kind delivery.Kind, items ...delive
 
 // Update is Enqueue for a caller that may read from a stale cache. It adds an item only
 // where the queue remembers an earlier one of the session, waiting or delivered
-// within the time of Options.Remember, so that what is newer wins; elsewhere the
+// within the time of Options.NumbersTTL, so that what is newer wins; elsewhere the
 // code is Unknown, because a Redis that was emptied would take anything.
 func (q *Queue) Update(ctx context.Context, kind delivery.Kind, items ...delivery.Item) ([]EnqueueResult, error) {
 	return q.enqueue(ctx, kind, true, items)
@@ -515,7 +515,7 @@ func (q *Queue) args(kind delivery.Kind, own ...any) []any {
 	if q.opts.Now != nil {
 		now = millis(q.opts.Now())
 	}
-	return append([]any{now, string(kind), q.opts.QRInterval.Milliseconds(), q.opts.Remember.Milliseconds()}, own...)
+	return append([]any{now, string(kind), q.opts.QRInterval.Milliseconds(), q.opts.NumbersTTL.Milliseconds()}, own...)
 }
 
 func (q *Queue) claimToken(kind delivery.Kind) string {

@@ -57,7 +57,7 @@ var scenarios = []struct {
 	{"withdraw", Options{}, withdraw},
 	{"dead letters", Options{DeadLetters: 2}, deadLetters},
 	{"replay", Options{}, replay},
-	{"delivered memory is bounded", Options{Remember: time.Hour}, deliveredMemoryIsBounded},
+	{"delivered memory is bounded", Options{NumbersTTL: time.Hour}, deliveredMemoryIsBounded},
 	{"update", Options{}, update},
 	{"wake ups", Options{}, wakeUps},
 	{"due rule", Options{}, dueRule},
@@ -500,12 +500,12 @@ func deadLetters(b *bench) {
 
 func replay(b *bench) {
 	g, kind := b.g, delivery.KindStatus
-	letters := func(kind delivery.Kind) map[string]Letter {
-		found := map[string]Letter{}
-		g.Expect(b.DeadLetters(b.ctx, kind, func(l Letter) bool { found[l.SessionID] = l; return true })).To(Succeed())
+	letters := func(kind delivery.Kind) map[string]DeadLetter {
+		found := map[string]DeadLetter{}
+		g.Expect(b.DeadLetters(b.ctx, kind, func(l DeadLetter) bool { found[l.SessionID] = l; return true })).To(Succeed())
 		return found
 	}
-	again := func(l Letter, want ReplayResult) {
+	again := func(l DeadLetter, want ReplayResult) {
 		b.t.Helper()
 		g.Expect(b.Replay(b.ctx, l.Kind, l.ID)).To(Equal(want))
 	}
@@ -521,7 +521,7 @@ func replay(b *bench) {
 	g.Expect(a.At).NotTo(BeZero())
 
 	again(a, Replayed)
-	again(a, LetterGone)
+	again(a, NotFound)
 	g.Expect(b.pending(kind).Urgent).To(Equal(1), "it has its priority again")
 	g.Expect(letters(kind)).To(HaveLen(1))
 	repeated := b.claim(kind, 50)
@@ -559,11 +559,11 @@ func replay(b *bench) {
 
 	for _, id := range []string{"", "-", "+", "1", "1-2-3", "a-1"} {
 		_, err := b.Replay(b.ctx, kind, id)
-		g.Expect(err).To(MatchError(ErrBadLetterID), id)
+		g.Expect(err).To(MatchError(ErrInvalidDeadLetterID), id)
 		_, err = b.Drop(b.ctx, kind, id)
-		g.Expect(err).To(MatchError(ErrBadLetterID), id)
+		g.Expect(err).To(MatchError(ErrInvalidDeadLetterID), id)
 	}
-	again(Letter{Kind: kind, ID: "1-2"}, LetterGone)
+	again(DeadLetter{Kind: kind, ID: "1-2"}, NotFound)
 }
 
 func TestDeadLettersAge(t *testing.T) {

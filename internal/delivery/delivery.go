@@ -1,11 +1,11 @@
-// Package delivery holds the words that the coalescing queue, the flusher and
-// the Laravel client share: what an update is, what a batch is, and what an
-// answer means for it. It is pure: no I/O, no clock.
+// Package delivery holds the types that the coalescing queue, the flusher and
+// the Laravel client share: an update, a batch, and what an answer means for
+// it. It is pure: no I/O, no clock.
 //
 // An update of a session is identified by its Numbers (epoch, seq). The epoch
 // is the fencing number of the session's placement, the seq counts the updates
-// within it, so two updates of one session can always be told apart in age,
-// whoever wrote them.
+// within it. So it is always known which of two updates of a session is newer,
+// even if different processes wrote them.
 package delivery
 
 import (
@@ -14,26 +14,26 @@ import (
 	"time"
 )
 
-// Kind is a queue of its own with a path of its own at Laravel.
+// Kind is a kind of update. Each kind has its own queue, and its own path at Laravel.
 type Kind string
 
 const (
-	// KindQR are QR codes that wait to be scanned; an expired one is not sent.
+	// KindQR is for QR codes that wait to be scanned; an expired one is not sent.
 	KindQR Kind = "qr"
-	// KindStatus are status changes; they never expire.
+	// KindStatus is for status changes; they never expire.
 	KindStatus Kind = "status"
 )
 
 // Kinds lists every kind.
 var Kinds = []Kind{KindQR, KindStatus}
 
-// Priority says how soon Laravel must hear of a status.
+// Priority says how soon a status must be delivered to Laravel.
 type Priority string
 
 const (
-	// High is a lost connection, one that came back, and all that is inactive: at Laravel within 500 ms.
+	// High: a connection was lost or is back, or the session is inactive. Delivered within 500 ms.
 	High Priority = "high"
-	// Normal is the rest: within 1 s.
+	// Normal: everything else. Delivered within 1 s.
 	Normal Priority = "normal"
 )
 
@@ -60,25 +60,25 @@ func (n Numbers) String() string { return fmt.Sprintf("%019d%019d", n.Epoch, n.S
 // NumbersWidth is the length of Numbers.String.
 const NumbersWidth = 38
 
-// FirstSeq is the number before the first update of a holder's start-th taking
-// of the device. The manager, which never takes one, has start 0.
+// FirstSeq is the number before the first update after the start-th time that a holder took
+// the device. The manager never takes a device: its start is 0.
 func FirstSeq(start int64) int64 { return start << 32 }
 
-// Start is the number of the holder's taking; 0 for the manager.
+// Start says how many times the holder had taken the device; 0 for the manager.
 func (n Numbers) Start() int64 { return n.Seq >> 32 }
 
-// StaleError is Redis's refusal of an update whose numbers are not newer than what it
-// has. Epoch is the one that it knows of the session: to be heard again, the session must
-// be placed above it.
+// StaleError says that Redis refused an update because it has a newer one. Epoch is the
+// session's epoch in Redis: updates of the session are accepted again only after a
+// placement with a higher epoch.
 type StaleError struct{ Epoch int64 }
 
 func (e *StaleError) Error() string {
-	return fmt.Sprintf("Redis has something newer of this session, of epoch %d", e.Epoch)
+	return fmt.Sprintf("Redis has a newer update of this session, from epoch %d", e.Epoch)
 }
 
-// Stale is the error of an update with the numbers n that was refused because of newest,
-// or nil where that is in order: an update that comes late, after its own successor, is
-// stale, and so is the manager's beside what a holder has published under the same epoch.
+// Stale returns the error for an update with the numbers n that was refused because of
+// newest. It returns nil where the refusal is normal: the update arrived after a later one
+// of the same author, or it is the manager's and a holder has published under the same epoch.
 func (n Numbers) Stale(newest Numbers) error {
 	if newest.Epoch > n.Epoch || newest.Epoch == n.Epoch && n.Start() > 0 && newest.Start() > n.Start() {
 		return &StaleError{Epoch: newest.Epoch}
@@ -92,7 +92,7 @@ type Item struct {
 	Numbers
 	// Priority decides how long the item may wait; it counts for KindStatus only.
 	Priority Priority
-	// ExpiresAt is when the item is of no use any more; zero: never.
+	// ExpiresAt is when the item becomes useless; zero: never.
 	ExpiresAt time.Time
 	// Payload is the JSON object that Laravel gets, a QRItem or a StatusItem.
 	Payload json.RawMessage
@@ -103,7 +103,7 @@ type Item struct {
 type Batch struct {
 	ID   string
 	Kind Kind
-	// Items in the order in which they became due.
+	// Items are in the order in which they became due.
 	Items []Item
 	// Deadline is when the claim ends; a request with it must end 5 s earlier.
 	Deadline time.Time
@@ -111,45 +111,45 @@ type Batch struct {
 	Attempt int
 }
 
-// Verdict is what the flusher does with a batch after an answer (docs/architecture.md,
+// Result is what an answer means for a batch (docs/architecture.md,
 // "Delivery to Laravel").
-type Verdict string
+type Result string
 
 const (
-	// Delivered: Laravel has the items, but for those it rejected by name.
-	Delivered Verdict = "Delivered"
+	// Delivered: Laravel has the items, except those it rejected by name.
+	Delivered Result = "Delivered"
 	// Retry: keep everything and repeat the batch after a backoff.
-	Retry Verdict = "Retry"
-	// Refused: an item of the batch is bad; halve it until the bad one is alone.
-	Refused Verdict = "Refused"
+	Retry Result = "Retry"
+	// Refused: an item of the batch is bad; halve the batch until the bad item is alone.
+	Refused Result = "Refused"
 	// TooLarge: halve the batch.
-	TooLarge Verdict = "TooLarge"
-	// Misconfigured: keep everything, stop sending and tell a person.
-	Misconfigured Verdict = "Misconfigured"
+	TooLarge Result = "TooLarge"
+	// Misconfigured: keep everything, stop sending and report it to a person.
+	Misconfigured Result = "Misconfigured"
 )
 
-// Rejection is an item of a delivered batch that Laravel will never take.
+// Rejection is an item of a delivered batch that Laravel will never accept.
 type Rejection struct {
 	SessionID string `json:"session_id"`
 	Reason    string `json:"reason"`
 }
 
-// Answer is what came of one request.
+// Answer is the outcome of one request.
 type Answer struct {
-	Verdict Verdict
-	// RetryAfter is what Laravel asked for, with Retry and Refused; zero: it asked for nothing.
+	Result Result
+	// RetryAfter is the pause that Laravel asked for, with Retry and Refused; zero: none.
 	RetryAfter time.Duration
 	// Rejected names items of a Delivered batch that become dead letters.
 	Rejected []Rejection
 	// StatusCode is the HTTP status; 0: no answer came.
 	StatusCode int
-	// FromProxy: a TooLarge is not the application's own, because it has no JSON object.
+	// FromProxy: a TooLarge came from a proxy, not from the application: its body is not a JSON object.
 	FromProxy bool
 	// Detail is a sentence for people, without secrets and without the body's text beyond 512 bytes.
 	Detail string
 }
 
-// Time is an instant in Laravel's format: RFC 3339 in UTC with milliseconds.
+// Time is a time in Laravel's format: RFC 3339 in UTC with milliseconds.
 type Time struct{ time.Time }
 
 const timeFormat = "2006-01-02T15:04:05.000Z"
@@ -201,7 +201,7 @@ func (q QRItem) Item() (Item, error) {
 type StatusItem struct {
 	Numbers
 	SessionID   string   `json:"session_id"`
-	Status      Word     `json:"status"`
+	Status      Status   `json:"status"`
 	Phase       string   `json:"phase"`
 	Reason      string   `json:"reason,omitempty"`
 	Priority    Priority `json:"priority"`
@@ -221,27 +221,27 @@ func (s StatusItem) Item() (Item, error) {
 }
 
 const (
-	// CacheTTL is how long a cache key that says a session's status, or who holds its
-	// connection, lives without being written again (docs/architecture.md, "QR and status").
+	// CacheTTL is how long the cache keys for a session's status and for the holder of its
+	// connection live if they are not written again (docs/architecture.md, "QR and status").
 	CacheTTL = 120 * time.Second
 	// CacheRefreshInterval is how often a worker writes the keys of its sessions again. Two
 	// refreshes in a row may fail: a value written when refresh 0 begins expires after 120 s;
 	// refreshes 1 (30 s) and 2 (60 s) fail; refresh 3 begins after 90 s and has ended after
 	// 90 s + CacheRefreshTimeout = 105 s. (With 40 s it could end only after 140 s.)
 	CacheRefreshInterval = CacheTTL / 4
-	// CacheRefreshTimeout bounds one refresh. It is shorter than the interval, so none is
-	// left out because the one before has not ended.
+	// CacheRefreshTimeout bounds one refresh. It is shorter than the interval, so a slow
+	// refresh never delays the next one.
 	CacheRefreshTimeout = CacheRefreshInterval / 2
 )
 
-// Word is Laravel's three-valued status.
-type Word string
+// Status is what Laravel stores of a session: one of three values.
+type Status string
 
 const (
-	// Pending: on its way (pairing, connecting, reconnecting).
-	Pending Word = "pending"
+	// Pending: pairing, connecting or reconnecting.
+	Pending Status = "pending"
 	// Active: connected.
-	Active Word = "active"
+	Active Status = "active"
 	// Inactive: a person or Laravel must act.
-	Inactive Word = "inactive"
+	Inactive Status = "inactive"
 )

@@ -19,10 +19,10 @@ func TestNumbers(t *testing.T) {
 	}{
 		{"the same", Numbers{1, 1}, Numbers{1, 1}, 0},
 		{"a later update of one placement", Numbers{1, 2}, Numbers{1, 1}, 1},
-		{"a later placement, whatever its count", Numbers{2, 1}, Numbers{1, 9}, 1},
-		{"a restart in place: starts rise, the count begins anew", Numbers{1, FirstSeq(2) + 1}, Numbers{1, FirstSeq(1) + 4_000_000_000}, 1},
-		{"the manager speaks under a raised epoch", Numbers{2, FirstSeq(0) + 1}, Numbers{1, FirstSeq(9)}, 1},
-		{"beyond what Lua's numbers hold", Numbers{1 << 53, 1<<53 + 1}, Numbers{1 << 53, 1 << 53}, 1},
+		{"a later placement with a lower count", Numbers{2, 1}, Numbers{1, 9}, 1},
+		{"a restart in place: the start rises, the count begins again", Numbers{1, FirstSeq(2) + 1}, Numbers{1, FirstSeq(1) + 4_000_000_000}, 1},
+		{"the manager publishes under a higher epoch", Numbers{2, FirstSeq(0) + 1}, Numbers{1, FirstSeq(9)}, 1},
+		{"larger than Lua's exact numbers", Numbers{1 << 53, 1<<53 + 1}, Numbers{1 << 53, 1 << 53}, 1},
 		{"the largest", Numbers{math.MaxInt64, math.MaxInt64}, Numbers{math.MaxInt64, math.MaxInt64 - 1}, 1},
 	}
 	for _, tt := range tests {
@@ -36,7 +36,7 @@ func TestNumbers(t *testing.T) {
 	}
 }
 
-func TestWhatLaravelGets(t *testing.T) {
+func TestJSONForLaravel(t *testing.T) {
 	g := NewWithT(t)
 	madrid := time.FixedZone("CET", 3600)
 	at := Time{time.Date(2026, 3, 1, 13, 0, 0, 1_500_000, madrid)}
@@ -46,7 +46,7 @@ func TestWhatLaravelGets(t *testing.T) {
 	}.Item()
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(string(item.Payload)).To(MatchJSON(`{"session_id":"shop","status":"pending","phase":"Pairing","priority":"normal",
-		"occurred_at":"2026-03-01T12:00:00.001Z","epoch":100,"seq":4294967298}`), "what is unknown is left out")
+		"occurred_at":"2026-03-01T12:00:00.001Z","epoch":100,"seq":4294967298}`), "unknown fields are omitted")
 	g.Expect(item.ExpiresAt).To(BeZero(), "a status never expires")
 
 	item, err = QRItem{SessionID: "shop", QR: "code", Attempt: 1, GeneratedAt: at, ExpiresAt: Time{at.Add(time.Minute)}, Numbers: Numbers{100, 1}}.Item()

@@ -65,7 +65,7 @@ func sign(t *testing.T, r *http.Request, id string, body []byte, at time.Time) {
 	laravel.Sign(r.Header, []laravel.Secret{key(t)}, id, at, body)
 }
 
-func state(session string, status delivery.Word, epoch, seq int64) delivery.StatusItem {
+func state(session string, status delivery.Status, epoch, seq int64) delivery.StatusItem {
 	return delivery.StatusItem{SessionID: session, Status: status, Phase: "Connected", Numbers: delivery.Numbers{Epoch: epoch, Seq: seq}}
 }
 

@@ -14,5 +14,5 @@ import (
 // with the same numbers is no breach either: when Redis has lost its data, everything
 // is published to it once more.
 func newReceiver(t testing.TB) *laraveltest.Receiver {
-	return laraveltest.Start(t, laraveltest.Options{Tolerance: time.Hour, MayForget: true})
+	return laraveltest.Start(t, laraveltest.Options{Tolerance: time.Hour, AllowResends: true})
 }

@@ -50,35 +50,35 @@ func Classify(status int, header http.Header, body []byte, err error, now time.T
 	answer := delivery.Answer{StatusCode: status}
 	switch {
 	case status == 0 && isConfiguration(err):
-		answer.Verdict, answer.Detail = delivery.Misconfigured, describe(err)
+		answer.Result, answer.Detail = delivery.Misconfigured, describe(err)
 	case status == 0:
-		answer.Verdict, answer.Detail = delivery.Retry, describe(err)
+		answer.Result, answer.Detail = delivery.Retry, describe(err)
 	case status == http.StatusRequestTimeout, status == http.StatusTooEarly, status == http.StatusTooManyRequests, status >= 500 && status <= 599:
-		answer.Verdict, answer.Detail = delivery.Retry, quote(status, body)
+		answer.Result, answer.Detail = delivery.Retry, quote(status, body)
 		answer.RetryAfter = retryAfter(header.Get("Retry-After"), now)
 	case status == http.StatusBadRequest, status == http.StatusConflict, status == http.StatusUnprocessableEntity:
 		return classifyRefusal(answer, header, body, err, now)
 	case status == http.StatusRequestEntityTooLarge:
-		answer.Verdict, answer.Detail = delivery.TooLarge, quote(status, body)
+		answer.Result, answer.Detail = delivery.TooLarge, quote(status, body)
 		answer.FromProxy = !isObject(body)
 	case status >= 200 && status <= 299:
 		return classifySuccess(answer, header, body, err)
 	case status >= 300 && status <= 399:
-		answer.Verdict = delivery.Misconfigured
+		answer.Result = delivery.Misconfigured
 		answer.Detail = fmt.Sprintf("Laravel redirects to %s, which is never followed: is the base URL right, and does the route ask for a login?",
 			redirectTarget(header.Get("Location")))
 	case status == http.StatusUnauthorized, status == http.StatusForbidden:
-		answer.Verdict = delivery.Misconfigured
+		answer.Result = delivery.Misconfigured
 		answer.Detail = "Laravel does not accept the token or the signature: " + quote(status, body)
 	case status == http.StatusNotFound, status == http.StatusMethodNotAllowed:
-		answer.Verdict = delivery.Misconfigured
+		answer.Result = delivery.Misconfigured
 		answer.Detail = "Laravel has no such route: " + quote(status, body)
 	case status == statusPageExpired:
-		answer.Verdict = delivery.Misconfigured
+		answer.Result = delivery.Misconfigured
 		answer.Detail = "Laravel asks for a CSRF token, which only a browser has: move the route to routes/api.php, " +
 			"or exempt it with $middleware->validateCsrfTokens(except: [...]) in bootstrap/app.php: " + quote(status, body)
 	default:
-		answer.Verdict, answer.Detail = delivery.Misconfigured, quote(status, body)
+		answer.Result, answer.Detail = delivery.Misconfigured, quote(status, body)
 	}
 	return answer
 }
@@ -89,12 +89,12 @@ func Classify(status int, header http.Header, body []byte, err error, now time.T
 func classifyRefusal(answer delivery.Answer, header http.Header, body []byte, err error, now time.Time) delivery.Answer {
 	switch {
 	case isObject(body):
-		answer.Verdict, answer.Detail = delivery.Refused, quote(answer.StatusCode, body)
+		answer.Result, answer.Detail = delivery.Refused, quote(answer.StatusCode, body)
 		answer.RetryAfter = retryAfter(header.Get("Retry-After"), now)
 	case err != nil && !errors.Is(err, errAnswerTooLong):
-		answer.Verdict, answer.Detail = delivery.Retry, fmt.Sprintf("the answer %d broke off: %s", answer.StatusCode, describe(err))
+		answer.Result, answer.Detail = delivery.Retry, fmt.Sprintf("the answer %d broke off: %s", answer.StatusCode, describe(err))
 	default:
-		answer.Verdict = delivery.Misconfigured
+		answer.Result = delivery.Misconfigured
 		answer.Detail = "a refusal must have a JSON object as its body; this one is taken for the answer of a proxy or an ingress " +
 			"in front of Laravel: does it expect TLS, or is the base URL not Laravel's? " + quote(answer.StatusCode, body)
 	}
@@ -104,23 +104,23 @@ func classifyRefusal(answer delivery.Answer, header http.Header, body []byte, er
 // classifySuccess looks into a 2xx: the page of a proxy or a login is not a yes.
 func classifySuccess(answer delivery.Answer, header http.Header, body []byte, err error) delivery.Answer {
 	if errors.Is(err, errAnswerTooLong) {
-		answer.Verdict = delivery.Misconfigured
+		answer.Result = delivery.Misconfigured
 		answer.Detail = fmt.Sprintf("the answer %d is longer than %d bytes", answer.StatusCode, maxAnswer)
 		return answer
 	}
 	if err != nil {
-		answer.Verdict, answer.Detail = delivery.Retry, fmt.Sprintf("the answer %d broke off: %s", answer.StatusCode, describe(err))
+		answer.Result, answer.Detail = delivery.Retry, fmt.Sprintf("the answer %d broke off: %s", answer.StatusCode, describe(err))
 		return answer
 	}
 	body = trimmed(body)
 	// A PHP array without elements is written as [].
 	if len(body) == 0 || isEmptyList(body) {
-		answer.Verdict = delivery.Delivered
+		answer.Result = delivery.Delivered
 		return answer
 	}
 	object, ok := parseObject(body)
 	if !ok {
-		answer.Verdict = delivery.Misconfigured
+		answer.Result = delivery.Misconfigured
 		answer.Detail = successHint
 		if encoding := header.Get("Content-Encoding"); encoding != "" {
 			answer.Detail += " (this one is encoded as " + clean(encoding, maxHost) + ", which was not asked for)"
@@ -135,20 +135,20 @@ func classifySuccess(answer delivery.Answer, header http.Header, body []byte, er
 		}
 	}
 	if !present {
-		answer.Verdict = delivery.Delivered
+		answer.Result = delivery.Delivered
 		return answer
 	}
 	list, unnamed, err := parseRejected(rejected)
 	switch {
 	case err != nil:
-		answer.Verdict = delivery.Misconfigured
+		answer.Result = delivery.Misconfigured
 		answer.Detail = rejectedHint + ": " + quote(answer.StatusCode, body)
 	case unnamed > 0:
 		// Which items are meant shows when each is alone.
-		answer.Verdict = delivery.Refused
+		answer.Result = delivery.Refused
 		answer.Detail = fmt.Sprintf("%d entries of \"rejected\" have no session_id: %s", unnamed, quote(answer.StatusCode, body))
 	default:
-		answer.Verdict, answer.Rejected = delivery.Delivered, list
+		answer.Result, answer.Rejected = delivery.Delivered, list
 	}
 	return answer
 }

@@ -40,109 +40,109 @@ func TestClassify(t *testing.T) {
 		body   string
 		err    error
 
-		verdict    delivery.Verdict
+		result     delivery.Result
 		retryAfter time.Duration
 		rejected   []delivery.Rejection
 		fromProxy  bool
 		detail     string
 	}{
-		{name: "200 with an empty body", status: 200, verdict: delivery.Delivered},
-		{name: "204", status: 204, verdict: delivery.Delivered},
-		{name: "200 with white space", status: 200, body: " \r\n", verdict: delivery.Delivered},
-		{name: "200 with an object", status: 200, body: `{"ok":true}`, verdict: delivery.Delivered},
-		{name: "200 with a byte order mark and an object", status: 200, body: "\xef\xbb\xbf{}", verdict: delivery.Delivered},
+		{name: "200 with an empty body", status: 200, result: delivery.Delivered},
+		{name: "204", status: 204, result: delivery.Delivered},
+		{name: "200 with white space", status: 200, body: " \r\n", result: delivery.Delivered},
+		{name: "200 with an object", status: 200, body: `{"ok":true}`, result: delivery.Delivered},
+		{name: "200 with a byte order mark and an object", status: 200, body: "\xef\xbb\xbf{}", result: delivery.Delivered},
 		{name: "202 with rejected items", status: 202, body: `{"rejected":[{"session_id":"a","reason":"no such\u001b[31m tenant"}]}`,
-			verdict: delivery.Delivered, rejected: []delivery.Rejection{{SessionID: "a", Reason: "no such [31m tenant"}}},
-		{name: "200 with rejected items that cannot be read", status: 200, body: `{"rejected":"none"}`, verdict: delivery.Misconfigured, detail: `answer {"rejected": [`},
-		{name: "200 with a number of rejected items", status: 200, body: `{"rejected":3}`, verdict: delivery.Misconfigured, detail: `answer {"rejected": [`},
-		{name: "200 with null for rejected items", status: 200, body: `{"rejected":null}`, verdict: delivery.Delivered},
-		{name: "200 with false for rejected items", status: 200, body: `{"rejected":false}`, verdict: delivery.Delivered},
-		{name: "200 with no rejected items", status: 200, body: `{"rejected":[]}`, verdict: delivery.Delivered},
-		{name: "200 with an empty object of rejected items", status: 200, body: `{"rejected":{}}`, verdict: delivery.Delivered},
+			result: delivery.Delivered, rejected: []delivery.Rejection{{SessionID: "a", Reason: "no such [31m tenant"}}},
+		{name: "200 with rejected items that cannot be read", status: 200, body: `{"rejected":"none"}`, result: delivery.Misconfigured, detail: `answer {"rejected": [`},
+		{name: "200 with a number of rejected items", status: 200, body: `{"rejected":3}`, result: delivery.Misconfigured, detail: `answer {"rejected": [`},
+		{name: "200 with null for rejected items", status: 200, body: `{"rejected":null}`, result: delivery.Delivered},
+		{name: "200 with false for rejected items", status: 200, body: `{"rejected":false}`, result: delivery.Delivered},
+		{name: "200 with no rejected items", status: 200, body: `{"rejected":[]}`, result: delivery.Delivered},
+		{name: "200 with an empty object of rejected items", status: 200, body: `{"rejected":{}}`, result: delivery.Delivered},
 		{name: "200 with a filtered PHP array", status: 200, body: `{"rejected":{"3":{"session_id":"a","reason":"no"}}}`,
-			verdict: delivery.Delivered, rejected: []delivery.Rejection{{SessionID: "a", Reason: "no"}}},
+			result: delivery.Delivered, rejected: []delivery.Rejection{{SessionID: "a", Reason: "no"}}},
 		{name: "200 with sessions as keys", status: 200, body: `{"rejected":{"shop-1":"no","b":{"reason":"nor this"},"c":null}}`,
-			verdict: delivery.Delivered, rejected: []delivery.Rejection{{SessionID: "b", Reason: "nor this"}, {SessionID: "c"}, {SessionID: "shop-1", Reason: "no"}}},
-		{name: "200 with a list of sessions", status: 200, body: `{"rejected":["a","b","a"]}`, verdict: delivery.Delivered, rejected: []delivery.Rejection{{SessionID: "a"}, {SessionID: "b"}}},
+			result: delivery.Delivered, rejected: []delivery.Rejection{{SessionID: "b", Reason: "nor this"}, {SessionID: "c"}, {SessionID: "shop-1", Reason: "no"}}},
+		{name: "200 with a list of sessions", status: 200, body: `{"rejected":["a","b","a"]}`, result: delivery.Delivered, rejected: []delivery.Rejection{{SessionID: "a"}, {SessionID: "b"}}},
 		{name: "200 with one entry without a list", status: 200, body: `{"rejected":{"session_id":"a","reason":"no"}}`,
-			verdict: delivery.Delivered, rejected: []delivery.Rejection{{SessionID: "a", Reason: "no"}}},
-		{name: "200 with a number as session", status: 200, body: `{"rejected":[{"session_id":123,"reason":7}]}`, verdict: delivery.Delivered, rejected: []delivery.Rejection{{SessionID: "123", Reason: "7"}}},
+			result: delivery.Delivered, rejected: []delivery.Rejection{{SessionID: "a", Reason: "no"}}},
+		{name: "200 with a number as session", status: 200, body: `{"rejected":[{"session_id":123,"reason":7}]}`, result: delivery.Delivered, rejected: []delivery.Rejection{{SessionID: "123", Reason: "7"}}},
 		{name: "200 with the lists of a validator", status: 200, body: `{"rejected":[{"session_id":"a","reason":["no","nor"]}]}`,
-			verdict: delivery.Delivered, rejected: []delivery.Rejection{{SessionID: "a", Reason: `["no","nor"]`}}},
-		{name: "200 with other letter cases", status: 200, body: `{"Rejected":[{"Session_Id":"a"}]}`, verdict: delivery.Delivered, rejected: []delivery.Rejection{{SessionID: "a"}}},
-		{name: "200 with an API resource around it", status: 200, body: `{"data":{"rejected":[{"session_id":"a"}]}}`, verdict: delivery.Delivered, rejected: []delivery.Rejection{{SessionID: "a"}}},
-		{name: "200 with an entry that names no session", status: 200, body: `{"rejected":[{"session_id":"a"},{"reason":"who"}]}`, verdict: delivery.Refused, detail: `1 entries of "rejected" have no session_id`},
-		{name: "200 with a position and a reason", status: 200, body: `{"rejected":{"3":"no such tenant"}}`, verdict: delivery.Refused, detail: "no session_id"},
-		{name: "200 with null entries", status: 200, body: `{"rejected":[null,""]}`, verdict: delivery.Refused, detail: "2 entries"},
-		{name: "200 with HTML", status: 200, body: "<!doctype html><h1>Please log in</h1>", verdict: delivery.Misconfigured, detail: "Please log in"},
-		{name: "200 with an empty PHP array", status: 200, body: "[ ]\n", verdict: delivery.Delivered},
-		{name: "200 with a list", status: 200, body: `[{"session_id":"a"}]`, verdict: delivery.Misconfigured, detail: "response()->noContent()"},
-		{name: "200 with null", status: 200, body: `null`, verdict: delivery.Misconfigured, detail: "response()->noContent()"},
-		{name: "200 with OK", status: 200, body: `OK`, verdict: delivery.Misconfigured, detail: "response()->noContent()"},
-		{name: "200 with OK in quotes", status: 200, body: `"OK"`, verdict: delivery.Misconfigured, detail: "response()->noContent()"},
-		{name: "200 with an empty string in quotes", status: 200, body: `""`, verdict: delivery.Misconfigured, detail: "response()->noContent()"},
-		{name: "200 with true", status: 200, body: `true`, verdict: delivery.Misconfigured, detail: "response()->noContent()"},
-		{name: "200 with 1", status: 200, body: `1`, verdict: delivery.Misconfigured, detail: "response()->noContent()"},
-		{name: "200 with an encoding that was not asked for", status: 200, header: header("Content-Encoding", "br"), body: "\x0b\x02", verdict: delivery.Misconfigured, detail: "encoded as br"},
-		{name: "200 in Latin-1", status: 200, body: "{\"ciudad\":\"M\xe1laga\"}", verdict: delivery.Delivered},
-		{name: "200 with half an object", status: 200, body: `{"ok":`, verdict: delivery.Misconfigured},
-		{name: "200 with two objects", status: 200, body: `{}{}`, verdict: delivery.Misconfigured},
-		{name: "200 that is too long", status: 200, body: "{}", err: errAnswerTooLong, verdict: delivery.Misconfigured, detail: "longer than 1048576"},
-		{name: "200 that breaks off", status: 200, body: `{"rej`, err: io.ErrUnexpectedEOF, verdict: delivery.Retry, detail: "broke off"},
-		{name: "302", status: 302, header: header("Location", "https://laravel.example/login?token=hunter2"), verdict: delivery.Misconfigured, detail: "https://laravel.example/login,"},
-		{name: "304", status: 304, verdict: delivery.Misconfigured, detail: "somewhere"},
-		{name: "400 with an object", status: 400, body: "\xef\xbb\xbf {\"message\":\"bad\"}\n", verdict: delivery.Refused, detail: "400 Bad Request: "},
-		{name: "400 of an ingress that expects TLS", status: 400, body: "<html><title>400 The plain HTTP request was sent to HTTPS port</title>", verdict: delivery.Misconfigured, detail: "expect TLS"},
-		{name: "400 without a body", status: 400, verdict: delivery.Misconfigured, detail: "JSON object"},
-		{name: "400 with text", status: 400, body: "bad", verdict: delivery.Misconfigured, detail: "400 Bad Request: bad"},
-		{name: "400 with a list", status: 400, body: "[]", verdict: delivery.Misconfigured},
-		{name: "400 with null", status: 400, body: "null", verdict: delivery.Misconfigured},
-		{name: "400 that breaks off", status: 400, body: `{"mess`, err: io.ErrUnexpectedEOF, verdict: delivery.Retry, detail: "broke off"},
-		{name: "400 that is too long", status: 400, body: `{"mess`, err: errAnswerTooLong, verdict: delivery.Misconfigured},
-		{name: "401", status: 401, verdict: delivery.Misconfigured, detail: "token"},
-		{name: "403", status: 403, verdict: delivery.Misconfigured, detail: "token"},
-		{name: "404", status: 404, body: "<html>", verdict: delivery.Misconfigured, detail: "no such route"},
-		{name: "405", status: 405, verdict: delivery.Misconfigured, detail: "no such route"},
-		{name: "408", status: 408, verdict: delivery.Retry},
-		{name: "409 with an object", status: 409, header: header("Retry-After", "3"), body: `{"message":"deadlock"}`, verdict: delivery.Refused, retryAfter: 3 * time.Second, detail: "deadlock"},
-		{name: "409 with HTML", status: 409, body: "<html>", verdict: delivery.Misconfigured},
-		{name: "410", status: 410, verdict: delivery.Misconfigured},
-		{name: "413 of a proxy", status: 413, body: "<html>", verdict: delivery.TooLarge, fromProxy: true},
-		{name: "413 of the application", status: 413, body: `{"message":"too large"}`, verdict: delivery.TooLarge},
-		{name: "419, Laravel's expired page", status: 419, body: `{"message":"CSRF token mismatch."}`, verdict: delivery.Misconfigured, detail: "validateCsrfTokens(except: [...])"},
-		{name: "422", status: 422, body: `{"message":"The qr field is required."}`, verdict: delivery.Refused, detail: "The qr field is required."},
-		{name: "425", status: 425, verdict: delivery.Retry},
-		{name: "429 with seconds", status: 429, header: header("Retry-After", "7"), verdict: delivery.Retry, retryAfter: 7 * time.Second},
-		{name: "429 with a date", status: 429, header: header("Retry-After", "Sun, 01 Mar 2026 12:01:30 GMT"), verdict: delivery.Retry, retryAfter: 90 * time.Second},
-		{name: "429 with a date that is over", status: 429, header: header("Retry-After", "Sun, 01 Mar 2026 11:01:30 GMT"), verdict: delivery.Retry},
-		{name: "503 with a day", status: 503, header: header("Retry-After", "86400"), verdict: delivery.Retry, retryAfter: maxRetryAfter},
-		{name: "503 with more seconds than there are", status: 503, header: header("Retry-After", strings.Repeat("9", 40)), verdict: delivery.Retry, retryAfter: maxRetryAfter},
-		{name: "503 with a negative number", status: 503, header: header("Retry-After", "-5"), verdict: delivery.Retry},
-		{name: "503 with garbage", status: 503, header: header("Retry-After", "soon"), verdict: delivery.Retry},
-		{name: "422 with Retry-After", status: 422, header: header("Retry-After", "7"), body: "{}", verdict: delivery.Refused, retryAfter: 7 * time.Second},
-		{name: "500", status: 500, body: strings.Repeat("<p>Whoops</p>\n", 1000), verdict: delivery.Retry, detail: "500 Internal Server Error: <p>Whoops</p> <p>"},
-		{name: "599", status: 599, verdict: delivery.Retry},
-		{name: "600", status: 600, verdict: delivery.Misconfigured},
-		{name: "time-out", err: overURL(context.DeadlineExceeded), verdict: delivery.Retry, detail: "no answer in time"},
-		{name: "cancelled", err: overURL(context.Canceled), verdict: delivery.Retry, detail: "cancelled"},
-		{name: "refused", err: overURL(&net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}), verdict: delivery.Retry, detail: "refused"},
-		{name: "broken", err: overURL(io.EOF), verdict: delivery.Retry, detail: "broke"},
-		{name: "unknown host", err: overURL(&net.DNSError{Name: "laravel.example", IsNotFound: true}), verdict: delivery.Retry, detail: "not known"},
-		{name: "anything else", err: overURL(errors.New("proxy http://user:hunter2@proxy")), verdict: delivery.Retry, detail: "the connection failed"},
-		{name: "foreign certificate", err: overURL(&tls.CertificateVerificationError{Err: errors.New("unknown authority")}), verdict: delivery.Misconfigured, detail: "unknown authority"},
-		{name: "no TLS", err: overURL(http.ErrSchemeMismatch), verdict: delivery.Misconfigured, detail: "does not speak TLS"},
+			result: delivery.Delivered, rejected: []delivery.Rejection{{SessionID: "a", Reason: `["no","nor"]`}}},
+		{name: "200 with other letter cases", status: 200, body: `{"Rejected":[{"Session_Id":"a"}]}`, result: delivery.Delivered, rejected: []delivery.Rejection{{SessionID: "a"}}},
+		{name: "200 with an API resource around it", status: 200, body: `{"data":{"rejected":[{"session_id":"a"}]}}`, result: delivery.Delivered, rejected: []delivery.Rejection{{SessionID: "a"}}},
+		{name: "200 with an entry that names no session", status: 200, body: `{"rejected":[{"session_id":"a"},{"reason":"who"}]}`, result: delivery.Refused, detail: `1 entries of "rejected" have no session_id`},
+		{name: "200 with a position and a reason", status: 200, body: `{"rejected":{"3":"no such tenant"}}`, result: delivery.Refused, detail: "no session_id"},
+		{name: "200 with null entries", status: 200, body: `{"rejected":[null,""]}`, result: delivery.Refused, detail: "2 entries"},
+		{name: "200 with HTML", status: 200, body: "<!doctype html><h1>Please log in</h1>", result: delivery.Misconfigured, detail: "Please log in"},
+		{name: "200 with an empty PHP array", status: 200, body: "[ ]\n", result: delivery.Delivered},
+		{name: "200 with a list", status: 200, body: `[{"session_id":"a"}]`, result: delivery.Misconfigured, detail: "response()->noContent()"},
+		{name: "200 with null", status: 200, body: `null`, result: delivery.Misconfigured, detail: "response()->noContent()"},
+		{name: "200 with OK", status: 200, body: `OK`, result: delivery.Misconfigured, detail: "response()->noContent()"},
+		{name: "200 with OK in quotes", status: 200, body: `"OK"`, result: delivery.Misconfigured, detail: "response()->noContent()"},
+		{name: "200 with an empty string in quotes", status: 200, body: `""`, result: delivery.Misconfigured, detail: "response()->noContent()"},
+		{name: "200 with true", status: 200, body: `true`, result: delivery.Misconfigured, detail: "response()->noContent()"},
+		{name: "200 with 1", status: 200, body: `1`, result: delivery.Misconfigured, detail: "response()->noContent()"},
+		{name: "200 with an encoding that was not asked for", status: 200, header: header("Content-Encoding", "br"), body: "\x0b\x02", result: delivery.Misconfigured, detail: "encoded as br"},
+		{name: "200 in Latin-1", status: 200, body: "{\"ciudad\":\"M\xe1laga\"}", result: delivery.Delivered},
+		{name: "200 with half an object", status: 200, body: `{"ok":`, result: delivery.Misconfigured},
+		{name: "200 with two objects", status: 200, body: `{}{}`, result: delivery.Misconfigured},
+		{name: "200 that is too long", status: 200, body: "{}", err: errAnswerTooLong, result: delivery.Misconfigured, detail: "longer than 1048576"},
+		{name: "200 that breaks off", status: 200, body: `{"rej`, err: io.ErrUnexpectedEOF, result: delivery.Retry, detail: "broke off"},
+		{name: "302", status: 302, header: header("Location", "https://laravel.example/login?token=hunter2"), result: delivery.Misconfigured, detail: "https://laravel.example/login,"},
+		{name: "304", status: 304, result: delivery.Misconfigured, detail: "somewhere"},
+		{name: "400 with an object", status: 400, body: "\xef\xbb\xbf {\"message\":\"bad\"}\n", result: delivery.Refused, detail: "400 Bad Request: "},
+		{name: "400 of an ingress that expects TLS", status: 400, body: "<html><title>400 The plain HTTP request was sent to HTTPS port</title>", result: delivery.Misconfigured, detail: "expect TLS"},
+		{name: "400 without a body", status: 400, result: delivery.Misconfigured, detail: "JSON object"},
+		{name: "400 with text", status: 400, body: "bad", result: delivery.Misconfigured, detail: "400 Bad Request: bad"},
+		{name: "400 with a list", status: 400, body: "[]", result: delivery.Misconfigured},
+		{name: "400 with null", status: 400, body: "null", result: delivery.Misconfigured},
+		{name: "400 that breaks off", status: 400, body: `{"mess`, err: io.ErrUnexpectedEOF, result: delivery.Retry, detail: "broke off"},
+		{name: "400 that is too long", status: 400, body: `{"mess`, err: errAnswerTooLong, result: delivery.Misconfigured},
+		{name: "401", status: 401, result: delivery.Misconfigured, detail: "token"},
+		{name: "403", status: 403, result: delivery.Misconfigured, detail: "token"},
+		{name: "404", status: 404, body: "<html>", result: delivery.Misconfigured, detail: "no such route"},
+		{name: "405", status: 405, result: delivery.Misconfigured, detail: "no such route"},
+		{name: "408", status: 408, result: delivery.Retry},
+		{name: "409 with an object", status: 409, header: header("Retry-After", "3"), body: `{"message":"deadlock"}`, result: delivery.Refused, retryAfter: 3 * time.Second, detail: "deadlock"},
+		{name: "409 with HTML", status: 409, body: "<html>", result: delivery.Misconfigured},
+		{name: "410", status: 410, result: delivery.Misconfigured},
+		{name: "413 of a proxy", status: 413, body: "<html>", result: delivery.TooLarge, fromProxy: true},
+		{name: "413 of the application", status: 413, body: `{"message":"too large"}`, result: delivery.TooLarge},
+		{name: "419, Laravel's expired page", status: 419, body: `{"message":"CSRF token mismatch."}`, result: delivery.Misconfigured, detail: "validateCsrfTokens(except: [...])"},
+		{name: "422", status: 422, body: `{"message":"The qr field is required."}`, result: delivery.Refused, detail: "The qr field is required."},
+		{name: "425", status: 425, result: delivery.Retry},
+		{name: "429 with seconds", status: 429, header: header("Retry-After", "7"), result: delivery.Retry, retryAfter: 7 * time.Second},
+		{name: "429 with a date", status: 429, header: header("Retry-After", "Sun, 01 Mar 2026 12:01:30 GMT"), result: delivery.Retry, retryAfter: 90 * time.Second},
+		{name: "429 with a date that is over", status: 429, header: header("Retry-After", "Sun, 01 Mar 2026 11:01:30 GMT"), result: delivery.Retry},
+		{name: "503 with a day", status: 503, header: header("Retry-After", "86400"), result: delivery.Retry, retryAfter: maxRetryAfter},
+		{name: "503 with more seconds than there are", status: 503, header: header("Retry-After", strings.Repeat("9", 40)), result: delivery.Retry, retryAfter: maxRetryAfter},
+		{name: "503 with a negative number", status: 503, header: header("Retry-After", "-5"), result: delivery.Retry},
+		{name: "503 with garbage", status: 503, header: header("Retry-After", "soon"), result: delivery.Retry},
+		{name: "422 with Retry-After", status: 422, header: header("Retry-After", "7"), body: "{}", result: delivery.Refused, retryAfter: 7 * time.Second},
+		{name: "500", status: 500, body: strings.Repeat("<p>Whoops</p>\n", 1000), result: delivery.Retry, detail: "500 Internal Server Error: <p>Whoops</p> <p>"},
+		{name: "599", status: 599, result: delivery.Retry},
+		{name: "600", status: 600, result: delivery.Misconfigured},
+		{name: "time-out", err: overURL(context.DeadlineExceeded), result: delivery.Retry, detail: "no answer in time"},
+		{name: "cancelled", err: overURL(context.Canceled), result: delivery.Retry, detail: "cancelled"},
+		{name: "refused", err: overURL(&net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}), result: delivery.Retry, detail: "refused"},
+		{name: "broken", err: overURL(io.EOF), result: delivery.Retry, detail: "broke"},
+		{name: "unknown host", err: overURL(&net.DNSError{Name: "laravel.example", IsNotFound: true}), result: delivery.Retry, detail: "not known"},
+		{name: "anything else", err: overURL(errors.New("proxy http://user:hunter2@proxy")), result: delivery.Retry, detail: "the connection failed"},
+		{name: "foreign certificate", err: overURL(&tls.CertificateVerificationError{Err: errors.New("unknown authority")}), result: delivery.Misconfigured, detail: "unknown authority"},
+		{name: "no TLS", err: overURL(http.ErrSchemeMismatch), result: delivery.Misconfigured, detail: "does not speak TLS"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			g := NewWithT(t)
 			answer := Classify(row.status, row.header, []byte(row.body), row.err, now)
-			g.Expect(answer.Verdict).To(Equal(row.verdict))
+			g.Expect(answer.Result).To(Equal(row.result))
 			g.Expect(answer.RetryAfter).To(Equal(row.retryAfter))
 			g.Expect(answer.Rejected).To(Equal(row.rejected))
 			g.Expect(answer.StatusCode).To(Equal(row.status))
 			g.Expect(answer.FromProxy).To(Equal(row.fromProxy))
 			g.Expect(answer.Detail).To(ContainSubstring(row.detail))
 			g.Expect(answer.Detail).NotTo(ContainSubstring("hunter2"))
-			if row.verdict != delivery.Delivered {
+			if row.result != delivery.Delivered {
 				g.Expect(answer.Detail).NotTo(BeEmpty())
 			}
 			checkAnswer(t, answer)
@@ -165,12 +165,12 @@ func checkAnswer(t *testing.T, answer delivery.Answer) {
 	if answer.RetryAfter < 0 || answer.RetryAfter > maxRetryAfter {
 		t.Errorf("Retry-After is %s", answer.RetryAfter)
 	}
-	switch answer.Verdict {
+	switch answer.Result {
 	case delivery.Delivered, delivery.Retry, delivery.Refused, delivery.TooLarge, delivery.Misconfigured:
 	default:
-		t.Errorf("no verdict: %q", answer.Verdict)
+		t.Errorf("no result: %q", answer.Result)
 	}
-	if answer.Verdict != delivery.Delivered && answer.Rejected != nil {
+	if answer.Result != delivery.Delivered && answer.Rejected != nil {
 		t.Error("items of a batch that was not delivered are rejected")
 	}
 }
@@ -185,10 +185,10 @@ func FuzzClassify(f *testing.F) {
 		h := http.Header{"Retry-After": {value}, "Location": {value}}
 		answer := Classify(status, h, body, nil, now)
 		checkAnswer(t, answer)
-		if answer.Verdict == delivery.Delivered && (status < 200 || status > 299) {
+		if answer.Result == delivery.Delivered && (status < 200 || status > 299) {
 			t.Errorf("%d is taken for a yes", status)
 		}
-		if answer.Verdict == delivery.Delivered && len(trimmed(body)) > 0 && !isObject(body) && !isEmptyList(trimmed(body)) {
+		if answer.Result == delivery.Delivered && len(trimmed(body)) > 0 && !isObject(body) && !isEmptyList(trimmed(body)) {
 			t.Errorf("%q is taken for a yes", body)
 		}
 	})

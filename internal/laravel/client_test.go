@@ -74,7 +74,7 @@ func aBatch(kind delivery.Kind) delivery.Batch {
 // receive starts a receiver that knows the token and the first secret of files.
 func receive(t *testing.T, answer http.HandlerFunc) *laraveltest.Receiver {
 	return laraveltest.Start(t, laraveltest.Options{Token: "t0ken", Secret: vectorSecret, Decide: func(laraveltest.Request) laraveltest.Answer {
-		return laraveltest.Answer{Take: true, Write: answer}
+		return laraveltest.Answer{Accept: true, Write: answer}
 	}})
 }
 
@@ -85,7 +85,7 @@ func TestRequest(t *testing.T) {
 	config.BaseURL, config.UserAgent = r.URL+"/api/", "whatsapp-operator/v1"
 	client := newClient(t, config)
 
-	g.Expect(client.Send(t.Context(), aBatch(delivery.KindQR))).To(Equal(delivery.Answer{Verdict: delivery.Delivered, StatusCode: 200}))
+	g.Expect(client.Send(t.Context(), aBatch(delivery.KindQR))).To(Equal(delivery.Answer{Result: delivery.Delivered, StatusCode: 200}))
 	got := r.Last()
 	g.Expect(got.Method + " " + got.Path).To(Equal("POST /api/qr/batch"))
 	g.Expect(got.Header).To(And(
@@ -108,7 +108,7 @@ func TestRequest(t *testing.T) {
 	g.Expect(r.Last().Path).To(Equal("/api/whatsapp/status/batch"))
 
 	answer := client.Send(t.Context(), aBatch("other"))
-	g.Expect(answer.Verdict).To(Equal(delivery.Misconfigured))
+	g.Expect(answer.Result).To(Equal(delivery.Misconfigured))
 }
 
 // A web server in front of Laravel compresses what it is asked to.
@@ -126,7 +126,7 @@ func TestCompressedAnswer(t *testing.T) {
 	config := files(t)
 	config.BaseURL = r.URL
 	g.Expect(newClient(t, config).Send(t.Context(), aBatch(delivery.KindQR))).To(Equal(delivery.Answer{
-		Verdict: delivery.Delivered, StatusCode: 200, Rejected: []delivery.Rejection{{SessionID: "b", Reason: "no"}},
+		Result: delivery.Delivered, StatusCode: 200, Rejected: []delivery.Rejection{{SessionID: "b", Reason: "no"}},
 	}))
 }
 
@@ -137,7 +137,7 @@ func TestRedirectIsNotFollowed(t *testing.T) {
 		r := receive(t, func(w http.ResponseWriter, request *http.Request) { http.Redirect(w, request, target.URL, status) })
 		config := files(t)
 		config.BaseURL = r.URL
-		g.Expect(newClient(t, config).Send(t.Context(), aBatch(delivery.KindQR)).Verdict).To(Equal(delivery.Misconfigured))
+		g.Expect(newClient(t, config).Send(t.Context(), aBatch(delivery.KindQR)).Result).To(Equal(delivery.Misconfigured))
 	}
 	g.Expect(target.Count()).To(BeZero())
 }
@@ -153,7 +153,7 @@ func TestAnswerIsBounded(t *testing.T) {
 	config := files(t)
 	config.BaseURL = r.URL
 	answer := newClient(t, config).Send(t.Context(), aBatch(delivery.KindQR))
-	NewWithT(t).Expect(answer.Verdict).To(Equal(delivery.Misconfigured))
+	NewWithT(t).Expect(answer.Result).To(Equal(delivery.Misconfigured))
 }
 
 func TestTimeout(t *testing.T) {
@@ -165,11 +165,11 @@ func TestTimeout(t *testing.T) {
 	config.BaseURL, config.Timeout = r.URL, 50*time.Millisecond
 	client := newClient(t, config)
 	answer := client.Send(t.Context(), aBatch(delivery.KindQR))
-	g.Expect(answer).To(Equal(delivery.Answer{Verdict: delivery.Retry, Detail: "no answer in time"}))
+	g.Expect(answer).To(Equal(delivery.Answer{Result: delivery.Retry, Detail: "no answer in time"}))
 
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	g.Expect(client.Send(ctx, aBatch(delivery.KindQR)).Verdict).To(Equal(delivery.Retry))
+	g.Expect(client.Send(ctx, aBatch(delivery.KindQR)).Result).To(Equal(delivery.Retry))
 }
 
 func TestNobodyListens(t *testing.T) {
@@ -178,7 +178,7 @@ func TestNobodyListens(t *testing.T) {
 	config := files(t)
 	config.BaseURL = r.URL
 	answer := newClient(t, config).Send(t.Context(), aBatch(delivery.KindQR))
-	NewWithT(t).Expect(answer).To(Equal(delivery.Answer{Verdict: delivery.Retry, Detail: "the connection was refused"}))
+	NewWithT(t).Expect(answer).To(Equal(delivery.Answer{Result: delivery.Retry, Detail: "the connection was refused"}))
 }
 
 func TestSecretsAreReadAgain(t *testing.T) {
@@ -227,11 +227,11 @@ func TestCertificates(t *testing.T) {
 	config := files(t)
 	config.BaseURL = server.URL
 	answer := newClient(t, config).Send(t.Context(), aBatch(delivery.KindQR))
-	g.Expect(answer.Verdict).To(Equal(delivery.Misconfigured))
+	g.Expect(answer.Result).To(Equal(delivery.Misconfigured))
 	g.Expect(answer.Detail).To(ContainSubstring("certificate"))
 
 	config.CAFile = write(t, filepath.Join(t.TempDir(), "ca.pem"), own)
-	g.Expect(newClient(t, config).Send(t.Context(), aBatch(delivery.KindQR)).Verdict).To(Equal(delivery.Delivered))
+	g.Expect(newClient(t, config).Send(t.Context(), aBatch(delivery.KindQR)).Result).To(Equal(delivery.Delivered))
 }
 
 // A machine in front of Laravel is gone without a word: the connections over it are given
@@ -273,7 +273,7 @@ func TestDeadConnectionIsReplaced(t *testing.T) {
 			var all sync.WaitGroup
 			for range parallel {
 				all.Go(func() {
-					if got := client.Send(t.Context(), aBatch(delivery.KindQR)); got.Verdict != delivery.Delivered {
+					if got := client.Send(t.Context(), aBatch(delivery.KindQR)); got.Result != delivery.Delivered {
 						t.Errorf("the connection does not work: %+v", got)
 					}
 				})
@@ -281,11 +281,11 @@ func TestDeadConnectionIsReplaced(t *testing.T) {
 			all.Wait()
 			proxy.Abandon()
 			answer := client.Send(t.Context(), aBatch(delivery.KindQR))
-			g.Expect(answer.Verdict).To(Equal(delivery.Retry))
+			g.Expect(answer.Result).To(Equal(delivery.Retry))
 			if row.http2 {
 				g.Expect(answer.Detail).NotTo(ContainSubstring("in time"), "it did not wait for the request's time-out")
 			}
-			g.Expect(client.Send(t.Context(), aBatch(delivery.KindQR)).Verdict).To(Equal(delivery.Delivered))
+			g.Expect(client.Send(t.Context(), aBatch(delivery.KindQR)).Result).To(Equal(delivery.Delivered))
 		})
 	}
 }

@@ -79,8 +79,8 @@ func init() {
 }
 
 // DeliveryRequest counts one request of so many items and what came of it.
-func DeliveryRequest(kind delivery.Kind, verdict delivery.Verdict, items int, took time.Duration) {
-	deliveryRequests.WithLabelValues(string(kind), string(verdict)).Inc()
+func DeliveryRequest(kind delivery.Kind, result delivery.Result, items int, took time.Duration) {
+	deliveryRequests.WithLabelValues(string(kind), string(result)).Inc()
 	deliveryDuration.WithLabelValues(string(kind)).Observe(took.Seconds())
 	deliveryBatchItems.WithLabelValues(string(kind)).Observe(float64(items))
 }

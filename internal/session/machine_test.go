@@ -421,7 +421,7 @@ func TestEndings(t *testing.T) {
 		phase    v1alpha1.Phase
 		reason   string
 		retryAt  time.Time
-		word     delivery.Word
+		word     delivery.Status
 		priority delivery.Priority
 		note     string
 	}{

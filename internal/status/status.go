@@ -119,7 +119,7 @@ func ForeignID(s v1alpha1.WhatsAppSessionStatus, generation int64, now time.Time
 
 // Word maps a phase to Laravel's three words. A connection that drops is
 // pending: Laravel must not take an echo of our trouble for its tenant's wish.
-func Word(phase v1alpha1.Phase, isStalled bool) delivery.Word {
+func Word(phase v1alpha1.Phase, isStalled bool) delivery.Status {
 	switch phase {
 	case v1alpha1.PhaseConnected:
 		return delivery.Active

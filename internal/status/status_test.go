@@ -59,7 +59,7 @@ func TestSummarize(t *testing.T) {
 		deleted bool
 		want    []string
 		kstatus kstatus.Status
-		word    delivery.Word
+		word    delivery.Status
 		urgent  bool
 	}{
 		{

@@ -2,7 +2,7 @@
 -- KEYS and the first four of ARGV are the same for all.
 local ITEMS, URGENT, NORMAL, FLIGHT, LAST, FORGET, OPEN, CLAIMS, CONTENT, DEAD, STATE = unpack(KEYS)
 local TYPES = { 'hash', 'zset', 'zset', 'hash', 'hash', 'zset', 'zset', 'hash', 'hash', 'stream', 'string' }
-local KIND, QR_INTERVAL, REMEMBER = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local KIND, QR_INTERVAL, NUMBERS_TTL = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 
 -- The clock of Redis, in milliseconds; a test may bring its own.
 local function clock()
@@ -153,7 +153,7 @@ end
 
 -- Drops what was remembered long ago, a little at each call.
 local function forget()
-  local old = redis.call('ZRANGEBYSCORE', FORGET, '-inf', millis(NOW - REMEMBER), 'LIMIT', 0, 100)
+  local old = redis.call('ZRANGEBYSCORE', FORGET, '-inf', millis(NOW - NUMBERS_TTL), 'LIMIT', 0, 100)
   for _, sid in ipairs(old) do
     redis.call('HDEL', LAST, sid)
     redis.call('ZREM', FORGET, sid)

@@ -2,11 +2,11 @@
 // benchmarks and the demo share it.
 //
 // A Receiver does what the contract asks of the application (docs/laravel.md): it checks
-// token and signature, takes a batch once, whatever its repetitions, and ignores an item
-// that is not newer than what it has. A script decides what it answers in place of a yes.
-// It keeps a record of every request, and of every breach of the contract by the sender: a
-// wrong signature, a batch that is repeated with other items, a session's updates out of
-// order, an update that was not taken and never came again.
+// the token and the signature, accepts a batch once however often it is repeated, and
+// ignores an item that is not newer than what it has. A test can give it a function that
+// decides how it answers. It records every request, and every breach of the contract by
+// the sender: a wrong signature, a batch that is repeated with other items, a session's
+// updates out of order, an update that was not accepted and was not sent again.
 package laraveltest
 
 import (
@@ -31,16 +31,16 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/laravel"
 )
 
-// Token and Secret are what Options use where they name none.
+// Token and Secret are used where Options leave them empty.
 const (
 	Token  = "a-token-for-the-tests"
 	Secret = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=" //nolint:gosec // of tests only
 )
 
-// maxBody bounds what is read of a request: 1,000 items of at most some 2 kB.
+// maxBody bounds what is read of a request: 1,000 items of about 2 kB at most.
 const maxBody = 8 << 20
 
-// Request is a request that came in.
+// Request is a request that the receiver got.
 type Request struct {
 	// N counts the requests, from 1.
 	N          int
@@ -54,11 +54,11 @@ type Request struct {
 	BatchID    string
 	RawItems   []json.RawMessage
 	Items      []Item
-	Repeated   bool // the batch was taken before
+	Repeated   bool // the batch was accepted before
 	Unverified error
 }
 
-// Item is an update. Of the two kinds' fields those of the other are empty.
+// Item is an update. Status or QR is set, as Kind says; the other is empty.
 type Item struct {
 	Kind delivery.Kind
 	delivery.Numbers
@@ -67,26 +67,27 @@ type Item struct {
 	QR        delivery.QRItem
 }
 
-// Holds reports whether the request has an item of a session.
-func (r Request) Holds(sessionID string) bool {
+// Contains reports whether the request has an item of the session.
+func (r Request) Contains(sessionID string) bool {
 	return slices.ContainsFunc(r.Items, func(i Item) bool { return i.SessionID == sessionID })
 }
 
 // Answer is what the receiver does with a request.
 type Answer struct {
-	// Take: the items are taken, before the answer is given, but for those of the Rejected sessions.
-	Take     bool
+	// Accept: the items are accepted before the answer is written, except those of the
+	// Rejected sessions.
+	Accept   bool
 	Rejected []string
-	// Write gives the answer. Nil: 204.
+	// Write writes the answer. Nil: 204.
 	Write http.HandlerFunc
 }
 
-// Yes takes the items and says so.
-func Yes() Answer { return Answer{Take: true} }
+// Accept accepts the items.
+func Accept() Answer { return Answer{Accept: true} }
 
-// YesAfter takes the items and answers after a while, or when the request has ended.
-func YesAfter(d time.Duration) Answer {
-	return Answer{Take: true, Write: func(w http.ResponseWriter, r *http.Request) {
+// AcceptAfter accepts the items and answers after d, or when the request has ended.
+func AcceptAfter(d time.Duration) Answer {
+	return Answer{Accept: true, Write: func(w http.ResponseWriter, r *http.Request) {
 		timer := time.NewTimer(d)
 		defer timer.Stop()
 		select {
@@ -97,9 +98,9 @@ func YesAfter(d time.Duration) Answer {
 	}}
 }
 
-// YesWhen takes the items and answers when the channel is closed, or when the request has ended.
-func YesWhen(released <-chan struct{}) Answer {
-	return Answer{Take: true, Write: func(w http.ResponseWriter, r *http.Request) {
+// AcceptWhen accepts the items and answers when the channel is closed, or when the request has ended.
+func AcceptWhen(released <-chan struct{}) Answer {
+	return Answer{Accept: true, Write: func(w http.ResponseWriter, r *http.Request) {
 		select {
 		case <-released:
 		case <-r.Context().Done():
@@ -108,9 +109,9 @@ func YesWhen(released <-chan struct{}) Answer {
 	}}
 }
 
-// YesBut takes the items, but for those of the sessions that it rejects by name.
-func YesBut(reason string, sessions ...string) Answer {
-	return Answer{Take: true, Rejected: sessions, Write: func(w http.ResponseWriter, _ *http.Request) {
+// AcceptExcept accepts the items, except those of the given sessions, which it rejects by name.
+func AcceptExcept(reason string, sessions ...string) Answer {
+	return Answer{Accept: true, Rejected: sessions, Write: func(w http.ResponseWriter, _ *http.Request) {
 		list := []delivery.Rejection{}
 		for _, session := range sessions {
 			list = append(list, delivery.Rejection{SessionID: session, Reason: reason})
@@ -119,37 +120,37 @@ func YesBut(reason string, sessions ...string) Answer {
 	}}
 }
 
-// No answers with a status and a body, and takes nothing.
-func No(status int, body string) Answer {
+// Refuse answers with a status and a body, and accepts nothing.
+func Refuse(status int, body string) Answer {
 	return Answer{Write: func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(status)
 		_, _ = io.WriteString(w, body)
 	}}
 }
 
-// TakenAndBroken takes the items and breaks the connection.
-func TakenAndBroken() Answer {
-	return Answer{Take: true, Write: func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }}
+// AcceptThenDisconnect accepts the items and closes the connection without an answer.
+func AcceptThenDisconnect() Answer {
+	return Answer{Accept: true, Write: func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }}
 }
 
-// TakenAndSilent takes the items and never answers.
-func TakenAndSilent() Answer {
-	return Answer{Take: true, Write: func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }}
+// AcceptThenHang accepts the items and never answers.
+func AcceptThenHang() Answer {
+	return Answer{Accept: true, Write: func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }}
 }
 
-// Options of a Receiver. The zero value takes everything.
+// Options of a Receiver. The zero value accepts everything.
 type Options struct {
-	// Token and Secret are the sender's; empty: the constants.
+	// Token and Secret are those that the sender uses; empty: the constants.
 	Token, Secret string
-	// Tolerance is how old a request may be; zero: as the contract says.
+	// Tolerance is how old a request may be; zero: laravel.DefaultTolerance.
 	Tolerance time.Duration
-	// Decide is asked about each request that is a batch; nil: Yes to all. It may be
+	// Decide chooses the answer to each batch; nil: Accept for all. It may be
 	// called from several goroutines at once.
 	Decide func(Request) Answer
-	// Other serves what is no batch; nil: such a request is a breach.
+	// Other serves the requests that are not batches; nil: such a request is a breach.
 	Other http.Handler
-	// MayForget: Redis is emptied meanwhile, so that updates come again that were taken.
-	MayForget bool
+	// AllowResends: accepted updates may be sent again, because the test empties Redis.
+	AllowResends bool
 	// Listen opens the port; nil: a free one of the loopback interface.
 	Listen func() (net.Listener, error)
 }
@@ -164,19 +165,19 @@ type Receiver struct {
 	server *http.Server
 	served chan error
 
-	mu       sync.Mutex
-	decide   func(Request) Answer
-	count    int
-	last     Request
-	batches  map[string]string // id → items
-	taken    map[string]bool   // ids of batches
-	came     map[key]delivery.Numbers
-	has      map[key]Item
-	owed     map[owedKey]string // what came and was not taken yet → its session
-	breaches []string
-	running  map[delivery.Kind]int
-	most     map[delivery.Kind]int
-	mostAll  int
+	mu          sync.Mutex
+	decide      func(Request) Answer
+	count       int
+	last        Request
+	batches     map[string]string // id → items
+	accepted    map[string]bool   // ids of batches
+	received    map[key]delivery.Numbers
+	state       map[key]Item
+	notAccepted map[updateKey]string // updates that were received but not accepted yet → their session
+	breaches    []string
+	running     map[delivery.Kind]int
+	peak        map[delivery.Kind]int
+	peakAll     int
 }
 
 type key struct {
@@ -184,7 +185,7 @@ type key struct {
 	sessionID string
 }
 
-type owedKey struct {
+type updateKey struct {
 	key
 	delivery.Numbers
 }
@@ -209,12 +210,12 @@ func New(opts Options) (*Receiver, error) {
 	}
 	listener, err := opts.Listen()
 	if err != nil {
-		return nil, fmt.Errorf("listening in Laravel's place: %w", err)
+		return nil, fmt.Errorf("opening the receiver's port: %w", err)
 	}
 	r := &Receiver{
 		URL: "http://" + listener.Addr().String(), opts: opts, secret: secret, decide: opts.Decide, served: make(chan error, 1),
-		batches: map[string]string{}, taken: map[string]bool{}, came: map[key]delivery.Numbers{}, has: map[key]Item{},
-		owed: map[owedKey]string{}, running: map[delivery.Kind]int{}, most: map[delivery.Kind]int{},
+		batches: map[string]string{}, accepted: map[string]bool{}, received: map[key]delivery.Numbers{}, state: map[key]Item{},
+		notAccepted: map[updateKey]string{}, running: map[delivery.Kind]int{}, peak: map[delivery.Kind]int{},
 	}
 	r.server = &http.Server{Handler: r, ReadHeaderTimeout: time.Minute}
 	go func() { r.served <- r.server.Serve(listener) }()
@@ -236,13 +237,13 @@ func Start(t testing.TB, opts Options) *Receiver {
 	return r
 }
 
-// Close ends the receiver and cuts its connections.
+// Close stops the receiver and closes its connections.
 func (r *Receiver) Close() error {
 	err := r.server.Close()
 	if served := <-r.served; !errors.Is(served, http.ErrServerClosed) {
 		err = errors.Join(err, served)
 	}
-	r.served <- http.ErrServerClosed // it may be closed again
+	r.served <- http.ErrServerClosed // for another call of Close
 	if err != nil {
 		return fmt.Errorf("closing the receiver: %w", err)
 	}
@@ -260,19 +261,19 @@ func (r *Receiver) Files(dir string) (token, secret string, err error) {
 	return token, secret, nil
 }
 
-// Flags are the flags with which the program reaches the receiver.
+// Flags returns the flags with which the program sends to the receiver.
 func (r *Receiver) Flags(dir string) ([]string, error) {
 	token, secret, err := r.Files(dir)
 	return []string{"--laravel-url=" + r.URL, "--laravel-token-file=" + token, "--laravel-signing-secret-file=" + secret}, err
 }
 
-// Config is how a client in this process reaches the receiver.
+// Config returns the configuration with which a client in this process sends to the receiver.
 func (r *Receiver) Config(dir string) (laravel.Config, error) {
 	token, secret, err := r.Files(dir)
 	return laravel.Config{BaseURL: r.URL, TokenFile: token, SigningSecretFiles: []string{secret}}, err
 }
 
-// AnswerWith replaces the script; nil: Yes to all.
+// AnswerWith replaces Options.Decide; nil: Accept for all.
 func (r *Receiver) AnswerWith(decide func(Request) Answer) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -283,7 +284,7 @@ func (r *Receiver) AnswerWith(decide func(Request) Answer) {
 func (r *Receiver) ServeHTTP(w http.ResponseWriter, incoming *http.Request) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, incoming.Body, maxBody))
 	if err != nil {
-		return // the sender is gone
+		return // the sender has closed the connection
 	}
 	kind, known := kindOf(incoming.URL.Path)
 	if !known && r.opts.Other != nil {
@@ -315,7 +316,7 @@ func (r *Receiver) ServeHTTP(w http.ResponseWriter, incoming *http.Request) {
 	answer.Write(w, incoming)
 }
 
-// kindOf is the kind whose batches a path gets; the base URL may have a path of its own.
+// kindOf returns the kind of the batches that go to a path; the base URL may have a path too.
 func kindOf(path string) (kind delivery.Kind, known bool) {
 	switch {
 	case strings.HasSuffix(path, laravel.DefaultQRPath):
@@ -335,12 +336,12 @@ func (r *Receiver) verify(header http.Header, body []byte) error {
 		return err
 	}
 	if header.Get("Accept") != "application/json" || header.Get("Content-Type") != "application/json" {
-		return errors.New("a request that does not accept and is not JSON")
+		return errors.New("a request that is not JSON or does not accept JSON")
 	}
 	return nil
 }
 
-// read takes the batch apart.
+// read parses the batch.
 func (r *Request) read() error {
 	var envelope struct {
 		ID     string            `json:"batch_id"`
@@ -348,10 +349,10 @@ func (r *Request) read() error {
 		Items  []json.RawMessage `json:"items"`
 	}
 	if err := json.Unmarshal(r.Body, &envelope); err != nil {
-		return fmt.Errorf("the body is no batch: %w", err)
+		return fmt.Errorf("the body is not a batch: %w", err)
 	}
 	if envelope.ID == "" || envelope.ID != r.Header.Get(laravel.HeaderID) || envelope.SentAt == nil || len(envelope.Items) == 0 {
-		return fmt.Errorf("batch %q has another id in its header, no time or no items", envelope.ID)
+		return fmt.Errorf("batch %q has another id in its header, or no time, or no items", envelope.ID)
 	}
 	r.BatchID, r.RawItems = envelope.ID, envelope.Items
 	for _, raw := range envelope.Items {
@@ -364,35 +365,35 @@ func (r *Request) read() error {
 			err = json.Unmarshal(raw, &item.Status)
 			item.SessionID, item.Numbers = item.Status.SessionID, item.Status.Numbers
 		}
-		if err != nil || item.SessionID == "" || r.Holds(item.SessionID) {
-			return fmt.Errorf("batch %s has an item that cannot be read, or two of a session: %s (%w)", envelope.ID, raw, err)
+		if err != nil || item.SessionID == "" || r.Contains(item.SessionID) {
+			return fmt.Errorf("batch %s has an item that cannot be read, or two items of one session: %s (%w)", envelope.ID, raw, err)
 		}
 		r.Items = append(r.Items, item)
 	}
 	return nil
 }
 
-// handle records a request and takes its items, as the application does in one transaction.
+// handle records a request and accepts its items, as the application does in one transaction.
 func (r *Receiver) handle(request *Request) Answer {
 	r.mu.Lock()
 	r.count++
 	request.N = r.count
 	r.running[request.Kind]++
-	r.most[request.Kind] = max(r.most[request.Kind], r.running[request.Kind])
+	r.peak[request.Kind] = max(r.peak[request.Kind], r.running[request.Kind])
 	all := 0
 	for _, n := range r.running {
 		all += n
 	}
-	r.mostAll = max(r.mostAll, all)
-	request.Repeated = r.taken[request.BatchID]
+	r.peakAll = max(r.peakAll, all)
+	request.Repeated = r.accepted[request.BatchID]
 	r.arrived(*request)
 	decide := r.decide
 	r.mu.Unlock()
 
-	answer := Yes()
+	answer := Accept()
 	switch {
 	case request.Unverified != nil:
-		answer = No(http.StatusUnauthorized, `{"message":"Unauthenticated."}`)
+		answer = Refuse(http.StatusUnauthorized, `{"message":"Unauthenticated."}`)
 	case decide != nil:
 		answer = decide(*request)
 	}
@@ -400,13 +401,13 @@ func (r *Receiver) handle(request *Request) Answer {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.last = *request
-	if answer.Take {
-		r.take(*request, answer.Rejected)
+	if answer.Accept {
+		r.accept(*request, answer.Rejected)
 	}
 	return answer
 }
 
-// arrived checks what the sender owes. The caller holds mu.
+// arrived checks that a request keeps to the contract. The caller holds mu.
 func (r *Receiver) arrived(request Request) {
 	if request.Unverified != nil {
 		return
@@ -418,33 +419,33 @@ func (r *Receiver) arrived(request Request) {
 	r.batches[request.BatchID] = items
 	for _, item := range request.Items {
 		k := key{item.Kind, item.SessionID}
-		if r.came[k].Newer(item.Numbers) {
-			r.breachLocked("%s of %s: %s came after %s", item.Kind, item.SessionID, item.Numbers, r.came[k])
+		if r.received[k].Newer(item.Numbers) {
+			r.breachLocked("%s of %s: %s arrived after %s", item.Kind, item.SessionID, item.Numbers, r.received[k])
 		}
-		r.came[k] = item.Numbers
-		if had, known := r.has[k]; known && had.Numbers == item.Numbers && !request.Repeated && !r.opts.MayForget {
-			r.breachLocked("%s of %s: %s came again in another batch", item.Kind, item.SessionID, item.Numbers)
+		r.received[k] = item.Numbers
+		if had, known := r.state[k]; known && had.Numbers == item.Numbers && !request.Repeated && !r.opts.AllowResends {
+			r.breachLocked("%s of %s: %s was sent again in another batch", item.Kind, item.SessionID, item.Numbers)
 		}
-		r.owed[owedKey{k, item.Numbers}] = item.SessionID
+		r.notAccepted[updateKey{k, item.Numbers}] = item.SessionID
 	}
 }
 
-// take keeps what is newer. The caller holds mu.
-func (r *Receiver) take(request Request, rejected []string) {
+// accept stores the items that are newer than the stored ones. The caller holds mu.
+func (r *Receiver) accept(request Request, rejected []string) {
 	for _, item := range request.Items {
 		if slices.Contains(rejected, item.SessionID) {
 			continue
 		}
 		k := key{item.Kind, item.SessionID}
-		delete(r.owed, owedKey{k, item.Numbers})
-		if r.taken[request.BatchID] {
+		delete(r.notAccepted, updateKey{k, item.Numbers})
+		if r.accepted[request.BatchID] {
 			continue
 		}
-		if had, known := r.has[k]; !known || item.Newer(had.Numbers) {
-			r.has[k] = item
+		if had, known := r.state[k]; !known || item.Newer(had.Numbers) {
+			r.state[k] = item
 		}
 	}
-	r.taken[request.BatchID] = true
+	r.accepted[request.BatchID] = true
 }
 
 func (r *Receiver) ended(kind delivery.Kind) {
@@ -463,12 +464,12 @@ func (r *Receiver) breachLocked(format string, args ...any) {
 	r.breaches = append(r.breaches, time.Now().Format("15:04:05.000 ")+fmt.Sprintf(format, args...))
 }
 
-// Status is the newest status of a session that was taken; zero: none.
+// Status is the newest accepted status of a session; zero: none.
 func (r *Receiver) Status(sessionID string) delivery.StatusItem {
 	return r.newest(delivery.KindStatus, sessionID).Status
 }
 
-// Code is the newest QR code of a session that was taken; zero: none.
+// Code is the newest accepted QR code of a session; zero: none.
 func (r *Receiver) Code(sessionID string) delivery.QRItem {
 	return r.newest(delivery.KindQR, sessionID).QR
 }
@@ -476,45 +477,45 @@ func (r *Receiver) Code(sessionID string) delivery.QRItem {
 func (r *Receiver) newest(kind delivery.Kind, sessionID string) Item {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.has[key{kind, sessionID}]
+	return r.state[key{kind, sessionID}]
 }
 
-// Count is how many batches came, repetitions too.
+// Count is the number of received batches, repetitions included.
 func (r *Receiver) Count() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.count
 }
 
-// Last is the request that came last; zero: none.
+// Last is the request that was received last; zero: none.
 func (r *Receiver) Last() Request {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.last
 }
 
-// Batches counts the batches by their ids.
+// Batches is the number of different batch ids.
 func (r *Receiver) Batches() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return len(r.batches)
 }
 
-// MostAtATime is the most requests that were under way at once: of a kind, or of all ("").
-func (r *Receiver) MostAtATime(kind delivery.Kind) int {
+// MaxConcurrent is the highest number of requests at the same time: of a kind, or of all ("").
+func (r *Receiver) MaxConcurrent(kind delivery.Kind) int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if kind == "" {
-		return r.mostAll
+		return r.peakAll
 	}
-	return r.most[kind]
+	return r.peak[kind]
 }
 
-// Owed are the sessions of updates that came, were not taken and did not come again.
-func (r *Receiver) Owed() []string {
+// NotAccepted are the sessions of updates that were received, but not accepted at any time.
+func (r *Receiver) NotAccepted() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	sessions := slices.Sorted(maps.Values(r.owed))
+	sessions := slices.Sorted(maps.Values(r.notAccepted))
 	return slices.Compact(sessions)
 }
 
