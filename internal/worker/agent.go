@@ -3,8 +3,8 @@
 // that claims the device, connects it, writes its status, publishes it to Redis
 // and records Events.
 //
-// What becomes of a session is decided in package session, which is pure; a
-// supervisor is the loop that carries the decisions out.
+// Package session, which is pure, decides what a session does next. A supervisor
+// is the loop that carries the decisions out.
 package worker
 
 import (
@@ -40,47 +40,49 @@ import (
 )
 
 const (
-	// drainInterval is how often a drain looks at what is left.
+	// drainInterval is how often a drain checks which sessions are left.
 	drainInterval = 100 * time.Millisecond
 	// answerTimeout is how long a drain waits for the manager to name successors, counted
-	// from the last session that went, and evictBefore how long before the end of the
-	// grace it waits no longer (docs/architecture.md, "Ownership").
+	// from the last session that left. The drain stops waiting evictBefore the end of the
+	// grace period (docs/architecture.md, "Ownership").
 	answerTimeout = 30 * time.Second
 	evictBefore   = 5 * time.Second
-	// reconciles is how many sessions are looked at at a time; for one that was moved away
-	// that is a request to the API server.
-	reconciles = 16
-	// lookAgain is the first pause after a look that failed; each further one doubles it, up to retryMost.
-	lookAgain = 50 * time.Millisecond
-	// stockInterval is how often this worker asks what it holds but was not given.
-	stockInterval = 5 * time.Minute
-	// beatInterval is how often the agent's loop runs at least, and stuckAfter when it counts
-	// as stuck: a slow refresh of the cache does not make it so.
-	beatInterval = 5 * time.Second
-	stuckAfter   = time.Minute
+	// maxReconciles is how many sessions are reconciled at a time. Each one that was moved
+	// away costs a request to the API server.
+	maxReconciles = 16
+	// reconcileRetryFirst is the first pause after a failed reconcile; each further failure
+	// doubles it, up to retryMost.
+	reconcileRetryFirst = 50 * time.Millisecond
+	// heldListInterval is how often this worker lists the sessions that it holds and that
+	// are placed elsewhere.
+	heldListInterval = 5 * time.Minute
+	// loopInterval is how often the agent's loop runs at least. It counts as stuck after
+	// stuckTimeout, which is longer than a slow refresh of the cache takes.
+	loopInterval = 5 * time.Second
+	stuckTimeout = time.Minute
 )
 
 // Options are what an agent needs.
 type Options struct {
-	// Worker is this pod's name; Process identifies this process of it.
+	// Worker is this pod's name; Process identifies this process in the pod.
 	Worker, Process string
-	// Installation is the id of this installation: sessions of others are not touched.
+	// Installation is the id of this installation. Sessions of other installations are left alone.
 	Installation string
-	// Stop is closed when the process is asked to end: the sessions are then handed over.
+	// Stop is closed when the process is asked to end. The agent then hands all sessions over.
 	Stop <-chan struct{}
-	// DrainTimeout bounds the handing over of all sessions at shutdown: the pod's grace.
+	// DrainTimeout bounds the hand-over of all sessions at shutdown: the pod's grace period.
 	DrainTimeout time.Duration
 	Membership   Membership
-	// Health records what this worker reaches; nil: one of its own.
+	// Health records whether this worker reaches its database and WhatsApp; nil: a new one.
 	Health    *Health
 	Sessions  Sessions
 	Accounts  Accounts
 	Proxies   Proxies
 	Publisher Publisher
 	Limiter   Limiter
-	// Version is refreshed at the start, and when WhatsApp refuses it; nil: it never is.
+	// Version is refreshed at the start, and when WhatsApp refuses it; nil: never.
 	Version Version
-	// Quarantine and Outdated may be zero: the defaults.
+	// Quarantine and Outdated have defaults for their zero fields.
 	Quarantine session.Quarantine
 	Outdated   Outdated
 	Events     Events
@@ -93,37 +95,38 @@ type Agent struct {
 	o Options
 	// placed is a cache of the sessions whose status.worker is this worker.
 	placed client.Reader
-	// again asks for a reconcile of a session whose supervisor has ended.
-	again chan event.GenericEvent
-	ready chan struct{}
+	// requeue asks for a reconcile of a session whose supervisor has ended.
+	requeue chan event.GenericEvent
+	ready   chan struct{}
 
-	// beat is when the agent's loop last ran, in Unix nanoseconds.
-	beat atomic.Int64
+	// lastRun is when the agent's loop last ran, in Unix nanoseconds.
+	lastRun atomic.Int64
 
 	mu          sync.Mutex
 	joined      bool
 	draining    bool
-	evicting    bool // the drain waits for no successor any more
-	ended       bool // nothing is started any more
-	stocked     bool // it is known what a former process left
+	evicting    bool // the drain no longer waits for successors
+	ended       bool // no supervisor is started any more
+	heldListed  bool // the sessions that a former process held were listed
 	supervisors map[types.NamespacedName]*supervisor
-	// over is what the supervisors that have ended knew of their sessions, until a cache
-	// shows something newer.
-	over map[types.NamespacedName]ending
-	// paces is how often the sessions whose supervisors have ended were tried of late: one
-	// that comes and goes is not tried more often than one that stays.
+	// lastKnown has the last object that each ended supervisor knew, until the cache shows
+	// something newer.
+	lastKnown map[types.NamespacedName]objectVersion
+	// paces has the recent attempts of the sessions whose supervisors have ended, so that a
+	// session that leaves and returns is not tried more often than one that stays.
 	paces map[types.UID]*session.Pace
-	// placedCount is how many sessions were placed here at the last count, which is good
-	// until placedCountUntil.
+	// placedCount is how many sessions were placed here when they were last counted. It is
+	// valid until placedCountUntil.
 	placedCount      int
 	placedCountUntil time.Time
 
-	starts  int // supervisors begun
+	starts  int // number of supervisors started
 	dials   atomic.Int64
 	fleet   *fleet
 	running sync.WaitGroup
-	life    context.Context
-	end     context.CancelFunc
+	// supervisorCtx is the context of all supervisors.
+	supervisorCtx     context.Context
+	cancelSupervisors context.CancelFunc
 }
 
 // NewAgent returns an agent that reads from a cache of the sessions that are placed on its worker.
@@ -133,31 +136,31 @@ func NewAgent(o Options, placed client.Reader) *Agent {
 	}
 	a := &Agent{
 		o: o, placed: placed,
-		again: make(chan event.GenericEvent, 1024), ready: make(chan struct{}),
-		supervisors: map[types.NamespacedName]*supervisor{}, over: map[types.NamespacedName]ending{}, paces: map[types.UID]*session.Pace{},
+		requeue: make(chan event.GenericEvent, 1024), ready: make(chan struct{}),
+		supervisors: map[types.NamespacedName]*supervisor{}, lastKnown: map[types.NamespacedName]objectVersion{}, paces: map[types.UID]*session.Pace{},
 	}
 	// The supervisors outlive the manager's context: they are drained after it has ended.
-	a.life, a.end = context.WithCancel(context.Background())
+	a.supervisorCtx, a.cancelSupervisors = context.WithCancel(context.Background())
 	a.fleet = newFleet(o.Outdated, o.Version, o.Clock, o.Log, a.sessions, a.placedSessions, a.retryOutdated, a.resumeSoon)
 	return a
 }
 
-// SetupWithManager has the manager feed the agent from the cache. Start is
-// left to the caller, because the manager must outlive it: an agent that hands
-// its sessions over still learns who takes them.
+// SetupWithManager makes the manager call Reconcile for the sessions in the
+// cache. The caller calls Start itself, because the manager must outlive it: an
+// agent that hands its sessions over must still see which workers take them.
 func (a *Agent) SetupWithManager(mgr manager.Manager, placed cache.Cache) error {
 	c, err := controller.New("agent", mgr, controller.Options{
-		Reconciler: a, MaxConcurrentReconciles: reconciles,
-		// The default's pauses grow to a quarter of an hour, and a session that was moved away
-		// while the API server was down has to be given up soon after.
-		RateLimiter: workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](lookAgain, retryMost),
+		Reconciler: a, MaxConcurrentReconciles: maxReconciles,
+		// The default's pauses grow to a quarter of an hour. A session that was moved away while
+		// the API server was down must be released soon after.
+		RateLimiter: workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](reconcileRetryFirst, retryMost),
 	})
 	if err != nil {
 		return fmt.Errorf("creating the agent's controller: %w", err)
 	}
 	sources := []source.Source{
 		source.Kind(placed, &v1alpha1.WhatsAppSession{}, &handler.TypedEnqueueRequestForObject[*v1alpha1.WhatsAppSession]{}),
-		source.Channel(a.again, &handler.EnqueueRequestForObject{}),
+		source.Channel(a.requeue, &handler.EnqueueRequestForObject{}),
 	}
 	for _, s := range sources {
 		if err := c.Watch(s); err != nil {
@@ -179,11 +182,11 @@ func (a *Agent) Reconcile(ctx context.Context, req reconcile.Request) (reconcile
 		return reconcile.Result{}, err
 	}
 	if obj != nil && obj.Status.Installation != a.o.Installation {
-		obj = nil // another's worker of the same name, or a status that came from elsewhere
+		obj = nil // another installation has a worker of the same name, or the status was copied from elsewhere
 	}
-	if obj == nil || !cached { // the cache has it no more: it cannot be behind
+	if obj == nil || !cached { // the cache no longer has the session, so it cannot show a stale one
 		a.mu.Lock()
-		delete(a.over, req.NamespacedName)
+		delete(a.lastKnown, req.NamespacedName)
 		a.mu.Unlock()
 	}
 	s := a.supervisor(req.NamespacedName, obj)
@@ -200,9 +203,9 @@ func (a *Agent) Reconcile(ctx context.Context, req reconcile.Request) (reconcile
 	return reconcile.Result{}, nil
 }
 
-// newest is the session as the cache, or where it has gone from it the API
-// server itself, knows it; nil: it does not exist. A session that is moved away
-// leaves the cache, and what its holder is to do then is in the API server alone.
+// newest reads the session from the cache, or from the API server if the cache
+// does not have it; nil: the session does not exist. A session that is moved away
+// leaves the cache, so its holder must read the API server to know what to do.
 func (a *Agent) newest(ctx context.Context, key types.NamespacedName) (obj *v1alpha1.WhatsAppSession, cached bool, err error) {
 	obj = &v1alpha1.WhatsAppSession{}
 	err = a.placed.Get(ctx, key, obj)
@@ -222,14 +225,15 @@ func (a *Agent) newest(ctx context.Context, key types.NamespacedName) (obj *v1al
 	return obj, false, nil
 }
 
-// supervisor finds the session's supervisor, or starts one where the session concerns this worker.
+// supervisor returns the session's supervisor. If there is none, it starts one if
+// the session is placed on this worker or held by it.
 func (a *Agent) supervisor(key types.NamespacedName, obj *v1alpha1.WhatsAppSession) *supervisor {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if s, ok := a.supervisors[key]; ok {
 		return s
 	}
-	if obj == nil || a.ended || obj.Status.Installation != a.o.Installation || a.isOver(key, obj) {
+	if obj == nil || a.ended || obj.Status.Installation != a.o.Installation || a.isStale(key, obj) {
 		return nil
 	}
 	heldHere := obj.Status.HeldBy == a.o.Worker
@@ -252,49 +256,49 @@ func (a *Agent) supervisor(key types.NamespacedName, obj *v1alpha1.WhatsAppSessi
 	a.supervisors[key] = s
 	ended := event.GenericEvent{Object: &v1alpha1.WhatsAppSession{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}}
 	a.running.Go(func() {
-		s.run(a.life)
+		s.run(a.supervisorCtx)
 		a.mu.Lock()
 		delete(a.supervisors, key)
 		if obj := s.machine.Object(); obj != nil {
-			a.over[key] = ending{uid: obj.UID, version: obj.ResourceVersion}
-			a.rememberPace(obj.UID, s.machine.Pace())
+			a.lastKnown[key] = objectVersion{uid: obj.UID, resourceVersion: obj.ResourceVersion}
+			a.keepPace(obj.UID, s.machine.Pace())
 		}
 		a.mu.Unlock()
-		// The name may stand for another object by now.
+		// Another object may have the name by now.
 		select {
-		case a.again <- ended:
-		case <-a.life.Done():
+		case a.requeue <- ended:
+		case <-a.supervisorCtx.Done():
 		}
 	})
 	return s
 }
 
-// ending is what the last supervisor of a session knew.
-type ending struct {
-	uid     types.UID
-	version string
+// objectVersion identifies one version of one object.
+type objectVersion struct {
+	uid             types.UID
+	resourceVersion string
 }
 
-// isOver reports whether a supervisor that has ended knew the object, or a newer
-// one: the cache may be behind the write by which it gave the session up. The
-// caller holds a.mu.
-func (a *Agent) isOver(key types.NamespacedName, obj *v1alpha1.WhatsAppSession) bool {
-	known, found := a.over[key]
+// isStale reports whether an ended supervisor of the session knew this object or
+// a newer one. The cache may not show yet the write by which it released the
+// session. The caller holds a.mu.
+func (a *Agent) isStale(key types.NamespacedName, obj *v1alpha1.WhatsAppSession) bool {
+	known, found := a.lastKnown[key]
 	if !found {
 		return false
 	}
 	if known.uid == obj.UID {
-		if order, err := resourceversion.CompareResourceVersion(obj.ResourceVersion, known.version); err == nil && order <= 0 {
+		if order, err := resourceversion.CompareResourceVersion(obj.ResourceVersion, known.resourceVersion); err == nil && order <= 0 {
 			return true
 		}
 	}
-	delete(a.over, key)
+	delete(a.lastKnown, key)
 	return false
 }
 
-// rememberPace keeps the pace of a session whose supervisor has ended, and
-// removes those that say nothing any more. The caller holds a.mu.
-func (a *Agent) rememberPace(uid types.UID, pace *session.Pace) {
+// keepPace keeps the pace of a session whose supervisor has ended, and removes
+// the paces that have expired. The caller holds a.mu.
+func (a *Agent) keepPace(uid types.UID, pace *session.Pace) {
 	now := a.o.Clock.Now()
 	for other, p := range a.paces {
 		if p.Forgotten(now) {
@@ -306,20 +310,21 @@ func (a *Agent) rememberPace(uid types.UID, pace *session.Pace) {
 	}
 }
 
-// nextStart names a supervisor: what an earlier one of the same process has
-// claimed is claimed anew, so that a cache that is behind cannot pass for a claim.
+// nextStart returns a unique name for a supervisor. A session that an earlier
+// supervisor of the same process claimed is claimed again, so a stale cache cannot
+// be mistaken for a confirmed claim.
 func (a *Agent) nextStart() string {
 	a.starts++
 	return a.o.Process + "-" + strconv.Itoa(a.starts)
 }
 
 // Start runs the agent until the process is asked to end, then hands every
-// session over and leaves. It returns earlier, without a hand-over, when ctx
-// ends or this worker must take itself for declared dead.
+// session over and ends the membership. It returns earlier, without a hand-over,
+// when ctx ends or when this worker must assume that it was declared dead.
 func (a *Agent) Start(ctx context.Context) error {
 	lease, endLease := context.WithCancel(context.WithoutCancel(ctx))
 	defer endLease()
-	a.running.Go(func() { a.fleet.run(a.life) })
+	a.running.Go(func() { a.fleet.run(a.supervisorCtx) })
 	ended := make(chan error, 1)
 	go func() {
 		ended <- a.o.Membership.Run(lease, a.join, a.load)
@@ -328,7 +333,7 @@ func (a *Agent) Start(ctx context.Context) error {
 
 	err := a.serve(ctx, ended)
 	released := false
-	if err == nil && a.Joined() { // before that nothing here is this process's to give up
+	if err == nil && a.Joined() { // a process that has not joined holds nothing that it may release
 		released = a.drain(ctx, ended)
 	}
 	a.finish()
@@ -336,102 +341,105 @@ func (a *Agent) Start(ctx context.Context) error {
 	for runErr := range ended {
 		err = cmp.Or(err, runErr)
 	}
-	if !released { // a restart in place takes the rest up; until then nobody may think them free
+	if !released { // a restart in place continues with them; until then they must not look free
 		return err
 	}
 	leave, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
 	defer cancel()
 	if leaveErr := a.o.Membership.Leave(leave); leaveErr != nil {
-		a.o.Log.Error(leaveErr, "Failed to remove the heartbeats; the other workers wait for their time-out")
+		a.o.Log.Error(leaveErr, "Failed to remove the heartbeats; the manager waits for their time-out")
 	}
 	return err
 }
 
-// finish ends what is left of the supervisors: their sockets are closed.
+// finish ends the remaining supervisors, which close their sockets.
 func (a *Agent) finish() {
 	a.mu.Lock()
 	a.ended = true
 	a.mu.Unlock()
-	a.end()
+	a.cancelSupervisors()
 	a.running.Wait()
 }
 
-// errLost ends the process: a restart in place begins anew.
+// errLost ends the process. After a restart in place it joins again.
 var errLost = errors.New("this worker must assume that it was declared dead: all its connections are closed")
 
-// serve refreshes the cache until the process is asked to end (nil), or cannot go on.
-func (a *Agent) serve(ctx context.Context, left <-chan error) error {
-	refresh, beat := a.o.Clock.NewTicker(delivery.CacheRefreshInterval), a.o.Clock.NewTicker(beatInterval)
+// serve refreshes the cache until the process is asked to end (nil), or cannot
+// continue. membershipEnded gets a value when Membership.Run has returned.
+func (a *Agent) serve(ctx context.Context, membershipEnded <-chan error) error {
+	refresh, tick := a.o.Clock.NewTicker(delivery.CacheRefreshInterval), a.o.Clock.NewTicker(loopInterval)
 	defer refresh.Stop()
-	defer beat.Stop()
-	memory := burst{}
-	refreshed := make(chan struct{}, 1) // holds a token while no refresh is under way
+	defer tick.Stop()
+	logins := loginBurst{}
+	refreshed := make(chan struct{}, 1) // has a value while no refresh is under way
 	refreshed <- struct{}{}
 	for {
-		a.beat.Store(a.o.Clock.Now().UnixNano())
+		a.lastRun.Store(a.o.Clock.Now().UnixNano())
 		select {
 		case <-a.o.Membership.Lost():
-			a.end() // at once: nothing else comes before the sockets
+			a.cancelSupervisors() // first of all, because it closes the sockets
 			return errLost
 		case <-a.o.Stop:
 			return nil
 		case <-ctx.Done():
 			return nil
-		case err := <-left:
-			a.end()
+		case err := <-membershipEnded:
+			a.cancelSupervisors()
 			if err == nil {
 				err = errors.New("the membership ended")
 			}
 			return err
-		case <-beat.C():
+		case <-tick.C():
 		case <-refresh.C():
 			select {
-			case <-refreshed: // beside the loop: a Redis that hangs must not keep it from hearing that the worker is lost
+			case <-refreshed: // in its own goroutine: a Redis that hangs must not delay the answer to Membership.Lost
 				a.running.Go(func() {
-					a.refresh(a.life)
+					a.refresh(a.supervisorCtx)
 					refreshed <- struct{}{}
 				})
-			default: // the one before is still under way
+			default: // the previous refresh is still under way
 			}
-			if memory.isOver(a.dials.Load()) {
+			if logins.ended(a.dials.Load()) {
 				debug.FreeOSMemory()
 			}
 		}
 	}
 }
 
-// Alive is the liveness check: the agent's loop runs. Sessions that fail never
-// make it fail.
+// Alive is the liveness check: it fails if the agent's loop has not run for
+// stuckTimeout. Sessions that fail never make it fail.
 func (a *Agent) Alive() error {
-	beat := a.beat.Load()
-	if silent := a.o.Clock.Now().Sub(time.Unix(0, beat)); beat != 0 && silent > stuckAfter {
+	lastRun := a.lastRun.Load()
+	if silent := a.o.Clock.Now().Sub(time.Unix(0, lastRun)); lastRun != 0 && silent > stuckTimeout {
 		return fmt.Errorf("the agent's loop has not run for %s", silent.Round(time.Second))
 	}
 	return nil
 }
 
-// burst tells when a burst of logins is over. A thousand logins leave garbage
-// of the size of all that the sessions keep, and an idle worker allocates so
-// little that it would hold on to it for minutes.
-type burst struct {
-	seen    int64
+// loginBurst detects the end of a burst of logins, after which memory is returned
+// to the system. A thousand logins leave as much garbage as all sessions keep in
+// memory, and an idle worker allocates so little that the garbage would stay for
+// minutes.
+type loginBurst struct {
+	dials   int64
 	running bool
 }
 
-// isOver is given the count of dials at each look, and is true once after those
-// in which it rose.
-func (b *burst) isOver(dials int64) bool {
-	rose := dials != b.seen
-	over := b.running && !rose
-	b.seen, b.running = dials, rose
-	return over
+// ended is called at each tick with the number of dials so far. It is true at the
+// first tick at which the number has not risen after it had risen.
+func (b *loginBurst) ended(dials int64) bool {
+	rose := dials != b.dials
+	ended := b.running && !rose
+	b.dials, b.running = dials, rose
+	return ended
 }
 
+// refresh writes the cache keys of all sessions again.
 func (a *Agent) refresh(ctx context.Context) {
 	var all []session.Publication
 	for _, s := range a.all() {
-		if snapshot := s.snapshot.Load(); snapshot != nil {
-			all = append(all, *snapshot)
+		if p := s.lastPublished.Load(); p != nil {
+			all = append(all, *p)
 		}
 	}
 	if len(all) == 0 {
@@ -440,7 +448,7 @@ func (a *Agent) refresh(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, delivery.CacheRefreshTimeout)
 	defer cancel()
 	if err := a.o.Publisher.Refresh(ctx, all); err != nil && ctx.Err() == nil {
-		a.o.Log.Error(err, "Failed to refresh the cache; it is tried again", "sessions", len(all))
+		a.o.Log.Error(err, "Failed to refresh the cache; trying again", "sessions", len(all))
 	}
 }
 
@@ -451,32 +459,33 @@ func (a *Agent) join() {
 		a.joined = true
 		close(a.ready)
 		if !a.ended {
-			a.running.Go(func() { a.takeStock(a.life) })
+			a.running.Go(func() { a.superviseHeldNotPlaced(a.supervisorCtx) })
 		}
 	}
 }
 
-// takeStock has what this worker holds but was not given released: a former
-// process's sessions that were moved while it was dead (docs/architecture.md, "Ownership").
-// What leaves this worker later leaves the cache, which tells; that it is looked
-// for again and again is for what a break of the watch has hidden.
-func (a *Agent) takeStock(ctx context.Context) {
-	fails := 0
+// superviseHeldNotPlaced starts supervisors, which release them, for the sessions
+// that this worker holds and that are placed elsewhere: sessions of a former process
+// that were moved while it was dead (docs/architecture.md, "Ownership"). A session
+// that is moved away later leaves the cache, which triggers a reconcile. The list is
+// repeated for moves that were missed while the watch was interrupted.
+func (a *Agent) superviseHeldNotPlaced(ctx context.Context) {
+	failures := 0
 	for {
-		wait := stockInterval
-		held, err := a.leftHeld(ctx)
+		wait := heldListInterval
+		held, err := a.heldNotPlaced(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return
 		case err != nil:
-			a.o.Log.Error(err, "Failed to list the sessions that this worker holds and that are placed elsewhere; it is tried again")
-			wait = pause(fails)
-			fails++
+			a.o.Log.Error(err, "Failed to list the sessions that this worker holds and that are placed elsewhere; trying again")
+			wait = pause(failures)
+			failures++
 		default:
-			fails = 0
+			failures = 0
 			a.supervise(held)
 			a.mu.Lock()
-			a.stocked = true
+			a.heldListed = true
 			a.mu.Unlock()
 		}
 		select {
@@ -487,17 +496,17 @@ func (a *Agent) takeStock(ctx context.Context) {
 	}
 }
 
-// leftHeld lists what this worker holds but was not given. The cache has what is
-// placed here before: of a session that is moved between the two looks, the
-// cache tells.
-func (a *Agent) leftHeld(ctx context.Context) ([]v1alpha1.WhatsAppSession, error) {
+// heldNotPlaced lists the sessions that this worker holds and that are placed
+// elsewhere. It first waits until the cache is filled: a session that is moved after
+// that leaves the cache, which triggers a reconcile.
+func (a *Agent) heldNotPlaced(ctx context.Context) ([]v1alpha1.WhatsAppSession, error) {
 	if err := a.placed.List(ctx, &v1alpha1.WhatsAppSessionList{}, client.Limit(1)); err != nil {
 		return nil, fmt.Errorf("waiting for the cache: %w", err)
 	}
 	return a.o.Sessions.HeldNotPlaced(ctx, a.o.Worker)
 }
 
-// Joined reports whether the worker may hold sessions; it is the readiness check.
+// Joined is the readiness check: it reports whether the worker may hold sessions.
 func (a *Agent) Joined() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -510,16 +519,17 @@ func (a *Agent) load() (sessions, tokens int) {
 	return len(a.supervisors), a.o.Limiter.Free()
 }
 
-// drain hands every session over: each is given up when the manager has named
-// its successor, or says that there is none. It reports whether nothing is held
-// any more. Without an answer for a while, or shortly before the grace ends,
-// everything is given up: the others then wait for nothing but the placement.
-func (a *Agent) drain(ctx context.Context, left <-chan error) (released bool) {
+// drain hands every session over: each is released when the manager has named its
+// successor, or that there is none. It reports whether this worker holds nothing
+// any more. Without an answer from the manager for answerTimeout, or shortly before
+// the grace period ends, it releases all sessions, so that other workers can claim
+// them as soon as they are placed.
+func (a *Agent) drain(ctx context.Context, membershipEnded <-chan error) (released bool) {
 	a.mu.Lock()
 	a.draining = true
 	a.mu.Unlock()
 	if err := a.o.Membership.Drain(ctx); err != nil {
-		a.o.Log.Error(err, "Failed to mark the lease as draining at once; the next renewal does it")
+		a.o.Log.Error(err, "Failed to mark the lease as draining; the next renewal tries again")
 	}
 	if !a.superviseHeld(ctx) {
 		return false
@@ -535,15 +545,15 @@ func (a *Agent) drain(ctx context.Context, left <-chan error) (released bool) {
 	defer ticker.Stop()
 	for {
 		now := a.o.Clock.Now()
-		a.beat.Store(now.UnixNano())
-		stocked := a.tookStock() // before all: what was found is among them
+		a.lastRun.Store(now.UnixNano())
+		heldListed := a.hasListedHeld() // read before all, which then includes the sessions of that list
 		all := a.all()
 		switch {
-		case len(all) == 0 && (evicted || stocked):
-			return stocked // or a former process's sessions may still be held
+		case len(all) == 0 && (evicted || heldListed):
+			return heldListed // without the list, sessions of a former process may still be held
 		case !now.Before(begun.Add(a.o.DrainTimeout)):
 			for _, s := range all {
-				a.o.Log.Info("Failed to give up the session in time; its socket is closed and a restart takes it up", "session", s.key.Name, "namespace", s.key.Namespace)
+				a.o.Log.Info("Failed to release the session in time; closing its socket, a restart continues with it", "session", s.key.Name, "namespace", s.key.Namespace)
 			}
 			return false
 		case evicted:
@@ -552,8 +562,8 @@ func (a *Agent) drain(ctx context.Context, left <-chan error) (released bool) {
 			a.mu.Lock()
 			a.evicting = true
 			a.mu.Unlock()
-			a.o.Log.Info("Giving up all sessions without waiting for their successors", "sessions", len(all))
-			for _, s := range a.all() { // also those that have come since
+			a.o.Log.Info("Releasing all sessions without waiting for their successors", "sessions", len(all))
+			for _, s := range a.all() { // read again: some may have been started since
 				s.post(func() { s.step(session.Evict{}) })
 			}
 		case len(all) != remaining:
@@ -563,22 +573,22 @@ func (a *Agent) drain(ctx context.Context, left <-chan error) (released bool) {
 		case <-ticker.C():
 		case <-a.o.Membership.Lost():
 			return false
-		case err := <-left: // nothing is renewed any more
-			a.o.Log.Error(err, "Lost the membership while the sessions were handed over")
+		case err := <-membershipEnded: // the heartbeats are no longer renewed
+			a.o.Log.Error(err, "Lost the membership while handing over the sessions")
 			return false
 		}
 	}
 }
 
-// tookStock reports whether it is known what a former process left.
-func (a *Agent) tookStock() bool {
+// hasListedHeld reports whether the sessions that a former process held were listed.
+func (a *Agent) hasListedHeld() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.stocked
+	return a.heldListed
 }
 
-// superviseHeld starts a supervisor for what this worker holds and nobody has
-// looked at yet: a former process's sessions are given up, too.
+// superviseHeld starts supervisors for the sessions in the cache that this worker
+// holds and that have none yet: the sessions of a former process are released, too.
 func (a *Agent) superviseHeld(ctx context.Context) bool {
 	var placed v1alpha1.WhatsAppSessionList
 	if err := a.placed.List(ctx, &placed); err != nil {
@@ -589,7 +599,7 @@ func (a *Agent) superviseHeld(ctx context.Context) bool {
 	return true
 }
 
-// supervise shows the sessions to their supervisors.
+// supervise gives the objects to the supervisors of their sessions.
 func (a *Agent) supervise(sessions []v1alpha1.WhatsAppSession) {
 	for i := range sessions {
 		obj := &sessions[i]
@@ -599,7 +609,7 @@ func (a *Agent) supervise(sessions []v1alpha1.WhatsAppSession) {
 	}
 }
 
-// PublishAgain has the state of every session published again: Redis forgot it.
+// PublishAgain publishes the state of every session again, after Redis lost its data.
 func (a *Agent) PublishAgain() {
 	for _, s := range a.all() {
 		s.post(func() { s.step(session.PublishAgain{}) })
@@ -617,6 +627,7 @@ func (a *Agent) Phases() map[v1alpha1.Phase]int {
 	return counts
 }
 
+// all returns the supervisors that are running.
 func (a *Agent) all() []*supervisor {
 	a.mu.Lock()
 	defer a.mu.Unlock()

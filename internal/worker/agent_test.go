@@ -19,59 +19,60 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 )
 
-func TestTheEndOfABurst(t *testing.T) {
+func TestTheEndOfABurstOfLogins(t *testing.T) {
 	g := NewWithT(t)
-	b := burst{}
-	looks := []struct {
+	b := loginBurst{}
+	ticks := []struct {
 		dials int64
-		over  bool
+		ended bool
 	}{{0, false}, {0, false}, {900, false}, {1000, false}, {1000, true}, {1000, false}, {1001, false}, {1001, true}}
-	for i, look := range looks {
-		g.Expect(b.isOver(look.dials)).To(Equal(look.over), "look %d", i)
+	for i, tick := range ticks {
+		g.Expect(b.ended(tick.dials)).To(Equal(tick.ended), "tick %d", i)
 	}
 }
 
-// shown is a world as an agent's cache shows it: only what is placed on the worker.
-type shown struct{ *world }
+// placedCache is the agent's cache: it has only the sessions that are placed on the worker.
+type placedCache struct{ *environment }
 
-func (s shown) Get(_ context.Context, _ client.ObjectKey, into client.Object, _ ...client.GetOption) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.obj == nil || s.obj.Status.Worker != me {
+func (c placedCache) Get(_ context.Context, _ client.ObjectKey, into client.Object, _ ...client.GetOption) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.obj == nil || c.obj.Status.Worker != me {
 		return apierrors.NewNotFound(schema.GroupResource{}, "shop")
 	}
-	s.obj.DeepCopyInto(into.(*v1alpha1.WhatsAppSession))
+	c.obj.DeepCopyInto(into.(*v1alpha1.WhatsAppSession))
 	return nil
 }
 
-func (s shown) List(_ context.Context, into client.ObjectList, _ ...client.ListOption) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+func (c placedCache) List(_ context.Context, into client.ObjectList, _ ...client.ListOption) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	list := into.(*v1alpha1.WhatsAppSessionList)
-	if s.obj != nil && s.obj.Status.HeldBy == me {
-		list.Items = append(list.Items, *s.obj.DeepCopy())
+	if c.obj != nil && c.obj.Status.HeldBy == me {
+		list.Items = append(list.Items, *c.obj.DeepCopy())
 	}
 	return nil
 }
 
-// membership joins at once, unless it waits for another incarnation.
+// membership is a fake Membership. It joins at once, unless neverJoins is set.
 type membership struct {
-	lost     chan struct{}
-	waits    bool
-	taken    chan error
+	lost       chan struct{}
+	neverJoins bool
+	// ends gets the error with which Run ends.
+	ends     chan error
 	mu       sync.Mutex
 	draining bool
 	left     bool
 }
 
 func (m *membership) Run(ctx context.Context, joined func(), _ func() (int, int)) error {
-	if !m.waits {
+	if !m.neverJoins {
 		joined()
 	}
 	select {
 	case <-ctx.Done():
 		return nil
-	case err := <-m.taken:
+	case err := <-m.ends:
 		return err
 	}
 }
@@ -92,18 +93,19 @@ func (m *membership) Leave(context.Context) error {
 	return nil
 }
 
-func (m *membership) is(what *bool) func() bool {
+// isSet returns a function that reads a field under the lock.
+func (m *membership) isSet(field *bool) func() bool {
 	return func() bool {
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		return *what
+		return *field
 	}
 }
 
-// workplace is an agent with one session, which is connected.
-type workplace struct {
+// agentTest is an agent with one session, a fake environment and a fake clock.
+type agentTest struct {
 	*WithT
-	*world
+	*environment
 	agent      *Agent
 	membership *membership
 	clock      *clocktesting.FakeClock
@@ -111,54 +113,55 @@ type workplace struct {
 	ended      chan error
 }
 
-func newWorkplace(t *testing.T) *workplace {
-	p := prepare(t, newSession())
-	p.begin(t)
-	p.Eventually(func() string { p.look(); return p.status().HeldBy }).Should(Equal(me))
-	p.Eventually(func() func(session.Event) {
-		p.look()
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		return p.events
+// newConnectedAgentTest starts an agent and connects its session.
+func newConnectedAgentTest(t *testing.T) *agentTest {
+	at := newAgentTest(t, newSession())
+	at.start(t)
+	at.Eventually(func() string { at.reconcile(); return at.status().HeldBy }).Should(Equal(me))
+	at.Eventually(func() func(session.Event) {
+		at.reconcile()
+		at.mu.Lock()
+		defer at.mu.Unlock()
+		return at.events
 	}).ShouldNot(BeNil())
-	p.mu.Lock()
-	events := p.events
-	p.mu.Unlock()
+	at.mu.Lock()
+	events := at.events
+	at.mu.Unlock()
 	events(session.Event{Type: session.EventConnected, JID: jid, PhoneNumber: phone})
-	p.Eventually(func() v1alpha1.Phase { return p.status().Phase }).Should(Equal(v1alpha1.PhaseConnected))
-	return p
+	at.Eventually(func() v1alpha1.Phase { return at.status().Phase }).Should(Equal(v1alpha1.PhaseConnected))
+	return at
 }
 
-// prepare makes an agent that is not started yet.
-func prepare(t *testing.T, obj *v1alpha1.WhatsAppSession) *workplace {
-	p := &workplace{
-		WithT: NewWithT(t), world: &world{obj: obj, device: account{jid: jid, phone: phone}, version: 1},
-		membership: &membership{lost: make(chan struct{}), taken: make(chan error, 1)}, clock: clocktesting.NewFakeClock(noon), ended: make(chan error, 1),
+// newAgentTest returns an agent that is not started yet.
+func newAgentTest(t *testing.T, obj *v1alpha1.WhatsAppSession) *agentTest {
+	at := &agentTest{
+		WithT: NewWithT(t), environment: &environment{obj: obj, device: account{jid: jid, phone: phone}, version: 1},
+		membership: &membership{lost: make(chan struct{}), ends: make(chan error, 1)}, clock: clocktesting.NewFakeClock(noon), ended: make(chan error, 1),
 	}
 	stop := make(chan struct{})
-	p.stop = sync.OnceFunc(func() { close(stop) })
-	p.agent = NewAgent(Options{
-		Worker: me, Process: process, Stop: stop, DrainTimeout: time.Minute, Membership: p.membership,
-		Sessions: p.world, Accounts: p.world, Proxies: p.world, Publisher: p.world, Limiter: p.world, Events: p.world,
-		Clock: p.clock, Log: testr.New(t),
-	}, shown{p.world})
-	return p
+	at.stop = sync.OnceFunc(func() { close(stop) })
+	at.agent = NewAgent(Options{
+		Worker: me, Process: process, Stop: stop, DrainTimeout: time.Minute, Membership: at.membership,
+		Sessions: at.environment, Accounts: at.environment, Proxies: at.environment, Publisher: at.environment, Limiter: at.environment, Events: at.environment,
+		Clock: at.clock, Log: testr.New(t),
+	}, placedCache{at.environment})
+	return at
 }
 
-// begin starts the agent; it ends with the test.
-func (p *workplace) begin(t *testing.T) {
+// start starts the agent; it ends with the test.
+func (at *agentTest) start(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() {
-		p.ended <- p.agent.Start(ctx)
-		close(p.ended)
+		at.ended <- at.agent.Start(ctx)
+		close(at.ended)
 	}()
 	t.Cleanup(func() {
 		cancel()
-		p.stop()
-		p.Eventually(func() bool {
-			p.clock.Step(time.Second)
+		at.stop()
+		at.Eventually(func() bool {
+			at.clock.Step(time.Second)
 			select {
-			case _, open := <-p.ended:
+			case _, open := <-at.ended:
 				return !open
 			default:
 				return false
@@ -168,224 +171,229 @@ func (p *workplace) begin(t *testing.T) {
 	})
 }
 
-// look has the agent look at the session as a watch would.
-func (p *workplace) look() {
-	_, err := p.agent.Reconcile(context.Background(), reconcile.Request{NamespacedName: client.ObjectKeyFromObject(newSession())})
-	p.Expect(err).NotTo(HaveOccurred())
+// reconcile makes the agent reconcile the session, as a watch does.
+func (at *agentTest) reconcile() {
+	_, err := at.agent.Reconcile(context.Background(), reconcile.Request{NamespacedName: client.ObjectKeyFromObject(newSession())})
+	at.Expect(err).NotTo(HaveOccurred())
 }
 
-func (p *workplace) status() v1alpha1.WhatsAppSessionStatus {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return *p.obj.Status.DeepCopy()
+func (at *agentTest) status() v1alpha1.WhatsAppSessionStatus {
+	at.mu.Lock()
+	defer at.mu.Unlock()
+	return *at.obj.Status.DeepCopy()
 }
 
-func (p *workplace) sockets() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.open
+func (at *agentTest) sockets() int {
+	at.mu.Lock()
+	defer at.mu.Unlock()
+	return at.openSockets
 }
 
-func (p *workplace) place(worker string) {
-	p.locked(func() {
-		p.obj = p.obj.DeepCopy()
-		p.obj.Status.Worker = worker
-		p.obj.Status.Epoch++
-		p.bump()
+// place places the session on a worker, with a higher epoch.
+func (at *agentTest) place(worker string) {
+	at.locked(func() {
+		at.obj = at.obj.DeepCopy()
+		at.obj.Status.Worker = worker
+		at.obj.Status.Epoch++
+		at.raiseVersion()
 	})
-	p.look()
+	at.reconcile()
 }
 
 func TestADrainWaitsForTheSuccessor(t *testing.T) {
-	p := newWorkplace(t)
-	p.stop()
-	p.Eventually(p.membership.is(&p.membership.draining)).Should(BeTrue())
+	at := newConnectedAgentTest(t)
+	at.stop()
+	at.Eventually(at.membership.isSet(&at.membership.draining)).Should(BeTrue())
 	for range 20 {
-		p.clock.Step(time.Second)
+		at.clock.Step(time.Second)
 	}
-	p.Expect(p.status().HeldBy).To(Equal(me), "nobody can take it yet")
-	p.Expect(p.sockets()).To(Equal(1))
+	at.Expect(at.status().HeldBy).To(Equal(me), "no successor is named yet")
+	at.Expect(at.sockets()).To(Equal(1))
 
-	p.place("worker-b")
-	p.Eventually(func() string { p.clock.Step(time.Second); return p.status().HeldBy }).Should(BeEmpty())
-	p.Eventually(func() bool { p.look(); p.clock.Step(time.Second); return p.membership.is(&p.membership.left)() }).Should(BeTrue())
-	p.Expect(p.ended).To(Receive(BeNil()))
-	p.Expect(p.sockets()).To(BeZero())
+	at.place("worker-b")
+	at.Eventually(func() string { at.clock.Step(time.Second); return at.status().HeldBy }).Should(BeEmpty())
+	at.Eventually(func() bool {
+		at.reconcile()
+		at.clock.Step(time.Second)
+		return at.membership.isSet(&at.membership.left)()
+	}).Should(BeTrue())
+	at.Expect(at.ended).To(Receive(BeNil()))
+	at.Expect(at.sockets()).To(BeZero())
 }
 
-func TestADrainThatNobodyAnswersGivesUpEverything(t *testing.T) {
-	p := newWorkplace(t)
-	p.stop()
-	p.Eventually(p.membership.is(&p.membership.draining)).Should(BeTrue())
-	begun := p.clock.Now()
-	p.Eventually(func() string { p.look(); p.clock.Step(time.Second); return p.status().HeldBy }).Should(BeEmpty())
-	p.Expect(p.clock.Since(begun)).To(BeNumerically(">=", answerTimeout))
-	p.Eventually(p.membership.is(&p.membership.left)).Should(BeTrue())
+func TestADrainWithoutAnAnswerReleasesAllSessions(t *testing.T) {
+	at := newConnectedAgentTest(t)
+	at.stop()
+	at.Eventually(at.membership.isSet(&at.membership.draining)).Should(BeTrue())
+	begun := at.clock.Now()
+	at.Eventually(func() string { at.reconcile(); at.clock.Step(time.Second); return at.status().HeldBy }).Should(BeEmpty())
+	at.Expect(at.clock.Since(begun)).To(BeNumerically(">=", answerTimeout))
+	at.Eventually(at.membership.isSet(&at.membership.left)).Should(BeTrue())
 }
 
-func TestADrainThatCannotReleaseLeavesItsHeartbeats(t *testing.T) {
-	p := newWorkplace(t)
-	p.locked(func() { p.apiDown = true })
-	p.stop()
-	p.Eventually(func() bool {
-		p.clock.Step(time.Second)
-		return len(p.ended) > 0
+func TestADrainThatCannotReleaseKeepsItsHeartbeats(t *testing.T) {
+	at := newConnectedAgentTest(t)
+	at.locked(func() { at.apiDown = true })
+	at.stop()
+	at.Eventually(func() bool {
+		at.clock.Step(time.Second)
+		return len(at.ended) > 0
 	}).WithTimeout(10 * time.Second).Should(BeTrue())
-	p.Expect(p.ended).To(Receive(BeNil()))
-	p.Expect(p.membership.is(&p.membership.left)()).To(BeFalse(), "what it holds is not free: the others wait for its silence")
-	p.Expect(p.sockets()).To(BeZero())
-	p.Expect(p.status().HeldBy).To(Equal(me))
+	at.Expect(at.ended).To(Receive(BeNil()))
+	at.Expect(at.membership.isSet(&at.membership.left)()).To(BeFalse(), "it still holds the session, so the manager must wait for the time-out of its heartbeats")
+	at.Expect(at.sockets()).To(BeZero())
+	at.Expect(at.status().HeldBy).To(Equal(me))
 }
 
-func TestAWorkerThatLosesItsRightClosesEverythingAtOnce(t *testing.T) {
+func TestAWorkerThatIsDeclaredDeadClosesAllConnectionsAtOnce(t *testing.T) {
 	for _, draining := range []bool{false, true} {
-		p := newWorkplace(t)
+		at := newConnectedAgentTest(t)
 		if draining {
-			p.stop()
-			p.Eventually(p.membership.is(&p.membership.draining)).Should(BeTrue())
+			at.stop()
+			at.Eventually(at.membership.isSet(&at.membership.draining)).Should(BeTrue())
 		}
-		close(p.membership.lost)
-		p.Eventually(p.sockets).Should(BeZero())
-		p.Eventually(p.ended).Should(Receive())
-		p.Expect(p.membership.is(&p.membership.left)()).To(BeFalse())
-		p.Expect(p.status().HeldBy).To(Equal(me), "whoever declares it dead takes it")
+		close(at.membership.lost)
+		at.Eventually(at.sockets).Should(BeZero())
+		at.Eventually(at.ended).Should(Receive())
+		at.Expect(at.membership.isSet(&at.membership.left)()).To(BeFalse())
+		at.Expect(at.status().HeldBy).To(Equal(me), "the manager clears heldBy when it declares the worker dead")
 	}
 }
 
-// TestWhoHasNotJoinedReleasesNothing: what another incarnation of the name holds is not
-// this process's to give up.
-func TestWhoHasNotJoinedReleasesNothing(t *testing.T) {
-	p := prepare(t, newSession(func(s *v1alpha1.WhatsAppSession) { s.Status.HeldBy, s.Status.HolderStart = me, "theirs" }))
-	p.membership.waits = true
-	p.begin(t)
-	p.stop()
-	p.Eventually(func() bool { p.clock.Step(time.Second); return len(p.ended) > 0 }).Should(BeTrue())
-	p.Expect(p.status().HeldBy).To(Equal(me))
-	p.Expect(p.membership.is(&p.membership.left)()).To(BeFalse())
+// A process that has not joined must not release what another incarnation of the same
+// name holds.
+func TestAProcessThatHasNotJoinedReleasesNothing(t *testing.T) {
+	at := newAgentTest(t, newSession(func(s *v1alpha1.WhatsAppSession) { s.Status.HeldBy, s.Status.HolderStart = me, "theirs" }))
+	at.membership.neverJoins = true
+	at.start(t)
+	at.stop()
+	at.Eventually(func() bool { at.clock.Step(time.Second); return len(at.ended) > 0 }).Should(BeTrue())
+	at.Expect(at.status().HeldBy).To(Equal(me))
+	at.Expect(at.membership.isSet(&at.membership.left)()).To(BeFalse())
 }
 
 func TestADrainDoesNotWaitForRedis(t *testing.T) {
-	p := newWorkplace(t)
-	p.locked(func() { p.redisDown = true })
-	p.stop()
-	p.Eventually(p.membership.is(&p.membership.draining)).Should(BeTrue())
-	begun := p.clock.Now()
-	p.place("worker-b")
-	p.Eventually(func() bool {
-		p.look()
-		p.clock.Step(100 * time.Millisecond)
-		return p.membership.is(&p.membership.left)()
+	at := newConnectedAgentTest(t)
+	at.locked(func() { at.redisDown = true })
+	at.stop()
+	at.Eventually(at.membership.isSet(&at.membership.draining)).Should(BeTrue())
+	begun := at.clock.Now()
+	at.place("worker-b")
+	at.Eventually(func() bool {
+		at.reconcile()
+		at.clock.Step(100 * time.Millisecond)
+		return at.membership.isSet(&at.membership.left)()
 	}).Should(BeTrue())
-	p.Expect(p.clock.Since(begun)).To(BeNumerically("<", answerTimeout))
+	at.Expect(at.clock.Since(begun)).To(BeNumerically("<", answerTimeout))
 }
 
 func TestADrainEndsWithTheMembership(t *testing.T) {
-	p := newWorkplace(t)
-	p.stop()
-	p.Eventually(p.membership.is(&p.membership.draining)).Should(BeTrue())
-	p.membership.taken <- errDown
-	p.Eventually(p.sockets).Should(BeZero())
-	p.Eventually(func() int { return len(p.ended) }).Should(Equal(1))
-	p.Expect(p.membership.is(&p.membership.left)()).To(BeFalse())
+	at := newConnectedAgentTest(t)
+	at.stop()
+	at.Eventually(at.membership.isSet(&at.membership.draining)).Should(BeTrue())
+	at.membership.ends <- errDown
+	at.Eventually(at.sockets).Should(BeZero())
+	at.Eventually(func() int { return len(at.ended) }).Should(Equal(1))
+	at.Expect(at.membership.isSet(&at.membership.left)()).To(BeFalse())
 }
 
-// TestAnothersWorkerOfTheSameName leaves alone what another installation manages.
-func TestAnothersWorkerOfTheSameName(t *testing.T) {
-	p := prepare(t, newSession(func(s *v1alpha1.WhatsAppSession) {
+// Another installation may have a worker of the same name.
+func TestSessionsOfAnotherInstallationAreLeftAlone(t *testing.T) {
+	at := newAgentTest(t, newSession(func(s *v1alpha1.WhatsAppSession) {
 		s.Status.Installation, s.Status.HeldBy, s.Status.HolderStart = "elsewhere", me, "theirs"
 	}))
-	p.begin(t)
-	p.Eventually(p.agent.Joined).Should(BeTrue())
-	p.look()
-	p.Consistently(func() string { p.clock.Step(time.Second); return p.status().HolderStart }, "200ms").Should(Equal("theirs"))
-	p.stop()
-	p.Eventually(func() bool { p.clock.Step(time.Second); return len(p.ended) > 0 }).Should(BeTrue())
-	p.Expect(p.status().HeldBy).To(Equal(me))
+	at.start(t)
+	at.Eventually(at.agent.Joined).Should(BeTrue())
+	at.reconcile()
+	at.Consistently(func() string { at.clock.Step(time.Second); return at.status().HolderStart }, "200ms").Should(Equal("theirs"))
+	at.stop()
+	at.Eventually(func() bool { at.clock.Step(time.Second); return len(at.ended) > 0 }).Should(BeTrue())
+	at.Expect(at.status().HeldBy).To(Equal(me))
 }
 
-// TestASupervisorThatHasEndedKnowsBetterThanTheCache, which is behind its last write.
-func TestASupervisorThatHasEndedKnowsBetterThanTheCache(t *testing.T) {
-	p := newWorkplace(t)
-	p.mu.Lock()
-	old := p.obj.DeepCopy()
-	p.mu.Unlock()
-	p.place("worker-b")
-	p.Eventually(func() string { p.clock.Step(100 * time.Millisecond); return p.status().HeldBy }).Should(BeEmpty())
+// The cache may not show yet the last write of a supervisor that has ended.
+func TestAStaleCacheStartsNoSupervisor(t *testing.T) {
+	at := newConnectedAgentTest(t)
+	at.mu.Lock()
+	old := at.obj.DeepCopy()
+	at.mu.Unlock()
+	at.place("worker-b")
+	at.Eventually(func() string { at.clock.Step(100 * time.Millisecond); return at.status().HeldBy }).Should(BeEmpty())
 	key := client.ObjectKeyFromObject(old)
-	p.Eventually(func() int { return len(p.agent.all()) }).Should(BeZero())
-	p.Expect(p.agent.supervisor(key, old)).To(BeNil())
+	at.Eventually(func() int { return len(at.agent.all()) }).Should(BeZero())
+	at.Expect(at.agent.supervisor(key, old)).To(BeNil())
 
-	t.Log("but not better than what comes after it")
-	p.place(me)
-	p.Eventually(func() string { p.look(); return p.status().HeldBy }).Should(Equal(me))
+	t.Log("a newer object starts one")
+	at.place(me)
+	at.Eventually(func() string { at.reconcile(); return at.status().HeldBy }).Should(Equal(me))
 }
 
-// What an agent remembers of sessions that have left does not grow for ever.
-func TestASessionThatHasLeftIsForgotten(t *testing.T) {
-	p := newWorkplace(t)
-	p.place("worker-b")
-	p.Eventually(func() string { p.clock.Step(100 * time.Millisecond); return p.status().HeldBy }).Should(BeEmpty())
-	p.Eventually(func() int { return len(p.agent.all()) }).Should(BeZero())
-	remembered := func() (over, paces int) {
-		p.agent.mu.Lock()
-		defer p.agent.mu.Unlock()
-		return len(p.agent.over), len(p.agent.paces)
+// What an agent keeps of sessions that have left does not grow forever.
+func TestTheStateOfASessionThatHasLeftIsRemoved(t *testing.T) {
+	at := newConnectedAgentTest(t)
+	at.place("worker-b")
+	at.Eventually(func() string { at.clock.Step(100 * time.Millisecond); return at.status().HeldBy }).Should(BeEmpty())
+	at.Eventually(func() int { return len(at.agent.all()) }).Should(BeZero())
+	kept := func() (lastKnown, paces int) {
+		at.agent.mu.Lock()
+		defer at.agent.mu.Unlock()
+		return len(at.agent.lastKnown), len(at.agent.paces)
 	}
-	p.Eventually(func() int { p.look(); over, _ := remembered(); return over }).Should(BeZero())
+	at.Eventually(func() int { at.reconcile(); lastKnown, _ := kept(); return lastKnown }).Should(BeZero())
 
-	_, paces := remembered()
-	p.Expect(paces).To(Equal(1), "it may come back")
-	p.clock.Step(time.Hour)
-	p.agent.mu.Lock()
-	p.agent.rememberPace("another", &session.Pace{})
-	p.agent.mu.Unlock()
-	_, paces = remembered()
-	p.Expect(paces).To(BeZero())
+	_, paces := kept()
+	at.Expect(paces).To(Equal(1), "the session may return")
+	at.clock.Step(time.Hour)
+	at.agent.mu.Lock()
+	at.agent.keepPace("another", &session.Pace{})
+	at.agent.mu.Unlock()
+	_, paces = kept()
+	at.Expect(paces).To(BeZero())
 }
 
-// prepareLeft is an agent that cannot ask yet what a former process held: a
-// session that was moved while that was dead.
-func prepareLeft(t *testing.T) *workplace {
-	p := prepare(t, newSession(func(s *v1alpha1.WhatsAppSession) {
+// newAgentTestWithFormerHold starts an agent whose former process held a session that
+// was moved while the process was dead. The API server cannot be reached yet.
+func newAgentTestWithFormerHold(t *testing.T) *agentTest {
+	at := newAgentTest(t, newSession(func(s *v1alpha1.WhatsAppSession) {
 		s.Status.Worker, s.Status.HeldBy, s.Status.HolderStart = "worker-b", me, "before"
 	}))
-	p.apiDown = true
-	p.begin(t)
-	p.Eventually(p.agent.Joined).Should(BeTrue())
-	return p
+	at.apiDown = true
+	at.start(t)
+	at.Eventually(at.agent.Joined).Should(BeTrue())
+	return at
 }
 
-// TestWhatAFormerProcessHeldIsReleased: the session was moved while the process was dead, so
-// no cache of what is placed here shows it.
-func TestWhatAFormerProcessHeldIsReleased(t *testing.T) {
-	p := prepareLeft(t)
-	p.Eventually(p.clock.HasWaiters).Should(BeTrue())
-	p.Expect(p.status().HeldBy).To(Equal(me))
-	p.locked(func() { p.apiDown = false })
-	p.Eventually(func() string { p.clock.Step(time.Second); return p.status().HeldBy }).Should(BeEmpty())
-	p.Expect(p.sockets()).To(BeZero())
+// The session was moved while the former process was dead, so the cache of the sessions
+// that are placed here does not have it.
+func TestASessionThatAFormerProcessHeldIsReleased(t *testing.T) {
+	at := newAgentTestWithFormerHold(t)
+	at.Eventually(at.clock.HasWaiters).Should(BeTrue())
+	at.Expect(at.status().HeldBy).To(Equal(me))
+	at.locked(func() { at.apiDown = false })
+	at.Eventually(func() string { at.clock.Step(time.Second); return at.status().HeldBy }).Should(BeEmpty())
+	at.Expect(at.sockets()).To(BeZero())
 }
 
-// TestADrainThatDoesNotKnowWhatIsLeftKeepsItsHeartbeats: a former process's session may still
-// be held in this worker's name, and only its silence makes it free.
-func TestADrainThatDoesNotKnowWhatIsLeftKeepsItsHeartbeats(t *testing.T) {
-	p := prepareLeft(t)
-	p.stop()
-	p.Eventually(func() bool { p.clock.Step(time.Second); return len(p.ended) > 0 }).Should(BeTrue())
-	p.Expect(p.membership.is(&p.membership.left)()).To(BeFalse())
-	p.Expect(p.status().HeldBy).To(Equal(me))
+// This worker may still hold a session of a former process. It becomes free only when the
+// heartbeats time out.
+func TestADrainThatCouldNotListTheHeldSessionsKeepsItsHeartbeats(t *testing.T) {
+	at := newAgentTestWithFormerHold(t)
+	at.stop()
+	at.Eventually(func() bool { at.clock.Step(time.Second); return len(at.ended) > 0 }).Should(BeTrue())
+	at.Expect(at.membership.isSet(&at.membership.left)()).To(BeFalse())
+	at.Expect(at.status().HeldBy).To(Equal(me))
 }
 
 func TestLiveness(t *testing.T) {
-	p := newWorkplace(t)
-	p.Expect(p.agent.Alive()).To(Succeed())
-	for range 100 { // it goes round as time passes
-		p.clock.Step(beatInterval)
-		p.Eventually(p.agent.Alive).Should(Succeed())
+	at := newConnectedAgentTest(t)
+	at.Expect(at.agent.Alive()).To(Succeed())
+	for range 100 { // the loop runs while time passes
+		at.clock.Step(loopInterval)
+		at.Eventually(at.agent.Alive).Should(Succeed())
 	}
-	p.Eventually(func() error {
-		p.agent.beat.Store(p.clock.Now().Add(-2 * stuckAfter).UnixNano())
-		return p.agent.Alive()
+	at.Eventually(func() error {
+		at.agent.lastRun.Store(at.clock.Now().Add(-2 * stuckTimeout).UnixNano())
+		return at.agent.Alive()
 	}).
 		Should(MatchError(ContainSubstring("has not run for")))
 }

@@ -24,7 +24,7 @@ func TestBreaker(t *testing.T) {
 	refused := func(uids ...types.UID) func(b *versionBreaker) {
 		return func(b *versionBreaker) {
 			for i, uid := range uids {
-				b.outdated(uid, 100, noon.Add(time.Duration(i)*time.Second))
+				b.onRefused(uid, 100, noon.Add(time.Duration(i)*time.Second))
 			}
 		}
 	}
@@ -33,69 +33,69 @@ func TestBreaker(t *testing.T) {
 		name  string
 		steps []func(b *versionBreaker)
 		state breakerState
-		// admits are the sessions that may connect then.
+		// admits are the sessions that may connect after the steps, holds those that may not.
 		admits, holds []types.UID
 	}{
 		{name: "nothing happened", state: breakerClosed, admits: []types.UID{"a", "b"}},
-		{name: "two were refused", steps: []func(*versionBreaker){refused("a", "b")}, state: breakerClosed, admits: []types.UID{"a", "c"}},
-		{name: "one was refused three times", steps: []func(*versionBreaker){refused("a", "a", "a")}, state: breakerClosed, admits: []types.UID{"a"}},
+		{name: "two sessions were refused", steps: []func(*versionBreaker){refused("a", "b")}, state: breakerClosed, admits: []types.UID{"a", "c"}},
+		{name: "one session was refused three times", steps: []func(*versionBreaker){refused("a", "a", "a")}, state: breakerClosed, admits: []types.UID{"a"}},
 		{
-			name: "three were refused, over a long time",
+			name: "three sessions were refused, but not within a minute",
 			steps: []func(*versionBreaker){refused("a", "b"), func(b *versionBreaker) {
-				b.outdated("c", 100, noon.Add(DefaultOutdatedWithin+2*time.Second))
+				b.onRefused("c", 100, noon.Add(DefaultOutdatedWithin+2*time.Second))
 			}},
 			state: breakerClosed, admits: []types.UID{"a"},
 		},
 		{
-			name:  "three were refused within a minute: all are held back",
+			name:  "three sessions were refused within a minute: all are held back",
 			steps: []func(*versionBreaker){refused("a", "b", "c")}, state: breakerRefreshing, holds: []types.UID{"a", "d"},
 		},
 		{
-			name:  "a worker with two sessions needs two",
-			steps: []func(*versionBreaker){func(b *versionBreaker) { b.outdated("a", 2, noon); b.outdated("b", 2, noon) }},
+			name:  "two sessions were refused on a worker with two",
+			steps: []func(*versionBreaker){func(b *versionBreaker) { b.onRefused("a", 2, noon); b.onRefused("b", 2, noon) }},
 			state: breakerRefreshing, holds: []types.UID{"a"},
 		},
 		{
-			name:  "the version was refreshed: the first who asks may try, alone",
-			steps: []func(*versionBreaker){refused("a", "b", "c"), (*versionBreaker).refreshed, admitted("x")},
+			name:  "the version was refreshed: only the first session that asks may connect",
+			steps: []func(*versionBreaker){refused("a", "b", "c"), (*versionBreaker).onRefreshed, admitted("x")},
 			state: breakerProbing, admits: []types.UID{"x"}, holds: []types.UID{"a", "y"},
 		},
 		{
-			name:  "it gets through: all may",
-			steps: []func(*versionBreaker){refused("a", "b", "c"), (*versionBreaker).refreshed, admitted("x"), func(b *versionBreaker) { b.through("x") }},
+			name:  "the probe is accepted: all sessions may connect",
+			steps: []func(*versionBreaker){refused("a", "b", "c"), (*versionBreaker).onRefreshed, admitted("x"), func(b *versionBreaker) { b.onAccepted("x") }},
 			state: breakerClosed, admits: []types.UID{"x", "a", "y"},
 		},
 		{
-			name:  "another gets through, whose attempt was older: that says nothing",
-			steps: []func(*versionBreaker){refused("a", "b", "c"), (*versionBreaker).refreshed, admitted("x"), func(b *versionBreaker) { b.through("y") }},
+			name:  "an older attempt of another session is accepted: the breaker stays as it is",
+			steps: []func(*versionBreaker){refused("a", "b", "c"), (*versionBreaker).onRefreshed, admitted("x"), func(b *versionBreaker) { b.onAccepted("y") }},
 			state: breakerProbing, holds: []types.UID{"y"},
 		},
 		{
-			name:  "others are refused meanwhile, whose attempts were older: the same",
-			steps: []func(*versionBreaker){refused("a", "b", "c"), (*versionBreaker).refreshed, admitted("x"), refused("d", "e", "f")},
+			name:  "older attempts of other sessions are refused: the breaker stays as it is",
+			steps: []func(*versionBreaker){refused("a", "b", "c"), (*versionBreaker).onRefreshed, admitted("x"), refused("d", "e", "f")},
 			state: breakerProbing, admits: []types.UID{"x"}, holds: []types.UID{"d"},
 		},
 		{
-			name:  "it ends without a verdict: another may try",
-			steps: []func(*versionBreaker){refused("a", "b", "c"), (*versionBreaker).refreshed, admitted("x"), func(b *versionBreaker) { b.gone("y"); b.gone("x") }},
+			name:  "the probe ends without a result: another session may connect",
+			steps: []func(*versionBreaker){refused("a", "b", "c"), (*versionBreaker).onRefreshed, admitted("x"), func(b *versionBreaker) { b.onAttemptEnded("y"); b.onAttemptEnded("x") }},
 			state: breakerProbing, admits: []types.UID{"y"}, holds: []types.UID{"x"},
 		},
 		{
-			name:  "it is refused: a long pause",
-			steps: []func(*versionBreaker){refused("a", "b", "c"), (*versionBreaker).refreshed, admitted("x"), refused("x"), func(b *versionBreaker) { b.gone("x"); b.tick(noon.Add(DefaultOutdatedPause - time.Second)) }},
+			name:  "the probe is refused: a long pause",
+			steps: []func(*versionBreaker){refused("a", "b", "c"), (*versionBreaker).onRefreshed, admitted("x"), refused("x"), func(b *versionBreaker) { b.onAttemptEnded("x"); b.tick(noon.Add(DefaultOutdatedPause - time.Second)) }},
 			state: breakerStale, holds: []types.UID{"x", "a"},
 		},
 		{
 			name:  "the pause is over",
-			steps: []func(*versionBreaker){refused("a", "b", "c"), (*versionBreaker).refreshed, admitted("x"), refused("x"), func(b *versionBreaker) { b.tick(noon.Add(DefaultOutdatedPause)) }},
+			steps: []func(*versionBreaker){refused("a", "b", "c"), (*versionBreaker).onRefreshed, admitted("x"), refused("x"), func(b *versionBreaker) { b.tick(noon.Add(DefaultOutdatedPause)) }},
 			state: breakerRefreshing, holds: []types.UID{"x"},
 		},
 		{
 			name:  "a person ends the pause",
-			steps: []func(*versionBreaker){refused("a", "b", "c"), (*versionBreaker).refreshed, admitted("x"), refused("x"), (*versionBreaker).again},
+			steps: []func(*versionBreaker){refused("a", "b", "c"), (*versionBreaker).onRefreshed, admitted("x"), refused("x"), (*versionBreaker).endPause},
 			state: breakerRefreshing, holds: []types.UID{"x"},
 		},
-		{name: "a person asks for nothing while all is well", steps: []func(*versionBreaker){(*versionBreaker).again, (*versionBreaker).refreshed}, state: breakerClosed, admits: []types.UID{"x"}},
+		{name: "a person asks for an attempt while the breaker is closed", steps: []func(*versionBreaker){(*versionBreaker).endPause, (*versionBreaker).onRefreshed}, state: breakerClosed, admits: []types.UID{"x"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			g := NewWithT(t)
@@ -114,20 +114,20 @@ func TestBreaker(t *testing.T) {
 	}
 }
 
-// errNotNewer has a page answer with the version that is known.
+// errNotNewer makes a versionPage answer with the known version.
 var errNotNewer = errors.New("not newer")
 
-// page stands for WhatsApp's page, which names the version.
-type page struct {
-	mu    sync.Mutex
-	asked int
-	// answer is what the next question waits for.
+// versionPage is a fake of WhatsApp's page that names the newest version.
+type versionPage struct {
+	mu       sync.Mutex
+	requests int
+	// answer is what the next request waits for.
 	answer chan error
 }
 
-func (p *page) RefreshVersion(ctx context.Context) (bool, error) {
+func (p *versionPage) RefreshVersion(ctx context.Context) (bool, error) {
 	p.mu.Lock()
-	p.asked++
+	p.requests++
 	p.mu.Unlock()
 	select {
 	case err := <-p.answer:
@@ -140,211 +140,212 @@ func (p *page) RefreshVersion(ctx context.Context) (bool, error) {
 	}
 }
 
-func (p *page) questions() int {
+func (p *versionPage) requestCount() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.asked
+	return p.requests
 }
 
-// port is a fleet and the sessions that want to leave.
-type port struct {
+// fleetTest is a fleet, and the sessions that connect through it.
+type fleetTest struct {
 	*WithT
 	*fleet
-	page    *page
+	page    *versionPage
 	clock   *clocktesting.FakeClock
 	ctx     context.Context
 	work    sync.WaitGroup
 	mu      sync.Mutex
-	left    []types.UID
-	retries int
-	// forward are the sessions that were told of the end of a common trouble.
-	forward []types.UID
+	passed  []types.UID // the sessions that were admitted
+	retries int         // calls of fleet.retry
+	// resumedUIDs are the sessions that fleet.resume was called with.
+	resumedUIDs []types.UID
 }
 
-func newPort(t *testing.T) *port {
-	p := &port{WithT: NewWithT(t), page: &page{answer: make(chan error)}, clock: clocktesting.NewFakeClock(noon)}
-	p.fleet = newFleet(Outdated{}, p.page, p.clock, testr.New(t), func() int { return 100 }, func() int { return 100 }, func() {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		p.retries++
+func newFleetTest(t *testing.T) *fleetTest {
+	ft := &fleetTest{WithT: NewWithT(t), page: &versionPage{answer: make(chan error)}, clock: clocktesting.NewFakeClock(noon)}
+	ft.fleet = newFleet(Outdated{}, ft.page, ft.clock, testr.New(t), func() int { return 100 }, func() int { return 100 }, func() {
+		ft.mu.Lock()
+		defer ft.mu.Unlock()
+		ft.retries++
 	}, func(sessions map[types.UID]bool) {
-		p.mu.Lock()
-		defer p.mu.Unlock()
+		ft.mu.Lock()
+		defer ft.mu.Unlock()
 		for uid := range sessions {
-			p.forward = append(p.forward, uid)
+			ft.resumedUIDs = append(ft.resumedUIDs, uid)
 		}
 	})
 	var cancel context.CancelFunc
-	p.ctx, cancel = context.WithCancel(context.Background())
-	p.work.Go(func() { p.run(p.ctx) })
+	ft.ctx, cancel = context.WithCancel(context.Background())
+	ft.work.Go(func() { ft.run(ft.ctx) })
 	t.Cleanup(func() {
 		cancel()
-		p.work.Wait()
+		ft.work.Wait()
 		goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	})
-	return p
+	return ft
 }
 
-func (p *port) goes(uid types.UID) {
-	p.work.Go(func() {
-		if _, err := p.wait(p.ctx, uid); err == nil {
-			p.mu.Lock()
-			defer p.mu.Unlock()
-			p.left = append(p.left, uid)
+// connect starts a session that waits until the fleet admits it.
+func (ft *fleetTest) connect(uid types.UID) {
+	ft.work.Go(func() {
+		if _, err := ft.wait(ft.ctx, uid); err == nil {
+			ft.mu.Lock()
+			defer ft.mu.Unlock()
+			ft.passed = append(ft.passed, uid)
 		}
 	})
 }
 
-func (p *port) gone() []types.UID {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return append([]types.UID{}, p.left...)
+func (ft *fleetTest) admitted() []types.UID {
+	ft.mu.Lock()
+	defer ft.mu.Unlock()
+	return append([]types.UID{}, ft.passed...)
 }
 
-func (p *port) retried() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.retries
+func (ft *fleetTest) retryCount() int {
+	ft.mu.Lock()
+	defer ft.mu.Unlock()
+	return ft.retries
 }
 
-func (p *port) broughtForward() []types.UID {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return append([]types.UID{}, p.forward...)
+func (ft *fleetTest) resumed() []types.UID {
+	ft.mu.Lock()
+	defer ft.mu.Unlock()
+	return append([]types.UID{}, ft.resumedUIDs...)
 }
 
-func (p *port) trip() {
+// openBreaker makes WhatsApp refuse as many sessions as open the breaker.
+func (ft *fleetTest) openBreaker() {
 	for i := range DefaultOutdatedSessions {
-		p.onEvent(types.UID(fmt.Sprint("early-", i)), session.Event{Type: session.EventOutdated})
+		ft.onEvent(types.UID(fmt.Sprint("early-", i)), session.Event{Type: session.EventOutdated})
 	}
 }
 
-func TestAFleetWithANewVersion(t *testing.T) {
-	p := newPort(t)
-	p.Eventually(p.page.questions).Should(Equal(1), "at the start, in the background")
-	p.goes("first")
-	p.Eventually(p.gone).Should(HaveLen(1), "nobody waits for it")
-	p.page.answer <- errors.New("the page is away")
+func TestTheBreakerClosesWithANewVersion(t *testing.T) {
+	ft := newFleetTest(t)
+	ft.Eventually(ft.page.requestCount).Should(Equal(1), "requested at the start")
+	ft.connect("first")
+	ft.Eventually(ft.admitted).Should(HaveLen(1), "no session waits for the answer")
+	ft.page.answer <- errors.New("the page cannot be reached")
 
-	p.trip()
-	p.Eventually(p.page.questions).Should(Equal(2))
+	ft.openBreaker()
+	ft.Eventually(ft.page.requestCount).Should(Equal(2))
 	for i := range 5 {
-		p.goes(types.UID(fmt.Sprint(i)))
+		ft.connect(types.UID(fmt.Sprint(i)))
 	}
-	p.Consistently(p.gone, "50ms").Should(HaveLen(1), "held back")
-	p.page.answer <- nil
-	p.Eventually(p.gone).Should(HaveLen(2), "one tries")
-	p.Eventually(p.retried).Should(Equal(1), "also those who were refused stand in the queue now")
-	p.Consistently(p.gone, "50ms").Should(HaveLen(2))
+	ft.Consistently(ft.admitted, "50ms").Should(HaveLen(1), "held back")
+	ft.page.answer <- nil
+	ft.Eventually(ft.admitted).Should(HaveLen(2), "one session is the probe")
+	ft.Eventually(ft.retryCount).Should(Equal(1), "the refused sessions wait to connect, too")
+	ft.Consistently(ft.admitted, "50ms").Should(HaveLen(2))
 
-	p.fleet.gone(p.gone()[1])
-	p.Eventually(p.gone).Should(HaveLen(3), "its connection broke: another tries")
-	p.onEvent(p.gone()[2], session.Event{Type: session.EventConnected})
-	p.Eventually(p.gone).Should(HaveLen(6), "it is through")
-	p.Eventually(p.retried).Should(Equal(2))
-	p.Expect(p.page.questions()).To(Equal(2), "asked once")
-	p.Expect(p.HoldsBack()).To(BeFalse())
+	ft.fleet.onAttemptEnded(ft.admitted()[1])
+	ft.Eventually(ft.admitted).Should(HaveLen(3), "the probe ended without a result: another session tries")
+	ft.onEvent(ft.admitted()[2], session.Event{Type: session.EventConnected})
+	ft.Eventually(ft.admitted).Should(HaveLen(6), "the probe is accepted")
+	ft.Eventually(ft.retryCount).Should(Equal(2))
+	ft.Expect(ft.page.requestCount()).To(Equal(2), "the version is requested once")
+	ft.Expect(ft.HoldsBack()).To(BeFalse())
 }
 
-func TestAFleetWhoseNewestVersionIsRefused(t *testing.T) {
-	p := newPort(t)
-	p.page.answer <- nil
-	p.trip()
-	p.goes("a")
-	p.goes("b")
-	p.page.answer <- nil
-	p.Eventually(p.gone).Should(HaveLen(1))
-	p.onEvent(p.gone()[0], session.Event{Type: session.EventOutdated})
-	p.fleet.gone(p.gone()[0])
-	p.Eventually(p.clock.HasWaiters).Should(BeTrue())
-	p.Consistently(p.gone, "50ms").Should(HaveLen(1), "the others stay")
+func TestWhatsAppRefusesTheNewestVersion(t *testing.T) {
+	ft := newFleetTest(t)
+	ft.page.answer <- nil
+	ft.openBreaker()
+	ft.connect("a")
+	ft.connect("b")
+	ft.page.answer <- nil
+	ft.Eventually(ft.admitted).Should(HaveLen(1))
+	ft.onEvent(ft.admitted()[0], session.Event{Type: session.EventOutdated})
+	ft.fleet.onAttemptEnded(ft.admitted()[0])
+	ft.Eventually(ft.clock.HasWaiters).Should(BeTrue())
+	ft.Consistently(ft.admitted, "50ms").Should(HaveLen(1), "the other sessions are held back")
 
-	p.clock.Step(DefaultOutdatedPause)
-	p.page.answer <- nil
-	p.Eventually(p.gone).Should(HaveLen(2), "after the pause it is tried again")
-	p.onEvent(p.gone()[1], session.Event{Type: session.EventOutdated})
-	p.goes("c")
-	p.fleet.again()
-	p.page.answer <- nil
-	p.Eventually(p.gone).Should(HaveLen(3), "and at once when a person asks for it")
-	p.onEvent("c", session.Event{Type: session.EventQR})
-	p.Eventually(p.HoldsBack).Should(BeFalse(), "codes come to clients that are accepted")
+	ft.clock.Step(DefaultOutdatedPause)
+	ft.page.answer <- nil
+	ft.Eventually(ft.admitted).Should(HaveLen(2), "a probe after the pause")
+	ft.onEvent(ft.admitted()[1], session.Event{Type: session.EventOutdated})
+	ft.connect("c")
+	ft.fleet.endPause()
+	ft.page.answer <- nil
+	ft.Eventually(ft.admitted).Should(HaveLen(3), "a probe at once when a person asks for it")
+	ft.onEvent("c", session.Event{Type: session.EventQR})
+	ft.Eventually(ft.HoldsBack).Should(BeFalse(), "WhatsApp sends codes only to a client that it accepts")
 }
 
-// Sessions that are refused one by one never open the breaker.
-func TestATrickleOfRefusalsHeals(t *testing.T) {
+// Refusals with long times between them never open the breaker.
+func TestAFewRefusalsRefreshTheVersion(t *testing.T) {
 	outdated := session.Event{Type: session.EventOutdated}
-	p := newPort(t)
-	p.page.answer <- errors.New("the page is away")
-	p.Eventually(func() bool {
-		p.fleet.mu.Lock()
-		defer p.fleet.mu.Unlock()
-		return p.askedAt.Equal(noon)
+	ft := newFleetTest(t)
+	ft.page.answer <- errors.New("the page cannot be reached")
+	ft.Eventually(func() bool {
+		ft.fleet.mu.Lock()
+		defer ft.fleet.mu.Unlock()
+		return ft.refreshedAt.Equal(noon)
 	}).Should(BeTrue())
-	p.onEvent("a", outdated)
-	p.onEvent("a", outdated)
-	p.Eventually(p.clock.HasWaiters).Should(BeTrue())
-	p.Consistently(p.page.questions, "50ms").Should(Equal(1), "asked a moment ago")
-	p.clock.Step(askInterval)
-	p.page.answer <- errNotNewer
-	p.Consistently(p.retried, "50ms").Should(BeZero(), "the version is the same")
-	p.clock.Step(askInterval)
-	p.Consistently(p.page.questions, "50ms").Should(Equal(2), "not again and again")
-	p.clock.Step(DefaultOutdatedPause)
-	p.page.answer <- nil
-	p.Eventually(p.retried).Should(Equal(1), "WhatsApp's page has named a newer one meanwhile")
+	ft.onEvent("a", outdated)
+	ft.onEvent("a", outdated)
+	ft.Eventually(ft.clock.HasWaiters).Should(BeTrue())
+	ft.Consistently(ft.page.requestCount, "50ms").Should(Equal(1), "the last request was a moment ago")
+	ft.clock.Step(refreshInterval)
+	ft.page.answer <- errNotNewer
+	ft.Consistently(ft.retryCount, "50ms").Should(BeZero(), "the version is the same")
+	ft.clock.Step(refreshInterval)
+	ft.Consistently(ft.page.requestCount, "50ms").Should(Equal(2), "the version has not changed, so the next request waits for the pause")
+	ft.clock.Step(DefaultOutdatedPause)
+	ft.page.answer <- nil
+	ft.Eventually(ft.retryCount).Should(Equal(1), "the page names a newer version now")
 
-	// Its attempt was on its way with the old version.
-	p.onEvent("b", outdated)
-	p.Eventually(p.clock.HasWaiters).Should(BeTrue())
-	p.clock.Step(askInterval)
-	p.page.answer <- errNotNewer
-	p.Eventually(p.retried).Should(Equal(2))
-	p.Expect(p.HoldsBack()).To(BeFalse())
+	// The attempt began with the old version.
+	ft.onEvent("b", outdated)
+	ft.Eventually(ft.clock.HasWaiters).Should(BeTrue())
+	ft.clock.Step(refreshInterval)
+	ft.page.answer <- errNotNewer
+	ft.Eventually(ft.retryCount).Should(Equal(2))
+	ft.Expect(ft.HoldsBack()).To(BeFalse())
 }
 
-// One of the refused sessions of a worker, seen from its supervisor.
-func TestAnOutdatedSessionIsHeldBackAndComesBack(t *testing.T) {
-	st := newStage(t, newSession(), account{jid: jid, phone: phone})
-	st.dials(1)
-	st.happens(session.Event{Type: session.EventOutdated, Reason: "ClientOutdated"})
-	st.eventually(v1alpha1.PhaseOutdated)
+func TestTheBreakerHoldsASessionBackUntilItIsTheProbe(t *testing.T) {
+	st := newSupervisorTest(t, newSession(), account{jid: jid, phone: phone})
+	st.eventuallyDials(1)
+	st.emit(session.Event{Type: session.EventOutdated, Reason: "ClientOutdated"})
+	st.eventuallyPhase(v1alpha1.PhaseOutdated)
 	fleet := st.s.Fleet
-	fleet.change(func(b *versionBreaker) { b.outdated("b", 2, noon) })
+	fleet.change(func(b *versionBreaker) { b.onRefused("b", 2, noon) })
 	st.Expect(fleet.HoldsBack()).To(BeTrue())
 	st.s.post(func() { st.s.step(session.RetryOutdated{}) })
 	st.Eventually(st.running).Should(Equal(session.OpDial))
-	st.Consistently(st.countDials, "50ms").Should(Equal(1), "it waits for its chance")
+	st.Consistently(st.dialCount, "50ms").Should(Equal(1), "held back")
 
-	fleet.change((*versionBreaker).refreshed)
-	st.dials(2)
-	st.happens(session.Event{Type: session.EventConnected, JID: jid, PhoneNumber: phone})
-	st.eventually(v1alpha1.PhaseConnected)
+	fleet.change((*versionBreaker).onRefreshed)
+	st.eventuallyDials(2)
+	st.emit(session.Event{Type: session.EventConnected, JID: jid, PhoneNumber: phone})
+	st.eventuallyPhase(v1alpha1.PhaseConnected)
 	st.Expect(fleet.HoldsBack()).To(BeFalse())
 }
 
-func TestAProbeThatCannotBeDialledMakesRoom(t *testing.T) {
-	st := newStage(t, newSession(), account{jid: jid, phone: phone})
+func TestAProbeThatCannotDialIsReplaced(t *testing.T) {
+	st := newSupervisorTest(t, newSession(), account{jid: jid, phone: phone})
 	fleet := st.s.Fleet
 	st.connect()
-	fleet.change(func(b *versionBreaker) { b.outdated("b", 1, noon) })
-	st.happens(session.Event{Type: session.EventDisconnected, Reason: "SocketClosed"})
+	fleet.change(func(b *versionBreaker) { b.onRefused("b", 1, noon) })
+	st.emit(session.Event{Type: session.EventDisconnected, Reason: "SocketClosed"})
 	st.Eventually(func() string { st.clock.Step(time.Second); return string(st.running()) }).Should(Equal("dial"))
 	st.Eventually(func() string { return st.message() }).Should(ContainSubstring("newest is tried"))
 	st.locked(func() { st.dialErr = errDown })
-	fleet.change((*versionBreaker).refreshed)
+	fleet.change((*versionBreaker).onRefreshed)
 	st.Eventually(func() bool { ok, _ := fleet.admits("other"); return ok }).Should(BeTrue())
 	st.locked(func() { st.dialErr = nil })
 }
 
-func (st *stage) running() (op session.Operation) {
+func (st *supervisorTest) running() (op session.Operation) {
 	done := make(chan struct{})
 	st.s.post(func() { op = st.s.machine.Running(); close(done) })
 	<-done
 	return op
 }
 
-func (st *stage) message() string {
+func (st *supervisorTest) message() string {
 	for _, c := range st.status().Conditions {
 		if c.Type == v1alpha1.ConditionReady {
 			return c.Message
@@ -353,77 +354,77 @@ func (st *stage) message() string {
 	return ""
 }
 
-// The hold of a session that waits for the breaker is given up at once.
-func TestAHeldBackSessionMovesAway(t *testing.T) {
-	st := newStage(t, newSession(), account{jid: jid, phone: phone})
+// A session that waits for the breaker is released at once when it is moved.
+func TestASessionThatIsHeldBackMovesAway(t *testing.T) {
+	st := newSupervisorTest(t, newSession(), account{jid: jid, phone: phone})
 	st.connect()
-	st.s.Fleet.change(func(b *versionBreaker) { b.outdated("b", 1, noon) })
-	st.happens(session.Event{Type: session.EventDisconnected, Reason: "SocketClosed"})
+	st.s.Fleet.change(func(b *versionBreaker) { b.onRefused("b", 1, noon) })
+	st.emit(session.Event{Type: session.EventDisconnected, Reason: "SocketClosed"})
 	st.Eventually(func() session.Operation { st.clock.Step(time.Second); return st.running() }).Should(Equal(session.OpDial))
 	st.change(func(s *v1alpha1.WhatsAppSession) { s.Status.Worker, s.Status.Epoch = "worker-b", 101 })
 	st.Eventually(st.s.finished).Should(BeClosed())
 	st.Expect(st.status().HeldBy).To(BeEmpty())
 }
 
-// queue is a Limiter that nobody gets through until it is open.
-type queue struct {
+// closedLimiter is a Limiter that grants no token until it is opened.
+type closedLimiter struct {
 	opened chan struct{}
-	// waiting counts those who stand in it, and spent those who got through.
+	// waiting counts the logins that wait, and spent the granted tokens.
 	waiting, spent atomic.Int32
 }
 
-func (q *queue) Free() int { return 0 }
+func (limiter *closedLimiter) Free() int { return 0 }
 
-func (q *queue) Wait(ctx context.Context, _ Login) error {
-	q.waiting.Add(1)
-	defer q.waiting.Add(-1)
+func (limiter *closedLimiter) Wait(ctx context.Context, _ Login) error {
+	limiter.waiting.Add(1)
+	defer limiter.waiting.Add(-1)
 	select {
-	case <-q.opened:
-		q.spent.Add(1)
+	case <-limiter.opened:
+		limiter.spent.Add(1)
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
 
-// The breaker opens while a session queues for its login token.
-func TestWhoQueuesIsHeldBackToo(t *testing.T) {
+// The breaker opens while a session waits for its login token.
+func TestASessionThatWaitsForATokenIsHeldBackToo(t *testing.T) {
 	g := NewWithT(t)
-	q := &queue{opened: make(chan struct{})}
+	limiter := &closedLimiter{opened: make(chan struct{})}
 	fleet := newFleet(Outdated{}, nil, clocktesting.NewFakeClock(noon), testr.New(t), func() int { return 1 }, func() int { return 1 }, func() {}, func(map[types.UID]bool) {})
-	s := &supervisor{dependencies: dependencies{Limiter: q, Fleet: fleet}, uid: "a"}
+	s := &supervisor{dependencies: dependencies{Limiter: limiter, Fleet: fleet}, uid: "a"}
 	through := make(chan error, 1)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	go func() { through <- s.turn(ctx, Login{}, false) }()
-	g.Eventually(q.waiting.Load).Should(BeEquivalentTo(1))
+	go func() { through <- s.waitForTurn(ctx, Login{}, false) }()
+	g.Eventually(limiter.waiting.Load).Should(BeEquivalentTo(1))
 
-	fleet.change(func(b *versionBreaker) { b.outdated("b", 1, noon) })
-	g.Eventually(q.waiting.Load).Should(BeZero(), "it leaves the queue")
-	close(q.opened)
+	fleet.change(func(b *versionBreaker) { b.onRefused("b", 1, noon) })
+	g.Eventually(limiter.waiting.Load).Should(BeZero(), "it no longer waits for a token")
+	close(limiter.opened)
 	g.Consistently(through, "50ms").ShouldNot(Receive())
-	g.Expect(q.spent.Load()).To(BeZero(), "its token is another's")
+	g.Expect(limiter.spent.Load()).To(BeZero(), "it used no token")
 
-	fleet.change((*versionBreaker).refreshed)
+	fleet.change((*versionBreaker).onRefreshed)
 	g.Eventually(through).Should(Receive(BeNil()))
-	g.Expect(q.spent.Load()).To(BeEquivalentTo(1))
-	fleet.change(func(b *versionBreaker) { b.through("a") })
-	g.Expect(s.turn(ctx, Login{}, true)).To(Succeed())
-	g.Expect(q.spent.Load()).To(BeEquivalentTo(1), "it had one in hand")
+	g.Expect(limiter.spent.Load()).To(BeEquivalentTo(1))
+	fleet.change(func(b *versionBreaker) { b.onAccepted("a") })
+	g.Expect(s.waitForTurn(ctx, Login{}, true)).To(Succeed())
+	g.Expect(limiter.spent.Load()).To(BeEquivalentTo(1), "it had a token already")
 }
 
-// What changes while a dial waits for its turn.
-func TestADialThatWaitsIsCalledOff(t *testing.T) {
-	waits := func(t *testing.T, obj *v1alpha1.WhatsAppSession, device account) (*stage, *fleet) {
-		st := newStage(t, obj, device)
+// The spec may change while a dial waits for its turn.
+func TestADialThatWaitsIsCancelled(t *testing.T) {
+	waits := func(t *testing.T, obj *v1alpha1.WhatsAppSession, device account) (*supervisorTest, *fleet) {
+		st := newSupervisorTest(t, obj, device)
 		fleet := st.s.Fleet
-		st.dials(1)
-		fleet.change(func(b *versionBreaker) { b.outdated("b", 1, noon) })
-		st.happens(session.Event{Type: session.EventDisconnected, Reason: "SocketClosed"})
+		st.eventuallyDials(1)
+		fleet.change(func(b *versionBreaker) { b.onRefused("b", 1, noon) })
+		st.emit(session.Event{Type: session.EventDisconnected, Reason: "SocketClosed"})
 		st.Eventually(func() session.Operation { st.clock.Step(time.Second); return st.running() }).Should(Equal(session.OpDial))
 		return st, fleet
 	}
-	now := func(st *stage) (spec session.DialSpec, attempts int) {
+	now := func(st *supervisorTest) (spec session.DialSpec, attempts int) {
 		done := make(chan struct{})
 		st.s.post(func() { spec, attempts = st.s.machine.Dialing(), st.s.machine.Attempts(); close(done) })
 		<-done
@@ -435,9 +436,9 @@ func TestADialThatWaitsIsCalledOff(t *testing.T) {
 		st.change(func(s *v1alpha1.WhatsAppSession) { s.Spec.Pairing.PhoneNumber = "+34600111333" })
 		st.Eventually(func() string { spec, _ := now(st); return spec.PairPhone }).Should(Equal("+34600111333"))
 		_, attempts := now(st)
-		st.Expect(attempts).To(Equal(failures), "it was no failure")
-		fleet.change((*versionBreaker).refreshed)
-		st.dials(2)
+		st.Expect(attempts).To(Equal(failures), "a cancelled dial is no failure")
+		fleet.change((*versionBreaker).onRefreshed)
+		st.eventuallyDials(2)
 		st.locked(func() { st.Expect(st.pairPhones).To(Equal([]string{phone, "+34600111333"})) })
 	})
 	t.Run("the proxy is corrected", func(t *testing.T) {
@@ -446,38 +447,37 @@ func TestADialThatWaitsIsCalledOff(t *testing.T) {
 			s.Spec.Proxy = &v1alpha1.ProxySpec{SecretRef: v1alpha1.SecretReference{Name: "out"}}
 		})
 		st.Eventually(func() string { spec, _ := now(st); return spec.ProxySecret }).Should(Equal("out"))
-		fleet.change((*versionBreaker).refreshed)
-		st.dials(2)
+		fleet.change((*versionBreaker).onRefreshed)
+		st.eventuallyDials(2)
 	})
 	t.Run("the time for pairing is over", func(t *testing.T) {
 		st, fleet := waits(t, newSession(func(s *v1alpha1.WhatsAppSession) {
 			s.Status.PairingDeadline = &metav1.Time{Time: noon.Add(10 * time.Minute)}
 		}), account{})
 		st.clock.Step(10 * time.Minute)
-		st.eventually(v1alpha1.PhasePairingExpired)
+		st.eventuallyPhase(v1alpha1.PhasePairingExpired)
 		st.Eventually(st.running).Should(Equal(session.OpNone))
-		fleet.change((*versionBreaker).refreshed)
-		st.Consistently(st.countDials, "50ms").Should(Equal(1))
+		fleet.change((*versionBreaker).onRefreshed)
+		st.Consistently(st.dialCount, "50ms").Should(Equal(1))
 	})
 	t.Run("an unpaired session is deleted", func(t *testing.T) {
 		st, _ := waits(t, newSession(), account{})
 		st.change(deleted)
 		st.Eventually(func() string { return st.status().HeldBy }).Should(BeEmpty())
-		st.Expect(st.lines()).To(ContainElement("forget"))
+		st.Expect(st.calls()).To(ContainElement("forget"))
 	})
 }
 
-// The first session that is well again speaks for those that failed with it.
-func TestTheFirstStableSessionBringsTheOthersForward(t *testing.T) {
-	p := newPort(t)
-	p.page.answer <- nil
+func TestTheFirstStableSessionResumesTheOthers(t *testing.T) {
+	ft := newFleetTest(t)
+	ft.page.answer <- nil
 	for i := range 3 {
-		p.Failed(types.UID(fmt.Sprint(i)), noon)
+		ft.Failed(types.UID(fmt.Sprint(i)), noon)
 	}
-	p.fleet.left("2") // it was logged out, or has moved away
-	p.onEvent("0", session.Event{Type: session.EventConnected})
-	p.Recovered("0", noon)
-	p.Eventually(p.broughtForward).Should(Equal([]types.UID{"1"}))
-	p.Recovered("1", noon)
-	p.Consistently(p.broughtForward, "50ms").Should(HaveLen(1), "nobody is left")
+	ft.fleet.forget("2") // logged out, or moved away
+	ft.onEvent("0", session.Event{Type: session.EventConnected})
+	ft.Recovered("0", noon)
+	ft.Eventually(ft.resumed).Should(Equal([]types.UID{"1"}))
+	ft.Recovered("1", noon)
+	ft.Consistently(ft.resumed, "50ms").Should(HaveLen(1), "no session is left")
 }

@@ -11,15 +11,16 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 )
 
-// egressOf names the egress through a proxy by the proxy's address, whichever
-// Secret it comes from: WhatsApp sees all their sessions come from there. It is a hash, so that neither the address nor anything else of the
-// URL is kept or shown. nil is the worker's own address, which has no name.
+// egressOf returns the name of the egress through a proxy. Secrets with the same
+// proxy address have the same egress, because WhatsApp sees that address. The name
+// is a hash of the address, so that nothing of the URL is kept or shown. It is empty
+// for nil, the worker's own address.
 func egressOf(proxy *url.URL) string {
 	if proxy == nil {
 		return ""
 	}
 	port := proxy.Port()
-	if port == "" { // as net/http fills it in
+	if port == "" { // the same defaults as net/http
 		port = map[string]string{"http": "80", "https": "443", "socks5": "1080", "socks5h": "1080"}[proxy.Scheme]
 	}
 	host := strings.TrimSuffix(strings.ToLower(proxy.Hostname()), ".")
@@ -27,8 +28,9 @@ func egressOf(proxy *url.URL) string {
 	return hex.EncodeToString(sum[:16])
 }
 
-// egress names the egress of the session's next attempt. Where its proxy cannot
-// be read it is one of the Secret's own, so that no other session waits for it.
+// egress returns the name of the egress of the session's next attempt. If the proxy
+// cannot be read, the egress is named after the Secret, so that sessions of other
+// Secrets do not wait for it.
 func (s *supervisor) egress(ctx context.Context, obj *v1alpha1.WhatsAppSession) string {
 	proxy, err := s.Proxies.Proxy(ctx, obj)
 	if err != nil && obj.Spec.Proxy != nil {

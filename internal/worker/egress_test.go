@@ -22,18 +22,18 @@ func TestEgressOf(t *testing.T) {
 		other string
 		same  bool
 	}{
-		"the same":               {proxy, true},
-		"other credentials":      {"http://ben:secret@proxy.example:3128", true},
-		"no credentials":         {"http://proxy.example:3128", true},
-		"capitals":               {"http://PROXY.Example:3128", true},
-		"a name with its root":   {"http://proxy.example.:3128", true},
-		"another way to ask it":  {"socks5://proxy.example:3128", true},
-		"a slash":                {"http://proxy.example:3128/", true},
-		"another port":           {"http://proxy.example:3129", false},
-		"another host":           {"http://proxy2.example:3128", false},
-		"the port that is usual": {"http://proxy.example", false},
-		"an address":             {"http://192.0.2.1:3128", false},
-		"an address of IPv6":     {"http://[2001:db8::1]:3128", false},
+		"the same URL":      {proxy, true},
+		"other credentials": {"http://ben:secret@proxy.example:3128", true},
+		"no credentials":    {"http://proxy.example:3128", true},
+		"capital letters":   {"http://PROXY.Example:3128", true},
+		"a trailing dot":    {"http://proxy.example.:3128", true},
+		"another protocol":  {"socks5://proxy.example:3128", true},
+		"a trailing slash":  {"http://proxy.example:3128/", true},
+		"another port":      {"http://proxy.example:3129", false},
+		"another host":      {"http://proxy2.example:3128", false},
+		"the default port":  {"http://proxy.example", false},
+		"an IPv4 address":   {"http://192.0.2.1:3128", false},
+		"an IPv6 address":   {"http://[2001:db8::1]:3128", false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := NewWithT(t)
@@ -43,17 +43,17 @@ func TestEgressOf(t *testing.T) {
 
 	g := NewWithT(t)
 	g.Expect(egressOf(nil)).To(BeEmpty(), "the worker's own address")
-	g.Expect(egressOf(parsed(proxy))).To(MatchRegexp("^[0-9a-f]{32}$"), "nothing of the URL is in it")
-	for usual, explicit := range map[string]string{
+	g.Expect(egressOf(parsed(proxy))).To(MatchRegexp("^[0-9a-f]{32}$"), "a hash that contains nothing of the URL")
+	for byDefault, explicit := range map[string]string{
 		"http://p": "http://p:80", "https://p": "https://p:443", "socks5://p": "socks5://p:1080", "socks5h://p": "socks5h://p:1080",
 	} {
-		g.Expect(egressOf(parsed(usual))).To(Equal(egressOf(parsed(explicit))), usual)
+		g.Expect(egressOf(parsed(byDefault))).To(Equal(egressOf(parsed(explicit))), byDefault)
 	}
 }
 
-// behind begins with a session that goes out through a proxy, whose Secret
-// cannot be read so many times.
-func behind(t *testing.T, proxy string, unreadable int) *stage {
+// newProxyTest starts a supervisor of a session with a proxy. The first reads of the
+// proxy's Secret fail, as many as failures says.
+func newProxyTest(t *testing.T, proxy string, failures int) *supervisorTest {
 	u, err := url.Parse(proxy)
 	if err != nil {
 		t.Fatal(err)
@@ -61,11 +61,11 @@ func behind(t *testing.T, proxy string, unreadable int) *stage {
 	obj := newSession(func(s *v1alpha1.WhatsAppSession) {
 		s.Spec.Proxy = &v1alpha1.ProxySpec{SecretRef: v1alpha1.SecretReference{Name: "one"}}
 	})
-	return newStage(t, obj, account{jid: jid, phone: phone}, func(w *world) { w.proxy, w.proxyDown = u, unreadable })
+	return newSupervisorTest(t, obj, account{jid: jid, phone: phone}, func(env *environment) { env.proxy, env.proxyFailures = u, failures })
 }
 
-// asked are the ways out that tokens were waited for.
-func (st *stage) asked() (egresses []string) {
+// loginEgresses has the egress of each login that waited for a token.
+func (st *supervisorTest) loginEgresses() (egresses []string) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	for _, l := range st.logins {
@@ -74,19 +74,19 @@ func (st *stage) asked() (egresses []string) {
 	return egresses
 }
 
-// Two Secrets with one proxy have one pace: WhatsApp sees one address.
-func TestThePaceIsThatOfTheProxysAddress(t *testing.T) {
-	st := behind(t, "http://ann:hunter2@proxy.example:3128", 0)
-	st.dials(1)
+// Secrets with the same proxy share one pace, because WhatsApp sees one address.
+func TestProxiesWithTheSameAddressShareOnePace(t *testing.T) {
+	st := newProxyTest(t, "http://ann:hunter2@proxy.example:3128", 0)
+	st.eventuallyDials(1)
 	other, err := url.Parse("http://ben@proxy.example:3128")
 	st.Expect(err).NotTo(HaveOccurred())
-	st.Expect(st.asked()).To(HaveExactElements(egressOf(other)), "before the claim, and not again for the connection")
+	st.Expect(st.loginEgresses()).To(HaveExactElements(egressOf(other)), "a token before the claim, and no second one for the connection")
 }
 
-// The token that was fetched before the claim is for another way out than the
-// connection goes.
-func TestATokenOfAnotherProxyIsNone(t *testing.T) {
-	st := behind(t, "http://proxy.example:3128", 1)
-	st.dials(1)
-	st.Expect(st.asked()).To(HaveExactElements("tenant/one", egressOf(st.proxy)))
+// The token that was granted before the claim is for another egress than that of the
+// connection.
+func TestATokenForAnotherProxyDoesNotCount(t *testing.T) {
+	st := newProxyTest(t, "http://proxy.example:3128", 1)
+	st.eventuallyDials(1)
+	st.Expect(st.loginEgresses()).To(HaveExactElements("tenant/one", egressOf(st.proxy)))
 }

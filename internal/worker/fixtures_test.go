@@ -15,11 +15,11 @@ const (
 	process = "p1"
 	phone   = "+34600111222"
 	jid     = "34600111222:7@s.whatsapp.net"
-	// typed is a code to type on the phone.
-	typed = "ABCD-1234"
+	// pairingCode is a code to type on the phone.
+	pairingCode = "ABCD-1234"
 )
 
-// newSession is one that the manager has placed on me under epoch 100.
+// newSession returns a session that is placed on the worker me with epoch 100.
 func newSession(change ...func(*v1alpha1.WhatsAppSession)) *v1alpha1.WhatsAppSession {
 	s := &v1alpha1.WhatsAppSession{
 		ObjectMeta: metav1.ObjectMeta{Name: "shop", Namespace: "tenant", UID: "uid-1", ResourceVersion: "1", Generation: 1},
@@ -31,17 +31,18 @@ func newSession(change ...func(*v1alpha1.WhatsAppSession)) *v1alpha1.WhatsAppSes
 	return s
 }
 
+// deleted marks a session as deleted.
 func deleted(s *v1alpha1.WhatsAppSession) {
 	stamp := metav1.NewTime(noon)
 	s.DeletionTimestamp = &stamp
 }
 
-// byCode is paired with a code that is typed on the phone.
+// byCode makes a session pair with a code that is typed on the phone.
 func byCode(s *v1alpha1.WhatsAppSession) {
 	s.Spec.Pairing.Method, s.Spec.Pairing.PhoneNumber = v1alpha1.PairingPhoneCode, phone
 }
 
-// account is a device in the store.
+// account is a device in the fake store.
 type account struct {
 	starts     int64
 	jid, phone string

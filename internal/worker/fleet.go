@@ -14,33 +14,37 @@ import (
 )
 
 const (
-	// refreshTimeout bounds one question for the web version.
+	// refreshTimeout bounds one request for the newest version.
 	refreshTimeout = 30 * time.Second
-	// askInterval is how often the version is asked for at most because a session was refused.
-	askInterval = time.Minute
-	// changeCounts is how long after a change of the version a refusal may be the old
-	// one's: the attempt was on its way, and the question had to wait.
-	changeCounts = 2*time.Minute + askInterval
+	// refreshInterval is the shortest time between two requests for the newest version
+	// because a session was refused.
+	refreshInterval = time.Minute
+	// oldVersionTimeout is how long after a change of the version a refusal may concern the
+	// old version: the attempt may have begun before the change, and the request after the
+	// refusal may have had to wait for refreshInterval.
+	oldVersionTimeout = 2*time.Minute + refreshInterval
 )
 
-// Version is the client's version as all connections name it.
+// Version is the version of the client that all connections send to WhatsApp.
 type Version interface {
-	// RefreshVersion asks WhatsApp for the newest version, and reports whether it is newer
-	// than before.
+	// RefreshVersion asks WhatsApp for the newest version, and reports whether it has
+	// changed.
 	RefreshVersion(ctx context.Context) (changed bool, err error)
 }
 
 // fleet is what the sessions of a worker share: the breaker for an outdated
-// client, and which of them fail at present. It implements session.Fleet.
+// client, and the record of which sessions fail at present. It implements
+// session.Fleet.
 type fleet struct {
-	version Version // nil: it cannot be asked for
+	version Version // nil: the newest version cannot be requested
 	clock   clock.Clock
 	log     logr.Logger
-	// sessions counts those of this worker that have a supervisor, placed all of them.
+	// sessions counts the sessions of this worker that have a supervisor, and placed all
+	// sessions that are placed on it.
 	sessions, placed func() int
-	// retry has the sessions that WhatsApp refused try again.
+	// retry makes the sessions whose client WhatsApp refused try again.
 	retry func()
-	// resume has those sessions try soon: what failed them all is over.
+	// resume makes these sessions try soon, because their common failure is over.
 	resume func(sessions map[types.UID]bool)
 	// due gets a value when run has something to do.
 	due chan struct{}
@@ -49,17 +53,18 @@ type fleet struct {
 	breaker  *versionBreaker
 	failures session.FailureTracker
 	trials   session.Trials
-	// changed is closed, and made anew, when a session that waits may have a chance.
+	// changed is closed and replaced when the sessions that wait should ask again whether
+	// they may connect.
 	changed chan struct{}
-	// closed ends when the breaker, which is closed, opens.
-	closed context.Context
-	open   context.CancelFunc
-	// askAt is when the version is to be asked for because a session was refused; zero:
-	// none was since it last changed. askedAt and changedAt are when it was asked for, and
-	// changed, last.
-	askAt, askedAt, changedAt time.Time
-	// shared are the sessions that are to try soon.
-	shared map[types.UID]bool
+	// closedCtx is cancelled by cancelClosed when the breaker opens.
+	closedCtx    context.Context
+	cancelClosed context.CancelFunc
+	// refreshAt is when to request the newest version because a session was refused; zero:
+	// no session was refused since the version last changed. refreshedAt is when it was last
+	// requested, and changedAt when it last changed.
+	refreshAt, refreshedAt, changedAt time.Time
+	// toResume are the sessions that should try soon.
+	toResume map[types.UID]bool
 }
 
 func newFleet(settings Outdated, version Version, clock clock.Clock, log logr.Logger, sessions, placed func() int, retry func(), resume func(map[types.UID]bool)) *fleet {
@@ -68,51 +73,51 @@ func newFleet(settings Outdated, version Version, clock clock.Clock, log logr.Lo
 		version: version, clock: clock, log: log, sessions: sessions, placed: placed, retry: retry, resume: resume,
 		due: make(chan struct{}, 1), breaker: newVersionBreaker(settings), changed: make(chan struct{}),
 	}
-	f.closed, f.open = context.WithCancel(context.Background())
+	f.closedCtx, f.cancelClosed = context.WithCancel(context.Background())
 	return f
 }
 
-// run asks for the web version once at the start, and whenever the breaker wants
+// run requests the newest version once at the start, and whenever the breaker needs
 // it, until ctx ends.
 func (f *fleet) run(ctx context.Context) {
-	f.ask(ctx)
+	f.refreshVersion(ctx)
 	timer := f.clock.NewTimer(time.Hour)
 	defer timer.Stop()
 	was := breakerClosed
 	for {
 		var state breakerState
-		var until, askAt time.Time
-		var shared map[types.UID]bool
+		var pauseEnd, refreshAt time.Time
+		var toResume map[types.UID]bool
 		now := f.clock.Now()
 		f.change(func(b *versionBreaker) {
 			b.tick(now)
-			state, until, askAt = b.state, b.until, f.askAt
-			shared, f.shared = f.shared, nil
+			state, pauseEnd, refreshAt = b.state, b.pauseEnd, f.refreshAt
+			toResume, f.toResume = f.toResume, nil
 		})
-		if shared != nil {
-			f.resume(shared)
+		if toResume != nil {
+			f.resume(toResume)
 		}
 		timer.Stop()
 		switch {
-		case state == breakerClosed && was == breakerClosed && !askAt.IsZero() && !now.Before(askAt):
-			if f.ask(ctx) {
+		case state == breakerClosed && was == breakerClosed && !refreshAt.IsZero() && !now.Before(refreshAt):
+			if f.refreshVersion(ctx) {
 				f.retry()
 			}
 			continue
 		case state == breakerRefreshing:
 			was = state
-			f.ask(ctx)
-			f.change((*versionBreaker).refreshed)
-			f.retry() // one of them gets in and tries, the others wait
+			f.refreshVersion(ctx)
+			f.change((*versionBreaker).onRefreshed)
+			f.retry() // one of the sessions becomes the probe, the others wait
 			continue
 		case state == breakerStale:
-			timer.Reset(until.Sub(f.clock.Now()))
+			timer.Reset(pauseEnd.Sub(f.clock.Now()))
 		case state == breakerClosed && was != breakerClosed:
 			f.retry()
 			was = state
 			continue
-		case state == breakerClosed && !askAt.IsZero():
-			timer.Reset(askAt.Sub(now))
+		case state == breakerClosed && !refreshAt.IsZero():
+			timer.Reset(refreshAt.Sub(now))
 		}
 		was = state
 		select {
@@ -124,9 +129,9 @@ func (f *fleet) run(ctx context.Context) {
 	}
 }
 
-// ask asks for the newest version; without an answer the old one is kept. It
-// reports whether a session that was refused before may get through now.
-func (f *fleet) ask(ctx context.Context) (newer bool) {
+// refreshVersion requests the newest version; without an answer the old one is kept.
+// It reports whether WhatsApp may now accept a session that it refused before.
+func (f *fleet) refreshVersion(ctx context.Context) (newer bool) {
 	if f.version == nil {
 		return false
 	}
@@ -136,43 +141,43 @@ func (f *fleet) ask(ctx context.Context) (newer bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	now := f.clock.Now()
-	newer = changed || !f.changedAt.IsZero() && now.Sub(f.changedAt) <= changeCounts
-	f.askedAt = now
+	newer = changed || !f.changedAt.IsZero() && now.Sub(f.changedAt) <= oldVersionTimeout
+	f.refreshedAt = now
 	switch {
 	case changed:
-		f.changedAt, f.askAt = now, time.Time{}
-	case f.askAt.IsZero():
+		f.changedAt, f.refreshAt = now, time.Time{}
+	case f.refreshAt.IsZero():
 	case newer:
-		f.askAt = time.Time{}
+		f.refreshAt = time.Time{}
 	case err != nil:
-		f.askAt = now.Add(askInterval)
+		f.refreshAt = now.Add(refreshInterval)
 	default:
-		f.askAt = now.Add(f.breaker.settings.Pause)
+		f.refreshAt = now.Add(f.breaker.settings.Pause)
 	}
 	switch {
 	case err != nil:
-		f.log.Info("Failed to ask for WhatsApp's newest version; the present one is kept", "reason", err.Error())
+		f.log.Info("Failed to ask for WhatsApp's newest version; keeping the present one", "reason", err.Error())
 	case changed:
-		f.log.Info("Found a newer version of WhatsApp Web, which all connections name from now on")
+		f.log.Info("Found a newer version of WhatsApp Web; all new connections use it")
 	}
 	return newer
 }
 
-// refused has the version asked for because a session was refused, soon, but not
-// again and again. The caller holds f.mu.
-func (f *fleet) refused(now time.Time) {
+// scheduleRefresh makes run request the newest version soon, because a session was
+// refused, but at most once in each refreshInterval. The caller holds f.mu.
+func (f *fleet) scheduleRefresh(now time.Time) {
 	at := now
-	if soonest := f.askedAt.Add(askInterval); !f.askedAt.IsZero() && soonest.After(at) {
+	if soonest := f.refreshedAt.Add(refreshInterval); !f.refreshedAt.IsZero() && soonest.After(at) {
 		at = soonest
 	}
-	if f.version == nil || !f.askAt.IsZero() && !at.Before(f.askAt) {
+	if f.version == nil || !f.refreshAt.IsZero() && !at.Before(f.refreshAt) {
 		return
 	}
-	f.askAt = at
+	f.refreshAt = at
 	f.wake()
 }
 
-// wake has run look at what is to be done.
+// wake makes run check what there is to do.
 func (f *fleet) wake() {
 	select {
 	case f.due <- struct{}{}:
@@ -180,7 +185,7 @@ func (f *fleet) wake() {
 	}
 }
 
-// change changes the breaker, and wakes all sessions that wait if its state is another.
+// change calls do with the breaker. If its state changes, it wakes all sessions that wait.
 func (f *fleet) change(do func(b *versionBreaker)) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -198,22 +203,23 @@ func (f *fleet) change(do func(b *versionBreaker)) {
 	metrics.VersionBreaker(string(f.breaker.state), breakerStates)
 	switch breakerClosed {
 	case state:
-		f.open()
+		f.cancelClosed()
 	case f.breaker.state:
-		f.closed, f.open = context.WithCancel(context.Background())
+		f.closedCtx, f.cancelClosed = context.WithCancel(context.Background())
 	}
 	f.wake()
 }
 
-// admits reports whether a session may connect; while it may not, it is held
-// back until the channel is closed.
+// admits reports whether a session may connect. If not, it should ask again when
+// the channel is closed.
 func (f *fleet) admits(uid types.UID) (bool, <-chan struct{}) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.breaker.admits(uid), f.changed
 }
 
-// wait returns when a session may connect, or with ctx's error. waited: it was held back.
+// wait returns when a session may connect, or with ctx's error. waited reports
+// whether the session was held back.
 func (f *fleet) wait(ctx context.Context, uid types.UID) (waited bool, err error) {
 	for {
 		ok, changed := f.admits(uid)
@@ -229,15 +235,15 @@ func (f *fleet) wait(ctx context.Context, uid types.UID) (waited bool, err error
 	}
 }
 
-// whileAdmitted returns a context that ends with ctx, and earlier when the
-// breaker opens for a session that it admits because it is closed.
+// whileAdmitted returns a context that ends with ctx, and earlier when the breaker
+// opens, unless the session is the probe.
 func (f *fleet) whileAdmitted(ctx context.Context, uid types.UID) (context.Context, context.CancelFunc) {
 	f.mu.Lock()
-	closed := f.closed
-	probes := f.breaker.state != breakerClosed && f.breaker.admits(uid)
+	closed := f.closedCtx
+	isProbe := f.breaker.state != breakerClosed && f.breaker.admits(uid)
 	f.mu.Unlock()
 	ctx, cancel := context.WithCancel(ctx)
-	if probes {
+	if isProbe {
 		return ctx, cancel
 	}
 	stop := context.AfterFunc(closed, cancel)
@@ -251,46 +257,49 @@ func (f *fleet) HoldsBack() bool {
 	return f.breaker.state != breakerClosed
 }
 
-// onEvent takes note of what happened on a session's connection.
+// onEvent records an event of a session's connection.
 func (f *fleet) onEvent(uid types.UID, e session.Event) {
 	switch e.Type {
 	case session.EventOutdated:
 		sessions := f.sessions()
 		f.change(func(b *versionBreaker) {
 			now := f.clock.Now()
-			b.outdated(uid, sessions, now)
-			f.refused(now)
+			b.onRefused(uid, sessions, now)
+			f.scheduleRefresh(now)
 			f.failures.Forget(uid)
 		})
-	case session.EventConnected, session.EventQR, session.EventPairingCode: // codes come to clients that are accepted
+	case session.EventConnected, session.EventQR, session.EventPairingCode: // WhatsApp sends codes only to a client that it accepts
 		f.change(func(b *versionBreaker) {
-			b.through(uid)
+			b.onAccepted(uid)
 			if e.Type == session.EventConnected {
 				f.failures.Connected(uid)
 			}
 		})
-	case session.EventLoggedOut, session.EventReplaced, session.EventBanned: // it has an end of its own, and rests
-		f.left(uid)
+	case session.EventLoggedOut, session.EventReplaced, session.EventBanned: // the session rests, for a reason that other sessions do not share
+		f.forget(uid)
 	}
 }
 
-// gone takes note that a session's connection, or its attempt, is over.
-func (f *fleet) gone(uid types.UID) {
+// onAttemptEnded records that a session's connection, or its attempt to connect, has
+// ended.
+func (f *fleet) onAttemptEnded(uid types.UID) {
 	f.change(func(b *versionBreaker) {
-		b.gone(uid)
+		b.onAttemptEnded(uid)
 		f.failures.Ended(uid, f.clock.Now())
 	})
 }
 
-// left takes note that a session has left, or rests: it does not count any more.
-func (f *fleet) left(uid types.UID) {
+// forget removes a session that has left this worker, or rests, from the record of
+// failures.
+func (f *fleet) forget(uid types.UID) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.failures.Forget(uid)
 }
 
-// again has the newest version tried at once, because a person asks for it.
-func (f *fleet) again() { f.change((*versionBreaker).again) }
+// endPause makes a session try the newest version at once, because a person asked
+// for an attempt.
+func (f *fleet) endPause() { f.change((*versionBreaker).endPause) }
 
 // Failed implements session.Fleet.
 func (f *fleet) Failed(uid types.UID, now time.Time) {
@@ -299,18 +308,18 @@ func (f *fleet) Failed(uid types.UID, now time.Time) {
 	f.failures.Failed(uid, now)
 }
 
-// Recovered implements session.Fleet. The first session that is stable again
-// after most had failed brings the others forward.
+// Recovered implements session.Fleet. After most sessions had failed, the first one
+// that is stable again makes the others try soon.
 func (f *fleet) Recovered(uid types.UID, now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.failures.Common(now) {
-		if f.shared == nil {
-			f.shared = map[types.UID]bool{}
+		if f.toResume == nil {
+			f.toResume = map[types.UID]bool{}
 		}
 		for _, other := range f.failures.Failing() {
 			if other != uid {
-				f.shared[other] = true
+				f.toResume[other] = true
 			}
 		}
 		f.wake()

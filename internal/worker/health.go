@@ -16,66 +16,68 @@ import (
 const (
 	// healthWindow is how far back attempts count.
 	healthWindow = time.Minute
-	// healthHold is for how long a worker stays failing without an attempt that says
-	// otherwise. Its sessions move to other workers, so that it may have nothing left to try;
-	// after this time it is given sessions again, and shows what it can.
+	// healthHold is how long a worker stays failing without a further attempt. Its
+	// sessions move to other workers, so it may have nothing left to try. After this time
+	// it gets sessions again, and their attempts show whether it still fails.
 	healthHold = 5 * time.Minute
-	// minFailing is how many sessions, or proxies, must have failed: the failures of one
-	// account or of one proxy say nothing of the worker.
+	// minFailing is how many sessions, or proxies, must have failed: one failing account
+	// or proxy says nothing about the worker.
 	minFailing = 2
 )
 
-// ErrStoreUnreachable says that the database could not be reached, or does not serve:
-// an error that is not about what is stored.
+// ErrStoreUnreachable says that the database could not be reached, or does not serve
+// requests. It is no error about the stored data.
 var ErrStoreUnreachable = errors.New("the database cannot be reached")
 
-// Health tells by the attempts of this worker's sessions whether it reaches its
-// database and WhatsApp (docs/architecture.md, "Ownership"). It may be used by many goroutines.
+// Health assesses, from the attempts of this worker's sessions, whether the worker
+// reaches its database and WhatsApp (docs/architecture.md, "Ownership"). It is safe
+// for concurrent use.
 type Health struct {
 	clock clock.PassiveClock
 	log   logr.Logger
 
 	mu              sync.Mutex
-	store, whatsapp reach
+	store, whatsapp reachability
 }
 
-// NewHealth returns the health of a worker that has not tried anything yet.
+// NewHealth returns the health of a worker without any attempts yet.
 func NewHealth(clock clock.PassiveClock, log logr.Logger) *Health {
-	return &Health{clock: clock, log: log, store: newReach(), whatsapp: newReach()}
+	return &Health{clock: clock, log: log, store: newReachability(), whatsapp: newReachability()}
 }
 
-// Failing reports what cannot be reached. It is called at each renewal of the Lease.
+// Failing reports whether the database and WhatsApp cannot be reached. It is called
+// at each renewal of the Lease.
 func (h *Health) Failing() (store, whatsapp bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.assess("database", &h.store), h.assess("WhatsApp", &h.whatsapp)
 }
 
-func (h *Health) assess(what string, r *reach) bool {
+func (h *Health) assess(service string, r *reachability) bool {
 	before := r.failing
 	failing := r.assess(h.clock.Now())
-	metrics.Unreached(what, failing)
+	metrics.Unreached(service, failing)
 	switch {
 	case failing && !before:
-		h.log.Info("Failed to reach a service with every attempt of the last minute, saying so in the lease", "service", what)
+		h.log.Info("Failed to reach a service in every attempt of the last minute; reporting it in the lease", "service", service)
 	case before && !failing:
-		h.log.Info("No longer failing to reach a service", "service", what)
+		h.log.Info("Stopped reporting a service as unreachable", "service", service)
 	}
 	return failing
 }
 
-// took records the result of an attempt to take a session's keys.
-func (h *Health) took(session types.UID, err error) {
+// recordTake records the result of an attempt to take a session's keys.
+func (h *Health) recordTake(session types.UID, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.store.record(session, "", !errors.Is(err, ErrStoreUnreachable), h.clock.Now())
 }
 
-// dialed records the result of an attempt to connect by that egress; empty: the
+// recordDial records the result of an attempt to connect by that egress; empty: the
 // worker's own address. A dial that succeeds has read the device from the database,
-// and a server of WhatsApp has answered; whether it lets the device in says nothing of
-// the worker.
-func (h *Health) dialed(session types.UID, egress string, err error) {
+// and a server of WhatsApp has answered. Whether WhatsApp then accepts the device says
+// nothing about the worker.
+func (h *Health) recordDial(session types.UID, egress string, err error) {
 	var refused *whatsapp.ConnectError
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -92,12 +94,13 @@ func (h *Health) dialed(session types.UID, egress string, err error) {
 	}
 }
 
-// reach is what the attempts of the last minute say of one service. It is pure.
-type reach struct {
+// reachability is what the attempts of the last minute say about one service. It is
+// pure.
+type reachability struct {
 	// failed is the last failure of each session, and succeeded the last success by each egress.
 	failed    map[types.UID]failure
 	succeeded map[string]time.Time
-	// failing is the last assessment, and until when it holds without an attempt.
+	// failing is the last assessment. Without further attempts it holds until until.
 	failing bool
 	until   time.Time
 }
@@ -107,11 +110,11 @@ type failure struct {
 	at     time.Time
 }
 
-func newReach() reach {
-	return reach{failed: map[types.UID]failure{}, succeeded: map[string]time.Time{}}
+func newReachability() reachability {
+	return reachability{failed: map[types.UID]failure{}, succeeded: map[string]time.Time{}}
 }
 
-func (r *reach) record(session types.UID, egress string, succeeded bool, now time.Time) {
+func (r *reachability) record(session types.UID, egress string, succeeded bool, now time.Time) {
 	if succeeded {
 		delete(r.failed, session)
 		r.succeeded[egress] = now
@@ -120,15 +123,15 @@ func (r *reach) record(session types.UID, egress string, succeeded bool, now tim
 	}
 }
 
-// assess forgets what is older than the window, and reports whether the service
-// cannot be reached:
+// assess removes the attempts that are older than healthWindow, and reports whether
+// the service cannot be reached:
 //
 //   - by the worker's own address, where sessions use it: at least two failed, and
 //     none succeeded;
 //   - where all use proxies: at least two proxies failed, and none succeeded.
 //
-// Attempts that say neither yes nor no leave the assessment as it was, for healthHold.
-func (r *reach) assess(now time.Time) bool {
+// If the attempts fit neither, the last assessment stays, for healthHold.
+func (r *reachability) assess(now time.Time) bool {
 	own, proxies := 0, map[string]bool{}
 	for session, f := range r.failed {
 		switch {

@@ -15,7 +15,7 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/whatsapp"
 )
 
-func TestWhatAttemptsSayOfAWorker(t *testing.T) {
+func TestTheHealthOfAWorker(t *testing.T) {
 	t.Parallel()
 	unreachable := &whatsapp.ConnectError{Reason: "Unreachable", Message: "WhatsApp cannot be reached"}
 	noStore := fmt.Errorf("%w: connection refused", ErrStoreUnreachable)
@@ -43,27 +43,27 @@ func TestWhatAttemptsSayOfAWorker(t *testing.T) {
 	}{
 		{name: "a worker that has not tried anything"},
 		{name: "two sessions cannot take their keys", attempts: []attempt{take(0, "a", noStore), take(s, "b", noStore)}, at: s, store: true},
-		{name: "one account's failures do not count, however many", attempts: []attempt{take(0, "a", noStore), take(9*s, "a", noStore), take(30*s, "a", noStore)}, at: 31 * s},
-		{name: "another one succeeded", attempts: []attempt{take(0, "a", noStore), take(s, "b", noStore), take(2*s, "c", nil)}, at: 3 * s},
-		{name: "a refusal of the epoch is an answer", attempts: []attempt{take(0, "a", noStore), take(s, "b", noStore), take(2*s, "c", &EpochBehindError{Stored: 7})}, at: 3 * s},
-		{name: "what is stored cannot be used: that is not the worker's fault", attempts: []attempt{take(0, "a", errors.New("unsealing the keys failed")), take(s, "b", errors.New("unsealing the keys failed"))}, at: s},
-		{name: "a success of a minute ago counts no more", attempts: []attempt{take(0, "c", nil), take(30*s, "a", noStore), take(31*s, "b", noStore)}, at: 60 * s, store: true},
-		{name: "nor does a failure of a minute ago", attempts: []attempt{take(0, "a", noStore), take(60*s, "b", noStore)}, at: 60 * s},
+		{name: "failures of one account do not count, however many", attempts: []attempt{take(0, "a", noStore), take(9*s, "a", noStore), take(30*s, "a", noStore)}, at: 31 * s},
+		{name: "another session succeeded", attempts: []attempt{take(0, "a", noStore), take(s, "b", noStore), take(2*s, "c", nil)}, at: 3 * s},
+		{name: "a refusal of the epoch counts as a success", attempts: []attempt{take(0, "a", noStore), take(s, "b", noStore), take(2*s, "c", &EpochBehindError{Stored: 7})}, at: 3 * s},
+		{name: "the stored keys cannot be used: not a failure of the worker", attempts: []attempt{take(0, "a", errors.New("unsealing the keys failed")), take(s, "b", errors.New("unsealing the keys failed"))}, at: s},
+		{name: "a success a minute ago no longer counts", attempts: []attempt{take(0, "c", nil), take(30*s, "a", noStore), take(31*s, "b", noStore)}, at: 60 * s, store: true},
+		{name: "a failure a minute ago no longer counts", attempts: []attempt{take(0, "a", noStore), take(60*s, "b", noStore)}, at: 60 * s},
 		{name: "two sessions cannot reach WhatsApp", attempts: down, at: s, whatsapp: true},
 		{name: "the database fails at the dial", attempts: []attempt{dial(0, "a", noStore), dial(s, "b", noStore)}, at: s, store: true},
-		{name: "the library was given up: no attempt", attempts: []attempt{dial(0, "a", context.Canceled), dial(s, "b", context.Canceled)}, at: s},
-		{name: "one proxy's failures do not count, of however many sessions", attempts: []attempt{via("p", dial(0, "a", unreachable)), via("p", dial(s, "b", unreachable)), via("p", dial(s, "c", unreachable))}, at: s},
-		{name: "two proxies, and nothing else", attempts: []attempt{via("p", dial(0, "a", unreachable)), via("q", dial(s, "b", unreachable))}, at: s, whatsapp: true},
-		{name: "two proxies, and a third one succeeds", attempts: []attempt{via("p", dial(0, "a", unreachable)), via("q", dial(s, "b", unreachable)), via("r", dial(s, "c", nil))}, at: s},
-		{name: "two proxies, and the own address succeeds", attempts: []attempt{via("p", dial(0, "a", unreachable)), via("q", dial(s, "b", unreachable)), dial(s, "c", nil)}, at: s},
-		{name: "the own address fails, and a proxy that is inside succeeds", attempts: append(down, via("p", dial(s, "c", nil))), at: s, whatsapp: true},
-		{name: "one by the own address and one by a proxy are not two", attempts: []attempt{dial(0, "a", unreachable), via("p", dial(s, "b", unreachable))}, at: s},
+		{name: "cancelled attempts do not count", attempts: []attempt{dial(0, "a", context.Canceled), dial(s, "b", context.Canceled)}, at: s},
+		{name: "failures of one proxy do not count, of however many sessions", attempts: []attempt{via("p", dial(0, "a", unreachable)), via("p", dial(s, "b", unreachable)), via("p", dial(s, "c", unreachable))}, at: s},
+		{name: "two proxies fail, and nothing else was tried", attempts: []attempt{via("p", dial(0, "a", unreachable)), via("q", dial(s, "b", unreachable))}, at: s, whatsapp: true},
+		{name: "two proxies fail, and a third one succeeds", attempts: []attempt{via("p", dial(0, "a", unreachable)), via("q", dial(s, "b", unreachable)), via("r", dial(s, "c", nil))}, at: s},
+		{name: "two proxies fail, and the own address succeeds", attempts: []attempt{via("p", dial(0, "a", unreachable)), via("q", dial(s, "b", unreachable)), dial(s, "c", nil)}, at: s},
+		{name: "the own address fails, and a proxy in the same network succeeds", attempts: append(down, via("p", dial(s, "c", nil))), at: s, whatsapp: true},
+		{name: "one failure by the own address and one by a proxy are not enough", attempts: []attempt{dial(0, "a", unreachable), via("p", dial(s, "b", unreachable))}, at: s},
 		{name: "the same session fails by two proxies: its Secret was changed", attempts: []attempt{via("p", dial(0, "a", unreachable)), via("q", dial(s, "a", unreachable))}, at: s},
-		{name: "its sessions have moved away: it stays failing", attempts: down, at: 4 * time.Minute, whatsapp: true},
-		{name: "but not for ever", attempts: down, at: 5*time.Minute + s},
-		{name: "one session that goes on failing does not keep it so for ever", attempts: append(down, dial(2*time.Minute, "a", unreachable), dial(5*time.Minute, "a", unreachable)), at: 5*time.Minute + s},
-		{name: "a success ends it at once", attempts: append(down, dial(2*time.Minute, "a", nil)), at: 2 * time.Minute},
-		{name: "a success by a proxy does not, where the own address failed and goes on", attempts: append(down, dial(2*time.Minute, "a", unreachable), via("p", dial(2*time.Minute, "c", nil))), at: 2 * time.Minute, whatsapp: true},
+		{name: "the sessions have moved away: the worker stays failing", attempts: down, at: 4 * time.Minute, whatsapp: true},
+		{name: "the sessions have moved away: it stops failing after 5 minutes", attempts: down, at: 5*time.Minute + s},
+		{name: "one session that still fails does not keep the worker failing", attempts: append(down, dial(2*time.Minute, "a", unreachable), dial(5*time.Minute, "a", unreachable)), at: 5*time.Minute + s},
+		{name: "a success ends the failing state at once", attempts: append(down, dial(2*time.Minute, "a", nil)), at: 2 * time.Minute},
+		{name: "a success by a proxy does not end it while the own address fails", attempts: append(down, dial(2*time.Minute, "a", unreachable), via("p", dial(2*time.Minute, "c", nil))), at: 2 * time.Minute, whatsapp: true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -74,9 +74,9 @@ func TestWhatAttemptsSayOfAWorker(t *testing.T) {
 			for _, a := range tt.attempts {
 				clock.SetTime(start.Add(a.at))
 				if a.take {
-					h.took(a.session, a.err)
+					h.recordTake(a.session, a.err)
 				} else {
-					h.dialed(a.session, a.egress, a.err)
+					h.recordDial(a.session, a.egress, a.err)
 				}
 				h.Failing()
 			}
@@ -88,14 +88,14 @@ func TestWhatAttemptsSayOfAWorker(t *testing.T) {
 	}
 }
 
-func TestHealthForgets(t *testing.T) {
+func TestHealthRemovesOldAttempts(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)
 	clock := clocktesting.NewFakeClock(time.Unix(0, 0))
 	h := NewHealth(clock, logr.Discard())
 	for i := range 1000 {
-		h.dialed(types.UID(fmt.Sprint(i)), fmt.Sprint("proxy-", i%10), &whatsapp.ConnectError{})
-		h.dialed(types.UID(fmt.Sprint(i+1000)), fmt.Sprint("proxy-", i), nil)
+		h.recordDial(types.UID(fmt.Sprint(i)), fmt.Sprint("proxy-", i%10), &whatsapp.ConnectError{})
+		h.recordDial(types.UID(fmt.Sprint(i+1000)), fmt.Sprint("proxy-", i), nil)
 	}
 	clock.Step(healthWindow)
 	h.Failing()
@@ -106,8 +106,8 @@ func TestHealthForgets(t *testing.T) {
 
 func TestTheSupervisorRecordsItsAttempts(t *testing.T) {
 	t.Parallel()
-	st := newStage(t, newSession(), account{jid: jid, phone: phone}, func(w *world) {
-		w.takeErr = fmt.Errorf("%w: connection refused", ErrStoreUnreachable)
+	st := newSupervisorTest(t, newSession(), account{jid: jid, phone: phone}, func(env *environment) {
+		env.takeErr = fmt.Errorf("%w: connection refused", ErrStoreUnreachable)
 	})
 	counts := func() (store, whatsapp int) {
 		st.s.Health.mu.Lock()

@@ -9,40 +9,39 @@ import (
 	"k8s.io/utils/clock"
 )
 
-// Login is an attempt that waits for its turn.
+// Login is an attempt that waits for a token.
 type Login struct {
-	// Egress names the proxy; empty: the worker's own address.
+	// Egress is the name of the egress; empty: the worker's own address.
 	Egress string
-	// Namespace is whose session it is: turns go round by namespace.
+	// Namespace is the session's namespace: the namespaces take turns.
 	Namespace string
-	// Pairing: a new device is to be linked; pairings have a pace of their own.
+	// Pairing: the attempt links a new device. Pairings have their own pace.
 	Pairing bool
-	// Unproven: the session has never stayed up, or has failed since it last did.
-	Unproven bool
+	// Unstable: the session has never been stable, or has failed since it last was.
+	Unstable bool
 }
 
-// Pace is how many attempts a second, and how many at once, one egress makes.
+// Pace is how many attempts each egress may make in a second, and how many at once.
 type Pace struct {
 	LoginsPerSecond, PairingsPerSecond float64
 	LoginBurst, PairingBurst           int
 }
 
-// PerEgress is a Limiter with a pair of token buckets for each egress, because
-// WhatsApp sees addresses, not sessions. The tokens of a bucket are dealt fairly,
-// see dealer. It has no goroutine: of those who wait for a bucket, one watches
-// its clock for all.
+// PerEgress is a Limiter with two token buckets for each egress, one for logins and
+// one for pairings, because WhatsApp sees addresses, not sessions. It starts no
+// goroutine: one of the waiters of a bucket, the timekeeper, grants the tokens to all.
 type PerEgress struct {
-	pace  Pace
-	clock clock.Clock
-	mu    sync.Mutex
-	by    map[string]*egress
+	pace     Pace
+	clock    clock.Clock
+	mu       sync.Mutex
+	egresses map[string]*egressBuckets
 }
 
-type egress struct{ logins, pairings *dealer }
+type egressBuckets struct{ logins, pairings *bucket }
 
-// NewPerEgress returns a limiter of the given pace.
+// NewPerEgress returns a limiter with the given pace.
 func NewPerEgress(pace Pace, clock clock.Clock) *PerEgress {
-	return &PerEgress{pace: pace, clock: clock, by: map[string]*egress{}}
+	return &PerEgress{pace: pace, clock: clock, egresses: map[string]*egressBuckets{}}
 }
 
 // Wait implements Limiter.
@@ -51,33 +50,33 @@ func (p *PerEgress) Wait(ctx context.Context, login Login) error {
 		return fmt.Errorf("waiting for a login token: %w", err)
 	}
 	p.mu.Lock()
-	d := p.dealer(login)
-	w := d.ask(login.Namespace, login.Unproven)
-	d.deal(p.clock.Now())
-	watches := d.watch(w)
+	b := p.bucket(login)
+	w := b.enqueue(login.Namespace, login.Unstable)
+	b.grant(p.clock.Now())
+	isTimekeeper := b.becomeTimekeeper(w)
 	p.mu.Unlock()
 
-	err := p.await(ctx, d, w, watches)
+	err := p.await(ctx, b, w, isTimekeeper)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err != nil {
-		d.withdraw(w)
+		b.withdraw(w)
 		err = fmt.Errorf("waiting for a login token: %w", err)
 	}
-	d.deal(p.clock.Now())
-	d.passWatch(w)
+	b.grant(p.clock.Now())
+	b.replaceTimekeeper(w)
 	return err
 }
 
-// await returns when w has its token, or with ctx's error. While it watches the
-// clock it deals to all.
-func (p *PerEgress) await(ctx context.Context, d *dealer, w *waiter, watches bool) error {
-	for !watches {
+// await returns when w has its token, or with ctx's error. While w is the
+// timekeeper, it grants the tokens to all waiters of the bucket.
+func (p *PerEgress) await(ctx context.Context, b *bucket, w *waiter, isTimekeeper bool) error {
+	for !isTimekeeper {
 		select {
 		case <-w.granted:
 			return nil
-		case <-w.watch:
-			watches = true
+		case <-w.timekeeper:
+			isTimekeeper = true
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -85,8 +84,8 @@ func (p *PerEgress) await(ctx context.Context, d *dealer, w *waiter, watches boo
 	for {
 		p.mu.Lock()
 		now := p.clock.Now()
-		d.deal(now)
-		pause := d.next(now)
+		b.grant(now)
+		pause := b.untilNextToken(now)
 		p.mu.Unlock()
 		timer := p.clock.NewTimer(pause)
 		select {
@@ -105,26 +104,26 @@ func (p *PerEgress) await(ctx context.Context, d *dealer, w *waiter, watches boo
 func (p *PerEgress) Free() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	d := p.dealer(Login{})
-	d.deal(p.clock.Now())
-	return int(d.tokens)
+	b := p.bucket(Login{})
+	b.grant(p.clock.Now())
+	return int(b.tokens)
 }
 
-// dealer finds the bucket that a login draws from. The caller holds p.mu.
-func (p *PerEgress) dealer(login Login) *dealer {
+// bucket returns the bucket from which a login takes its token. The caller holds p.mu.
+func (p *PerEgress) bucket(login Login) *bucket {
 	now := p.clock.Now()
-	e, ok := p.by[login.Egress]
+	e, ok := p.egresses[login.Egress]
 	if !ok {
-		for other, e := range p.by { // a full bucket is as good as a new one
+		for other, e := range p.egresses { // a full bucket is the same as a new one
 			if e.logins.full(now) && e.pairings.full(now) {
-				delete(p.by, other)
+				delete(p.egresses, other)
 			}
 		}
-		e = &egress{
-			logins:   newDealer(p.pace.LoginsPerSecond, p.pace.LoginBurst, now),
-			pairings: newDealer(p.pace.PairingsPerSecond, p.pace.PairingBurst, now),
+		e = &egressBuckets{
+			logins:   newBucket(p.pace.LoginsPerSecond, p.pace.LoginBurst, now),
+			pairings: newBucket(p.pace.PairingsPerSecond, p.pace.PairingBurst, now),
 		}
-		p.by[login.Egress] = e
+		p.egresses[login.Egress] = e
 	}
 	if login.Pairing {
 		return e.pairings
@@ -132,152 +131,154 @@ func (p *PerEgress) dealer(login Login) *dealer {
 	return e.logins
 }
 
-// provenShare is how many tokens in a row the proven get while unproven wait as
-// well, which leaves a quarter to the unproven (docs/architecture.md, "A session's life").
-const provenShare = 3
+// stableShare is how many tokens in a row stable sessions get while unstable ones
+// wait too, so that a quarter is left for the unstable ones (docs/architecture.md,
+// "A session's life").
+const stableShare = 3
 
-// dealer is a token bucket and those who wait for it. It is pure: the time is
-// given to it, and nothing in it blocks.
-type dealer struct {
+// bucket is a token bucket and its waiters. It is pure: the time is an argument,
+// and no method blocks.
+type bucket struct {
 	perSecond, burst float64
 	tokens           float64
-	at               time.Time // what tokens were counted at
-	proven, unproven waitList
-	// streak counts the tokens that the proven got while unproven waited.
+	refilledAt       time.Time
+	stable, unstable waitList
+	// streak counts the tokens in a row that stable sessions got while unstable ones waited.
 	streak int
-	// watcher is the waiter that watches the clock; nil while nobody waits.
-	watcher *waiter
+	// timekeeper is the waiter that grants the tokens to all; nil while nobody waits.
+	timekeeper *waiter
 }
 
-func newDealer(perSecond float64, burst int, now time.Time) *dealer {
-	return &dealer{perSecond: perSecond, burst: float64(burst), tokens: float64(burst), at: now}
+func newBucket(perSecond float64, burst int, now time.Time) *bucket {
+	return &bucket{perSecond: perSecond, burst: float64(burst), tokens: float64(burst), refilledAt: now}
 }
 
-// waiter is one who waits for a token.
+// waiter is an attempt that waits for a token.
 type waiter struct {
 	namespace string
 	list      *waitList
-	// granted is closed when the token is its own.
+	// granted is closed when the waiter has got its token.
 	granted chan struct{}
-	// watch gets a value when it is to watch the clock.
-	watch chan struct{}
-	has   bool
+	// timekeeper gets a value when the waiter becomes the timekeeper.
+	timekeeper chan struct{}
+	hasToken   bool
 }
 
-// ask puts a new waiter into its list.
-func (d *dealer) ask(namespace string, unproven bool) *waiter {
-	w := &waiter{namespace: namespace, list: &d.proven, granted: make(chan struct{}), watch: make(chan struct{}, 1)}
-	if unproven {
-		w.list = &d.unproven
+// enqueue puts a new waiter into its list.
+func (b *bucket) enqueue(namespace string, unstable bool) *waiter {
+	w := &waiter{namespace: namespace, list: &b.stable, granted: make(chan struct{}), timekeeper: make(chan struct{}, 1)}
+	if unstable {
+		w.list = &b.unstable
 	}
 	w.list.push(w)
 	return w
 }
 
-// deal gives the tokens of now to those whose turn it is.
-func (d *dealer) deal(now time.Time) {
-	d.refill(now)
-	for d.tokens >= 1 {
-		w := d.turn()
+// grant gives the tokens that there are now to the next waiters.
+func (b *bucket) grant(now time.Time) {
+	b.refill(now)
+	for b.tokens >= 1 {
+		w := b.popNext()
 		if w == nil {
 			return
 		}
-		d.tokens--
-		w.has = true
+		b.tokens--
+		w.hasToken = true
 		close(w.granted)
 	}
 }
 
-func (d *dealer) refill(now time.Time) {
-	if passed := now.Sub(d.at).Seconds(); passed > 0 {
-		d.tokens = min(d.tokens+passed*d.perSecond, d.burst)
-		d.at = now
+func (b *bucket) refill(now time.Time) {
+	if passed := now.Sub(b.refilledAt).Seconds(); passed > 0 {
+		b.tokens = min(b.tokens+passed*b.perSecond, b.burst)
+		b.refilledAt = now
 	}
 }
 
-// turn takes whose turn it is out of its list; nil: nobody waits.
-func (d *dealer) turn() *waiter {
+// popNext removes the next waiter from its list and returns it; nil: nobody waits.
+func (b *bucket) popNext() *waiter {
 	switch {
-	case d.unproven.empty():
-		d.streak = 0
-		return d.proven.pop()
-	case d.proven.empty(), d.streak >= provenShare:
-		d.streak = 0
-		return d.unproven.pop()
+	case b.unstable.empty():
+		b.streak = 0
+		return b.stable.pop()
+	case b.stable.empty(), b.streak >= stableShare:
+		b.streak = 0
+		return b.unstable.pop()
 	default:
-		d.streak++
-		return d.proven.pop()
+		b.streak++
+		return b.stable.pop()
 	}
 }
 
-// next is how long it takes until there is a token again.
-func (d *dealer) next(now time.Time) time.Duration {
-	d.refill(now)
-	missing := (1 - d.tokens) / d.perSecond * float64(time.Second)
-	return max(time.Duration(missing), 0) + time.Microsecond // not a rounding error too early
+// untilNextToken is how long it takes until the bucket has a token.
+func (b *bucket) untilNextToken(now time.Time) time.Duration {
+	b.refill(now)
+	missing := (1 - b.tokens) / b.perSecond * float64(time.Second)
+	return max(time.Duration(missing), 0) + time.Microsecond // so that a rounding error does not make it too short
 }
 
-// withdraw takes a waiter out, or its token back.
-func (d *dealer) withdraw(w *waiter) {
-	if w.has {
-		w.has = false
-		d.tokens = min(d.tokens+1, d.burst)
+// withdraw removes a waiter, or takes its token back.
+func (b *bucket) withdraw(w *waiter) {
+	if w.hasToken {
+		w.hasToken = false
+		b.tokens = min(b.tokens+1, b.burst)
 		return
 	}
 	w.list.remove(w)
 }
 
-// watch makes w the one who watches the clock, if nobody does and it must wait.
-func (d *dealer) watch(w *waiter) bool {
-	if w.has || d.watcher != nil {
+// becomeTimekeeper makes w the timekeeper if it must wait and there is none. It
+// reports whether w is the timekeeper.
+func (b *bucket) becomeTimekeeper(w *waiter) bool {
+	if w.hasToken || b.timekeeper != nil {
 		return false
 	}
-	d.watcher = w
+	b.timekeeper = w
 	return true
 }
 
-// passWatch has another waiter watch the clock when w goes.
-func (d *dealer) passWatch(w *waiter) {
-	if d.watcher != w {
+// replaceTimekeeper makes another waiter the timekeeper if w was it and leaves.
+func (b *bucket) replaceTimekeeper(w *waiter) {
+	if b.timekeeper != w {
 		return
 	}
-	if d.watcher = d.proven.first(); d.watcher == nil {
-		d.watcher = d.unproven.first()
+	if b.timekeeper = b.stable.first(); b.timekeeper == nil {
+		b.timekeeper = b.unstable.first()
 	}
-	if d.watcher != nil {
-		d.watcher.watch <- struct{}{}
+	if b.timekeeper != nil {
+		b.timekeeper.timekeeper <- struct{}{}
 	}
 }
 
-func (d *dealer) full(now time.Time) bool {
-	d.refill(now)
-	return d.tokens >= d.burst && d.proven.empty() && d.unproven.empty()
+func (b *bucket) full(now time.Time) bool {
+	b.refill(now)
+	return b.tokens >= b.burst && b.stable.empty() && b.unstable.empty()
 }
 
-// waitList is a queue in which the namespaces take turns: of each the first waits
-// for its turn, then the namespace goes to the end.
+// waitList is a queue in which the namespaces take turns: the first waiter of a
+// namespace is served, then the namespace goes to the end.
 type waitList struct {
-	turns []string
-	by    map[string][]*waiter
+	turns   []string
+	waiters map[string][]*waiter
 }
 
 func (l *waitList) empty() bool { return len(l.turns) == 0 }
 
 func (l *waitList) push(w *waiter) {
-	if l.by == nil {
-		l.by = map[string][]*waiter{}
+	if l.waiters == nil {
+		l.waiters = map[string][]*waiter{}
 	}
-	if len(l.by[w.namespace]) == 0 {
+	if len(l.waiters[w.namespace]) == 0 {
 		l.turns = append(l.turns, w.namespace)
 	}
-	l.by[w.namespace] = append(l.by[w.namespace], w)
+	l.waiters[w.namespace] = append(l.waiters[w.namespace], w)
 }
 
 func (l *waitList) first() *waiter {
 	if l.empty() {
 		return nil
 	}
-	return l.by[l.turns[0]][0]
+	return l.waiters[l.turns[0]][0]
 }
 
 func (l *waitList) pop() *waiter {
@@ -286,17 +287,17 @@ func (l *waitList) pop() *waiter {
 		return nil
 	}
 	l.turns = l.turns[1:]
-	if rest := l.by[w.namespace][1:]; len(rest) > 0 {
-		l.by[w.namespace] = rest
+	if rest := l.waiters[w.namespace][1:]; len(rest) > 0 {
+		l.waiters[w.namespace] = rest
 		l.turns = append(l.turns, w.namespace)
 	} else {
-		delete(l.by, w.namespace)
+		delete(l.waiters, w.namespace)
 	}
 	return w
 }
 
 func (l *waitList) remove(w *waiter) {
-	waiting := l.by[w.namespace]
+	waiting := l.waiters[w.namespace]
 	for i := range waiting {
 		if waiting[i] == w {
 			waiting = append(waiting[:i:i], waiting[i+1:]...)
@@ -304,10 +305,10 @@ func (l *waitList) remove(w *waiter) {
 		}
 	}
 	if len(waiting) > 0 {
-		l.by[w.namespace] = waiting
+		l.waiters[w.namespace] = waiting
 		return
 	}
-	delete(l.by, w.namespace)
+	delete(l.waiters, w.namespace)
 	for i, namespace := range l.turns {
 		if namespace == w.namespace {
 			l.turns = append(l.turns[:i:i], l.turns[i+1:]...)

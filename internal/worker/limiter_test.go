@@ -13,59 +13,60 @@ import (
 	clocktesting "k8s.io/utils/clock/testing"
 )
 
-// crowd asks for tokens: so many of a namespace, proven or not.
-type crowd struct {
+// group is a number of waiters of one namespace, for stable or unstable sessions.
+type group struct {
 	namespace string
-	unproven  bool
+	unstable  bool
 	n         int
 }
 
-func TestTheDealingOfTokens(t *testing.T) {
+func TestTokensAreSharedFairly(t *testing.T) {
 	tests := []struct {
 		name   string
-		crowds []crowd
+		groups []group
 		tokens int
-		// given is how many of each crowd have a token then.
-		given []int
+		// granted is how many waiters of each group get a token.
+		granted []int
 	}{
-		{name: "one namespace gets all", crowds: []crowd{{"a", false, 10}}, tokens: 8, given: []int{8}},
-		{name: "nobody waits: the tokens stay", tokens: 8},
-		{name: "two namespaces take turns, whatever their numbers", crowds: []crowd{{"a", false, 1000}, {"b", false, 10}}, tokens: 20, given: []int{10, 10}},
-		{name: "who is served leaves its turns to the others", crowds: []crowd{{"a", false, 1000}, {"b", false, 3}, {"c", false, 10}}, tokens: 20, given: []int{9, 3, 8}},
-		{name: "the unproven get a quarter while proven wait", crowds: []crowd{{"a", true, 1000}, {"b", false, 1000}}, tokens: 40, given: []int{10, 30}},
-		{name: "also within a namespace", crowds: []crowd{{"a", true, 1000}, {"a", false, 1000}}, tokens: 40, given: []int{10, 30}},
-		{name: "and all when no proven one waits", crowds: []crowd{{"a", true, 1000}}, tokens: 40, given: []int{40}},
-		{name: "the unproven take turns, too", crowds: []crowd{{"a", true, 1000}, {"b", true, 2}, {"c", false, 1000}}, tokens: 40, given: []int{8, 2, 30}},
+		{name: "one namespace gets all tokens", groups: []group{{"a", false, 10}}, tokens: 8, granted: []int{8}},
+		{name: "no waiters", tokens: 8},
+		{name: "two namespaces take turns, however many waiters each has", groups: []group{{"a", false, 1000}, {"b", false, 10}}, tokens: 20, granted: []int{10, 10}},
+		{name: "a namespace without further waiters leaves its turns to the others", groups: []group{{"a", false, 1000}, {"b", false, 3}, {"c", false, 10}}, tokens: 20, granted: []int{9, 3, 8}},
+		{name: "unstable sessions get a quarter while stable ones wait", groups: []group{{"a", true, 1000}, {"b", false, 1000}}, tokens: 40, granted: []int{10, 30}},
+		{name: "unstable sessions get a quarter also within a namespace", groups: []group{{"a", true, 1000}, {"a", false, 1000}}, tokens: 40, granted: []int{10, 30}},
+		{name: "unstable sessions get all tokens when no stable one waits", groups: []group{{"a", true, 1000}}, tokens: 40, granted: []int{40}},
+		{name: "unstable sessions of two namespaces take turns, too", groups: []group{{"a", true, 1000}, {"b", true, 2}, {"c", false, 1000}}, tokens: 40, granted: []int{8, 2, 30}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			g := NewWithT(t)
-			d := newDealer(float64(tt.tokens), tt.tokens, noon)
-			d.tokens = 0
-			waiting := make([][]*waiter, len(tt.crowds))
-			for i, c := range tt.crowds {
+			b := newBucket(float64(tt.tokens), tt.tokens, noon)
+			b.tokens = 0
+			waiting := make([][]*waiter, len(tt.groups))
+			for i, c := range tt.groups {
 				for range c.n {
-					waiting[i] = append(waiting[i], d.ask(c.namespace, c.unproven))
+					waiting[i] = append(waiting[i], b.enqueue(c.namespace, c.unstable))
 				}
 			}
-			d.deal(noon)
+			b.grant(noon)
 			for i := range waiting {
 				g.Expect(served(waiting[i])).To(BeZero())
 			}
-			d.deal(noon.Add(time.Second))
+			b.grant(noon.Add(time.Second))
 			for i := range waiting {
-				g.Expect(served(waiting[i])).To(Equal(tt.given[i]), "%+v", tt.crowds[i])
-				for j := range tt.given[i] {
-					g.Expect(waiting[i][j].has).To(BeTrue(), "who came first is served first")
+				g.Expect(served(waiting[i])).To(Equal(tt.granted[i]), "%+v", tt.groups[i])
+				for j := range tt.granted[i] {
+					g.Expect(waiting[i][j].hasToken).To(BeTrue(), "in the order in which they came")
 				}
 			}
 		})
 	}
 }
 
+// served counts the waiters that have a token.
 func served(waiting []*waiter) (n int) {
 	for _, w := range waiting {
-		if w.has {
+		if w.hasToken {
 			n++
 		}
 	}
@@ -74,114 +75,115 @@ func served(waiting []*waiter) (n int) {
 
 func TestABucketFillsAndOverflows(t *testing.T) {
 	g := NewWithT(t)
-	d := newDealer(10, 5, noon)
+	b := newBucket(10, 5, noon)
 	for range 5 {
-		d.ask("a", false)
+		b.enqueue("a", false)
 	}
-	d.deal(noon)
-	g.Expect(d.tokens).To(BeZero())
-	g.Expect(d.next(noon)).To(BeNumerically("~", 100*time.Millisecond, time.Millisecond))
-	g.Expect(d.full(noon.Add(400 * time.Millisecond))).To(BeFalse())
-	g.Expect(d.full(noon.Add(time.Hour))).To(BeTrue())
-	g.Expect(d.tokens).To(BeEquivalentTo(5), "not more than the burst")
-	d.deal(noon)
-	g.Expect(d.tokens).To(BeEquivalentTo(5), "a clock that goes back takes nothing")
+	b.grant(noon)
+	g.Expect(b.tokens).To(BeZero())
+	g.Expect(b.untilNextToken(noon)).To(BeNumerically("~", 100*time.Millisecond, time.Millisecond))
+	g.Expect(b.full(noon.Add(400 * time.Millisecond))).To(BeFalse())
+	g.Expect(b.full(noon.Add(time.Hour))).To(BeTrue())
+	g.Expect(b.tokens).To(BeEquivalentTo(5), "not more than the burst")
+	b.grant(noon)
+	g.Expect(b.tokens).To(BeEquivalentTo(5), "a clock that goes back takes no tokens away")
 }
 
-// One tenant's thousand sessions that fail and come back at once must not cost
-// another's ten more than the share that everybody has.
-func TestAThousandFailingSessionsDoNotDelayAnothersTen(t *testing.T) {
+// A thousand sessions of one tenant that fail and retry at once must leave the fair
+// share of the tokens to the ten sessions of another tenant.
+func TestAThousandFailingSessionsDoNotDelayTenOthers(t *testing.T) {
 	for name, row := range map[string]struct {
-		unproven bool
-		// within is how many tokens may be dealt until the ten are served.
+		unstable bool
+		// within is how many tokens may be granted until the ten are served.
 		within int
 	}{
 		"failing for the first time": {within: 20},
-		"known to fail":              {unproven: true, within: 14},
+		"known to fail":              {unstable: true, within: 14},
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := NewWithT(t)
-			d := newDealer(100, 1, noon)
-			d.tokens = 0
+			b := newBucket(100, 1, noon)
+			b.tokens = 0
 			var failing []*waiter
 			for range 1000 {
-				failing = append(failing, d.ask("noisy", row.unproven))
+				failing = append(failing, b.enqueue("noisy", row.unstable))
 			}
-			now, dealt := noon, 0
+			now, granted := noon, 0
 			step := func() {
 				now = now.Add(10*time.Millisecond + time.Microsecond)
-				d.deal(now)
-				dealt++
-				for i, w := range failing { // it fails and asks again
-					if w.has {
-						failing[i] = d.ask("noisy", row.unproven)
+				b.grant(now)
+				granted++
+				for i, w := range failing { // the session fails and waits for its next token
+					if w.hasToken {
+						failing[i] = b.enqueue("noisy", row.unstable)
 					}
 				}
 			}
 			for range 500 {
 				step()
 			}
-			dealt = 0
+			granted = 0
 			var ten []*waiter
 			for range 10 {
-				ten = append(ten, d.ask("quiet", false))
+				ten = append(ten, b.enqueue("quiet", false))
 			}
 			for served(ten) < len(ten) {
 				step()
-				g.Expect(dealt).To(BeNumerically("<=", row.within))
+				g.Expect(granted).To(BeNumerically("<=", row.within))
 			}
 		})
 	}
 }
 
-// limited is a limiter on a clock that stands still.
-func limited(t *testing.T, pace Pace) (*PerEgress, *clocktesting.FakeClock) {
+// newLimiter returns a limiter with a fake clock.
+func newLimiter(t *testing.T, pace Pace) (*PerEgress, *clocktesting.FakeClock) {
 	t.Cleanup(func() { goleak.VerifyNone(t, goleak.IgnoreCurrent()) })
 	fake := clocktesting.NewFakeClock(noon)
 	return NewPerEgress(pace, fake), fake
 }
 
-// asks has logins wait, each in a goroutine that the test's end waits for.
-type asks struct {
-	ctx  context.Context
-	p    *PerEgress
-	work sync.WaitGroup
-	mu   sync.Mutex
-	done map[string]int
+// logins starts logins, each in a goroutine that ends with the test, and counts how
+// many of each namespace got a token.
+type logins struct {
+	ctx     context.Context
+	p       *PerEgress
+	work    sync.WaitGroup
+	mu      sync.Mutex
+	granted map[string]int
 }
 
-func askers(t *testing.T, p *PerEgress) *asks {
+func newLogins(t *testing.T, p *PerEgress) *logins {
 	ctx, cancel := context.WithCancel(context.Background())
-	a := &asks{ctx: ctx, p: p, done: map[string]int{}}
+	a := &logins{ctx: ctx, p: p, granted: map[string]int{}}
 	t.Cleanup(func() { cancel(); a.work.Wait() })
 	return a
 }
 
-func (a *asks) wait(login Login) {
+func (a *logins) start(login Login) {
 	a.work.Go(func() {
 		if a.p.Wait(a.ctx, login) == nil {
 			a.mu.Lock()
 			defer a.mu.Unlock()
-			a.done[login.Namespace]++
+			a.granted[login.Namespace]++
 		}
 	})
 }
 
-func (a *asks) of(namespace string) func() int {
+func (a *logins) count(namespace string) func() int {
 	return func() int {
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		return a.done[namespace]
+		return a.granted[namespace]
 	}
 }
 
-func (a *asks) waiting() int {
+func (a *logins) waiting() int {
 	a.p.mu.Lock()
 	defer a.p.mu.Unlock()
 	n := 0
-	for _, e := range a.p.by {
-		for _, l := range []*waitList{&e.logins.proven, &e.logins.unproven, &e.pairings.proven} {
-			for _, w := range l.by {
+	for _, e := range a.p.egresses {
+		for _, l := range []*waitList{&e.logins.stable, &e.logins.unstable, &e.pairings.stable} {
+			for _, w := range l.waiters {
 				n += len(w)
 			}
 		}
@@ -191,94 +193,94 @@ func (a *asks) waiting() int {
 
 func TestWaitingForATurn(t *testing.T) {
 	g := NewWithT(t)
-	p, fake := limited(t, Pace{LoginsPerSecond: 1, LoginBurst: 2, PairingsPerSecond: 1, PairingBurst: 1})
+	p, fake := newLimiter(t, Pace{LoginsPerSecond: 1, LoginBurst: 2, PairingsPerSecond: 1, PairingBurst: 1})
 	g.Expect(p.Free()).To(Equal(2))
-	a := askers(t, p)
+	a := newLogins(t, p)
 	for range 4 {
-		a.wait(Login{Namespace: "a"})
+		a.start(Login{Namespace: "a"})
 	}
-	g.Eventually(a.of("a")).Should(Equal(2))
+	g.Eventually(a.count("a")).Should(Equal(2))
 	g.Eventually(a.waiting).Should(Equal(2))
 	g.Expect(p.Free()).To(BeZero())
-	a.wait(Login{Namespace: "elsewhere", Egress: "a/proxy"})
-	g.Eventually(a.of("elsewhere")).Should(Equal(1), "another egress has its own bucket")
-	a.wait(Login{Namespace: "new", Pairing: true})
-	g.Eventually(a.of("new")).Should(Equal(1), "pairings have their own")
+	a.start(Login{Namespace: "elsewhere", Egress: "a/proxy"})
+	g.Eventually(a.count("elsewhere")).Should(Equal(1), "another egress has its own bucket")
+	a.start(Login{Namespace: "new", Pairing: true})
+	g.Eventually(a.count("new")).Should(Equal(1), "pairings have their own")
 
-	a.wait(Login{Namespace: "b"})
+	a.start(Login{Namespace: "b"})
 	g.Eventually(a.waiting).Should(Equal(3))
-	for i, want := range []int{1, 2, 3} { // those who wait pass the watch over the clock on
+	for i, want := range []int{1, 2, 3} { // after each token another waiter becomes the timekeeper
 		g.Eventually(fake.HasWaiters).Should(BeTrue())
 		fake.Step(time.Second + time.Millisecond)
-		g.Eventually(func() int { return a.of("a")() + a.of("b")() - 2 }).Should(Equal(want), "second %d", i)
+		g.Eventually(func() int { return a.count("a")() + a.count("b")() - 2 }).Should(Equal(want), "second %d", i)
 	}
-	g.Expect(a.of("b")()).To(Equal(1))
-	g.Eventually(fake.HasWaiters).Should(BeFalse(), "nobody watches the clock when nobody waits")
+	g.Expect(a.count("b")()).To(Equal(1))
+	g.Eventually(fake.HasWaiters).Should(BeFalse(), "without waiters there is no timer")
 }
 
-func TestWhoGivesUpCostsNothing(t *testing.T) {
+func TestAWaiterThatGivesUpUsesNoToken(t *testing.T) {
 	g := NewWithT(t)
-	p, fake := limited(t, Pace{LoginsPerSecond: 1, LoginBurst: 1, PairingsPerSecond: 1, PairingBurst: 1})
+	p, fake := newLimiter(t, Pace{LoginsPerSecond: 1, LoginBurst: 1, PairingsPerSecond: 1, PairingBurst: 1})
 	g.Expect(p.Wait(t.Context(), Login{})).To(Succeed())
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- p.Wait(ctx, Login{Namespace: "a"}) }() // the first watches the clock
-	a := askers(t, p)
+	go func() { ended <- p.Wait(ctx, Login{Namespace: "a"}) }() // the first waiter is the timekeeper
+	a := newLogins(t, p)
 	g.Eventually(a.waiting).Should(Equal(1))
-	a.wait(Login{Namespace: "b"})
+	a.start(Login{Namespace: "b"})
 	g.Eventually(a.waiting).Should(Equal(2))
 	cancel()
 	g.Eventually(ended).Should(Receive(MatchError(context.Canceled)))
 	g.Expect(a.waiting()).To(Equal(1))
-	g.Eventually(fake.HasWaiters).Should(BeTrue(), "the other watches now")
+	g.Eventually(fake.HasWaiters).Should(BeTrue(), "the other waiter is the timekeeper now")
 	fake.Step(time.Second + time.Millisecond)
-	g.Eventually(a.of("b")).Should(Equal(1))
+	g.Eventually(a.count("b")).Should(Equal(1))
 
 	g.Expect(p.Wait(ctx, Login{})).To(MatchError(context.Canceled))
 	fake.Step(time.Hour)
-	g.Expect(p.Free()).To(Equal(1), "a waiter that came too late took nothing")
+	g.Expect(p.Free()).To(Equal(1), "a wait whose context has ended takes no token")
 
-	d := newDealer(1, 1, noon)
-	w := d.ask("a", false)
-	d.deal(noon)
-	d.withdraw(w)
-	g.Expect(d.tokens).To(BeEquivalentTo(1), "a token that came with the end is given back")
+	b := newBucket(1, 1, noon)
+	w := b.enqueue("a", false)
+	b.grant(noon)
+	b.withdraw(w)
+	g.Expect(b.tokens).To(BeEquivalentTo(1), "a token that was granted in the same moment is given back")
 }
 
-// Many come and go at once, on the real clock: each token goes to one of them.
+// Many logins wait and give up at once, on the real clock: each token goes to one of them.
 func TestTheLimiterUnderLoad(t *testing.T) {
 	g := NewWithT(t)
 	t.Cleanup(func() { goleak.VerifyNone(t, goleak.IgnoreCurrent()) })
 	p := NewPerEgress(Pace{LoginsPerSecond: 5000, LoginBurst: 10, PairingsPerSecond: 1, PairingBurst: 1}, clock.RealClock{})
-	a := askers(t, p)
+	a := newLogins(t, p)
 	for i := range 400 {
-		login := Login{Namespace: fmt.Sprint(i % 7), Unproven: i%3 == 0}
+		login := Login{Namespace: fmt.Sprint(i % 7), Unstable: i%3 == 0}
 		if i%4 != 0 {
-			a.wait(login)
+			a.start(login)
 			continue
 		}
 		a.work.Go(func() {
 			ctx, cancel := context.WithTimeout(a.ctx, time.Duration(i%20)*time.Millisecond)
 			defer cancel()
-			_ = p.Wait(ctx, login) // whichever comes first
+			_ = p.Wait(ctx, login) // the token or the time-out
 		})
 	}
 	g.Eventually(func() (n int) {
 		for i := range 7 {
-			n += a.of(fmt.Sprint(i))()
+			n += a.count(fmt.Sprint(i))()
 		}
 		return n
 	}).WithTimeout(10 * time.Second).Should(Equal(300))
 	g.Eventually(a.waiting).WithTimeout(10 * time.Second).Should(BeZero())
 }
 
-func TestEgressesThatAreFullAreForgotten(t *testing.T) {
+func TestEgressesWithFullBucketsAreRemoved(t *testing.T) {
 	g := NewWithT(t)
-	p, fake := limited(t, Pace{LoginsPerSecond: 1, LoginBurst: 1, PairingsPerSecond: 1, PairingBurst: 1})
+	p, fake := newLimiter(t, Pace{LoginsPerSecond: 1, LoginBurst: 1, PairingsPerSecond: 1, PairingBurst: 1})
 	g.Expect(p.Wait(t.Context(), Login{Egress: "one"})).To(Succeed())
 	g.Expect(p.Wait(t.Context(), Login{Egress: "two"})).To(Succeed())
-	g.Expect(p.by).To(HaveLen(2), "one is not full yet")
+	g.Expect(p.egresses).To(HaveLen(2), "the buckets of the first are not full yet")
 	fake.Step(time.Minute)
 	g.Expect(p.Wait(t.Context(), Login{Egress: "three"})).To(Succeed())
-	g.Expect(p.by).To(HaveLen(1))
+	g.Expect(p.egresses).To(HaveLen(1))
 }

@@ -24,12 +24,13 @@ import (
 const (
 	// requestTimeout bounds one request to the API server, the store or Redis.
 	requestTimeout = 10 * time.Second
-	// settleTimeout bounds the settlement of a taking, for which a release waits, and the record of a trial.
+	// settleTimeout bounds the settlement of a taking, for which a release waits, and the
+	// recording of a trial.
 	settleTimeout = time.Second
-	// verifyTimeout bounds one question to WhatsApp whose account a number is.
+	// verifyTimeout bounds one request to WhatsApp that asks which account a number belongs to.
 	verifyTimeout = 30 * time.Second
-	// logoutAttempt bounds one attempt at a logout.
-	logoutAttempt = 30 * time.Second
+	// logoutTimeout bounds one attempt at a logout.
+	logoutTimeout = 30 * time.Second
 	// retryFirst and retryMost bound the pause after a failed write to the API server or to Redis.
 	retryFirst = 500 * time.Millisecond
 	retryMost  = 15 * time.Second
@@ -44,17 +45,17 @@ type dependencies struct {
 	Limiter   Limiter
 	Events    Events
 	Clock     clock.Clock
-	// Dials counts the connections that were begun.
+	// Dials counts the dials of all supervisors.
 	Dials      *atomic.Int64
 	Quarantine session.Quarantine
 	// Fleet is what the session shares with the others of this worker.
 	Fleet *fleet
-	// Health records what the attempts say of this worker.
+	// Health records the results of attempts to take keys and to connect.
 	Health *Health
 }
 
-// supervisor owns one session: its goroutine alone uses the state machine.
-// Blocking work runs beside it, one piece of each sort at a time, and its result
+// supervisor supervises one session. Only its goroutine uses the state machine.
+// Blocking work runs in other goroutines, one of each kind at a time, and its result
 // comes back through the inbox.
 type supervisor struct {
 	dependencies
@@ -62,37 +63,38 @@ type supervisor struct {
 	key   types.NamespacedName
 	uid   types.UID
 	inbox chan func()
-	// finished is closed when the goroutine has ended and nothing of it runs any more.
+	// finished is closed when the goroutine and all its work have ended.
 	finished chan struct{}
-	// snapshot is what the agent refreshes the cache with.
-	snapshot atomic.Pointer[session.Publication]
-	// phase is what the agent counts.
-	phase atomic.Pointer[v1alpha1.Phase]
-	// quarantined and live are for its metrics.
+	// lastPublished is what was last published; the agent refreshes the cache with it.
+	lastPublished atomic.Pointer[session.Publication]
+	// phase, quarantined and live are for the agent's metrics.
+	phase       atomic.Pointer[v1alpha1.Phase]
 	quarantined atomic.Bool
 	live        atomic.Pointer[lastSeen]
-	// lastEnd is why the last connection ended; empty: there was none, or it is replaced.
+	// lastEnd is why the last connection ended; empty: no connection has ended since the
+	// session was last connected.
 	lastEnd string
 
-	machine  *session.Machine
-	work     sync.WaitGroup
-	account  Account
-	conn     Connection
-	hangUp   context.CancelFunc // ends conn's context
-	cancelOp context.CancelFunc
-	// tokenEgress is the egress that the login token in hand is for.
+	machine    *session.Machine
+	work       sync.WaitGroup
+	account    Account
+	conn       Connection
+	cancelConn context.CancelFunc // ends conn's context
+	cancelOp   context.CancelFunc
+	// tokenEgress is the egress that the present login token is for.
 	tokenEgress string
-	// dial counts the connections, so that an old one's events are told from the present one's.
-	dial  int
-	early []session.Event
+	// dialNumber counts the dials, so that events of an old connection can be ignored.
+	dialNumber int
+	// earlyEvents are events that came before the result of their dial.
+	earlyEvents []session.Event
 
-	writing      bool
-	writeAfter   time.Time
-	writeFails   int
-	pending      *session.Publication
-	publishing   bool
-	publishAfter time.Time
-	publishFails int
+	writing         bool
+	writeAfter      time.Time
+	writeFailures   int
+	pending         *session.Publication
+	publishing      bool
+	publishAfter    time.Time
+	publishFailures int
 }
 
 func newSupervisor(d dependencies, log logr.Logger, obj *v1alpha1.WhatsAppSession, worker, process string, pace *session.Pace) *supervisor {
@@ -110,11 +112,11 @@ func newSupervisor(d dependencies, log logr.Logger, obj *v1alpha1.WhatsAppSessio
 	return s
 }
 
-// step takes note of an input.
+// step gives an input to the machine.
 func (s *supervisor) step(in session.Input) { s.machine.Step(in, s.Clock.Now()) }
 
-// log names the session. The logger is made when something is said: each keeps
-// kilobytes, and a session that is well says nothing for days.
+// log returns a logger with the session's keys. It is made for each line, because a
+// logger takes kilobytes and a session that works logs nothing for days.
 func (s *supervisor) log() logr.Logger {
 	id := ""
 	if obj := s.machine.Object(); obj != nil {
@@ -123,7 +125,7 @@ func (s *supervisor) log() logr.Logger {
 	return s.base.WithValues("session", s.key.Name, "namespace", s.key.Namespace, "sessionID", id)
 }
 
-// post hands f to the supervisor's goroutine, unless that has ended.
+// post makes the supervisor's goroutine call f, unless that goroutine has ended.
 func (s *supervisor) post(f func()) {
 	select {
 	case s.inbox <- f:
@@ -131,8 +133,9 @@ func (s *supervisor) post(f func()) {
 	}
 }
 
-// run supervises until nothing of the session is left here, or ctx ends; then
-// the socket is closed and, ctx having ended, the hold is left to a restart in place.
+// run supervises until this worker no longer has anything of the session, or until
+// ctx ends. In both cases it closes the socket. After the end of ctx the session is
+// still held, and a restart in place continues with it.
 func (s *supervisor) run(ctx context.Context) {
 	opsCtx, cancelOps := context.WithCancel(ctx)
 	timer := s.Clock.NewTimer(time.Hour)
@@ -140,10 +143,10 @@ func (s *supervisor) run(ctx context.Context) {
 		timer.Stop()
 		cancelOps()
 		s.drainWork()
-		s.Fleet.left(s.uid)
+		s.Fleet.forget(s.uid)
 		closeSocket := s.closeSocket()
 		s.work.Go(func() { closeSocket(ctx) })
-		s.drainWork() // again: Close waits for events that are on their way to the inbox
+		s.drainWork() // again, because Close waits until its last events are in the inbox
 		close(s.finished)
 	}()
 	for {
@@ -155,8 +158,8 @@ func (s *supervisor) run(ctx context.Context) {
 			phase := s.machine.Phase()
 			s.phase.Store(&phase)
 			s.quarantined.Store(s.machine.Quarantined())
-			// What is still to be published was given its moment before the release; the next
-			// holder publishes the present state.
+			// The machine has waited for a pending publication before the release. If it is still
+			// pending, the next holder publishes the present state.
 			if s.machine.Finished() && !s.writing {
 				return
 			}
@@ -175,7 +178,7 @@ func (s *supervisor) run(ctx context.Context) {
 	}
 }
 
-// drainWork waits for the work under way while it empties the inbox.
+// drainWork empties the inbox until all work has ended.
 func (s *supervisor) drainWork() {
 	ended := make(chan struct{})
 	go func() { s.work.Wait(); close(ended) }()
@@ -189,8 +192,8 @@ func (s *supervisor) drainWork() {
 	}
 }
 
-// wakeAt is the next time after now at which there is something to do; zero:
-// when something happens.
+// wakeAt is the next time after now at which there is something to do; zero: there
+// is nothing to do until something happens.
 func (s *supervisor) wakeAt(now time.Time) time.Time {
 	earliest := s.machine.WakeAt(now)
 	for _, t := range []time.Time{s.writeAfter, s.publishAfter} {
@@ -201,16 +204,16 @@ func (s *supervisor) wakeAt(now time.Time) time.Time {
 	return earliest
 }
 
-// observe takes note of an object if it is newer than the one known.
+// observe gives an object to the machine if it is newer than the known one.
 func (s *supervisor) observe(obj *v1alpha1.WhatsAppSession) {
 	if obj.UID != s.uid {
-		s.step(session.Vanished{}) // deleted and made anew: another session, with a supervisor of its own
+		s.step(session.Vanished{}) // deleted and created again: a new session, which gets its own supervisor
 		return
 	}
 	if known := s.machine.Object(); known != nil {
 		switch order, err := resourceversion.CompareResourceVersion(obj.ResourceVersion, known.ResourceVersion); {
 		case err == nil && order == 0:
-			s.step(session.SameObject{Object: obj}) // one copy less is kept where this is the cache's
+			s.step(session.SameObject{Object: obj}) // saves memory: this may be the copy that the cache keeps anyway
 			return
 		case err == nil && order < 0:
 			return
@@ -219,10 +222,10 @@ func (s *supervisor) observe(obj *v1alpha1.WhatsAppSession) {
 	s.step(session.Observed{Object: obj})
 }
 
-// carryOut does what the machine has decided, but for what is published.
+// carryOut does what the machine has decided. publish publishes later what is pending.
 func (s *supervisor) carryOut(ctx context.Context, d session.Decision) {
 	if d.Restarted {
-		s.Fleet.again()
+		s.Fleet.endPause()
 	}
 	if d.Cancel && s.cancelOp != nil {
 		s.cancelOp()
@@ -241,9 +244,9 @@ func (s *supervisor) carryOut(ctx context.Context, d session.Decision) {
 	s.begin(ctx, d)
 }
 
-// begin starts an operation beside the goroutine; its result comes through the inbox.
-func (s *supervisor) begin(life context.Context, d session.Decision) {
-	ctx, cancel := context.WithCancel(life)
+// begin starts an operation in a goroutine; its result comes through the inbox.
+func (s *supervisor) begin(opsCtx context.Context, d session.Decision) {
+	ctx, cancel := context.WithCancel(opsCtx)
 	s.cancelOp = cancel
 	var perform func(context.Context) func() session.Input
 	switch d.Operation {
@@ -252,7 +255,7 @@ func (s *supervisor) begin(life context.Context, d session.Decision) {
 	case session.OpTake:
 		perform = s.take()
 	case session.OpDial:
-		perform = s.connect(life, d)
+		perform = s.connect(opsCtx, d)
 	case session.OpClose:
 		perform = s.closeSocket()
 	case session.OpLogout:
@@ -272,7 +275,7 @@ func (s *supervisor) begin(life context.Context, d session.Decision) {
 		s.post(func() {
 			s.cancelOp = nil
 			s.step(result())
-			s.replayEarly()
+			s.replayEarlyEvents()
 		})
 	})
 }
@@ -289,10 +292,10 @@ func (s *supervisor) getToken() func(context.Context) func() session.Input {
 	}
 }
 
-// login is the session's next attempt, as the limiter is to see it, but for its
-// egress, which needs the API server.
+// login describes the session's next attempt for the limiter. The egress is missing,
+// because reading it needs the API server.
 func (s *supervisor) login(pairing bool) Login {
-	return Login{Namespace: s.key.Namespace, Pairing: pairing, Unproven: !pairing && s.machine.Unproven()}
+	return Login{Namespace: s.key.Namespace, Pairing: pairing, Unstable: !pairing && s.machine.Unproven()}
 }
 
 func (s *supervisor) take() func(context.Context) func() session.Input {
@@ -301,8 +304,8 @@ func (s *supervisor) take() func(context.Context) func() session.Input {
 		ctx, cancel := context.WithTimeout(op, requestTimeout)
 		defer cancel()
 		account, err := s.Accounts.Take(ctx, obj.UID, obj.Status.Epoch)
-		if op.Err() == nil { // one that was given up says nothing
-			s.Health.took(s.uid, err)
+		if op.Err() == nil { // a cancelled attempt has no result
+			s.Health.recordTake(s.uid, err)
 		}
 		return func() session.Input {
 			switch {
@@ -321,7 +324,7 @@ func (s *supervisor) take() func(context.Context) func() session.Input {
 	}
 }
 
-// failure makes an input of an error of the store, the proxy or the connection.
+// failure turns an error of the store, the proxy or the connection into an input.
 func (s *supervisor) failure(reason, sentence string, err error) session.Input {
 	var behind *EpochBehindError
 	var setup *SetupError
@@ -329,14 +332,14 @@ func (s *supervisor) failure(reason, sentence string, err error) session.Input {
 	case errors.Is(err, context.Canceled) && !s.machine.Wanted(s.Clock.Now()):
 		return session.Cancelled{}
 	case errors.As(err, &behind):
-		s.log().Info("The store knows a higher epoch", "epoch", s.machine.Object().Status.Epoch, "storedEpoch", behind.Stored)
+		s.log().Info("Found a higher epoch in the store", "epoch", s.machine.Object().Status.Epoch, "storedEpoch", behind.Stored)
 		return session.EpochBehind{Stored: behind.Stored}
 	case errors.As(err, &setup):
-		s.log().Info("The session waits until a person corrects its setup", "reason", setup.Reason, "message", setup.Message)
+		s.log().Info("Waiting until a person corrects the session's configuration", "reason", setup.Reason, "message", setup.Message)
 		return session.SetupInvalid{Reason: setup.Reason, Message: setup.Message}
 	default:
-		s.log().Error(err, "Failed an attempt", "reason", reason, "epoch", s.machine.Object().Status.Epoch, "attempts", s.machine.Attempts())
-		// The text of other errors names hosts and users that are none of the tenant's business.
+		s.log().Error(err, "Failed to perform an operation", "reason", reason, "epoch", s.machine.Object().Status.Epoch, "attempts", s.machine.Attempts())
+		// Only this error's text is shown to the tenant. Others name hosts and users of the installation.
 		var refused *whatsapp.ConnectError
 		if errors.As(err, &refused) {
 			metrics.ConnectionEnded(refused.Reason)
@@ -346,44 +349,44 @@ func (s *supervisor) failure(reason, sentence string, err error) session.Input {
 	}
 }
 
-func (s *supervisor) connect(life context.Context, d session.Decision) func(context.Context) func() session.Input {
+func (s *supervisor) connect(opsCtx context.Context, d session.Decision) func(context.Context) func() session.Input {
 	obj, account, hasToken, tokenEgress := s.machine.Object(), s.account, d.HasToken, s.tokenEgress
 	login := s.login(!s.machine.Paired())
-	s.dial++
+	s.dialNumber++
 	s.Dials.Add(1)
-	s.early = nil
-	number := s.dial
-	life, hangUp := context.WithCancel(life)
-	s.hangUp = hangUp
+	s.earlyEvents = nil
+	number := s.dialNumber
+	connCtx, cancelConn := context.WithCancel(opsCtx)
+	s.cancelConn = cancelConn
 	return func(ctx context.Context) func() session.Input {
-		// Until the socket is open, what cancels the operation ends it too.
-		release := context.AfterFunc(ctx, hangUp)
+		// Until the socket is open, cancelling the operation also ends the connection.
+		release := context.AfterFunc(ctx, cancelConn)
 		defer release()
 		conn, err := func() (Connection, error) {
 			login.Egress = s.egress(ctx, obj)
-			hasToken = hasToken && tokenEgress == login.Egress // the proxy may have changed since
-			if err := s.turn(ctx, login, hasToken); err != nil {
+			hasToken = hasToken && tokenEgress == login.Egress // the proxy may have changed since the token was granted
+			if err := s.waitForTurn(ctx, login, hasToken); err != nil {
 				return nil, err
 			}
 			proxy, err := s.Proxies.Proxy(ctx, obj)
 			if err != nil {
 				return nil, err
 			}
-			conn, err := account.Dial(life, DialOptions{DeviceName: d.Dial.DeviceName, PairPhone: d.Dial.PairPhone, Proxy: proxy, Events: func(e session.Event) {
+			conn, err := account.Dial(connCtx, DialOptions{DeviceName: d.Dial.DeviceName, PairPhone: d.Dial.PairPhone, Proxy: proxy, Events: func(e session.Event) {
 				s.post(func() { s.onEvent(number, e) })
 			}})
 			if ctx.Err() == nil {
-				s.Health.dialed(s.uid, login.Egress, err)
+				s.Health.recordDial(s.uid, login.Egress, err)
 			}
 			return conn, err
 		}()
 		cancelled := ctx.Err() != nil
 		return func() session.Input {
 			if err != nil {
-				hangUp()
-				s.early = nil
-				s.Fleet.gone(s.uid)
-				if cancelled { // it was not wanted any more, which is no failure
+				cancelConn()
+				s.earlyEvents = nil
+				s.Fleet.onAttemptEnded(s.uid)
+				if cancelled { // the machine no longer wanted it, so it is no failure
 					return session.Cancelled{}
 				}
 				return s.failure(v1alpha1.ReasonConnectFailed, "the connection to WhatsApp could not be opened", err)
@@ -392,45 +395,45 @@ func (s *supervisor) connect(life context.Context, d session.Decision) func(cont
 			if live, ok := conn.(lastSeen); ok {
 				s.live.Store(&live)
 			}
-			if cancelled { // too late to stop it
-				s.early = nil
+			if cancelled { // too late: the socket is open, and the machine closes it
+				s.earlyEvents = nil
 			}
 			return session.Dialed{Paired: conn.Paired(), Cancelled: cancelled}
 		}
 	}
 }
 
-// replayEarly takes note of the events that came before the result of their dial.
-func (s *supervisor) replayEarly() {
-	early := s.early
-	s.early = nil
-	for _, e := range early {
-		s.onEvent(s.dial, e)
+// replayEarlyEvents handles the events that came before the result of their dial.
+func (s *supervisor) replayEarlyEvents() {
+	events := s.earlyEvents
+	s.earlyEvents = nil
+	for _, e := range events {
+		s.onEvent(s.dialNumber, e)
 	}
 }
 
-// turn returns when the session may connect: a login token is its own, and the
-// breaker for an outdated client does not hold it back.
-func (s *supervisor) turn(ctx context.Context, login Login, hasToken bool) error {
+// waitForTurn returns when the session has a login token and the breaker for an
+// outdated client admits it.
+func (s *supervisor) waitForTurn(ctx context.Context, login Login, hasToken bool) error {
 	for {
 		waited, err := s.Fleet.wait(ctx, s.uid)
 		if err != nil {
 			return err
 		}
-		if hasToken && !waited { // an old token is not for the moment at which all are released
+		if hasToken && !waited { // after a wait, all sessions are admitted at once, so each needs a new token
 			return nil
 		}
-		queue, leave := s.Fleet.whileAdmitted(ctx, s.uid)
-		err = s.Limiter.Wait(queue, login)
-		leave()
+		admittedCtx, cancel := s.Fleet.whileAdmitted(ctx, s.uid)
+		err = s.Limiter.Wait(admittedCtx, login)
+		cancel()
 		switch admitted, _ := s.Fleet.admits(s.uid); {
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case !admitted: // the breaker has opened meanwhile, which costs those who still queued no token
+		case !admitted: // the breaker has opened meanwhile; sessions that still waited used no token
 			hasToken = false
 		case err == nil:
 			return nil
-		case queue.Err() == nil:
+		case admittedCtx.Err() == nil:
 			return err
 		}
 	}
@@ -438,19 +441,19 @@ func (s *supervisor) turn(ctx context.Context, login Login, hasToken bool) error
 
 func (s *supervisor) onEvent(number int, e session.Event) {
 	switch {
-	case number != s.dial:
+	case number != s.dialNumber:
 	case s.machine.Running() == session.OpDial:
-		s.early = append(s.early, e) // the socket's own event may come before the answer of Dial
+		s.earlyEvents = append(s.earlyEvents, e) // an event may come before Dial returns
 	default:
 		s.log().Info("Received an event of the connection", "event", string(e.Type), "reason", e.Reason, "epoch", s.machine.Object().Status.Epoch)
-		s.measure(e)
+		s.countEvent(e)
 		s.Fleet.onEvent(s.uid, e)
 		s.step(e)
 	}
 }
 
-// measure counts what happened on a connection.
-func (s *supervisor) measure(e session.Event) {
+// countEvent counts the ends of connections and the reconnections.
+func (s *supervisor) countEvent(e session.Event) {
 	switch {
 	case e.Over():
 		s.lastEnd = e.Reason
@@ -462,19 +465,19 @@ func (s *supervisor) measure(e session.Event) {
 }
 
 func (s *supervisor) closeSocket() func(context.Context) func() session.Input {
-	conn, hangUp := s.conn, s.hangUp
-	s.dial++ // later events of the old connection are ignored
+	conn, cancelConn := s.conn, s.cancelConn
+	s.dialNumber++ // later events of the old connection are ignored
 	s.live.Store(nil)
-	s.Fleet.gone(s.uid)
+	s.Fleet.onAttemptEnded(s.uid)
 	return func(context.Context) func() session.Input {
 		if conn != nil {
-			conn.Close() // before its context ends: whatsmeow's reader would wait for ever
+			conn.Close() // before its context ends, or whatsmeow's reader waits forever
 		}
-		if hangUp != nil {
-			hangUp()
+		if cancelConn != nil {
+			cancelConn()
 		}
 		return func() session.Input {
-			s.conn, s.hangUp = nil, nil
+			s.conn, s.cancelConn = nil, nil
 			return session.Closed{}
 		}
 	}
@@ -483,7 +486,7 @@ func (s *supervisor) closeSocket() func(context.Context) func() session.Input {
 func (s *supervisor) logout() func(context.Context) func() session.Input {
 	conn := s.conn
 	return func(ctx context.Context) func() session.Input {
-		ctx, cancel := context.WithTimeout(ctx, logoutAttempt)
+		ctx, cancel := context.WithTimeout(ctx, logoutTimeout)
 		defer cancel()
 		err := conn.Logout(ctx)
 		return func() session.Input {
@@ -539,7 +542,7 @@ func (s *supervisor) verify(phone string) func(context.Context) func() session.I
 		same, err := conn.SameAccount(ctx, phone)
 		return func() session.Input {
 			if err != nil {
-				s.log().Error(err, "Failed to ask WhatsApp whose account spec.pairing.phoneNumber is; it is asked again", "epoch", s.machine.Object().Status.Epoch)
+				s.log().Error(err, "Failed to ask WhatsApp which account spec.pairing.phoneNumber belongs to; trying again", "epoch", s.machine.Object().Status.Epoch)
 				return session.VerifyFailed{}
 			}
 			return session.Verified{SameAccount: same}
@@ -562,7 +565,7 @@ func (s *supervisor) forget() func(context.Context) func() session.Input {
 	}
 }
 
-// write brings the status to the API server.
+// write writes the status to the API server if it has changed.
 func (s *supervisor) write(ctx context.Context, now time.Time) {
 	if s.writing || now.Before(s.writeAfter) {
 		return
@@ -580,11 +583,11 @@ func (s *supervisor) write(ctx context.Context, now time.Time) {
 			s.writing = false
 			switch {
 			case written != nil && written.ResourceVersion != base.ResourceVersion:
-				s.writeFails, s.writeAfter = 0, time.Time{}
-			default: // also a write that changed nothing: the API server keeps something else than was written
+				s.writeFailures, s.writeAfter = 0, time.Time{}
+			default: // also if the write changed nothing: the API server keeps something else than was written
 				s.log().Error(err, "Failed to write the status")
-				s.writeAfter = s.Clock.Now().Add(pause(s.writeFails))
-				s.writeFails++
+				s.writeAfter = s.Clock.Now().Add(pause(s.writeFailures))
+				s.writeFailures++
 			}
 			switch {
 			case written != nil:
@@ -596,8 +599,8 @@ func (s *supervisor) write(ctx context.Context, now time.Time) {
 	})
 }
 
-// patch writes a status. After an error the answer may have been lost, or the
-// base was old: what the API server has now is read in any case.
+// patch writes a status. After an error it reads the object, because the answer may
+// have been lost or the base may have been stale.
 func (s *supervisor) patch(ctx context.Context, base *v1alpha1.WhatsAppSession, desired v1alpha1.WhatsAppSessionStatus) (*v1alpha1.WhatsAppSession, error) {
 	written, err := s.Sessions.PatchStatus(ctx, base, desired)
 	if err == nil {
@@ -614,7 +617,7 @@ func (s *supervisor) patch(ctx context.Context, base *v1alpha1.WhatsAppSession, 
 	}
 }
 
-// publish brings to Redis what has changed, the newest only, one call at a time.
+// publish publishes the pending publication to Redis, one call at a time.
 func (s *supervisor) publish(ctx context.Context, now time.Time) {
 	if s.pending == nil || s.publishing || now.Before(s.publishAfter) {
 		return
@@ -628,32 +631,32 @@ func (s *supervisor) publish(ctx context.Context, now time.Time) {
 		s.post(func() {
 			s.publishing = false
 			var stale *StaleError
-			if errors.As(err, &stale) { // to repeat it is of no use
-				s.log().Info("Redis has something newer of the session; it is to be placed above that", "epoch", p.Status.Epoch, "storedEpoch", stale.Epoch)
+			if errors.As(err, &stale) { // repeating it cannot help
+				s.log().Info("Found something newer of the session in Redis; the manager must place it with a higher epoch", "epoch", p.Status.Epoch, "storedEpoch", stale.Epoch)
 				s.step(session.Stale{Epoch: stale.Epoch})
 				err = nil
 			}
 			if err == nil {
-				s.snapshot.Store(p)
-				s.publishFails, s.publishAfter = 0, time.Time{}
+				s.lastPublished.Store(p)
+				s.publishFailures, s.publishAfter = 0, time.Time{}
 				if s.pending == nil {
 					s.step(session.Published{})
 				}
 				return
 			}
-			s.log().Error(err, "Failed to publish the session's state; it is tried again", "epoch", p.Status.Epoch)
+			s.log().Error(err, "Failed to publish the session's state; trying again", "epoch", p.Status.Epoch)
 			if s.pending == nil {
 				s.pending = p
 			} else {
 				s.pending.Supersede(p)
 			}
-			s.publishAfter = s.Clock.Now().Add(pause(s.publishFails))
-			s.publishFails++
+			s.publishAfter = s.Clock.Now().Add(pause(s.publishFailures))
+			s.publishFailures++
 		})
 	})
 }
 
-// recordEvents records the Events that the machine asks for.
+// recordEvents records the Events of a decision.
 func (s *supervisor) recordEvents(events []session.RecordedEvent) {
 	for _, e := range events {
 		if e.Reason == v1alpha1.ReasonQuarantined {
@@ -666,8 +669,9 @@ func (s *supervisor) recordEvents(events []session.RecordedEvent) {
 	}
 }
 
-// pause is the wait after the n-th failure in a row: doubled each time, half of it random.
-func pause(n int) time.Duration {
-	interval := min(retryFirst<<min(n, 6), retryMost)
+// pause is the wait after a failure, with that many failures in a row before it. It
+// doubles with each failure, and half of it is random.
+func pause(failures int) time.Duration {
+	interval := min(retryFirst<<min(failures, 6), retryMost)
 	return interval/2 + rand.N(interval/2)
 }

@@ -9,12 +9,13 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 )
 
-// lastSeen is a connection that knows when something last came from WhatsApp.
+// lastSeen is implemented by a connection that knows when it last received something
+// from WhatsApp.
 type lastSeen interface{ LastSeen() time.Time }
 
-// Life reports for how long nothing has come from WhatsApp on the most silent of
-// the connections, and how many sessions are in quarantine.
-func (a *Agent) Life() (oldest time.Duration, quarantined int) {
+// SessionStats returns the longest time for which an open connection has received
+// nothing from WhatsApp, and how many sessions are in quarantine.
+func (a *Agent) SessionStats() (longestSilence time.Duration, quarantined int) {
 	now := a.o.Clock.Now()
 	for _, s := range a.all() {
 		if s.quarantined.Load() {
@@ -25,22 +26,22 @@ func (a *Agent) Life() (oldest time.Duration, quarantined int) {
 			continue
 		}
 		if seen := (*live).LastSeen(); !seen.IsZero() {
-			oldest = max(oldest, now.Sub(seen))
+			longestSilence = max(longestSilence, now.Sub(seen))
 		}
 	}
-	return oldest, quarantined
+	return longestSilence, quarantined
 }
 
-// sessions counts the sessions that this worker supervises.
+// sessions counts the sessions that have a supervisor.
 func (a *Agent) sessions() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return len(a.supervisors)
 }
 
-// placedSessions counts the sessions that are placed on this worker, those included that
-// have no supervisor yet, as at the start of the process. The cache is read at most once a
-// second: a thousand sessions that wait for their trials ask.
+// placedSessions counts the sessions that are placed on this worker, including those
+// that have no supervisor yet, as at the start of the process. It reads the cache at
+// most once a second, because a thousand sessions may wait for their trials and ask.
 func (a *Agent) placedSessions() int {
 	now := a.o.Clock.Now()
 	a.mu.Lock()
@@ -50,7 +51,7 @@ func (a *Agent) placedSessions() int {
 		return n
 	}
 	var placed v1alpha1.WhatsAppSessionList
-	if err := a.placed.List(a.life, &placed); err != nil {
+	if err := a.placed.List(a.supervisorCtx, &placed); err != nil {
 		a.o.Log.Error(err, "Failed to count the sessions of this worker")
 	}
 	n = max(len(placed.Items), a.sessions())
@@ -60,14 +61,14 @@ func (a *Agent) placedSessions() int {
 	return n
 }
 
-// retryOutdated has the sessions try again whose client WhatsApp has refused.
+// retryOutdated makes the sessions whose client WhatsApp refused try again.
 func (a *Agent) retryOutdated() {
 	for _, s := range a.all() {
 		s.post(func() { s.step(session.RetryOutdated{}) })
 	}
 }
 
-// resumeSoon has those sessions try soon.
+// resumeSoon makes these sessions try soon.
 func (a *Agent) resumeSoon(sessions map[types.UID]bool) {
 	for _, s := range a.all() {
 		if sessions[s.uid] {
