@@ -23,7 +23,7 @@ const (
 
 // storeGate is what the reconcilers reach the store through.
 func (d *dependencies) storeGate() *store.Gate {
-	return &store.Gate{Ping: d.store.Ping, Log: d.log.WithName("store"), OnChange: metrics.StoreAnswers}
+	return &store.Gate{Ping: d.store.Probe, Log: d.log.WithName("store"), OnChange: metrics.StoreAnswers}
 }
 
 // keepStore is the leader's work on the store: the schema, whose it is, and

@@ -30,7 +30,7 @@ var ErrAway = errors.New("the database does not answer")
 // once with ErrAway until it answers again. A single call that waits for a lock
 // closes nothing.
 type Gate struct {
-	// Ping asks whether the database answers.
+	// Ping asks whether the database answers, writes included.
 	Ping func(ctx context.Context) error
 	Log  logr.Logger
 	// OnChange is called when the gate opens or closes; it may be nil.

@@ -4,11 +4,13 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	"github.com/go-logr/logr/funcr"
 	. "github.com/onsi/gomega"
 
@@ -255,4 +257,42 @@ func TestAServerThatDoesNotAnswer(t *testing.T) {
 	g.Expect(errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)).To(BeFalse())
 	proxy.Restore()
 	g.Eventually(func() error { return s.Ping(ctx) }, "10s").Should(Succeed())
+}
+
+// Where the standby that must confirm each commit is lost, the database answers every read
+// and no commit ends. The manager does not let its reconcilers wait for that one by one.
+func TestAServerWhoseCommitsHang(t *testing.T) {
+	g := NewWithT(t)
+	ctx := t.Context()
+	s := open(t, testenv.PostgresServer(t).URL())
+	g.Expect(s.Migrate(ctx)).To(Succeed())
+	g.Expect(s.SetInstallation(ctx, "c/n/r")).To(Succeed())
+	standby := func(name string) {
+		for _, query := range []string{"ALTER SYSTEM SET synchronous_standby_names='" + name + "'", "SELECT pg_reload_conf()"} {
+			_, err := s.db.RawDB.ExecContext(ctx, query)
+			g.Expect(err).NotTo(HaveOccurred())
+		}
+	}
+	gate := &Gate{Ping: s.Probe, Log: logr.Discard()}
+	ended := make(chan struct{})
+	running, stop := context.WithCancel(ctx)
+	go func() { defer close(ended); gate.Run(running) }()
+	defer func() { stop(); <-ended }()
+	gate.Open()
+	claim := func(id string) error {
+		return gate.Do(ctx, func(ctx context.Context) error {
+			_, err := s.Claim(ctx, Claimant{SessionID: id, Namespace: "a", UID: "uid-" + id}, never)
+			return err
+		})
+	}
+	g.Expect(claim("before")).To(Succeed())
+
+	standby("lost")
+	n := 0
+	g.Eventually(func() error { n++; return claim(fmt.Sprint("lost-", n)) }, "30s").Should(MatchError(ErrAway))
+	g.Expect(s.Ping(ctx)).To(Succeed(), "it answers reads")
+	g.Expect(claim("refused")).To(MatchError(ErrAway))
+
+	standby("")
+	g.Eventually(func() error { return claim("after") }, "30s").Should(Succeed())
 }

@@ -203,6 +203,20 @@ func (s *Store) Ping(ctx context.Context) error {
 	return nil
 }
 
+// Probe checks that the database answers and also takes a write. Where a standby has to
+// confirm each commit and is lost (synchronous_standby_names), every read is answered and
+// every commit waits for ever.
+func (s *Store) Probe(ctx context.Context) error {
+	if s.postgres == nil {
+		return s.Ping(ctx)
+	}
+	// The row is there: only an installation that has claimed the store has sessions in it.
+	if err := s.exec(ctx, "UPDATE whatsapp_operator_installation SET id=id WHERE one=1"); err != nil {
+		return fmt.Errorf("the store takes no write: %w", err)
+	}
+	return nil
+}
+
 func (s *Store) now() int64 { return s.clock.Now().UnixMilli() }
 
 // txn is what a transaction carries in its context.
