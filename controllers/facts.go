@@ -124,27 +124,29 @@ func epochBehind(s v1alpha1.WhatsAppSessionStatus) bool {
 	return s.Worker != "" && s.StoredEpoch >= s.Epoch
 }
 
-// logoutDeadline is when the logout of a deleted session is given up: at once where
-// its holder lacks the proxy's Secret and the namespace ends, because nobody can
-// create anything there any more.
-func logoutDeadline(s *v1alpha1.WhatsAppSession, namespaceEnds bool) time.Time {
-	if namespaceEnds && s.Status.Phase == v1alpha1.PhaseTerminating {
-		switch status.Reason(s.Status) {
-		case v1alpha1.ReasonProxySecretMissing, v1alpha1.ReasonProxySecretForbidden, v1alpha1.ReasonProxySecretInvalid:
-			return time.Time{}
-		}
+// lacksSecret: the holder of a deleted session lacks the proxy's Secret. In a namespace
+// that is being deleted too, nobody can create it any more.
+func lacksSecret(s *v1alpha1.WhatsAppSession) bool {
+	if s.Status.Phase != v1alpha1.PhaseTerminating {
+		return false
 	}
-	return s.DeletionTimestamp.Add(session.LogoutTimeout)
+	switch status.Reason(s.Status) {
+	case v1alpha1.ReasonProxySecretMissing, v1alpha1.ReasonProxySecretForbidden, v1alpha1.ReasonProxySecretInvalid:
+		return true
+	default:
+		return false
+	}
 }
 
-// wantsWorker: the session is to have a worker. A deleted one needs it to log out.
-func wantsWorker(s *v1alpha1.WhatsAppSession, installation string, namespaceEnds bool, now time.Time) bool {
+// wantsWorker: the session is to have a worker. A deleted one needs it to log out, for as
+// long as d allows.
+func wantsWorker(s *v1alpha1.WhatsAppSession, installation string, d deletion, now time.Time) bool {
 	switch {
 	case s.Status.SessionID == "" || s.Status.Installation != installation:
 		return false
 	case !s.DeletionTimestamp.IsZero():
 		return s.Spec.DeletionPolicy != v1alpha1.DeletionRetain && s.Status.JID != "" &&
-			now.Before(logoutDeadline(s, namespaceEnds)) && !deletionDecided(s)
+			!d.over(now) && !deletionDecided(s)
 	default:
 		return !s.Spec.Suspend
 	}

@@ -312,7 +312,7 @@ func TestHowItEnds(t *testing.T) {
 			if tt.why != "" {
 				s.Status = status.Summarize(s.Status, status.Facts{Phase: v1alpha1.PhaseTerminating, Reason: tt.why}, noon)
 			}
-			e, wait := decideEnding(s, tt.record, deletion{deadline: session.DeletionDeadline(s, noon), hopeless: logoutDeadline(s, tt.ends).IsZero()}, noon.Add(tt.after))
+			e, wait := decideEnding(s, tt.record, deletion{deadline: session.DeletionDeadline(s, noon), hopeless: tt.ends && lacksSecret(s)}, noon.Add(tt.after))
 			g.Expect(wait).To(Equal(tt.wait))
 			if tt.reason == "" {
 				g.Expect(e).To(BeNil())

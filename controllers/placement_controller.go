@@ -64,6 +64,8 @@ type PlacementOptions struct {
 	Log          logr.Logger
 	// Deaths tells which workers are dead, so that what they hold is placed anew.
 	Deaths DeathConfirmer
+	// Deletions are those that the session controller of the same manager has seen.
+	Deletions *Deletions
 	// Namespace is the operator's, where the workers' pods are, and Release the name by which
 	// their Leases are told from those of another release in the same namespace.
 	Namespace, Release string
@@ -375,7 +377,7 @@ func (r *placementReconciler) snapshot(ctx context.Context, now time.Time) (out 
 		out.Sessions[i] = placement.Session{
 			Object: s, UID: s.UID, Namespace: s.Namespace, Created: s.CreationTimestamp.Time,
 			Worker: worker, HeldBy: heldBy, Lost: lost, Since: r.since[s.UID],
-			Wanted: wantsWorker(s, r.Installation, ending[s.Namespace], now), Urgent: !s.DeletionTimestamp.IsZero(),
+			Wanted: wantsWorker(s, r.Installation, r.Deletions.of(s, ending[s.Namespace], now), now), Urgent: !s.DeletionTimestamp.IsZero(),
 			Paired: s.Status.JID != "", Idle: status.Kept(s.Status.Phase), Connected: connectedSince(s), Unconnected: isUnconnected(s, now),
 			MoveTo: s.Annotations[v1alpha1.MoveToAnnotation], Placed: r.placedAt(s, now),
 		}

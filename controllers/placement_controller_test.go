@@ -133,7 +133,7 @@ func TestNamespacesChooseThePoolAndTheLimit(t *testing.T) {
 // bare is a placement reconciler without a manager, over a client of the test's choice.
 func (w *env) bare(c client.Client) *placementReconciler {
 	return newPlacementReconciler(
-		PlacementOptions{Installation: installation, Clock: w.clock, Log: logr.Discard(), Deaths: w.deaths, Concurrency: 4},
+		PlacementOptions{Installation: installation, Clock: w.clock, Log: logr.Discard(), Deaths: w.deaths, Deletions: &Deletions{}, Concurrency: 4},
 		c, k8s, events.NewFakeRecorder(100))
 }
 

@@ -149,8 +149,8 @@ type SessionReconciler struct {
 	// withdrawn and reported are the sessions of other installations whose record was removed
 	// from this one's store, and of which it was said that nobody manages them.
 	withdrawn, reported map[types.NamespacedName]types.UID
-	// deletionSeen is when this process first saw that a session is deleted.
-	deletionSeen map[types.NamespacedName]sighted
+	// Deletions are those that this process has seen.
+	Deletions *Deletions
 }
 
 // version is one state of an object.
@@ -167,6 +167,7 @@ func SetupSession(mgr ctrl.Manager, o SessionOptions) (*SessionReconciler, error
 	r := &SessionReconciler{
 		SessionOptions: o, client: mgr.GetClient(), reader: mgr.GetAPIReader(), events: mgr.GetEventRecorder("whatsapp-operator"),
 		published: map[types.NamespacedName]int64{}, lastEpochs: map[string]int64{}, lastWrite: map[types.NamespacedName]version{},
+		Deletions: &Deletions{},
 		withdrawn: map[types.NamespacedName]types.UID{}, reported: map[types.NamespacedName]types.UID{},
 	}
 	r.neighbours = neighbours{reader: r.reader, clock: o.Clock, log: o.Log}
@@ -645,7 +646,7 @@ func (r *SessionReconciler) forget(key types.NamespacedName) {
 	delete(r.lastWrite, key)
 	delete(r.withdrawn, key)
 	delete(r.reported, key)
-	delete(r.deletionSeen, key)
+	r.Deletions.forget(key)
 }
 
 // rememberEpoch remembers the last epoch of a deleted session for as long as a new
@@ -715,40 +716,10 @@ func (r *SessionReconciler) reconcileDeletion(ctx context.Context, s *v1alpha1.W
 	return ctrl.Result{RequeueAfter: wait}, r.publish(ctx, s)
 }
 
-// deletion is what is known of the deletion of a session beside its object.
-type deletion struct {
-	// deadline is when the logout is given up.
-	deadline time.Time
-	// hopeless: no worker will ever get the proxy's Secret, because the namespace is being
-	// deleted too, so there is nothing to wait for.
-	hopeless bool
-}
-
-// over reports whether no logout is tried any more.
-func (d deletion) over(now time.Time) bool { return d.hopeless || !now.Before(d.deadline) }
-
-// wait is for how long one is tried.
-func (d deletion) wait(now time.Time) time.Duration {
-	if d.over(now) {
-		return 0
-	}
-	return d.deadline.Sub(now)
-}
-
 // deletionOf looks at the clock of this process and at the namespace.
 func (r *SessionReconciler) deletionOf(ctx context.Context, s *v1alpha1.WhatsAppSession, now time.Time) (deletion, error) {
-	key := client.ObjectKeyFromObject(s)
-	r.mu.Lock()
-	seen, known := r.deletionSeen[key]
-	if !known || seen.uid != s.UID {
-		if seen = (sighted{uid: s.UID, at: now}); r.deletionSeen == nil {
-			r.deletionSeen = map[types.NamespacedName]sighted{}
-		}
-		r.deletionSeen[key] = seen
-	}
-	r.mu.Unlock()
-	d := deletion{deadline: session.DeletionDeadline(s, seen.at), hopeless: seen.hopeless}
-	if d.hopeless || !logoutDeadline(s, true).IsZero() {
+	d := r.Deletions.see(s, false, now)
+	if d.hopeless || !lacksSecret(s) {
 		return d, nil
 	}
 	namespace := &metav1.PartialObjectMetadata{}
@@ -757,21 +728,7 @@ func (r *SessionReconciler) deletionOf(ctx context.Context, s *v1alpha1.WhatsApp
 	if client.IgnoreNotFound(err) != nil {
 		return d, fmt.Errorf("reading the session's namespace: %w", err)
 	}
-	if d.hopeless = err != nil || !namespace.DeletionTimestamp.IsZero(); d.hopeless { // also when its holder has let go, and says why no more
-		r.mu.Lock()
-		seen.hopeless = true
-		r.deletionSeen[key] = seen
-		r.mu.Unlock()
-	}
-	return d, nil
-}
-
-// sighted is when a session was first seen to be deleted.
-type sighted struct {
-	uid types.UID
-	at  time.Time
-	// hopeless is that of the deletion.
-	hopeless bool
+	return r.Deletions.see(s, err != nil || !namespace.DeletionTimestamp.IsZero(), now), nil
 }
 
 // decideEnding decides whether a deleted session may go, and how; if not, how long

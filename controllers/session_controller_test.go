@@ -248,9 +248,7 @@ func TestDeletion(t *testing.T) {
 			name:   "a holder that does not come to an end is told to give up, and waited for",
 			before: func(w *env, s *v1alpha1.WhatsAppSession) { w.hold(s, "worker-a") },
 			after: func(w *env, s *v1alpha1.WhatsAppSession) {
-				late(w, session.LogoutTimeout+time.Hour)
-				w.touch(s)
-				withdrawn := w.placed(s, "")
+				withdrawn := w.givenUp(s)
 				w.Expect(withdrawn.Status.HeldBy).To(Equal("worker-a"))
 				w.Expect(withdrawn.Finalizers).To(ConsistOf(v1alpha1.Finalizer))
 				w.release(s)
@@ -261,9 +259,7 @@ func TestDeletion(t *testing.T) {
 			name:   "a dead holder of a session that no phone was linked to",
 			before: func(w *env, s *v1alpha1.WhatsAppSession) { w.pair(s, "worker-a") },
 			after: func(w *env, s *v1alpha1.WhatsAppSession) {
-				late(w, session.LogoutTimeout+time.Second)
-				w.touch(s)
-				withdrawn := w.placed(s, "")
+				withdrawn := w.givenUp(s)
 				w.Expect(withdrawn.Finalizers).To(ConsistOf(v1alpha1.Finalizer), "nobody may think that it is free")
 				w.deaths.say("worker-a", true)
 			},
@@ -398,6 +394,41 @@ func TestADeletionByAClockThatIsAhead(t *testing.T) {
 	w.touch(s)
 	w.gone(s)
 	w.hears("acme", "inactive/Terminating/LogoutUnconfirmed")
+}
+
+// TestALogoutThatIsGivenUpGetsNoWorkerAgain: session controller and placement agree on
+// when that is, also where the API server's clock is ahead.
+func TestALogoutThatIsGivenUpGetsNoWorkerAgain(t *testing.T) {
+	t.Parallel()
+	w := newEnv(t)
+	w.worker("worker-a")
+	s := w.hold(w.placed(w.apply(w.a, "acme"), "worker-a"), "worker-a")
+	w.clock.SetTime(w.clock.Now().Add(-12 * time.Hour))
+	w.delete(s)
+	withdrawn := w.givenUp(s)
+	w.touch(s)
+	w.Consistently(func(g Gomega) {
+		now, err := w.get(s)
+		g.Expect(err).NotTo(HaveOccurred())
+		g.Expect(now.Status.Epoch).To(Equal(withdrawn.Status.Epoch), "its holder has not let go, so there is nothing to decide")
+	}, "1s", pollInterval).Should(Succeed())
+}
+
+// TestADeletionThatNobodySawInTime: no manager ran while the time for the logout passed.
+// A worker is asked for it all the same, because otherwise the device stays linked.
+func TestADeletionThatNobodySawInTime(t *testing.T) {
+	t.Parallel()
+	w := newEnv(t)
+	w.worker("worker-a")
+	s := w.suspend(w.hold(w.placed(w.apply(w.a, "acme"), "worker-a"), "worker-a"))
+	w.late(session.LogoutTimeout + time.Hour) // as if the deletion were an hour old
+	w.worker("worker-a")
+	w.delete(s)
+	s = w.placed(s, "worker-a")
+	w.late(2 * time.Minute)
+	w.touch(s)
+	w.gone(s)
+	w.Expect(w.ids.how(s.UID)).To(Equal(ReleaseOrphan))
 }
 
 // TestIDsThatDifferByCase are one id, because most applications' databases take
@@ -761,6 +792,7 @@ func TestAnOldPictureAndARedisThatForgot(t *testing.T) {
 
 	wakes := func(name string) error {
 		r := &SessionReconciler{
+			Deletions:      &Deletions{},
 			SessionOptions: SessionOptions{Installation: installation, IDs: w.ids, Publisher: w.redis, Log: logr.Discard(), Clock: w.clock},
 			client: interceptor.NewClient(k8s, interceptor.Funcs{
 				Get: func(_ context.Context, _ client.WithWatch, _ client.ObjectKey, into client.Object, _ ...client.GetOption) error {
@@ -816,6 +848,7 @@ func TestADecisionFromAnOldPicture(t *testing.T) {
 		},
 	})
 	r := &SessionReconciler{
+		Deletions: &Deletions{},
 		SessionOptions: SessionOptions{
 			Installation: installation, IDs: w.ids, Publisher: w.redis, Log: logr.Discard(),
 			Clock: clocktesting.NewFakeClock(w.clock.Now().Add(time.Hour)),
@@ -856,6 +889,7 @@ func TestTheCacheIsBehindOurOwnWrite(t *testing.T) {
 		},
 	})
 	r := &SessionReconciler{
+		Deletions:      &Deletions{},
 		SessionOptions: SessionOptions{Installation: installation, IDs: claims, Publisher: w.redis, Log: logr.Discard(), Clock: w.clock},
 		client:         behind, reader: k8s, events: events.NewFakeRecorder(10),
 		published: map[types.NamespacedName]int64{}, lastEpochs: map[string]int64{}, lastWrite: map[types.NamespacedName]version{},

@@ -36,6 +36,7 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/membership"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
@@ -210,7 +211,7 @@ func (w *env) start() {
 	})
 	w.Expect(err).NotTo(HaveOccurred())
 	w.Expect(SetupPlacement(mgr, PlacementOptions{
-		Installation: w.installation, Clock: w.clock, Log: logr.Discard(), Deaths: w.deaths, Namespace: w.operator, Release: w.releaseName(),
+		Installation: w.installation, Clock: w.clock, Log: logr.Discard(), Deaths: w.deaths, Deletions: w.reconciler.Deletions, Namespace: w.operator, Release: w.releaseName(),
 		RebalanceInterval: 10 * time.Second, RebalanceAfter: 5 * time.Minute,
 	})).To(Succeed())
 	ctx, cancel := context.WithCancel(context.Background())
@@ -318,6 +319,23 @@ func (w *env) late(d time.Duration) {
 		now = real.Truncate(time.Second)
 	}
 	w.clock.SetTime(now.Add(d))
+}
+
+// givenUp waits until the manager has given up the logout of a deleted session that is
+// held: the time for it begins when the manager has seen the deletion.
+func (w *env) givenUp(s *v1alpha1.WhatsAppSession) (withdrawn *v1alpha1.WhatsAppSession) {
+	w.t.Helper()
+	w.Eventually(func(g Gomega) {
+		w.clock.SetTime(w.clock.Now().Add(session.LogoutTimeout + time.Second))
+		w.touch(s)
+		g.Eventually(func(g Gomega) {
+			var err error
+			withdrawn, err = w.get(s)
+			g.Expect(err).NotTo(HaveOccurred())
+			g.Expect(withdrawn.Status.Worker).To(BeEmpty())
+		}, "1s", pollInterval).Should(Succeed())
+	}, testTimeout, pollInterval).Should(Succeed())
+	return withdrawn
 }
 
 func (w *env) delete(s *v1alpha1.WhatsAppSession) {

@@ -74,7 +74,7 @@ func runManager(ctx context.Context, config *managerConfig, log logr.Logger) (er
 		return err
 	}
 	if err := controllers.SetupPlacement(mgr, controllers.PlacementOptions{
-		Installation: d.installation, Clock: d.clock, Log: log.WithName("placement"), Deaths: observer, Namespace: config.Namespace, Release: config.Release,
+		Installation: d.installation, Clock: d.clock, Log: log.WithName("placement"), Deaths: observer, Deletions: sessions.Deletions, Namespace: config.Namespace, Release: config.Release,
 		RebalanceInterval: config.rebalanceInterval(), RebalanceAfter: config.RebalanceAfter,
 	}); err != nil {
 		return err

@@ -295,10 +295,10 @@ func TestRules(t *testing.T) {
 		{
 			name: "deleted, and the logout has failed for five minutes: the manager decides",
 			machine: func() *Machine {
-				return takenMachine(session(func(s *v1alpha1.WhatsAppSession) {
-					stamp := metav1.NewTime(noon.Add(-LogoutTimeout))
-					s.DeletionTimestamp = &stamp
-				}), Device{Starts: 1, JID: jid, PhoneNumber: phone})
+				stamp := metav1.NewTime(noon.Add(-LogoutTimeout))
+				m := takenMachine(session(func(s *v1alpha1.WhatsAppSession) { s.DeletionTimestamp = &stamp }), Device{Starts: 1, JID: jid, PhoneNumber: phone})
+				m.deletionSeen = stamp.Time
+				return m
 			},
 			rule: "what is to be told is told before the device is given up, for a moment",
 		},

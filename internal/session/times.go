@@ -11,15 +11,22 @@ import (
 // been ahead, or by a person. What lies further in the future than its own rule
 // allows is brought back to that, so that no wrong clock disables anything for long.
 
-// LogoutTimeout is how long the logout of a deleted session is tried.
-const LogoutTimeout = 5 * time.Minute
+// LogoutTimeout is how long the logout of a deleted session is tried, and leastLogout for
+// how long a process tries it that learns of the deletion only later.
+const (
+	LogoutTimeout = 5 * time.Minute
+	leastLogout   = time.Minute
+)
 
 // banMost is the longest ban that is believed. WhatsApp's bans last hours or days.
 const banMost = 30 * 24 * time.Hour
 
 // DeletionDeadline is when the logout of a deleted session is given up. seen is
 // when this process first saw the deletion: a deletionTimestamp after it is from a
-// clock that is ahead, and counts as then. It is zero for a session that is not deleted.
+// clock that is ahead, and counts as then. One that is long past is from a clock that
+// is behind, or from a time in which no manager ran: the logout is tried for a minute
+// all the same, because without it the device stays linked. The deadline is zero for a
+// session that is not deleted.
 func DeletionDeadline(obj *v1alpha1.WhatsAppSession, seen time.Time) time.Time {
 	if obj.DeletionTimestamp.IsZero() {
 		return time.Time{}
@@ -27,6 +34,9 @@ func DeletionDeadline(obj *v1alpha1.WhatsAppSession, seen time.Time) time.Time {
 	begun := obj.DeletionTimestamp.Time
 	if begun.After(seen) {
 		begun = seen
+	}
+	if earliest := seen.Add(leastLogout - LogoutTimeout); begun.Before(earliest) {
+		begun = earliest
 	}
 	return begun.Add(LogoutTimeout)
 }

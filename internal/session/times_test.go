@@ -112,6 +112,8 @@ func TestDeletionDeadline(t *testing.T) {
 	}{
 		{name: "seen at once", deleted: in(0), want: LogoutTimeout},
 		{name: "seen late: the time counts from the deletion", deleted: in(0), seen: time.Minute, want: LogoutTimeout},
+		{name: "seen when the time is over: nobody has tried it, so it is tried for a minute", deleted: in(-time.Hour), want: leastLogout},
+		{name: "seen shortly before that: at least a minute", deleted: in(0), seen: LogoutTimeout - time.Second, want: LogoutTimeout - time.Second + leastLogout},
 		{name: "the API server's clock is ahead: it counts from the moment at which it was seen", deleted: in(10 * time.Hour), want: LogoutTimeout},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
