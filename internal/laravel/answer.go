@@ -1,6 +1,8 @@
 package laravel
 
 import (
+	"compress/flate"
+	"compress/gzip"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -67,6 +69,9 @@ func Classify(status int, header http.Header, body []byte, err error, now time.T
 		answer.Result = delivery.Misconfigured
 		answer.Detail = fmt.Sprintf("Laravel redirects to %s, which is never followed: is the base URL right, and does the route ask for a login?",
 			redirectTarget(header.Get("Location")))
+	case status == http.StatusProxyAuthRequired:
+		answer.Result = delivery.Misconfigured
+		answer.Detail = "an HTTP proxy of the environment (HTTP_PROXY) asks for a password, or does not accept the one in its URL: " + quote(status, body)
 	case status == http.StatusUnauthorized, status == http.StatusForbidden:
 		answer.Result = delivery.Misconfigured
 		answer.Detail = "Laravel does not accept the token or the signature: " + quote(status, body)
@@ -91,6 +96,8 @@ func classifyRefusal(answer delivery.Answer, header http.Header, body []byte, er
 	case isObject(body):
 		answer.Result, answer.Detail = delivery.Refused, quote(answer.StatusCode, body)
 		answer.RetryAfter = retryAfter(header.Get("Retry-After"), now)
+	case isNotCompressed(err):
+		answer.Result, answer.Detail = delivery.Misconfigured, notCompressed(answer.StatusCode)
 	case err != nil && !errors.Is(err, errAnswerTooLong):
 		answer.Result, answer.Detail = delivery.Retry, fmt.Sprintf("the answer %d broke off: %s", answer.StatusCode, describe(err))
 	default:
@@ -101,11 +108,19 @@ func classifyRefusal(answer delivery.Answer, header http.Header, body []byte, er
 	return answer
 }
 
+func notCompressed(status int) string {
+	return fmt.Sprintf("the answer %d says that it is compressed with gzip, but it is not: is it compressed twice, or not at all, by PHP (zlib.output_compression) and the web server?", status)
+}
+
 // classifySuccess looks into a 2xx: the page of a proxy or a login is not a yes.
 func classifySuccess(answer delivery.Answer, header http.Header, body []byte, err error) delivery.Answer {
 	if errors.Is(err, errAnswerTooLong) {
 		answer.Result = delivery.Misconfigured
 		answer.Detail = fmt.Sprintf("the answer %d is longer than %d bytes", answer.StatusCode, maxAnswer)
+		return answer
+	}
+	if isNotCompressed(err) {
+		answer.Result, answer.Detail = delivery.Misconfigured, notCompressed(answer.StatusCode)
 		return answer
 	}
 	if err != nil {
@@ -174,21 +189,52 @@ func retryAfter(value string, now time.Time) time.Duration {
 	return min(max(0, at.Sub(now)), maxRetryAfter)
 }
 
+// proxyRefusal is the answer of the HTTP proxy of the environment when it is asked for a
+// connection to Laravel.
+type proxyRefusal struct{ status int }
+
+func (e *proxyRefusal) Error() string {
+	return fmt.Sprintf("the HTTP proxy answered %d %s", e.status, http.StatusText(e.status))
+}
+
 // isConfiguration tells errors that no repetition mends from those that one may.
 func isConfiguration(err error) bool {
-	var certificate *tls.CertificateVerificationError
-	var record tls.RecordHeaderError
-	return errors.As(err, &certificate) || errors.As(err, &record) || errors.Is(err, http.ErrSchemeMismatch) || errors.Is(err, errNotSent)
+	var (
+		certificate *tls.CertificateVerificationError
+		record      tls.RecordHeaderError
+		alert       tls.AlertError
+		refusal     *proxyRefusal
+	)
+	switch {
+	case errors.As(err, &refusal):
+		return refusal.status < 500
+	case errors.As(err, &alert):
+		return alert != alertInternalError && alert != alertUserCanceled
+	default:
+		return errors.As(err, &certificate) || errors.As(err, &record) || errors.Is(err, http.ErrSchemeMismatch) || errors.Is(err, errNotSent) || isNotHTTP(err)
+	}
+}
+
+// The alerts of TLS that say nothing about the configuration (RFC 8446, 6).
+const alertInternalError, alertUserCanceled tls.AlertError = 80, 90
+
+// isNotHTTP recognizes what comes where the port speaks another protocol: net/http has no
+// type for this error.
+func isNotHTTP(err error) bool { return err != nil && strings.Contains(err.Error(), "malformed HTTP") }
+
+// isNotCompressed: the header of an answer says gzip, and its body is something else. To
+// repeat the request is of no use.
+func isNotCompressed(err error) bool {
+	var corrupt flate.CorruptInputError
+	return errors.Is(err, gzip.ErrHeader) || errors.Is(err, gzip.ErrChecksum) || errors.As(err, &corrupt)
 }
 
 // describe puts an error into words of our own: what Go's errors repeat (URLs,
 // the proxy's among them) may hold secrets.
 func describe(err error) string {
 	var (
-		certificate *tls.CertificateVerificationError
-		record      tls.RecordHeaderError
-		dns         *net.DNSError
-		timeout     interface{ Timeout() bool }
+		refusal *proxyRefusal
+		op      *net.OpError
 	)
 	switch {
 	case err == nil:
@@ -197,14 +243,47 @@ func describe(err error) string {
 		return clean(err.Error(), maxDetail)
 	case errors.Is(err, context.Canceled):
 		return "the request was cancelled"
+	case errors.As(err, &refusal) && refusal.status == http.StatusProxyAuthRequired:
+		return "the HTTP proxy of the environment (HTTPS_PROXY) asks for a password, or does not accept the one in its URL"
+	case errors.As(err, &refusal):
+		return fmt.Sprintf("the HTTP proxy of the environment (HTTPS_PROXY) does not connect to Laravel: it answers %d %s; name Laravel's host in NO_PROXY if it must not go through the proxy",
+			refusal.status, http.StatusText(refusal.status))
+	case errors.As(err, &op) && op.Op == "proxyconnect":
+		return "the HTTP proxy of the environment (HTTPS_PROXY, HTTP_PROXY) cannot be used: " + describeConnection(op.Err, "the proxy")
+	default:
+		return describeConnection(err, "Laravel")
+	}
+}
+
+// describeConnection describes an error of the connection to peer.
+func describeConnection(err error, peer string) string {
+	var (
+		certificate *tls.CertificateVerificationError
+		record      tls.RecordHeaderError
+		alert       tls.AlertError
+		dns         *net.DNSError
+		op          *net.OpError
+		timeout     interface{ Timeout() bool }
+	)
+	switch {
 	case errors.As(err, &certificate):
-		return "Laravel's certificate is not trusted: " + clean(certificate.Err.Error(), maxDetail)
+		return "the certificate of " + peer + " is not trusted: " + clean(certificate.Err.Error(), maxDetail)
 	case errors.As(err, &record), errors.Is(err, http.ErrSchemeMismatch):
-		return "Laravel does not speak TLS on this port"
+		return peer + " does not speak TLS on this port"
+	case errors.As(err, &alert):
+		return peer + " refused the TLS handshake: " + clean(alert.Error(), maxDetail)
+	case isNotHTTP(err):
+		return "what answers is not HTTP: are scheme and port of the base URL right?"
 	case errors.As(err, &dns) && dns.IsNotFound:
-		return "the name of Laravel's host is not known"
+		return "the name of the host of " + peer + " is not known"
+	case errors.As(err, &dns):
+		return "the name of the host of " + peer + " could not be looked up: DNS did not answer"
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return "the connection was refused"
+	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
+		return "there is no route to " + peer
+	case errors.As(err, &op) && op.Op == "dial" && op.Timeout():
+		return "the connection to " + peer + " could not be opened in time: does a firewall or a NetworkPolicy drop it?"
 	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return "the connection broke"
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():

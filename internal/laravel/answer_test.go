@@ -1,6 +1,8 @@
 package laravel
 
 import (
+	"compress/flate"
+	"compress/gzip"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -9,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -129,6 +132,21 @@ func TestClassify(t *testing.T) {
 		{name: "broken", err: overURL(io.EOF), result: delivery.Retry, detail: "broke"},
 		{name: "unknown host", err: overURL(&net.DNSError{Name: "laravel.example", IsNotFound: true}), result: delivery.Retry, detail: "not known"},
 		{name: "anything else", err: overURL(errors.New("proxy http://user:hunter2@proxy")), result: delivery.Retry, detail: "the connection failed"},
+		{name: "DNS does not answer", err: overURL(&net.DNSError{Name: "laravel.example", IsTimeout: true}), result: delivery.Retry, detail: "DNS did not answer"},
+		{name: "no route", err: overURL(&net.OpError{Op: "dial", Err: syscall.EHOSTUNREACH}), result: delivery.Retry, detail: "no route to Laravel"},
+		{name: "packets that are dropped", err: overURL(&net.OpError{Op: "dial", Err: os.ErrDeadlineExceeded}), result: delivery.Retry, detail: "NetworkPolicy"},
+		{name: "a proxy that is not there", err: overURL(&net.OpError{Op: "proxyconnect", Err: &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}}), result: delivery.Retry, detail: "HTTPS_PROXY"},
+		{name: "a proxy whose name is unknown", err: overURL(&net.OpError{Op: "proxyconnect", Err: &net.DNSError{IsNotFound: true}}), result: delivery.Retry, detail: "the host of the proxy is not known"},
+		{name: "a proxy that asks for a password", err: overURL(&proxyRefusal{status: 407}), result: delivery.Misconfigured, detail: "password"},
+		{name: "a proxy that does not allow Laravel", err: overURL(&proxyRefusal{status: 403}), result: delivery.Misconfigured, detail: "NO_PROXY"},
+		{name: "a proxy that does not reach Laravel", err: overURL(&proxyRefusal{status: 502}), result: delivery.Retry, detail: "502 Bad Gateway"},
+		{name: "407 of a proxy in front of plain HTTP", status: 407, body: "<html>", result: delivery.Misconfigured, detail: "password"},
+		{name: "a TLS alert", err: overURL(&net.OpError{Op: "remote error", Err: tls.AlertError(40)}), result: delivery.Misconfigured, detail: "handshake failure"},
+		{name: "a TLS alert of a machine that is ending", err: overURL(&net.OpError{Op: "remote error", Err: alertInternalError}), result: delivery.Retry, detail: "internal error"},
+		{name: "what speaks no HTTP", err: overURL(errors.New(`net/http: HTTP/1.x transport connection broken: malformed HTTP response "\x15\x03\x01"`)), result: delivery.Misconfigured, detail: "not HTTP"},
+		{name: "200 that says gzip and is not", status: 200, err: gzip.ErrHeader, result: delivery.Misconfigured, detail: "zlib.output_compression"},
+		{name: "200 whose gzip is corrupt", status: 200, err: flate.CorruptInputError(7), result: delivery.Misconfigured, detail: "not"},
+		{name: "422 that says gzip and is not", status: 422, err: gzip.ErrHeader, result: delivery.Misconfigured, detail: "the answer 422"},
 		{name: "foreign certificate", err: overURL(&tls.CertificateVerificationError{Err: errors.New("unknown authority")}), result: delivery.Misconfigured, detail: "unknown authority"},
 		{name: "no TLS", err: overURL(http.ErrSchemeMismatch), result: delivery.Misconfigured, detail: "does not speak TLS"},
 	} {

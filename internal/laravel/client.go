@@ -95,8 +95,9 @@ func (c *Client) Send(parent context.Context, batch delivery.Batch) delivery.Ans
 	defer cancel()
 	status, header, body, err := c.post(ctx, batch)
 	answer := Classify(status, header, body, err, c.clock.Now())
-	if status == 0 && parent.Err() == nil {
-		// The other connections may lead to the same machine that is gone.
+	if (answer.Result == delivery.Retry || answer.Result == delivery.Misconfigured) && parent.Err() == nil {
+		// The connections may lead to a machine that is gone, or to the one of several behind
+		// a load balancer that is broken: a connection that is kept stays with its machine.
 		c.closeIdle()
 	}
 	var unknown []string
@@ -140,6 +141,9 @@ func (c *Client) post(ctx context.Context, batch delivery.Batch) (status int, he
 		return 0, nil, nil, fmt.Errorf("posting a batch: %w", err)
 	}
 	defer func() { _ = response.Body.Close() }()
+	if response.StatusCode == http.StatusSwitchingProtocols {
+		return response.StatusCode, response.Header, nil, nil // its body is the connection itself, which no context ends
+	}
 	answer, err = io.ReadAll(io.LimitReader(response.Body, maxAnswer+1))
 	if err == nil && len(answer) > maxAnswer {
 		err = errAnswerTooLong
@@ -221,6 +225,12 @@ func newHTTP(roots *x509.CertPool) *http.Client {
 			ForceAttemptHTTP2:     true,
 			HTTP2:                 &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout, WriteByteTimeout: unansweredTimeout},
 			ResponseHeaderTimeout: 0, // the request's own context bounds it
+			OnProxyConnectResponse: func(_ context.Context, _ *url.URL, _ *http.Request, answer *http.Response) error {
+				if answer.StatusCode != http.StatusOK {
+					return &proxyRefusal{status: answer.StatusCode}
+				}
+				return nil
+			},
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}

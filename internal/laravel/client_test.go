@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -290,6 +291,104 @@ func TestDeadConnectionIsReplaced(t *testing.T) {
 	}
 }
 
+// A load balancer in front of several machines keeps a connection with its machine: one
+// that is broken must not be asked again and again while the others work.
+func TestAFailingMachineIsNotAskedAgain(t *testing.T) {
+	for _, row := range []struct {
+		name  string
+		http2 bool
+		fail  http.HandlerFunc
+	}{
+		{"HTTP/1.1 and 500", false, func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "Whoops", http.StatusInternalServerError) }},
+		{"HTTP/2 and 500", true, func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "Whoops", http.StatusInternalServerError) }},
+		{"HTTP/1.1 and 404", false, http.NotFound},
+		{"HTTP/2 and 421", true, func(w http.ResponseWriter, _ *http.Request) {
+			http.Error(w, "another host", http.StatusMisdirectedRequest)
+		}},
+		{"HTTP/1.1 and the page of a login", false, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html>") }},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			g := NewWithT(t)
+			var broken atomic.Pointer[string]
+			server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
+				if (request.ProtoMajor == 2) != row.http2 {
+					t.Errorf("the protocol is %s", request.Proto)
+				}
+				broken.CompareAndSwap(nil, &request.RemoteAddr)
+				if request.RemoteAddr == *broken.Load() {
+					row.fail(w, request)
+				}
+			}))
+			server.EnableHTTP2 = row.http2
+			server.StartTLS()
+			t.Cleanup(server.Close)
+
+			config := files(t)
+			config.BaseURL = server.URL
+			config.CAFile = write(t, filepath.Join(t.TempDir(), "ca.pem"), string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})))
+			client := newClient(t, config)
+			g.Expect(client.Send(t.Context(), aBatch(delivery.KindQR)).Result).NotTo(Equal(delivery.Delivered))
+			g.Expect(client.Send(t.Context(), aBatch(delivery.KindQR)).Result).To(Equal(delivery.Delivered))
+		})
+	}
+}
+
+// The body of a 101 is the connection itself: no context ends a read from it.
+func TestAnswerThatSwitchesProtocols(t *testing.T) {
+	r := receive(t, func(w http.ResponseWriter, _ *http.Request) {
+		conn, _, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n")
+	})
+	config := files(t)
+	config.BaseURL, config.Timeout = r.URL, time.Second
+	client := newClient(t, config)
+	g := NewWithT(t)
+	answers := make(chan delivery.Answer, 1)
+	go func() { answers <- client.Send(t.Context(), aBatch(delivery.KindQR)) }()
+	var answer delivery.Answer
+	g.Eventually(answers, 30*time.Second).Should(Receive(&answer))
+	g.Expect(answer.Result).To(Equal(delivery.Misconfigured))
+	g.Expect(answer.Detail).To(ContainSubstring("101"))
+}
+
+// The proxy of the environment is told from Laravel behind it. It is read once in a
+// process, so the test runs itself with it.
+func TestProxyOfTheEnvironment(t *testing.T) {
+	if target := os.Getenv("TEST_THROUGH_PROXY"); target != "" {
+		config := files(t)
+		config.BaseURL = target
+		answer := newClient(t, config).Send(t.Context(), aBatch(delivery.KindQR))
+		t.Logf("%s: %s", answer.Result, answer.Detail)
+		return
+	}
+	through := func(proxy string) string {
+		run := exec.Command(os.Args[0], "-test.run=^TestProxyOfTheEnvironment$", "-test.v")
+		run.Env = append(os.Environ(), "HTTPS_PROXY="+proxy, "NO_PROXY=", "TEST_THROUGH_PROXY=https://laravel.example")
+		out, err := run.CombinedOutput()
+		NewWithT(t).Expect(err).NotTo(HaveOccurred(), string(out))
+		return string(out)
+	}
+	status := http.StatusProxyAuthRequired
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) }))
+	t.Cleanup(proxy.Close)
+	withPassword := strings.Replace(proxy.URL, "://", "://me:hunter2@", 1)
+	g := NewWithT(t)
+	out := through(withPassword)
+	g.Expect(out).To(ContainSubstring("Misconfigured: the HTTP proxy of the environment (HTTPS_PROXY) asks for a password"))
+	g.Expect(out).NotTo(ContainSubstring("hunter2"))
+	status = http.StatusBadGateway
+	g.Expect(through(withPassword)).To(ContainSubstring("Retry: the HTTP proxy of the environment (HTTPS_PROXY) does not connect to Laravel: it answers 502"))
+	proxy.Close()
+	out = through(withPassword)
+	g.Expect(out).To(ContainSubstring("Retry: the HTTP proxy of the environment (HTTPS_PROXY, HTTP_PROXY) cannot be used: the connection was refused"))
+	g.Expect(out).NotTo(ContainSubstring("hunter2"))
+}
+
 func TestValidate(t *testing.T) {
 	dir := t.TempDir()
 	short := write(t, filepath.Join(dir, "short"), "hunter2")
@@ -308,6 +407,8 @@ func TestValidate(t *testing.T) {
 		{"a host that only looks local", func(c *laravel.Config) { c.BaseURL = "http://127.0.0.1.example" }, []string{"not https"}},
 		{"a password in the URL", func(c *laravel.Config) { c.BaseURL = "https://me:hunter2@laravel.example" }, []string{"holds a user or a password"}},
 		{"a malformed URL with a password", func(c *laravel.Config) { c.BaseURL = "https://me:hunter2@laravel example" }, []string{"not a URL"}},
+		{"a port that cannot be", func(c *laravel.Config) { c.BaseURL = "https://laravel.example:99999" }, []string{"the port 99999"}},
+		{"port 0", func(c *laravel.Config) { c.BaseURL = "https://laravel.example:0" }, []string{"the port 0"}},
 		{"a query", func(c *laravel.Config) { c.BaseURL = "https://laravel.example?token=hunter2" }, []string{"query"}},
 		{"another scheme", func(c *laravel.Config) { c.BaseURL = "ftp://laravel.example" }, []string{"not a URL"}},
 		{"no scheme", func(c *laravel.Config) { c.BaseURL = "laravel.example" }, []string{"not a URL"}},

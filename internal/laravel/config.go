@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -62,6 +63,8 @@ func (c Config) Validate() error {
 		wrong("the base URL of Laravel is missing: give https://host")
 	case err != nil || u.Hostname() == "" || u.Opaque != "" || u.Scheme != "https" && u.Scheme != "http":
 		wrong("the base URL of Laravel is not a URL such as https://host")
+	case !validPort(u):
+		wrong("the base URL of Laravel has the port %s: choose 1 to 65535", clean(u.Port(), maxHost))
 	case u.User != nil:
 		wrong("the base URL of Laravel holds a user or a password: put a token into the token file instead")
 	case u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
@@ -105,6 +108,12 @@ func (c Config) Validate() error {
 
 func (c Config) qrPath() string     { return cmp.Or(c.QRPath, DefaultQRPath) }
 func (c Config) statusPath() string { return cmp.Or(c.StatusPath, DefaultStatusPath) }
+
+// validPort reports whether the port is missing, and so the scheme's, or possible.
+func validPort(u *url.URL) bool {
+	port, err := strconv.ParseUint(u.Port(), 10, 16)
+	return u.Port() == "" || err == nil && port > 0
+}
 
 func isLoopback(host string) bool {
 	if strings.EqualFold(host, "localhost") {
