@@ -2,20 +2,24 @@
 // "Ownership"). It is a pure function from a snapshot of sessions and workers to moves:
 // no I/O, no clock, no randomness, and the same answer whatever the order of its input.
 //
-// It moves nothing without a reason. A session on a live worker of its
-// namespace's pool stays where it is. A session without a worker goes to the
-// one with the least relative load. A session on a draining worker moves in
-// waves that its successors can log in. A worker that cannot reach its database or
-// WhatsApp gets nothing new while another one has room, and gives up what it has not
-// connected. A session that a person wants elsewhere goes there. Where nothing else is to be done, unequal loads are made equal, one
-// session at a time (see rebalance.go). A session that no worker can take is in
-// the plan as unplaceable, with the reason. A session whose worker died comes
-// before all others and does not wait for the newest revision: it is down, and
-// another move costs it less.
+// It moves no session without a reason:
 //
-// The workers of a pool are scanned for each session instead of being kept in
-// a heap: ties are frequent (the workers of a new pool are all equal) and are
-// decided by the session, so a heap would have to be rebuilt for every session.
+//   - A session on a live worker of its namespace's pool stays there.
+//   - A session without a worker goes to the worker with the least relative load.
+//   - The sessions of a draining worker move in waves, no faster than the new workers
+//     can log them in.
+//   - A worker that cannot reach its database or WhatsApp gets no new sessions while
+//     another worker has room, and loses those that it has not connected.
+//   - A session goes to the worker that a person chose for it.
+//   - When there is nothing else to do, unequal loads are made equal, one session at a
+//     time (see rebalance.go).
+//   - A session that no worker can take is unplaceable, with the reason.
+//   - A session whose worker died comes before all others and does not wait for the
+//     newest revision: it has no connection, so a second move costs it less.
+//
+// Each session scans the workers of its pool instead of taking one from a heap: ties
+// are frequent (the workers of a new pool are all equal), and the session decides
+// them, so the heap would have to be rebuilt for every session.
 // 10,000 sessions on 100 workers take some milliseconds (BenchmarkPlan).
 package placement
 
@@ -31,106 +35,110 @@ import (
 )
 
 const (
-	// NewestTimeout is how long a session waits for room on the newest revision
-	// before it goes to an older one: during a rollout it would have to move again.
+	// NewestTimeout is how long a session waits for room on the newest revision before it
+	// goes to an older one, from which it would have to move again during a rollout.
 	NewestTimeout = 60 * time.Second
-	// drainTimeout is the same for the sessions of a draining worker: it is shorter than
-	// the 30 s after which such a worker releases everything by itself, which would leave
-	// them without a connection.
+	// drainTimeout is the same for the sessions of a draining worker. It is shorter than
+	// the 30 s after which such a worker releases all its sessions, which would then be
+	// without a connection.
 	drainTimeout = 15 * time.Second
-	// DefaultWave is how many sessions are moving to a worker at a time. From the
-	// release by the old holder to the successor's login a session is down, so a wave is
-	// no larger than what a busy machine takes up in a moment; the next session moves
-	// when one of them has arrived. (1,000 sessions on four workers, all on two cores: with
-	// 25 a gap of 2.2 s, p99.)
+	// DefaultWave is how many sessions move to a worker at a time. A session has no
+	// connection between the release by its old holder and the login on the new one, so a
+	// wave is no larger than what a busy machine can log in quickly. The next session moves
+	// when one of the wave has arrived. (1,000 sessions on four workers, all on two cores: a
+	// wave of 25 makes a gap of 2.2 s, p99.)
 	DefaultWave = 12
 	// FailingTimeout is how long a worker must have been failing before its sessions without
 	// a connection move.
 	FailingTimeout = 60 * time.Second
-	// MoveInterval is how often a session moves at most because a person asks for it.
+	// MoveInterval is the shortest time between two moves of a session that a person asked
+	// for.
 	MoveInterval = time.Minute
-	// paceInterval is when to plan again for moves that wait for login tokens.
-	paceInterval = time.Second
+	// tokenInterval is after what time to plan again while moves wait for login tokens.
+	tokenInterval = time.Second
 )
 
-// Session is what a plan depends on of a session.
+// Session has the facts of a session that a plan depends on.
 type Session struct {
-	// Object is the resource, for the caller that carries the plan out. The plan does not
-	// depend on it.
+	// Object is the resource. The plan does not depend on it; the caller needs it to carry
+	// out the plan.
 	Object *v1alpha1.WhatsAppSession
 
 	UID       types.UID
 	Namespace string
 	// Created orders the sessions of a namespace: the older ones come first.
 	Created time.Time
-	// Worker is where the session is placed; empty: nowhere.
+	// Worker is the worker on which the session is placed; empty: none.
 	Worker string
-	// HeldBy is the worker that owns its device.
+	// HeldBy is the worker that holds the session; empty: none.
 	HeldBy string
-	// Lost: the worker that owned its device has been declared dead; HeldBy is empty then.
-	// Each lost session is among the plan's moves or unplaceable sessions, so that its holder
-	// is cleared.
+	// Lost: the worker that held the session was declared dead. HeldBy is then empty. Each
+	// lost session is in the plan, as a move or as unplaceable, so that the caller clears
+	// its holder.
 	Lost bool
-	// Wanted: the session is to have a worker. One that is not wanted only takes room
-	// as long as a worker has it.
+	// Wanted: the session needs a worker. One that is not wanted uses the capacity of a
+	// worker that still has it, and nothing else.
 	Wanted bool
-	// Urgent: the session comes first and beyond its namespace's limit; a deleted one
-	// needs a worker to log out.
+	// Urgent: the session is placed before others and beyond its namespace's limit. It is
+	// set for a deleted session, which needs a worker to log out.
 	Urgent bool
-	// Since is when the session began to want another worker; zero: just now.
+	// Since is when the session began to need another worker; zero: now.
 	Since time.Time
-	// Paired: it has a device, so that taking it up is a login, which costs a token.
+	// Paired: the session has a device, so the worker that takes it must log in, for which
+	// it needs a token.
 	Paired bool
-	// Idle: it has no connection, and is to have none until a person acts or a date has come.
+	// Idle: the session has no connection, and needs none until a person acts or a point in
+	// time has come.
 	Idle bool
-	// Connected is since when it is connected; zero: it is not.
+	// Connected is since when the session is connected; zero: it is not.
 	Connected time.Time
-	// Unconnected: it is to have a connection and has none now: it loses nothing by a move.
+	// Unconnected: the session should have a connection and has none, so it loses nothing by
+	// a move.
 	Unconnected bool
-	// MoveTo is the worker on which a person wants it; empty: any.
+	// MoveTo is the worker that a person chose for the session; empty: any.
 	MoveTo string
-	// Placed is when it was placed last, or spoken for.
+	// Placed is when the manager last placed the session or raised its epoch.
 	Placed time.Time
 }
 
-// Worker is what a plan depends on of a worker.
+// Worker has the facts of a worker that a plan depends on.
 type Worker struct {
 	Name     string
 	Pool     string
 	Revision int64
-	// Capacity is how many sessions it takes at most.
+	// Capacity is how many sessions the worker takes at most.
 	Capacity int
-	// Tokens is how many logins it can begin at once; it bounds the waves of moves.
+	// Tokens is how many logins the worker can begin at once. It bounds the waves of moves.
 	Tokens int
-	// Draining: it gives away what it has and takes nothing.
+	// Draining: the worker hands its sessions over and takes none.
 	Draining bool
-	// Live: its Lease is being renewed.
+	// Live: the worker renews its Lease.
 	Live bool
-	// Failing: it says that it cannot reach its database or WhatsApp (docs/architecture.md,
-	// "Ownership"), and FailingSince is since when.
+	// Failing: the worker reports since FailingSince that it cannot reach its database or
+	// WhatsApp (docs/architecture.md, "Ownership").
 	Failing      bool
 	FailingSince time.Time
-	// Since is when it became live; zero: long ago.
+	// Since is when the worker became live; zero: long ago.
 	Since time.Time
 }
 
-// Namespace is what a plan depends on of a namespace.
+// Namespace has the settings of a namespace that a plan depends on.
 type Namespace struct {
-	// Pool whose workers serve it; empty: the default pool.
+	// Pool is the pool whose workers serve the namespace; empty: the default pool.
 	Pool string
-	// MaxSessions bounds how many of its sessions are placed; nil: no bound.
+	// MaxSessions is how many sessions of the namespace are placed at most; nil: no limit.
 	MaxSessions *int
 }
 
-// Snapshot is all that a plan is made from.
+// Snapshot is the whole input of a plan.
 type Snapshot struct {
 	Now        time.Time
 	Sessions   []Session
 	Workers    []Worker
 	Namespaces map[string]Namespace
-	// Wave is how many sessions are on their way to a worker at a time; 0: DefaultWave.
+	// Wave is how many sessions move to a worker at a time; 0: DefaultWave.
 	Wave int
-	// Rebalance is how unequal loads are made equal; nil: they are not.
+	// Rebalance configures how unequal loads are made equal; nil: they are left.
 	Rebalance *Rebalance
 }
 
@@ -142,33 +150,33 @@ func (s *Snapshot) Pool(namespace string) string {
 	return v1alpha1.DefaultPool
 }
 
-// Cause is why a session moves that could stay.
+// Cause is why a session moves that could have stayed.
 type Cause string
 
 const (
-	// Requested: a person wants it on that worker.
+	// Requested: a person chose the worker.
 	Requested Cause = "Requested"
-	// Rebalanced: its worker has more sessions than others.
+	// Rebalanced: the old worker has more sessions than others.
 	Rebalanced Cause = "Rebalanced"
-	// Failing: its worker cannot reach its database or WhatsApp.
+	// Failing: the old worker cannot reach its database or WhatsApp.
 	Failing Cause = "Failing"
 )
 
-// Move gives a session another worker.
+// Move places a session on another worker.
 type Move struct {
 	// Session is one of the snapshot's.
 	Session *Session
-	// To is the worker; empty: no worker can take the session, and its present worker has to
-	// give it up. It is the present worker where a lost session was on its way there.
+	// To is the worker; empty: no worker can take the session, and its present worker must
+	// release it. It is the present worker if a lost session was already placed there.
 	To string
-	// Reason is why To is empty, as in Unplaceable; of a lost session that is not wanted it
-	// is empty, too.
+	// Reason is why To is empty, as in Unplaceable. It is empty, too, for a lost session
+	// that is not wanted.
 	Reason string
-	// Cause is empty where the session could not stay.
+	// Cause is empty if the session could not stay.
 	Cause Cause
 }
 
-// Unplaceable is a session that wants a worker and gets none.
+// Unplaceable is a session that needs a worker and gets none.
 type Unplaceable struct {
 	// Session is one of the snapshot's.
 	Session *Session
@@ -176,11 +184,11 @@ type Unplaceable struct {
 	Reason string
 }
 
-// Decline is why a session cannot go where a person wants it.
+// Decline is why a session cannot go to the worker that a person chose.
 type Decline string
 
-// The worker that MoveTo names is not known, silent, draining, of another pool, full,
-// or failing while others are not.
+// The worker that MoveTo names is unknown, silent, draining, in another pool, full, or
+// failing while others are not.
 const (
 	DeclinedUnknown  Decline = "Unknown"
 	DeclinedSilent   Decline = "Silent"
@@ -190,29 +198,29 @@ const (
 	DeclinedFailing  Decline = "Failing"
 )
 
-// Declined is a session that stays where it is although a person wants it elsewhere.
+// Declined is a session that does not go to the worker that a person chose.
 type Declined struct {
 	// Session is one of the snapshot's.
 	Session *Session
 	Why     Decline
 }
 
-// Plan is what to do.
+// Plan is the result of Make.
 type Plan struct {
 	Moves       []Move
 	Unplaceable []Unplaceable
-	// Waiting are the sessions that want another worker and will get one later: the newest
-	// revision is full for the moment, or moves are paced.
+	// Waiting are the sessions that need another worker and will get one later, because the
+	// newest revision is full for now, or because moves are paced.
 	Waiting []*Session
-	// Misplaced are the sessions that stay connected on a worker of another pool, because
-	// their own cannot take them, with the reason.
+	// Misplaced are the sessions that stay connected on a worker of another pool, with the
+	// reason why their own pool cannot take them.
 	Misplaced []Unplaceable
 	Declined  []Declined
-	// Again is when the plan may change by time alone; zero: never.
+	// Again is when to plan again even if nothing changes; zero: not at all.
 	Again time.Time
 }
 
-// Make plans the snapshot. The plan points into it.
+// Make returns the plan for a snapshot. The plan has pointers into the snapshot.
 func Make(s Snapshot) Plan {
 	p := planner{Snapshot: s, workers: map[string]*worker{}, pools: map[string]*pool{}, placed: map[string]int{}, busy: map[string]bool{}}
 	if p.Wave == 0 {
@@ -220,7 +228,7 @@ func Make(s Snapshot) Plan {
 	}
 	p.addWorkers()
 	todo := p.addSessions()
-	p.roundRobin(todo.lost, p.place) // they were connected: each second is an outage
+	p.roundRobin(todo.lost, p.place) // first, because they were connected: each second is an outage
 	p.roundRobin(todo.waiting, p.place)
 	p.roundRobin(todo.leaving, p.move)
 	p.roundRobin(todo.failing, p.moveFromFailing)
@@ -234,15 +242,15 @@ func Make(s Snapshot) Plan {
 type worker struct {
 	Worker
 	hash     uint64
-	load     int // sessions that it has or is to have
-	tokens   int // logins that it can begin, less those of the sessions that are moving here
-	arriving int // sessions with a device that are placed here and not held here yet
+	load     int // sessions that are placed on the worker or held by it
+	tokens   int // logins that it can begin, minus those for the sessions that are moving to it
+	arriving int // sessions with a device that are placed on the worker and not held by it yet
 }
 
-// pool is the workers that can take sessions, in the order in which they are to be
-// filled: the newest revision first, and after all others those that are failing.
+// pool has the workers that can take sessions, in groups that are filled in their
+// order: the newest revision first, and the failing workers last.
 type pool struct {
-	groups [][]*worker // each of one revision, and all of it failing or none
+	groups [][]*worker // the workers of a group have one revision, and all or none are failing
 	// healthy is how many of the groups are not failing.
 	healthy int
 }
@@ -287,25 +295,25 @@ func (p *planner) addWorkers() {
 	}
 }
 
-// todo are the sessions for which a worker is to be found.
+// todo has the sessions that need a worker or another worker.
 type todo struct {
-	lost      []*Session // their worker died
-	waiting   []*Session // they have none
-	leaving   []*Session // they have one and cannot stay there
-	failing   []*Session // they have one that does not connect them, because it is failing
-	requested []*Session // a person wants them elsewhere
+	lost      []*Session // the worker died
+	waiting   []*Session // there is no worker
+	leaving   []*Session // the session cannot stay on its worker
+	failing   []*Session // the worker is failing and has not connected the session
+	requested []*Session // a person chose another worker
 }
 
-// addSessions counts what every worker has, and sorts out the sessions for which
-// a worker is to be found.
+// addSessions counts the sessions of every worker, and returns those that need a
+// worker or another worker.
 func (p *planner) addSessions() (todo todo) {
 	for i := range p.Sessions {
 		s := &p.Sessions[i]
 		w := p.workers[s.Worker]
 		if w != nil {
 			w.load++
-			// One whose holder is silent arrives at an unknown time: it must not keep the others
-			// from moving.
+			// A session whose holder is silent arrives at an unknown time, so it must not delay the
+			// moves of other sessions.
 			holder := p.workers[s.HeldBy]
 			if s.HeldBy != s.Worker && s.Paired && (s.HeldBy == "" || holder != nil && holder.Live) {
 				w.tokens--
@@ -313,7 +321,7 @@ func (p *planner) addSessions() (todo todo) {
 			}
 		}
 		if holder := p.workers[s.HeldBy]; holder != nil && s.HeldBy != s.Worker {
-			holder.load++ // until it has given the session up
+			holder.load++ // until it has released the session
 		}
 		if !s.Wanted {
 			if s.Lost {
@@ -327,7 +335,7 @@ func (p *planner) addSessions() (todo todo) {
 			p.busy[p.pool(s)] = true
 		}
 		switch {
-		case stays: // a live worker keeps what it has
+		case stays: // a live worker keeps its sessions
 			p.placed[s.Namespace]++
 			if s.Lost {
 				p.plan.Moves = append(p.plan.Moves, Move{Session: s, To: s.Worker})
@@ -344,7 +352,7 @@ func (p *planner) addSessions() (todo todo) {
 			p.placed[s.Namespace]++
 			todo.leaving = append(todo.leaving, s)
 		case held:
-			p.placed[s.Namespace]++ // silent, but not declared dead: it may still hold the connection
+			p.placed[s.Namespace]++ // the worker is silent, but not declared dead: it may still have the connection
 		default:
 			todo.waiting = append(todo.waiting, s)
 		}
@@ -354,8 +362,8 @@ func (p *planner) addSessions() (todo todo) {
 
 func (p *planner) pool(s *Session) string { return p.Pool(s.Namespace) }
 
-// roundRobin calls each with the sessions, one of every namespace in turn, beginning
-// with the namespaces that have the fewest placed.
+// roundRobin calls each with the sessions. The namespaces take turns, beginning with
+// those that have the fewest placed sessions.
 func (p *planner) roundRobin(sessions []*Session, each func(*Session)) {
 	queues := map[string][]*Session{}
 	for _, s := range sessions {
@@ -377,7 +385,8 @@ func (p *planner) roundRobin(sessions []*Session, each func(*Session)) {
 	}
 }
 
-// compare orders the sessions of a namespace: urgent ones, those that had a worker, old ones.
+// compare orders the sessions of a namespace: urgent ones first, then those that had a
+// worker, then the oldest.
 func compare(a, b *Session) int {
 	return cmp.Or(
 		first(a.Urgent, b.Urgent), first(a.Worker != "", b.Worker != ""),
@@ -385,6 +394,7 @@ func compare(a, b *Session) int {
 	)
 }
 
+// first orders the one that is true before the other.
 func first(a, b bool) int {
 	switch {
 	case a == b:
@@ -398,7 +408,7 @@ func first(a, b bool) int {
 
 // place finds a worker for a session that has none.
 func (p *planner) place(s *Session) {
-	// A limit that was lowered takes no session's worker away, nor does a worker's death.
+	// A lost session keeps its place even if the limit was lowered meanwhile.
 	if limit := p.Namespaces[s.Namespace].MaxSessions; limit != nil && !s.Urgent && !s.Lost && p.placed[s.Namespace] >= *limit {
 		p.markUnplaceable(s, v1alpha1.ReasonTooManySessions)
 		return
@@ -432,7 +442,7 @@ func (p *planner) move(s *Session) {
 			p.assign(s, to, "")
 			return
 		}
-		p.waitUntil(s, p.Now.Add(paceInterval))
+		p.waitUntil(s, p.Now.Add(tokenInterval))
 	case reason == "":
 		p.waitForNewest(s)
 	case p.workers[s.Worker].Draining:
@@ -443,11 +453,11 @@ func (p *planner) move(s *Session) {
 }
 
 // moveFromFailing moves a session from a failing worker that has not connected it to
-// one that is not failing; where none of these has room it stays.
+// one that is not failing. If none of those has room, the session stays.
 func (p *planner) moveFromFailing(s *Session) {
 	from := p.workers[s.Worker]
 	if until := from.FailingSince.Add(FailingTimeout); p.Now.Before(until) {
-		p.again(until)
+		p.planAgain(until)
 		return
 	}
 	group := p.pools[from.Pool]
@@ -460,12 +470,12 @@ func (p *planner) moveFromFailing(s *Session) {
 			p.assign(s, to, Failing)
 			return
 		}
-		p.waitUntil(s, p.Now.Add(paceInterval))
+		p.waitUntil(s, p.Now.Add(tokenInterval))
 		return
 	}
 }
 
-// moveAsRequested moves a session to where a person wants it.
+// moveAsRequested moves a session to the worker that a person chose.
 func (p *planner) moveAsRequested(s *Session) {
 	switch to, declined := p.requested(s); {
 	case declined != "":
@@ -473,15 +483,15 @@ func (p *planner) moveAsRequested(s *Session) {
 	case p.Now.Before(s.Placed.Add(MoveInterval)):
 		p.waitUntil(s, s.Placed.Add(MoveInterval))
 	case !p.fits(s)(to):
-		p.waitUntil(s, p.Now.Add(paceInterval))
+		p.waitUntil(s, p.Now.Add(tokenInterval))
 	default:
 		p.busy[to.Pool] = true
 		p.assign(s, to, Requested)
 	}
 }
 
-// requested is the worker on which a person wants the session, and why it cannot go
-// there; both are empty where no person has chosen one.
+// requested returns the worker that a person chose for the session, and why the
+// session cannot go there. Both are empty if nobody chose a worker.
 func (p *planner) requested(s *Session) (*worker, Decline) {
 	if s.MoveTo == "" {
 		return nil, ""
@@ -505,9 +515,9 @@ func (p *planner) requested(s *Session) (*worker, Decline) {
 	}
 }
 
-// find returns the workers of the group that is to take a session, some of which
-// have room, or why there are none; with neither, the session is to wait for the
-// newest revision. It does not wait while only failing workers have room.
+// find returns the group of workers that takes a session, at least one of which has
+// room, or the reason why there is none. If both are empty, the session must wait for
+// the newest revision. It does not wait when only failing workers have room.
 func (p *planner) find(s *Session) (workers []*worker, reason string) {
 	group := p.pools[p.pool(s)]
 	if group == nil {
@@ -539,9 +549,9 @@ func (p *planner) since(s *Session) time.Time {
 	return s.Since
 }
 
-// leastLoaded is the worker with the least relative load; of equal ones the one that
-// the session's hash prefers, so that they fill evenly and a session tends to
-// find the same one again.
+// leastLoaded returns the worker with the least relative load. Of equal workers the
+// session's hash chooses one, so that they fill evenly and a session tends to return
+// to the same worker.
 func leastLoaded(s *Session, workers []*worker, fits func(*worker) bool) *worker {
 	var best *worker
 	var score uint64
@@ -567,7 +577,7 @@ func leastLoaded(s *Session, workers []*worker, fits func(*worker) bool) *worker
 func (w *worker) hasRoom() bool { return w.load < w.Capacity }
 
 // fits returns a filter for the workers to which the session can move now. A session
-// without a device has no login to make and no connection to lose.
+// without a device needs no login and has no connection to lose.
 func (p *planner) fits(s *Session) func(*worker) bool {
 	if !s.Paired {
 		return (*worker).hasRoom
@@ -575,6 +585,7 @@ func (p *planner) fits(s *Session) func(*worker) bool {
 	return func(w *worker) bool { return w.hasRoom() && w.tokens > 0 && w.arriving < p.Wave }
 }
 
+// assign moves a session to a worker.
 func (p *planner) assign(s *Session, to *worker, cause Cause) {
 	to.load++
 	if s.Paired {
@@ -584,7 +595,8 @@ func (p *planner) assign(s *Session, to *worker, cause Cause) {
 	p.plan.Moves = append(p.plan.Moves, Move{Session: s, To: to.Name, Cause: cause})
 }
 
-// markUnplaceable says why a session gets no worker; it loses the one that it had.
+// markUnplaceable records why a session gets no worker. If it is placed on one, it is
+// removed from it.
 func (p *planner) markUnplaceable(s *Session, reason string) {
 	if s.Worker != "" {
 		p.plan.Moves = append(p.plan.Moves, Move{Session: s, Reason: reason})
@@ -593,17 +605,18 @@ func (p *planner) markUnplaceable(s *Session, reason string) {
 	p.plan.Unplaceable = append(p.plan.Unplaceable, Unplaceable{Session: s, Reason: reason})
 }
 
-// waitForNewest has the session wait for the newest revision.
+// waitForNewest makes the session wait for the newest revision.
 func (p *planner) waitForNewest(s *Session) {
 	p.waitUntil(s, p.since(s).Add(p.newestTimeout(s)))
 }
 
 func (p *planner) waitUntil(s *Session, t time.Time) {
 	p.plan.Waiting = append(p.plan.Waiting, s)
-	p.again(t)
+	p.planAgain(t)
 }
 
-func (p *planner) again(t time.Time) {
+// planAgain makes the caller plan again at t.
+func (p *planner) planAgain(t time.Time) {
 	if p.plan.Again.IsZero() || t.Before(p.plan.Again) {
 		p.plan.Again = t
 	}

@@ -23,7 +23,7 @@ type (
 	worker  = placement.Worker
 )
 
-// s is a session that wants a worker; the older ones have the smaller numbers.
+// s returns a session that needs a worker. A session with a smaller number is older.
 func s(n int, namespace string, change ...func(*session)) session {
 	out := session{
 		UID: types.UID(fmt.Sprintf("%s-%04d", namespace, n)), Namespace: namespace, Wanted: true, Paired: true,
@@ -50,7 +50,7 @@ func since(ago time.Duration) func(*session) {
 	return func(s *session) { s.Since = noon.Add(-ago) }
 }
 
-// w is a live worker of the default pool.
+// w returns a live worker of the default pool.
 func w(name string, capacity int, change ...func(*worker)) worker {
 	out := worker{Name: name, Pool: v1alpha1.DefaultPool, Revision: 1, Capacity: capacity, Tokens: 200, Live: true}
 	for _, c := range change {
@@ -66,12 +66,12 @@ func draining(w *worker)             { w.Draining = true }
 func silent(w *worker)               { w.Live = false }
 func unconnected(s *session)         { s.Unconnected = true }
 
-// failing is a worker that has said for so long that it cannot reach its database or WhatsApp.
+// failing makes a worker report, for that time, that it cannot reach its database or WhatsApp.
 func failing(ago time.Duration) func(*worker) {
 	return func(w *worker) { w.Failing, w.FailingSince = true, noon.Add(-ago) }
 }
 
-// result is a plan in a form that a table can state: session → worker, session → reason.
+// result is a plan in a form for tables: session → worker, session → reason.
 type result struct {
 	moves       map[string]string
 	unplaceable map[string]string
@@ -124,12 +124,12 @@ func TestMake(t *testing.T) {
 			want:     result{moves: map[string]string{"a-0004": "big"}},
 		},
 		{
-			name:     "a live worker keeps what it has, however unequal the load",
+			name:     "a live worker keeps its sessions, however unequal the load",
 			sessions: []session{s(1, "a", on("w1")), s(2, "a", on("w1")), s(3, "a", on("w1"))},
 			workers:  []worker{w("w1", 4), w("w2", 4)},
 		},
 		{
-			name:     "a worker whose capacity was lowered keeps what it has and takes nothing",
+			name:     "a worker whose capacity was lowered keeps its sessions and takes no more",
 			sessions: []session{s(1, "a", on("w1")), s(2, "a", on("w1")), s(3, "a")},
 			workers:  []worker{w("w1", 1)},
 			want:     result{unplaceable: map[string]string{"a-0003": v1alpha1.ReasonNoCapacity}},
@@ -140,19 +140,19 @@ func TestMake(t *testing.T) {
 			workers:  []worker{w("w1", 10)},
 		},
 		{
-			name:     "a session that is being given up takes room until it is",
+			name:     "a session that is not wanted uses capacity until its worker has released it",
 			sessions: []session{s(1, "a", unwanted, heldBy("w1")), s(2, "a")},
 			workers:  []worker{w("w1", 1)},
 			want:     result{unplaceable: map[string]string{"a-0002": v1alpha1.ReasonNoCapacity}},
 		},
 		{
-			name:     "a session on its way takes room at both ends",
+			name:     "a session that moves uses capacity of both workers",
 			sessions: []session{s(1, "a", placedOn("w2"), heldBy("w1")), s(2, "a")},
 			workers:  []worker{w("w1", 1), w("w2", 1)},
 			want:     result{unplaceable: map[string]string{"a-0002": v1alpha1.ReasonNoCapacity}},
 		},
 		{
-			name:     "a session that finds its pool full",
+			name:     "the pool is full",
 			sessions: []session{s(1, "a", on("w1")), s(2, "a")},
 			workers:  []worker{w("w1", 1)},
 			want:     result{unplaceable: map[string]string{"a-0002": v1alpha1.ReasonNoCapacity}},
@@ -169,7 +169,7 @@ func TestMake(t *testing.T) {
 			want:     result{unplaceable: map[string]string{"a-0001": v1alpha1.ReasonNoWorkers}},
 		},
 		{
-			name:     "only workers of the namespace's pool",
+			name:     "a session goes only to workers of its namespace's pool",
 			sessions: []session{s(1, "a"), s(2, "b"), s(3, "c")},
 			workers:  []worker{w("w1", 10), w("w2", 10, pool("blue"))},
 			namespaces: map[string]placement.Namespace{
@@ -181,14 +181,14 @@ func TestMake(t *testing.T) {
 			},
 		},
 		{
-			name:       "a namespace that got another pool moves there",
+			name:       "the sessions of a namespace whose pool was changed move there",
 			sessions:   []session{s(1, "a", on("w1"))},
 			workers:    []worker{w("w1", 10), w("w2", 10, pool("blue"))},
 			namespaces: map[string]placement.Namespace{"a": {Pool: "blue"}},
 			want:       result{moves: map[string]string{"a-0001": "w2"}},
 		},
 		{
-			name:       "but it stays connected while its pool has no room",
+			name:       "they stay connected while the new pool has no workers",
 			sessions:   []session{s(1, "a", on("w1"))},
 			workers:    []worker{w("w1", 10)},
 			namespaces: map[string]placement.Namespace{"a": {Pool: "blue"}},
@@ -200,18 +200,18 @@ func TestMake(t *testing.T) {
 			want:     result{moves: map[string]string{"a-0001": "w1"}},
 		},
 		{
-			name:     "a session that its silent worker never took is placed elsewhere",
+			name:     "a session that its silent worker has not claimed is placed elsewhere",
 			sessions: []session{s(1, "a", placedOn("w1"))},
 			workers:  []worker{w("w1", 10, silent), w("w2", 10)},
 			want:     result{moves: map[string]string{"a-0001": "w2"}},
 		},
 		{
-			name:     "a session that a silent worker holds stays: it is not declared dead",
+			name:     "a session that a silent worker holds stays until the worker is declared dead",
 			sessions: []session{s(1, "a", on("w1")), s(2, "a", on("gone"))},
 			workers:  []worker{w("w1", 10, silent), w("w2", 10)},
 		},
 		{
-			name:     "a session whose worker is gone loses it when there is no other",
+			name:     "a session whose worker is gone has none when there is no other",
 			sessions: []session{s(1, "a", placedOn("gone"))},
 			want: result{
 				moves:       map[string]string{"a-0001": ""},
@@ -219,13 +219,13 @@ func TestMake(t *testing.T) {
 			},
 		},
 		{
-			name:     "a draining worker's sessions move",
+			name:     "the sessions of a draining worker move",
 			sessions: []session{s(1, "a", on("w1")), s(2, "a", placedOn("w1"))},
 			workers:  []worker{w("w1", 10, draining), w("w2", 10)},
 			want:     result{moves: map[string]string{"a-0001": "w2", "a-0002": "w2"}},
 		},
 		{
-			name:     "a draining worker's sessions that nobody can take are given up",
+			name:     "the sessions of a draining worker are released if no other can take them",
 			sessions: []session{s(1, "a", on("w1"))},
 			workers:  []worker{w("w1", 10, draining)},
 			want: result{
@@ -243,7 +243,7 @@ func TestMake(t *testing.T) {
 			},
 		},
 		{
-			name: "the tokens of sessions that are not taken yet are spent",
+			name: "sessions that have not arrived yet have used their tokens",
 			sessions: []session{
 				s(1, "a", on("w1")), s(2, "a", placedOn("w2"), heldBy("w1")), s(3, "a", placedOn("w2")),
 			},
@@ -251,7 +251,7 @@ func TestMake(t *testing.T) {
 			want:    result{waiting: []string{"a-0001"}, again: time.Second},
 		},
 		{
-			name:     "a wave is divided by namespace",
+			name:     "the namespaces share a wave",
 			sessions: []session{s(1, "a", on("w1")), s(2, "a", on("w1")), s(3, "a", on("w1")), s(4, "b", on("w1"))},
 			workers:  []worker{w("w1", 10, draining), w("w2", 10, tokens(2))},
 			want: result{
@@ -260,13 +260,13 @@ func TestMake(t *testing.T) {
 			},
 		},
 		{
-			name:     "a new session does not wait for tokens: the worker paces it",
+			name:     "a new session does not wait for a token here: the worker paces logins",
 			sessions: []session{s(1, "a")},
 			workers:  []worker{w("w1", 10, tokens(0))},
 			want:     result{moves: map[string]string{"a-0001": "w1"}},
 		},
 		{
-			name:     "during a rollout only the newest revision",
+			name:     "during a rollout sessions go to the newest revision only",
 			sessions: []session{s(1, "a"), s(2, "a"), s(3, "a", on("old"))},
 			workers:  []worker{w("old", 1000), w("new", 2, revision(2))},
 			want:     result{moves: map[string]string{"a-0001": "new", "a-0002": "new"}},
@@ -278,43 +278,43 @@ func TestMake(t *testing.T) {
 			want:     result{waiting: []string{"a-0002", "a-0003"}, again: 15 * time.Second},
 		},
 		{
-			name:     "but not longer than 60 s",
+			name:     "after 60 s it goes to an older revision",
 			sessions: []session{s(1, "a", on("new")), s(2, "a", since(time.Minute))},
 			workers:  []worker{w("old", 1000), w("new", 1, revision(2))},
 			want:     result{moves: map[string]string{"a-0002": "old"}},
 		},
 		{
-			name:     "it does not wait where the older revisions are full too",
+			name:     "it does not wait when the older revisions are full too",
 			sessions: []session{s(1, "a", on("new")), s(2, "a", on("old")), s(3, "a")},
 			workers:  []worker{w("old", 1), w("new", 1, revision(2))},
 			want:     result{unplaceable: map[string]string{"a-0003": v1alpha1.ReasonNoCapacity}},
 		},
 		{
-			name:     "however long a move waits for a token, it does not go to an older revision",
+			name:     "a move that waits for a token never goes to an older revision",
 			sessions: []session{s(1, "a", on("w1"), since(time.Hour))},
 			workers:  []worker{w("w1", 10, draining), w("old", 1000), w("new", 10, revision(2), tokens(0))},
 			want:     result{waiting: []string{"a-0001"}, again: time.Second},
 		},
 		{
-			name:     "a draining worker's session waits for the newest revision too",
+			name:     "the session of a draining worker waits for the newest revision too",
 			sessions: []session{s(1, "a", on("w1")), s(2, "a", on("new"))},
 			workers:  []worker{w("w1", 10, draining), w("old", 1000), w("new", 1, revision(2))},
 			want:     result{waiting: []string{"a-0001"}, again: 15 * time.Second},
 		},
 		{
-			name:     "but not until that worker gives up",
+			name:     "after 15 s, before the draining worker releases it, it goes to an older revision",
 			sessions: []session{s(1, "a", on("w1"), since(15*time.Second)), s(2, "a", on("new"))},
 			workers:  []worker{w("w1", 10, draining), w("old", 1000), w("new", 1, revision(2))},
 			want:     result{moves: map[string]string{"a-0001": "old"}},
 		},
 		{
-			name:     "a session without a device owes no login and waits for none",
+			name:     "a session without a device needs no login token",
 			sessions: []session{s(1, "a", on("w1")), s(2, "a", placedOn("w2"), unpaired), s(3, "a", on("w1"), unpaired), s(4, "a", on("w1"), unpaired)},
 			workers:  []worker{w("w1", 10, draining), w("w2", 10, tokens(1))},
 			want:     result{moves: map[string]string{"a-0001": "w2", "a-0003": "w2", "a-0004": "w2"}},
 		},
 		{
-			name:     "capacity is divided by namespace",
+			name:     "the namespaces share the capacity",
 			sessions: []session{s(1, "a"), s(2, "a"), s(3, "a"), s(4, "b")},
 			workers:  []worker{w("w1", 2)},
 			want: result{
@@ -325,7 +325,7 @@ func TestMake(t *testing.T) {
 			},
 		},
 		{
-			name:     "the namespace that has the least comes first",
+			name:     "the namespace with the fewest placed sessions comes first",
 			sessions: []session{s(1, "a", on("w1")), s(2, "a"), s(3, "b")},
 			workers:  []worker{w("w1", 2)},
 			want: result{
@@ -343,7 +343,7 @@ func TestMake(t *testing.T) {
 			},
 		},
 		{
-			name:       "a namespace's limit",
+			name:       "the limit of a namespace",
 			sessions:   []session{s(1, "a", on("w1")), s(2, "a"), s(3, "a"), s(4, "b")},
 			workers:    []worker{w("w1", 10)},
 			namespaces: map[string]placement.Namespace{"a": {MaxSessions: ptr.To(2)}},
@@ -353,13 +353,13 @@ func TestMake(t *testing.T) {
 			},
 		},
 		{
-			name:       "a limit that was lowered takes no session's worker away",
+			name:       "a lowered limit removes no placed session from its worker",
 			sessions:   []session{s(1, "a", on("w1")), s(2, "a", on("w1"))},
 			workers:    []worker{w("w1", 10)},
 			namespaces: map[string]placement.Namespace{"a": {MaxSessions: ptr.To(0)}},
 		},
 		{
-			name:       "a session that is deleted is logged out beyond the limit, and first",
+			name:       "a deleted session is placed first and beyond the limit, so that it can log out",
 			sessions:   []session{s(1, "a"), s(2, "a", urgent)},
 			workers:    []worker{w("w1", 1)},
 			namespaces: map[string]placement.Namespace{"a": {MaxSessions: ptr.To(1)}},
@@ -369,7 +369,7 @@ func TestMake(t *testing.T) {
 			},
 		},
 		{
-			name:     "a dead worker's sessions come before all others",
+			name:     "the sessions of a dead worker come before all others",
 			sessions: []session{s(1, "a", urgent), s(2, "b", placedOn("dead"), lost)},
 			workers:  []worker{w("w1", 1), w("dead", 10, silent)},
 			want: result{
@@ -378,25 +378,25 @@ func TestMake(t *testing.T) {
 			},
 		},
 		{
-			name:     "a dead worker's sessions do not wait for tokens, nor for the newest revision",
+			name:     "the sessions of a dead worker wait neither for tokens nor for the newest revision",
 			sessions: []session{s(1, "a", on("new")), s(2, "a", placedOn("dead"), lost)},
 			workers:  []worker{w("old", 10, tokens(0)), w("new", 1, revision(2))},
 			want:     result{moves: map[string]string{"a-0002": "old"}},
 		},
 		{
-			name:     "a dead worker's session that was on its way goes on",
+			name:     "a session that was moving from a dead worker continues to the same worker",
 			sessions: []session{s(1, "a", placedOn("w1"), lost)},
 			workers:  []worker{w("w1", 10), w("w2", 10)},
 			want:     result{moves: map[string]string{"a-0001": "w1"}},
 		},
 		{
-			name:     "a dead worker's session whose successor drains goes elsewhere at once",
+			name:     "a session that was moving from a dead worker to a draining one goes elsewhere at once",
 			sessions: []session{s(1, "a", placedOn("w1"), lost)},
 			workers:  []worker{w("w1", 10, draining), w("w2", 10)},
 			want:     result{moves: map[string]string{"a-0001": "w2"}},
 		},
 		{
-			name:     "a dead worker's session that nobody can take is freed",
+			name:     "the session of a dead worker loses its holder even if no other worker can take it",
 			sessions: []session{s(1, "a", placedOn("dead"), lost), s(2, "a", lost)},
 			want: result{
 				moves:       map[string]string{"a-0001": ""},
@@ -404,13 +404,13 @@ func TestMake(t *testing.T) {
 			},
 		},
 		{
-			name:     "a dead worker's session that is not wanted is freed and gets no worker",
+			name:     "the session of a dead worker loses its holder even if it is not wanted",
 			sessions: []session{s(1, "a", placedOn("dead"), lost, unwanted)},
 			workers:  []worker{w("w1", 10)},
 			want:     result{moves: map[string]string{"a-0001": ""}},
 		},
 		{
-			name:       "a limit that was lowered does not count for a dead worker's sessions",
+			name:       "a lowered limit does not apply to the sessions of a dead worker",
 			sessions:   []session{s(1, "a", placedOn("dead"), lost)},
 			workers:    []worker{w("w1", 10)},
 			namespaces: map[string]placement.Namespace{"a": {MaxSessions: ptr.To(0)}},
@@ -432,8 +432,8 @@ func TestMake(t *testing.T) {
 	}
 }
 
-// TestWorkersThatAreFailing cannot reach their database or WhatsApp, and say so.
-func TestWorkersThatAreFailing(t *testing.T) {
+// A failing worker reports that it cannot reach its database or WhatsApp.
+func TestFailingWorkers(t *testing.T) {
 	const minute = time.Minute
 	for _, tt := range []struct {
 		name       string
@@ -445,49 +445,49 @@ func TestWorkersThatAreFailing(t *testing.T) {
 		want       result
 	}{
 		{
-			name:     "it is given nothing new while another can take it, however loaded that one is",
+			name:     "it gets no new session while another worker has room, however high its load",
 			sessions: []session{s(1, "a", on("w2")), s(2, "a")},
 			workers:  []worker{w("w1", 10, failing(0)), w("w2", 2)},
 			want:     result{moves: map[string]string{"a-0002": "w2"}},
 		},
 		{
-			name:     "it is when no other has room",
+			name:     "it gets new sessions when no other worker has room",
 			sessions: []session{s(1, "a", on("w2")), s(2, "a")},
 			workers:  []worker{w("w1", 10, failing(time.Hour)), w("w2", 1)},
 			want:     result{moves: map[string]string{"a-0002": "w1"}},
 		},
 		{
-			name:     "at once: there is no newest revision to wait for",
+			name:     "it gets them at once: nothing waits for a failing newest revision",
 			sessions: []session{s(1, "a", on("w2")), s(2, "a")},
 			workers:  []worker{w("w1", 10, failing(time.Hour), revision(2)), w("w2", 1)},
 			want:     result{moves: map[string]string{"a-0002": "w1"}},
 		},
 		{
-			name:     "a new revision that is failing gets nothing, and nobody waits for it",
+			name:     "a failing new revision gets no sessions, and no session waits for it",
 			sessions: []session{s(1, "a"), s(2, "a", on("old1"))},
 			workers:  []worker{w("new", 10, failing(0), revision(2)), w("old1", 10, draining), w("old2", 10)},
 			want:     result{moves: map[string]string{"a-0001": "old2", "a-0002": "old2"}},
 		},
 		{
-			name:     "of two that are failing the newest revision",
+			name:     "when all are failing, a new session goes to the newest revision",
 			sessions: []session{s(1, "a")},
 			workers:  []worker{w("new", 10, failing(0), revision(2)), w("old", 10, failing(0))},
 			want:     result{moves: map[string]string{"a-0001": "new"}},
 		},
 		{
-			name:     "a dead worker's sessions go to those that can connect them",
+			name:     "the sessions of a dead worker go to workers that are not failing",
 			sessions: []session{s(1, "a", placedOn("dead"), lost)},
 			workers:  []worker{w("w1", 10, failing(0)), w("w2", 10), w("dead", 10, silent)},
 			want:     result{moves: map[string]string{"a-0001": "w2"}},
 		},
 		{
-			name:     "for a minute its sessions stay",
+			name:     "its sessions stay for a minute",
 			sessions: []session{s(1, "a", on("w1"), unconnected)},
 			workers:  []worker{w("w1", 10, failing(45*time.Second)), w("w2", 10)},
 			want:     result{again: 15 * time.Second},
 		},
 		{
-			name: "then those without a connection move, also those that it has not taken",
+			name: "after a minute its sessions without a connection move, also those that it has not claimed",
 			sessions: []session{
 				s(1, "a", on("w1"), unconnected), s(2, "a", on("w1"), connected(time.Hour)), s(3, "a", on("w1"), idle),
 				s(4, "a", placedOn("w1"), unconnected),
@@ -496,51 +496,51 @@ func TestWorkersThatAreFailing(t *testing.T) {
 			want:    result{moves: map[string]string{"a-0001": "w2", "a-0004": "w2"}},
 		},
 		{
-			name:     "one that another worker still holds arrives first",
+			name:     "a session that another worker still holds does not move again before it has arrived",
 			sessions: []session{s(1, "a", placedOn("w1"), heldBy("w2"), unconnected)},
 			workers:  []worker{w("w1", 10, failing(minute)), w("w2", 10)},
 		},
 		{
-			name:     "in waves",
+			name:     "its sessions move in waves",
 			sessions: []session{s(1, "a", on("w1"), unconnected), s(2, "a", on("w1"), unconnected), s(3, "b", on("w1"), unconnected)},
 			workers:  []worker{w("w1", 10, failing(minute)), w("w2", 10)}, wave: 2,
 			want: result{moves: map[string]string{"a-0001": "w2", "b-0003": "w2"}, waiting: []string{"a-0002"}, again: time.Second},
 		},
 		{
-			name:     "as far as there is room",
+			name:     "its sessions move while there is room",
 			sessions: []session{s(1, "a", on("w1"), unconnected), s(2, "a", on("w1"), unconnected)},
 			workers:  []worker{w("w1", 10, failing(minute)), w("w2", 1)},
 			want:     result{moves: map[string]string{"a-0001": "w2"}},
 		},
 		{
-			name:     "if all say so, nothing moves",
+			name:     "no session moves when all workers are failing",
 			sessions: []session{s(1, "a", on("w1"), unconnected), s(2, "a", on("w2"), unconnected)},
 			workers:  []worker{w("w1", 10, failing(time.Hour)), w("w2", 10, failing(minute))},
 		},
 		{
-			name:     "nor if the others are shutting down, silent or of another pool",
+			name:     "no session moves when the others are draining, silent or in another pool",
 			sessions: []session{s(1, "a", on("w1"), unconnected)},
 			workers:  []worker{w("w1", 10, failing(time.Hour)), w("w2", 10, draining), w("w3", 10, silent), w("w4", 10, pool("blue"))},
 		},
 		{
-			name:     "a draining worker's sessions go even to one that is failing",
+			name:     "the sessions of a draining worker go to a failing one if there is no other",
 			sessions: []session{s(1, "a", on("w1"))},
 			workers:  []worker{w("w1", 10, draining), w("w2", 10, failing(time.Hour))},
 			want:     result{moves: map[string]string{"a-0001": "w2"}},
 		},
 		{
-			name:     "a session that a person wants there moves all the same",
+			name:     "its sessions move even if a person chose it for them",
 			sessions: []session{s(1, "a", on("w1"), unconnected, moveTo("w1"))},
 			workers:  []worker{w("w1", 10, failing(minute)), w("w2", 10)},
 			want:     result{moves: map[string]string{"a-0001": "w2"}},
 		},
 		{
-			name:     "nothing is rebalanced meanwhile",
+			name:     "no session is rebalanced while a worker is failing",
 			sessions: []session{s(1, "a", on("w1"), connected(time.Hour)), s(2, "a", on("w1"), connected(time.Hour))},
 			workers:  []worker{w("w1", 10, liveFor(time.Hour)), w("w2", 10, liveFor(time.Hour)), w("w3", 10, liveFor(time.Hour), failing(0))}, rebalance: true,
 		},
 		{
-			name:     "nor among those that are failing",
+			name:     "no session is rebalanced between failing workers",
 			sessions: []session{s(1, "a", on("w1"), connected(time.Hour)), s(2, "a", on("w1"), connected(time.Hour))},
 			workers:  []worker{w("w1", 10, liveFor(time.Hour), failing(0)), w("w2", 10, liveFor(time.Hour), failing(0))}, rebalance: true,
 		},
@@ -567,16 +567,16 @@ func TestMisplacedSessions(t *testing.T) {
 		Workers:    []worker{w("w1", 10), w("full", 0, pool("blue"))},
 		Namespaces: map[string]placement.Namespace{"a": {Pool: "blue"}, "b": {Pool: "blu"}},
 	}
-	why := map[string]string{}
+	reasons := map[string]string{}
 	for _, m := range placement.Make(snapshot).Misplaced {
-		why[string(m.Session.UID)] = m.Reason
+		reasons[string(m.Session.UID)] = m.Reason
 	}
-	g.Expect(why).To(Equal(map[string]string{"a-0001": v1alpha1.ReasonNoCapacity, "b-0002": v1alpha1.ReasonNoWorkers}))
+	g.Expect(reasons).To(Equal(map[string]string{"a-0001": v1alpha1.ReasonNoCapacity, "b-0002": v1alpha1.ReasonNoWorkers}))
 }
 
-func TestAFreshPoolFillsEvenly(t *testing.T) {
+func TestANewPoolFillsEvenly(t *testing.T) {
 	g := NewWithT(t)
-	snapshot := fleet(1000, 10, 7)
+	snapshot := newSnapshot(1000, 10, 7)
 	loads := map[string]int{}
 	for _, m := range placement.Make(snapshot).Moves {
 		loads[m.To]++
@@ -587,7 +587,7 @@ func TestAFreshPoolFillsEvenly(t *testing.T) {
 	g.Expect(loads).To(HaveLen(10))
 }
 
-func TestTiesAreSpreadByTheSession(t *testing.T) {
+func TestSessionsSpreadOverEqualWorkers(t *testing.T) {
 	g := NewWithT(t)
 	chosen := map[string]int{}
 	for n := range 400 {
@@ -599,12 +599,12 @@ func TestTiesAreSpreadByTheSession(t *testing.T) {
 	}
 }
 
-// TestAnyPlan holds every plan of random fleets to what a plan promises, and
-// carries them out until nothing moves any more.
-func TestAnyPlan(t *testing.T) {
+// TestRandomPlans checks what must be true of every plan with random sessions and
+// workers, and carries the plans out until no session moves any more.
+func TestRandomPlans(t *testing.T) {
 	for seed := range uint64(300) {
 		r := rand.New(rand.NewPCG(seed, 7))
-		snapshot := anyFleet(r)
+		snapshot := randomSnapshot(r)
 		check(t, seed, r, snapshot)
 		for round := 0; ; round++ {
 			p := placement.Make(snapshot)
@@ -614,7 +614,7 @@ func TestAnyPlan(t *testing.T) {
 			if round > 200 {
 				t.Fatalf("seed %d: sessions still move after %d rounds", seed, round)
 			}
-			for _, m := range p.Moves { // the workers take and give up at once
+			for _, m := range p.Moves { // the workers release and claim at once
 				s := m.Session
 				s.Worker, s.HeldBy, s.Lost = m.To, m.To, false
 			}
@@ -655,7 +655,7 @@ func check(t *testing.T, seed uint64, r *rand.Rand, snapshot placement.Snapshot)
 		g.Expect(seen[s.UID]).To(BeFalse(), note+": one decision for a session")
 		seen[s.UID] = true
 		if !s.Wanted {
-			g.Expect(s.Lost && m == placement.Move{Session: m.Session}).To(BeTrue(), note+": it is freed of its dead holder, no more")
+			g.Expect(s.Lost && m == placement.Move{Session: m.Session}).To(BeTrue(), note+": only its dead holder is cleared")
 			continue
 		}
 		g.Expect(m.To == "").To(Equal(m.Reason != ""), note)
@@ -665,16 +665,16 @@ func check(t *testing.T, seed uint64, r *rand.Rand, snapshot placement.Snapshot)
 			wanted = v1alpha1.DefaultPool
 		}
 		if m.To == s.Worker {
-			g.Expect(s.Lost && from.Live && !from.Draining && from.Pool == wanted).To(BeTrue(), note+": a move changes the worker, or frees of a dead holder")
+			g.Expect(s.Lost && from.Live && !from.Draining && from.Pool == wanted).To(BeTrue(), note+": a move changes the worker or clears a dead holder")
 			continue
 		}
 		if m.Cause == placement.Failing {
 			g.Expect(from.Failing && s.Unconnected && !noon.Before(from.FailingSince.Add(placement.FailingTimeout)) && !workers[m.To].Failing).To(BeTrue(), note)
 		} else if known && from.Live && !from.Draining {
-			g.Expect(from.Pool).NotTo(Equal(wanted), note+": a live worker keeps what it has")
+			g.Expect(from.Pool).NotTo(Equal(wanted), note+": a live worker keeps its sessions")
 		}
 		if s.Worker != "" && s.HeldBy == s.Worker {
-			g.Expect(known && from.Live).To(BeTrue(), note+": what a silent worker holds stays")
+			g.Expect(known && from.Live).To(BeTrue(), note+": a session that a silent worker holds stays")
 		}
 		if m.To == "" {
 			continue
@@ -694,7 +694,7 @@ func check(t *testing.T, seed uint64, r *rand.Rand, snapshot placement.Snapshot)
 		seen[unplaceable.Session.UID] = true
 	}
 	for _, s := range snapshot.Sessions {
-		g.Expect(seen[s.UID] || !s.Lost).To(BeTrue(), note+": each lost session is decided at once")
+		g.Expect(seen[s.UID] || !s.Lost).To(BeTrue(), note+": each lost session is in the plan")
 	}
 	for _, s := range p.Waiting {
 		g.Expect(seen[s.UID]).To(BeFalse(), note)
@@ -702,7 +702,7 @@ func check(t *testing.T, seed uint64, r *rand.Rand, snapshot placement.Snapshot)
 	}
 }
 
-func anyFleet(r *rand.Rand) placement.Snapshot {
+func randomSnapshot(r *rand.Rand) placement.Snapshot {
 	out := placement.Snapshot{Now: noon, Namespaces: map[string]placement.Namespace{
 		"b": {Pool: "blue"}, "c": {MaxSessions: ptr.To(r.IntN(6))}, "d": {Pool: "nobody"},
 	}}
@@ -713,15 +713,15 @@ func anyFleet(r *rand.Rand) placement.Snapshot {
 			Failing: r.IntN(4) == 0, FailingSince: noon.Add(-time.Duration(r.IntN(120)) * time.Second),
 		})
 	}
-	any := func() string {
+	randomWorker := func() string {
 		return []string{"", "gone", out.Workers[r.IntN(len(out.Workers))].Name}[r.IntN(3)]
 	}
 	for n := range r.IntN(30) {
 		one := s(n, []string{"a", "b", "c", "d"}[r.IntN(4)])
 		one.Wanted, one.Urgent, one.Unconnected = r.IntN(5) > 0, r.IntN(8) == 0, r.IntN(2) == 0
-		one.Worker = any()
+		one.Worker = randomWorker()
 		if one.HeldBy = one.Worker; r.IntN(3) == 0 {
-			one.HeldBy = any()
+			one.HeldBy = randomWorker()
 		}
 		if one.Lost = r.IntN(5) == 0; one.Lost {
 			one.HeldBy = ""
@@ -734,8 +734,9 @@ func anyFleet(r *rand.Rand) placement.Snapshot {
 	return out
 }
 
-// fleet is a number of new sessions in namespaces of their own number, and empty workers with room for all.
-func fleet(sessions, workers, namespaces int) placement.Snapshot {
+// newSnapshot returns new sessions, spread over the namespaces, and empty workers with
+// room for all.
+func newSnapshot(sessions, workers, namespaces int) placement.Snapshot {
 	out := placement.Snapshot{Now: noon}
 	for n := range sessions {
 		out.Sessions = append(out.Sessions, s(n, fmt.Sprintf("ns-%d", n%namespaces)))
@@ -746,12 +747,13 @@ func fleet(sessions, workers, namespaces int) placement.Snapshot {
 	return out
 }
 
-// BenchmarkPlan is the promise of 50 ms for 10,000 sessions on 100 workers: all
-// new, none new, ten workers dead, ten draining, and unequal loads.
+// BenchmarkPlan measures plans for 10,000 sessions on 100 workers, which must take less
+// than 50 ms: all sessions new, none new, ten workers dead, ten draining, and unequal
+// loads.
 func BenchmarkPlan(b *testing.B) {
-	fresh := fleet(10_000, 100, 50)
+	fresh := newSnapshot(10_000, 100, 50)
 	settled := func() placement.Snapshot {
-		out := fleet(10_000, 100, 50)
+		out := newSnapshot(10_000, 100, 50)
 		for _, m := range placement.Make(out).Moves {
 			on(m.To)(m.Session)
 			m.Session.Connected = noon.Add(-time.Hour)

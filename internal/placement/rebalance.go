@@ -7,18 +7,19 @@ import (
 	"time"
 )
 
-// Rebalance is how unequal loads are made equal. It is never urgent: a session
-// that moves is down for a moment, and an unequal load does no harm before the
-// workers are full. So it is slow, and it stops while anything else is going on
-// in the pool: something waits, moves, drains, is silent, is failing, or a newer
-// revision is being rolled out.
+// Rebalance configures how unequal loads are made equal. This is never urgent: a
+// session that moves has no connection for a moment, and unequal loads do no harm
+// until the workers are full. So it is slow, and it pauses while sessions of the pool
+// wait or move, while a worker of it is draining, silent or failing, and while a newer
+// revision is rolled out.
 type Rebalance struct {
-	// Threshold is the difference of relative loads (0 to 1) up to which nothing moves.
+	// Threshold is the difference of relative loads (0 to 1) up to which no session moves.
 	Threshold float64
-	// MinAge is how long a worker must have been live before it takes anything over: one
-	// that has just started may end soon, and new sessions fill it by themselves.
+	// MinAge is how long a worker must have been live before sessions move to it. A worker
+	// that was started a moment ago may end soon, and new sessions are placed on it anyway.
 	MinAge time.Duration
-	// Interval is the pace of the moves in a pool; Last is when each pool had its last one.
+	// Interval is the time between two moves in a pool; Last is when each pool had its last
+	// move.
 	Interval time.Duration
 	Last     map[string]time.Time
 }
@@ -32,8 +33,8 @@ func (p *planner) rebalance() {
 	}
 }
 
-// balance moves a session from the worker with the most relative load that has
-// one to spare to the one with the least.
+// balance moves a session to the worker with the least relative load, from the worker
+// with the most that has a session which may move.
 func (p *planner) balance(pool string, workers []*worker) {
 	slices.SortFunc(workers, func(a, b *worker) int {
 		return cmp.Or(cmp.Compare(b.relative(), a.relative()), cmp.Compare(a.Name, b.Name))
@@ -43,7 +44,7 @@ func (p *planner) balance(pool string, workers []*worker) {
 		return
 	}
 	if next := p.Rebalance.Last[pool].Add(p.Rebalance.Interval); p.Now.Before(next) {
-		p.again(next)
+		p.planAgain(next)
 		return
 	}
 	cheapest := p.cheapest(pool)
@@ -53,7 +54,7 @@ func (p *planner) balance(pool string, workers []*worker) {
 		}
 		if s := cheapest[from.Name]; s != nil {
 			if !p.fits(s)(to) {
-				p.again(p.Now.Add(p.Rebalance.Interval))
+				p.planAgain(p.Now.Add(p.Rebalance.Interval))
 				return
 			}
 			p.assign(s, to, Rebalanced)
@@ -62,16 +63,16 @@ func (p *planner) balance(pool string, workers []*worker) {
 	}
 }
 
-// successor is the worker with the least relative load that has been live for long
-// enough. workers are in the order of their load, the greatest first.
+// successor returns the worker with the least relative load that has room and has been
+// live for long enough. workers are in the order of their load, the greatest first.
 func (p *planner) successor(workers []*worker) *worker {
 	for _, w := range slices.Backward(workers) {
-		oldEnough := w.Since.Add(p.Rebalance.MinAge)
+		oldEnoughAt := w.Since.Add(p.Rebalance.MinAge)
 		switch {
 		case !w.hasRoom():
-		case p.Now.Before(oldEnough):
+		case p.Now.Before(oldEnoughAt):
 			if p.unequal(workers[0], w) {
-				p.again(oldEnough)
+				p.planAgain(oldEnoughAt)
 			}
 		default:
 			return w
@@ -80,20 +81,21 @@ func (p *planner) successor(workers []*worker) *worker {
 	return nil
 }
 
-// unequal reports whether a session's move makes the loads of the two more equal, and enough to be worth it.
+// unequal reports whether the loads differ by more than the threshold, and whether the
+// move of a session makes them more equal.
 func (p *planner) unequal(from, to *worker) bool {
 	after := float64(to.load+1) / float64(max(to.Capacity, 1))
 	return from.relative()-to.relative() > p.Rebalance.Threshold && from.relative() >= after
 }
 
+// relative is the load as a share of the capacity.
 func (w *worker) relative() float64 { return float64(w.load) / float64(max(w.Capacity, 1)) }
 
-// cheapest is the session of each worker that loses the least by a move: one
-// without a connection loses nothing; of the others the one that has been
-// connected the longest, because it has shown that it connects well, a login
-// long ago has nothing left to do, and a session that has just moved does not move
-// again. A session that is being paired or is reconnecting is not disturbed, and
-// one that a person wants where it is stays.
+// cheapest returns the session of each worker that loses the least by a move. An idle
+// session loses nothing. Of the others it is the one that has been connected the
+// longest: it has a stable connection, its login has long been finished, and it has not
+// moved recently. A session that is being paired or is reconnecting does not move, nor
+// one whose worker a person chose.
 func (p *planner) cheapest(pool string) map[string]*Session {
 	best := map[string]*Session{}
 	for i := range p.Sessions {

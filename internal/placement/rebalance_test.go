@@ -29,7 +29,7 @@ func liveFor(d time.Duration) func(*worker) {
 	return func(w *worker) { w.Since = noon.Add(-d) }
 }
 
-// TestWaves: how many sessions are on their way to a worker at a time.
+// TestWaves checks how many sessions move to a worker at a time.
 func TestWaves(t *testing.T) {
 	from := func(n int, more ...session) []session {
 		var out []session
@@ -59,34 +59,34 @@ func TestWaves(t *testing.T) {
 			want: map[string]int{"w2": placement.DefaultWave}, waiting: 100 - placement.DefaultWave,
 		},
 		{
-			name:     "equal successors share them",
+			name:     "equal successors share the sessions",
 			sessions: from(40), workers: []worker{w("w1", 100, draining), w("w2", 100), w("w3", 100)}, wave: 10,
 			want: map[string]int{"w2": 10, "w3": 10}, waiting: 20,
 		},
 		{
-			name:     "the next one goes when one has arrived",
+			name:     "the next session moves when one has arrived",
 			sessions: append(from(20), coming(9, 100, "w2", "w1")...), workers: []worker{w("w1", 100, draining), w("w2", 100)}, wave: 10,
 			want: map[string]int{"w2": 1}, waiting: 19,
 		},
 		{
-			name:     "what has been released and not taken yet is on its way, too",
+			name:     "sessions that are released and not claimed yet count, too",
 			sessions: append(from(20), coming(10, 100, "w2", "")...), workers: []worker{w("w1", 100, draining), w("w2", 100)}, wave: 10,
 			want: map[string]int{}, waiting: 20,
 		},
 		{
-			name:     "new devices are not: they have no connection to lose",
+			name:     "sessions without a device do not count: they have no connection to lose",
 			sessions: append(from(20), s(100, "a", placedOn("w2"), unpaired), s(101, "a", placedOn("w2"), unpaired)),
 			workers:  []worker{w("w1", 100, draining), w("w2", 100)}, wave: 2,
 			want: map[string]int{"w2": 2}, waiting: 18,
 		},
 		{
-			name:     "a dead worker's sessions go all at once, and the drain waits for them",
+			name:     "the sessions of a dead worker move all at once, and the drain waits for them",
 			sessions: append(from(20), s(50, "a", placedOn("dead"), lost)),
 			workers:  []worker{w("w1", 100, draining), w("w2", 100)}, wave: 1,
 			want: map[string]int{"w2": 1}, waiting: 20,
 		},
 		{
-			name:     "a namespace that got another pool moves in waves, too",
+			name:     "the sessions of a namespace whose pool was changed move in waves, too",
 			sessions: []session{s(1, "blue", on("w1")), s(2, "blue", on("w1")), s(3, "blue", on("w1"))},
 			workers:  []worker{w("w1", 100), w("w2", 100, pool("blue"))}, wave: 2,
 			want: map[string]int{"w2": 2}, waiting: 1,
@@ -108,8 +108,8 @@ func TestWaves(t *testing.T) {
 	}
 }
 
-// TestMovesThatAPersonAsksFor is the annotation move-to.
-func TestMovesThatAPersonAsksFor(t *testing.T) {
+// TestRequestedMoves tests the annotation move-to.
+func TestRequestedMoves(t *testing.T) {
 	for _, tt := range []struct {
 		name     string
 		sessions []session
@@ -120,27 +120,27 @@ func TestMovesThatAPersonAsksFor(t *testing.T) {
 		again    time.Duration
 	}{
 		{
-			name:     "it goes there",
+			name:     "the session moves to the worker",
 			sessions: []session{s(1, "a", on("w1"), moveTo("w2"))}, workers: []worker{w("w1", 9), w("w2", 9)},
 			moves: map[string]string{"a-0001": "w2"},
 		},
 		{
-			name:     "it is there",
+			name:     "the session is on the worker already",
 			sessions: []session{s(1, "a", on("w2"), moveTo("w2"))}, workers: []worker{w("w1", 9), w("w2", 9)},
 		},
 		{
-			name:     "a new session goes there at once",
+			name:     "a new session goes to the worker at once",
 			sessions: []session{s(1, "a", moveTo("w2")), s(2, "a", on("w2")), s(3, "a", on("w2"))}, workers: []worker{w("w1", 9), w("w2", 9)},
 			moves: map[string]string{"a-0001": "w2"},
 		},
 		{
-			name:     "so do a draining and a dead worker's sessions, to an older revision, too",
+			name:     "the sessions of draining and dead workers go to the worker even if its revision is older",
 			sessions: []session{s(1, "a", on("w1"), moveTo("w2")), s(2, "a", lost, moveTo("w2"))},
 			workers:  []worker{w("w1", 9, draining), w("w2", 9), w("w3", 9, revision(2))},
 			moves:    map[string]string{"a-0001": "w2", "a-0002": "w2"},
 		},
 		{
-			name:     "one that is on its way arrives first",
+			name:     "a session that is moving must arrive first",
 			sessions: []session{s(1, "a", placedOn("w1"), moveTo("w2"))}, workers: []worker{w("w1", 9), w("w2", 9)},
 		},
 		{
@@ -154,7 +154,7 @@ func TestMovesThatAPersonAsksFor(t *testing.T) {
 			waiting: []string{"a-0001"}, again: time.Second,
 		},
 		{
-			name: "not to a worker that cannot take it, with the reason",
+			name: "a worker that cannot take the session is declined, with the reason",
 			sessions: []session{
 				s(1, "a", on("w1"), moveTo("nobody")), s(2, "a", on("w1"), moveTo("quiet")), s(3, "a", on("w1"), moveTo("going")),
 				s(4, "a", on("w1"), moveTo("blue")), s(5, "a", on("w1"), moveTo("full")), s(6, "a", on("full")),
@@ -167,12 +167,12 @@ func TestMovesThatAPersonAsksFor(t *testing.T) {
 			},
 		},
 		{
-			name:     "a session that must move goes elsewhere when it cannot go there",
+			name:     "a session that must move goes to another worker if it cannot go to the chosen one",
 			sessions: []session{s(1, "a", on("w1"), moveTo("nobody"))}, workers: []worker{w("w1", 9, draining), w("w2", 9)},
 			moves: map[string]string{"a-0001": "w2"},
 		},
 		{
-			name:     "a session that is not wanted goes nowhere",
+			name:     "a session that is not wanted does not move",
 			sessions: []session{s(1, "a", on("w1"), moveTo("w2"), unwanted)}, workers: []worker{w("w1", 9), w("w2", 9)},
 		},
 	} {
@@ -200,7 +200,7 @@ func TestMovesThatAPersonAsksFor(t *testing.T) {
 }
 
 func TestRebalance(t *testing.T) {
-	// many are sessions of a worker, connected for as many hours as their number.
+	// many returns sessions of a worker, each connected for as many hours as its number.
 	many := func(n, first int, worker string, change ...func(*session)) []session {
 		var out []session
 		for i := range n {
@@ -219,30 +219,30 @@ func TestRebalance(t *testing.T) {
 		again    time.Duration
 	}{
 		{
-			name:     "the one that has been connected the longest moves to the emptier worker, alone",
+			name:     "only the session that has been connected the longest moves, to the worker with the lower load",
 			sessions: many(6, 1, "w1"), workers: []worker{w("w1", 10, liveFor(old)), w("w2", 10, liveFor(old))},
 			want: map[string]string{"a-0006": "w2"},
 		},
 		{
-			name:     "one without a connection has nothing to lose: it moves first",
+			name:     "an idle session loses nothing, so it moves first",
 			sessions: append(many(6, 1, "w1"), s(9, "a", on("w1"), idle)), workers: []worker{w("w1", 10, liveFor(old)), w("w2", 10, liveFor(old))},
 			want: map[string]string{"a-0009": "w2"},
 		},
 		{
-			name:     "switched off, nothing moves",
+			name:     "rebalancing is off",
 			sessions: many(6, 1, "w1"), workers: []worker{w("w1", 10, liveFor(old)), w("w2", 10, liveFor(old))}, off: true,
 		},
 		{
-			name:     "a new worker takes nothing at once",
+			name:     "no session moves to a worker that became live a short time ago",
 			sessions: many(6, 1, "w1"), workers: []worker{w("w1", 10, liveFor(old)), w("w2", 10, liveFor(4*time.Minute))},
 			again: time.Minute,
 		},
 		{
-			name:     "a small difference is none",
+			name:     "a small difference is left",
 			sessions: append(many(5, 1, "w1"), many(4, 11, "w2")...), workers: []worker{w("w1", 10, liveFor(old)), w("w2", 10, liveFor(old))},
 		},
 		{
-			name:     "a move that would only turn the difference round is not made",
+			name:     "no session moves if the move would only reverse the difference",
 			sessions: many(1, 1, "w1"), workers: []worker{w("w1", 3, liveFor(old)), w("w2", 2, liveFor(old))},
 		},
 		{
@@ -251,20 +251,20 @@ func TestRebalance(t *testing.T) {
 			want: map[string]string{"a-0002": "big"},
 		},
 		{
-			name:     "it is paced",
+			name:     "not before the interval since the last move is over",
 			sessions: many(6, 1, "w1"), workers: []worker{w("w1", 10, liveFor(old)), w("w2", 10, liveFor(old))},
 			last: map[string]time.Time{v1alpha1.DefaultPool: noon.Add(-7 * time.Second)}, again: 3 * time.Second,
 		},
 		{
-			name:     "not while another move is in flight",
+			name:     "not while another session is moving",
 			sessions: append(many(6, 1, "w1"), s(9, "a", placedOn("w2"), heldBy("w1"))), workers: []worker{w("w1", 10, liveFor(old)), w("w2", 10, liveFor(old))},
 		},
 		{
-			name:     "not while a worker drains, though it has nothing any more",
+			name:     "not while a worker drains, even if it has no sessions any more",
 			sessions: many(6, 1, "w1"), workers: []worker{w("w1", 10, liveFor(old)), w("w2", 10, liveFor(old)), w("w3", 10, draining)},
 		},
 		{
-			name:     "not while a silent worker holds something",
+			name:     "not while a silent worker holds a session",
 			sessions: append(many(6, 1, "w1"), s(9, "a", on("w3"))), workers: []worker{w("w1", 10, liveFor(old)), w("w2", 10, liveFor(old)), w("w3", 10, silent)},
 		},
 		{
@@ -282,11 +282,11 @@ func TestRebalance(t *testing.T) {
 			want: map[string]string{"a-0006": "w2"},
 		},
 		{
-			name:     "where a person wants a session it stays; pairings and reconnections are not disturbed",
+			name:     "sessions whose worker a person chose do not move, nor those that pair or reconnect",
 			sessions: append(many(3, 1, "w1", moveTo("w1")), s(8, "a", on("w1")), s(9, "a", on("w1"), unpaired)), workers: []worker{w("w1", 10, liveFor(old)), w("w2", 10, liveFor(old))},
 		},
 		{
-			name:     "a worker that has nothing to spare keeps it, the next one gives",
+			name:     "if no session of the first worker may move, one of the next worker moves",
 			sessions: append(many(9, 1, "w1", moveTo("w1")), many(5, 11, "w2")...),
 			workers:  []worker{w("w1", 10, liveFor(old)), w("w2", 10, liveFor(old)), w("w3", 10, liveFor(old))},
 			want:     map[string]string{"a-0015": "w3"},
@@ -316,8 +316,8 @@ func TestRebalance(t *testing.T) {
 	}
 }
 
-// TestRebalanceEnds lets random fleets rebalance until nothing moves any more,
-// and holds each move to what it promises.
+// TestRebalanceEnds rebalances random loads until no session moves any more, and checks
+// each move.
 func TestRebalanceEnds(t *testing.T) {
 	for seed := range uint64(100) {
 		g, r, note := NewWithT(t), rand.New(rand.NewPCG(seed, 11)), fmt.Sprintf("seed %d", seed)
@@ -344,7 +344,7 @@ func TestRebalanceEnds(t *testing.T) {
 				g.Expect(m.Cause).To(Equal(placement.Rebalanced), note)
 			}
 			if moves += len(p.Moves); moves > len(snapshot.Sessions) {
-				t.Fatalf("%s: sessions move round and round", note)
+				t.Fatalf("%s: sessions move endlessly", note)
 			}
 			if snapshot.Now = snapshot.Now.Add(time.Second); !p.Again.IsZero() {
 				snapshot.Now = p.Again

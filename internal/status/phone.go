@@ -2,16 +2,17 @@ package status
 
 import "strings"
 
-// phoneServers are the servers of addresses whose user is a phone number. All others
-// hide it (lid, hosted.lid) or name something else (g.us, broadcast, newsletter, bot).
+// phoneServers are the servers of addresses whose user part is a phone number. The
+// user part of other servers hides the number (lid, hosted.lid) or is something else
+// (g.us, broadcast, newsletter, bot).
 var phoneServers = map[string]bool{"s.whatsapp.net": true, "c.us": true, "hosted": true}
 
-// maxPhoneDigits is the longest number of E.164.
+// maxPhoneDigits is the most digits of a number in E.164.
 const maxPhoneDigits = 15
 
-// PhoneNumber is the phone number, in E.164, of a WhatsApp address such as
-// 34600111222:3@s.whatsapp.net; empty where the address holds none. A LID is an
-// address that hides the phone number, and is digits too: it must never be shown as one.
+// PhoneNumber returns the phone number, in E.164, of a WhatsApp address such as
+// 34600111222:3@s.whatsapp.net; empty if the address contains none. A LID, an address
+// that hides the phone number, consists of digits too and must never be shown as one.
 func PhoneNumber(jid string) string {
 	user, server, _ := strings.Cut(jid, "@")
 	user, _, _ = strings.Cut(user, ":") // the device

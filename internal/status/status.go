@@ -1,7 +1,6 @@
-// Package status computes what a WhatsAppSession says of itself. The manager
-// and the workers share it: whoever writes a status writes what Summarize
-// returns, so the conditions of a phase are the same whoever was the writer.
-// It is pure: facts in, status out.
+// Package status computes the status of a WhatsAppSession from facts. The manager and
+// the workers both write what Summarize returns, so the conditions of a phase do not
+// depend on the writer. It is pure: facts in, status out.
 package status
 
 import (
@@ -21,30 +20,30 @@ import (
 // maxMessage bounds a condition's message, in bytes.
 const maxMessage = 512
 
-// Facts are what a writer knows of a session beside the plain fields of its status.
+// Facts is what a writer knows about a session, apart from the plain fields of its status.
 type Facts struct {
-	// Generation of the spec that the facts answer.
+	// Generation is that of the spec which the facts take into account.
 	Generation int64
-	// Phase is the state in one word.
+	// Phase is the phase to write.
 	Phase v1alpha1.Phase
-	// Reason and Message explain the phase; they become those of Ready.
+	// Reason and Message explain the phase. They become those of the condition Ready.
 	Reason, Message string
-	// NotPlaced is why the session has no worker; empty: it waits for the manager.
-	// It counts only while status.worker is empty. NotPlacedMessage explains it where
-	// Message explains something else.
+	// NotPlaced is why the session has no worker; empty: the manager has not decided yet.
+	// It is used only while status.worker is empty. NotPlacedMessage explains it; empty:
+	// Message does.
 	NotPlaced, NotPlacedMessage string
-	// Stalled is set where a phase that usually goes on by itself does not:
-	// a quarantine, an id that another session holds.
+	// Stalled is set when a phase that usually ends without a person does not: in a
+	// quarantine, or while another session has the session's id.
 	Stalled bool
 }
 
-// Summarize returns s with phase, observedGeneration and every condition set
-// from the facts; s carries the plain fields (worker, jid, qr, ...) as they are
-// to be written. A condition that does not change keeps its transition time.
-// now is in whole seconds in the result, as the API stores it.
+// Summarize returns s with phase, observedGeneration and all conditions set from the
+// facts; the caller has set the plain fields (worker, jid, qr, ...). A condition that
+// does not change keeps its transition time. Times in the result are whole seconds, as
+// the API stores them.
 //
-// A suspended session has no Ready condition: it is as its spec wants it, and
-// kstatus (Flux, Argo CD) takes Ready=False for "still in progress" for ever.
+// A suspended session has no Ready condition: it is in the state that its spec asks
+// for, and kstatus (Flux, Argo CD) would read Ready=False as "in progress" forever.
 func Summarize(s v1alpha1.WhatsAppSessionStatus, f Facts, now time.Time) v1alpha1.WhatsAppSessionStatus {
 	s = *s.DeepCopy()
 	s.Phase = f.Phase
@@ -107,8 +106,8 @@ func Summarize(s v1alpha1.WhatsAppSessionStatus, f Facts, now time.Time) v1alpha
 	return s
 }
 
-// ForeignID is the status of a session whose id belongs to another: it says
-// nothing of worker, epoch or account, because it has none.
+// ForeignID is the status of a session whose id belongs to another session. It has no
+// worker, epoch or account.
 func ForeignID(s v1alpha1.WhatsAppSessionStatus, generation int64, now time.Time) v1alpha1.WhatsAppSessionStatus {
 	return Summarize(v1alpha1.WhatsAppSessionStatus{Conditions: s.Conditions, Installation: s.Installation}, Facts{
 		Generation: generation, Phase: v1alpha1.PhasePending, Reason: v1alpha1.ReasonSessionIDTaken, Stalled: true,
@@ -117,9 +116,10 @@ func ForeignID(s v1alpha1.WhatsAppSessionStatus, generation int64, now time.Time
 	}, now)
 }
 
-// Word maps a phase to Laravel's three words. A connection that drops is
-// pending: Laravel must not take an echo of our trouble for its tenant's wish.
-func Word(phase v1alpha1.Phase, isStalled bool) delivery.Status {
+// laravelStatus maps a phase to one of Laravel's three statuses. A session whose
+// connection was lost is pending, not inactive: Laravel must not take our failure for
+// a decision of its tenant.
+func laravelStatus(phase v1alpha1.Phase, isStalled bool) delivery.Status {
 	switch phase {
 	case v1alpha1.PhaseConnected:
 		return delivery.Active
@@ -133,16 +133,16 @@ func Word(phase v1alpha1.Phase, isStalled bool) delivery.Status {
 	}
 }
 
-// Update is the status as Laravel gets it. It is High when the connection was
-// lost, when the session became active, and when it is inactive.
+// Update returns the status as it is delivered to Laravel. Its priority is High when
+// the session is active, inactive or has lost its connection.
 func Update(s v1alpha1.WhatsAppSessionStatus, n delivery.Numbers, occurredAt time.Time) delivery.StatusItem {
-	word := Word(s.Phase, meta.IsStatusConditionTrue(s.Conditions, v1alpha1.ConditionStalled))
+	value := laravelStatus(s.Phase, meta.IsStatusConditionTrue(s.Conditions, v1alpha1.ConditionStalled))
 	priority := delivery.Normal
-	if word != delivery.Pending || s.Phase == v1alpha1.PhaseDisconnected {
+	if value != delivery.Pending || s.Phase == v1alpha1.PhaseDisconnected {
 		priority = delivery.High
 	}
 	return delivery.StatusItem{
-		SessionID: s.SessionID, Status: word, Phase: string(s.Phase), Reason: Reason(s), Priority: priority,
+		SessionID: s.SessionID, Status: value, Phase: string(s.Phase), Reason: Reason(s), Priority: priority,
 		JID: s.JID, PhoneNumber: s.PhoneNumber, OccurredAt: delivery.Time{Time: occurredAt}, Numbers: n,
 	}
 }

@@ -20,7 +20,7 @@ import (
 
 var noon = time.Date(2026, 5, 4, 12, 0, 0, 999, time.UTC)
 
-// conditions of a status as a row can state them: "Ready=True/Connected".
+// conditions formats the conditions of a status for a table: "Ready=True/Connected".
 func conditions(s v1alpha1.WhatsAppSessionStatus) []string {
 	var out []string
 	for _, c := range s.Conditions {
@@ -29,8 +29,8 @@ func conditions(s v1alpha1.WhatsAppSessionStatus) []string {
 	return out
 }
 
-// reads is what kubectl wait, Argo CD and Flux make of a session with this status.
-func reads(t *testing.T, s v1alpha1.WhatsAppSessionStatus, generation int64, deleted bool) kstatus.Status {
+// computeKstatus returns how kubectl wait, Argo CD and Flux read a session with this status.
+func computeKstatus(t *testing.T, s v1alpha1.WhatsAppSessionStatus, generation int64, deleted bool) kstatus.Status {
 	t.Helper()
 	g := NewWithT(t)
 	obj := &v1alpha1.WhatsAppSession{
@@ -59,17 +59,17 @@ func TestSummarize(t *testing.T) {
 		deleted bool
 		want    []string
 		kstatus kstatus.Status
-		word    delivery.Status
+		laravel delivery.Status
 		urgent  bool
 	}{
 		{
-			name:  "Pending, the manager has not looked for a worker yet",
+			name:  "Pending, the manager has not decided yet",
 			facts: status.Facts{Phase: v1alpha1.PhasePending, Reason: v1alpha1.ReasonWaitingForPlacement},
 			want: []string{
 				"Ready=False/WaitingForPlacement", "Placed=False/WaitingForPlacement", "Paired=False/NotPaired",
 				"Connected=False/WaitingForPlacement", "Reconciling=True/WaitingForPlacement", "Stalled=False/Progressing",
 			},
-			kstatus: kstatus.InProgressStatus, word: delivery.Pending,
+			kstatus: kstatus.InProgressStatus, laravel: delivery.Pending,
 		},
 		{
 			name:  "Pending, no worker has room",
@@ -78,7 +78,7 @@ func TestSummarize(t *testing.T) {
 				"Ready=False/NoCapacity", "Placed=False/NoCapacity", "Paired=False/NotPaired",
 				"Connected=False/NoCapacity", "Reconciling=True/NoCapacity", "Stalled=False/Progressing",
 			},
-			kstatus: kstatus.InProgressStatus, word: delivery.Pending,
+			kstatus: kstatus.InProgressStatus, laravel: delivery.Pending,
 		},
 		{
 			name:   "Pairing",
@@ -88,7 +88,7 @@ func TestSummarize(t *testing.T) {
 				"Ready=False/WaitingForScan", "Placed=True/Placed", "Paired=False/WaitingForScan",
 				"Connected=False/WaitingForScan", "Reconciling=True/WaitingForScan", "Stalled=False/Progressing",
 			},
-			kstatus: kstatus.InProgressStatus, word: delivery.Pending,
+			kstatus: kstatus.InProgressStatus, laravel: delivery.Pending,
 		},
 		{
 			name:   "Connecting",
@@ -98,7 +98,7 @@ func TestSummarize(t *testing.T) {
 				"Ready=False/Connecting", "Placed=True/Placed", "Paired=True/Paired",
 				"Connected=False/Connecting", "Reconciling=True/Connecting", "Stalled=False/Progressing",
 			},
-			kstatus: kstatus.InProgressStatus, word: delivery.Pending,
+			kstatus: kstatus.InProgressStatus, laravel: delivery.Pending,
 		},
 		{
 			name:   "Connected",
@@ -108,7 +108,7 @@ func TestSummarize(t *testing.T) {
 				"Ready=True/Connected", "Placed=True/Placed", "Paired=True/Paired",
 				"Connected=True/Connected", "Reconciling=False/Succeeded", "Stalled=False/Succeeded",
 			},
-			kstatus: kstatus.CurrentStatus, word: delivery.Active, urgent: true,
+			kstatus: kstatus.CurrentStatus, laravel: delivery.Active, urgent: true,
 		},
 		{
 			name:   "Disconnected",
@@ -118,7 +118,7 @@ func TestSummarize(t *testing.T) {
 				"Ready=False/Reconnecting", "Placed=True/Placed", "Paired=True/Paired",
 				"Connected=False/Reconnecting", "Reconciling=True/Reconnecting", "Stalled=False/Progressing",
 			},
-			kstatus: kstatus.InProgressStatus, word: delivery.Pending, urgent: true,
+			kstatus: kstatus.InProgressStatus, laravel: delivery.Pending, urgent: true,
 		},
 		{
 			name:   "Disconnected, in quarantine",
@@ -128,17 +128,17 @@ func TestSummarize(t *testing.T) {
 				"Ready=False/Quarantined", "Placed=True/Placed", "Paired=True/Paired",
 				"Connected=False/Quarantined", "Reconciling=False/Quarantined", "Stalled=True/Quarantined",
 			},
-			kstatus: kstatus.FailedStatus, word: delivery.Inactive, urgent: true,
+			kstatus: kstatus.FailedStatus, laravel: delivery.Inactive, urgent: true,
 		},
 		{
-			name:   "Suspended is as it is wanted",
+			name:   "Suspended",
 			status: v1alpha1.WhatsAppSessionStatus{JID: paired.JID, PhoneNumber: paired.PhoneNumber},
 			facts:  status.Facts{Phase: v1alpha1.PhaseSuspended, Reason: v1alpha1.ReasonSuspended},
 			want: []string{
 				"Placed=False/Suspended", "Paired=True/Paired",
 				"Connected=False/Suspended", "Reconciling=False/Succeeded", "Stalled=False/Succeeded",
 			},
-			kstatus: kstatus.CurrentStatus, word: delivery.Inactive, urgent: true,
+			kstatus: kstatus.CurrentStatus, laravel: delivery.Inactive, urgent: true,
 		},
 		{
 			name:   "PairingExpired",
@@ -148,7 +148,7 @@ func TestSummarize(t *testing.T) {
 				"Ready=False/PairingExpired", "Placed=True/Placed", "Paired=False/PairingExpired",
 				"Connected=False/PairingExpired", "Reconciling=False/PairingExpired", "Stalled=True/PairingExpired",
 			},
-			kstatus: kstatus.FailedStatus, word: delivery.Inactive, urgent: true,
+			kstatus: kstatus.FailedStatus, laravel: delivery.Inactive, urgent: true,
 		},
 		{
 			name:   "LoggedOut",
@@ -158,7 +158,7 @@ func TestSummarize(t *testing.T) {
 				"Ready=False/LoggedOut", "Placed=True/Placed", "Paired=False/LoggedOut",
 				"Connected=False/LoggedOut", "Reconciling=False/LoggedOut", "Stalled=True/LoggedOut",
 			},
-			kstatus: kstatus.FailedStatus, word: delivery.Inactive, urgent: true,
+			kstatus: kstatus.FailedStatus, laravel: delivery.Inactive, urgent: true,
 		},
 		{
 			name:   "Banned",
@@ -168,7 +168,7 @@ func TestSummarize(t *testing.T) {
 				"Ready=False/Banned", "Placed=True/Placed", "Paired=True/Paired",
 				"Connected=False/Banned", "Reconciling=False/Banned", "Stalled=True/Banned",
 			},
-			kstatus: kstatus.FailedStatus, word: delivery.Inactive, urgent: true,
+			kstatus: kstatus.FailedStatus, laravel: delivery.Inactive, urgent: true,
 		},
 		{
 			name:   "Outdated",
@@ -178,7 +178,7 @@ func TestSummarize(t *testing.T) {
 				"Ready=False/Outdated", "Placed=True/Placed", "Paired=True/Paired",
 				"Connected=False/Outdated", "Reconciling=False/Outdated", "Stalled=True/Outdated",
 			},
-			kstatus: kstatus.FailedStatus, word: delivery.Inactive, urgent: true,
+			kstatus: kstatus.FailedStatus, laravel: delivery.Inactive, urgent: true,
 		},
 		{
 			name:   "Replaced",
@@ -188,10 +188,10 @@ func TestSummarize(t *testing.T) {
 				"Ready=False/Replaced", "Placed=True/Placed", "Paired=True/Paired",
 				"Connected=False/Replaced", "Reconciling=False/Replaced", "Stalled=True/Replaced",
 			},
-			kstatus: kstatus.FailedStatus, word: delivery.Inactive, urgent: true,
+			kstatus: kstatus.FailedStatus, laravel: delivery.Inactive, urgent: true,
 		},
 		{
-			name:   "LoggedOut, and its worker was taken away",
+			name:   "LoggedOut, and its worker is gone",
 			status: v1alpha1.WhatsAppSessionStatus{},
 			facts: status.Facts{
 				Phase: v1alpha1.PhaseLoggedOut, Reason: v1alpha1.ReasonLoggedOut,
@@ -201,7 +201,7 @@ func TestSummarize(t *testing.T) {
 				"Ready=False/LoggedOut", "Placed=False/NoWorkers", "Paired=False/LoggedOut",
 				"Connected=False/LoggedOut", "Reconciling=False/LoggedOut", "Stalled=True/LoggedOut",
 			},
-			kstatus: kstatus.FailedStatus, word: delivery.Inactive, urgent: true,
+			kstatus: kstatus.FailedStatus, laravel: delivery.Inactive, urgent: true,
 		},
 		{
 			name:   "Failed",
@@ -211,7 +211,7 @@ func TestSummarize(t *testing.T) {
 				"Ready=False/ProxySecretMissing", "Placed=True/Placed", "Paired=False/NotPaired",
 				"Connected=False/ProxySecretMissing", "Reconciling=False/ProxySecretMissing", "Stalled=True/ProxySecretMissing",
 			},
-			kstatus: kstatus.FailedStatus, word: delivery.Inactive, urgent: true,
+			kstatus: kstatus.FailedStatus, laravel: delivery.Inactive, urgent: true,
 		},
 		{
 			name:    "Terminating",
@@ -222,7 +222,7 @@ func TestSummarize(t *testing.T) {
 				"Ready=False/Deleting", "Placed=False/Deleting", "Paired=True/Paired",
 				"Connected=False/Deleting", "Reconciling=True/Deleting", "Stalled=False/Progressing",
 			},
-			kstatus: kstatus.TerminatingStatus, word: delivery.Inactive, urgent: true,
+			kstatus: kstatus.TerminatingStatus, laravel: delivery.Inactive, urgent: true,
 		},
 	}
 	seen := map[v1alpha1.Phase]bool{}
@@ -239,17 +239,17 @@ func TestSummarize(t *testing.T) {
 				g.Expect(c.ObservedGeneration).To(BeEquivalentTo(3), c.Type)
 				g.Expect(c.LastTransitionTime.Time).To(Equal(noon.Truncate(time.Second)), c.Type)
 			}
-			g.Expect(reads(t, got, 3, tt.deleted)).To(Equal(tt.kstatus))
+			g.Expect(computeKstatus(t, got, 3, tt.deleted)).To(Equal(tt.kstatus))
 			if !tt.deleted {
-				g.Expect(reads(t, got, 4, false)).To(Equal(kstatus.InProgressStatus), "a newer spec was not looked at yet")
+				g.Expect(computeKstatus(t, got, 4, false)).To(Equal(kstatus.InProgressStatus), "a newer spec is not taken into account yet")
 			}
 			update := status.Update(got, delivery.Numbers{Epoch: 1, Seq: 2}, noon)
-			g.Expect(update.Status).To(Equal(tt.word))
+			g.Expect(update.Status).To(Equal(tt.laravel))
 			g.Expect(update.Priority == delivery.High).To(Equal(tt.urgent))
 			g.Expect(update.Reason).To(Equal(tt.facts.Reason))
 
-			again := status.Summarize(got, tt.facts, noon.Add(time.Hour))
-			g.Expect(again).To(Equal(got), "the same facts an hour later change nothing")
+			later := status.Summarize(got, tt.facts, noon.Add(time.Hour))
+			g.Expect(later).To(Equal(got), "the same facts an hour later change nothing")
 		})
 	}
 	for _, phase := range phases {
@@ -259,7 +259,7 @@ func TestSummarize(t *testing.T) {
 	}
 }
 
-// phases is the enumeration of the API.
+// phases has all phases of the API.
 var phases = []v1alpha1.Phase{
 	v1alpha1.PhasePending, v1alpha1.PhasePairing, v1alpha1.PhaseConnecting, v1alpha1.PhaseConnected, v1alpha1.PhaseDisconnected,
 	v1alpha1.PhaseSuspended, v1alpha1.PhasePairingExpired, v1alpha1.PhaseLoggedOut, v1alpha1.PhaseBanned, v1alpha1.PhaseOutdated,
@@ -268,11 +268,11 @@ var phases = []v1alpha1.Phase{
 
 func TestANewSessionIsInProgress(t *testing.T) {
 	g := NewWithT(t)
-	// The CRD's default for status, before anybody has looked.
-	g.Expect(reads(t, v1alpha1.WhatsAppSessionStatus{ObservedGeneration: -1}, 1, false)).To(Equal(kstatus.InProgressStatus))
+	// The CRD's default for status, before the first write.
+	g.Expect(computeKstatus(t, v1alpha1.WhatsAppSessionStatus{ObservedGeneration: -1}, 1, false)).To(Equal(kstatus.InProgressStatus))
 }
 
-func TestReadyComesBackAfterSuspension(t *testing.T) {
+func TestReadyReturnsAfterASuspension(t *testing.T) {
 	g := NewWithT(t)
 	suspended := status.Summarize(v1alpha1.WhatsAppSessionStatus{}, status.Facts{Phase: v1alpha1.PhaseSuspended, Reason: v1alpha1.ReasonSuspended}, noon)
 	g.Expect(meta.FindStatusCondition(suspended.Conditions, v1alpha1.ConditionReady)).To(BeNil())
@@ -280,15 +280,15 @@ func TestReadyComesBackAfterSuspension(t *testing.T) {
 	g.Expect(meta.IsStatusConditionFalse(resumed.Conditions, v1alpha1.ConditionReady)).To(BeTrue())
 }
 
-func TestSummarizeLeavesItsArgumentAlone(t *testing.T) {
+func TestSummarizeDoesNotChangeItsArgument(t *testing.T) {
 	g := NewWithT(t)
 	before := status.Summarize(v1alpha1.WhatsAppSessionStatus{}, status.Facts{Phase: v1alpha1.PhasePending, Reason: "A"}, noon)
-	kept := *before.DeepCopy()
+	want := *before.DeepCopy()
 	status.Summarize(before, status.Facts{Phase: v1alpha1.PhaseConnected, Reason: "B"}, noon.Add(time.Hour))
-	g.Expect(before).To(Equal(kept))
+	g.Expect(before).To(Equal(want))
 }
 
-func TestForeignIDSaysNothingOfAnother(t *testing.T) {
+func TestForeignIDShowsNothingOfTheOtherSession(t *testing.T) {
 	g := NewWithT(t)
 	full := v1alpha1.WhatsAppSessionStatus{
 		SessionID: "acme", Installation: "c/n/r", Worker: "w", Epoch: 5, HeldBy: "w", JID: "1@s.whatsapp.net",
@@ -296,12 +296,12 @@ func TestForeignIDSaysNothingOfAnother(t *testing.T) {
 	}
 	got := status.ForeignID(full, 2, noon)
 	g.Expect(conditions(got)).To(ContainElements("Stalled=True/SessionIDTaken", "Placed=False/SessionIDTaken", "Ready=False/SessionIDTaken"))
-	g.Expect(reads(t, got, 2, false)).To(Equal(kstatus.FailedStatus))
+	g.Expect(computeKstatus(t, got, 2, false)).To(Equal(kstatus.FailedStatus))
 	got.Conditions = nil
 	g.Expect(got).To(Equal(v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhasePending, ObservedGeneration: 2, Installation: "c/n/r"}))
 }
 
-func TestUpdateIsTheContractsJSON(t *testing.T) {
+func TestTheJSONOfAnUpdate(t *testing.T) {
 	g := NewWithT(t)
 	s := status.Summarize(v1alpha1.WhatsAppSessionStatus{SessionID: "acme", JID: "34600111222:3@s.whatsapp.net", PhoneNumber: "+34600111222"},
 		status.Facts{Phase: v1alpha1.PhaseConnected, Reason: v1alpha1.ReasonConnected}, noon)
@@ -320,11 +320,11 @@ func TestClean(t *testing.T) {
 		{"ordinary text", "Zoë 日本", 100, "Zoë 日本"},
 		{"terminal escapes", "a\x1b[31mred\x07", 100, "a[31mred"},
 		{"line breaks and tabs become spaces", "a\nb\tc", 100, "a b c"},
-		{"text that would be shown from right to left", "a\u202eb\u200bc", 100, "abc"},
-		{"bytes that are no text", "a\xff\xfeb", 100, "ab"},
+		{"invisible characters that change the direction of text", "a\u202eb\u200bc", 100, "abc"},
+		{"bytes that are not UTF-8", "a\xff\xfeb", 100, "ab"},
 		{"cut at the limit", "abcdef", 3, "abc"},
 		{"cut before a rune that would not fit", "añb", 2, "a"},
-		{"nothing", "", 3, ""},
+		{"empty text", "", 3, ""},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
