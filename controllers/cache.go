@@ -11,9 +11,9 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/membership"
 )
 
-// CacheOptions keep in the manager's cache what the controllers need and no
-// more: of the Leases those of the release's workers in the operator's namespace, and of
-// every object neither managed fields nor kubectl's copy of the manifest.
+// CacheOptions limit the manager's cache to what the controllers need: the only Leases are
+// those of the release's workers in the operator's namespace, and every object is without
+// its managed fields and without kubectl's copy of the manifest.
 func CacheOptions(namespace, release string) cache.Options {
 	return cache.Options{
 		DefaultTransform: slim,

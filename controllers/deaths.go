@@ -10,40 +10,40 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/placement"
 )
 
-// errNotDead says that the worker is not dead by the newest observation: the decision
-// is made again.
+// errNotDead says that the newest observation does not show the worker as dead. Then the
+// decision is made again.
 var errNotDead = errors.New("the worker is not declared dead any more")
 
-// DeathConfirmer tells which workers are dead: no change in either heartbeat for 15 s
-// under an observer that saw both, or the kubelet's report (docs/architecture.md, "Ownership").
-// Calls may run concurrently.
+// DeathConfirmer decides which workers are dead: neither heartbeat has changed for 15 s
+// while both were visible, or the kubelet has reported the end (docs/architecture.md,
+// "Ownership"). Calls may run concurrently.
 type DeathConfirmer interface {
-	// Dead reports whether the worker of that name is declared dead. It does no I/O. A
-	// worker of which there is no heartbeat at all is dead once that has been seen for 15 s.
-	// After 5 s without an observation no worker is.
+	// Dead reports whether the worker of that name is declared dead. It does no I/O. A worker
+	// without any heartbeat is dead after 15 s of observation. After 5 s without an
+	// observation no worker is declared dead.
 	Dead(worker string) bool
-	// Confirm observes the heartbeats once more: what Dead says afterwards rests on reads
-	// that began after Confirm was called. The error says what could not be seen; Dead
+	// Confirm observes the heartbeats once more: the result of Dead afterwards is based on
+	// reads that began after the call of Confirm. The error says what could not be read; Dead
 	// takes that into account.
 	Confirm(ctx context.Context) error
-	// Changed gets a value (buffered, never blocks) after the answer of Dead has changed for
-	// a worker.
+	// Changed receives a value (buffered, never blocks) after the result of Dead has changed
+	// for a worker.
 	Changed() <-chan struct{}
 }
 
-// dead are the dead among the holders of sessions that were read before, and
-// among the workers whose Lease is being renewed.
+// dead returns which holders of the sessions are dead, and which workers whose Lease is
+// being renewed are. The sessions must have been read before the call.
 //
-// A process that came back in place renews its heartbeats before it claims a
-// session. So an observation that began after the sessions were read shows every
-// process whose claim they show, however old the declaration was; and a claim that
-// they do not show conflicts with the patch. Without that observation a session
-// could be taken from a process that has just opened it.
+// A process that is restarted in place renews its heartbeats before it claims a session.
+// So an observation that began after the sessions were read shows every process whose claim
+// is in those sessions, however long ago it was declared dead. A claim that is not in those
+// sessions makes the patch conflict. Without that observation a session could be taken from
+// a process that has just connected it.
 //
-// The watch may show a new worker's Lease up to one observation before the observer
-// reads it, and to the observer a worker that was never seen is dead. Without an
-// observation in between, a rolling restart would give the sessions also to workers
-// that are about to end.
+// The watch may show a new worker's Lease up to one observation before the observer reads
+// it, and the observer declares a worker dead that it has never seen. Without an observation
+// in between, a rolling restart would place the sessions also on workers that are about to
+// end.
 func (r *placementReconciler) dead(ctx context.Context, sessions []v1alpha1.WhatsAppSession, workers []placement.Worker) map[string]bool {
 	dead := map[string]bool{}
 	for i := range sessions {
@@ -69,7 +69,7 @@ func (r *placementReconciler) dead(ctx context.Context, sessions []v1alpha1.What
 	return dead
 }
 
-// forwardDeaths asks for a run after each change of what Dead says, until ctx ends.
+// forwardDeaths requests a run after each change of the result of Dead, until ctx ends.
 func (r *placementReconciler) forwardDeaths(ctx context.Context) error {
 	for {
 		select {

@@ -19,10 +19,9 @@ import (
 // costInterval is how often the deletion cost of the workers' pods is updated.
 const costInterval = time.Minute
 
-// deletionCosts keeps the deletion cost of each worker's pod at its number of
-// sessions, so that a Deployment that is scaled down ends the pod whose end
-// moves the fewest (docs/architecture.md, "Ownership"). It is a hint: nothing depends on it, so
-// nothing fails with it. Only the leader runs it.
+// deletionCosts sets the deletion cost of each worker's pod to its number of sessions, so
+// that a Deployment that is scaled down ends the pods with the fewest sessions first. It is
+// a hint: nothing else depends on it, so nothing else fails with it. Only the leader runs it.
 type deletionCosts struct {
 	namespace string
 	clock     clock.WithTicker
@@ -31,7 +30,7 @@ type deletionCosts struct {
 	direct    client.Reader // pods are not cached
 	members   *members
 
-	// written is what each worker's pod says, as far as this process knows.
+	// written is the deletion cost of each worker's pod, as far as this process knows.
 	written map[string]int
 }
 
@@ -86,7 +85,7 @@ func (d *deletionCosts) update(ctx context.Context) error {
 	return nil
 }
 
-// noticeable reports whether a cost has changed by more than a tenth, or to or from nothing.
+// noticeable reports whether a cost has changed by more than a tenth, or from or to zero.
 func noticeable(before, now int) bool {
 	if before == 0 || now == 0 {
 		return before != now
@@ -94,8 +93,8 @@ func noticeable(before, now int) bool {
 	return 10*max(before-now, now-before) > before
 }
 
-// write writes the cost to a worker's pod, unless about the same is there already. A
-// worker need not be a pod.
+// write writes the cost to a worker's pod, unless the pod has about the same cost already.
+// A worker may run without a pod.
 func (d *deletionCosts) write(ctx context.Context, worker string, cost int) error {
 	pod := &metav1.PartialObjectMetadata{}
 	pod.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Pod"))

@@ -11,19 +11,19 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 )
 
-// deletion is what is known of the deletion of a session beside its object.
+// deletion is what this process knows about the deletion of a session.
 type deletion struct {
-	// deadline is when the logout is given up.
+	// deadline is when the manager stops waiting for the logout.
 	deadline time.Time
-	// hopeless: no worker will ever get the proxy's Secret, because the namespace is being
-	// deleted too, so there is nothing to wait for.
-	hopeless bool
+	// noProxy says that no worker will ever get the proxy's Secret, because the namespace is
+	// being deleted too. Then there is nothing to wait for.
+	noProxy bool
 }
 
-// over reports whether no logout is tried any more.
-func (d deletion) over(now time.Time) bool { return d.hopeless || !now.Before(d.deadline) }
+// over reports whether the manager waits for the logout no longer.
+func (d deletion) over(now time.Time) bool { return d.noProxy || !now.Before(d.deadline) }
 
-// wait is for how long one is tried.
+// wait is how long the manager still waits for the logout.
 func (d deletion) wait(now time.Time) time.Duration {
 	if d.over(now) {
 		return 0
@@ -32,36 +32,36 @@ func (d deletion) wait(now time.Time) time.Duration {
 }
 
 // Deletions are the deletions of sessions that this process has seen. The session
-// controller takes note of them and the placement reads them: if the two differed about when
-// a logout is given up, each would take back what the other has written.
+// controller records them and the placement reads them: if the two had different deadlines,
+// each would undo what the other has written.
 type Deletions struct {
 	mu   sync.Mutex
 	seen map[types.NamespacedName]seenDeletion
 }
 
-// seenDeletion is when a session was first seen to be deleted.
+// seenDeletion is when this process first saw that a session is being deleted.
 type seenDeletion struct {
 	uid types.UID
 	at  time.Time
-	// hopeless is that of the deletion. It stays, also when the holder has let go and says
-	// why no more.
-	hopeless bool
+	// noProxy is that of the deletion. It is kept, because the status does not say it any
+	// more when the holder has released the session.
+	noProxy bool
 }
 
-// see takes note of a deletion, and of whether it is hopeless.
-func (d *Deletions) see(s *v1alpha1.WhatsAppSession, hopeless bool, now time.Time) deletion {
+// see records a deletion and whether its logout is impossible without the proxy's Secret.
+func (d *Deletions) see(s *v1alpha1.WhatsAppSession, noProxy bool, now time.Time) deletion {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	seen := d.first(s, now)
-	seen.hopeless = seen.hopeless || hopeless
+	seen.noProxy = seen.noProxy || noProxy
 	if d.seen == nil {
 		d.seen = map[types.NamespacedName]seenDeletion{}
 	}
 	d.seen[client.ObjectKeyFromObject(s)] = seen
-	return deletion{deadline: session.DeletionDeadline(s, seen.at), hopeless: seen.hopeless}
+	return deletion{deadline: session.DeletionDeadline(s, seen.at), noProxy: seen.noProxy}
 }
 
-// of is what is known of a deletion; the zero value for a session that is not deleted.
+// of returns what is known about a deletion; the zero value for a session that is not deleted.
 func (d *Deletions) of(s *v1alpha1.WhatsAppSession, namespaceEnds bool, now time.Time) deletion {
 	if s.DeletionTimestamp.IsZero() {
 		return deletion{}
@@ -69,10 +69,11 @@ func (d *Deletions) of(s *v1alpha1.WhatsAppSession, namespaceEnds bool, now time
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	seen := d.first(s, now)
-	return deletion{deadline: session.DeletionDeadline(s, seen.at), hopeless: seen.hopeless || namespaceEnds && lacksSecret(s)}
+	return deletion{deadline: session.DeletionDeadline(s, seen.at), noProxy: seen.noProxy || namespaceEnds && lacksProxySecret(s)}
 }
 
-// first is the first time at which a deletion was seen: now, if it was not. The caller holds d.mu.
+// first returns when a deletion was first seen: now, if it was not seen before. The caller
+// holds d.mu.
 func (d *Deletions) first(s *v1alpha1.WhatsAppSession, now time.Time) seenDeletion {
 	if seen, known := d.seen[client.ObjectKeyFromObject(s)]; known && seen.uid == s.UID {
 		return seen
@@ -80,7 +81,7 @@ func (d *Deletions) first(s *v1alpha1.WhatsAppSession, now time.Time) seenDeleti
 	return seenDeletion{uid: s.UID, at: now}
 }
 
-// forget forgets a session that does not exist any more.
+// forget removes the deletion of a session that does not exist any more.
 func (d *Deletions) forget(key types.NamespacedName) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -15,32 +15,32 @@ import (
 
 var noon = time.Date(2026, 5, 4, 12, 0, 0, 0, time.UTC)
 
-// was is a status as its last writer left it.
-func was(phase v1alpha1.Phase, reason string, s v1alpha1.WhatsAppSessionStatus) v1alpha1.WhatsAppSessionStatus {
+// writtenStatus is a status as its last writer left it.
+func writtenStatus(phase v1alpha1.Phase, reason string, s v1alpha1.WhatsAppSessionStatus) v1alpha1.WhatsAppSessionStatus {
 	return status.Summarize(s, status.Facts{Generation: 1, Phase: phase, Reason: reason, Message: "as the holder said"}, noon)
 }
 
-// quarantined is the status of a session that is tried an hour from noon.
+// quarantined is the status of a session that is tried again an hour after noon.
 func quarantined(worker string) v1alpha1.WhatsAppSessionStatus {
 	return v1alpha1.WhatsAppSessionStatus{
 		Worker: worker, Failures: 8, FailureReason: "SocketClosed", RetryAfter: &metav1.Time{Time: noon.Add(time.Hour)},
 	}
 }
 
-func TestUnheld(t *testing.T) {
+func TestUnheldFacts(t *testing.T) {
 	t.Parallel()
 	onWorker := v1alpha1.WhatsAppSessionStatus{Worker: "worker-a"}
 	nowhere := v1alpha1.WhatsAppSessionStatus{}
 	tests := []struct {
-		name   string
-		spec   v1alpha1.WhatsAppSessionSpec
-		gone   bool
-		next   v1alpha1.WhatsAppSessionStatus
-		why    unplaced
-		phase  v1alpha1.Phase
-		reason string
-		placed string
-		// stalled: a phase that usually goes on by itself does not.
+		name    string
+		spec    v1alpha1.WhatsAppSessionSpec
+		deleted bool
+		next    v1alpha1.WhatsAppSessionStatus
+		why     unplaced
+		phase   v1alpha1.Phase
+		reason  string
+		placed  string
+		// stalled is for a phase that is usually not stalled.
 		stalled bool
 	}{
 		{name: "new", next: nowhere, phase: v1alpha1.PhasePending, reason: v1alpha1.ReasonWaitingForPlacement, placed: "False/WaitingForPlacement"},
@@ -50,74 +50,74 @@ func TestUnheld(t *testing.T) {
 			phase: v1alpha1.PhasePending, reason: v1alpha1.ReasonNoCapacity, placed: "False/NoCapacity",
 		},
 		{
-			name: "given up by its holder, and on its way", next: was(v1alpha1.PhaseDisconnected, v1alpha1.ReasonMoving, onWorker),
+			name: "released by its holder, and placed on another worker", next: writtenStatus(v1alpha1.PhaseDisconnected, v1alpha1.ReasonMoving, onWorker),
 			phase: v1alpha1.PhaseDisconnected, reason: v1alpha1.ReasonMoving, placed: "True/Placed",
 		},
 		{
-			name: "given up by its holder, and nobody is to take it", next: was(v1alpha1.PhaseDisconnected, v1alpha1.ReasonMoving, nowhere),
+			name: "released by its holder, and without a worker", next: writtenStatus(v1alpha1.PhaseDisconnected, v1alpha1.ReasonMoving, nowhere),
 			phase: v1alpha1.PhasePending, reason: v1alpha1.ReasonWaitingForPlacement, placed: "False/WaitingForPlacement",
 		},
 		{
-			name: "a proxy that was wrong: the next worker tries", next: was(v1alpha1.PhaseFailed, v1alpha1.ReasonProxySecretMissing, onWorker),
+			name: "failed because of its proxy, and placed: the next worker tries again", next: writtenStatus(v1alpha1.PhaseFailed, v1alpha1.ReasonProxySecretMissing, onWorker),
 			phase: v1alpha1.PhasePending, reason: v1alpha1.ReasonPlaced, placed: "True/Placed",
 		},
 		{
-			name: "logged out, and moved", next: was(v1alpha1.PhaseLoggedOut, v1alpha1.ReasonLoggedOut, onWorker),
+			name: "logged out, and moved", next: writtenStatus(v1alpha1.PhaseLoggedOut, v1alpha1.ReasonLoggedOut, onWorker),
 			phase: v1alpha1.PhaseLoggedOut, reason: v1alpha1.ReasonLoggedOut, placed: "True/Placed",
 		},
 		{
-			name: "logged out, and without a worker", next: was(v1alpha1.PhaseLoggedOut, v1alpha1.ReasonLoggedOut, nowhere),
+			name: "logged out, and without a worker", next: writtenStatus(v1alpha1.PhaseLoggedOut, v1alpha1.ReasonLoggedOut, nowhere),
 			why:   unplaced{v1alpha1.ReasonNoWorkers, "none"},
 			phase: v1alpha1.PhaseLoggedOut, reason: v1alpha1.ReasonLoggedOut, placed: "False/NoWorkers",
 		},
 		{
-			name: "suspended", spec: v1alpha1.WhatsAppSessionSpec{Suspend: true}, next: was(v1alpha1.PhaseLoggedOut, v1alpha1.ReasonLoggedOut, nowhere),
+			name: "suspended", spec: v1alpha1.WhatsAppSessionSpec{Suspend: true}, next: writtenStatus(v1alpha1.PhaseLoggedOut, v1alpha1.ReasonLoggedOut, nowhere),
 			why:   unplaced{v1alpha1.ReasonNoWorkers, "none"},
 			phase: v1alpha1.PhaseSuspended, reason: v1alpha1.ReasonSuspended, placed: "False/Suspended",
 		},
 		{
-			name: "resumed", next: was(v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended, nowhere),
+			name: "resumed", next: writtenStatus(v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended, nowhere),
 			phase: v1alpha1.PhasePending, reason: v1alpha1.ReasonWaitingForPlacement, placed: "False/WaitingForPlacement",
 		},
 		{
 			name: "resumed during a ban",
-			next: was(v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended, v1alpha1.WhatsAppSessionStatus{
+			next: writtenStatus(v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended, v1alpha1.WhatsAppSessionStatus{
 				Worker: "worker-a", RetryAfter: &metav1.Time{Time: noon.Add(time.Hour)},
 			}),
 			phase: v1alpha1.PhaseBanned, reason: v1alpha1.ReasonBanned, placed: "True/Placed",
 		},
 		{
 			name:  "resumed during a ban without an end",
-			next:  was(v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended, v1alpha1.WhatsAppSessionStatus{RetryReason: v1alpha1.ReasonBanned}),
+			next:  writtenStatus(v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended, v1alpha1.WhatsAppSessionStatus{RetryReason: v1alpha1.ReasonBanned}),
 			phase: v1alpha1.PhaseBanned, reason: v1alpha1.ReasonBanned, placed: "False/WaitingForPlacement",
 		},
 		{
-			name:  "resumed, and was logged out",
-			next:  was(v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended, v1alpha1.WhatsAppSessionStatus{Worker: "worker-a", RetryReason: v1alpha1.ReasonLoggedOut}),
+			name:  "resumed after it was logged out",
+			next:  writtenStatus(v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended, v1alpha1.WhatsAppSessionStatus{Worker: "worker-a", RetryReason: v1alpha1.ReasonLoggedOut}),
 			phase: v1alpha1.PhaseLoggedOut, reason: v1alpha1.ReasonLoggedOut, placed: "True/Placed",
 		},
 		{
-			name:  "resumed, and nobody had scanned",
-			next:  was(v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended, v1alpha1.WhatsAppSessionStatus{RetryReason: v1alpha1.ReasonPairingExpired}),
+			name:  "resumed after nobody had scanned",
+			next:  writtenStatus(v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended, v1alpha1.WhatsAppSessionStatus{RetryReason: v1alpha1.ReasonPairingExpired}),
 			phase: v1alpha1.PhasePairingExpired, reason: v1alpha1.ReasonPairingExpired, placed: "False/WaitingForPlacement",
 		},
 		{
 			name: "resumed after the end of a ban",
-			next: was(v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended, v1alpha1.WhatsAppSessionStatus{
+			next: writtenStatus(v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended, v1alpha1.WhatsAppSessionStatus{
 				Worker: "worker-a", RetryReason: v1alpha1.ReasonBanned, RetryAfter: &metav1.Time{Time: noon},
 			}),
 			phase: v1alpha1.PhasePending, reason: v1alpha1.ReasonPlaced, placed: "True/Placed",
 		},
 		{
-			name: "resumed shortly after a login elsewhere: no ban",
-			next: was(v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended, v1alpha1.WhatsAppSessionStatus{
+			name: "resumed shortly after a login elsewhere: it is not a ban",
+			next: writtenStatus(v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended, v1alpha1.WhatsAppSessionStatus{
 				Worker: "worker-a", Replacements: 1, RetryAfter: &metav1.Time{Time: noon.Add(time.Minute)},
 			}),
 			phase: v1alpha1.PhaseReplaced, reason: v1alpha1.ReasonReplaced, placed: "True/Placed",
 		},
 		{
-			name: "resumed shortly after a pairing code was refused: no ban",
-			next: was(v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended, v1alpha1.WhatsAppSessionStatus{
+			name: "resumed shortly after a pairing code was refused: it is not a ban",
+			next: writtenStatus(v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended, v1alpha1.WhatsAppSessionStatus{
 				Worker: "worker-a", RetryReason: v1alpha1.ReasonPairingCodeRefused, RetryAfter: &metav1.Time{Time: noon.Add(time.Minute)},
 			}),
 			phase: v1alpha1.PhasePending, reason: v1alpha1.ReasonPlaced, placed: "True/Placed",
@@ -130,27 +130,27 @@ func TestUnheld(t *testing.T) {
 			phase: v1alpha1.PhaseDisconnected, reason: v1alpha1.ReasonQuarantined, placed: "True/Placed", stalled: true,
 		},
 		{
-			name: "in quarantine, and without a worker", next: was(v1alpha1.PhaseDisconnected, v1alpha1.ReasonMoving, quarantined("")),
+			name: "in quarantine, and without a worker", next: writtenStatus(v1alpha1.PhaseDisconnected, v1alpha1.ReasonMoving, quarantined("")),
 			why:   unplaced{v1alpha1.ReasonNoWorkers, "none"},
 			phase: v1alpha1.PhaseDisconnected, reason: v1alpha1.ReasonQuarantined, placed: "False/NoWorkers", stalled: true,
 		},
 		{
-			name: "resumed during a quarantine", next: was(v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended, quarantined("worker-a")),
+			name: "resumed during a quarantine", next: writtenStatus(v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended, quarantined("worker-a")),
 			phase: v1alpha1.PhaseDisconnected, reason: v1alpha1.ReasonQuarantined, placed: "True/Placed", stalled: true,
 		},
 		{
 			name: "resumed after a quarantine",
-			next: was(v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended, v1alpha1.WhatsAppSessionStatus{
+			next: writtenStatus(v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended, v1alpha1.WhatsAppSessionStatus{
 				Worker: "worker-a", Failures: 8, FailureReason: "SocketClosed", RetryAfter: &metav1.Time{Time: noon},
 			}),
 			phase: v1alpha1.PhasePending, reason: v1alpha1.ReasonPlaced, placed: "True/Placed",
 		},
 		{
-			name: "deleted while suspended", spec: v1alpha1.WhatsAppSessionSpec{Suspend: true}, gone: true, next: onWorker,
+			name: "deleted while suspended", spec: v1alpha1.WhatsAppSessionSpec{Suspend: true}, deleted: true, next: onWorker,
 			phase: v1alpha1.PhaseTerminating, reason: v1alpha1.ReasonDeleting, placed: "True/Placed",
 		},
 		{
-			name: "deleted, and no worker is there to log out", gone: true, next: nowhere, why: unplaced{v1alpha1.ReasonNoWorkers, "none"},
+			name: "deleted, and there is no worker that can log out", deleted: true, next: nowhere, why: unplaced{v1alpha1.ReasonNoWorkers, "none"},
 			phase: v1alpha1.PhaseTerminating, reason: v1alpha1.ReasonDeleting, placed: "False/NoWorkers",
 		},
 	}
@@ -158,7 +158,7 @@ func TestUnheld(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			g := NewWithT(t)
 			s := &v1alpha1.WhatsAppSession{Spec: tt.spec, Status: tt.next}
-			if tt.gone {
+			if tt.deleted {
 				s.DeletionTimestamp = &metav1.Time{Time: noon}
 			}
 			got := status.Summarize(tt.next, unheldFacts(s, tt.next, tt.why, noon), noon)
@@ -171,13 +171,13 @@ func TestUnheld(t *testing.T) {
 			g.Expect(condition(s, v1alpha1.ConditionPlaced)).To(Equal(tt.placed))
 
 			again := status.Summarize(got, unheldFacts(s, got, lastUnplaced(s), noon), noon.Add(time.Minute))
-			g.Expect(again).To(Equal(got), "the next look changes nothing")
+			g.Expect(again).To(Equal(got), "a second computation changes nothing")
 		})
 	}
 }
 
-// A suspension overwrites the phase, and what it said must come back.
-func TestARestOutlastsASuspension(t *testing.T) {
+// A suspension overwrites the phase, and the phase of a resting session must come back.
+func TestARestingSessionRestsAgainAfterASuspension(t *testing.T) {
 	t.Parallel()
 	soon := &metav1.Time{Time: noon.Add(time.Minute)}
 	for _, tt := range []struct {
@@ -188,42 +188,42 @@ func TestARestOutlastsASuspension(t *testing.T) {
 	}{
 		{
 			name:   "logged out, as a version without retryReason wrote it",
-			before: was(v1alpha1.PhaseLoggedOut, v1alpha1.ReasonLoggedOut, v1alpha1.WhatsAppSessionStatus{}),
+			before: writtenStatus(v1alpha1.PhaseLoggedOut, v1alpha1.ReasonLoggedOut, v1alpha1.WhatsAppSessionStatus{}),
 			phase:  v1alpha1.PhaseLoggedOut, reason: v1alpha1.ReasonLoggedOut,
 		},
 		{
-			name:   "a wrong phone",
-			before: was(v1alpha1.PhaseLoggedOut, v1alpha1.ReasonWrongPhone, v1alpha1.WhatsAppSessionStatus{}),
+			name:   "linked to a wrong phone",
+			before: writtenStatus(v1alpha1.PhaseLoggedOut, v1alpha1.ReasonWrongPhone, v1alpha1.WhatsAppSessionStatus{}),
 			phase:  v1alpha1.PhaseLoggedOut, reason: v1alpha1.ReasonWrongPhone,
 		},
 		{
 			name:   "nobody scanned",
-			before: was(v1alpha1.PhasePairingExpired, v1alpha1.ReasonPairingExpired, v1alpha1.WhatsAppSessionStatus{}),
+			before: writtenStatus(v1alpha1.PhasePairingExpired, v1alpha1.ReasonPairingExpired, v1alpha1.WhatsAppSessionStatus{}),
 			phase:  v1alpha1.PhasePairingExpired, reason: v1alpha1.ReasonPairingExpired,
 		},
 		{
 			name:   "banned without an end",
-			before: was(v1alpha1.PhaseBanned, v1alpha1.ReasonBanned, v1alpha1.WhatsAppSessionStatus{}),
+			before: writtenStatus(v1alpha1.PhaseBanned, v1alpha1.ReasonBanned, v1alpha1.WhatsAppSessionStatus{}),
 			phase:  v1alpha1.PhaseBanned, reason: v1alpha1.ReasonBanned,
 		},
 		{
 			name:   "banned",
-			before: was(v1alpha1.PhaseBanned, v1alpha1.ReasonBanned, v1alpha1.WhatsAppSessionStatus{RetryAfter: soon}),
+			before: writtenStatus(v1alpha1.PhaseBanned, v1alpha1.ReasonBanned, v1alpha1.WhatsAppSessionStatus{RetryAfter: soon}),
 			phase:  v1alpha1.PhaseBanned, reason: v1alpha1.ReasonBanned,
 		},
 		{
-			name:   "replaced, and its holder died: once more",
-			before: was(v1alpha1.PhaseReplaced, v1alpha1.ReasonReplaced, v1alpha1.WhatsAppSessionStatus{Replacements: 1, RetryAfter: soon}),
+			name:   "replaced, and its holder died: it connects once more",
+			before: writtenStatus(v1alpha1.PhaseReplaced, v1alpha1.ReasonReplaced, v1alpha1.WhatsAppSessionStatus{Replacements: 1, RetryAfter: soon}),
 			phase:  v1alpha1.PhasePending, reason: v1alpha1.ReasonWaitingForPlacement,
 		},
 		{
-			name:   "replaced twice, and its holder died: once more",
-			before: was(v1alpha1.PhaseReplaced, v1alpha1.ReasonReplaced, v1alpha1.WhatsAppSessionStatus{Replacements: 2}),
+			name:   "replaced twice, and its holder died: it connects once more",
+			before: writtenStatus(v1alpha1.PhaseReplaced, v1alpha1.ReasonReplaced, v1alpha1.WhatsAppSessionStatus{Replacements: 2}),
 			phase:  v1alpha1.PhasePending, reason: v1alpha1.ReasonWaitingForPlacement,
 		},
 		{
 			name:   "connected",
-			before: was(v1alpha1.PhaseDisconnected, v1alpha1.ReasonSuspended, v1alpha1.WhatsAppSessionStatus{}),
+			before: writtenStatus(v1alpha1.PhaseDisconnected, v1alpha1.ReasonSuspended, v1alpha1.WhatsAppSessionStatus{}),
 			phase:  v1alpha1.PhasePending, reason: v1alpha1.ReasonWaitingForPlacement,
 		},
 	} {
@@ -232,21 +232,21 @@ func TestARestOutlastsASuspension(t *testing.T) {
 			s := &v1alpha1.WhatsAppSession{Spec: v1alpha1.WhatsAppSessionSpec{Suspend: true}, Status: tt.before}
 			next := unheldStatus(s, tt.before, noon)
 			g.Expect(next.Phase).To(Equal(v1alpha1.PhaseSuspended))
-			g.Expect(unheldStatus(s, next, noon)).To(Equal(next), "the next look changes nothing")
+			g.Expect(unheldStatus(s, next, noon)).To(Equal(next), "a second computation changes nothing")
 			s.Spec.Suspend = false
 			next = unheldStatus(s, next, noon)
 			g.Expect(next.Phase).To(Equal(tt.phase))
 			g.Expect(status.Reason(next)).To(Equal(tt.reason))
-			g.Expect(unheldStatus(s, next, noon)).To(Equal(next), "the next look changes nothing")
+			g.Expect(unheldStatus(s, next, noon)).To(Equal(next), "a second computation changes nothing")
 		})
 	}
 }
 
-func TestSpeak(t *testing.T) {
+func TestSupersede(t *testing.T) {
 	t.Parallel()
-	before := was(v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended, v1alpha1.WhatsAppSessionStatus{SessionID: "acme", Epoch: 5})
+	before := writtenStatus(v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended, v1alpha1.WhatsAppSessionStatus{SessionID: "acme", Epoch: 5})
 	after := func(phase v1alpha1.Phase, reason string, epoch int64) v1alpha1.WhatsAppSessionStatus {
-		return was(phase, reason, v1alpha1.WhatsAppSessionStatus{SessionID: "acme", Epoch: epoch})
+		return writtenStatus(phase, reason, v1alpha1.WhatsAppSessionStatus{SessionID: "acme", Epoch: epoch})
 	}
 	for _, tt := range []struct {
 		name string
@@ -255,50 +255,50 @@ func TestSpeak(t *testing.T) {
 	}{
 		{name: "nothing new", next: after(v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended, 5), want: 5},
 		{name: "something new", next: after(v1alpha1.PhaseTerminating, v1alpha1.ReasonDeleted, 5), want: noon.Unix()},
-		{name: "something new, placed in the same patch", next: after(v1alpha1.PhasePending, v1alpha1.ReasonPlaced, 9), want: 9},
-		{name: "what a placement overtakes in a moment", next: after(v1alpha1.PhasePending, v1alpha1.ReasonWaitingForPlacement, 5), want: 5},
+		{name: "something new, and the epoch was raised in the same patch", next: after(v1alpha1.PhasePending, v1alpha1.ReasonPlaced, 9), want: 9},
+		{name: "waiting for placement, which lasts only a moment", next: after(v1alpha1.PhasePending, v1alpha1.ReasonWaitingForPlacement, 5), want: 5},
 	} {
 		s := &v1alpha1.WhatsAppSession{Status: before}
 		NewWithT(t).Expect(supersede(s, tt.next, noon).Epoch).To(Equal(tt.want), tt.name)
 	}
 }
 
-func TestHowItEnds(t *testing.T) {
+func TestDecideEnding(t *testing.T) {
 	t.Parallel()
 	linked := &Record{JID: "34600111222:3@s.whatsapp.net", PhoneNumber: "+34600111222"}
-	bare := &Record{}
+	unlinked := &Record{}
 	tests := []struct {
 		name    string
 		held    bool
 		policy  v1alpha1.DeletionPolicy
 		record  *Record
 		after   time.Duration
-		reason  string // empty: it does not end yet
+		reason  string // empty: the deletion does not end yet
 		release Release
 		wait    time.Duration
-		// why is the reason for which it is not logged out yet; ends: its namespace is being deleted.
-		why  string
-		ends bool
+		// terminating is the reason that the status has; namespaceEnds: the namespace is being deleted.
+		terminating   string
+		namespaceEnds bool
 	}{
 		{
-			name: "no proxy's Secret, and none will come: its namespace ends", record: linked, ends: true, why: v1alpha1.ReasonProxySecretMissing,
+			name: "no proxy's Secret, and the namespace is being deleted, so it cannot be created", record: linked, namespaceEnds: true, terminating: v1alpha1.ReasonProxySecretMissing,
 			reason: v1alpha1.ReasonLogoutUnconfirmed, release: ReleaseOrphan,
 		},
-		{name: "no proxy's Secret, but the holder has it still", held: true, record: linked, ends: true, why: v1alpha1.ReasonProxySecretForbidden},
-		{name: "no proxy's Secret, but it may come", record: linked, why: v1alpha1.ReasonProxySecretMissing, wait: 5 * time.Minute},
-		{name: "its namespace ends, and the logout goes on", record: linked, ends: true, why: v1alpha1.ReasonDeleting, wait: 5 * time.Minute},
+		{name: "no proxy's Secret, and the holder still holds the session", held: true, record: linked, namespaceEnds: true, terminating: v1alpha1.ReasonProxySecretForbidden},
+		{name: "no proxy's Secret, and it may still be created", record: linked, terminating: v1alpha1.ReasonProxySecretMissing, wait: 5 * time.Minute},
+		{name: "the namespace is being deleted, and the logout continues", record: linked, namespaceEnds: true, terminating: v1alpha1.ReasonDeleting, wait: 5 * time.Minute},
 		{name: "linked and held: the holder logs out", held: true, record: linked, wait: 5 * time.Minute},
-		{name: "linked and held, however late", held: true, record: linked, after: time.Hour},
+		{name: "linked and held, and the deadline is over", held: true, record: linked, after: time.Hour},
 		{name: "Retain and held", held: true, policy: v1alpha1.DeletionRetain, record: linked, wait: 5 * time.Minute},
-		{name: "not linked and held: the holder deletes the record", held: true, record: bare, wait: 5 * time.Minute},
-		{name: "not linked and held, however late: only its holder's release or death ends this", held: true, record: bare, after: time.Hour},
-		{name: "logged out, and its holder about to let go", held: true, wait: 5 * time.Minute},
-		{name: "logged out, and its holder died of it, which placement has written", after: 6 * time.Minute, reason: v1alpha1.ReasonDeleted},
+		{name: "not linked and held: the holder deletes the record", held: true, record: unlinked, wait: 5 * time.Minute},
+		{name: "not linked and held, and the deadline is over: it ends only when the holder releases it or is dead", held: true, record: unlinked, after: time.Hour},
+		{name: "logged out, and the holder has not released it yet", held: true, wait: 5 * time.Minute},
+		{name: "logged out, and placement has cleared the dead holder", after: 6 * time.Minute, reason: v1alpha1.ReasonDeleted},
 		{name: "logged out", reason: v1alpha1.ReasonDeleted},
-		{name: "not linked", record: bare, reason: v1alpha1.ReasonDeleted, release: ReleaseForget},
-		{name: "not linked, Retain: what may be restored is kept", policy: v1alpha1.DeletionRetain, record: bare, reason: v1alpha1.ReasonDeleted, release: ReleaseRetain},
+		{name: "not linked", record: unlinked, reason: v1alpha1.ReasonDeleted, release: ReleaseForget},
+		{name: "not linked, Retain: a device that can be restored is kept", policy: v1alpha1.DeletionRetain, record: unlinked, reason: v1alpha1.ReasonDeleted, release: ReleaseRetain},
 		{name: "Retain", policy: v1alpha1.DeletionRetain, record: linked, reason: v1alpha1.ReasonDeleted, release: ReleaseRetain},
-		{name: "linked: a worker is to log out", record: linked, after: time.Minute, wait: 4 * time.Minute},
+		{name: "linked: a worker must log out", record: linked, after: time.Minute, wait: 4 * time.Minute},
 		{name: "linked, and no worker did", record: linked, after: 5 * time.Minute, reason: v1alpha1.ReasonLogoutUnconfirmed, release: ReleaseOrphan},
 	}
 	for _, tt := range tests {
@@ -309,10 +309,10 @@ func TestHowItEnds(t *testing.T) {
 			if tt.held {
 				s.Status.HeldBy = "worker-a"
 			}
-			if tt.why != "" {
-				s.Status = status.Summarize(s.Status, status.Facts{Phase: v1alpha1.PhaseTerminating, Reason: tt.why}, noon)
+			if tt.terminating != "" {
+				s.Status = status.Summarize(s.Status, status.Facts{Phase: v1alpha1.PhaseTerminating, Reason: tt.terminating}, noon)
 			}
-			e, wait := decideEnding(s, tt.record, deletion{deadline: session.DeletionDeadline(s, noon), hopeless: tt.ends && lacksSecret(s)}, noon.Add(tt.after))
+			e, wait := decideEnding(s, tt.record, deletion{deadline: session.DeletionDeadline(s, noon), noProxy: tt.namespaceEnds && lacksProxySecret(s)}, noon.Add(tt.after))
 			g.Expect(wait).To(Equal(tt.wait))
 			if tt.reason == "" {
 				g.Expect(e).To(BeNil())
@@ -325,6 +325,51 @@ func TestHowItEnds(t *testing.T) {
 	}
 }
 
+func TestWantsWorker(t *testing.T) {
+	t.Parallel()
+	linked := v1alpha1.WhatsAppSessionStatus{SessionID: "acme", Installation: installation, JID: "34600111222:3@s.whatsapp.net"}
+	for _, tt := range []struct {
+		name          string
+		spec          v1alpha1.WhatsAppSessionSpec
+		status        v1alpha1.WhatsAppSessionStatus
+		deleted       *metav1.Time
+		namespaceEnds bool
+		want          bool
+	}{
+		{name: "a session that has its id", status: v1alpha1.WhatsAppSessionStatus{SessionID: "acme", Installation: installation}, want: true},
+		{name: "a session without its id"},
+		{name: "a session of another installation", status: v1alpha1.WhatsAppSessionStatus{SessionID: "acme", Installation: "cluster-1/other/main"}},
+		{name: "suspended", spec: v1alpha1.WhatsAppSessionSpec{Suspend: true}, status: linked},
+		{name: "deleted", status: linked, deleted: &metav1.Time{Time: noon.Add(-time.Minute)}, want: true},
+		{name: "deleted while suspended", spec: v1alpha1.WhatsAppSessionSpec{Suspend: true}, status: linked, deleted: &metav1.Time{Time: noon}, want: true},
+		{name: "deleted without a device", status: v1alpha1.WhatsAppSessionStatus{SessionID: "acme", Installation: installation}, deleted: &metav1.Time{Time: noon}},
+		{name: "deleted with Retain", spec: v1alpha1.WhatsAppSessionSpec{DeletionPolicy: v1alpha1.DeletionRetain}, status: linked, deleted: &metav1.Time{Time: noon}},
+		{name: "deleted by a clock that is ahead, seen now", status: linked, deleted: &metav1.Time{Time: noon.Add(12 * time.Hour)}, want: true},
+		{
+			name: "deleted without the proxy's Secret", deleted: &metav1.Time{Time: noon}, want: true,
+			status: writtenStatus(v1alpha1.PhaseTerminating, v1alpha1.ReasonProxySecretMissing, linked),
+		},
+		{
+			name: "deleted without the proxy's Secret, with its namespace", deleted: &metav1.Time{Time: noon}, namespaceEnds: true,
+			status: writtenStatus(v1alpha1.PhaseTerminating, v1alpha1.ReasonProxySecretMissing, linked),
+		},
+		{
+			name: "the end of its deletion is decided", deleted: &metav1.Time{Time: noon},
+			status: writtenStatus(v1alpha1.PhaseTerminating, v1alpha1.ReasonLogoutUnconfirmed, linked),
+		},
+	} {
+		s := &v1alpha1.WhatsAppSession{Spec: tt.spec, Status: tt.status}
+		s.DeletionTimestamp = tt.deleted
+		NewWithT(t).Expect(wantsWorker(s, installation, (&Deletions{}).of(s, tt.namespaceEnds, noon), noon)).To(Equal(tt.want), tt.name)
+	}
+	s := &v1alpha1.WhatsAppSession{Status: linked}
+	s.DeletionTimestamp = &metav1.Time{Time: noon.Add(12 * time.Hour)}
+	d := &Deletions{}
+	d.see(s, false, noon)
+	later := noon.Add(session.LogoutTimeout)
+	NewWithT(t).Expect(wantsWorker(s, installation, d.of(s, false, later), later)).To(BeFalse(), "deleted by a clock that is ahead, seen five minutes ago")
+}
+
 func TestNextEpoch(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
 	for _, tt := range []struct {
@@ -333,11 +378,11 @@ func TestNextEpoch(t *testing.T) {
 		want          int64
 	}{
 		{name: "a new session", want: now.Unix()},
-		{name: "a second placement within a second", epoch: now.Unix(), want: now.Unix() + 1},
-		{name: "a clock that was ahead", epoch: now.Unix() + 1000, want: now.Unix() + 1001},
-		{name: "the store knows a higher one", epoch: 5, stored: now.Unix() + 7, want: now.Unix() + 8},
+		{name: "two placements within a second", epoch: now.Unix(), want: now.Unix() + 1},
+		{name: "an earlier clock was ahead", epoch: now.Unix() + 1000, want: now.Unix() + 1001},
+		{name: "the store has a higher epoch", epoch: 5, stored: now.Unix() + 7, want: now.Unix() + 8},
 		{name: "the maximum is not exceeded", epoch: v1alpha1.MaxEpoch, want: v1alpha1.MaxEpoch},
-		{name: "nor does a number overflow", epoch: math.MaxInt64, stored: math.MaxInt64, want: v1alpha1.MaxEpoch},
+		{name: "no number overflows", epoch: math.MaxInt64, stored: math.MaxInt64, want: v1alpha1.MaxEpoch},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			g := NewWithT(t)

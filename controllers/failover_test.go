@@ -20,22 +20,22 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
 )
 
-// dies is a worker that is declared dead after its silence.
-func (w *env) dies(name string, survivors ...string) {
+// declareDead makes a worker silent and declares it dead; the survivors renew their Leases.
+func (w *env) declareDead(name string, survivors ...string) {
 	w.t.Helper()
-	// When a later session is placed, the manager has seen the others as they are.
-	w.becomes(w.apply(w.b, "before-"+name), func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.Worker).NotTo(BeEmpty()) })
+	// When a later session is placed, the manager has seen the present state of the others.
+	w.waitFor(w.apply(w.b, "before-"+name), func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.Worker).NotTo(BeEmpty()) })
 	w.clock.SetTime(w.clock.Now().Add(membership.Duration + time.Second))
 	for _, s := range survivors {
 		w.worker(s)
 	}
-	if len(survivors) > 0 { // and again: a survivor whose renewal was not seen would be silent, too
-		w.becomes(w.apply(w.b, "after-"+name), func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(survivors).To(ContainElement(s.Status.Worker)) })
+	if len(survivors) > 0 { // the same for the renewals: a survivor whose renewal was not seen would be silent too
+		w.waitFor(w.apply(w.b, "after-"+name), func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(survivors).To(ContainElement(s.Status.Worker)) })
 	}
-	w.deaths.say(name, true)
+	w.deaths.set(name, true)
 }
 
-func TestADeadWorkersSessionsArePlacedAnew(t *testing.T) {
+func TestTheSessionsOfADeadWorkerArePlacedOnOthers(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	w.worker("worker-a")
@@ -58,7 +58,7 @@ func TestADeadWorkersSessionsArePlacedAnew(t *testing.T) {
 	w.edit(suspending, suspended)
 	w.placed(suspending, "")
 
-	w.dies("worker-a", "worker-b")
+	w.declareDead("worker-a", "worker-b")
 	for _, row := range []struct {
 		before        *v1alpha1.WhatsAppSession
 		worker        string
@@ -71,7 +71,7 @@ func TestADeadWorkersSessionsArePlacedAnew(t *testing.T) {
 		{pairing, "worker-b", "Disconnected", v1alpha1.ReasonWorkerLost},
 		{suspending, "", "Suspended", v1alpha1.ReasonSuspended},
 	} {
-		after := w.becomes(row.before, func(g Gomega, s *v1alpha1.WhatsAppSession) {
+		after := w.waitFor(row.before, func(g Gomega, s *v1alpha1.WhatsAppSession) {
 			g.Expect(s.Status.HeldBy).To(BeEmpty())
 			g.Expect(s.Status.Worker).To(Equal(row.worker))
 		})
@@ -83,16 +83,16 @@ func TestADeadWorkersSessionsArePlacedAnew(t *testing.T) {
 		w.Expect(after.Status.JID).To(Equal(row.before.Status.JID), after.Name)
 		w.Expect(after.Status.RetryAfter).To(Equal(row.before.Status.RetryAfter), after.Name)
 	}
-	its := &v1alpha1.WhatsAppSession{ObjectMeta: metav1.ObjectMeta{Namespace: w.operator, Name: membership.LeaseName(release, "worker-a")}}
-	w.Expect(w.event(its, v1alpha1.ReasonWorkerLost)).To(Equal("worker worker-a is dead: its 6 sessions are placed anew"))
+	lease := &v1alpha1.WhatsAppSession{ObjectMeta: metav1.ObjectMeta{Namespace: w.operator, Name: membership.LeaseName(release, "worker-a")}}
+	w.Expect(w.event(lease, v1alpha1.ReasonWorkerLost)).To(Equal("worker worker-a is dead: its 6 sessions are placed on other workers"))
 	after, err := w.get(connected)
 	w.Expect(err).NotTo(HaveOccurred())
 	w.Expect(after.Status.LastDisconnectedTime.Time).To(BeTemporally("==", w.clock.Now()))
 	w.Expect(after.Status.LastDisconnectReason).To(ContainSubstring("worker-a died"))
-	w.hears("connected", "pending/Disconnected/WorkerLost")
-	w.hears("suspending", "inactive/Suspended/Suspended")
+	w.published("connected", "pending/Disconnected/WorkerLost")
+	w.published("suspending", "inactive/Suspended/Suspended")
 
-	t.Log("the successor takes it up")
+	t.Log("the new worker claims it")
 	back := w.hold(connected, "worker-b")
 	w.Expect(back.Status.Worker).To(Equal("worker-b"))
 }
@@ -103,24 +103,24 @@ func TestTheOnlyWorkerDies(t *testing.T) {
 	w.worker("worker-a")
 	held := w.hold(w.placed(w.apply(w.a, "held"), "worker-a"), "worker-a")
 
-	w.dies("worker-a")
+	w.declareDead("worker-a")
 	lost := w.placed(held, "")
 	w.Expect(lost.Status.HeldBy).To(BeEmpty())
 	w.Expect(lost.Status.Phase).To(Equal(v1alpha1.PhaseDisconnected))
 	w.Expect(status.Reason(lost.Status)).To(Equal(v1alpha1.ReasonWorkerLost))
 	w.Expect(condition(lost, v1alpha1.ConditionPlaced)).To(Equal("False/NoWorkers"))
 	w.event(lost, v1alpha1.ReasonNoWorkers)
-	w.hears("held", "pending/Disconnected/WorkerLost")
+	w.published("held", "pending/Disconnected/WorkerLost")
 
-	t.Log("another one heals it")
+	t.Log("another worker joins")
 	w.worker("worker-b")
-	healed := w.placed(held, "worker-b")
-	w.Expect(healed.Status.Epoch).To(BeNumerically(">", lost.Status.Epoch))
-	w.Expect(status.Reason(healed.Status)).To(Equal(v1alpha1.ReasonWorkerLost))
-	w.Expect(condition(healed, v1alpha1.ConditionPlaced)).To(Equal("True/Placed"))
+	again := w.placed(held, "worker-b")
+	w.Expect(again.Status.Epoch).To(BeNumerically(">", lost.Status.Epoch))
+	w.Expect(status.Reason(again.Status)).To(Equal(v1alpha1.ReasonWorkerLost))
+	w.Expect(condition(again, v1alpha1.ConditionPlaced)).To(Equal("True/Placed"))
 }
 
-func TestAMoveThatTheOldHolderDoesNotLiveToSee(t *testing.T) {
+func TestTheOldHolderDiesDuringAMove(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	w.worker("worker-a")
@@ -130,13 +130,13 @@ func TestAMoveThatTheOldHolderDoesNotLiveToSee(t *testing.T) {
 	moving := w.placed(held, "worker-b")
 	w.Expect(moving.Status.HeldBy).To(Equal("worker-a"))
 
-	w.dies("worker-a", "worker-b")
-	free := w.becomes(held, func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.HeldBy).To(BeEmpty()) })
-	w.Expect(free.Status.Worker).To(Equal("worker-b"), "it stays where it was going")
+	w.declareDead("worker-a", "worker-b")
+	free := w.waitFor(held, func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.HeldBy).To(BeEmpty()) })
+	w.Expect(free.Status.Worker).To(Equal("worker-b"), "the target of the move stays the same")
 	w.Expect(status.Reason(free.Status)).To(Equal(v1alpha1.ReasonWorkerLost))
 }
 
-func TestADeletedSessionWhoseHolderDies(t *testing.T) {
+func TestTheHolderOfADeletedSessionDies(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	w.worker("worker-a")
@@ -146,23 +146,23 @@ func TestADeletedSessionWhoseHolderDies(t *testing.T) {
 	for _, s := range []*v1alpha1.WhatsAppSession{logout, kept, unlinked} {
 		w.delete(s)
 	}
-	w.dies("worker-a", "worker-b")
+	w.declareDead("worker-a", "worker-b")
 	w.gone(kept)
 	w.gone(unlinked)
 	next := w.placed(logout, "worker-b")
 	w.Expect(next.Status.HeldBy).To(BeEmpty())
 	w.phase(logout, v1alpha1.PhaseTerminating, v1alpha1.ReasonDeleting)
 
-	t.Log("and whose successor dies, too, when the time for the logout is over")
+	t.Log("the next holder dies too, after the deadline of the logout")
 	w.hold(logout, "worker-b")
-	w.late(session.LogoutTimeout)
+	w.advance(session.LogoutTimeout)
 	w.worker("worker-b")
-	w.dies("worker-b")
+	w.declareDead("worker-b")
 	w.gone(logout)
 	w.Expect(w.event(logout, v1alpha1.ReasonLogoutUnconfirmed)).To(ContainSubstring("remove the device"))
 }
 
-func TestAnotherInstallationsSessionIsNotTaken(t *testing.T) {
+func TestASessionOfAnotherInstallationIsNotPlaced(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	w.stop()
@@ -171,9 +171,9 @@ func TestAnotherInstallationsSessionIsNotTaken(t *testing.T) {
 		SessionID: s.Name, Installation: "cluster-1/other/main", Worker: "worker-a", HeldBy: "worker-a", HolderStart: "p1",
 	})).To(Succeed())
 	sessions := []v1alpha1.WhatsAppSession{*s}
-	r := w.bare(seeing(&sessions, interceptor.Funcs{}))
+	r := w.newPlacement(clientShowing(&sessions, interceptor.Funcs{}))
 	w.lease(r, "worker-b")
-	w.deaths.say("worker-a", true)
+	w.deaths.set("worker-a", true)
 	_, err := r.Reconcile(t.Context(), everything)
 	w.Expect(err).NotTo(HaveOccurred())
 	now, err := w.get(s)
@@ -181,7 +181,7 @@ func TestAnotherInstallationsSessionIsNotTaken(t *testing.T) {
 	w.Expect(now).To(Equal(s))
 }
 
-// held makes sessions that worker-a holds, with no manager about.
+// held creates sessions that worker-a holds, without a running manager.
 func (w *env) held(n int) []v1alpha1.WhatsAppSession {
 	w.t.Helper()
 	sessions := w.waiting(n)
@@ -194,8 +194,8 @@ func (w *env) held(n int) []v1alpha1.WhatsAppSession {
 	return sessions
 }
 
-// claim is a process of the session's worker that takes up a session after a restart in
-// place. It reports whether it could.
+// claim claims a session as a process of its worker does after a restart in place. It
+// reports whether it could.
 func claim(ctx context.Context, s *v1alpha1.WhatsAppSession, process string) (bool, error) {
 	for {
 		now := &v1alpha1.WhatsAppSession{}
@@ -214,29 +214,29 @@ func claim(ctx context.Context, s *v1alpha1.WhatsAppSession, process string) (bo
 	}
 }
 
-func TestALeaderThatIsPausedBetweenDecisionAndPatch(t *testing.T) {
+func TestALeaderIsPausedBetweenDecisionAndPatch(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	sessions := w.held(1)
 	restart := sync.OnceFunc(func() {
-		w.deaths.renews("worker-a")
+		w.deaths.renew("worker-a")
 		taken, err := claim(t.Context(), &sessions[0], "p2")
 		w.Expect(err).NotTo(HaveOccurred())
 		w.Expect(taken).To(BeTrue())
 	})
-	r := w.bare(seeing(&sessions, interceptor.Funcs{
+	r := w.newPlacement(clientShowing(&sessions, interceptor.Funcs{
 		SubResourcePatch: func(ctx context.Context, c client.Client, sub string, obj client.Object, patch client.Patch, o ...client.SubResourcePatchOption) error {
-			restart() // while the leader sleeps
+			restart() // while the leader is paused
 			return c.SubResource(sub).Patch(ctx, obj, patch, o...)
 		},
 	}))
 	w.lease(r, "worker-b")
-	w.deaths.say("worker-a", true)
+	w.deaths.set("worker-a", true)
 	result, err := r.Reconcile(t.Context(), everything)
 	w.Expect(err).NotTo(HaveOccurred())
-	w.Expect(result.RequeueAfter).To(Equal(conflictRetryInterval), "it is decided again")
+	w.Expect(result.RequeueAfter).To(Equal(conflictRetryInterval), "the decision is made again")
 
-	t.Log("the cache shows the claim, and the observer does not know of it yet")
+	t.Log("the cache shows the claim, and the observer has not seen it yet")
 	now, err := w.get(&sessions[0])
 	w.Expect(err).NotTo(HaveOccurred())
 	sessions[0] = *now
@@ -247,52 +247,52 @@ func TestALeaderThatIsPausedBetweenDecisionAndPatch(t *testing.T) {
 	w.Expect(err).NotTo(HaveOccurred())
 	w.Expect(after).To(Equal(now), "the process that came back keeps it")
 
-	t.Log("but when it dies again, it is lost")
-	w.deaths.say("worker-a", true)
+	t.Log("when that process dies too, the session is taken from it")
+	w.deaths.set("worker-a", true)
 	_, err = r.Reconcile(t.Context(), everything)
 	w.Expect(err).NotTo(HaveOccurred())
 	w.Expect(w.workers(sessions)).To(Equal(map[string]int{"worker-b": 1}))
 }
 
-func TestANewWorkerThatTheObserverHasNotSeenYet(t *testing.T) {
+func TestANewWorkerIsUsedBeforeTheObserverHasSeenIt(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	sessions := w.waiting(1)
-	r := w.bare(seeing(&sessions, interceptor.Funcs{}))
+	r := w.newPlacement(clientShowing(&sessions, interceptor.Funcs{}))
 	w.lease(r, "worker-b")
-	w.deaths.say("worker-b", true)
-	w.deaths.renews("worker-b") // it has joined since the last look
+	w.deaths.set("worker-b", true)
+	w.deaths.renew("worker-b") // it has joined after the last observation
 	_, err := r.Reconcile(t.Context(), everything)
 	w.Expect(err).NotTo(HaveOccurred())
 	w.Expect(w.workers(sessions)).To(Equal(map[string]int{"worker-b": 1}))
 }
 
-func TestDeadIsAskedAgainBeforeEachWrite(t *testing.T) {
+func TestDeadIsCheckedBeforeEachWrite(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	sessions := w.held(3)
 	var once sync.Once
-	r := w.bare(seeing(&sessions, interceptor.Funcs{
+	r := w.newPlacement(clientShowing(&sessions, interceptor.Funcs{
 		SubResourcePatch: func(ctx context.Context, c client.Client, sub string, obj client.Object, patch client.Patch, o ...client.SubResourcePatchOption) error {
-			once.Do(func() { w.deaths.say("worker-a", false) }) // it came back during the first write
+			once.Do(func() { w.deaths.set("worker-a", false) }) // it comes back during the first write
 			return c.SubResource(sub).Patch(ctx, obj, patch, o...)
 		},
 	}))
 	r.Concurrency = 1
 	w.lease(r, "worker-b")
-	w.deaths.say("worker-a", true)
+	w.deaths.set("worker-a", true)
 	result, err := r.Reconcile(t.Context(), everything)
 	w.Expect(err).NotTo(HaveOccurred())
 	w.Expect(result.RequeueAfter).To(Equal(conflictRetryInterval))
 	w.Expect(w.workers(sessions)).To(Equal(map[string]int{"worker-a": 2, "worker-b": 1}))
 }
 
-func TestAFailOverWithoutAnAnswer(t *testing.T) {
+func TestTheAnswerToAFailOverIsLost(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	sessions := w.held(1)
 	broken := true
-	r := w.bare(seeing(&sessions, interceptor.Funcs{
+	r := w.newPlacement(clientShowing(&sessions, interceptor.Funcs{
 		SubResourcePatch: func(ctx context.Context, c client.Client, sub string, obj client.Object, patch client.Patch, o ...client.SubResourcePatchOption) error {
 			if err := c.SubResource(sub).Patch(ctx, obj, patch, o...); err != nil || !broken {
 				return err
@@ -301,16 +301,16 @@ func TestAFailOverWithoutAnAnswer(t *testing.T) {
 		},
 	}))
 	w.lease(r, "worker-b")
-	w.deaths.say("worker-a", true)
+	w.deaths.set("worker-a", true)
 	result, err := r.Reconcile(t.Context(), everything)
 	w.Expect(err).NotTo(HaveOccurred())
-	w.Expect(result.RequeueAfter).To(Equal(retryFirst), "it is tried again, and keeps nobody else waiting")
+	w.Expect(result.RequeueAfter).To(Equal(retryFirst), "it is tried again, and no other session waits for it")
 	broken = false
 	first, err := w.get(&sessions[0])
 	w.Expect(err).NotTo(HaveOccurred())
 	w.Expect(first.Status.Worker).To(Equal("worker-b"))
 
-	t.Log("the successor takes it before the cache shows anything")
+	t.Log("the new worker claims it before the cache shows the placement")
 	claimed := first.DeepCopy()
 	next := *claimed.Status.DeepCopy()
 	next.HeldBy, next.HolderStart = "worker-b", "p7"
@@ -322,14 +322,13 @@ func TestAFailOverWithoutAnAnswer(t *testing.T) {
 	w.Expect(after).To(Equal(claimed))
 }
 
-// TestAWorkerThatComesBackAsItIsDeclaredDead has processes claim their sessions in the
-// very moment in which a running manager takes them away. A claim that succeeded
-// is never taken away, and none is lost between the two.
-func TestAWorkerThatComesBackAsItIsDeclaredDead(t *testing.T) {
+// Processes claim their sessions again while a running manager takes them away. A session
+// whose claim succeeded is never taken away, and every other session is placed.
+func TestAWorkerComesBackWhileItIsDeclaredDead(t *testing.T) {
 	t.Parallel()
 	const rounds, each = 12, 10
 	w := newEnv(t)
-	stayed := 0
+	kept := 0
 	for round := range rounds {
 		name, process := fmt.Sprintf("worker-%d", round), fmt.Sprintf("back-%d", round)
 		newest := func(m *membership.Member) { m.Revision = 2 } // so that the sessions go there first
@@ -348,10 +347,10 @@ func TestAWorkerThatComesBackAsItIsDeclaredDead(t *testing.T) {
 		var running sync.WaitGroup
 		for i := range sessions {
 			if i == round%each {
-				w.deaths.say(name, true)
+				w.deaths.set(name, true)
 			}
 			running.Go(func() {
-				w.deaths.renews(name) // whoever claims has renewed
+				w.deaths.renew(name) // a process renews before it claims
 				claimed[i], failed[i] = claim(t.Context(), sessions[i], process)
 			})
 		}
@@ -363,18 +362,18 @@ func TestAWorkerThatComesBackAsItIsDeclaredDead(t *testing.T) {
 				w.Expect(lost.Status.HeldBy).To(BeEmpty())
 			}
 		}
-		next := w.apply(w.a, fmt.Sprintf("next-%d", round)) // a run later
-		w.becomes(next, func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.Worker).NotTo(BeEmpty()) })
+		next := w.apply(w.a, fmt.Sprintf("next-%d", round)) // another run of the placement
+		w.waitFor(next, func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.Worker).NotTo(BeEmpty()) })
 		for i, s := range sessions {
 			if claimed[i] {
-				stayed++
+				kept++
 				now, err := w.get(s)
 				w.Expect(err).NotTo(HaveOccurred())
 				w.Expect(now.Status.HeldBy).To(Equal(name), s.Name)
 				w.Expect(now.Status.HolderStart).To(Equal(process), s.Name)
 			}
 		}
-		w.leaves(name)
+		w.removeWorker(name)
 	}
-	t.Logf("%d of %d sessions were kept by the worker that came back", stayed, rounds*each)
+	t.Logf("%d of %d sessions were kept by the worker that came back", kept, rounds*each)
 }

@@ -24,40 +24,40 @@ import (
 )
 
 const (
-	// formerInterval is how often the store is asked at most which installations it was
-	// taken over from.
+	// formerInterval is how often, at most, the store is asked for the installations that it
+	// was taken over from.
 	formerInterval = 5 * time.Second
-	// formerHolderTimeout is how long a worker of a former installation is given to notice
-	// that its store was taken over, and to close its connections: it asks each 5 s, waits 2 s
-	// for an answer and ends within 5 s. Until then its sessions are not taken from it.
+	// formerHolderTimeout is how long a worker of a former installation has to notice that its
+	// store was taken over, and to close its connections: it asks every 5 s, waits 2 s for an
+	// answer and ends within 5 s. Until then its sessions are not taken from it.
 	formerHolderTimeout = 20 * time.Second
-	// otherInterval is how often a session of another installation is looked at: its store
-	// may be taken over, or its manager gone.
+	// otherInterval is how often a session of another installation is checked: its store may
+	// have been taken over, or its manager may be gone.
 	otherInterval = time.Minute
-	// leaseReadInterval is how often a Lease of another release is read, and silentReads how
-	// many reads must show no renewal before the release counts as gone. A leader renews
-	// every 2 s, a worker every 3 s.
+	// leaseReadInterval is how often a Lease of another release is read, and silentReads is how
+	// many reads in a row must show no renewal before its owner counts as gone. A leader renews
+	// its Lease every 2 s, a worker every 3 s.
 	leaseReadInterval = 15 * time.Second
 	silentReads       = 4
 )
 
-// splitInstallation is the namespace and the release of an installation of a cluster.
+// splitInstallation returns the parts of an installation's id.
 func splitInstallation(id string) (cluster, namespace, release string) {
 	cluster, rest, _ := strings.Cut(id, "/")
 	namespace, release, _ = strings.Cut(rest, "/")
 	return cluster, namespace, release
 }
 
-// formerInstallations are the installations whose sessions this one takes over:
-// those from which a person has taken the store.
+// formerInstallations are the installations whose sessions this one takes over, because a
+// person has moved their store to it.
 type formerInstallations struct {
 	mu    sync.Mutex
 	ids   []string
 	read  time.Time
-	since map[string]time.Time // when this leader first heard of each
+	since map[string]time.Time // when this leader first read each id
 }
 
-// has reports whether id is one of them, and since when this leader has known it.
+// has reports whether id is one of them, and since when this leader knows it.
 func (f *formerInstallations) has(ctx context.Context, ids IDs, id string, now time.Time) (since time.Time, is bool, err error) {
 	f.mu.Lock()
 	stale := f.read.IsZero() || now.Sub(f.read) >= formerInterval || now.Before(f.read)
@@ -86,8 +86,8 @@ func (f *formerInstallations) has(ctx context.Context, ids IDs, id string, now t
 	return f.since[id], true, nil
 }
 
-// ours reports whether a session is this installation's, or nobody's yet, or is
-// to be taken over: it holds or wants an id of this installation's store.
+// ours reports whether a session belongs to this installation, or to none yet, or to one
+// whose sessions this one takes over: then its id is one of this installation's store.
 func (r *SessionReconciler) ours(ctx context.Context, s *v1alpha1.WhatsAppSession) (bool, error) {
 	if s.Status.Installation == "" || s.Status.Installation == r.Installation {
 		return true, nil
@@ -96,9 +96,9 @@ func (r *SessionReconciler) ours(ctx context.Context, s *v1alpha1.WhatsAppSessio
 	return former, err
 }
 
-// reconcileOther is the story of a session whose status names another
-// installation: one of which this one has the store is taken over, one that is
-// managed is left alone, and of any other it is said what a person can do.
+// reconcileOther does the steps for a session whose status names another installation. If
+// this installation has the store of that one, it takes the session over. If somebody manages
+// the session, it does not change it. Otherwise it reports what a person can do.
 func (r *SessionReconciler) reconcileOther(ctx context.Context, s *v1alpha1.WhatsAppSession) (ctrl.Result, error) {
 	since, former, err := r.former.has(ctx, r.IDs, s.Status.Installation, r.Clock.Now())
 	switch {
@@ -115,13 +115,13 @@ func (r *SessionReconciler) reconcileOther(ctx context.Context, s *v1alpha1.What
 		return ctrl.Result{RequeueAfter: again}, err
 	}
 	if !s.DeletionTimestamp.IsZero() {
-		return ctrl.Result{}, r.letOtherGo(ctx, s)
+		return ctrl.Result{}, r.finishOtherDeletion(ctx, s)
 	}
 	return ctrl.Result{RequeueAfter: again}, r.reportOther(ctx, s)
 }
 
-// takeOver makes a session of a former installation this one's. Its holder was
-// a worker of the former one, which is given the time to notice.
+// takeOver takes a session over from a former installation. If a worker of that one holds
+// it, takeOver waits for formerHolderTimeout first.
 func (r *SessionReconciler) takeOver(ctx context.Context, s *v1alpha1.WhatsAppSession, since time.Time) (ctrl.Result, error) {
 	now := r.Clock.Now()
 	if until := since.Add(formerHolderTimeout); s.Status.HeldBy != "" && now.Before(until) {
@@ -131,7 +131,7 @@ func (r *SessionReconciler) takeOver(ctx context.Context, s *v1alpha1.WhatsAppSe
 	next := *s.Status.DeepCopy()
 	next.Installation, next.Worker = r.Installation, ""
 	held := false
-	if s.DeletionTimestamp.IsZero() { // a deleted one claims nothing: what it has in the store decides how it ends
+	if s.DeletionTimestamp.IsZero() { // a deleted session claims nothing: its record in the store decides how its deletion ends
 		var err error
 		if held, err = r.claimRecord(ctx, s); err != nil {
 			return ctrl.Result{}, err
@@ -153,13 +153,13 @@ func (r *SessionReconciler) takeOver(ctx context.Context, s *v1alpha1.WhatsAppSe
 	if _, err := r.write(ctx, s, next); err != nil {
 		return ctrl.Result{}, err
 	}
-	logr.FromContextOrDiscard(ctx).Info("Took the session over from a former installation", "sessionID", next.SessionID, "epoch", next.Epoch, "installation", from)
-	return ctrl.Result{}, nil // its event brings it back, as one of this installation
+	logr.FromContextOrDiscard(ctx).Info("Took over the session from a former installation", "sessionID", next.SessionID, "epoch", next.Epoch, "installation", from)
+	return ctrl.Result{}, nil // the event of the write requests the next call
 }
 
-// withdrawClaim removes what this installation's store has of a session that
-// belongs to another one: both managers may have claimed its id when it was new.
-// A record with keys stays. The store is asked once in the life of a leader.
+// withdrawClaim removes the record that this installation's store has of a session that
+// belongs to another one: both managers may have claimed its id when it was new. A record
+// with keys is kept. Each leader asks the store once for each session.
 func (r *SessionReconciler) withdrawClaim(ctx context.Context, s *v1alpha1.WhatsAppSession) error {
 	key := client.ObjectKeyFromObject(s)
 	r.mu.Lock()
@@ -183,10 +183,11 @@ func (r *SessionReconciler) withdrawClaim(ctx context.Context, s *v1alpha1.Whats
 	return nil
 }
 
-// isManaged reports whether somebody manages a session of another installation,
-// or may do so. One of another cluster cannot be asked: its sessions came here by
-// a restore. One of this cluster is gone when neither its leader nor the worker
-// that holds the session renews its Lease. again is when to look once more.
+// isManaged reports whether somebody manages, or may manage, a session of another
+// installation. The Leases of another cluster cannot be read; a session of it is here because
+// of a restore, so it counts as not managed. An installation of this cluster is gone if
+// neither its leader nor the worker that holds the session renews its Lease. again is after
+// how long to check again.
 func (r *SessionReconciler) isManaged(ctx context.Context, s *v1alpha1.WhatsAppSession) (again time.Duration, managed bool, err error) {
 	cluster, namespace, release := splitInstallation(s.Status.Installation)
 	if ours, _, _ := splitInstallation(r.Installation); cluster != ours || namespace == "" || release == "" {
@@ -194,7 +195,7 @@ func (r *SessionReconciler) isManaged(ctx context.Context, s *v1alpha1.WhatsAppS
 	}
 	leader := types.NamespacedName{Namespace: namespace, Name: membership.LeaderLeaseName(release)}
 	if r.wasOverwritten(s) {
-		r.neighbours.answered(leader)
+		r.otherReleases.answered(leader)
 	}
 	leases := []string{leader.Name}
 	if s.Status.HeldBy != "" {
@@ -202,7 +203,7 @@ func (r *SessionReconciler) isManaged(ctx context.Context, s *v1alpha1.WhatsAppS
 	}
 	silent := true
 	for _, name := range leases {
-		is, err := r.neighbours.silent(ctx, types.NamespacedName{Namespace: namespace, Name: name})
+		is, err := r.otherReleases.silent(ctx, types.NamespacedName{Namespace: namespace, Name: name})
 		if err != nil {
 			return 0, true, err
 		}
@@ -214,7 +215,7 @@ func (r *SessionReconciler) isManaged(ctx context.Context, s *v1alpha1.WhatsAppS
 	return leaseReadInterval, true, nil
 }
 
-// reportOther says that nobody manages the session, and what a person can do.
+// reportOther reports that nobody manages the session, and what a person can do.
 func (r *SessionReconciler) reportOther(ctx context.Context, s *v1alpha1.WhatsAppSession) error {
 	cluster, namespace, release := splitInstallation(s.Status.Installation)
 	where := "the installation " + s.Status.Installation + " of another cluster manages the session"
@@ -222,7 +223,7 @@ func (r *SessionReconciler) reportOther(ctx context.Context, s *v1alpha1.WhatsAp
 		where = fmt.Sprintf("the release %s in the namespace %s manages the session, and has not been running for a minute: start it", release, namespace)
 	}
 	message := where + "; if this installation takes its place, with its database, run `whatsapp-operator store adopt --former " + s.Status.Installation +
-		"`; if it is gone for good, delete the session: the device then has to be removed on the phone by hand"
+		"`; if that installation is gone for good, delete the session: then remove the device on the phone by hand"
 	next := status.Summarize(s.Status, status.Facts{
 		Generation: s.Generation, Phase: v1alpha1.PhaseFailed, Reason: v1alpha1.ReasonOtherInstallation, Message: message, Stalled: true,
 	}, r.Clock.Now())
@@ -238,9 +239,9 @@ func (r *SessionReconciler) reportOther(ctx context.Context, s *v1alpha1.WhatsAp
 	return err
 }
 
-// wasOverwritten reports whether somebody has written the status of a session
-// after it was said that nobody manages it: a manager without leader election has
-// no Lease, and the two must not write against each other.
+// wasOverwritten reports whether another program has written the status of a session after
+// it was reported as managed by nobody. That is a manager without leader election, which has
+// no Lease; the two managers must not overwrite each other.
 func (r *SessionReconciler) wasOverwritten(s *v1alpha1.WhatsAppSession) bool {
 	key := client.ObjectKeyFromObject(s)
 	r.mu.Lock()
@@ -252,9 +253,9 @@ func (r *SessionReconciler) wasOverwritten(s *v1alpha1.WhatsAppSession) bool {
 	return true
 }
 
-// letOtherGo removes the finalizer of a deleted session that nobody manages. Its
-// keys stay in the store that has them, which is not this installation's.
-func (r *SessionReconciler) letOtherGo(ctx context.Context, s *v1alpha1.WhatsAppSession) error {
+// finishOtherDeletion removes the finalizer of a deleted session of another installation
+// that nobody manages. Its keys stay in the store of that installation.
+func (r *SessionReconciler) finishOtherDeletion(ctx context.Context, s *v1alpha1.WhatsAppSession) error {
 	if !controllerutil.ContainsFinalizer(s, v1alpha1.Finalizer) {
 		return nil
 	}
@@ -266,31 +267,31 @@ func (r *SessionReconciler) letOtherGo(ctx context.Context, s *v1alpha1.WhatsApp
 	return r.removeFinalizer(ctx, s)
 }
 
-// neighbours observes the Leases of other releases in this cluster.
-type neighbours struct {
+// otherReleases observes the Leases of other releases in this cluster.
+type otherReleases struct {
 	reader client.Reader // must not read from a cache, which has this release's Leases only
 	clock  clock.PassiveClock
 	log    logr.Logger
 
-	reading sync.Mutex // one read at a time: an API server that hangs must not hold every session's turn
+	reading sync.Mutex // one read at a time: an API server that does not answer must not block every reconciliation
 	mu      sync.Mutex
 	seen    map[types.NamespacedName]leaseReads
 }
 
-// leaseReads is what the last reads of a Lease showed.
+// leaseReads is the result of the last reads of a Lease.
 type leaseReads struct {
-	version   string // empty: there was none
+	version   string // empty: there was no Lease
 	last      time.Time
-	unchanged int // reads in a row that showed the same
-	// forbidden: the Lease may not be read, so its owner is never taken for gone.
+	unchanged int // how many reads in a row showed the same version
+	// forbidden says that the Lease may not be read. Then its owner never counts as gone.
 	forbidden bool
-	// answered: its owner has been seen in another way.
+	// answered says that its owner was active although it does not renew the Lease.
 	answered bool
 }
 
-// answered takes note that the owner of a Lease is there although it does not
-// renew it. That stands until the Lease changes.
-func (n *neighbours) answered(key types.NamespacedName) {
+// answered records that the owner of a Lease is active although it does not renew it. This
+// counts until the Lease changes.
+func (n *otherReleases) answered(key types.NamespacedName) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	seen := n.seen[key]
@@ -301,8 +302,8 @@ func (n *neighbours) answered(key types.NamespacedName) {
 	n.seen[key] = seen
 }
 
-// silent reports whether the Lease has not been renewed for silentReads reads.
-func (n *neighbours) silent(ctx context.Context, key types.NamespacedName) (bool, error) {
+// silent reports whether silentReads reads in a row have shown no renewal of the Lease.
+func (n *otherReleases) silent(ctx context.Context, key types.NamespacedName) (bool, error) {
 	n.mu.Lock()
 	seen, known := n.seen[key]
 	n.mu.Unlock()
@@ -316,7 +317,7 @@ func (n *neighbours) silent(ctx context.Context, key types.NamespacedName) (bool
 	switch {
 	case apierrors.IsForbidden(err):
 		if !seen.forbidden {
-			n.log.Error(err, "Failed to read the Lease of another release: its sessions are taken for managed", "lease", key.String())
+			n.log.Error(err, "Failed to read the Lease of another release, assuming that it manages its sessions", "lease", key.String())
 		}
 		seen = leaseReads{forbidden: true}
 	case client.IgnoreNotFound(err) != nil:

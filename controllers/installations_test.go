@@ -19,9 +19,9 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
 
-// TestTwoReleases share a cluster, and here their tenants: each session belongs
-// to the first manager that takes it, and leaves nothing at the other.
-func TestTwoReleases(t *testing.T) {
+// Two releases have the same cluster and the same namespaces of tenants. Each session
+// belongs to the manager that claims it first, and the other keeps nothing of it.
+func TestTwoReleasesWithTheSameNamespaces(t *testing.T) {
 	t.Parallel()
 	for name, sameNamespace := range map[string]bool{"in one namespace": true, "in two namespaces": false} {
 		t.Run(name, func(t *testing.T) {
@@ -35,12 +35,12 @@ func TestTwoReleases(t *testing.T) {
 			if !sameNamespace {
 				operator = w.namespace("operator-")
 			}
-			o := w.another(operator, "cluster-1/"+operator+"/other")
+			o := w.otherInstallation(operator, "cluster-1/"+operator+"/other")
 			w.start()
 			o.start()
 			both := map[string]*env{w.installation: w, o.installation: o}
 			for _, e := range both {
-				e.worker("worker-a", capacity(1000)) // a pod's name is unique in a namespace only
+				e.worker("worker-a", capacity(1000)) // a pod's name is unique only in its namespace
 			}
 			const n = 40
 			sessions := make([]*v1alpha1.WhatsAppSession, 0, n)
@@ -53,17 +53,17 @@ func TestTwoReleases(t *testing.T) {
 				winner := both[placed.Status.Installation]
 				w.Expect(winner).NotTo(BeNil())
 				w.Expect(winner.ids.has(s.Name)).To(BeTrue())
-				winner.hears(s.Name, "pending/Pending/Placed")
+				winner.published(s.Name, "pending/Pending/Placed")
 				for id, loser := range both {
 					if id != placed.Status.Installation {
-						w.Eventually(func() bool { return loser.ids.has(s.Name) }, testTimeout, pollInterval).Should(BeFalse(), "no trace in the other's store")
-						w.Expect(loser.redis.says(s.Name)).To(BeEmpty())
+						w.Eventually(func() bool { return loser.ids.has(s.Name) }, testTimeout, pollInterval).Should(BeFalse(), "the other store keeps no record")
+						w.Expect(loser.redis.status(s.Name)).To(BeEmpty())
 					}
 				}
 			}
 
-			t.Log("each deletes its own, and nobody else's worker dies of ours")
-			o.deaths.say("worker-a", true)
+			t.Log("each manager deletes its own sessions, and the death of one release's worker does not matter to the other")
+			o.deaths.set("worker-a", true)
 			for _, s := range sessions {
 				w.delete(s)
 			}
@@ -74,8 +74,8 @@ func TestTwoReleases(t *testing.T) {
 	}
 }
 
-// TestTheOtherManagerIsFaster: both have claimed the id of a new session, each in
-// its own store, and the other has written its name first.
+// Both managers have claimed the id of a new session, each in its own store, and the other
+// one has written the status first.
 func TestTheOtherManagerIsFaster(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
@@ -98,14 +98,13 @@ func TestTheOtherManagerIsFaster(t *testing.T) {
 	w.Expect(err).NotTo(HaveOccurred())
 	w.Expect(now.Status.Installation).To(Equal(theirs))
 	w.Expect(now.Status.Epoch).To(BeEquivalentTo(7))
-	w.Expect(w.redis.says("acme")).To(BeEmpty())
+	w.Expect(w.redis.status("acme")).To(BeEmpty())
 
 	t.Log("the same id is free in this installation's store")
 	w.placed(w.apply(w.b, "same", withID("acme")), "worker-a")
 }
 
-// TestAStoreThatWasTakenOver brings its sessions with it.
-func TestAStoreThatWasTakenOver(t *testing.T) {
+func TestTheSessionsOfAStoreThatWasTakenOver(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	w.stop()
@@ -127,7 +126,7 @@ func TestAStoreThatWasTakenOver(t *testing.T) {
 			next.Worker, next.HeldBy, next.HolderStart = worker, worker, "p9"
 		}
 	}
-	connected := left("connected", second, v1alpha1.PhaseConnected, v1alpha1.ReasonConnected, by("worker-a")) // the name of a worker of ours, too
+	connected := left("connected", second, v1alpha1.PhaseConnected, v1alpha1.ReasonConnected, by("worker-a")) // this installation has a worker of that name too
 	chain := left("chain", first, v1alpha1.PhaseDisconnected, v1alpha1.ReasonMoving)
 	resting := left("resting", second, v1alpha1.PhaseLoggedOut, v1alpha1.ReasonLoggedOut, func(next *v1alpha1.WhatsAppSessionStatus) {
 		next.JID, next.RetryReason = "", v1alpha1.ReasonLoggedOut
@@ -151,34 +150,34 @@ func TestAStoreThatWasTakenOver(t *testing.T) {
 		w.Expect(now.Status.Epoch).To(BeNumerically(">", 7))
 		w.Expect(w.redis.numbers(s.Name).Epoch).To(BeNumerically(">", 7))
 	}
-	w.becomes(resting, func(g Gomega, s *v1alpha1.WhatsAppSession) {
+	w.waitFor(resting, func(g Gomega, s *v1alpha1.WhatsAppSession) {
 		g.Expect(s.Status.Installation).To(Equal(installation))
 		g.Expect(s.Status.Phase).To(Equal(v1alpha1.PhaseLoggedOut))
 	})
 	w.phase(taken, v1alpha1.PhasePending, v1alpha1.ReasonSessionIDTaken)
 	w.phase(others, v1alpha1.PhaseFailed, v1alpha1.ReasonOtherInstallation)
 
-	t.Log("who still runs is given the time to notice")
+	t.Log("a holder that still runs has some time to notice the take-over")
 	w.touch(connected)
 	w.placed(w.apply(w.a, "later"), "worker-a")
 	now, err := w.get(connected)
 	w.Expect(err).NotTo(HaveOccurred())
 	w.Expect(now.Status.HeldBy).To(Equal("worker-a"))
 	w.Expect(now.Status.Installation).To(Equal(second))
-	w.late(formerHolderTimeout)
+	w.advance(formerHolderTimeout)
 	w.worker("worker-a")
 	w.touch(connected)
 	w.touch(deleted)
-	over := w.becomes(connected, func(g Gomega, s *v1alpha1.WhatsAppSession) {
+	takenOver := w.waitFor(connected, func(g Gomega, s *v1alpha1.WhatsAppSession) {
 		g.Expect(s.Status.HeldBy).To(BeEmpty())
 		g.Expect(s.Status.Worker).To(Equal("worker-a"))
 	})
-	w.Expect(over.Status.Installation).To(Equal(installation))
-	w.Expect(over.Status.JID).To(Equal(jid))
-	w.hears("connected", "pending/Disconnected/WorkerLost")
+	w.Expect(takenOver.Status.Installation).To(Equal(installation))
+	w.Expect(takenOver.Status.JID).To(Equal(jid))
+	w.published("connected", "pending/Disconnected/WorkerLost")
 
-	t.Log("a deleted one is placed to log out, and goes")
-	w.becomes(deleted, func(g Gomega, s *v1alpha1.WhatsAppSession) {
+	t.Log("a deleted session is placed to log out, and then removed")
+	w.waitFor(deleted, func(g Gomega, s *v1alpha1.WhatsAppSession) {
 		g.Expect(s.Status.Phase).To(Equal(v1alpha1.PhaseTerminating))
 		g.Expect(s.Status.Worker).To(Equal("worker-a"))
 	})
@@ -186,15 +185,15 @@ func TestAStoreThatWasTakenOver(t *testing.T) {
 	w.touch(deleted)
 	w.gone(deleted)
 
-	t.Log("a person names one that the store did not remember")
+	t.Log("a person adds a former installation")
 	w.ids.mu.Lock()
 	w.ids.former = append(w.ids.former, stranger)
 	w.ids.mu.Unlock()
-	w.late(formerInterval)
+	w.advance(formerInterval)
 	w.worker("worker-a")
 	w.touch(others)
 	w.Eventually(func(g Gomega) {
-		w.late(formerHolderTimeout)
+		w.advance(formerHolderTimeout)
 		w.worker("worker-a")
 		w.touch(others)
 		now, err := w.get(others)
@@ -203,8 +202,8 @@ func TestAStoreThatWasTakenOver(t *testing.T) {
 	}, testTimeout, pollInterval).Should(Succeed())
 }
 
-// renews is the leader of another release, or a worker of it, that renews its Lease.
-func (w *env) renews(namespace, name string) {
+// renewLease renews a Lease as the leader or a worker of another release does.
+func (w *env) renewLease(namespace, name string) {
 	w.t.Helper()
 	lease := &coordinationv1.Lease{}
 	err := k8s.Get(w.t.Context(), client.ObjectKey{Namespace: namespace, Name: name}, lease)
@@ -227,7 +226,7 @@ func TestASessionOfAnotherRelease(t *testing.T) {
 		stalled bool
 	}{
 		"its manager lives":                        {renews: leader},
-		"its manager is away, its worker holds it": {renews: worker},
+		"its manager is gone, its worker holds it": {renews: worker},
 		"both are gone":                            {renews: nobody, stalled: true},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -249,11 +248,11 @@ func TestASessionOfAnotherRelease(t *testing.T) {
 			for range silentReads + 4 {
 				switch tt.renews {
 				case leader:
-					w.renews(theirs, membership.LeaderLeaseName("other"))
+					w.renewLease(theirs, membership.LeaderLeaseName("other"))
 				case worker:
-					w.renews(theirs, membership.LeaseName("other", "worker-a"))
+					w.renewLease(theirs, membership.LeaseName("other", "worker-a"))
 				}
-				w.late(leaseReadInterval)
+				w.advance(leaseReadInterval)
 				w.worker("worker-a")
 				w.touch(s)
 				w.placed(w.apply(w.b, fmt.Sprintf("ours-%d", time.Now().UnixNano())), "worker-a")
@@ -274,32 +273,32 @@ func TestASessionOfAnotherRelease(t *testing.T) {
 			w.Expect(condition(now, v1alpha1.ConditionStalled)).To(Equal("True/OtherInstallation"))
 			w.Expect(w.event(s, v1alpha1.ReasonOtherInstallation)).To(And(ContainSubstring("the release other in the namespace "+theirs), ContainSubstring("store adopt")))
 
-			t.Log("somebody writes the status who has no Lease")
+			t.Log("a manager without a Lease writes the status")
 			w.Expect(patchStatus(t.Context(), k8s, now, left)).To(Succeed())
-			w.late(leaseReadInterval)
+			w.advance(leaseReadInterval)
 			w.worker("worker-a")
 			w.touch(s)
 			w.placed(w.apply(w.b, "last"), "worker-a")
 			now, err := w.get(s)
 			w.Expect(err).NotTo(HaveOccurred())
-			w.Expect(now.Status).To(Equal(left), "two managers do not write against each other")
+			w.Expect(now.Status).To(Equal(left), "two managers do not overwrite each other")
 
-			t.Log("it comes, goes for good, and the session is deleted")
-			w.renews(theirs, membership.LeaderLeaseName("other"))
+			t.Log("its leader renews once, then never again, and the session is deleted")
+			w.renewLease(theirs, membership.LeaderLeaseName("other"))
 			w.delete(s)
 			w.Eventually(func() bool {
-				w.late(leaseReadInterval)
+				w.advance(leaseReadInterval)
 				w.worker("worker-a")
 				w.touch(s)
 				_, err := w.get(s)
 				return client.IgnoreNotFound(err) == nil && err != nil
 			}, testTimeout, 10*pollInterval).Should(BeTrue())
-			w.Expect(w.ids.how(s.UID)).To(BeEmpty(), "nothing of it was in our store")
+			w.Expect(w.ids.releasedAs(s.UID)).To(BeEmpty(), "this installation's store had no record")
 		})
 	}
 }
 
-func TestAStoreThatCannotSayWhoseItWas(t *testing.T) {
+func TestTheFormerInstallationsCannotBeRead(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)
 	ids := newFakeIDs()
@@ -313,14 +312,14 @@ func TestAStoreThatCannotSayWhoseItWas(t *testing.T) {
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(is).To(BeTrue())
 	g.Expect(since).To(Equal(now))
-	ids.former = nil // adopted back
+	ids.former = nil // the former installation has taken the store back
 	since, is, err = former.has(t.Context(), ids, "a", now.Add(formerInterval))
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(is).To(BeFalse())
 	g.Expect(since).To(BeZero())
 }
 
-// TestALostRecordIsClaimedAgain: the holder finds no record in the store.
+// The holder finds no record in the store.
 func TestALostRecordIsClaimedAgain(t *testing.T) {
 	t.Parallel()
 	missing := func(w *env, record *Record) *v1alpha1.WhatsAppSession {
@@ -341,19 +340,19 @@ func TestALostRecordIsClaimedAgain(t *testing.T) {
 			return err == nil && record != nil && record.UID == s.UID
 		}
 	}
-	t.Run("it is gone", func(t *testing.T) {
+	t.Run("there is no record", func(t *testing.T) {
 		t.Parallel()
 		w := newEnv(t)
 		s := missing(w, nil)
 		w.Eventually(uid(w, s), testTimeout, pollInterval).Should(BeTrue())
 	})
-	t.Run("it is that of an object which is gone", func(t *testing.T) {
+	t.Run("the record is that of an object that is gone", func(t *testing.T) {
 		t.Parallel()
 		w := newEnv(t)
 		s := missing(w, &Record{Namespace: w.a, UID: "gone"})
 		w.Eventually(uid(w, s), testTimeout, pollInterval).Should(BeTrue())
 	})
-	t.Run("it is another namespace's", func(t *testing.T) {
+	t.Run("the record is that of another namespace", func(t *testing.T) {
 		t.Parallel()
 		w := newEnv(t)
 		w.phase(missing(w, &Record{Namespace: "another", UID: "another"}), v1alpha1.PhasePending, v1alpha1.ReasonSessionIDTaken)

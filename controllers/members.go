@@ -13,40 +13,41 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/placement"
 )
 
-// members is what this process has seen of the workers' Leases. A Lease counts
-// as renewed when its renewal is seen to change, by this process's own clock:
-// the workers' clocks may differ.
+// members keeps what the workers' Leases say. A Lease counts as renewed when this process
+// sees its renewal time change, by this process's own clock, because the workers' clocks may
+// differ.
 //
-// A worker that is not live gets no sessions. That does not mean that it is
-// dead: what it holds stays with it.
+// A worker that is not live gets no sessions. It is not dead for that reason: it keeps the
+// sessions that it holds.
 type members struct {
 	clock clock.PassiveClock
 	log   logr.Logger
 
 	mu    sync.Mutex
-	known map[string]knownMember // by name of the Lease
+	known map[string]knownMember // by the name of the Lease
 }
 
 type knownMember struct {
 	membership.Member
+	// seen is when the last renewal was seen.
 	seen time.Time
-	// since is when the worker was seen to become live.
+	// since is when the worker became live.
 	since time.Time
-	// failingSince is when it was first seen to say that it cannot reach its database or
-	// WhatsApp.
+	// failingSince is when its Lease first said that it cannot reach its database or WhatsApp;
+	// zero: it can.
 	failingSince time.Time
 }
 
-func (s knownMember) failing() bool { return s.StoreFailing || s.WhatsAppFailing }
+func (m knownMember) failing() bool { return m.StoreFailing || m.WhatsAppFailing }
 
-func (s knownMember) expires() time.Time { return s.seen.Add(s.Duration) }
+func (m knownMember) expires() time.Time { return m.seen.Add(m.Duration) }
 
-// observe records a Lease and reports whether a plan may change by it.
+// observe records a Lease and reports whether a plan may change because of it.
 func (m *members) observe(l *coordinationv1.Lease) bool {
 	member, err := membership.FromLease(l)
 	if err != nil {
 		if !errors.Is(err, membership.ErrNoHolder) {
-			m.log.Error(err, "Failed to read a lease of a worker, ignoring it", "lease", l.Name)
+			m.log.Error(err, "Ignoring an invalid lease of a worker", "lease", l.Name)
 		}
 		return m.forget(l.Name)
 	}
@@ -77,7 +78,7 @@ func (m *members) observe(l *coordinationv1.Lease) bool {
 		before.StoreFailing != member.StoreFailing || before.WhatsAppFailing != member.WhatsAppFailing
 }
 
-// forget records that a Lease is gone.
+// forget records that a Lease is gone, and reports whether it was known.
 func (m *members) forget(name string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -86,34 +87,35 @@ func (m *members) forget(name string) bool {
 	return known
 }
 
-// workers are the workers as placement sees them, and when the first of the
-// live ones will not be live any more; zero: there is none.
+// workers returns the workers for a placement snapshot, and when the first of the live
+// workers will stop being live; zero: no worker is live.
 func (m *members) workers(now time.Time) (workers []placement.Worker, expires time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, s := range m.known {
-		live := now.Before(s.expires())
-		if live && (expires.IsZero() || s.expires().Before(expires)) {
-			expires = s.expires()
+	for _, known := range m.known {
+		live := now.Before(known.expires())
+		if live && (expires.IsZero() || known.expires().Before(expires)) {
+			expires = known.expires()
 		}
 		workers = append(workers, placement.Worker{
-			Name: s.Name, Pool: s.Pool, Revision: s.Revision, Capacity: s.Capacity, Tokens: s.Tokens, Draining: s.Draining, Live: live, Since: s.since,
-			Failing: s.failing(), FailingSince: s.failingSince,
+			Name: known.Name, Pool: known.Pool, Revision: known.Revision, Capacity: known.Capacity, Tokens: known.Tokens, Draining: known.Draining, Live: live, Since: known.since,
+			Failing: known.failing(), FailingSince: known.failingSince,
 		})
 	}
 	return workers, expires
 }
 
-// unreached is what a worker says that it cannot reach, in words; empty: nothing.
-func (m *members) unreached(worker string) string {
+// unreachable returns, in words, what a worker cannot reach by its own report; empty: it
+// reaches everything.
+func (m *members) unreachable(worker string) string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, s := range m.known {
+	for _, known := range m.known {
 		switch {
-		case s.Name != worker || !s.failing():
-		case !s.WhatsAppFailing:
+		case known.Name != worker || !known.failing():
+		case !known.WhatsAppFailing:
 			return "its database"
-		case !s.StoreFailing:
+		case !known.StoreFailing:
 			return "WhatsApp"
 		default:
 			return "its database and WhatsApp"

@@ -19,7 +19,8 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/placement"
 )
 
-func wants(s *v1alpha1.WhatsAppSession, worker string) {
+// setMoveTo sets the annotation move-to.
+func setMoveTo(s *v1alpha1.WhatsAppSession, worker string) {
 	metav1.SetMetaDataAnnotation(&s.ObjectMeta, v1alpha1.MoveToAnnotation, worker)
 }
 
@@ -31,28 +32,28 @@ func TestAnAnnotationMovesASession(t *testing.T) {
 	w.clock.SetTime(w.clock.Now().Add(placement.MoveInterval))
 	w.worker("worker-a")
 	w.worker("worker-b")
-	w.edit(held, func(s *v1alpha1.WhatsAppSession) { wants(s, "worker-b") })
+	w.edit(held, func(s *v1alpha1.WhatsAppSession) { setMoveTo(s, "worker-b") })
 	moving := w.placed(held, "worker-b")
 	w.Expect(moving.Status.HeldBy).To(Equal("worker-a"))
 	w.Expect(moving.Status.Epoch).To(BeNumerically(">", held.Status.Epoch))
 	w.release(held)
 	w.hold(held, "worker-b")
 
-	w.edit(held, func(s *v1alpha1.WhatsAppSession) { wants(s, "worker-z") })
+	w.edit(held, func(s *v1alpha1.WhatsAppSession) { setMoveTo(s, "worker-z") })
 	w.Expect(w.event(held, v1alpha1.ReasonMoveRefused)).To(ContainSubstring(`"worker-z", which does not exist`))
 	w.placed(held, "worker-b")
 }
 
-func TestARefusedMoveIsSaidOnce(t *testing.T) {
+func TestARefusedMoveIsReportedOnce(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	sessions := w.held(1)
-	r := w.bare(seeing(&sessions, interceptor.Funcs{}))
+	r := w.newPlacement(clientShowing(&sessions, interceptor.Funcs{}))
 	recorder := r.events.(*events.FakeRecorder)
 	w.lease(r, "worker-a")
 	w.lease(r, "worker-b", draining)
 	run := func(worker string) {
-		wants(&sessions[0], worker)
+		setMoveTo(&sessions[0], worker)
 		_, err := r.Reconcile(t.Context(), everything)
 		w.Expect(err).NotTo(HaveOccurred())
 	}
@@ -65,21 +66,21 @@ func TestARefusedMoveIsSaidOnce(t *testing.T) {
 	w.Expect(w.workers(sessions)).To(Equal(map[string]int{"worker-a": 1}))
 }
 
-func TestAnEpochAheadOfTheClockKeepsNoSessionFromMoving(t *testing.T) {
+func TestASessionWithAnEpochAheadOfTheClockCanMove(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	sessions := w.held(1)
 	next := *sessions[0].Status.DeepCopy()
-	next.Epoch = w.clock.Now().Add(5 * time.Hour).Unix() // of a manager whose clock was wrong
+	next.Epoch = w.clock.Now().Add(5 * time.Hour).Unix() // written by a manager whose clock was wrong
 	w.Expect(patchStatus(t.Context(), k8s, &sessions[0], next)).To(Succeed())
-	r := w.bare(seeing(&sessions, interceptor.Funcs{}))
+	r := w.newPlacement(clientShowing(&sessions, interceptor.Funcs{}))
 	w.lease(r, "worker-a")
 	w.lease(r, "worker-b")
 	run := func(to string) time.Duration {
-		w.edit(&sessions[0], func(s *v1alpha1.WhatsAppSession) { wants(s, to) })
+		w.edit(&sessions[0], func(s *v1alpha1.WhatsAppSession) { setMoveTo(s, to) })
 		now, err := w.get(&sessions[0])
 		w.Expect(err).NotTo(HaveOccurred())
-		if taken := *now.Status.DeepCopy(); taken.HeldBy != taken.Worker { // its worker has taken it
+		if taken := *now.Status.DeepCopy(); taken.HeldBy != taken.Worker { // its worker has claimed it
 			taken.HeldBy = taken.Worker
 			w.Expect(patchStatus(t.Context(), k8s, now, taken)).To(Succeed())
 		}
@@ -91,7 +92,7 @@ func TestAnEpochAheadOfTheClockKeepsNoSessionFromMoving(t *testing.T) {
 	run("worker-b")
 	w.Expect(w.workers(sessions)).To(Equal(map[string]int{"worker-b": 1}))
 
-	t.Log("but not twice within a minute")
+	t.Log("it does not move twice within a minute")
 	w.Expect(run("worker-a")).To(BeNumerically("<=", placement.MoveInterval))
 	w.Expect(w.workers(sessions)).To(Equal(map[string]int{"worker-b": 1}))
 	w.clock.SetTime(w.clock.Now().Add(placement.MoveInterval))
@@ -117,7 +118,7 @@ func TestADrainMovesInWaves(t *testing.T) {
 	}
 	w.worker("worker-b")
 	w.worker("worker-a", draining)
-	onWay := func() (out []*v1alpha1.WhatsAppSession) {
+	moving := func() (out []*v1alpha1.WhatsAppSession) {
 		for _, s := range sessions {
 			now, err := w.get(s)
 			w.Expect(err).NotTo(HaveOccurred())
@@ -127,24 +128,24 @@ func TestADrainMovesInWaves(t *testing.T) {
 		}
 		return out
 	}
-	w.Eventually(onWay, testTimeout, pollInterval).Should(HaveLen(placement.DefaultWave))
-	w.Consistently(onWay, "500ms", "50ms").Should(HaveLen(placement.DefaultWave), "no more before one has arrived")
+	w.Eventually(moving, testTimeout, pollInterval).Should(HaveLen(placement.DefaultWave))
+	w.Consistently(moving, "500ms", "50ms").Should(HaveLen(placement.DefaultWave), "no more before one of them has arrived")
 
-	t.Log("as they arrive the next ones go")
-	first := onWay()
+	t.Log("as they arrive, the next ones move")
+	first := moving()
 	for _, s := range first[:10] {
 		w.release(s)
 		w.hold(s, "worker-b")
 	}
-	w.Eventually(onWay, testTimeout, pollInterval).Should(HaveLen(placement.DefaultWave))
-	for _, s := range onWay() {
+	w.Eventually(moving, testTimeout, pollInterval).Should(HaveLen(placement.DefaultWave))
+	for _, s := range moving() {
 		w.release(s)
 		w.hold(s, "worker-b")
 	}
-	w.Eventually(onWay, testTimeout, pollInterval).Should(HaveLen(n - 10 - placement.DefaultWave))
+	w.Eventually(moving, testTimeout, pollInterval).Should(HaveLen(n - 10 - placement.DefaultWave))
 }
 
-func TestUnequalLoadsAreMadeEqual(t *testing.T) {
+func TestUnequalLoadsAreRebalanced(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	sessions := w.held(5)
@@ -153,7 +154,7 @@ func TestUnequalLoadsAreMadeEqual(t *testing.T) {
 		next.LastConnectedTime = &metav1.Time{Time: w.clock.Now().Add(-time.Duration(i) * time.Hour)}
 		w.Expect(patchStatus(t.Context(), k8s, &sessions[i], next)).To(Succeed())
 	}
-	r := w.bare(seeing(&sessions, interceptor.Funcs{}))
+	r := w.newPlacement(clientShowing(&sessions, interceptor.Funcs{}))
 	r.RebalanceInterval, r.RebalanceAfter = 10*time.Second, 5*time.Minute
 	renew := func() {
 		for _, name := range []string{"worker-a", "worker-b"} {
@@ -178,7 +179,7 @@ func TestUnequalLoadsAreMadeEqual(t *testing.T) {
 	}
 	renew()
 	run()
-	w.Expect(w.workers(sessions)).To(Equal(map[string]int{"worker-a": 5}), "a new worker takes nothing at once")
+	w.Expect(w.workers(sessions)).To(Equal(map[string]int{"worker-a": 5}), "nothing is moved to a new worker at once")
 	pass(5 * time.Minute)
 	run()
 	w.Expect(w.workers(sessions)).To(Equal(map[string]int{"worker-a": 4, "worker-b": 1}))
@@ -197,19 +198,18 @@ func TestUnequalLoadsAreMadeEqual(t *testing.T) {
 	w.Expect(patchStatus(t.Context(), k8s, &sessions[3], next)).To(Succeed())
 	pass(20 * time.Second)
 	run()
-	w.Expect(w.workers(sessions)).To(Equal(map[string]int{"worker-a": 3, "worker-b": 2}), "a small difference stays")
+	w.Expect(w.workers(sessions)).To(Equal(map[string]int{"worker-a": 3, "worker-b": 2}), "a small difference is not rebalanced")
 }
 
-// TestOneNamespacesTroubleIsNotAnothers: writes and reads of one namespace fail,
-// and the other is served all the same.
-func TestOneNamespacesTroubleIsNotAnothers(t *testing.T) {
+// Reads and writes of one namespace fail, and the sessions of another one are placed.
+func TestAFailureInOneNamespaceDoesNotAffectAnother(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	sessions := w.waiting(20)
 	other := w.apply(w.b, "other")
 	w.Expect(patchStatus(t.Context(), k8s, other, v1alpha1.WhatsAppSessionStatus{SessionID: other.Name, Installation: installation})).To(Succeed())
 	broken := errors.New("a webhook of this namespace does not answer")
-	r := w.bare(seeing(&sessions, interceptor.Funcs{
+	r := w.newPlacement(clientShowing(&sessions, interceptor.Funcs{
 		SubResourcePatch: func(ctx context.Context, c client.Client, sub string, obj client.Object, patch client.Patch, o ...client.SubResourcePatchOption) error {
 			if obj.GetNamespace() == w.a {
 				return broken
@@ -234,21 +234,21 @@ func TestOneNamespacesTroubleIsNotAnothers(t *testing.T) {
 	w.Expect(result.RequeueAfter).To(Equal(retryFirst))
 	w.placed(other, "worker-a")
 
-	t.Log("each failure doubles the pause of those who fail")
+	t.Log("each failure doubles the pause of the sessions that fail")
 	w.clock.SetTime(w.clock.Now().Add(retryFirst))
 	result, err = r.Reconcile(t.Context(), everything)
 	w.Expect(err).NotTo(HaveOccurred())
-	w.Expect(result.RequeueAfter).To(Equal(retryFirst), "what became of them could not be asked")
+	w.Expect(result.RequeueAfter).To(Equal(retryFirst), "the sessions could not be read")
 	for _, f := range r.failing {
 		w.Expect(f.until).To(Equal(w.clock.Now().Add(2 * retryFirst)))
 	}
 }
 
-// It runs alone: the metrics are the process's.
+// It does not run in parallel: all tests share the metrics of the process.
 func TestNoCapacityIsCounted(t *testing.T) {
 	w := newEnv(t)
 	sessions := w.waiting(3)
-	r := w.bare(seeing(&sessions, interceptor.Funcs{}))
+	r := w.newPlacement(clientShowing(&sessions, interceptor.Funcs{}))
 	w.lease(r, "worker-a", capacity(1))
 	unplaced := func() float64 {
 		_, err := r.Reconcile(t.Context(), everything)
@@ -274,7 +274,7 @@ func TestNoCapacityIsCounted(t *testing.T) {
 	}
 	w.Expect(unplaced()).To(BeEquivalentTo(2))
 	w.lease(r, "worker-b", capacity(2))
-	w.Expect(unplaced()).To(BeZero(), "it heals by itself")
+	w.Expect(unplaced()).To(BeZero(), "they are placed without help")
 	w.Expect(w.workers(sessions)).To(Equal(map[string]int{"worker-a": 1, "worker-b": 2}))
 }
 
@@ -289,11 +289,11 @@ func TestPodsGetADeletionCost(t *testing.T) {
 	w.worker("worker-a")
 	w.hold(w.placed(w.apply(w.a, "one"), "worker-a"), "worker-a")
 	two := w.hold(w.placed(w.apply(w.a, "two"), "worker-a"), "worker-a")
-	w.worker("worker-that-is-no-pod")
+	w.worker("worker-without-a-pod")
 	cost := func() string {
 		w.clock.SetTime(w.clock.Now().Add(5 * time.Second))
 		w.worker("worker-a")
-		w.worker("worker-that-is-no-pod")
+		w.worker("worker-without-a-pod")
 		now := &corev1.Pod{}
 		w.Expect(k8s.Get(t.Context(), client.ObjectKeyFromObject(pod), now)).To(Succeed())
 		return now.Annotations[corev1.PodDeletionCost]

@@ -17,63 +17,64 @@ import (
 const (
 	// orphanInterval is how often the records are compared with the sessions.
 	orphanInterval = 10 * time.Minute
-	// orphanGrace is how long a record may be without a session until its keys become an
-	// orphan's: a cluster that is rebuilt, or a folder that was moved in Git, is back by then.
+	// orphanGrace is how long a record may be without a session before its keys become
+	// orphans: by then a cluster that is rebuilt, or a folder that was moved in Git, is back.
 	orphanGrace = 24 * time.Hour
-	// Of the records, max(orphanMin, orphanShare) may lose their sessions within
-	// orphanWindow. More is taken for a mistake: a list that is not whole, or a cluster in
-	// which the sessions have not been applied yet.
+	// At most orphanMin records, or the share orphanShare of all records if that is more, may
+	// lose their sessions within orphanWindow. If there are more, the cause is probably a
+	// mistake: an incomplete list, or a cluster in which the sessions have not been applied yet.
 	orphanMin    = 10
 	orphanShare  = 0.02
 	orphanWindow = time.Hour
-	// clockTolerance is how far the clocks of two leaders may differ. A time that is further
-	// in the future is wrong, and begins anew.
+	// clockTolerance is how far the clocks of two leaders may differ. A time that is further in
+	// the future is wrong, and is replaced by the present time.
 	clockTolerance = time.Minute
-	// orphanPage bounds one answer of the API server.
+	// orphanPage is how many sessions the API server returns in one answer at most.
 	orphanPage = 500
 
-	// ReasonRecordsImplausible is the Event that says that too many records are without a session.
+	// ReasonRecordsImplausible is the reason of the Event that says that too many records are
+	// without a session.
 	ReasonRecordsImplausible = "RecordsImplausible"
 )
 
-// KeyState says why the store keeps a record whose session does not exist. All
-// times are zero while it does.
+// KeyState says why the store keeps a record whose session does not exist. All times are
+// zero while the session exists.
 type KeyState struct {
 	// Missing is since when no session has been found for the record.
 	Missing time.Time
-	// Orphaned is when its keys became those of no session.
+	// Orphaned is when its keys became orphans.
 	Orphaned time.Time
 	// Retained is when the session was deleted with the policy Retain.
 	Retained time.Time
 }
 
-// KeyRecord is what the store knows of a session id and of its keys.
+// KeyRecord is what the store knows about a session id and its keys.
 type KeyRecord struct {
 	SessionID, Namespace string
 	UID                  types.UID
 	State                KeyState
 }
 
-// KeyMove is what is to become of a record.
+// KeyMove is a change of a record's state.
 type KeyMove struct {
 	KeyRecord
 	To KeyState
 }
 
-// KeyStore is the store as the comparison needs it.
+// KeyStore is the part of the store that the comparison needs.
 type KeyStore interface {
 	// KeyRecords lists all records.
 	KeyRecords(ctx context.Context) ([]KeyRecord, error)
-	// Move changes records, each only where it is still as it was listed. One that
-	// becomes an orphan without having keys is deleted.
+	// Move changes records, each only if it is still as it was listed. A record without keys
+	// that becomes an orphan is deleted.
 	Move(ctx context.Context, moves []KeyMove) error
 }
 
 // LiveSessions are the sessions that exist, as the API server lists them.
 type LiveSessions struct {
-	// terminating says of each object whether it is being deleted.
+	// terminating has every object, and says whether it is being deleted.
 	terminating map[types.UID]bool
-	// ids are those of all sessions, by namespace.
+	// ids are the ids of all sessions, with their namespaces.
 	ids map[string]bool
 }
 
@@ -81,7 +82,7 @@ func liveID(namespace, sessionID string) string {
 	return namespace + "/" + strings.ToLower(sessionID)
 }
 
-// Has reports whether a session exists that the record is, or can become, the record of.
+// Has reports whether the session of a record exists, or a session that can take it over.
 func (l LiveSessions) Has(namespace, sessionID string, uid types.UID) bool {
 	_, exists := l.terminating[uid]
 	return exists || l.ids[liveID(namespace, sessionID)]
@@ -92,7 +93,8 @@ func (l LiveSessions) add(s *v1alpha1.WhatsAppSession) {
 	l.ids[liveID(s.Namespace, s.SessionID())] = true
 }
 
-// ListLiveSessions asks the API server, in pages. A list that is not whole is an error.
+// ListLiveSessions lists the sessions at the API server, in pages. An incomplete list is an
+// error.
 func ListLiveSessions(ctx context.Context, reader client.Reader) (LiveSessions, error) {
 	live := LiveSessions{terminating: map[types.UID]bool{}, ids: map[string]bool{}}
 	for next := ""; ; {
@@ -109,22 +111,24 @@ func ListLiveSessions(ctx context.Context, reader client.Reader) (LiveSessions, 
 	}
 }
 
-// KeyComparison is what a comparison of the records with the sessions says.
+// KeyComparison is the result of a comparison of the records with the sessions.
 type KeyComparison struct {
-	// Moves are what is to be done.
+	// Moves are the changes to make.
 	Moves []KeyMove
-	// NewlyMissing records have lost their session of late, Allowed is how many may.
+	// NewlyMissing is how many records have lost their session within orphanWindow, Allowed is
+	// how many may.
 	NewlyMissing, Allowed int
-	// Implausible: more than Allowed have. Then no record becomes missing or an orphan.
+	// Implausible says that NewlyMissing is more than Allowed. Then no record becomes missing
+	// or an orphan.
 	Implausible bool
 	// InUse, Missing, Orphaned and Retained count the records, after the moves.
 	InUse, Missing, Orphaned, Retained int
 }
 
-// CompareKeys decides what is to become of the records. The records must have
-// been read before the sessions were listed, or a session that is applied
-// meanwhile would seem to be missing. confirmed: a person says that the sessions
-// are really gone, however many.
+// CompareKeys decides which records change. The records must have been read before the
+// sessions were listed: otherwise a session that is applied in between would seem to be
+// missing. confirmed says that a person has confirmed that the sessions are really gone,
+// however many they are.
 func CompareKeys(records []KeyRecord, live LiveSessions, now time.Time, confirmed bool) KeyComparison {
 	c := KeyComparison{Allowed: max(orphanMin, int(orphanShare*float64(len(records))))}
 	var found, lost []KeyMove
@@ -133,20 +137,20 @@ func CompareKeys(records []KeyRecord, live LiveSessions, now time.Time, confirme
 		terminating, exists := live.terminating[r.UID]
 		switch {
 		case exists && terminating:
-			// The session controller decides: its keys may be retained, or an orphan's, already.
+			// The session controller decides: its keys may already be retained, or orphans.
 		case exists:
 			to = KeyState{}
 		case live.ids[liveID(r.Namespace, r.SessionID)]:
-			to.Missing = time.Time{} // a new session is about to take the keys up
+			to.Missing = time.Time{} // a new session is about to use the keys
 		case !r.State.Retained.IsZero():
 		case !r.State.Orphaned.IsZero():
-			if wrong(r.State.Orphaned, now) {
+			if inFuture(r.State.Orphaned, now) {
 				to.Orphaned = now
 			}
 		case r.State.Missing.IsZero():
 			c.NewlyMissing++
 			to.Missing = now
-		case wrong(r.State.Missing, now):
+		case inFuture(r.State.Missing, now):
 			to.Missing = now
 		case now.Sub(r.State.Missing) >= orphanGrace:
 			to = KeyState{Orphaned: now}
@@ -170,8 +174,8 @@ func CompareKeys(records []KeyRecord, live LiveSessions, now time.Time, confirme
 	return c
 }
 
-// wrong: a clock was, and a record must not wait for it.
-func wrong(t, now time.Time) bool { return t.After(now.Add(clockTolerance)) }
+// inFuture reports whether a time was written by a wrong clock: a record must not wait for it.
+func inFuture(t, now time.Time) bool { return t.After(now.Add(clockTolerance)) }
 
 func (c *KeyComparison) count(records []KeyRecord) {
 	moved := make(map[types.UID]KeyState, len(c.Moves))
@@ -196,16 +200,16 @@ func (c *KeyComparison) count(records []KeyRecord) {
 	}
 }
 
-// Orphans finds the keys whose session is gone, however it went: by a finalizer
-// that was removed by hand, or with its cluster. Only the leader runs it.
+// Orphans finds the keys whose session was removed without the session controller: its
+// finalizer was removed by hand, or its cluster is gone. Only the leader runs it.
 type Orphans struct {
 	Store KeyStore
-	// Reader asks the API server itself: a cache may be old.
+	// Reader reads from the API server itself, because a cache may be stale.
 	Reader client.Reader
 	Clock  clock.WithTicker
 	Log    logr.Logger
-	// Compared is told of each comparison; Implausible of the first of those in a row that
-	// are. Both may be nil.
+	// Compared is called with the result of each comparison. Implausible is called when a
+	// result is implausible and the one before was not. Both may be nil.
 	Compared    func(KeyComparison)
 	Implausible func(message string)
 
@@ -245,17 +249,17 @@ func (o *Orphans) compare(ctx context.Context) error {
 		log := o.Log.WithValues("sessionID", m.SessionID, "namespace", m.Namespace)
 		switch {
 		case !m.To.Orphaned.IsZero() && m.State.Orphaned.IsZero():
-			log.Info("Made an orphan of keys whose session has been gone for a day")
+			log.Info("Marked keys as orphans because their session has been gone for a day")
 		case !m.To.Missing.IsZero() && m.State.Missing.IsZero():
-			log.Info("Found a record whose session is gone", "orphanAfter", orphanGrace.String())
+			log.Info("Found a record without its session", "orphanAfter", orphanGrace.String())
 		case m.To == KeyState{}:
 			log.V(1).Info("Found the session of a record again")
 		}
 	}
 	if c.Implausible && !o.implausible {
-		message := fmt.Sprintf("%d of %d records in the store have lost their session within an hour, more than the %d that are plausible: nothing is done with them. "+
+		message := fmt.Sprintf("%d of %d records in the store have lost their session within an hour, and at most %d are plausible: none of them is changed. "+
 			"Apply the missing sessions, or confirm with \"whatsapp-operator store orphans --confirm\" that they are gone for good", c.NewlyMissing, len(records), c.Allowed)
-		o.Log.Info("WARNING: too many records are without a session, nothing is done with them", "missing", c.NewlyMissing, "records", len(records), "allowed", c.Allowed)
+		o.Log.Info("Found too many records without a session, leaving them as they are", "missing", c.NewlyMissing, "records", len(records), "allowed", c.Allowed)
 		if o.Implausible != nil {
 			o.Implausible(message)
 		}

@@ -44,26 +44,26 @@ func TestCompareKeys(t *testing.T) {
 		live  []*v1alpha1.WhatsAppSession
 		want  KeyState
 	}{
-		"it has its session":                        {live: []*v1alpha1.WhatsAppSession{object("a", "Shop", "u", false)}},
-		"its session is gone":                       {want: KeyState{Missing: now}},
-		"gone for less than a day":                  {state: missing(orphanGrace - 1), want: missing(orphanGrace - 1)},
-		"gone for a day":                            {state: missing(orphanGrace), want: KeyState{Orphaned: now}},
-		"an orphan stays one":                       {state: KeyState{Orphaned: ago(time.Hour)}, want: KeyState{Orphaned: ago(time.Hour)}},
-		"what is retained is no orphan":             {state: KeyState{Retained: ago(100 * orphanGrace)}, want: KeyState{Retained: ago(100 * orphanGrace)}},
-		"the session is back":                       {state: missing(time.Hour), live: []*v1alpha1.WhatsAppSession{object("a", "Shop", "u", false)}},
-		"restored from a copy after it was orphan":  {state: KeyState{Orphaned: ago(time.Hour)}, live: []*v1alpha1.WhatsAppSession{object("a", "Shop", "u", false)}},
-		"retained by a migration, and in use":       {state: KeyState{Retained: ago(time.Hour)}, live: []*v1alpha1.WhatsAppSession{object("a", "Shop", "u", false)}},
-		"applied again, not claimed yet":            {state: missing(time.Hour), live: []*v1alpha1.WhatsAppSession{object("a", "shop", "u2", false)}},
-		"retained, applied again, not claimed yet":  {state: KeyState{Retained: ago(time.Hour)}, live: []*v1alpha1.WhatsAppSession{object("a", "shop", "u2", false)}, want: KeyState{Retained: ago(time.Hour)}},
-		"orphan, applied again, not claimed yet":    {state: KeyState{Orphaned: ago(time.Hour)}, live: []*v1alpha1.WhatsAppSession{object("a", "Shop", "u2", false)}, want: KeyState{Orphaned: ago(time.Hour)}},
-		"another namespace has the id":              {live: []*v1alpha1.WhatsAppSession{object("b", "Shop", "u2", false)}, want: KeyState{Missing: now}},
-		"its deletion retains the keys":             {state: KeyState{Retained: ago(1)}, live: []*v1alpha1.WhatsAppSession{object("a", "Shop", "u", true)}, want: KeyState{Retained: ago(1)}},
-		"its deletion leaves an orphan":             {state: KeyState{Orphaned: ago(1)}, live: []*v1alpha1.WhatsAppSession{object("a", "Shop", "u", true)}, want: KeyState{Orphaned: ago(1)}},
-		"it is being deleted":                       {live: []*v1alpha1.WhatsAppSession{object("a", "Shop", "u", true)}},
-		"missing since a time to come":              {state: KeyState{Missing: now.Add(1000 * time.Hour)}, want: KeyState{Missing: now}},
-		"missing by a clock a little ahead":         {state: KeyState{Missing: now.Add(clockTolerance)}, want: KeyState{Missing: now.Add(clockTolerance)}},
-		"orphaned at a time to come":                {state: KeyState{Orphaned: now.Add(1000 * time.Hour)}, want: KeyState{Orphaned: now}},
-		"missing, orphaned and retained by mistake": {state: KeyState{Missing: ago(2 * orphanGrace), Retained: ago(1)}, want: KeyState{Missing: ago(2 * orphanGrace), Retained: ago(1)}},
+		"its session exists":                            {live: []*v1alpha1.WhatsAppSession{object("a", "Shop", "u", false)}},
+		"its session is gone":                           {want: KeyState{Missing: now}},
+		"gone for less than a day":                      {state: missing(orphanGrace - 1), want: missing(orphanGrace - 1)},
+		"gone for a day":                                {state: missing(orphanGrace), want: KeyState{Orphaned: now}},
+		"an orphan stays one":                           {state: KeyState{Orphaned: ago(time.Hour)}, want: KeyState{Orphaned: ago(time.Hour)}},
+		"a retained record is not an orphan":            {state: KeyState{Retained: ago(100 * orphanGrace)}, want: KeyState{Retained: ago(100 * orphanGrace)}},
+		"the session is back":                           {state: missing(time.Hour), live: []*v1alpha1.WhatsAppSession{object("a", "Shop", "u", false)}},
+		"restored from a backup after it was an orphan": {state: KeyState{Orphaned: ago(time.Hour)}, live: []*v1alpha1.WhatsAppSession{object("a", "Shop", "u", false)}},
+		"retained by a migration, and in use":           {state: KeyState{Retained: ago(time.Hour)}, live: []*v1alpha1.WhatsAppSession{object("a", "Shop", "u", false)}},
+		"applied again, not claimed yet":                {state: missing(time.Hour), live: []*v1alpha1.WhatsAppSession{object("a", "shop", "u2", false)}},
+		"retained, applied again, not claimed yet":      {state: KeyState{Retained: ago(time.Hour)}, live: []*v1alpha1.WhatsAppSession{object("a", "shop", "u2", false)}, want: KeyState{Retained: ago(time.Hour)}},
+		"an orphan, applied again, not claimed yet":     {state: KeyState{Orphaned: ago(time.Hour)}, live: []*v1alpha1.WhatsAppSession{object("a", "Shop", "u2", false)}, want: KeyState{Orphaned: ago(time.Hour)}},
+		"another namespace has the id":                  {live: []*v1alpha1.WhatsAppSession{object("b", "Shop", "u2", false)}, want: KeyState{Missing: now}},
+		"its deletion has retained the keys":            {state: KeyState{Retained: ago(1)}, live: []*v1alpha1.WhatsAppSession{object("a", "Shop", "u", true)}, want: KeyState{Retained: ago(1)}},
+		"its deletion has left an orphan":               {state: KeyState{Orphaned: ago(1)}, live: []*v1alpha1.WhatsAppSession{object("a", "Shop", "u", true)}, want: KeyState{Orphaned: ago(1)}},
+		"it is being deleted":                           {live: []*v1alpha1.WhatsAppSession{object("a", "Shop", "u", true)}},
+		"missing since a time in the future":            {state: KeyState{Missing: now.Add(1000 * time.Hour)}, want: KeyState{Missing: now}},
+		"missing since a time within the tolerance":     {state: KeyState{Missing: now.Add(clockTolerance)}, want: KeyState{Missing: now.Add(clockTolerance)}},
+		"orphaned at a time in the future":              {state: KeyState{Orphaned: now.Add(1000 * time.Hour)}, want: KeyState{Orphaned: now}},
+		"missing, orphaned and retained by mistake":     {state: KeyState{Missing: ago(2 * orphanGrace), Retained: ago(1)}, want: KeyState{Missing: ago(2 * orphanGrace), Retained: ago(1)}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := NewWithT(t)
@@ -82,7 +82,7 @@ func TestCompareKeys(t *testing.T) {
 func TestCompareKeysOfManyMissingSessions(t *testing.T) {
 	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	for _, tt := range []struct {
-		records, missing, lately int // lately: marked in the last hour
+		records, missing, recent int // recent: marked in the last hour
 		implausible              bool
 	}{
 		{records: 10, missing: 10},
@@ -91,11 +91,11 @@ func TestCompareKeysOfManyMissingSessions(t *testing.T) {
 		{records: 500, missing: 11, implausible: true},
 		{records: 10_000, missing: 200},
 		{records: 10_000, missing: 201, implausible: true},
-		{records: 10_000, missing: 100, lately: 100},
-		{records: 10_000, missing: 100, lately: 101, implausible: true},
+		{records: 10_000, missing: 100, recent: 100},
+		{records: 10_000, missing: 100, recent: 101, implausible: true},
 		{records: 10_000, missing: 10_000, implausible: true},
 	} {
-		t.Run(fmt.Sprintf("%d and %d of %d", tt.missing, tt.lately, tt.records), func(t *testing.T) {
+		t.Run(fmt.Sprintf("%d and %d of %d", tt.missing, tt.recent, tt.records), func(t *testing.T) {
 			g := NewWithT(t)
 			var records []KeyRecord
 			var sessions []*v1alpha1.WhatsAppSession
@@ -103,7 +103,7 @@ func TestCompareKeysOfManyMissingSessions(t *testing.T) {
 				r := KeyRecord{SessionID: fmt.Sprint("s", i), Namespace: "a", UID: types.UID(fmt.Sprint("u", i))}
 				switch {
 				case i < tt.missing:
-				case i < tt.missing+tt.lately:
+				case i < tt.missing+tt.recent:
 					r.State.Missing = now.Add(-orphanWindow + 1)
 				default:
 					s := &v1alpha1.WhatsAppSession{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: r.SessionID, UID: r.UID}}
@@ -111,7 +111,7 @@ func TestCompareKeysOfManyMissingSessions(t *testing.T) {
 				}
 				records = append(records, r)
 			}
-			// One has been missing for a day, one is back: the latter is always said.
+			// One has been missing for a day, and one is back; the latter always changes.
 			records = append(records, KeyRecord{SessionID: "old", Namespace: "a", UID: "old", State: KeyState{Missing: now.Add(-orphanGrace)}},
 				KeyRecord{SessionID: "back", Namespace: "a", UID: "back", State: KeyState{Missing: now.Add(-orphanGrace)}})
 			sessions = append(sessions, &v1alpha1.WhatsAppSession{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "back", UID: "back"}})
@@ -164,8 +164,8 @@ func (k *keys) states() map[string]KeyState {
 	return states
 }
 
-// Sessions whose finalizer was removed by hand, in an API server that lists them in pages.
-func TestOrphansOfRemovedFinalizers(t *testing.T) {
+// The finalizer of a session was removed by hand.
+func TestKeysBecomeOrphansWhenTheFinalizerWasRemoved(t *testing.T) {
 	g := NewWithT(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()

@@ -39,21 +39,21 @@ import (
 )
 
 const (
-	// rebalanceThreshold is the difference of relative loads up to which nothing is
-	// rebalanced: a tenth of a worker is within what a fleet's ordinary changes make.
+	// rebalanceThreshold is the difference of relative loads up to which nothing is rebalanced:
+	// ordinary changes make differences of a tenth of a worker's capacity.
 	rebalanceThreshold = 0.1
-	// coalesceDelay is how long a run waits after the first change, for the changes that
-	// come with it: a manifest with many sessions, a worker with many claims.
+	// coalesceDelay is how long a run waits after the first change for further changes that
+	// belong to it: a manifest with many sessions, a worker with many claims.
 	coalesceDelay = 20 * time.Millisecond
-	// phaseDelay is the same for changes on which a plan hardly depends: those of the phase
-	// alone, and claims while nothing waits for a worker. A thousand sessions that fail again
-	// and again, or that are taken up after a fail-over, must not keep it busy.
+	// phaseDelay is the same for changes that hardly matter for a plan: a change of the phase
+	// only, and a claim while no session waits for a worker. A thousand sessions that fail
+	// repeatedly, or that are claimed after a fail-over, must not keep the reconciler busy.
 	phaseDelay = time.Second
 	// retryFirst is the first pause after a write that failed; each further one doubles it.
 	retryFirst = 500 * time.Millisecond
 )
 
-// everything is the one request of the placement reconciler: a plan is for all sessions.
+// everything is the only request of the placement reconciler: each plan is for all sessions.
 var everything = reconcile.Request{NamespacedName: types.NamespacedName{Name: "placement"}}
 
 // PlacementOptions configure SetupPlacement. All but Concurrency and the rebalancing are required.
@@ -62,79 +62,83 @@ type PlacementOptions struct {
 	Installation string
 	Clock        clock.WithTicker
 	Log          logr.Logger
-	// Deaths tells which workers are dead, so that what they hold is placed anew.
+	// Deaths decides which workers are dead; their sessions are placed on others.
 	Deaths DeathConfirmer
-	// Deletions are those that the session controller of the same manager has seen.
+	// Deletions are the deletions that the session controller of the same manager has seen.
 	Deletions *Deletions
-	// Namespace is the operator's, where the workers' pods are, and Release the name by which
-	// their Leases are told from those of another release in the same namespace.
+	// Namespace is the operator's, where the workers' pods are. Release distinguishes their
+	// Leases from those of another release in the same namespace.
 	Namespace, Release string
-	// RebalanceInterval is the pace at which sessions leave workers that have more to do than
-	// others; zero: they do not. RebalanceAfter is how long a worker must have been live
-	// before it takes over any.
+	// RebalanceInterval is how often, in each pool, a session is moved away from a worker with
+	// more load than others; zero: never. RebalanceAfter is how long a worker must have been
+	// live before it gets sessions in this way.
 	RebalanceInterval, RebalanceAfter time.Duration
-	// Concurrency is how many sessions are written at a time; default 64: after the loss of a
-	// worker these writes come before all others.
+	// Concurrency is how many sessions are written at a time; default 64, because after the
+	// loss of a worker these writes are more urgent than all others.
 	Concurrency int
 }
 
 // placementReconciler places the sessions on the workers (docs/architecture.md, "Ownership").
 // Only the leader runs it, one run at a time.
 //
-// A run reads the cache, which may be behind its own writes; so it remembers
-// what it wrote until the cache shows it, and no worker is filled twice.
+// A run reads the cache, which may not show the last writes of the reconciler yet. So the
+// reconciler keeps what it wrote until the cache shows it: otherwise a worker could get more
+// sessions than it has room for.
 type placementReconciler struct {
 	PlacementOptions
 	client  client.Client
-	direct  client.Reader // the API server itself
+	direct  client.Reader // reads from the API server itself
 	events  events.EventRecorder
 	members *members
-	changed chan event.GenericEvent // another worker is dead, or is not any more
-	// unsettled: the last run left sessions that want another worker or were not written.
+	changed chan event.GenericEvent // the result of Deaths.Dead has changed for a worker
+	// unsettled says that after the last run some sessions still want another worker or could
+	// not be written.
 	unsettled atomic.Bool
 
 	// assumed are decisions that were written and that the cache does not show yet.
 	assumed map[types.UID]assumption
-	// since is when a session began to want a worker, or another one.
+	// since is when each session began to want a worker, or another one.
 	since map[types.UID]time.Time
 	// failing are the sessions whose placement could not be written.
 	failing map[types.UID]failure
 	// lost are the workers whose death was reported, while a session names them as its holder.
 	lost map[string]bool
-	// failingWorkers are the workers that were reported as failing, and what they cannot reach.
+	// failingWorkers are the workers that were reported as failing, with what they cannot reach.
 	failingWorkers map[string]string
-	// misplaced are the sessions that were reported as connected in another pool, and why.
+	// misplaced are the sessions that were reported as connected in another pool, with the
+	// reason.
 	misplaced map[types.UID]string
 	// rebalanced is when each pool was rebalanced last.
 	rebalanced map[string]time.Time
 	// declined are the values of move-to that were reported as impossible.
 	declined map[types.UID]string
-	// placed is when sessions were placed whose epoch is ahead of the clock, for as long as
+	// placed is when each session whose epoch is ahead of the clock was placed; it is kept for
 	// placement.MoveInterval.
 	placed map[types.UID]time.Time
-	// invalidLimits are the values of max-sessions that are no numbers, by namespace, so that
-	// each is logged once.
+	// invalidLimits are the invalid values of max-sessions, by namespace, so that each is
+	// logged once.
 	invalidLimits map[string]string
 }
 
-// failure is how often in a row a session's placement could not be written, and
-// until when it is not tried.
+// failure says how many times in a row a session's placement could not be written, and when
+// it is tried again.
 type failure struct {
 	count int
 	until time.Time
 }
 
-// assumption is a placement as it was written. The epoch only rises, so it
-// tells whether the cache is behind.
+// assumption is a placement as it was written. The epoch never becomes lower, so it shows
+// whether the cache has the placement already.
 type assumption struct {
 	key            types.NamespacedName
 	worker, heldBy string
 	epoch          int64
-	// uncertain: the write got no answer; the API server must be asked.
+	// uncertain says that the write failed without a clear answer, so that the session must be
+	// read from the API server.
 	uncertain bool
 }
 
-// SetupPlacement adds the placement to the manager. The manager's cache needs
+// SetupPlacement adds the placement controller to the manager, whose cache must have
 // CacheOptions.
 func SetupPlacement(mgr ctrl.Manager, o PlacementOptions) error {
 	if o.Concurrency == 0 {
@@ -151,14 +155,14 @@ func SetupPlacement(mgr ctrl.Manager, o PlacementOptions) error {
 		WithOptions(options(1, o.Log)).
 		Complete(r)
 	if err != nil {
-		return fmt.Errorf("setting up the placement: %w", err)
+		return fmt.Errorf("setting up the placement controller: %w", err)
 	}
 	costs := &deletionCosts{
 		namespace: o.Namespace, clock: o.Clock, log: o.Log, client: r.client, direct: r.direct, members: r.members, written: map[string]int{},
 	}
 	for _, runnable := range []manager.Runnable{manager.RunnableFunc(r.forwardDeaths), costs} {
 		if err := mgr.Add(runnable); err != nil {
-			return fmt.Errorf("setting up the placement: %w", err)
+			return fmt.Errorf("setting up the placement controller: %w", err)
 		}
 	}
 	return nil
@@ -177,7 +181,8 @@ func newPlacementReconciler(o PlacementOptions, c client.Client, direct client.R
 
 type queue = workqueue.TypedRateLimitingInterface[reconcile.Request]
 
-// onNamespace asks for a run when a namespace comes, goes, or changes in what a plan depends on.
+// onNamespace requests a run when a namespace is created or deleted, or changes in a way that
+// matters for a plan.
 func onNamespace() handler.EventHandler {
 	return handler.Funcs{
 		CreateFunc: func(_ context.Context, _ event.CreateEvent, q queue) { q.AddAfter(everything, coalesceDelay) },
@@ -190,7 +195,8 @@ func onNamespace() handler.EventHandler {
 	}
 }
 
-// onSession asks for a run when a session does.
+// onSession requests a run when a session is created or deleted, or changes in a way that
+// matters for a plan.
 func (r *placementReconciler) onSession() handler.EventHandler {
 	return handler.Funcs{
 		CreateFunc: func(_ context.Context, _ event.CreateEvent, q queue) { q.AddAfter(everything, coalesceDelay) },
@@ -225,9 +231,8 @@ func sessionChanged(a, b *v1alpha1.WhatsAppSession) bool {
 	return of(a) != of(b)
 }
 
-// onlyClaimed reports whether all that a plan depends on stays the same but for the
-// claim of the worker that was to take the session: it makes room for further moves to
-// that worker, and for nothing else.
+// onlyClaimed reports whether the only change that matters for a plan is the claim by the
+// worker of the placement. Such a claim only makes room for further moves to that worker.
 func onlyClaimed(before, after *v1alpha1.WhatsAppSession) bool {
 	if after.Status.HeldBy != after.Status.Worker || before.Status.HeldBy != "" && before.Status.HeldBy != after.Status.HeldBy {
 		return false
@@ -261,7 +266,7 @@ func (r *placementReconciler) onLease() handler.EventHandler {
 
 // Reconcile makes a plan and carries it out.
 func (r *placementReconciler) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, error) {
-	unresolved := r.resolve(ctx) // these sessions stay as they are assumed to be; the others need not wait for them
+	unresolved := r.resolve(ctx) // these sessions keep their assumptions; the others are planned anyway
 	now := r.Clock.Now()
 	snapshot, again, err := r.snapshot(ctx, now)
 	if err != nil {
@@ -281,12 +286,12 @@ func (r *placementReconciler) Reconcile(ctx context.Context, _ ctrl.Request) (ct
 		r.Log.Error(unresolved, "Failed to find out whether some placements were written, trying again")
 		retry = earlier(retry, now.Add(retryFirst))
 	}
-	// No error is returned: its backoff would be that of all sessions, and a run that is
-	// due by time would wait for it.
+	// No error is returned: its backoff would delay all sessions, also a run that is due at a
+	// certain time.
 	return ctrl.Result{RequeueAfter: untilFirst(now, conflicts, plan.Again, again, retry)}, nil
 }
 
-// earlier is the first of two instants, of which zero means never.
+// earlier returns the earlier of two times; a zero time means never.
 func earlier(a, b time.Time) time.Time {
 	if a.IsZero() || !b.IsZero() && b.Before(a) {
 		return b
@@ -294,7 +299,8 @@ func earlier(a, b time.Time) time.Time {
 	return a
 }
 
-// untilFirst is how long to wait for the first of the instants that are not zero.
+// untilFirst returns how long to wait for the earliest of the times that are not zero. A
+// conflict is tried again after conflictRetryInterval.
 func untilFirst(now time.Time, conflicts bool, instants ...time.Time) time.Duration {
 	var wait time.Duration
 	if conflicts {
@@ -311,7 +317,7 @@ func untilFirst(now time.Time, conflicts bool, instants ...time.Time) time.Durat
 	return wait
 }
 
-// resolve asks the API server about the writes that got no answer.
+// resolve reads the sessions whose last write failed without a clear answer.
 func (r *placementReconciler) resolve(ctx context.Context) error {
 	var errs []error
 	for uid, a := range r.assumed {
@@ -324,7 +330,7 @@ func (r *placementReconciler) resolve(ctx context.Context) error {
 		case apierrors.IsNotFound(err), err == nil && (s.UID != uid || s.Status.Epoch < a.epoch):
 			delete(r.assumed, uid)
 		case err != nil:
-			errs = append(errs, fmt.Errorf("asking for a session whose placement got no answer: %w", err))
+			errs = append(errs, fmt.Errorf("reading a session whose placement may have been written: %w", err))
 		default:
 			a.uncertain = false
 			r.assumed[uid] = a
@@ -333,15 +339,15 @@ func (r *placementReconciler) resolve(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// snapshot reads the cache. The objects of its sessions are the cache's own and must
-// not be changed. again is when the snapshot may change by time alone.
+// snapshot reads the cache. The objects of its sessions belong to the cache and must not be
+// changed. again is when the snapshot changes without an event, because time has passed.
 func (r *placementReconciler) snapshot(ctx context.Context, now time.Time) (out placement.Snapshot, again time.Time, err error) {
 	out = placement.Snapshot{Now: now, Namespaces: map[string]placement.Namespace{}}
 	list := &v1alpha1.WhatsAppSessionList{}
 	if err := r.client.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
 		return out, time.Time{}, fmt.Errorf("listing the sessions: %w", err)
 	}
-	ending := map[string]bool{} // namespaces that are being deleted
+	terminating := map[string]bool{} // namespaces that are being deleted
 	namespaces := &metav1.PartialObjectMetadataList{}
 	namespaces.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("NamespaceList"))
 	if err := r.client.List(ctx, namespaces, client.UnsafeDisableDeepCopy); err != nil {
@@ -349,14 +355,14 @@ func (r *placementReconciler) snapshot(ctx context.Context, now time.Time) (out 
 	}
 	for i := range namespaces.Items {
 		ns := &namespaces.Items[i]
-		ending[ns.Name] = !ns.DeletionTimestamp.IsZero()
+		terminating[ns.Name] = !ns.DeletionTimestamp.IsZero()
 		out.Namespaces[ns.Name] = placement.Namespace{Pool: ns.Labels[v1alpha1.PoolLabel], MaxSessions: r.limit(ns)}
 	}
 	out.Workers, again = r.members.workers(now)
 	dead := r.dead(ctx, list.Items, out.Workers)
 	for i := range out.Workers {
 		w := &out.Workers[i]
-		w.Live = w.Live && !dead[w.Name] // the kubelet's report may come before the Lease expires
+		w.Live = w.Live && !dead[w.Name] // the kubelet may report the end before the Lease expires
 	}
 
 	out.Sessions = make([]placement.Session, len(list.Items))
@@ -365,7 +371,7 @@ func (r *placementReconciler) snapshot(ctx context.Context, now time.Time) (out 
 		s := &list.Items[i]
 		worker, heldBy := s.Status.Worker, s.Status.HeldBy
 		if s.Status.Installation != r.Installation {
-			worker, heldBy = "", "" // its workers are others, also where they have the names of ours
+			worker, heldBy = "", "" // they are workers of another installation, even if they have names of ours
 		}
 		if a, ok := r.assumed[s.UID]; ok && a.epoch > s.Status.Epoch {
 			worker, heldBy, assumed[s.UID] = a.worker, a.heldBy, a
@@ -377,7 +383,7 @@ func (r *placementReconciler) snapshot(ctx context.Context, now time.Time) (out 
 		out.Sessions[i] = placement.Session{
 			Object: s, UID: s.UID, Namespace: s.Namespace, Created: s.CreationTimestamp.Time,
 			Worker: worker, HeldBy: heldBy, Lost: lost, Since: r.since[s.UID],
-			Wanted: wantsWorker(s, r.Installation, r.Deletions.of(s, ending[s.Namespace], now), now), Urgent: !s.DeletionTimestamp.IsZero(),
+			Wanted: wantsWorker(s, r.Installation, r.Deletions.of(s, terminating[s.Namespace], now), now), Urgent: !s.DeletionTimestamp.IsZero(),
 			Paired: s.Status.JID != "", Idle: status.Kept(s.Status.Phase), Connected: connectedSince(s), Unconnected: isUnconnected(s, now),
 			MoveTo: s.Annotations[v1alpha1.MoveToAnnotation], Placed: r.placedAt(s, now),
 		}
@@ -391,10 +397,10 @@ func (r *placementReconciler) snapshot(ctx context.Context, now time.Time) (out 
 	return out, again, nil
 }
 
-// placedAt is when the session was placed last, which its epoch says
-// (docs/architecture.md, "Ownership"). An epoch that is ahead of this clock, of a manager
-// whose clock was wrong or of a restored store, does not tell that: a person could not
-// move such a session for hours. Then only this process's own placements are known.
+// placedAt is when the session was placed last, which is its epoch (docs/architecture.md,
+// "Ownership"). An epoch that is ahead of this clock, from a manager whose clock was wrong or
+// from a restored store, does not count: otherwise a person could not move the session for
+// hours. Then only this process's own placements are known.
 func (r *placementReconciler) placedAt(s *v1alpha1.WhatsAppSession, now time.Time) time.Time {
 	if at := time.Unix(s.Status.Epoch, 0); !at.After(now) {
 		return at
@@ -402,9 +408,9 @@ func (r *placementReconciler) placedAt(s *v1alpha1.WhatsAppSession, now time.Tim
 	return r.placed[s.UID]
 }
 
-// isUnconnected reports whether the session is to have a connection and has none:
-// neither one that is logged in, nor one that offers codes. A session that waits for a
-// person or a date is to have none.
+// isUnconnected reports whether the session should have a connection and has none: neither
+// one that is logged in nor one that offers codes. A session that waits for a person or a
+// time should have none.
 func isUnconnected(s *v1alpha1.WhatsAppSession, now time.Time) bool {
 	waits := s.Status.RetryAfter != nil && now.Before(s.Status.RetryAfter.Time) ||
 		status.Kept(s.Status.Phase) || meta.IsStatusConditionTrue(s.Status.Conditions, v1alpha1.ConditionStalled)
@@ -412,7 +418,7 @@ func isUnconnected(s *v1alpha1.WhatsAppSession, now time.Time) bool {
 	return s.Status.Phase != v1alpha1.PhaseConnected && !offersCodes && !waits
 }
 
-// connectedSince is since when the session is connected; zero: it is not.
+// connectedSince is when the session connected; zero: it is not connected.
 func connectedSince(s *v1alpha1.WhatsAppSession) time.Time {
 	if s.Status.Phase != v1alpha1.PhaseConnected || s.Status.LastConnectedTime == nil {
 		return time.Time{}
@@ -420,12 +426,13 @@ func connectedSince(s *v1alpha1.WhatsAppSession) time.Time {
 	return s.Status.LastConnectedTime.Time
 }
 
-// reportLostWorkers reports once of each worker that it is dead. There is one Event,
-// beside its Lease: one beside each of a thousand sessions would cost as much as a
-// quarter of the fail-over itself, and their conditions say it.
+// reportLostWorkers reports once for each worker that it is dead. There is one Event, for
+// its Lease: Events for each of a thousand sessions would take a quarter of the time of the
+// fail-over itself, and the sessions' conditions say the same.
 //
-// It is reported again only when the worker has been live meanwhile, or nothing
-// named it any more: an observer that was blind for a moment is no second death.
+// A worker is reported again only if it was live in between, or no session named it as its
+// holder any more: an observer that could not read the heartbeats for a moment has not found
+// a second death.
 func (r *placementReconciler) reportLostWorkers(snapshot placement.Snapshot) {
 	lost, holders := map[string]int{}, map[string]bool{}
 	for i := range snapshot.Sessions {
@@ -439,10 +446,10 @@ func (r *placementReconciler) reportLostWorkers(snapshot placement.Snapshot) {
 	for worker, n := range lost {
 		if !r.lost[worker] {
 			r.lost[worker] = true
-			r.Log.Info("Placing the sessions of a dead worker anew", "worker", worker, "sessions", n)
+			r.Log.Info("Placing the sessions of a dead worker on others", "worker", worker, "sessions", n)
 			metrics.WorkerLost()
 			lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: r.Namespace, Name: membership.LeaseName(r.Release, worker)}}
-			r.events.Eventf(lease, nil, corev1.EventTypeWarning, v1alpha1.ReasonWorkerLost, "Place", "worker %s is dead: its %d sessions are placed anew", worker, n)
+			r.events.Eventf(lease, nil, corev1.EventTypeWarning, v1alpha1.ReasonWorkerLost, "Place", "worker %s is dead: its %d sessions are placed on other workers", worker, n)
 		}
 	}
 	live := map[string]bool{}
@@ -456,35 +463,35 @@ func (r *placementReconciler) reportLostWorkers(snapshot placement.Snapshot) {
 	}
 }
 
-// reportFailingWorkers reports once of each worker, beside its Lease, that it cannot
-// reach its database or WhatsApp, and once that it can again.
+// reportFailingWorkers reports once for each worker, with an Event for its Lease, that it
+// cannot reach its database or WhatsApp, and logs once that it can again.
 func (r *placementReconciler) reportFailingWorkers(snapshot placement.Snapshot) {
 	failing := map[string]string{}
 	for _, w := range snapshot.Workers {
 		if !w.Live || !w.Failing {
 			continue
 		}
-		what := r.members.unreached(w.Name)
+		what := r.members.unreachable(w.Name)
 		failing[w.Name] = what
 		if r.failingWorkers[w.Name] == what {
 			continue
 		}
-		r.Log.Info("Found a worker that cannot reach what it needs", "worker", w.Name, "unreached", what)
+		r.Log.Info("Found a worker that cannot reach what it needs", "worker", w.Name, "unreachable", what)
 		lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: r.Namespace, Name: membership.LeaseName(r.Release, w.Name)}}
 		r.events.Eventf(lease, nil, corev1.EventTypeWarning, v1alpha1.ReasonWorkerFailing, "Place",
-			"worker %s cannot reach %s: while others can, it gets no new sessions, and after %s its sessions without a connection move to them; look at its network and its log",
+			"worker %s cannot reach %s: while other workers can, it gets no new sessions, and after %s its sessions without a connection move to them; check its network and its log",
 			w.Name, what, placement.FailingTimeout)
 	}
 	for worker := range r.failingWorkers {
 		if failing[worker] == "" {
-			r.Log.Info("A worker is not failing any more", "worker", worker)
+			r.Log.Info("Found a worker that is not failing any more", "worker", worker)
 		}
 	}
 	r.failingWorkers = failing
 }
 
-// reportMisplaced reports once of each session, and of each reason, that its pool
-// cannot take it and it stays connected in another one.
+// reportMisplaced reports once for each session and reason that the pool of its namespace
+// cannot take it, so that it stays connected in another pool.
 func (r *placementReconciler) reportMisplaced(plan placement.Plan, snapshot placement.Snapshot) {
 	misplaced := map[types.UID]string{}
 	for _, m := range plan.Misplaced {
@@ -500,7 +507,7 @@ func (r *placementReconciler) reportMisplaced(plan placement.Plan, snapshot plac
 	r.misplaced = misplaced
 }
 
-// limit reads max-sessions. What is no number is no limit, and logged.
+// limit reads max-sessions. An invalid value is logged and counts as no limit.
 func (r *placementReconciler) limit(ns *metav1.PartialObjectMetadata) *int {
 	text, ok := ns.Annotations[v1alpha1.MaxSessionsAnnotation]
 	if !ok {
@@ -513,7 +520,7 @@ func (r *placementReconciler) limit(ns *metav1.PartialObjectMetadata) *int {
 			return nil
 		}
 		r.invalidLimits[ns.Name] = text
-		r.Log.Info("Ignoring an annotation that is not a number from 0 on: the sessions of the namespace are not limited",
+		r.Log.Info("Ignoring an annotation that is not a number of at least 0: the sessions of the namespace are not limited",
 			"namespace", ns.Name, "annotation", v1alpha1.MaxSessionsAnnotation)
 		return nil
 	}
@@ -521,7 +528,7 @@ func (r *placementReconciler) limit(ns *metav1.PartialObjectMetadata) *int {
 	return &limit
 }
 
-// reportDeclined reports once of each value of move-to why the session cannot go there.
+// reportDeclined reports once for each value of move-to why the session is not moved there.
 func (r *placementReconciler) reportDeclined(plan placement.Plan) {
 	declined := map[types.UID]string{}
 	for _, d := range plan.Declined {
@@ -534,23 +541,23 @@ func (r *placementReconciler) reportDeclined(plan placement.Plan) {
 		worker := status.Clean(value, 253) // the longest name of a pod
 		r.Log.Info("Ignoring the annotation move-to for now", "namespace", s.Namespace, "session", s.Name, "worker", worker, "reason", string(d.Why))
 		r.events.Eventf(s, nil, corev1.EventTypeWarning, v1alpha1.ReasonMoveRefused, "Move",
-			"the annotation %s names worker %q, %s", v1alpha1.MoveToAnnotation, worker, declines[d.Why])
+			"the annotation %s names worker %q, %s", v1alpha1.MoveToAnnotation, worker, declineMessages[d.Why])
 	}
 	r.declined = declined
 }
 
-// declines say why a session stays where it is.
-var declines = map[placement.Decline]string{
+// declineMessages say why a session is not moved as move-to requests.
+var declineMessages = map[placement.Decline]string{
 	placement.DeclinedUnknown:  "which does not exist: name another or remove the annotation",
-	placement.DeclinedSilent:   "which does not renew its Lease: the session moves when it does",
+	placement.DeclinedSilent:   "which does not renew its Lease: the session moves when it does again",
 	placement.DeclinedDraining: "which is shutting down: name another or remove the annotation",
 	placement.DeclinedPool:     "which is of another pool: the label " + v1alpha1.PoolLabel + " of the namespace chooses the pool",
-	placement.DeclinedFailing:  "which cannot reach its database or WhatsApp: the session moves when it can",
+	placement.DeclinedFailing:  "which cannot reach its database or WhatsApp: the session moves when it can again",
 	placement.DeclinedFull:     "which is full: the session moves when there is room",
 }
 
-// remember keeps since when each session has wanted a worker, and when each pool was
-// rebalanced, and drops what no plan needs any more.
+// remember records since when each session wants a worker and when each pool was rebalanced,
+// and deletes what no plan needs any more.
 func (r *placementReconciler) remember(snapshot placement.Snapshot, plan placement.Plan, now time.Time) {
 	since := map[types.UID]time.Time{}
 	keep := func(s *placement.Session) {
@@ -583,15 +590,15 @@ func (r *placementReconciler) remember(snapshot placement.Snapshot, plan placeme
 			delete(r.placed, uid)
 		}
 	}
-	for pool, last := range r.rebalanced { // one that is older than the pace does not matter any more
+	for pool, last := range r.rebalanced { // older than the interval: it does not matter any more
 		if now.Sub(last) >= r.RebalanceInterval {
 			delete(r.rebalanced, pool)
 		}
 	}
 }
 
-// carryOut writes the plan, several sessions at a time. It reports whether a
-// decision was made from a stale cache and must be made again.
+// carryOut writes the plan, several sessions at a time. conflicts says that a decision was
+// made from a stale cache and must be made again; retry is when to try failed writes again.
 func (r *placementReconciler) carryOut(ctx context.Context, snapshot placement.Snapshot, plan placement.Plan, now time.Time) (conflicts bool, retry time.Time) {
 	type write struct {
 		decision
@@ -623,7 +630,7 @@ func (r *placementReconciler) carryOut(ctx context.Context, snapshot placement.S
 		w := &writes[i]
 		group.Go(func() error {
 			w.assume, w.err = r.write(ctx, w.decision, now)
-			return nil // the failure of one session does not keep the others waiting
+			return nil // the failure of one session does not delay the others
 		})
 	}
 	_ = group.Wait() // always nil
@@ -652,17 +659,16 @@ func (r *placementReconciler) carryOut(ctx context.Context, snapshot placement.S
 	return conflicts, retry
 }
 
-// decision is what is to be written of a session.
+// decision is what the plan decides for one session.
 type decision struct {
-	session *placement.Session // as the plan was made with it
+	session *placement.Session // as it was in the snapshot
 	to      string
 	why     unplaced
 	cause   placement.Cause
 }
 
-// write gives a session its worker, or says why it has none, and clears a holder
-// that is dead, all in one patch. The zero assumption says that nothing was to be
-// written.
+// write writes a session's worker, or why it has none, and clears a dead holder, all in one
+// patch. It returns the zero assumption if there was nothing to write.
 func (r *placementReconciler) write(ctx context.Context, d decision, now time.Time) (assumption, error) {
 	cached, lost := d.session.Object, d.session.Lost
 	if d.session.Worker == "" && d.to == "" && !lost && (cached.Status.HeldBy != "" || isReported(cached, d.why)) {
@@ -694,13 +700,13 @@ func (r *placementReconciler) write(ctx context.Context, d decision, now time.Ti
 	return a, nil
 }
 
-// isReported reports whether the status says already why the session has no worker.
+// isReported reports whether the status already says why the session has no worker.
 func isReported(s *v1alpha1.WhatsAppSession, why unplaced) bool {
 	placed := meta.FindStatusCondition(s.Status.Conditions, v1alpha1.ConditionPlaced)
 	return placed != nil && s.Status.Worker == "" && placed.Reason == why.reason && placed.Message == why.message && placed.ObservedGeneration == s.Generation
 }
 
-// report logs and counts what was written; s is the session as it is now.
+// report logs and counts what was written; s is the session after the write.
 func (r *placementReconciler) report(s *v1alpha1.WhatsAppSession, d decision) {
 	from, to := d.session.Worker, d.to
 	log := r.Log.WithValues("namespace", s.Namespace, "session", s.Name, "sessionID", s.Status.SessionID, "epoch", s.Status.Epoch)
@@ -709,7 +715,7 @@ func (r *placementReconciler) report(s *v1alpha1.WhatsAppSession, d decision) {
 	}
 	switch {
 	case d.session.Lost:
-		// One line for all of a worker's sessions was written before.
+		// reportLostWorkers has logged one line for all sessions of the worker.
 		log.V(1).Info("Took a session from a dead worker", "worker", to, "from", d.session.Object.Status.HeldBy, "reason", d.why.reason)
 		metrics.Placement("failed_over")
 		if d.why.reason != "" {
@@ -724,20 +730,20 @@ func (r *placementReconciler) report(s *v1alpha1.WhatsAppSession, d decision) {
 	case from != "":
 		log.Info("Withdrew a session that no other worker can take", "worker", from, "reason", d.why.reason)
 		metrics.Placement("withdrawn")
-		if s.Status.HeldBy == "" { // else it is reported when its holder has released it
+		if s.Status.HeldBy == "" { // otherwise it is reported when its holder has released it
 			warn(d.why.reason, d.why.message)
 		}
 	case lastUnplaced(d.session.Object).reason != d.why.reason:
 		log.Info("Failed to place a session", "reason", d.why.reason)
 		warn(d.why.reason, d.why.message)
-	default: // the same reason in other words, or for another generation
+	default: // the reason is the same; only its message or the generation has changed
 	}
 }
 
-// moved are the metric's words for the causes of moves.
+// moved are the values of the metric's label for the causes of moves.
 var moved = map[placement.Cause]string{"": "moved", placement.Requested: "moved_as_requested", placement.Rebalanced: "rebalanced", placement.Failing: "moved_from_failing"}
 
-// explain says in a sentence why a session has no worker, and what to do.
+// explain says why a session has no worker, and what a person can do.
 func (r *placementReconciler) explain(reason, namespace string, snapshot placement.Snapshot) unplaced {
 	ns, pool := snapshot.Namespaces[namespace], snapshot.Pool(namespace)
 	switch reason {
@@ -746,13 +752,13 @@ func (r *placementReconciler) explain(reason, namespace string, snapshot placeme
 	case v1alpha1.ReasonNoWorkers:
 		return unplaced{reason, r.explainNoWorkers(pool, snapshot.Workers)}
 	case v1alpha1.ReasonTooManySessions:
-		return unplaced{reason, fmt.Sprintf("the namespace has the %d sessions that its annotation %s allows: delete sessions or have it raised", *ns.MaxSessions, v1alpha1.MaxSessionsAnnotation)}
+		return unplaced{reason, fmt.Sprintf("the namespace has the %d sessions that its annotation %s allows: delete sessions, or ask an administrator to raise it", *ns.MaxSessions, v1alpha1.MaxSessionsAnnotation)}
 	default:
 		return unplaced{}
 	}
 }
 
-// explainNoWorkers says why no worker of a pool can take sessions, and what to do.
+// explainNoWorkers says why no worker of a pool can take sessions, and what a person can do.
 func (r *placementReconciler) explainNoWorkers(pool string, workers []placement.Worker) string {
 	draining, silent := false, false
 	pools := map[string]bool{}
@@ -773,7 +779,7 @@ func (r *placementReconciler) explainNoWorkers(pool string, workers []placement.
 	case draining:
 		return fmt.Sprintf("every worker of the pool %q is shutting down: start another one", pool)
 	case silent:
-		return fmt.Sprintf("no worker of the pool %q renews its Lease: look at the workers' pods, and whether they reach the API server", pool)
+		return fmt.Sprintf("no worker of the pool %q renews its Lease: check the workers' pods, and whether they reach the API server", pool)
 	}
 	names := slices.Sorted(maps.Keys(pools))
 	for i := range names {
@@ -790,7 +796,7 @@ func (r *placementReconciler) explainNoWorkers(pool string, workers []placement.
 	return fmt.Sprintf("no worker serves the pool %q: start one with --pool=%s, or correct the label %s of the Namespace (%s)", pool, pool, v1alpha1.PoolLabel, exist)
 }
 
-// count publishes what the plan was made from.
+// count publishes the metrics of the snapshot and the plan.
 func (r *placementReconciler) count(snapshot placement.Snapshot, plan placement.Plan, planning time.Duration) {
 	f := metrics.Fleet{
 		Sessions: map[string]int{}, Unplaced: map[metrics.PoolReason]int{}, Misplaced: map[metrics.PoolReason]int{}, Workers: map[metrics.PoolState]int{}, Capacity: map[string]int{}, Planning: planning,

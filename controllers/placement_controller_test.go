@@ -27,27 +27,27 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/membership"
 )
 
-func TestAFullPoolHeals(t *testing.T) {
+func TestASessionIsPlacedWhenItsPoolHasRoom(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	s := w.phase(w.apply(w.a, "one"), v1alpha1.PhasePending, v1alpha1.ReasonNoWorkers)
-	w.hears("one", "pending/Pending/NoWorkers")
+	w.published("one", "pending/Pending/NoWorkers")
 	w.worker("worker-a", capacity(1))
 	w.placed(s, "worker-a")
 
 	late := w.phase(w.apply(w.a, "two"), v1alpha1.PhasePending, v1alpha1.ReasonNoCapacity)
 	w.Expect(condition(late, v1alpha1.ConditionPlaced)).To(Equal("False/NoCapacity"))
 	w.Expect(w.event(late, v1alpha1.ReasonNoCapacity)).To(ContainSubstring(`the pool "default" that can take sessions is full`))
-	w.hears("two", "pending/Pending/NoCapacity")
+	w.published("two", "pending/Pending/NoCapacity")
 
 	w.worker("worker-b", capacity(1))
-	healed := w.placed(late, "worker-b")
-	w.Expect(condition(healed, v1alpha1.ConditionPlaced)).To(Equal("True/Placed"))
-	w.Expect(healed.Status.Epoch).To(BeNumerically(">", late.Status.Epoch))
-	w.hears("two", "pending/Pending/Placed")
+	placed := w.placed(late, "worker-b")
+	w.Expect(condition(placed, v1alpha1.ConditionPlaced)).To(Equal("True/Placed"))
+	w.Expect(placed.Status.Epoch).To(BeNumerically(">", late.Status.Epoch))
+	w.published("two", "pending/Pending/Placed")
 }
 
-func TestADrainingWorkersSessionsMove(t *testing.T) {
+func TestTheSessionsOfADrainingWorkerMove(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	w.worker("worker-a")
@@ -60,26 +60,26 @@ func TestADrainingWorkersSessionsMove(t *testing.T) {
 	w.Expect(moved.Status.Epoch).To(BeNumerically(">", held.Status.Epoch))
 	w.Expect(moved.Status.HeldBy).To(Equal("worker-a"))
 	moved.Status.Worker, moved.Status.Epoch = held.Status.Worker, held.Status.Epoch
-	w.Expect(moved.Status).To(Equal(held.Status), "of a held session the manager writes worker and epoch, no more")
+	w.Expect(moved.Status).To(Equal(held.Status), "the manager writes only the worker and the epoch of a held session")
 	w.placed(free, "worker-b")
 
-	t.Log("the old holder lets go, and the successor takes it up")
+	t.Log("the old holder releases it, and the new worker claims it")
 	w.release(held)
-	handed := w.becomes(held, func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.HeldBy).To(BeEmpty()) })
-	w.Expect(handed.Status.Worker).To(Equal("worker-b"))
-	w.Expect(handed.Status.Phase).To(Equal(v1alpha1.PhaseDisconnected))
-	w.hears("held", "pending/Disconnected/Moving")
+	released := w.waitFor(held, func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.HeldBy).To(BeEmpty()) })
+	w.Expect(released.Status.Worker).To(Equal("worker-b"))
+	w.Expect(released.Status.Phase).To(Equal(v1alpha1.PhaseDisconnected))
+	w.published("held", "pending/Disconnected/Moving")
 
-	t.Log("the last worker must not wait out its grace")
+	t.Log("the last worker releases its sessions before its grace ends")
 	w.hold(held, "worker-b")
-	w.leaves("worker-a")
+	w.removeWorker("worker-a")
 	w.worker("worker-b", draining)
 	w.placed(held, "")
 	w.release(held)
 	w.phase(held, v1alpha1.PhasePending, v1alpha1.ReasonNoWorkers)
 }
 
-func TestASilentWorkerKeepsWhatItHolds(t *testing.T) {
+func TestASilentWorkerKeepsItsSessions(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	w.worker("worker-a")
@@ -92,8 +92,8 @@ func TestASilentWorkerKeepsWhatItHolds(t *testing.T) {
 	w.Expect(err).NotTo(HaveOccurred())
 	w.Expect(now.Status).To(Equal(held.Status), "nobody has declared worker-a dead")
 
-	t.Log("nor is it dead when its lease is gone")
-	w.leaves("worker-a")
+	t.Log("it is not dead either when its lease is gone")
+	w.removeWorker("worker-a")
 	w.placed(w.apply(w.a, "next"), "worker-b")
 	now, err = w.get(held)
 	w.Expect(err).NotTo(HaveOccurred())
@@ -118,8 +118,8 @@ func TestNamespacesChooseThePoolAndTheLimit(t *testing.T) {
 	})
 	w.placed(w.apply(w.a, "one"), "worker-a")
 	blue := w.apply(w.b, "two")
-	// The manager may see the session before the label: then it moves.
-	w.becomes(blue, func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.Worker).To(Equal("worker-blue")) })
+	// The manager may see the session before the label: then the session moves.
+	w.waitFor(blue, func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.Worker).To(Equal("worker-blue")) })
 	third := w.phase(w.apply(w.b, "three"), v1alpha1.PhasePending, v1alpha1.ReasonTooManySessions)
 	w.Expect(w.event(third, v1alpha1.ReasonTooManySessions)).To(ContainSubstring("the 1 sessions"))
 
@@ -130,14 +130,14 @@ func TestNamespacesChooseThePoolAndTheLimit(t *testing.T) {
 	w.placed(w.apply(w.b, "four"), "worker-blue")
 }
 
-// bare is a placement reconciler without a manager, over a client of the test's choice.
-func (w *env) bare(c client.Client) *placementReconciler {
+// newPlacement returns a placement reconciler without a manager, with a client that the test chooses.
+func (w *env) newPlacement(c client.Client) *placementReconciler {
 	return newPlacementReconciler(
 		PlacementOptions{Installation: installation, Clock: w.clock, Log: logr.Discard(), Deaths: w.deaths, Deletions: &Deletions{}, Concurrency: 4},
 		c, k8s, events.NewFakeRecorder(100))
 }
 
-// waiting makes sessions that hold their ids and wait for a worker, with no manager about.
+// waiting creates sessions that hold their ids and wait for a worker, without a running manager.
 func (w *env) waiting(n int) []v1alpha1.WhatsAppSession {
 	w.t.Helper()
 	w.stop()
@@ -152,8 +152,8 @@ func (w *env) waiting(n int) []v1alpha1.WhatsAppSession {
 	return out
 }
 
-// seeing is a client whose cache shows these sessions, however old.
-func seeing(sessions *[]v1alpha1.WhatsAppSession, more interceptor.Funcs) client.Client {
+// seeing is a client whose cache shows these sessions, however stale they are.
+func clientShowing(sessions *[]v1alpha1.WhatsAppSession, more interceptor.Funcs) client.Client {
 	more.List = func(ctx context.Context, c client.WithWatch, list client.ObjectList, _ ...client.ListOption) error {
 		if l, ok := list.(*v1alpha1.WhatsAppSessionList); ok {
 			l.Items = *sessions
@@ -164,7 +164,7 @@ func seeing(sessions *[]v1alpha1.WhatsAppSession, more interceptor.Funcs) client
 	return interceptor.NewClient(k8s, more)
 }
 
-// leaseOf is a worker's Lease, renewed now.
+// leaseOf is a worker's Lease that is renewed now.
 func (w *env) leaseOf(name string, change ...func(*membership.Member)) *coordinationv1.Lease {
 	m := membership.Member{
 		Release: release, Name: name, Incarnation: "i1", Pool: v1alpha1.DefaultPool, Capacity: 100, Tokens: 100, RenewTime: w.clock.Now(), Duration: membership.Duration,
@@ -177,11 +177,12 @@ func (w *env) leaseOf(name string, change ...func(*membership.Member)) *coordina
 	return l
 }
 
-// lease shows r a worker that has just come up.
+// lease shows r the Lease of a worker that has just joined.
 func (w *env) lease(r *placementReconciler, name string, change ...func(*membership.Member)) {
 	w.Expect(r.members.observe(w.leaseOf(name, change...))).To(BeTrue())
 }
 
+// workers counts the sessions of each worker.
 func (w *env) workers(sessions []v1alpha1.WhatsAppSession) map[string]int {
 	w.t.Helper()
 	counts := map[string]int{}
@@ -193,27 +194,27 @@ func (w *env) workers(sessions []v1alpha1.WhatsAppSession) map[string]int {
 	return counts
 }
 
-func TestAStaleCacheFillsNoWorkerTwice(t *testing.T) {
+func TestAStaleCacheDoesNotOverfillAWorker(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	sessions := w.waiting(6)
 	first, all := sessions[:3], sessions
 	shown := first
-	r := w.bare(seeing(&shown, interceptor.Funcs{}))
+	r := w.newPlacement(clientShowing(&shown, interceptor.Funcs{}))
 	w.lease(r, "worker-a", capacity(4))
 
 	result, err := r.Reconcile(t.Context(), everything)
 	w.Expect(err).NotTo(HaveOccurred())
-	w.Expect(result.RequeueAfter).To(Equal(membership.Duration), "the lease is looked at again when it ends")
+	w.Expect(result.RequeueAfter).To(Equal(membership.Duration), "the next run is when the lease expires")
 	w.Expect(w.workers(first)).To(Equal(map[string]int{"worker-a": 3}))
 
-	t.Log("three more come, and the cache still shows the first three as they were")
+	t.Log("three more sessions are created, and the cache still shows the first three without a worker")
 	shown = all
 	_, err = r.Reconcile(t.Context(), everything)
 	w.Expect(err).NotTo(HaveOccurred())
 	w.Expect(w.workers(all)).To(Equal(map[string]int{"worker-a": 4, "": 2}))
 
-	t.Log("what the cache shows is assumed no more")
+	t.Log("an assumption ends when the cache shows it")
 	for i := range all {
 		now, err := w.get(&all[i])
 		w.Expect(err).NotTo(HaveOccurred())
@@ -224,7 +225,7 @@ func TestAStaleCacheFillsNoWorkerTwice(t *testing.T) {
 	w.Expect(r.assumed).To(BeEmpty())
 }
 
-func TestAWriteWithoutAnAnswer(t *testing.T) {
+func TestTheAnswerToAPlacementIsLost(t *testing.T) {
 	t.Parallel()
 	for _, arrives := range []bool{true, false} {
 		t.Run(fmt.Sprintf("that arrived: %t", arrives), func(t *testing.T) {
@@ -233,7 +234,7 @@ func TestAWriteWithoutAnAnswer(t *testing.T) {
 			sessions := w.waiting(2)
 			shown := sessions[:1]
 			broken := true
-			r := w.bare(seeing(&shown, interceptor.Funcs{
+			r := w.newPlacement(clientShowing(&shown, interceptor.Funcs{
 				SubResourcePatch: func(ctx context.Context, c client.Client, sub string, obj client.Object, patch client.Patch, o ...client.SubResourcePatchOption) error {
 					if !broken || arrives {
 						if err := c.SubResource(sub).Patch(ctx, obj, patch, o...); err != nil {
@@ -261,7 +262,7 @@ func TestAWriteWithoutAnAnswer(t *testing.T) {
 	}
 }
 
-func TestAPlacementFromAnOldPicture(t *testing.T) {
+func TestAPlacementFromAStaleCacheIsRefused(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	sessions := w.waiting(1)
@@ -270,7 +271,7 @@ func TestAPlacementFromAnOldPicture(t *testing.T) {
 	next.Worker, next.Epoch = "worker-b", w.clock.Now().Unix()+50
 	w.Expect(patchStatus(t.Context(), k8s, now, next)).To(Succeed())
 
-	r := w.bare(seeing(&sessions, interceptor.Funcs{}))
+	r := w.newPlacement(clientShowing(&sessions, interceptor.Funcs{}))
 	w.lease(r, "worker-a")
 	result, err := r.Reconcile(t.Context(), everything)
 	w.Expect(err).NotTo(HaveOccurred())
@@ -291,7 +292,7 @@ func TestManySessionsAtOnce(t *testing.T) {
 	}
 	counts := map[string]int{}
 	for _, s := range all {
-		counts[w.becomes(s, func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.Worker).NotTo(BeEmpty()) }).Status.Worker]++
+		counts[w.waitFor(s, func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.Worker).NotTo(BeEmpty()) }).Status.Worker]++
 	}
 	w.Expect(counts).To(Equal(map[string]int{"worker-a": 20, "worker-b": 20}))
 }
@@ -319,21 +320,21 @@ func TestMembers(t *testing.T) {
 	g.Expect(m.observe(leaseOf(start))).To(BeTrue(), "a new worker")
 	g.Expect(live()).To(BeTrue())
 	clock.Step(10 * time.Second)
-	g.Expect(m.observe(leaseOf(start))).To(BeFalse(), "the same renewal, seen again")
+	g.Expect(m.observe(leaseOf(start))).To(BeFalse(), "the same renewal is seen again")
 	clock.Step(5 * time.Second)
 	g.Expect(live()).To(BeFalse(), "15 s without a renewal")
-	g.Expect(m.observe(leaseOf(start.Add(time.Second)))).To(BeTrue(), "it is back, by whatever clock")
+	g.Expect(m.observe(leaseOf(start.Add(time.Second)))).To(BeTrue(), "it renews again, whatever its clock says")
 	g.Expect(live()).To(BeTrue())
 	g.Expect(m.observe(leaseOf(start.Add(2*time.Second)))).To(BeFalse(), "an ordinary renewal")
-	g.Expect(m.observe(leaseOf(start.Add(3*time.Second), draining))).To(BeTrue(), "it drains")
+	g.Expect(m.observe(leaseOf(start.Add(3*time.Second), draining))).To(BeTrue(), "it is draining")
 
-	t.Log("it says that it cannot reach what it needs: since when counts by this process's clock")
+	t.Log("it reports that it cannot reach what it needs: the time counts by this process's clock")
 	failing := func() (time.Time, string) {
 		workers, _ := m.workers(clock.Now())
 		if !workers[0].Failing {
-			return time.Time{}, m.unreached("w")
+			return time.Time{}, m.unreachable("w")
 		}
-		return workers[0].FailingSince, m.unreached("w")
+		return workers[0].FailingSince, m.unreachable("w")
 	}
 	first := clock.Now()
 	g.Expect(m.observe(leaseOf(start.Add(3*time.Second), draining, storeFailing))).To(BeTrue())
@@ -358,7 +359,7 @@ func TestMembers(t *testing.T) {
 	}
 	g.Expect(liveSince()).To(Equal(start.Add(15*time.Second)), "when it came back")
 	m.observe(leaseOf(start.Add(4*time.Second), func(l *membership.Member) { l.Incarnation = "j" }))
-	g.Expect(liveSince()).To(Equal(clock.Now()), "another incarnation is another worker")
+	g.Expect(liveSince()).To(Equal(clock.Now()), "another incarnation counts as another worker")
 	left := leaseOf(start)
 	left.Spec.HolderIdentity = ptr.To("")
 	g.Expect(m.observe(left)).To(BeTrue(), "it has left")
@@ -371,17 +372,17 @@ func TestMembers(t *testing.T) {
 	g.Expect(live()).To(BeFalse())
 	g.Expect(m.observe(leaseOf(start.Add(time.Hour)))).To(BeTrue(), "renewed by a clock that is ahead")
 	clock.Step(16 * time.Second)
-	g.Expect(live()).To(BeFalse(), "which does not let it live longer")
+	g.Expect(live()).To(BeFalse(), "a clock that is ahead does not make it live longer")
 }
 
-func TestPlacementForgetsWhatIsGone(t *testing.T) {
+func TestThePlacementForgetsWhatDoesNotExistAnyMore(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	sessions := w.held(1)
-	quicker := true // somebody else's write comes first
-	r := w.bare(seeing(&sessions, interceptor.Funcs{
+	conflict := true // another write comes first
+	r := w.newPlacement(clientShowing(&sessions, interceptor.Funcs{
 		SubResourcePatch: func(ctx context.Context, c client.Client, sub string, obj client.Object, patch client.Patch, o ...client.SubResourcePatchOption) error {
-			if quicker {
+			if conflict {
 				return apierrors.NewConflict(v1alpha1.GroupVersion.WithResource("whatsappsessions").GroupResource(), obj.GetName(), errors.New("stale"))
 			}
 			return c.SubResource(sub).Patch(ctx, obj, patch, o...)
@@ -392,7 +393,7 @@ func TestPlacementForgetsWhatIsGone(t *testing.T) {
 		GenerateName: "gone-", Annotations: map[string]string{v1alpha1.MaxSessionsAnnotation: "many"},
 	}}
 	w.Expect(k8s.Create(t.Context(), ns)).To(Succeed())
-	w.deaths.say("worker-a", true)
+	w.deaths.set("worker-a", true)
 	r.rebalanced["gone"] = w.clock.Now().Add(-time.Hour)
 	r.placed["gone"] = w.clock.Now().Add(-time.Hour)
 	run := func() {
@@ -404,15 +405,15 @@ func TestPlacementForgetsWhatIsGone(t *testing.T) {
 	w.Expect(r.lost).To(HaveKey("worker-a"))
 	w.Expect(r.rebalanced).To(BeEmpty())
 
-	t.Log("a blind observer is no second death")
+	t.Log("an observer that cannot read the heartbeats for a moment does not find a second death")
 	reported := func() int { return len(r.events.(*events.FakeRecorder).Events) }
 	before := reported()
-	w.deaths.say("worker-a", false)
+	w.deaths.set("worker-a", false)
 	run()
-	w.deaths.say("worker-a", true)
+	w.deaths.set("worker-a", true)
 	run()
 	w.Expect(reported()).To(Equal(before))
-	quicker = false
+	conflict = false
 	run()
 	w.Expect(w.workers(sessions)).To(Equal(map[string]int{"worker-b": 1}))
 
@@ -427,7 +428,7 @@ func TestPlacementForgetsWhatIsGone(t *testing.T) {
 	w.Expect(r.since).To(BeEmpty())
 	w.Expect(r.failing).To(BeEmpty())
 
-	r.invalidLimits["deleted"] = "many" // a namespace that is gone with its annotation
+	r.invalidLimits["deleted"] = "many" // the namespace does not exist any more
 	run()
 	w.Expect(r.invalidLimits).NotTo(HaveKey("deleted"))
 }
@@ -445,15 +446,15 @@ func TestAWorkerThatCannotReachItsDatabase(t *testing.T) {
 	banned := w.hold(w.placed(w.apply(w.a, "banned"), "worker-a"), "worker-a")
 	banned = w.holder(banned, v1alpha1.PhaseBanned, v1alpha1.ReasonBanned, func(*v1alpha1.WhatsAppSessionStatus) {})
 
-	t.Log("all workers say so: nothing moves, and what is new is placed all the same")
+	t.Log("all workers fail: nothing moves, and a new session is placed nevertheless")
 	w.worker("worker-a", storeFailing)
 	lease := &v1alpha1.WhatsAppSession{ObjectMeta: metav1.ObjectMeta{Namespace: w.operator, Name: membership.LeaseName(release, "worker-a")}}
 	w.Expect(w.event(lease, v1alpha1.ReasonWorkerFailing)).To(ContainSubstring("cannot reach its database"))
 	late := w.placed(w.apply(w.a, "late"), "worker-a")
 
-	t.Log("another worker can: what is new goes there, though it has more to do")
+	t.Log("another worker does not fail: new sessions are placed there, although its load is higher")
 	w.worker("worker-b", capacity(20))
-	w.newOnesGoTo("worker-b")
+	w.waitUntilPlacedOn("worker-b")
 	for range 7 {
 		w.clock.SetTime(w.clock.Now().Add(10 * time.Second))
 		w.worker("worker-b", capacity(100))
@@ -461,9 +462,9 @@ func TestAWorkerThatCannotReachItsDatabase(t *testing.T) {
 	}
 	w.touch(lost)
 
-	t.Log("after a minute those without a connection move, also what it has never taken")
+	t.Log("after a minute the sessions without a connection move, also one that it has never claimed")
 	moving := w.placed(lost, "worker-b")
-	w.Expect(moving.Status.HeldBy).To(Equal("worker-a"), "until it has released it")
+	w.Expect(moving.Status.HeldBy).To(Equal("worker-a"), "it holds the session until it has released it")
 	w.placed(late, "worker-b")
 	for _, s := range []*v1alpha1.WhatsAppSession{connected, banned} {
 		now, err := w.get(s)
@@ -471,24 +472,24 @@ func TestAWorkerThatCannotReachItsDatabase(t *testing.T) {
 		w.Expect(now.Status).To(Equal(s.Status), s.Name)
 	}
 
-	t.Log("it can again, and takes new ones")
+	t.Log("it does not fail any more, and gets new sessions")
 	w.worker("worker-a")
-	w.newOnesGoTo("worker-a")
+	w.waitUntilPlacedOn("worker-a")
 }
 
-// newOnesGoTo waits until the manager has seen the Leases as they are: a session may
-// be placed before that.
-func (w *env) newOnesGoTo(worker string) {
+// waitUntilPlacedOn creates sessions until one is placed on worker: the manager may not have
+// seen the present Leases yet.
+func (w *env) waitUntilPlacedOn(worker string) {
 	w.t.Helper()
 	n := 0
 	w.Eventually(func() string {
 		n++
 		s := w.apply(w.a, fmt.Sprintf("for-%s-%d", worker, n))
-		return w.becomes(s, func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.Worker).NotTo(BeEmpty()) }).Status.Worker
+		return w.waitFor(s, func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.Worker).NotTo(BeEmpty()) }).Status.Worker
 	}, testTimeout, pollInterval).Should(Equal(worker))
 }
 
-func TestAPoolWithoutWorkersSaysSoOnItsSessions(t *testing.T) {
+func TestAPoolWithoutWorkersIsReportedOnItsSessions(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	w.worker("worker-a")
@@ -499,11 +500,11 @@ func TestAPoolWithoutWorkersSaysSoOnItsSessions(t *testing.T) {
 	metav1.SetMetaDataLabel(&ns.ObjectMeta, v1alpha1.PoolLabel, "blu")
 	w.Expect(k8s.Update(t.Context(), ns)).To(Succeed())
 
-	t.Log("a connected session stays where it is, and it is said")
+	t.Log("a connected session stays where it is, and an Event says so")
 	w.Expect(w.event(connected, v1alpha1.ReasonNoWorkers)).To(And(
 		ContainSubstring("stays on worker worker-a of another pool"), ContainSubstring(`pools with workers: "blue", "default"`)))
 
-	t.Log("a new one says it in its condition, with what to do")
+	t.Log("the condition of a new session says so, and what to do")
 	s := w.phase(w.apply(w.b, "new"), v1alpha1.PhasePending, v1alpha1.ReasonNoWorkers)
 	w.Expect(condition(s, v1alpha1.ConditionPlaced)).To(Equal("False/NoWorkers"))
 	message := meta.FindStatusCondition(s.Status.Conditions, v1alpha1.ConditionPlaced).Message
@@ -516,11 +517,11 @@ func TestAPoolWithoutWorkersSaysSoOnItsSessions(t *testing.T) {
 	w.placed(connected, "worker-blue")
 }
 
-func TestWhyAPoolTakesNothingIsSaidOnce(t *testing.T) {
+func TestTheReasonWhyAPoolIsClosedIsReportedOnce(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	sessions := w.waiting(1)
-	r := w.bare(seeing(&sessions, interceptor.Funcs{}))
+	r := w.newPlacement(clientShowing(&sessions, interceptor.Funcs{}))
 	recorder := r.events.(*events.FakeRecorder)
 	run := func() string {
 		_, err := r.Reconcile(t.Context(), everything)
@@ -536,11 +537,11 @@ func TestWhyAPoolTakesNothingIsSaidOnce(t *testing.T) {
 	w.lease(r, "worker-a", draining)
 	w.Expect(run()).To(ContainSubstring("is shutting down: start another one"))
 	w.clock.SetTime(w.clock.Now().Add(membership.Duration + time.Second))
-	w.Expect(run()).To(ContainSubstring("renews its Lease: look at the workers' pods"))
+	w.Expect(run()).To(ContainSubstring("renews its Lease: check the workers' pods"))
 	w.lease(r, "worker-b", draining)
 	w.Expect(run()).To(ContainSubstring("is shutting down or does not renew its Lease"))
-	w.deaths.say("worker-a", true)
-	w.Expect(run()).To(ContainSubstring("is shutting down: start another one"), "the dead are as good as gone")
+	w.deaths.set("worker-a", true)
+	w.Expect(run()).To(ContainSubstring("is shutting down: start another one"), "a dead worker counts as gone")
 	w.Expect(recorder.Events).NotTo(Receive(), "the reason is the same")
 
 	w.lease(r, "worker-c", capacity(0))
@@ -550,7 +551,7 @@ func TestWhyAPoolTakesNothingIsSaidOnce(t *testing.T) {
 	w.Expect(recorder.Events).NotTo(Receive())
 }
 
-// delays is a queue that keeps only after how long a run is due.
+// delays is a queue that only records the delays.
 type delays struct {
 	queue
 	after []time.Duration
@@ -558,7 +559,7 @@ type delays struct {
 
 func (d *delays) AddAfter(_ reconcile.Request, after time.Duration) { d.after = append(d.after, after) }
 
-func TestHowSoonAChangeOfASessionIsPlanned(t *testing.T) {
+func TestAfterWhichDelayAChangeOfASessionIsPlanned(t *testing.T) {
 	t.Parallel()
 	placed := v1alpha1.WhatsAppSessionStatus{Worker: "worker-a", Epoch: 7, Phase: v1alpha1.PhasePending}
 	held := v1alpha1.WhatsAppSessionStatus{Worker: "worker-a", Epoch: 7, Phase: v1alpha1.PhasePending, HeldBy: "worker-a", HolderStart: "p1"}
@@ -572,15 +573,15 @@ func TestHowSoonAChangeOfASessionIsPlanned(t *testing.T) {
 		unsettled     bool
 		want          []time.Duration
 	}{
-		{name: "nothing that counts", before: held, after: with(held, func(s *v1alpha1.WhatsAppSessionStatus) { s.PushName = "Ana" })},
-		{name: "a claim: a thousand of them after a fail-over are no thousand plans", before: placed, after: held, want: []time.Duration{phaseDelay}},
+		{name: "a change that does not matter for a plan", before: held, after: with(held, func(s *v1alpha1.WhatsAppSessionStatus) { s.PushName = "Ana" })},
+		{name: "a claim: a thousand of them after a fail-over must not make a thousand plans", before: placed, after: held, want: []time.Duration{phaseDelay}},
 		{name: "a claim while others wait to move there", before: placed, after: held, unsettled: true, want: []time.Duration{coalesceDelay}},
 		{name: "a claim after a restart in place", before: held, after: with(held, func(s *v1alpha1.WhatsAppSessionStatus) { s.HolderStart = "p2" }), want: []time.Duration{phaseDelay}},
-		{name: "a claim that comes together with more", before: placed, after: with(held, func(s *v1alpha1.WhatsAppSessionStatus) { s.JID = "34600111222:3@s.whatsapp.net" }), want: []time.Duration{coalesceDelay}},
+		{name: "a claim together with another change", before: placed, after: with(held, func(s *v1alpha1.WhatsAppSessionStatus) { s.JID = "34600111222:3@s.whatsapp.net" }), want: []time.Duration{coalesceDelay}},
 		{name: "a release makes room", before: held, after: placed, want: []time.Duration{coalesceDelay}},
-		{name: "the former holder's claim", before: with(placed, func(s *v1alpha1.WhatsAppSessionStatus) { s.Worker = "worker-b" }), after: with(held, func(s *v1alpha1.WhatsAppSessionStatus) { s.Worker = "worker-b" }), want: []time.Duration{coalesceDelay}},
+		{name: "a claim by the former holder", before: with(placed, func(s *v1alpha1.WhatsAppSessionStatus) { s.Worker = "worker-b" }), after: with(held, func(s *v1alpha1.WhatsAppSessionStatus) { s.Worker = "worker-b" }), want: []time.Duration{coalesceDelay}},
 		{name: "a placement", before: placed, after: with(placed, func(s *v1alpha1.WhatsAppSessionStatus) { s.Worker, s.Epoch = "worker-b", 8 }), want: []time.Duration{coalesceDelay}},
-		{name: "a phase", before: held, after: with(held, func(s *v1alpha1.WhatsAppSessionStatus) { s.Phase = v1alpha1.PhaseConnected }), want: []time.Duration{phaseDelay}},
+		{name: "a change of the phase", before: held, after: with(held, func(s *v1alpha1.WhatsAppSessionStatus) { s.Phase = v1alpha1.PhaseConnected }), want: []time.Duration{phaseDelay}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()

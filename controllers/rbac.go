@@ -1,12 +1,12 @@
 package controllers
 
-// The rights of the manager. It creates and deletes no session and reads no
-// Secret. Namespaces are read for their pool, their limit, and the name of this
-// cluster (kube-system); Leases are the workers' and its own for the election,
-// whose Events still use the older group; those of another release in this
-// cluster are read to find out whether it still manages its sessions. The Lease of a worker that has long
-// been dead is deleted. Pods are read for the kubelet's
-// word on their end, and get a deletion cost.
+// The rights of the manager. It neither creates nor deletes sessions, and it does not read
+// Secrets. It reads Namespaces for their pool, their limit of sessions, and the id of this
+// cluster (kube-system). It uses the Leases of its workers, deletes those of workers that
+// have long been dead, and has one for its leader election, whose Events still use the older
+// API group. It reads the Leases of other releases in this cluster to find out whether they
+// still manage their sessions. It reads Pods for the kubelet's report on their end, and writes
+// their deletion cost.
 //
 // +kubebuilder:rbac:groups=whatsapp-operator.io,resources=whatsappsessions,verbs=get;list;watch;patch
 // +kubebuilder:rbac:groups=whatsapp-operator.io,resources=whatsappsessions/status,verbs=patch

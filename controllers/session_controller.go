@@ -40,23 +40,25 @@ const (
 	// indexSessionID finds the sessions that want the same id. Ids that differ only by case
 	// are one id.
 	indexSessionID = "sessionID"
-	// conflictRetryInterval is how soon a decision that was made from an old picture is made
-	// again, should no watch event come first.
+	// conflictRetryInterval is when a decision that was made from a stale cache is made again,
+	// if no watch event comes first.
 	conflictRetryInterval = 100 * time.Millisecond
-	// idResync is how often the store is asked whether an id has become free without
-	// the deletion of an object: a person may purge what a retained session left.
-	idResync = 10 * time.Minute
-	// maxRetryInterval bounds the backoff after errors, which end when Redis, the database or
-	// the API server come back.
+	// idRetryInterval is how often a session whose id is taken asks the store again. An id can
+	// become free without the deletion of an object: a person may purge the keys of a retained
+	// session.
+	idRetryInterval = 10 * time.Minute
+	// maxRetryInterval bounds the backoff after errors. Most of them end when Redis, the
+	// database or the API server is back.
 	maxRetryInterval = time.Minute
 )
 
-// Record is what the store knows of a session id.
+// Record is what the store knows about a session id.
 type Record struct {
 	// Namespace and UID are those of the object that holds the id.
 	Namespace string
 	UID       types.UID
-	// JID is the linked device; empty: there is none. PhoneNumber is its account's, in E.164.
+	// JID is the linked device; empty: there is none. PhoneNumber is the number of its
+	// account, in E.164.
 	JID, PhoneNumber string
 }
 
@@ -66,47 +68,47 @@ type Claimant struct {
 	UID                  types.UID
 }
 
-// Release is what becomes of a deleted session's keys.
+// Release says what happens to the keys of a deleted session.
 type Release string
 
 const (
-	// ReleaseForget deletes keys and record.
+	// ReleaseForget deletes the keys and the record.
 	ReleaseForget Release = "Forget"
-	// ReleaseRetain keeps them; a record without keys is deleted.
+	// ReleaseRetain keeps the keys; a record without keys is deleted.
 	ReleaseRetain Release = "Retain"
-	// ReleaseOrphan keeps them for 30 days as those of no resource; a record without keys
-	// is deleted.
+	// ReleaseOrphan keeps the keys for 30 days as orphans; a record without keys is deleted.
 	ReleaseOrphan Release = "Orphan"
 )
 
-// IDs is the store as the controller needs it: who holds which session id.
-// Calls may run concurrently; each may be repeated.
+// IDs is the part of the store that the controller needs: which object holds which session
+// id. Calls may run concurrently, and each may be repeated.
 type IDs interface {
 	// Former returns the ids of the installations from which a person has taken the store over.
 	Former(ctx context.Context) ([]string, error)
-	// Record returns the record of a session id; nil: nobody holds it.
+	// Record returns the record of a session id; nil: no object holds the id.
 	Record(ctx context.Context, sessionID string) (*Record, error)
-	// Claim gives the id to the claimant and reports whether it holds it now. A record of
-	// the same namespace passes on from another object only when gone says that no live
-	// object has its UID.
+	// Claim gives the id to the claimant and reports whether the claimant holds it now. It
+	// takes the record of another object only in the same namespace, and only if gone reports
+	// that no live object has that object's UID.
 	Claim(ctx context.Context, c Claimant, gone func(uid types.UID) bool) (held bool, err error)
-	// Release gives up the id of the object with that UID. No record is a success.
+	// Release gives up the id of the object with that UID. It succeeds if there is no record.
 	Release(ctx context.Context, uid types.UID, how Release) error
 }
 
-// Publisher is Redis as the controller needs it: the manager's voice for
-// sessions that nobody holds. What is not newer than what Redis knows is
-// ignored there, so a call may be repeated or come late.
+// Publisher is the part of Redis that the controller needs: it publishes the status of
+// sessions that no worker holds. Redis ignores a status that is not newer than the one it
+// has, so a call may be repeated or come late.
 type Publisher interface {
-	// All three return a *delivery.StaleError where Redis remembers a higher epoch of the
-	// session: nobody would hear of it before it is placed above that.
+	// All three return a *delivery.StaleError if Redis has a higher epoch of the session:
+	// then Laravel receives nothing about the session until its epoch is above that.
 
-	// Update says the status of a session that may have another by now: only where Redis
-	// remembers what was said of it before. told is false where it remembers nothing.
-	Update(ctx context.Context, item delivery.StatusItem) (told bool, err error)
-	// Enqueue says the present status of a session.
+	// Update publishes a status that may be stale already. It does so only if Redis has an
+	// earlier status of the session, which would refuse a stale one; published is false if it
+	// has none.
+	Update(ctx context.Context, item delivery.StatusItem) (published bool, err error)
+	// Enqueue publishes the present status of a session.
 	Enqueue(ctx context.Context, item delivery.StatusItem) error
-	// Deleted says the last status of a session and removes what Redis has of it.
+	// Deleted publishes the last status of a session and removes its keys from Redis.
 	Deleted(ctx context.Context, item delivery.StatusItem) error
 }
 
@@ -118,15 +120,16 @@ type SessionOptions struct {
 	Publisher    Publisher
 	Clock        clock.PassiveClock
 	Log          logr.Logger
-	// Concurrency is how many sessions are led at a time; default 16.
+	// Concurrency is how many sessions are reconciled at a time; default 16.
 	Concurrency int
 }
 
-// SessionReconciler leads every session through its life (docs/architecture.md, "The resource").
+// SessionReconciler reconciles one session at a time (docs/architecture.md, "The resource"):
+// its finalizer, id, suspension, restart and deletion, and its status while no worker holds it.
 type SessionReconciler struct {
 	SessionOptions
 	client client.Client
-	// reader asks the API server itself.
+	// reader reads from the API server itself, not from a cache.
 	reader client.Reader
 	events events.EventRecorder
 
@@ -134,26 +137,26 @@ type SessionReconciler struct {
 	// published is the epoch under which this process has published a session's status. A
 	// new leader has published nothing, so it publishes everything once.
 	published map[types.NamespacedName]int64
-	// forgetCount counts how often Redis has forgotten everything.
-	forgetCount int
-	// lastEpochs are the last epochs of sessions deleted a moment ago, by session id: what is
-	// applied again within the same second must be above it.
+	// emptiedCount counts how often Redis has lost its data.
+	emptiedCount int
+	// lastEpochs are the last epochs of sessions that were deleted a moment ago, by session
+	// id: a session that is applied again within the same second needs a higher epoch.
 	lastEpochs map[string]int64
-	// lastWrite is the version of a session as this process has written it last, until the
-	// cache shows it.
+	// lastWrite is the version of a session that this process has written last. It is kept
+	// until the cache shows that version.
 	lastWrite map[types.NamespacedName]version
 	queue     workqueue.TypedRateLimitingInterface[reconcile.Request]
 
-	former     formerInstallations
-	neighbours neighbours
-	// withdrawn and reported are the sessions of other installations whose record was removed
-	// from this one's store, and of which it was said that nobody manages them.
+	former        formerInstallations
+	otherReleases otherReleases
+	// withdrawn are the sessions of other installations whose record was removed from this
+	// installation's store; reported are those that were reported as managed by nobody.
 	withdrawn, reported map[types.NamespacedName]types.UID
-	// Deletions are those that this process has seen.
+	// Deletions are the deletions that this process has seen.
 	Deletions *Deletions
 }
 
-// version is one state of an object.
+// version is one version of an object.
 type version struct {
 	uid             types.UID
 	resourceVersion string
@@ -170,7 +173,7 @@ func SetupSession(mgr ctrl.Manager, o SessionOptions) (*SessionReconciler, error
 		Deletions: &Deletions{},
 		withdrawn: map[types.NamespacedName]types.UID{}, reported: map[types.NamespacedName]types.UID{},
 	}
-	r.neighbours = neighbours{reader: r.reader, clock: o.Clock, log: o.Log}
+	r.otherReleases = otherReleases{reader: r.reader, clock: o.Clock, log: o.Log}
 	err := mgr.GetFieldIndexer().IndexField(context.Background(), &v1alpha1.WhatsAppSession{}, indexSessionID, func(obj client.Object) []string {
 		return []string{foldID(obj.(*v1alpha1.WhatsAppSession).SessionID())}
 	})
@@ -179,7 +182,7 @@ func SetupSession(mgr ctrl.Manager, o SessionOptions) (*SessionReconciler, error
 	}
 	err = ctrl.NewControllerManagedBy(mgr).
 		For(&v1alpha1.WhatsAppSession{}).
-		// An object that goes may free its id for another.
+		// The deletion of an object may free its id for another one.
 		Watches(&v1alpha1.WhatsAppSession{}, handler.EnqueueRequestsFromMapFunc(r.sameID), builder.WithPredicates(predicate.Funcs{
 			CreateFunc: func(event.CreateEvent) bool { return false },
 			UpdateFunc: func(event.UpdateEvent) bool { return false },
@@ -215,8 +218,8 @@ func (r *SessionReconciler) setQueue(_ context.Context, queue workqueue.TypedRat
 	return nil
 }
 
-// PublishAgain has the status of every session that nobody holds said once more:
-// Redis forgot it. It does not wait for that.
+// PublishAgain requests that the status of every session that no worker holds is published
+// again, because Redis has lost its data. It does not wait for that.
 func (r *SessionReconciler) PublishAgain(ctx context.Context) error {
 	list := &v1alpha1.WhatsAppSessionList{}
 	if err := r.client.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
@@ -225,10 +228,10 @@ func (r *SessionReconciler) PublishAgain(ctx context.Context) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	clear(r.published)
-	r.forgetCount++
+	r.emptiedCount++
 	queue, ok := r.queue.(priorityqueue.PriorityQueue[reconcile.Request])
 	if !ok {
-		return nil // not started: whoever starts has told nothing yet
+		return nil // not started yet: after its start the controller publishes everything
 	}
 	low := handler.LowPriority
 	for i := range list.Items {
@@ -239,11 +242,11 @@ func (r *SessionReconciler) PublishAgain(ctx context.Context) error {
 	return nil
 }
 
-// sameID finds the other sessions that want the id of obj.
+// sameID returns the other sessions that want the id of obj.
 func (r *SessionReconciler) sameID(ctx context.Context, obj client.Object) []reconcile.Request {
 	claimants, err := r.claimants(ctx, obj.(*v1alpha1.WhatsAppSession))
 	if err != nil {
-		r.Log.Error(err, "Those who wait for a session's id were not found", "namespace", obj.GetNamespace(), "session", obj.GetName())
+		r.Log.Error(err, "Failed to find the sessions that wait for a session id", "namespace", obj.GetNamespace(), "session", obj.GetName())
 		return nil
 	}
 	requests := make([]reconcile.Request, 0, len(claimants))
@@ -253,7 +256,7 @@ func (r *SessionReconciler) sameID(ctx context.Context, obj client.Object) []rec
 	return requests
 }
 
-// Reconcile leads one session as far as it goes.
+// Reconcile reconciles one session.
 func (r *SessionReconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.Result, error) {
 	s := &v1alpha1.WhatsAppSession{}
 	if err := r.client.Get(ctx, request.NamespacedName, s); err != nil {
@@ -261,17 +264,17 @@ func (r *SessionReconciler) Reconcile(ctx context.Context, request ctrl.Request)
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
 	if r.isCacheBehind(s) {
-		return ctrl.Result{}, nil // the event of what was written brings it back
+		return ctrl.Result{}, nil // the event of that write requests the next call
 	}
 	result, err := r.reconcile(ctx, s)
 	if apierrors.IsConflict(err) {
-		logr.FromContextOrDiscard(ctx).V(1).Info("The session has changed meanwhile: deciding again")
+		logr.FromContextOrDiscard(ctx).V(1).Info("Deciding again because the session has changed")
 		return ctrl.Result{RequeueAfter: conflictRetryInterval}, nil
 	}
 	return result, client.IgnoreNotFound(err)
 }
 
-// reconcile is the story of a session.
+// reconcile does the steps for a session of this installation that is not being deleted.
 func (r *SessionReconciler) reconcile(ctx context.Context, s *v1alpha1.WhatsAppSession) (ctrl.Result, error) {
 	if s.Status.Installation != "" && s.Status.Installation != r.Installation {
 		return r.reconcileOther(ctx, s)
@@ -287,7 +290,7 @@ func (r *SessionReconciler) reconcile(ctx context.Context, s *v1alpha1.WhatsAppS
 		return ctrl.Result{}, errors.Join(err, r.reportStoreUnavailable(ctx, s))
 	}
 	if !mine {
-		return ctrl.Result{RequeueAfter: idResync}, r.reportIDTaken(ctx, s)
+		return ctrl.Result{RequeueAfter: idRetryInterval}, r.reportIDTaken(ctx, s)
 	}
 	again, err := r.updateStatus(ctx, s)
 	if err != nil {
@@ -320,9 +323,9 @@ func (r *SessionReconciler) removeFinalizer(ctx context.Context, s *v1alpha1.Wha
 	return nil
 }
 
-// isCacheBehind reports whether the cache shows a session as it was before this
-// process wrote it last: what was decided then would be decided again, with a
-// query at the store and a write that is refused.
+// isCacheBehind reports whether the cache shows a session as it was before this process
+// wrote it last. A reconciliation would repeat the last decision then, with a query to the
+// store and a write that is refused.
 func (r *SessionReconciler) isCacheBehind(s *v1alpha1.WhatsAppSession) bool {
 	key := client.ObjectKeyFromObject(s)
 	r.mu.Lock()
@@ -340,14 +343,14 @@ func (r *SessionReconciler) isCacheBehind(s *v1alpha1.WhatsAppSession) bool {
 	return false
 }
 
-// rememberWrite notes that s is as this process has written it.
+// rememberWrite records that s is the version that this process has written.
 func (r *SessionReconciler) rememberWrite(s *v1alpha1.WhatsAppSession) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.lastWrite[client.ObjectKeyFromObject(s)] = version{s.UID, s.ResourceVersion}
 }
 
-// claimants are the other sessions that want the id of s.
+// claimants returns the other sessions that want the id of s.
 func (r *SessionReconciler) claimants(ctx context.Context, s *v1alpha1.WhatsAppSession) ([]v1alpha1.WhatsAppSession, error) {
 	list := &v1alpha1.WhatsAppSessionList{}
 	if err := r.client.List(ctx, list, client.MatchingFields{indexSessionID: foldID(s.SessionID())}); err != nil {
@@ -362,16 +365,16 @@ func (r *SessionReconciler) claimants(ctx context.Context, s *v1alpha1.WhatsAppS
 		if err != nil {
 			return nil, err
 		}
-		if ours { // another installation has the same id in a store of its own
+		if ours { // a session of another installation has its id in another store
 			claimants = append(claimants, list.Items[i])
 		}
 	}
 	return claimants, nil
 }
 
-// claim reports whether s holds its id, or gets it. One whose holder finds no
-// record of it in the store (a database that was restored from an older copy)
-// claims its id once more.
+// claim reports whether s holds its id, and claims it if s does not. A session whose
+// holder found no record of it in the store (a database that was restored from an older
+// backup) claims its id again.
 func (r *SessionReconciler) claim(ctx context.Context, s *v1alpha1.WhatsAppSession) (bool, error) {
 	if s.Status.SessionID != "" && status.Reason(s.Status) != v1alpha1.ReasonRecordMissing {
 		return true, nil
@@ -379,17 +382,17 @@ func (r *SessionReconciler) claim(ctx context.Context, s *v1alpha1.WhatsAppSessi
 	return r.claimRecord(ctx, s)
 }
 
-// claimRecord has the store give the id to s, whatever the status says. The
-// store's record decides; with none the older object does. The cache may be
-// trusted to know the UID of a record: only the leader writes records, of objects
-// that it had seen, and a watch brings an object before any that was made after it.
+// claimRecord claims the id in the store, whatever the status says. The store's record
+// decides which object holds the id; without a record it is the older object. The cache is
+// sure to have the object of a record, if it exists: only a leader writes records, only for
+// objects that it had in its cache, and a watch shows an object before any younger one.
 func (r *SessionReconciler) claimRecord(ctx context.Context, s *v1alpha1.WhatsAppSession) (bool, error) {
 	claimants, err := r.claimants(ctx, s)
 	if err != nil {
 		return false, err
 	}
 	if first := firstClaimant(s, claimants); first != nil {
-		// One query more, for the few whose id somebody else wants too.
+		// One more query, only for the few sessions whose id another session wants too.
 		record, err := r.IDs.Record(ctx, s.SessionID())
 		if err != nil {
 			return false, fmt.Errorf("asking the store who holds the session id: %w", err)
@@ -415,8 +418,9 @@ func (r *SessionReconciler) claimRecord(ctx context.Context, s *v1alpha1.WhatsAp
 	return held, nil
 }
 
-// firstClaimant is the other that comes before s where no record decides: one that
-// still holds the id, or an older one. In doubt it is one of the namespace of s.
+// firstClaimant returns the claimant that has priority over s when there is no record: one
+// that still holds the id, or an older one. If there are several, it prefers one in the
+// namespace of s.
 func firstClaimant(s *v1alpha1.WhatsAppSession, claimants []v1alpha1.WhatsAppSession) *v1alpha1.WhatsAppSession {
 	var first *v1alpha1.WhatsAppSession
 	for i := range claimants {
@@ -432,12 +436,12 @@ func firstClaimant(s *v1alpha1.WhatsAppSession, claimants []v1alpha1.WhatsAppSes
 	return first
 }
 
-// foldID makes one of the ids that differ only by upper and lower case: most
-// applications' databases take them for one, and one tenant could write into
-// another's row there. Ids are ASCII.
+// foldID returns the same string for ids that differ only by case. Most applications'
+// databases ignore case when they compare, so one tenant could write into another tenant's
+// row there. Ids are ASCII.
 func foldID(id string) string { return strings.ToLower(id) }
 
-// older orders objects by age; equal ages are decided by UID.
+// older reports whether a is older than b; if both have the same age, the UID decides.
 func older(a, b *v1alpha1.WhatsAppSession) bool {
 	if !a.CreationTimestamp.Equal(&b.CreationTimestamp) {
 		return a.CreationTimestamp.Before(&b.CreationTimestamp)
@@ -445,7 +449,7 @@ func older(a, b *v1alpha1.WhatsAppSession) bool {
 	return a.UID < b.UID
 }
 
-// reportIDTaken says that another session holds the id.
+// reportIDTaken reports that another session holds the id.
 func (r *SessionReconciler) reportIDTaken(ctx context.Context, s *v1alpha1.WhatsAppSession) error {
 	next := status.ForeignID(s.Status, s.Generation, r.Clock.Now())
 	next.Installation = r.Installation
@@ -456,21 +460,21 @@ func (r *SessionReconciler) reportIDTaken(ctx context.Context, s *v1alpha1.Whats
 	return err
 }
 
-// reportStoreUnavailable says that the session waits for the database.
+// reportStoreUnavailable reports that the session waits for the database.
 func (r *SessionReconciler) reportStoreUnavailable(ctx context.Context, s *v1alpha1.WhatsAppSession) error {
 	next := *s.Status.DeepCopy()
 	next.Installation = r.Installation
 	_, err := r.write(ctx, s, status.Summarize(next, status.Facts{
 		Generation: s.Generation, Phase: v1alpha1.PhasePending, Reason: v1alpha1.ReasonStoreUnavailable,
-		Message: "the database does not answer: the session waits for its id, and it is tried again",
+		Message: "the database does not answer: the session waits for its id, and the manager tries again",
 	}, r.Clock.Now()))
 	return err
 }
 
-// updateStatus decides what is the manager's to decide of a session that is not being
-// deleted: its id, its suspension, an epoch that the store refused, a restart,
-// and, while nobody holds it, all that its status says. again is when to look
-// once more; zero: when something changes.
+// updateStatus writes what the manager decides for a session that is not being deleted:
+// its id, its suspension, an epoch above one that the store refused, a restart, and, while
+// no worker holds it, its whole status. again is after how long the session must be
+// reconciled again; zero: when it changes.
 func (r *SessionReconciler) updateStatus(ctx context.Context, s *v1alpha1.WhatsAppSession) (again time.Duration, err error) {
 	now := r.Clock.Now()
 	next := *s.Status.DeepCopy()
@@ -489,31 +493,31 @@ func (r *SessionReconciler) updateStatus(ctx context.Context, s *v1alpha1.WhatsA
 		next = unheldStatus(s, next, now)
 		next = supersede(s, next, now)
 	}
-	was := s.Status
+	before := s.Status
 	written, err := r.write(ctx, s, next)
 	if !written {
 		return again, err
 	}
 	log := logr.FromContextOrDiscard(ctx).WithValues("sessionID", next.SessionID, "epoch", next.Epoch)
 	switch {
-	case was.SessionID == "":
-		log.V(1).Info("The session holds its id")
+	case before.SessionID == "":
+		log.V(1).Info("Claimed the session id")
 	case restarted == session.RestartBanned:
 		r.recordEvent(ctx, s, corev1.EventTypeWarning, v1alpha1.ReasonBanned, session.RestartBannedMessage(next))
 	case restarted == session.RestartDone:
 		log.Info("Restarted")
-		r.recordEvent(ctx, s, corev1.EventTypeNormal, v1alpha1.ReasonRestarted, "restartedAt changed: the session begins anew when it is placed")
-	case next.Phase == v1alpha1.PhaseSuspended && was.Phase != v1alpha1.PhaseSuspended:
+		r.recordEvent(ctx, s, corev1.EventTypeNormal, v1alpha1.ReasonRestarted, "restartedAt changed: the session starts again when it is placed")
+	case next.Phase == v1alpha1.PhaseSuspended && before.Phase != v1alpha1.PhaseSuspended:
 		log.Info("Suspended")
 		r.recordEvent(ctx, s, corev1.EventTypeNormal, v1alpha1.ReasonSuspended, "the session is disconnected and keeps its keys")
-	case was.Epoch != next.Epoch && next.Worker == was.Worker && next.HeldBy != "":
-		log.Info("Placed again above the epoch that the store knows", "worker", next.Worker)
+	case before.Epoch != next.Epoch && next.Worker == before.Worker && next.HeldBy != "":
+		log.Info("Raised the epoch above the one in the store", "worker", next.Worker)
 	}
 	return again, nil
 }
 
-// restart acts upon restartedAt for a session that rests and that no worker is
-// to take: a worker that takes it sees the annotation itself.
+// restart acts on the annotation restartedAt of a session that rests and has no worker. If
+// it has a worker, that worker acts on the annotation.
 func restart(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, now time.Time) (v1alpha1.WhatsAppSessionStatus, time.Duration, session.RestartResult) {
 	if next.Worker != "" || s.Spec.Suspend || !status.Kept(next.Phase) {
 		return next, 0, session.RestartNone
@@ -529,8 +533,8 @@ func restart(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, n
 	return next, 0, result
 }
 
-// write patches the status, if it differs, with the resourceVersion of s, and
-// leaves in s the object as written.
+// write patches the status, if it differs, with the resourceVersion of s. Afterwards s is
+// the object as it was written.
 func (r *SessionReconciler) write(ctx context.Context, s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus) (written bool, err error) {
 	if equality.Semantic.DeepEqual(s.Status, next) {
 		return false, nil
@@ -542,13 +546,13 @@ func (r *SessionReconciler) write(ctx context.Context, s *v1alpha1.WhatsAppSessi
 	r.rememberWrite(s)
 	if before < v1alpha1.MaxEpoch && next.Epoch == v1alpha1.MaxEpoch {
 		r.recordEvent(ctx, s, corev1.EventTypeWarning, v1alpha1.ReasonEpochAtMaximum,
-			"status.epoch is at its maximum, which only a wrong clock or a change by hand explains: correct the clocks, delete the session with deletionPolicy Logout and apply it again under another spec.sessionID")
+			"status.epoch is at its maximum; the cause is a wrong clock or a change by hand: correct the clocks, delete the session with deletionPolicy Logout and apply it again under another spec.sessionID")
 	}
 	return true, nil
 }
 
-// patchStatus writes a status as a merge patch that fails if s is not the
-// newest version, and leaves in s the object as written.
+// patchStatus writes a status as a merge patch that fails if s is not the newest version.
+// Afterwards s is the object as it was written.
 func patchStatus(ctx context.Context, c client.Client, s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus) error {
 	base := s.DeepCopy()
 	s.Status = next
@@ -558,31 +562,31 @@ func patchStatus(ctx context.Context, c client.Client, s *v1alpha1.WhatsAppSessi
 	return nil
 }
 
-// raiseAboveRedis raises the epoch of s where err says that Redis remembers a higher one:
-// the resource was restored from a backup, or another cluster had the session since.
-// Until then Redis takes every update of the session for an old one. An err of another
-// kind is returned as it is. The patch is refused where s is not the newest: then Redis
-// may know what this process does not know yet.
+// raiseAboveRedis raises the epoch of s if err says that Redis has a higher one: the
+// resource was restored from a backup, or another cluster has had the session since. Redis
+// refuses every update of the session as stale until its epoch is higher. Any other error is
+// returned unchanged. The patch is refused if s is not the newest version, because the
+// higher epoch may be in a version that the cache does not show yet.
 func (r *SessionReconciler) raiseAboveRedis(ctx context.Context, s *v1alpha1.WhatsAppSession, err error) (raised bool, _ error) {
 	var stale *delivery.StaleError
 	if !errors.As(err, &stale) || stale.Epoch < s.Status.Epoch {
 		return false, err
 	}
 	if stale.Epoch >= v1alpha1.MaxEpoch {
-		return false, fmt.Errorf("there is no epoch above it: delete what Redis has of session id %s in the queues' keys: %w", s.Status.SessionID, err)
+		return false, fmt.Errorf("no higher epoch is possible: delete the entries of session id %s from the queues' keys in Redis: %w", s.Status.SessionID, err)
 	}
 	next := *s.Status.DeepCopy()
 	next.Epoch = max(nextEpoch(next, r.Clock.Now()), stale.Epoch+1)
 	if _, err := r.write(ctx, s, next); err != nil {
 		return false, err
 	}
-	logr.FromContextOrDiscard(ctx).Info("Raised the epoch above the one that Redis remembers", "sessionID", next.SessionID, "epoch", next.Epoch, "remembered", stale.Epoch)
+	logr.FromContextOrDiscard(ctx).Info("Raised the epoch above the one in Redis", "sessionID", next.SessionID, "epoch", next.Epoch, "epochInRedis", stale.Epoch)
 	return true, nil
 }
 
-// publish says what Redis is to know of a session that nobody holds. The
-// patch that raised the epoch came first, so nothing is said that was not
-// decided; an error is repeated, and so is everything by a new leader.
+// publish publishes the status of a session that no worker holds. The status and its
+// epoch have been written before, so nothing is published that was not decided. After an
+// error it is tried again, and a new leader publishes every session again.
 func (r *SessionReconciler) publish(ctx context.Context, s *v1alpha1.WhatsAppSession) error {
 	key := client.ObjectKeyFromObject(s)
 	if s.Status.HeldBy != "" || s.Status.SessionID == "" || s.Status.Epoch == 0 {
@@ -590,36 +594,37 @@ func (r *SessionReconciler) publish(ctx context.Context, s *v1alpha1.WhatsAppSes
 		return nil
 	}
 	r.mu.Lock()
-	told, forgetCount := r.published[key], r.forgetCount
+	published, emptiedCount := r.published[key], r.emptiedCount
 	r.mu.Unlock()
-	if told == s.Status.Epoch {
+	if published == s.Status.Epoch {
 		return nil
 	}
-	known, err := r.Publisher.Update(ctx, item(s))
+	known, err := r.Publisher.Update(ctx, statusItem(s))
 	if err == nil && !known {
-		// Nothing there would keep an old status from Laravel, and ours may be old: that of
-		// a leader that was paused and leads no more, whose cache is catching up.
+		// Redis has nothing that would refuse a stale status, and this one may be stale: this
+		// process may have been paused, may not be the leader any more, and its cache may not
+		// be up to date yet.
 		newest, readErr := r.isNewest(ctx, s)
 		if readErr != nil || !newest {
-			return readErr // what has changed brings the session back
+			return readErr // the event of the change requests the next call
 		}
-		err = r.Publisher.Enqueue(ctx, item(s))
+		err = r.Publisher.Enqueue(ctx, statusItem(s))
 	}
 	if raised, err := r.raiseAboveRedis(ctx, s, err); raised || err != nil {
 		if err != nil {
-			return fmt.Errorf("telling Redis the session's status: %w", err)
+			return fmt.Errorf("publishing the session's status: %w", err)
 		}
 		return r.publish(ctx, s)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.forgetCount == forgetCount { // else it is to be said again, and comes back for it
+	if r.emptiedCount == emptiedCount { // otherwise PublishAgain has requested it again
 		r.published[key] = s.Status.Epoch
 	}
 	return nil
 }
 
-// isNewest asks the API server whether s is what it has.
+// isNewest asks the API server whether s is the newest version.
 func (r *SessionReconciler) isNewest(ctx context.Context, s *v1alpha1.WhatsAppSession) (bool, error) {
 	newest := &v1alpha1.WhatsAppSession{}
 	err := r.reader.Get(ctx, client.ObjectKeyFromObject(s), newest)
@@ -638,7 +643,7 @@ func (r *SessionReconciler) clearPublished(key types.NamespacedName) {
 	delete(r.published, key)
 }
 
-// forget forgets a session that does not exist any more.
+// forget removes everything that is kept about a session that does not exist any more.
 func (r *SessionReconciler) forget(key types.NamespacedName) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -649,14 +654,14 @@ func (r *SessionReconciler) forget(key types.NamespacedName) {
 	r.Deletions.forget(key)
 }
 
-// rememberEpoch remembers the last epoch of a deleted session for as long as a new
-// placement could come out below it: until the clock has passed it.
+// rememberEpoch keeps the last epoch of a deleted session for as long as a new placement
+// could get a lower one: until the clock has passed it.
 func (r *SessionReconciler) rememberEpoch(sessionID string, epoch int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := r.Clock.Now().Unix()
-	for id, floor := range r.lastEpochs {
-		if floor < now {
+	for id, last := range r.lastEpochs {
+		if last < now {
 			delete(r.lastEpochs, id)
 		}
 	}
@@ -669,23 +674,24 @@ func (r *SessionReconciler) lastEpoch(sessionID string) int64 {
 	return r.lastEpochs[foldID(sessionID)]
 }
 
-// recordEvent says something beside the session and in the log: in a namespace
-// that is being deleted, Events are forbidden.
+// recordEvent records an Event for the session and logs it: in a namespace that is being
+// deleted no Event can be created.
 func (r *SessionReconciler) recordEvent(ctx context.Context, s *v1alpha1.WhatsAppSession, kind, reason, message string) {
 	r.events.Eventf(s, nil, kind, reason, reason, "%s", message)
 	logr.FromContextOrDiscard(ctx).Info("Recorded an Event", "sessionID", s.SessionID(), "reason", reason, "message", message)
 }
 
-// ending is how a deleted session ends.
+// ending is how the deletion of a session ends.
 type ending struct {
-	// reason of its last status: v1alpha1.ReasonDeleted or ReasonLogoutUnconfirmed.
+	// reason is that of its last status: v1alpha1.ReasonDeleted or ReasonLogoutUnconfirmed.
 	reason, message string
-	release         Release // empty: the store has nothing of it
+	release         Release // empty: the store has no record of it
 }
 
-// reconcileDeletion is the story of a session that is being deleted: it waits for
-// the holder, takes the session from it where it is not to log out, and when
-// nobody holds it any more publishes its last status and removes the finalizer.
+// reconcileDeletion does the steps for a session that is being deleted: it waits for the
+// holder, withdraws the placement if the holder need not log out or did not in time, and
+// when no worker holds the session any more publishes its last status and removes the
+// finalizer.
 func (r *SessionReconciler) reconcileDeletion(ctx context.Context, s *v1alpha1.WhatsAppSession) (ctrl.Result, error) {
 	if !controllerutil.ContainsFinalizer(s, v1alpha1.Finalizer) {
 		return ctrl.Result{}, nil
@@ -696,7 +702,7 @@ func (r *SessionReconciler) reconcileDeletion(ctx context.Context, s *v1alpha1.W
 			fmt.Errorf("asking the store who holds the session id: %w", err), r.reportWaitingDeletion(ctx, s, "the database does not answer"))
 	}
 	if record != nil && record.UID != s.UID {
-		record = nil // another's
+		record = nil // that of another object
 	}
 	if record == nil && s.Status.SessionID == "" {
 		return ctrl.Result{}, r.removeFinalizer(ctx, s) // it never held the id
@@ -716,10 +722,10 @@ func (r *SessionReconciler) reconcileDeletion(ctx context.Context, s *v1alpha1.W
 	return ctrl.Result{RequeueAfter: wait}, r.publish(ctx, s)
 }
 
-// deletionOf looks at the clock of this process and at the namespace.
+// deletionOf computes the deadline, and reads the namespace if the proxy's Secret is missing.
 func (r *SessionReconciler) deletionOf(ctx context.Context, s *v1alpha1.WhatsAppSession, now time.Time) (deletion, error) {
 	d := r.Deletions.see(s, false, now)
-	if d.hopeless || !lacksSecret(s) {
+	if d.noProxy || !lacksProxySecret(s) {
 		return d, nil
 	}
 	namespace := &metav1.PartialObjectMetadata{}
@@ -731,14 +737,15 @@ func (r *SessionReconciler) deletionOf(ctx context.Context, s *v1alpha1.WhatsApp
 	return r.Deletions.see(s, err != nil || !namespace.DeletionTimestamp.IsZero(), now), nil
 }
 
-// decideEnding decides whether a deleted session may go, and how; if not, how long
-// to wait at most. record is the session's own; nil: the store has none any more.
+// decideEnding decides whether the deletion of a session can end now, and how; if not, how
+// long to wait at most. record is the record of this session; nil: the store has none any
+// more.
 func decideEnding(s *v1alpha1.WhatsAppSession, record *Record, d deletion, now time.Time) (*ending, time.Duration) {
 	retain := s.Spec.DeletionPolicy == v1alpha1.DeletionRetain
 	linked := record != nil && record.JID != ""
 	switch {
 	case s.Status.HeldBy != "":
-		return nil, d.wait(now) // only the holder's release ends this, or its death, which placement writes
+		return nil, d.wait(now) // until the holder has released the session, or placement has written the holder's death
 	case record == nil:
 		return &ending{reason: v1alpha1.ReasonDeleted, message: "the device is unlinked and its keys are deleted"}, 0
 	case !linked && retain: // a device that WhatsApp has logged out is kept for a person to restore
@@ -754,17 +761,17 @@ func decideEnding(s *v1alpha1.WhatsAppSession, record *Record, d deletion, now t
 	}
 }
 
-// unlinkByHand names the device for the person who has the phone.
+// unlinkByHand says which device the person who has the phone must remove, and why.
 func unlinkByHand(s *v1alpha1.WhatsAppSession, record *Record, d deletion) string {
 	why := fmt.Sprintf("no worker could confirm the logout within %s", session.LogoutTimeout)
-	if d.hopeless {
+	if d.noProxy {
 		why = "the namespace is being deleted with the proxy's Secret, so no worker can reach WhatsApp"
 	}
 	return fmt.Sprintf("%s: on the phone %s open Linked devices and remove the device %s; its keys are kept for 30 days",
 		why, record.PhoneNumber, deviceName(s, record.JID))
 }
 
-// deviceName is what a person finds under Linked devices.
+// deviceName is the name of the device under Linked devices on the phone.
 func deviceName(s *v1alpha1.WhatsAppSession, jid string) string {
 	if s.Spec.DeviceName == "" {
 		return jid
@@ -772,7 +779,8 @@ func deviceName(s *v1alpha1.WhatsAppSession, jid string) string {
 	return fmt.Sprintf("%q (%s)", s.Spec.DeviceName, jid)
 }
 
-// reportDeletion writes what the manager has to say of a deleted session that cannot go yet.
+// reportDeletion writes the manager's part of the status of a session whose deletion cannot
+// end yet.
 func (r *SessionReconciler) reportDeletion(ctx context.Context, s *v1alpha1.WhatsAppSession, record *Record, d deletion, now time.Time) error {
 	next := *s.Status.DeepCopy()
 	next.SessionID, next.Installation = s.SessionID(), r.Installation
@@ -781,7 +789,7 @@ func (r *SessionReconciler) reportDeletion(ctx context.Context, s *v1alpha1.What
 	}
 	if next.HeldBy == "" {
 		if record != nil {
-			// What was linked while nobody could write it down is logged out too.
+			// A device that was linked but not written into the status is logged out too.
 			next.JID, next.PhoneNumber = record.JID, record.PhoneNumber
 		}
 		next.QR, next.PairingCode = nil, ""
@@ -792,17 +800,17 @@ func (r *SessionReconciler) reportDeletion(ctx context.Context, s *v1alpha1.What
 	return err
 }
 
-// reportWaitingDeletion says that a deleted session which nobody holds waits for a
-// database or for Redis, once.
+// reportWaitingDeletion reports once that the deletion of a session that no worker holds
+// waits for the database or for Redis.
 func (r *SessionReconciler) reportWaitingDeletion(ctx context.Context, s *v1alpha1.WhatsAppSession, why string) error {
 	if s.Status.HeldBy != "" {
-		return nil // its holder writes the status, and has work to do
+		return nil // the holder writes the status
 	}
 	reason := v1alpha1.ReasonDeletionWaits
-	if deletionDecided(s) { // which is not decided again
+	if deletionDecided(s) { // the reason must stay: the decision is not made again
 		reason = status.Reason(s.Status)
 	}
-	message := why + ": the session is removed as soon as its end is recorded there"
+	message := why + ": the session is removed as soon as its deletion is recorded there"
 	next := status.Summarize(s.Status, status.Facts{
 		Generation: s.Generation, Phase: v1alpha1.PhaseTerminating, Reason: reason, Message: message,
 	}, r.Clock.Now())
@@ -813,12 +821,13 @@ func (r *SessionReconciler) reportWaitingDeletion(ctx context.Context, s *v1alph
 	return err
 }
 
-// finishDeletion publishes the last status of a session and removes the finalizer.
-// The patch comes first: no worker can take the session afterwards. Redis comes
-// before the finalizer: a deletion is known there before the object is gone.
+// finishDeletion publishes the last status of a session and removes the finalizer. It
+// writes the status first, so that no worker can take the session afterwards, and publishes
+// before it removes the finalizer, so that the deletion is in Redis before the object is
+// gone.
 func (r *SessionReconciler) finishDeletion(ctx context.Context, s *v1alpha1.WhatsAppSession, e ending) error {
 	written := false
-	if deletionDecided(s) { // by a process that came no further, or that waits for the database or Redis
+	if deletionDecided(s) { // by an earlier call, which failed afterwards or waits for the database or Redis
 		e.reason = status.Reason(s.Status)
 	} else {
 		now := r.Clock.Now()
@@ -834,7 +843,7 @@ func (r *SessionReconciler) finishDeletion(ctx context.Context, s *v1alpha1.What
 			return err
 		}
 	}
-	if !written { // or it was decided long ago, and the cache is old
+	if !written { // it may have been decided long ago, and the cache may be stale
 		if newest, err := r.isNewest(ctx, s); err != nil || !newest {
 			return err
 		}
@@ -844,18 +853,18 @@ func (r *SessionReconciler) finishDeletion(ctx context.Context, s *v1alpha1.What
 			return errors.Join(fmt.Errorf("releasing the session id: %w", err), r.reportWaitingDeletion(ctx, s, "the database does not answer"))
 		}
 	}
-	err := r.Publisher.Deleted(ctx, item(s))
+	err := r.Publisher.Deleted(ctx, statusItem(s))
 	if raised, raiseErr := r.raiseAboveRedis(ctx, s, err); raised {
-		err = r.Publisher.Deleted(ctx, item(s))
+		err = r.Publisher.Deleted(ctx, statusItem(s))
 	} else {
 		err = raiseErr
 	}
 	if err != nil {
 		why := "Redis does not answer"
 		if stale := (*delivery.StaleError)(nil); errors.As(err, &stale) {
-			why = "Redis remembers a higher epoch of this session id than there may be"
+			why = "Redis has the highest possible epoch for this session id"
 		}
-		return errors.Join(fmt.Errorf("telling Redis that the session is deleted: %w", err), r.reportWaitingDeletion(ctx, s, why))
+		return errors.Join(fmt.Errorf("publishing that the session is deleted: %w", err), r.reportWaitingDeletion(ctx, s, why))
 	}
 	r.rememberEpoch(s.Status.SessionID, s.Status.Epoch)
 	kind := corev1.EventTypeNormal

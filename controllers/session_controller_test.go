@@ -40,11 +40,11 @@ func TestAnAppliedSessionIsPlaced(t *testing.T) {
 	w.Expect(condition(s, v1alpha1.ConditionPlaced)).To(Equal("True/Placed"))
 	w.Expect(condition(s, v1alpha1.ConditionReconciling)).To(Equal("True/Placed"))
 	w.Expect(w.ids.has("acme")).To(BeTrue())
-	w.hears("acme", "pending/Pending/Placed")
+	w.published("acme", "pending/Pending/Placed")
 	w.Expect(w.redis.numbers("acme")).To(Equal(delivery.Numbers{Epoch: s.Status.Epoch, Seq: 1}))
 }
 
-func TestTheHoldersStatusIsNotTouched(t *testing.T) {
+func TestTheStatusOfAHeldSessionIsNotChanged(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	w.worker("worker-a")
@@ -56,10 +56,10 @@ func TestTheHoldersStatusIsNotTouched(t *testing.T) {
 	now, err := w.get(s)
 	w.Expect(err).NotTo(HaveOccurred())
 	w.Expect(now).To(Equal(s))
-	w.Expect(w.redis.says("acme")).To(Equal("pending/Pending/Placed"), "the holder speaks for itself")
+	w.Expect(w.redis.status("acme")).To(Equal("pending/Pending/Placed"), "only the holder publishes")
 }
 
-func TestTwoNamespacesAndOneID(t *testing.T) {
+func TestTwoNamespacesWantTheSameID(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	w.worker("worker-a")
@@ -73,24 +73,24 @@ func TestTwoNamespacesAndOneID(t *testing.T) {
 	w.Expect(w.event(loser, v1alpha1.ReasonSessionIDTaken)).NotTo(ContainSubstring(w.a))
 	w.Expect(meta.FindStatusCondition(loser.Status.Conditions, v1alpha1.ConditionStalled).Message).NotTo(ContainSubstring(w.a))
 
-	t.Log("the loser's deletion touches nothing and waits for nobody")
+	t.Log("the deletion of a session without the id changes nothing and does not wait")
 	second := w.phase(w.apply(w.b, "third", withID("acme")), v1alpha1.PhasePending, v1alpha1.ReasonSessionIDTaken)
 	w.delete(second)
 	w.gone(second)
 	w.Expect(w.ids.has("acme")).To(BeTrue())
-	w.Expect(w.redis.says("acme")).To(Equal("pending/Pending/Placed"))
+	w.Expect(w.redis.status("acme")).To(Equal("pending/Pending/Placed"))
 
-	t.Log("when the holder goes, the loser gets the id, above the holder's last epoch")
+	t.Log("when the holder of the id is deleted, the other session gets the id, with an epoch above the last one")
 	w.delete(winner)
 	w.gone(winner)
-	heir := w.placed(loser, "worker-a")
-	w.Expect(heir.Status.SessionID).To(Equal("acme"))
-	w.hears("acme", "pending/Pending/Placed")
-	w.Expect(w.redis.numbers("acme").Epoch).To(Equal(heir.Status.Epoch))
+	next := w.placed(loser, "worker-a")
+	w.Expect(next.Status.SessionID).To(Equal("acme"))
+	w.published("acme", "pending/Pending/Placed")
+	w.Expect(w.redis.numbers("acme").Epoch).To(Equal(next.Status.Epoch))
 }
 
-// The record must not pass from a live session to one whose id differs by case.
-func TestIDsThatDifferOnlyByCaseAreOne(t *testing.T) {
+// The record of a live session is not given to a session whose id differs by case.
+func TestARecordIsNotGivenToAnIDThatDiffersByCase(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	w.worker("worker-a")
@@ -123,14 +123,14 @@ func TestWithoutARecordTheOlderObjectWins(t *testing.T) {
 		claimants []*v1alpha1.WhatsAppSession
 		first     string
 	}{
-		{name: "alone", s: object("m", "a", 5)},
-		{name: "an older one", s: object("m", "a", 5), claimants: []*v1alpha1.WhatsAppSession{object("x", "b", 6)}, first: "x"},
-		{name: "a younger one", s: object("m", "a", 5), claimants: []*v1alpha1.WhatsAppSession{object("x", "b", 4)}},
-		{name: "equal ages, the lower UID", s: object("m", "a", 5), claimants: []*v1alpha1.WhatsAppSession{object("c", "b", 5)}, first: "c"},
-		{name: "equal ages, the higher UID", s: object("m", "a", 5), claimants: []*v1alpha1.WhatsAppSession{object("x", "b", 5)}},
-		{name: "an older one that is going", s: object("m", "a", 5), claimants: []*v1alpha1.WhatsAppSession{object("x", "b", 6, deleted)}},
-		{name: "one that is going and still holds the id", s: object("m", "a", 5), claimants: []*v1alpha1.WhatsAppSession{object("x", "b", 1, deleted, holding)}, first: "x"},
-		{name: "one of the own namespace before one of another", s: object("m", "a", 5), claimants: []*v1alpha1.WhatsAppSession{object("x", "b", 9), object("y", "a", 6)}, first: "y"},
+		{name: "no other claimant", s: object("m", "a", 5)},
+		{name: "an older claimant", s: object("m", "a", 5), claimants: []*v1alpha1.WhatsAppSession{object("x", "b", 6)}, first: "x"},
+		{name: "a younger claimant", s: object("m", "a", 5), claimants: []*v1alpha1.WhatsAppSession{object("x", "b", 4)}},
+		{name: "same age, lower UID", s: object("m", "a", 5), claimants: []*v1alpha1.WhatsAppSession{object("c", "b", 5)}, first: "c"},
+		{name: "same age, higher UID", s: object("m", "a", 5), claimants: []*v1alpha1.WhatsAppSession{object("x", "b", 5)}},
+		{name: "an older claimant that is being deleted", s: object("m", "a", 5), claimants: []*v1alpha1.WhatsAppSession{object("x", "b", 6, deleted)}},
+		{name: "a claimant that is being deleted and still holds the id", s: object("m", "a", 5), claimants: []*v1alpha1.WhatsAppSession{object("x", "b", 1, deleted, holding)}, first: "x"},
+		{name: "a claimant in the same namespace comes before one in another", s: object("m", "a", 5), claimants: []*v1alpha1.WhatsAppSession{object("x", "b", 9), object("y", "a", 6)}, first: "y"},
 	} {
 		claimants := make([]v1alpha1.WhatsAppSession, len(tt.claimants))
 		for i := range tt.claimants {
@@ -144,7 +144,7 @@ func TestWithoutARecordTheOlderObjectWins(t *testing.T) {
 	}
 }
 
-func TestARetainedIDPassesOnInItsNamespace(t *testing.T) {
+func TestARetainedIDIsGivenToAnotherSessionOfItsNamespace(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	w.worker("worker-a")
@@ -154,16 +154,16 @@ func TestARetainedIDPassesOnInItsNamespace(t *testing.T) {
 	withdrawn := w.placed(s, "")
 	w.Expect(withdrawn.Status.HeldBy).To(Equal("worker-a"), "the manager waits for the holder")
 	w.Expect(withdrawn.Status.Epoch).To(BeNumerically(">", s.Status.Epoch))
-	w.Expect(withdrawn.Status.Phase).To(Equal(v1alpha1.PhaseConnected), "and leaves its status alone")
+	w.Expect(withdrawn.Status.Phase).To(Equal(v1alpha1.PhaseConnected), "and does not change its status")
 	w.release(s)
 	w.gone(s)
-	w.Expect(w.ids.how(s.UID)).To(Equal(ReleaseRetain))
+	w.Expect(w.ids.releasedAs(s.UID)).To(Equal(ReleaseRetain))
 	w.Expect(w.ids.has("acme")).To(BeTrue())
-	w.hears("acme", "inactive/Terminating/Deleted")
+	w.published("acme", "inactive/Terminating/Deleted")
 
 	stranger := w.phase(w.apply(w.b, "two", withID("acme")), v1alpha1.PhasePending, v1alpha1.ReasonSessionIDTaken)
-	heir := w.placed(w.apply(w.a, "three", withID("acme")), "worker-a")
-	w.Expect(heir.Status.SessionID).To(Equal("acme"))
+	next := w.placed(w.apply(w.a, "three", withID("acme")), "worker-a")
+	w.Expect(next.Status.SessionID).To(Equal("acme"))
 	now, err := w.get(stranger)
 	w.Expect(err).NotTo(HaveOccurred())
 	w.Expect(now.Status.SessionID).To(BeEmpty())
@@ -171,30 +171,30 @@ func TestARetainedIDPassesOnInItsNamespace(t *testing.T) {
 
 func TestDeletion(t *testing.T) {
 	t.Parallel()
-	late := (*env).late
+	advance := (*env).advance
 	tests := []struct {
 		name string
-		// change is the manifest's.
+		// change changes the manifest.
 		change func(*v1alpha1.WhatsAppSession)
-		// before is done before the deletion, after with what came of it.
+		// before runs before the deletion, after runs after it.
 		before  func(w *env, s *v1alpha1.WhatsAppSession)
 		after   func(w *env, s *v1alpha1.WhatsAppSession)
 		release Release
-		says    string
+		status  string
 		event   string
 	}{
 		{
-			name:    "a session that no phone was linked to, and that nobody holds",
-			release: ReleaseForget, says: "inactive/Terminating/Deleted", event: "no device was linked",
+			name:    "no phone was linked, and no worker holds the session",
+			release: ReleaseForget, status: "inactive/Terminating/Deleted", event: "no device was linked",
 		},
 		{
-			name:   "a session that no phone was linked to, while its worker offers codes",
+			name:   "no phone was linked, and a worker offers codes",
 			before: func(w *env, s *v1alpha1.WhatsAppSession) { w.pair(s, "worker-a") },
 			after: func(w *env, s *v1alpha1.WhatsAppSession) {
 				w.ids.forget("acme")
 				w.release(s)
 			},
-			says: "inactive/Terminating/Deleted", event: "keys are deleted",
+			status: "inactive/Terminating/Deleted", event: "keys are deleted",
 		},
 		{
 			name:   "the holder logs out and deletes the record",
@@ -203,80 +203,80 @@ func TestDeletion(t *testing.T) {
 				w.ids.forget("acme")
 				w.release(s)
 			},
-			says: "inactive/Terminating/Deleted", event: "unlinked",
+			status: "inactive/Terminating/Deleted", event: "unlinked",
 		},
 		{
 			name:   "a suspended session is placed to log out",
 			before: func(w *env, s *v1alpha1.WhatsAppSession) { w.suspend(w.hold(s, "worker-a")) },
 			after: func(w *env, s *v1alpha1.WhatsAppSession) {
 				w.Expect(w.placed(s, "worker-a").Status.Phase).To(Equal(v1alpha1.PhaseTerminating))
-				w.hears("acme", "inactive/Terminating/Deleting")
+				w.published("acme", "inactive/Terminating/Deleting")
 				w.hold(s, "worker-a")
 				w.ids.forget("acme")
 				w.release(s)
 			},
-			says: "inactive/Terminating/Deleted", event: "unlinked",
+			status: "inactive/Terminating/Deleted", event: "unlinked",
 		},
 		{
-			name: "a device that the status does not know of is logged out too",
+			name: "a device that is not in the status is logged out too",
 			before: func(w *env, _ *v1alpha1.WhatsAppSession) {
 				w.ids.link("acme", "34600111222:3@s.whatsapp.net", "+34600111222")
 			},
 			after: func(w *env, s *v1alpha1.WhatsAppSession) {
-				w.becomes(s, func(g Gomega, s *v1alpha1.WhatsAppSession) {
+				w.waitFor(s, func(g Gomega, s *v1alpha1.WhatsAppSession) {
 					g.Expect(s.Status.JID).NotTo(BeEmpty())
 					g.Expect(s.Status.Worker).To(Equal("worker-a"))
 				})
 				w.ids.forget("acme")
 				w.touch(s)
 			},
-			says: "inactive/Terminating/Deleted", event: "unlinked",
+			status: "inactive/Terminating/Deleted", event: "unlinked",
 		},
 		{
-			name:   "no worker could log out in time",
+			name:   "no worker logs out in time",
 			change: func(s *v1alpha1.WhatsAppSession) { s.Spec.DeviceName = "Shop 7" },
 			before: func(w *env, s *v1alpha1.WhatsAppSession) { w.suspend(w.hold(s, "worker-a")) },
 			after: func(w *env, s *v1alpha1.WhatsAppSession) {
 				w.phase(s, v1alpha1.PhaseTerminating, v1alpha1.ReasonDeleting)
-				late(w, session.LogoutTimeout+time.Second)
+				advance(w, session.LogoutTimeout+time.Second)
 				w.touch(s)
 			},
-			release: ReleaseOrphan, says: "inactive/Terminating/LogoutUnconfirmed",
+			release: ReleaseOrphan, status: "inactive/Terminating/LogoutUnconfirmed",
 			event: `on the phone +34600111222 open Linked devices and remove the device "Shop 7" (34600111222:3@s.whatsapp.net)`,
 		},
 		{
-			name:   "a holder that does not come to an end is told to give up, and waited for",
+			name:   "a holder that does not log out in time loses the placement, and the deletion waits for its release",
 			before: func(w *env, s *v1alpha1.WhatsAppSession) { w.hold(s, "worker-a") },
 			after: func(w *env, s *v1alpha1.WhatsAppSession) {
-				withdrawn := w.givenUp(s)
+				withdrawn := w.withdrawnByDeadline(s)
 				w.Expect(withdrawn.Status.HeldBy).To(Equal("worker-a"))
 				w.Expect(withdrawn.Finalizers).To(ConsistOf(v1alpha1.Finalizer))
 				w.release(s)
 			},
-			release: ReleaseOrphan, says: "inactive/Terminating/LogoutUnconfirmed", event: "Linked devices",
+			release: ReleaseOrphan, status: "inactive/Terminating/LogoutUnconfirmed", event: "Linked devices",
 		},
 		{
-			name:   "a dead holder of a session that no phone was linked to",
+			name:   "no phone was linked, and the holder dies",
 			before: func(w *env, s *v1alpha1.WhatsAppSession) { w.pair(s, "worker-a") },
 			after: func(w *env, s *v1alpha1.WhatsAppSession) {
-				withdrawn := w.givenUp(s)
-				w.Expect(withdrawn.Finalizers).To(ConsistOf(v1alpha1.Finalizer), "nobody may think that it is free")
-				w.deaths.say("worker-a", true)
+				withdrawn := w.withdrawnByDeadline(s)
+				w.Expect(withdrawn.Finalizers).To(ConsistOf(v1alpha1.Finalizer), "the object must exist as long as the session is held")
+				w.deaths.set("worker-a", true)
 			},
-			release: ReleaseForget, says: "inactive/Terminating/Deleted", event: "no device was linked",
+			release: ReleaseForget, status: "inactive/Terminating/Deleted", event: "no device was linked",
 		},
 		{
-			name:   "Retain, nobody holds it",
+			name:   "Retain, and no worker holds the session",
 			change: retain,
 			before: func(w *env, s *v1alpha1.WhatsAppSession) { w.suspend(w.hold(s, "worker-a")) },
 			after:  func(*env, *v1alpha1.WhatsAppSession) {},
 
-			release: ReleaseRetain, says: "inactive/Terminating/Deleted", event: "keys are kept",
+			release: ReleaseRetain, status: "inactive/Terminating/Deleted", event: "keys are kept",
 		},
 		{
-			name:    "Retain, but there is nothing to retain",
+			name:    "Retain, and there are no keys",
 			change:  retain,
-			release: ReleaseRetain, says: "inactive/Terminating/Deleted", event: "no device is linked",
+			release: ReleaseRetain, status: "inactive/Terminating/Deleted", event: "no device is linked",
 		},
 	}
 	for _, tt := range tests {
@@ -298,18 +298,18 @@ func TestDeletion(t *testing.T) {
 				tt.after(w, s)
 			}
 			w.gone(s)
-			w.Expect(w.ids.how(s.UID)).To(Equal(tt.release))
-			w.Expect(w.redis.says("acme")).To(Equal(tt.says), "Redis knows before the object is gone")
+			w.Expect(w.ids.releasedAs(s.UID)).To(Equal(tt.release))
+			w.Expect(w.redis.status("acme")).To(Equal(tt.status), "published before the object is gone")
 			w.Expect(w.redis.gone("acme")).To(BeTrue())
 			w.Expect(w.redis.numbers("acme").Epoch).To(BeNumerically(">", last.Status.Epoch))
 			w.Expect(w.redis.numbers("acme").Seq).To(BeEquivalentTo(1))
-			reason := strings.TrimPrefix(tt.says, "inactive/Terminating/")
+			reason := strings.TrimPrefix(tt.status, "inactive/Terminating/")
 			w.Expect(w.event(s, reason)).To(ContainSubstring(tt.event))
 		})
 	}
 }
 
-// suspend suspends a held session and plays its holder.
+// suspend suspends a held session and releases it as its holder does.
 func (w *env) suspend(s *v1alpha1.WhatsAppSession) *v1alpha1.WhatsAppSession {
 	w.t.Helper()
 	w.edit(s, suspended)
@@ -324,10 +324,10 @@ func TestADeletionWaitsForRedis(t *testing.T) {
 	w := newEnv(t)
 	w.worker("worker-a")
 	s := w.placed(w.apply(w.a, "acme"), "worker-a")
-	w.hears("acme", "pending/Pending/Placed")
-	w.redis.breaks(errors.New("connection refused"))
+	w.published("acme", "pending/Pending/Placed")
+	w.redis.fail(errors.New("connection refused"))
 	w.delete(s)
-	waiting := w.becomes(s, func(g Gomega, s *v1alpha1.WhatsAppSession) {
+	waiting := w.waitFor(s, func(g Gomega, s *v1alpha1.WhatsAppSession) {
 		g.Expect(status.Reason(s.Status)).To(Equal(v1alpha1.ReasonDeleted))
 		g.Expect(meta.FindStatusCondition(s.Status.Conditions, v1alpha1.ConditionReady).Message).To(ContainSubstring("Redis does not answer"))
 	})
@@ -335,11 +335,11 @@ func TestADeletionWaitsForRedis(t *testing.T) {
 	w.Consistently(func(g Gomega) {
 		now, err := w.get(s)
 		g.Expect(err).NotTo(HaveOccurred())
-		g.Expect(now.ResourceVersion).To(Equal(waiting.ResourceVersion), "it is said once")
+		g.Expect(now.ResourceVersion).To(Equal(waiting.ResourceVersion), "it is reported once")
 	}, 200*time.Millisecond, pollInterval).Should(Succeed())
-	w.redis.breaks(nil)
+	w.redis.fail(nil)
 	w.gone(s)
-	w.Expect(w.redis.says("acme")).To(Equal("inactive/Terminating/Deleted"))
+	w.Expect(w.redis.status("acme")).To(Equal("inactive/Terminating/Deleted"))
 }
 
 func TestADeletionWaitsForTheDatabase(t *testing.T) {
@@ -347,18 +347,17 @@ func TestADeletionWaitsForTheDatabase(t *testing.T) {
 	w := newEnv(t)
 	w.worker("worker-a")
 	s := w.placed(w.apply(w.a, "acme"), "worker-a")
-	w.hears("acme", "pending/Pending/Placed")
-	w.ids.breaks(errors.New("connection refused"))
+	w.published("acme", "pending/Pending/Placed")
+	w.ids.fail(errors.New("connection refused"))
 	w.delete(s)
 	w.phase(s, v1alpha1.PhaseTerminating, v1alpha1.ReasonDeletionWaits)
 	w.Expect(w.event(s, v1alpha1.ReasonDeletionWaits)).To(ContainSubstring("the database does not answer"))
-	w.ids.breaks(nil)
+	w.ids.fail(nil)
 	w.gone(s)
-	w.Expect(w.redis.says("acme")).To(Equal("inactive/Terminating/Deleted"))
+	w.Expect(w.redis.status("acme")).To(Equal("inactive/Terminating/Deleted"))
 }
 
-// TestANamespaceIsDeletedWithItsProxySecret: the Secret goes first, so nobody can
-// log the session out.
+// The Secret is deleted before the session, so no worker can log the session out.
 func TestANamespaceIsDeletedWithItsProxySecret(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
@@ -367,73 +366,72 @@ func TestANamespaceIsDeletedWithItsProxySecret(t *testing.T) {
 		s.Spec.Proxy = &v1alpha1.ProxySpec{SecretRef: v1alpha1.SecretReference{Name: "proxy"}}
 	}), "worker-a"), "worker-a")
 	w.Expect(k8s.Delete(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: w.a}})).To(Succeed())
-	w.delete(s) // what the namespace controller does, which envtest has not
+	w.delete(s) // as the namespace controller does, which envtest does not run
 	w.holder(s, v1alpha1.PhaseTerminating, v1alpha1.ReasonProxySecretMissing, func(*v1alpha1.WhatsAppSessionStatus) {})
 	w.placed(s, "")
 	w.holder(s, v1alpha1.PhaseTerminating, v1alpha1.ReasonDeleting, func(next *v1alpha1.WhatsAppSessionStatus) {
 		next.HeldBy, next.HolderStart = "", ""
 	})
 	w.gone(s)
-	w.Expect(w.ids.how(s.UID)).To(Equal(ReleaseOrphan))
-	w.hears("acme", "inactive/Terminating/LogoutUnconfirmed")
+	w.Expect(w.ids.releasedAs(s.UID)).To(Equal(ReleaseOrphan))
+	w.published("acme", "inactive/Terminating/LogoutUnconfirmed")
 	w.Eventually(w.logged, testTimeout, pollInterval).Should(And(
 		ContainSubstring(v1alpha1.ReasonLogoutUnconfirmed), ContainSubstring("+34600111222"), ContainSubstring("34600111222:3@s.whatsapp.net"),
-	), "Events are forbidden there")
+	), "no Event can be created there")
 }
 
-// TestADeletionByAClockThatIsAhead is given up in time all the same.
-func TestADeletionByAClockThatIsAhead(t *testing.T) {
+// The clock that wrote deletionTimestamp is ahead of the manager's.
+func TestADeletionEndsInTimeByTheManagersClock(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	w.worker("worker-a")
 	s := w.suspend(w.hold(w.placed(w.apply(w.a, "acme"), "worker-a"), "worker-a"))
-	w.clock.SetTime(w.clock.Now().Add(-12 * time.Hour)) // the API server's is ahead of ours
+	w.clock.SetTime(w.clock.Now().Add(-12 * time.Hour)) // the API server's clock is ahead
 	w.delete(s)
 	w.phase(s, v1alpha1.PhaseTerminating, v1alpha1.ReasonDeleting)
 	w.clock.SetTime(w.clock.Now().Add(session.LogoutTimeout + time.Second))
 	w.touch(s)
 	w.gone(s)
-	w.hears("acme", "inactive/Terminating/LogoutUnconfirmed")
+	w.published("acme", "inactive/Terminating/LogoutUnconfirmed")
 }
 
-// TestALogoutThatIsGivenUpGetsNoWorkerAgain: session controller and placement agree on
-// when that is, also where the API server's clock is ahead.
-func TestALogoutThatIsGivenUpGetsNoWorkerAgain(t *testing.T) {
+// The session controller and the placement must agree on the deadline of the logout, also
+// where the API server's clock is ahead.
+func TestASessionIsNotPlacedAgainAfterTheDeadlineOfItsLogout(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	w.worker("worker-a")
 	s := w.hold(w.placed(w.apply(w.a, "acme"), "worker-a"), "worker-a")
 	w.clock.SetTime(w.clock.Now().Add(-12 * time.Hour))
 	w.delete(s)
-	withdrawn := w.givenUp(s)
+	withdrawn := w.withdrawnByDeadline(s)
 	w.touch(s)
 	w.Consistently(func(g Gomega) {
 		now, err := w.get(s)
 		g.Expect(err).NotTo(HaveOccurred())
-		g.Expect(now.Status.Epoch).To(Equal(withdrawn.Status.Epoch), "its holder has not let go, so there is nothing to decide")
+		g.Expect(now.Status.Epoch).To(Equal(withdrawn.Status.Epoch), "nothing changes before the holder has released it")
 	}, "1s", pollInterval).Should(Succeed())
 }
 
-// TestADeletionThatNobodySawInTime: no manager ran while the time for the logout passed.
-// A worker is asked for it all the same, because otherwise the device stays linked.
-func TestADeletionThatNobodySawInTime(t *testing.T) {
+// No manager ran until the deadline of the logout was over. A worker must try to log out
+// nevertheless, because otherwise the device stays linked.
+func TestADeletionThatIsSeenAfterItsDeadline(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	w.worker("worker-a")
 	s := w.suspend(w.hold(w.placed(w.apply(w.a, "acme"), "worker-a"), "worker-a"))
-	w.late(session.LogoutTimeout + time.Hour) // as if the deletion were an hour old
+	w.advance(session.LogoutTimeout + time.Hour) // as if the deletion were an hour old
 	w.worker("worker-a")
 	w.delete(s)
 	s = w.placed(s, "worker-a")
-	w.late(2 * time.Minute)
+	w.advance(2 * time.Minute)
 	w.touch(s)
 	w.gone(s)
-	w.Expect(w.ids.how(s.UID)).To(Equal(ReleaseOrphan))
+	w.Expect(w.ids.releasedAs(s.UID)).To(Equal(ReleaseOrphan))
 }
 
-// TestIDsThatDifferByCase are one id, because most applications' databases take
-// them for one.
-func TestIDsThatDifferByCase(t *testing.T) {
+// Most applications' databases ignore case when they compare ids.
+func TestIDsThatDifferOnlyByCaseAreOneID(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	w.worker("worker-a")
@@ -442,26 +440,26 @@ func TestIDsThatDifferByCase(t *testing.T) {
 	w.Expect(w.event(loser, v1alpha1.ReasonSessionIDTaken)).To(And(ContainSubstring("upper and lower case"), Not(ContainSubstring(w.a)), Not(ContainSubstring("Acme-1"))))
 	w.Expect(meta.FindStatusCondition(loser.Status.Conditions, v1alpha1.ConditionStalled).Message).To(And(ContainSubstring("upper and lower case"), Not(ContainSubstring(w.a))))
 
-	t.Log("the id is free for the other as soon as its holder is gone, above its last epoch")
+	t.Log("the other session gets the id as soon as its holder is gone, with an epoch above the last one")
 	w.delete(winner)
 	w.gone(winner)
-	heir := w.placed(loser, "worker-a")
-	w.Expect(heir.Status.SessionID).To(Equal("aCME-1"))
-	w.Expect(heir.Status.Epoch).To(BeNumerically(">", winner.Status.Epoch))
+	next := w.placed(loser, "worker-a")
+	w.Expect(next.Status.SessionID).To(Equal("aCME-1"))
+	w.Expect(next.Status.Epoch).To(BeNumerically(">", winner.Status.Epoch))
 }
 
-func TestWhatIsAppliedAgainAtOnceIsNewerThanWhatWasDeleted(t *testing.T) {
+func TestASessionThatIsAppliedAgainAtOnceHasAHigherEpoch(t *testing.T) {
 	t.Parallel()
-	w := newEnv(t) // whose clock stands still
+	w := newEnv(t) // its clock does not advance
 	w.worker("worker-a")
 	for range 3 {
 		before := w.redis.numbers("acme").Epoch
 		s := w.placed(w.apply(w.a, "acme"), "worker-a")
 		w.Expect(s.Status.Epoch).To(BeNumerically(">", before))
-		w.hears("acme", "pending/Pending/Placed")
+		w.published("acme", "pending/Pending/Placed")
 		w.delete(s)
 		w.gone(s)
-		w.Expect(w.redis.says("acme")).To(Equal("inactive/Terminating/Deleted"))
+		w.Expect(w.redis.status("acme")).To(Equal("inactive/Terminating/Deleted"))
 	}
 }
 
@@ -475,13 +473,13 @@ func TestSuspendAndResume(t *testing.T) {
 	withdrawn := w.placed(s, "")
 	w.Expect(withdrawn.Status.Epoch).To(BeNumerically(">", s.Status.Epoch))
 	w.Expect(withdrawn.Status.HeldBy).To(Equal("worker-a"))
-	w.Expect(withdrawn.Status.Phase).To(Equal(v1alpha1.PhaseConnected), "the holder writes the status until it has let go")
+	w.Expect(withdrawn.Status.Phase).To(Equal(v1alpha1.PhaseConnected), "the holder writes the status until it has released the session")
 
 	w.release(s)
 	down := w.phase(s, v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended)
 	w.Expect(meta.FindStatusCondition(down.Status.Conditions, v1alpha1.ConditionReady)).To(BeNil())
 	w.Expect(down.Status.JID).NotTo(BeEmpty())
-	w.hears("acme", "inactive/Suspended/Suspended")
+	w.published("acme", "inactive/Suspended/Suspended")
 	w.Expect(w.redis.numbers("acme")).To(Equal(delivery.Numbers{Epoch: down.Status.Epoch, Seq: 1}))
 	w.Expect(down.Status.Epoch).To(BeNumerically(">", withdrawn.Status.Epoch))
 	w.event(s, v1alpha1.ReasonSuspended)
@@ -489,20 +487,20 @@ func TestSuspendAndResume(t *testing.T) {
 	w.edit(s, func(s *v1alpha1.WhatsAppSession) { s.Spec.Suspend = false })
 	up := w.placed(s, "worker-a")
 	w.Expect(up.Status.Epoch).To(BeNumerically(">", down.Status.Epoch))
-	w.hears("acme", "pending/Pending/Placed")
+	w.published("acme", "pending/Pending/Placed")
 }
 
-func TestASessionThatIsAppliedSuspended(t *testing.T) {
+func TestASessionThatIsCreatedSuspended(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	w.worker("worker-a")
 	s := w.phase(w.apply(w.a, "acme", suspended), v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended)
 	w.Expect(s.Status.SessionID).To(Equal("acme"))
 	w.Expect(s.Status.Worker).To(BeEmpty())
-	w.hears("acme", "inactive/Suspended/Suspended")
+	w.published("acme", "inactive/Suspended/Suspended")
 }
 
-func TestABanOutlivesASuspension(t *testing.T) {
+func TestABanContinuesAfterASuspension(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	w.worker("worker-a")
@@ -514,7 +512,7 @@ func TestABanOutlivesASuspension(t *testing.T) {
 	w.holder(s, v1alpha1.PhaseBanned, v1alpha1.ReasonBanned, func(next *v1alpha1.WhatsAppSessionStatus) { next.HeldBy, next.HolderStart = "", "" })
 	w.phase(s, v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended)
 	w.edit(s, func(s *v1alpha1.WhatsAppSession) { s.Spec.Suspend = false })
-	w.becomes(s, func(g Gomega, s *v1alpha1.WhatsAppSession) {
+	w.waitFor(s, func(g Gomega, s *v1alpha1.WhatsAppSession) {
 		g.Expect(s.Status.Phase).To(Equal(v1alpha1.PhaseBanned))
 		g.Expect(s.Status.Worker).To(Equal("worker-a"))
 	})
@@ -525,29 +523,29 @@ func TestRestart(t *testing.T) {
 	w := newEnv(t)
 	w.worker("worker-a", capacity(1))
 	s := w.pair(w.placed(w.apply(w.a, "acme"), "worker-a"), "worker-a")
-	t.Log("a session rests, and loses its worker")
+	t.Log("a resting session loses its worker")
 	w.holder(s, v1alpha1.PhasePairingExpired, v1alpha1.ReasonPairingExpired, func(*v1alpha1.WhatsAppSessionStatus) {})
 	w.worker("worker-a", capacity(1), draining)
 	w.placed(s, "")
 	w.holder(s, v1alpha1.PhasePairingExpired, v1alpha1.ReasonPairingExpired, func(next *v1alpha1.WhatsAppSessionStatus) {
 		next.HeldBy, next.HolderStart = "", ""
 	})
-	resting := w.becomes(s, func(g Gomega, s *v1alpha1.WhatsAppSession) {
+	resting := w.waitFor(s, func(g Gomega, s *v1alpha1.WhatsAppSession) {
 		g.Expect(condition(s, v1alpha1.ConditionPlaced)).To(Equal("False/NoWorkers"))
 	})
-	w.Expect(resting.Status.Phase).To(Equal(v1alpha1.PhasePairingExpired), "a session that rests goes on resting")
-	w.hears("acme", "inactive/PairingExpired/PairingExpired")
+	w.Expect(resting.Status.Phase).To(Equal(v1alpha1.PhasePairingExpired), "a resting session continues to rest")
+	w.published("acme", "inactive/PairingExpired/PairingExpired")
 
 	w.restart(s, "one")
-	begun := w.phase(s, v1alpha1.PhasePending, v1alpha1.ReasonNoWorkers)
-	w.Expect(begun.Status.ObservedRestartedAt).To(Equal("one"))
-	w.Expect(begun.Status.RestartedTime.Time).To(BeTemporally("==", w.clock.Now()))
-	w.Expect(begun.Status.Epoch).To(BeNumerically(">", resting.Status.Epoch))
-	w.hears("acme", "pending/Pending/NoWorkers")
+	restarted := w.phase(s, v1alpha1.PhasePending, v1alpha1.ReasonNoWorkers)
+	w.Expect(restarted.Status.ObservedRestartedAt).To(Equal("one"))
+	w.Expect(restarted.Status.RestartedTime.Time).To(BeTemporally("==", w.clock.Now()))
+	w.Expect(restarted.Status.Epoch).To(BeNumerically(">", resting.Status.Epoch))
+	w.published("acme", "pending/Pending/NoWorkers")
 	w.event(s, v1alpha1.ReasonRestarted)
 }
 
-func TestRestartDecides(t *testing.T) {
+func TestWhichSessionsRestart(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 5, 4, 12, 0, 0, 0, time.UTC)
 	ago := func(d time.Duration) *metav1.Time { return &metav1.Time{Time: now.Add(-d)} }
@@ -562,22 +560,22 @@ func TestRestartDecides(t *testing.T) {
 		{name: "LoggedOut", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseLoggedOut}, acts: true},
 		{name: "Replaced", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseReplaced}, acts: true},
 		{name: "Outdated", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseOutdated}, acts: true},
-		{name: "acted upon already", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseLoggedOut, ObservedRestartedAt: "now"}},
+		{name: "the annotation was acted on already", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseLoggedOut, ObservedRestartedAt: "now"}},
 		{
-			name:   "too soon after the last",
+			name:   "45 s after the last restart",
 			status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseLoggedOut, RestartedTime: ago(45 * time.Second)}, again: 15 * time.Second,
 		},
 		{
-			name:   "a minute after the last",
+			name:   "a minute after the last restart",
 			status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseLoggedOut, RestartedTime: ago(time.Minute)}, acts: true,
 		},
 		{
-			name:   "a ban that lasts",
+			name:   "a ban that is not over",
 			status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseBanned, RetryAfter: ago(-time.Hour)}, banned: true,
 		},
 		{name: "a ban that is over", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseBanned, RetryAfter: ago(time.Hour)}, acts: true},
-		{name: "a worker is to take it and sees for itself", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseLoggedOut, Worker: "w"}},
-		{name: "a session that waits anyway", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhasePending}},
+		{name: "the session has a worker, which acts on the annotation itself", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseLoggedOut, Worker: "w"}},
+		{name: "a session that does not rest", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhasePending}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			g := NewWithT(t)
@@ -602,7 +600,7 @@ func TestRestartDecides(t *testing.T) {
 	}
 }
 
-func TestTheStoreKnowsAHigherEpoch(t *testing.T) {
+func TestTheEpochIsRaisedAboveTheOneInTheStore(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	w.worker("worker-a")
@@ -611,13 +609,13 @@ func TestTheStoreKnowsAHigherEpoch(t *testing.T) {
 	w.holder(s, v1alpha1.PhaseDisconnected, v1alpha1.ReasonEpochBehind, func(next *v1alpha1.WhatsAppSessionStatus) {
 		next.StoredEpoch = behind
 	})
-	above := w.becomes(s, func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.Epoch).To(Equal(behind + 1)) })
-	w.Expect(above.Status.Worker).To(Equal("worker-a"), "a move to itself")
+	above := w.waitFor(s, func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.Epoch).To(Equal(behind + 1)) })
+	w.Expect(above.Status.Worker).To(Equal("worker-a"), "the worker stays the same")
 	w.Expect(above.Status.HeldBy).To(Equal("worker-a"))
 }
 
-// An epoch that a wrong clock wrote is not exceeded, and a person hears of it.
-func TestTheStoreKnowsTheHighestEpoch(t *testing.T) {
+// The maximum, which only a wrong clock can reach, is not exceeded, and an Event reports it.
+func TestTheStoreHasTheHighestPossibleEpoch(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	w.worker("worker-a")
@@ -625,17 +623,16 @@ func TestTheStoreKnowsTheHighestEpoch(t *testing.T) {
 	w.holder(s, v1alpha1.PhaseDisconnected, v1alpha1.ReasonEpochBehind, func(next *v1alpha1.WhatsAppSessionStatus) {
 		next.StoredEpoch = v1alpha1.MaxEpoch
 	})
-	top := w.becomes(s, func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.Epoch).To(Equal(v1alpha1.MaxEpoch)) })
+	top := w.waitFor(s, func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.Epoch).To(Equal(v1alpha1.MaxEpoch)) })
 	w.Expect(w.event(s, v1alpha1.ReasonEpochAtMaximum)).To(ContainSubstring("clock"))
 	w.touch(s)
 	w.placed(w.apply(w.b, "other"), "worker-a")
 	now, err := w.get(s)
 	w.Expect(err).NotTo(HaveOccurred())
-	w.Expect(now.Status).To(Equal(top.Status), "it is not written again and again")
+	w.Expect(now.Status).To(Equal(top.Status), "it is written only once")
 }
 
-// A session that rests is placed above as well, and rests on.
-func TestTheStoreKnowsAHigherEpochOfASessionThatRests(t *testing.T) {
+func TestTheEpochOfARestingSessionIsRaised(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	w.worker("worker-a")
@@ -647,12 +644,12 @@ func TestTheStoreKnowsAHigherEpochOfASessionThatRests(t *testing.T) {
 	rests(func(next *v1alpha1.WhatsAppSessionStatus) {
 		next.JID, next.StoredEpoch, next.RetryReason = "", behind, v1alpha1.ReasonLoggedOut
 	})
-	s = w.becomes(s, func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.Epoch).To(Equal(behind + 1)) })
+	s = w.waitFor(s, func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.Epoch).To(Equal(behind + 1)) })
 	rests(func(next *v1alpha1.WhatsAppSessionStatus) { next.HeldBy, next.HolderStart = "", "" })
 	w.Consistently(func(g Gomega) {
 		g.Expect(k8s.Get(t.Context(), client.ObjectKeyFromObject(s), s)).To(Succeed())
 		g.Expect(s.Status.Phase).To(Equal(v1alpha1.PhaseLoggedOut))
-		g.Expect(s.Status.Worker).To(Equal("worker-a"), "who takes it sees whether restartedAt changes")
+		g.Expect(s.Status.Worker).To(Equal("worker-a"), "the worker that takes it acts on restartedAt")
 	}, "300ms").Should(Succeed())
 }
 
@@ -677,64 +674,64 @@ func TestASessionOfAnotherInstallation(t *testing.T) {
 	w.Expect(w.event(restored, v1alpha1.ReasonOtherInstallation)).To(ContainSubstring("cluster-9"))
 	w.placed(w.apply(w.a, "ours"), "worker-a")
 	w.Expect(w.ids.has("restored")).To(BeFalse())
-	w.Expect(w.redis.says("restored")).To(BeEmpty())
+	w.Expect(w.redis.status("restored")).To(BeEmpty())
 
 	w.delete(restored)
 	w.gone(restored)
 	now, err := w.get(neighbour)
 	w.Expect(err).NotTo(HaveOccurred())
-	w.Expect(now.Status).To(Equal(left), "another release of this cluster speaks for itself")
+	w.Expect(now.Status).To(Equal(left), "the other release of this cluster manages it")
 }
 
-func TestRedisIsToldUntilItListens(t *testing.T) {
+func TestAPublicationIsRepeatedUntilRedisAnswers(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
-	w.redis.breaks(errors.New("connection refused"))
+	w.redis.fail(errors.New("connection refused"))
 	w.worker("worker-a")
 	s := w.placed(w.apply(w.a, "acme"), "worker-a")
-	w.Expect(w.redis.says("acme")).To(BeEmpty(), "Redis keeps no placement waiting")
-	w.redis.breaks(nil)
-	w.hears("acme", "pending/Pending/Placed")
+	w.Expect(w.redis.status("acme")).To(BeEmpty(), "a placement does not wait for Redis")
+	w.redis.fail(nil)
+	w.published("acme", "pending/Pending/Placed")
 	w.Expect(w.redis.numbers("acme").Epoch).To(Equal(s.Status.Epoch))
 }
 
-func TestRedisForgetsAndTheLeaderChanges(t *testing.T) {
+func TestAStatusIsPublishedAgainAfterRedisWasEmptiedAndByANewLeader(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	s := w.phase(w.apply(w.a, "acme", suspended), v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended)
-	w.hears("acme", "inactive/Suspended/Suspended")
-	said := w.redis.numbers("acme")
+	w.published("acme", "inactive/Suspended/Suspended")
+	before := w.redis.numbers("acme")
 
 	w.redis.empty()
 	w.Expect(w.reconciler.PublishAgain(t.Context())).To(Succeed())
-	w.hears("acme", "inactive/Suspended/Suspended")
+	w.published("acme", "inactive/Suspended/Suspended")
 
-	// It forgets what it has just been told.
+	// Redis is emptied right after a publication.
 	w.redis.empty()
-	forgetCount := make(chan error, 1)
+	again := make(chan error, 1)
 	w.redis.mu.Lock()
 	w.redis.then = func() {
 		w.redis.empty()
-		forgetCount <- w.reconciler.PublishAgain(t.Context())
+		again <- w.reconciler.PublishAgain(t.Context())
 	}
 	w.redis.mu.Unlock()
 	w.Expect(w.reconciler.PublishAgain(t.Context())).To(Succeed())
-	w.Eventually(forgetCount).Should(Receive(Succeed()))
-	w.hears("acme", "inactive/Suspended/Suspended")
+	w.Eventually(again).Should(Receive(Succeed()))
+	w.published("acme", "inactive/Suspended/Suspended")
 
 	w.stop()
 	w.redis.empty()
 	w.start()
-	w.hears("acme", "inactive/Suspended/Suspended")
-	w.Expect(w.redis.numbers("acme")).To(Equal(said), "the same words under the same numbers")
+	w.published("acme", "inactive/Suspended/Suspended")
+	w.Expect(w.redis.numbers("acme")).To(Equal(before), "the same status with the same numbers")
 	now, err := w.get(s)
 	w.Expect(err).NotTo(HaveOccurred())
-	w.Expect(now.ResourceVersion).To(Equal(s.ResourceVersion), "nothing was written for it")
+	w.Expect(now.ResourceVersion).To(Equal(s.ResourceVersion), "the object was not written")
 }
 
-// TestRedisRemembersAHigherEpoch is a resource that was restored from a backup, or moved
-// here from another cluster with an older status: Laravel must hear of it all the same.
-func TestRedisRemembersAHigherEpoch(t *testing.T) {
+// A resource was restored from a backup, or moved here from another cluster with an older
+// status. Laravel must receive its status nevertheless.
+func TestTheEpochIsRaisedAboveTheOneInRedis(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	ahead := time.Now().Unix() + 1_000_000
@@ -743,94 +740,93 @@ func TestRedisRemembersAHigherEpoch(t *testing.T) {
 	}
 	remember("acme", ahead)
 	s := w.phase(w.apply(w.a, "acme", suspended), v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended)
-	w.hears("acme", "inactive/Suspended/Suspended")
-	w.becomes(s, func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.Epoch).To(BeNumerically(">", ahead)) })
+	w.published("acme", "inactive/Suspended/Suspended")
+	w.waitFor(s, func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.Epoch).To(BeNumerically(">", ahead)) })
 
 	remember("acme", ahead+1_000)
 	w.delete(s)
 	w.gone(s)
-	w.hears("acme", "inactive/Terminating/Deleted")
+	w.published("acme", "inactive/Terminating/Deleted")
 	w.Expect(w.redis.numbers("acme").Epoch).To(BeNumerically(">", ahead+1_000))
 }
 
-// TestAnOldPictureAndARedisThatForgot is a leader that was paused and wakes when
-// another leads and Redis has just been emptied: its cache shows the past, and
-// nothing in Redis would refuse it.
-func TestAnOldPictureAndARedisThatForgot(t *testing.T) {
+// A former leader was paused and continues when another one leads and Redis has just been
+// emptied: its cache is stale, and Redis has nothing that would refuse a stale status.
+func TestAStaleCacheAfterRedisWasEmptied(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	w.worker("worker-a")
-	pictures := map[string]*v1alpha1.WhatsAppSession{}
+	stale := map[string]*v1alpha1.WhatsAppSession{}
 	for _, name := range []string{"held", "moved", "unheld", "gone", "again", "ended"} {
-		pictures[name] = w.placed(w.apply(w.a, name), "worker-a")
-		w.hears(name, "pending/Pending/Placed")
+		stale[name] = w.placed(w.apply(w.a, name), "worker-a")
+		w.published(name, "pending/Pending/Placed")
 	}
-	w.hold(pictures["held"], "worker-a")
-	w.edit(pictures["ended"], func(s *v1alpha1.WhatsAppSession) {
+	w.hold(stale["held"], "worker-a")
+	w.edit(stale["ended"], func(s *v1alpha1.WhatsAppSession) {
 		s.Finalizers = append(s.Finalizers, "example.com/keeps")
 		s.Spec.DeletionPolicy = v1alpha1.DeletionRetain
 	})
 	w.ids.link("ended", "34600111222:3@s.whatsapp.net", "+34600111222")
-	w.edit(pictures["moved"], suspended)
-	w.phase(pictures["moved"], v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended)
+	w.edit(stale["moved"], suspended)
+	w.phase(stale["moved"], v1alpha1.PhaseSuspended, v1alpha1.ReasonSuspended)
 	for _, name := range []string{"gone", "again"} {
-		w.delete(pictures[name])
-		w.gone(pictures[name])
+		w.delete(stale[name])
+		w.gone(stale[name])
 	}
 	w.placed(w.apply(w.a, "again"), "worker-a")
-	w.delete(pictures["ended"])
-	ended := w.becomes(pictures["ended"], func(g Gomega, s *v1alpha1.WhatsAppSession) {
+	w.delete(stale["ended"])
+	ended := w.waitFor(stale["ended"], func(g Gomega, s *v1alpha1.WhatsAppSession) {
 		g.Expect(s.Finalizers).To(ConsistOf("example.com/keeps"))
 	})
 	w.stop()
-	pictures["ended"] = ended.DeepCopy()
-	controllerutil.AddFinalizer(pictures["ended"], v1alpha1.Finalizer) // as it was before the last of its writes
-	pictures["ended"].ResourceVersion = pictures["moved"].ResourceVersion
+	stale["ended"] = ended.DeepCopy()
+	controllerutil.AddFinalizer(stale["ended"], v1alpha1.Finalizer) // as it was before the last of its writes
+	stale["ended"].ResourceVersion = stale["moved"].ResourceVersion
 	w.edit(ended, func(s *v1alpha1.WhatsAppSession) { s.Finalizers = nil })
 	w.gone(ended)
 	w.redis.empty()
 
-	wakes := func(name string) error {
+	reconcileStale := func(name string) error {
 		r := &SessionReconciler{
 			Deletions:      &Deletions{},
 			SessionOptions: SessionOptions{Installation: installation, IDs: w.ids, Publisher: w.redis, Log: logr.Discard(), Clock: w.clock},
 			client: interceptor.NewClient(k8s, interceptor.Funcs{
 				Get: func(_ context.Context, _ client.WithWatch, _ client.ObjectKey, into client.Object, _ ...client.GetOption) error {
-					pictures[name].DeepCopyInto(into.(*v1alpha1.WhatsAppSession))
+					stale[name].DeepCopyInto(into.(*v1alpha1.WhatsAppSession))
 					return nil
 				},
 			}),
 			reader: k8s, events: events.NewFakeRecorder(10),
 			published: map[types.NamespacedName]int64{}, lastEpochs: map[string]int64{}, lastWrite: map[types.NamespacedName]version{},
 		}
-		_, err := r.Reconcile(t.Context(), ctrl.Request{NamespacedName: client.ObjectKeyFromObject(pictures[name])})
+		_, err := r.Reconcile(t.Context(), ctrl.Request{NamespacedName: client.ObjectKeyFromObject(stale[name])})
 		return err
 	}
 	for _, name := range []string{"held", "moved", "gone", "again", "ended"} {
-		w.Expect(wakes(name)).To(Succeed(), name)
-		w.Expect(w.redis.says(name)).To(BeEmpty(), "%s: whoever knows the present says it", name)
+		w.Expect(reconcileStale(name)).To(Succeed(), name)
+		w.Expect(w.redis.status(name)).To(BeEmpty(), "%s: a stale status is not published", name)
 	}
-	w.Expect(wakes("unheld")).To(Succeed())
-	w.Expect(w.redis.says("unheld")).To(Equal("pending/Pending/Placed"), "what is still so is said")
+	w.Expect(reconcileStale("unheld")).To(Succeed())
+	w.Expect(w.redis.status("unheld")).To(Equal("pending/Pending/Placed"), "a status that has not changed is published")
 }
 
 func TestAStoreThatDoesNotAnswer(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
-	w.ids.breaks(errors.New("connection refused"))
+	w.ids.fail(errors.New("connection refused"))
 	w.worker("worker-a")
-	s := w.becomes(w.apply(w.a, "acme"), func(g Gomega, s *v1alpha1.WhatsAppSession) {
+	s := w.waitFor(w.apply(w.a, "acme"), func(g Gomega, s *v1alpha1.WhatsAppSession) {
 		g.Expect(s.Finalizers).NotTo(BeEmpty())
 		g.Expect(status.Reason(s.Status)).To(Equal(v1alpha1.ReasonStoreUnavailable))
 	})
 	w.Expect(s.Status.Worker).To(BeEmpty())
-	w.ids.breaks(nil)
+	w.ids.fail(nil)
 	w.placed(s, "worker-a")
 }
 
-// TestADecisionFromAnOldPicture is a leader that was stopped while another
-// decided: its cache shows the session as it was.
-func TestADecisionFromAnOldPicture(t *testing.T) {
+// A former leader was stopped while another one decided: its cache shows the session as it
+// was before.
+func TestADecisionFromAStaleCacheIsRefused(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	w.worker("worker-a")
@@ -842,7 +838,7 @@ func TestADecisionFromAnOldPicture(t *testing.T) {
 	paused := interceptor.NewClient(k8s, interceptor.Funcs{
 		Get: func(_ context.Context, _ client.WithWatch, _ client.ObjectKey, into client.Object, _ ...client.GetOption) error {
 			before := old.DeepCopy()
-			before.Spec.Suspend = true // would withdraw the placement, under an epoch of its own
+			before.Spec.Suspend = true // this would withdraw the placement, with another epoch
 			before.DeepCopyInto(into.(*v1alpha1.WhatsAppSession))
 			return nil
 		},
@@ -856,17 +852,16 @@ func TestADecisionFromAnOldPicture(t *testing.T) {
 		client: paused, reader: k8s, events: events.NewFakeRecorder(10), published: map[types.NamespacedName]int64{}, lastEpochs: map[string]int64{},
 	}
 	result, err := r.Reconcile(t.Context(), ctrl.Request{NamespacedName: client.ObjectKeyFromObject(old)})
-	w.Expect(err).NotTo(HaveOccurred(), "a conflict is no error: it is decided again")
+	w.Expect(err).NotTo(HaveOccurred(), "a conflict is not an error: the decision is made again")
 	w.Expect(result.RequeueAfter).To(BeNumerically(">", 0))
 	after, err := w.get(old)
 	w.Expect(err).NotTo(HaveOccurred())
 	w.Expect(after).To(Equal(now))
-	w.Expect(w.redis.numbers("acme").Epoch).To(Equal(now.Status.Epoch), "and nothing was said of it")
+	w.Expect(w.redis.numbers("acme").Epoch).To(Equal(now.Status.Epoch), "nothing was published")
 }
 
-// TestTheCacheIsBehindOurOwnWrite is a reconciler that is called again before
-// the cache shows what it has just written.
-func TestTheCacheIsBehindOurOwnWrite(t *testing.T) {
+// The reconciler is called again before the cache shows what it has just written.
+func TestNothingIsDecidedBeforeTheCacheShowsTheLastWrite(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	w.stop()
@@ -903,24 +898,24 @@ func TestTheCacheIsBehindOurOwnWrite(t *testing.T) {
 		w.Expect(claims.n).To(Equal(claimed), why)
 	}
 	reconcile("the finalizer and the id are written", 2, 1)
-	reconcile("nothing is decided from the picture before them", 2, 1)
+	reconcile("nothing is decided while the cache does not show them", 2, 1)
 
 	var err error
 	shown, err = w.get(shown)
 	w.Expect(err).NotTo(HaveOccurred())
 	w.Expect(shown.Status.SessionID).To(Equal("acme"))
-	reconcile("and nothing is left to do when the cache shows them", 2, 1)
+	reconcile("there is nothing to do when the cache shows them", 2, 1)
 
 	shown.Spec.Suspend = true
 	base := shown.DeepCopy()
 	base.Spec.Suspend = false
 	w.Expect(k8s.Patch(t.Context(), shown, client.MergeFrom(base))).To(Succeed())
-	reconcile("somebody else's change is acted upon", 3, 1)
+	reconcile("a change by a person is acted on", 3, 1)
 
 	w.Expect(k8s.Patch(t.Context(), shown.DeepCopy(), client.RawPatch(types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`)))).To(Succeed())
 	w.delete(shown)
 	shown = w.apply(w.a, "acme")
-	reconcile("the same name stands for another object", 5, 2)
+	reconcile("the name belongs to another object now", 5, 2)
 }
 
 // countingIDs counts the claims.

@@ -41,8 +41,8 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
 
-// One API server serves every test of this package; each test has namespaces
-// and a manager of its own.
+// All tests of this package use one API server; each test has its own namespaces and its own
+// manager.
 var (
 	restConfig *rest.Config
 	k8s        client.WithWatch
@@ -89,8 +89,7 @@ func start() (stop func() error, err error) {
 	return stop, nil
 }
 
-// The managers of these tests have the rights that the generated roles give,
-// and no others.
+// The managers of these tests have only the rights of the generated roles.
 const managerUser = "whatsapp-operator-manager"
 
 var managerRole rbacv1.Role // of the operator's namespace
@@ -129,14 +128,14 @@ func (w *env) grant() {
 	})).To(Succeed())
 }
 
-// env is a manager with all that it talks to. The test plays the workers.
+// env is a manager with everything that it uses. The test does what workers would do.
 type env struct {
 	*WithT
 	t     *testing.T
 	ids   *fakeIDs
 	redis *fakeRedis
 	clock *clocktesting.FakeClock
-	// deaths is what the observer says.
+	// deaths says which workers are dead.
 	deaths *fakeDeaths
 
 	operator, a, b string // namespaces: the operator's and two tenants'
@@ -159,9 +158,9 @@ func newEnv(t *testing.T) *env {
 	return w
 }
 
-// another is the manager of another installation for the same tenants, with its
-// own store, Redis and workers. It is not started.
-func (w *env) another(operator, installation string) *env {
+// otherInstallation is a manager of another installation for the same tenants, with its own
+// store, Redis and workers. It is not started.
+func (w *env) otherInstallation(operator, installation string) *env {
 	w.t.Helper()
 	o := &env{
 		WithT: w.WithT, t: w.t, redis: &fakeRedis{}, ids: newFakeIDs(), clock: w.clock, deaths: newFakeDeaths(),
@@ -226,10 +225,10 @@ func (w *env) start() {
 	w.t.Cleanup(w.stop)
 }
 
-// logged is what the session controller has logged.
+// logged returns what the session controller has logged.
 func (w *env) logged() string { return w.log.text() }
 
-// logBuffer keeps what is logged.
+// logBuffer keeps the lines that are logged.
 type logBuffer struct {
 	mu    sync.Mutex
 	lines []string
@@ -274,8 +273,8 @@ func (w *env) get(s *v1alpha1.WhatsAppSession) (*v1alpha1.WhatsAppSession, error
 	return out, k8s.Get(w.t.Context(), client.ObjectKeyFromObject(s), out)
 }
 
-// becomes waits until the session is as check says, and returns it.
-func (w *env) becomes(s *v1alpha1.WhatsAppSession, check func(g Gomega, s *v1alpha1.WhatsAppSession)) *v1alpha1.WhatsAppSession {
+// waitFor waits until check passes for the session, and returns the session.
+func (w *env) waitFor(s *v1alpha1.WhatsAppSession, check func(g Gomega, s *v1alpha1.WhatsAppSession)) *v1alpha1.WhatsAppSession {
 	w.t.Helper()
 	var now *v1alpha1.WhatsAppSession
 	w.Eventually(func(g Gomega) {
@@ -290,13 +289,13 @@ func (w *env) becomes(s *v1alpha1.WhatsAppSession, check func(g Gomega, s *v1alp
 // placed waits until the session is placed on worker.
 func (w *env) placed(s *v1alpha1.WhatsAppSession, worker string) *v1alpha1.WhatsAppSession {
 	w.t.Helper()
-	return w.becomes(s, func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.Worker).To(Equal(worker)) })
+	return w.waitFor(s, func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.Worker).To(Equal(worker)) })
 }
 
 // phase waits until the session is in a phase for a reason.
 func (w *env) phase(s *v1alpha1.WhatsAppSession, phase v1alpha1.Phase, reason string) *v1alpha1.WhatsAppSession {
 	w.t.Helper()
-	return w.becomes(s, func(g Gomega, s *v1alpha1.WhatsAppSession) {
+	return w.waitFor(s, func(g Gomega, s *v1alpha1.WhatsAppSession) {
 		g.Expect(s.Status.Phase).To(Equal(phase))
 		g.Expect(status.Reason(s.Status)).To(Equal(reason))
 	})
@@ -311,9 +310,9 @@ func (w *env) gone(s *v1alpha1.WhatsAppSession) {
 	}, testTimeout, pollInterval).Should(BeTrue())
 }
 
-// late is that much later than now, also by the API server's clock, which writes
-// the time of a deletion.
-func (w *env) late(d time.Duration) {
+// advance sets the clock to d after now, also after now by the API server's clock, which
+// writes the time of a deletion.
+func (w *env) advance(d time.Duration) {
 	now := w.clock.Now()
 	if real := time.Now(); real.After(now) {
 		now = real.Truncate(time.Second)
@@ -321,9 +320,10 @@ func (w *env) late(d time.Duration) {
 	w.clock.SetTime(now.Add(d))
 }
 
-// givenUp waits until the manager has given up the logout of a deleted session that is
-// held: the time for it begins when the manager has seen the deletion.
-func (w *env) givenUp(s *v1alpha1.WhatsAppSession) (withdrawn *v1alpha1.WhatsAppSession) {
+// withdrawnByDeadline advances the clock until the deadline for the logout of a deleted
+// session that is held is over, and the manager has withdrawn its placement. The time counts
+// from when the manager has seen the deletion.
+func (w *env) withdrawnByDeadline(s *v1alpha1.WhatsAppSession) (withdrawn *v1alpha1.WhatsAppSession) {
 	w.t.Helper()
 	w.Eventually(func(g Gomega) {
 		w.clock.SetTime(w.clock.Now().Add(session.LogoutTimeout + time.Second))
@@ -353,8 +353,8 @@ func (w *env) edit(s *v1alpha1.WhatsAppSession, change func(*v1alpha1.WhatsAppSe
 	w.Expect(k8s.Patch(w.t.Context(), now, client.MergeFrom(base))).To(Succeed())
 }
 
-// touch makes the manager look at a session, as the timer would that a fake clock
-// cannot move, unless it has done so already and the session is gone.
+// touch makes the manager reconcile a session, as its timer would, which a fake clock does
+// not advance. The session may be gone already.
 func (w *env) touch(s *v1alpha1.WhatsAppSession) {
 	w.t.Helper()
 	patch := fmt.Sprintf(`{"metadata":{"annotations":{"test/touched":%q}}}`, time.Now().Format(time.RFC3339Nano))
@@ -369,8 +369,8 @@ func (w *env) restart(s *v1alpha1.WhatsAppSession, value string) {
 	})
 }
 
-// holder writes a status as a worker does that holds the session, with what it
-// has read, again until nobody was quicker.
+// holder writes a status as the worker that holds the session does. It tries again after a
+// conflict.
 func (w *env) holder(s *v1alpha1.WhatsAppSession, phase v1alpha1.Phase, reason string, change func(*v1alpha1.WhatsAppSessionStatus)) *v1alpha1.WhatsAppSession {
 	w.t.Helper()
 	var now *v1alpha1.WhatsAppSession
@@ -386,7 +386,7 @@ func (w *env) holder(s *v1alpha1.WhatsAppSession, phase v1alpha1.Phase, reason s
 	return now
 }
 
-// hold is a worker that takes the session and connects.
+// hold claims the session and connects it, as a worker does.
 func (w *env) hold(s *v1alpha1.WhatsAppSession, worker string) *v1alpha1.WhatsAppSession {
 	w.t.Helper()
 	jid, phone := "34600111222:3@s.whatsapp.net", "+34600111222"
@@ -396,7 +396,7 @@ func (w *env) hold(s *v1alpha1.WhatsAppSession, worker string) *v1alpha1.WhatsAp
 	})
 }
 
-// pair is a worker that takes the session and offers codes.
+// pair claims the session and offers codes, as a worker does.
 func (w *env) pair(s *v1alpha1.WhatsAppSession, worker string) *v1alpha1.WhatsAppSession {
 	w.t.Helper()
 	return w.holder(s, v1alpha1.PhasePairing, v1alpha1.ReasonWaitingForScan, func(next *v1alpha1.WhatsAppSessionStatus) {
@@ -404,7 +404,7 @@ func (w *env) pair(s *v1alpha1.WhatsAppSession, worker string) *v1alpha1.WhatsAp
 	})
 }
 
-// release is a worker that has closed the socket.
+// release releases the session, as a worker does that has closed its connection.
 func (w *env) release(s *v1alpha1.WhatsAppSession) *v1alpha1.WhatsAppSession {
 	w.t.Helper()
 	return w.holder(s, v1alpha1.PhaseDisconnected, v1alpha1.ReasonMoving, func(next *v1alpha1.WhatsAppSessionStatus) {
@@ -412,7 +412,7 @@ func (w *env) release(s *v1alpha1.WhatsAppSession) *v1alpha1.WhatsAppSession {
 	})
 }
 
-// worker joins, or renews its Lease with what has changed.
+// worker creates a worker's Lease, or renews it with a change.
 func (w *env) worker(name string, change ...func(*membership.Member)) {
 	w.t.Helper()
 	member := membership.Member{
@@ -441,13 +441,13 @@ func inPool(name string) func(*membership.Member) {
 }
 func draining(m *membership.Member) { m.Draining = true }
 
-// leaves ends a worker's membership.
-func (w *env) leaves(name string) {
+// removeWorker deletes a worker's Lease, as a worker does that leaves.
+func (w *env) removeWorker(name string) {
 	w.t.Helper()
 	w.Expect(k8s.Delete(w.t.Context(), &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: w.operator, Name: membership.LeaseName(w.releaseName(), name)}})).To(Succeed())
 }
 
-// event waits for an Event beside the session and returns its text.
+// event waits for an Event of the session and returns its text.
 func (w *env) event(s *v1alpha1.WhatsAppSession, reason string) string {
 	w.t.Helper()
 	var note string
@@ -460,7 +460,7 @@ func (w *env) event(s *v1alpha1.WhatsAppSession, reason string) string {
 			note = e.Note
 			return e.Regarding.Name == s.Name && e.Reason == reason
 		})
-	}, testTimeout, pollInterval).Should(BeTrue(), "an Event "+reason)
+	}, testTimeout, pollInterval).Should(BeTrue(), "there is no Event "+reason)
 	return note
 }
 
@@ -480,7 +480,7 @@ type fakeIDs struct {
 	released map[types.UID]Release
 	former   []string
 	err      error
-	// claimed is called once, when an id has been given and before the answer arrives.
+	// claimed is called once, after the next claim and before its answer.
 	claimed func()
 }
 
@@ -538,7 +538,7 @@ func (f *fakeIDs) Release(_ context.Context, uid types.UID, how Release) error {
 	return f.err
 }
 
-func (f *fakeIDs) breaks(err error) {
+func (f *fakeIDs) fail(err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.err = err
@@ -562,17 +562,17 @@ func (f *fakeIDs) forget(id string) {
 	delete(f.records, foldID(id))
 }
 
-func (f *fakeIDs) how(uid types.UID) Release {
+func (f *fakeIDs) releasedAs(uid types.UID) Release {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.released[uid]
 }
 
-// fakeDeaths are what a test says of workers.
+// fakeDeaths says what a test has set about each worker.
 type fakeDeaths struct {
 	mu      sync.Mutex
 	dead    map[string]bool
-	renewed map[string]bool // what the next look will show
+	renewed map[string]bool // workers that the next observation shows as alive
 	changed chan struct{}
 }
 
@@ -580,9 +580,8 @@ func newFakeDeaths() *fakeDeaths {
 	return &fakeDeaths{dead: map[string]bool{}, renewed: map[string]bool{}, changed: make(chan struct{}, 1)}
 }
 
-// renews is a worker that was declared dead and renews its heartbeats: nobody
-// knows before the next look.
-func (f *fakeDeaths) renews(worker string) {
+// renew renews the heartbeats of a worker that was declared dead. The next observation shows it.
+func (f *fakeDeaths) renew(worker string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.renewed[worker] = true
@@ -605,7 +604,7 @@ func (f *fakeDeaths) Dead(worker string) bool {
 
 func (f *fakeDeaths) Changed() <-chan struct{} { return f.changed }
 
-func (f *fakeDeaths) say(worker string, dead bool) {
+func (f *fakeDeaths) set(worker string, dead bool) {
 	f.mu.Lock()
 	f.dead[worker] = dead
 	delete(f.renewed, worker)
@@ -616,17 +615,17 @@ func (f *fakeDeaths) say(worker string, dead bool) {
 	}
 }
 
-// fakeRedis keeps what is newest, as the queue's scripts do.
+// fakeRedis keeps the newest status of each session, as the queue's scripts do.
 type fakeRedis struct {
 	mu      sync.Mutex
 	items   map[string]delivery.StatusItem
 	deleted map[string]bool
 	err     error
-	// then is called once, when something has been taken and before the answer arrives.
+	// then is called once, after the next item was stored and before the answer.
 	then func()
 }
 
-// remember puts there what another has published.
+// remember stores a status that another program has published.
 func (f *fakeRedis) remember(item delivery.StatusItem) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -664,7 +663,7 @@ func (f *fakeRedis) Enqueue(_ context.Context, item delivery.StatusItem) error {
 }
 
 func (f *fakeRedis) Update(ctx context.Context, item delivery.StatusItem) (bool, error) {
-	if f.says(item.SessionID) == "" {
+	if f.status(item.SessionID) == "" {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		return false, f.err
@@ -682,7 +681,7 @@ func (f *fakeRedis) Deleted(ctx context.Context, item delivery.StatusItem) error
 	return nil
 }
 
-func (f *fakeRedis) breaks(err error) {
+func (f *fakeRedis) fail(err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.err = err
@@ -700,8 +699,8 @@ func (f *fakeRedis) gone(id string) bool {
 	return f.deleted[id]
 }
 
-// says is "status/phase/reason" of what Redis knows of a session.
-func (f *fakeRedis) says(id string) string {
+// status is "status/phase/reason" of the newest published status of a session.
+func (f *fakeRedis) status(id string) string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	i, ok := f.items[id]
@@ -717,8 +716,8 @@ func (f *fakeRedis) numbers(id string) delivery.Numbers {
 	return f.items[id].Numbers
 }
 
-// hears waits until Redis knows this of a session.
-func (w *env) hears(id, what string) {
+// published waits until this status of a session is published.
+func (w *env) published(id, what string) {
 	w.t.Helper()
-	w.Eventually(func() string { return w.redis.says(id) }, testTimeout, pollInterval).Should(Equal(what))
+	w.Eventually(func() string { return w.redis.status(id) }, testTimeout, pollInterval).Should(Equal(what))
 }

@@ -74,7 +74,7 @@ func states(s *v1alpha1.WhatsAppSession, worker string, n int) []v1alpha1.WhatsA
 	placed.Worker, placed.Epoch = worker, now.Unix()
 	placed = status.Summarize(placed, status.Facts{
 		Generation: s.Generation, Phase: v1alpha1.PhasePending, Reason: v1alpha1.ReasonPlaced,
-		Message: "placed on " + worker + ", which takes the session up next",
+		Message: "placed on " + worker + ", which connects it next",
 	}, now)
 	switch n {
 	case 0:
