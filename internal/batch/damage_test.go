@@ -18,8 +18,8 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
 
-// part is a key of the queue.
-func (b *bench) part(kind delivery.Kind, name string) string {
+// part is the name of a key of the queue.
+func (b *environment) part(kind delivery.Kind, name string) string {
 	if name == "dead" {
 		return b.keys.DeadLetters(kind)
 	}
@@ -32,11 +32,11 @@ var (
 	allParts = slices.Concat(hashes, sets, []string{"dead", "state"})
 )
 
-// damage is something that a person, an eviction or another program does to the keys.
+// damage is a change of the keys by a person, an eviction or another program.
 type damage struct {
 	name string
 	do   func(*damaged)
-	// pair: of so many, each is done at a third of the steps.
+	// pair: there are many of these, so each is made only at a third of the steps.
 	pair bool
 }
 
@@ -49,11 +49,11 @@ func damages() []damage {
 		}
 	}
 	for i, part := range allParts {
-		add(part+" is gone", func(d *damaged) { remove(d, part) })
+		add(part+" is missing", func(d *damaged) { remove(d, part) })
 		for _, other := range allParts[i+1:] {
-			all = append(all, damage{part + " and " + other + " are gone", func(d *damaged) { remove(d, part, other) }, true})
+			all = append(all, damage{part + " and " + other + " are missing", func(d *damaged) { remove(d, part, other) }, true})
 		}
-		add(part+" is of another type", func(d *damaged) {
+		add(part+" has another type", func(d *damaged) {
 			remove(d, part)
 			if part == "state" {
 				d.done(d.client.LPush(d.ctx, d.part(d.kind, part), "x").Err())
@@ -62,11 +62,11 @@ func damages() []damage {
 			d.done(d.client.Set(d.ctx, d.part(d.kind, part), "x", 0).Err())
 		})
 	}
-	add("all but what was delivered is gone", func(d *damaged) {
+	add("everything except last and forget is missing", func(d *damaged) {
 		remove(d, "items", "flight", "claims", "content", "urgent", "normal", "open")
 	})
-	add("everything is gone", func(d *damaged) { remove(d, allParts...) })
-	add("state is nonsense", func(d *damaged) {
+	add("everything is missing", func(d *damaged) { remove(d, allParts...) })
+	add("state is invalid", func(d *damaged) {
 		d.done(d.client.Set(d.ctx, d.part(d.kind, "state"), "x", 0).Err())
 	})
 	for _, part := range hashes {
@@ -74,34 +74,34 @@ func damages() []damage {
 			add("a record of "+part+" is "+name, func(d *damaged) {
 				for field, old := range d.client.HGetAll(d.ctx, d.part(d.kind, part)).Val() {
 					d.done(d.client.HSet(d.ctx, d.part(d.kind, part), field, to(old)).Err())
-					return // the first that comes
+					return // one is enough
 				}
 			})
 		}
 		change("empty", func(string) string { return "" })
-		change("nonsense", func(string) string { return "hunter2" })
+		change("invalid", func(string) string { return "hunter2" })
 		change("cut off", func(old string) string { return old[:len(old)/2] })
 		change("cut off at its end", func(old string) string { return old[:max(0, len(old)-1)] })
 		change("longer", func(old string) string { return old + "x" })
 		change("full of letters", func(old string) string { return strings.Repeat("x", len(old)) })
-		change("no JSON", func(old string) string { return strings.ReplaceAll(old, "}", "{") })
-		change("beyond all numbers", func(old string) string { return strings.ReplaceAll(old, "0000000001800000000", "9999999999999999999") })
-		add("a record of "+part+" is gone", func(d *damaged) {
+		change("not JSON", func(old string) string { return strings.ReplaceAll(old, "}", "{") })
+		change("with an impossible epoch", func(old string) string { return strings.ReplaceAll(old, "0000000001800000000", "9999999999999999999") })
+		add("a record of "+part+" is missing", func(d *damaged) {
 			for field := range d.client.HGetAll(d.ctx, d.part(d.kind, part)).Val() {
 				d.done(d.client.HDel(d.ctx, d.part(d.kind, part), field).Err())
 				return
 			}
 		})
-		add("a record of "+part+" belongs to nobody", func(d *damaged) {
+		add("a record of "+part+" belongs to no session", func(d *damaged) {
 			value := status("stranger", 1, delivery.Normal).Numbers.String()
 			d.done(d.client.HSet(d.ctx, d.part(d.kind, part), "stranger", value).Err())
 		})
 	}
 	for _, part := range sets {
-		add("a member of "+part+" is gone", func(d *damaged) {
+		add("a member of "+part+" is missing", func(d *damaged) {
 			d.done(d.client.ZPopMin(d.ctx, d.part(d.kind, part)).Err())
 		})
-		add("a member of "+part+" belongs to nobody", func(d *damaged) {
+		add("a member of "+part+" belongs to no session", func(d *damaged) {
 			d.done(d.client.ZAdd(d.ctx, d.part(d.kind, part), goredis.Z{Member: "stranger", Score: 1}).Err())
 		})
 		add("a member of "+part+" is far in the future", func(d *damaged) {
@@ -113,18 +113,18 @@ func damages() []damage {
 	return all
 }
 
-// done fails the test if a damage could not be done; a key that another damage has left
-// of another type is damaged enough.
+// done fails the test if a damage could not be made. It ignores a key whose type an earlier
+// damage has changed.
 func (d *damaged) done(err error) {
 	if !goredis.HasErrorPrefix(err, "WRONGTYPE") && !errors.Is(err, goredis.Nil) {
 		d.g.Expect(err).NotTo(HaveOccurred())
 	}
 }
 
-// damaged is a queue whose keys are damaged, a Laravel, and who publishes again when
-// the marker is gone.
+// damaged is a queue whose keys are damaged, with a Laravel, and a process that publishes
+// again when the marker is missing.
 type damaged struct {
-	*bench
+	*environment
 	kind   delivery.Kind
 	seq    int64
 	newest map[string]int64
@@ -132,14 +132,14 @@ type damaged struct {
 	held   []*delivery.Batch
 }
 
-func newDamaged(b *bench, kind delivery.Kind) *damaged {
-	d := &damaged{bench: b, kind: kind, newest: map[string]int64{}, has: map[string]int64{}}
+func newDamaged(b *environment, kind delivery.Kind) *damaged {
+	d := &damaged{environment: b, kind: kind, newest: map[string]int64{}, has: map[string]int64{}}
 	d.g.Expect(d.client.FlushAll(d.ctx).Err()).To(Succeed())
 	d.watched()
 	return d
 }
 
-// watched is what the watchers of all processes do with the marker.
+// watched does what redis.Watcher does: it restores the marker, and reports whether it was missing.
 func (d *damaged) watched() (missing bool) {
 	set, err := d.client.SetNX(d.ctx, d.keys.Marker(), "x", 0).Result()
 	d.g.Expect(err).NotTo(HaveOccurred())
@@ -168,7 +168,7 @@ func (d *damaged) take() {
 	}
 }
 
-// next is the batch that has been held longest; nil: none is.
+// next is the batch that was claimed first; nil: there is none.
 func (d *damaged) next() *delivery.Batch {
 	if len(d.held) == 0 {
 		return nil
@@ -178,7 +178,7 @@ func (d *damaged) next() *delivery.Batch {
 	return batch
 }
 
-func (d *damaged) tolerate(err error) {
+func (d *damaged) mayLoseClaim(err error) {
 	d.t.Helper()
 	if !errors.Is(err, ErrClaimLost) {
 		d.g.ExpectWithOffset(1, err).NotTo(HaveOccurred())
@@ -190,7 +190,7 @@ func (d *damaged) deliver() {
 		for _, item := range batch.Items {
 			d.has[item.SessionID] = max(d.has[item.SessionID], item.Seq-delivery.FirstSeq(3))
 		}
-		d.tolerate(d.Ack(d.ctx, batch))
+		d.mayLoseClaim(d.Ack(d.ctx, batch))
 	}
 }
 
@@ -199,30 +199,30 @@ func (d *damaged) refuse() {
 		for _, item := range batch.Items {
 			d.has[item.SessionID] = max(d.has[item.SessionID], item.Seq-delivery.FirstSeq(3))
 		}
-		d.tolerate(d.Ack(d.ctx, batch, delivery.Rejection{SessionID: batch.Items[0].SessionID, Reason: "no"}))
+		d.mayLoseClaim(d.Ack(d.ctx, batch, delivery.Rejection{SessionID: batch.Items[0].SessionID, Reason: "no"}))
 	}
 }
 
-func (d *damaged) giveBack() {
+func (d *damaged) release() {
 	if batch := d.next(); batch != nil {
-		d.tolerate(d.Release(d.ctx, batch, time.Time{}))
+		d.mayLoseClaim(d.Release(d.ctx, batch, time.Time{}))
 	}
 }
 
 func (d *damaged) halve() {
 	if batch := d.next(); batch != nil && len(batch.Items) > 1 {
-		d.tolerate(d.Split(d.ctx, batch))
+		d.mayLoseClaim(d.Split(d.ctx, batch))
 	}
 }
 
-// withdraw takes back what waits, as after a code that was used; a newer one follows.
+// withdraw withdraws the waiting item, as after a code that was used, and publishes a newer one.
 func (d *damaged) withdraw(session string) {
-	d.tolerate(d.Withdraw(d.ctx, d.kind, session, d.item(session).Numbers))
+	d.mayLoseClaim(d.Withdraw(d.ctx, d.kind, session, d.item(session).Numbers))
 	d.publish(session)
 }
 
-// settle lets everything come to rest: claims end, repairs are made, what is present is
-// published again when the marker is gone, and Laravel takes everything.
+// settle works until nothing waits: claims end, repairs are made, present states are
+// published again when the marker is missing, and Laravel accepts everything.
 func (d *damaged) settle() {
 	d.t.Helper()
 	d.held = nil
@@ -245,11 +245,11 @@ func (d *damaged) settle() {
 	d.g.ExpectWithOffset(1, d.has).To(Equal(d.newest), "Laravel has the newest state of every session")
 	d.g.ExpectWithOffset(1, d.pending(d.kind)).To(Equal(Pending{}))
 	for _, part := range []string{"items", "urgent", "normal", "flight", "open", "claims", "content"} {
-		d.g.ExpectWithOffset(1, d.client.Exists(d.ctx, d.part(d.kind, part)).Val()).To(BeZero(), part+" has a remainder")
+		d.g.ExpectWithOffset(1, d.client.Exists(d.ctx, d.part(d.kind, part)).Val()).To(BeZero(), part+" is not empty")
 	}
 }
 
-// steps is a life of the queue in which every part of it holds something at some time.
+// steps use the queue so that each of its keys is present at some time.
 func (d *damaged) steps() []func() {
 	return []func(){
 		func() { d.pending(d.kind); d.watched() },
@@ -257,7 +257,7 @@ func (d *damaged) steps() []func() {
 		d.take, // u1, u2, a
 		func() { d.publish("a", "u1", "c") },
 		d.take, // b, c, d
-		d.giveBack,
+		d.release,
 		d.take,
 		d.refuse, // b
 		d.halve,
@@ -270,8 +270,8 @@ func (d *damaged) steps() []func() {
 	}
 }
 
-// TestDamagedQueue does every damage at every step of a queue's life: nothing fails, the
-// queue goes on, and Laravel gets the newest state of every session.
+// TestDamagedQueue makes every damage before every step: nothing fails, the queue continues
+// to work, and Laravel gets the newest state of every session.
 func TestDamagedQueue(t *testing.T) {
 	for _, server := range []struct {
 		name string
@@ -286,17 +286,17 @@ func TestDamagedQueue(t *testing.T) {
 				client := goredis.NewClient(&goredis.Options{Addr: server.addr(t)})
 				t.Cleanup(func() { _ = client.Close() })
 				for i, harm := range damages() {
-					// The rules are the same everywhere: of the other kind, and of the embedded
-					// server, a sample shows that it is so.
+					// The rules are the same for both kinds and servers, so a sample is enough for
+					// the other kind and for the embedded server.
 					if kind != delivery.KindStatus && i%5 > 0 || server.name == "embedded" && i%29 > 0 {
 						continue
 					}
 					t.Run(harm.name, func(t *testing.T) {
-						for at := range newDamaged(newBench(t, client, Options{}), kind).steps() {
+						for at := range newDamaged(newEnvironment(t, client, Options{}), kind).steps() {
 							if harm.pair && (at+i)%3 > 0 {
 								continue
 							}
-							d := newDamaged(newBench(t, client, Options{}), kind)
+							d := newDamaged(newEnvironment(t, client, Options{}), kind)
 							for i, step := range d.steps() {
 								if i == at {
 									harm.do(d)
@@ -317,7 +317,7 @@ func TestDamagedQueue(t *testing.T) {
 	}
 }
 
-// TestRandomDamage is TestDamagedQueue in an order that nobody thought of.
+// TestRandomDamage is TestDamagedQueue in random order.
 func TestRandomDamage(t *testing.T) {
 	random := rand.New(rand.NewPCG(testenv.Seed(t), 0))
 	client := goredis.NewClient(&goredis.Options{Addr: testenv.Redis(t, "--appendonly", "no")})
@@ -325,14 +325,14 @@ func TestRandomDamage(t *testing.T) {
 	all := damages()
 	for round := range 300 {
 		kind := delivery.Kinds[random.IntN(2)]
-		d := newDamaged(newBench(t, client, Options{}), kind)
-		var story []string
+		d := newDamaged(newEnvironment(t, client, Options{}), kind)
+		var log []string
 		for range 40 {
 			session := fmt.Sprintf("%s%d", []string{"u", "n"}[random.IntN(2)], random.IntN(6))
 			steps := map[string]func(){
-				"publish " + session: func() { d.publish(session) }, "take": d.take, "deliver": d.deliver, "give back": d.giveBack,
+				"publish " + session: func() { d.publish(session) }, "take": d.take, "deliver": d.deliver, "release": d.release,
 				"halve": d.halve, "refuse": d.refuse, "time": func() { d.pass(time.Duration(random.IntN(20)) * time.Second) },
-				"look": func() { d.pending(kind) },
+				"observe": func() { d.pending(kind) },
 			}
 			name := slices.Sorted(maps.Keys(steps))[random.IntN(len(steps))]
 			step := steps[name]
@@ -340,20 +340,20 @@ func TestRandomDamage(t *testing.T) {
 				harm := all[random.IntN(len(all))]
 				name, step = harm.name, func() { harm.do(d) }
 			}
-			story = append(story, name)
+			log = append(log, name)
 			step()
 		}
 		d.settle()
 		if t.Failed() {
-			t.Fatalf("round %d: %s", round, strings.Join(story, "; "))
+			t.Fatalf("round %d: %s", round, strings.Join(log, "; "))
 		}
 	}
 }
 
-// TestRepairIsReported: a person hears of a damage, once for a while.
+// TestRepairIsReported: a repair is reported, at most once per interval.
 func TestRepairIsReported(t *testing.T) {
 	var repairs []Repair
-	b := newBench(t, realClient(t), Options{OnRepaired: func(kind delivery.Kind, r Repair) {
+	b := newEnvironment(t, realClient(t), Options{OnRepaired: func(kind delivery.Kind, r Repair) {
 		if kind == delivery.KindStatus {
 			repairs = append(repairs, r)
 		}
@@ -367,7 +367,7 @@ func TestRepairIsReported(t *testing.T) {
 
 	b.g.Expect(b.client.Del(b.ctx, b.part(kind, "urgent")).Err()).To(Succeed())
 	b.g.Expect(b.client.HSet(b.ctx, b.part(kind, "items"), "b", "x").Err()).To(Succeed())
-	b.g.Expect(b.pending(kind).Waiting).To(Equal(1), "too soon")
+	b.g.Expect(b.pending(kind).Waiting).To(Equal(1), "too early for another repair")
 	b.pass(repairInterval)
 	b.g.Expect(b.client.Set(b.ctx, b.keys.Marker(), "x", 0).Err()).To(Succeed())
 	b.g.Expect(b.pending(kind).Waiting).To(Equal(1))
@@ -376,9 +376,9 @@ func TestRepairIsReported(t *testing.T) {
 	b.g.Expect(seqs(b.claim(kind, 50))).To(Equal([]string{"a/1"}))
 }
 
-// TestALongHold: the bound is the same in Go and in the scripts.
-func TestALongHold(t *testing.T) {
-	b := newBench(t, realClient(t), Options{})
+// TestLongestHold: the bound is the same in Go and in the scripts.
+func TestLongestHold(t *testing.T) {
+	b := newEnvironment(t, realClient(t), Options{})
 	kind := delivery.KindStatus
 	b.enqueue(kind, status("a", 1, delivery.High))
 	b.g.Expect(b.Release(b.ctx, b.claim(kind, 1), b.clock.Now().Add(365*24*time.Hour))).To(Succeed())
@@ -386,7 +386,7 @@ func TestALongHold(t *testing.T) {
 	b.g.Expect(b.client.Set(b.ctx, b.keys.Marker(), "x", 0).Err()).To(Succeed())
 	b.pass(repairInterval)
 	b.g.Expect(b.pending(kind).NextClaimable).To(Equal(start.Add(maxHold)))
-	b.g.Expect(b.client.Exists(b.ctx, b.keys.Marker()).Val()).To(Equal(int64(1)), "the longest hold is no damage")
+	b.g.Expect(b.client.Exists(b.ctx, b.keys.Marker()).Val()).To(Equal(int64(1)), "the longest hold is not damage")
 	for _, text := range []string{pendingLua, repairLua} {
 		b.g.Expect(text).To(ContainSubstring(fmt.Sprint(maxHold.Milliseconds())))
 	}

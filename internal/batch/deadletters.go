@@ -17,13 +17,13 @@ import (
 // deadLetterPage is how many dead letters are read in one round trip.
 const deadLetterPage = 500
 
-// ErrInvalidDeadLetterID says that an id is not one of a dead letter.
-var ErrInvalidDeadLetterID = errors.New("the id of a dead letter is two numbers with a dash between them, as the list shows it")
+// ErrInvalidDeadLetterID says that a text is not the id of a dead letter.
+var ErrInvalidDeadLetterID = errors.New("the id of a dead letter is two numbers with a dash between them, as \"deadletter list\" prints it")
 
-// DeadLetter is a dead letter: an item that Laravel refused for good. They are kept in a
-// Redis stream for each kind, for seven days, and bounded in number.
+// DeadLetter is an item that Laravel refused for good. Each kind has a Redis stream of dead
+// letters; they are kept for seven days, and their number is bounded.
 type DeadLetter struct {
-	// ID is of its kind's stream.
+	// ID is the id of its entry in the stream.
 	ID   string
 	Kind delivery.Kind
 	// At is when it became a dead letter.
@@ -32,31 +32,31 @@ type DeadLetter struct {
 	delivery.Numbers
 	BatchID string
 	Reason  DeadLetterReason
-	// Answer is what Laravel said.
+	// Answer is Laravel's answer.
 	Answer  string
 	Payload json.RawMessage
 }
 
-// ReplayResult is what became of a dead letter that was to be replayed.
+// ReplayResult is the result of Replay.
 type ReplayResult int
 
 const (
-	// NotFound: there is no such letter (any more).
+	// NotFound: there is no such dead letter, or not any more.
 	NotFound ReplayResult = 0
-	// Replayed: its item waits again, and the letter is gone.
+	// Replayed: its item waits again, and the dead letter is deleted.
 	Replayed ReplayResult = 1
-	// Superseded: the queue holds something newer of the session, or Laravel has it. The letter is kept.
+	// Superseded: the queue or Laravel has a newer item of the session. The dead letter is kept.
 	Superseded ReplayResult = -3
-	// Expired: the QR code cannot be scanned any more. The letter is kept.
+	// Expired: the QR code has expired. The dead letter is kept.
 	Expired ReplayResult = -4
-	// Unreadable: the letter was written by an older version. It is kept.
+	// Unreadable: the dead letter was written by an older version. It is kept.
 	Unreadable ReplayResult = -5
 )
 
-// DeadLetter finishes a batch of one item that Laravel refuses for good: the item goes to
-// the dead letters with a reason and Laravel's answer. It returns ErrDeadLettersFull when
-// there is no room; then nothing was changed and the claim is still held. ErrClaimLost and
-// nil as with Ack.
+// DeadLetter finishes a batch of one item that Laravel refuses for good: it stores the item
+// as a dead letter with a reason and Laravel's answer. If there is no room it returns
+// ErrDeadLettersFull; then nothing was changed and the claim is still held. ErrClaimLost
+// and nil as with Ack.
 func (q *Queue) DeadLetter(ctx context.Context, b *delivery.Batch, reason DeadLetterReason, answer delivery.Answer) error {
 	if len(b.Items) != 1 {
 		return fmt.Errorf("a batch of %d items cannot be a dead letter: split it", len(b.Items))
@@ -69,7 +69,7 @@ func (q *Queue) DeadLetter(ctx context.Context, b *delivery.Batch, reason DeadLe
 }
 
 // DeadLetters visits the dead letters of a kind, the oldest first, until visit returns false.
-// Those that are older than their greatest age are deleted first.
+// Those that are too old are deleted first.
 func (q *Queue) DeadLetters(ctx context.Context, kind delivery.Kind, visit func(DeadLetter) bool) error {
 	if _, err := q.CountDeadLetters(ctx, kind); err != nil {
 		return err
@@ -109,8 +109,8 @@ func (q *Queue) CountDeadLetters(ctx context.Context, kind delivery.Kind) (int, 
 	return int(n), nil
 }
 
-// Replay lets the item of a dead letter wait for its delivery again, under its own
-// numbers, unless there is something newer of the session: Laravel would ignore it.
+// Replay enqueues the item of a dead letter again, with the same numbers, unless there is a
+// newer item of the session: then Laravel would ignore it.
 func (q *Queue) Replay(ctx context.Context, kind delivery.Kind, id string) (ReplayResult, error) {
 	if !isDeadLetterID(id) {
 		return NotFound, fmt.Errorf("%q: %w", id, ErrInvalidDeadLetterID)
@@ -162,7 +162,7 @@ func parseDeadLetter(kind delivery.Kind, entry goredis.XMessage) DeadLetter {
 	return l
 }
 
-// isDeadLetterID reports whether Redis would take this for the id of one entry.
+// isDeadLetterID reports whether Redis reads this as the id of one entry.
 func isDeadLetterID(id string) bool {
 	milliseconds, sequence, found := strings.Cut(id, "-")
 	if !found {

@@ -18,22 +18,23 @@ import (
 
 const (
 	// requestMargin is how long before its claim a request ends (docs/architecture.md, "QR
-	// and status"): Redis and the next leader must not believe a batch free while its
-	// request may still be answered.
+	// and status"): the next leader must not claim a batch while its request may still be
+	// answered.
 	requestMargin         = 5 * time.Second
 	defaultRequestTimeout = 15 * time.Second
-	// maxRequestTimeout bounds for how long a batch is held that a killed leader had claimed.
+	// maxRequestTimeout bounds how long a batch stays claimed after its leader was killed.
 	maxRequestTimeout = 5 * time.Minute
 	// countInterval is how often the dead letters are counted.
 	countInterval = 30 * time.Second
-	// The least time between two observations of a kind's queue because of publishes: a
-	// thousand of them at once must not become a thousand questions. While
-	// nothing is known to wait, the first may be urgent.
+	// The shortest time between two observations of a kind's queue because of wake-ups: a
+	// thousand enqueues at once must not become a thousand observations. It is shortest
+	// while nothing waits, because the first item may be urgent.
 	gapQuiet = 2 * time.Millisecond
-	// Statuses that wait go at a known time, unless a more urgent one or the
-	// fiftieth comes.
+	// The time at which waiting statuses are sent is known; only a more urgent status or a
+	// full batch makes it earlier.
 	gapWaiting = 10 * time.Millisecond
-	// Codes go at a known time within seconds, unless the fiftieth comes.
+	// The time at which waiting QR codes are sent is known and seconds away; only a full
+	// batch makes it earlier.
 	gapQR = 100 * time.Millisecond
 	// queuePause is the wait after an error of the queue.
 	queuePause = 500 * time.Millisecond
@@ -42,7 +43,7 @@ const (
 	finishTimeout = 2 * time.Second
 )
 
-// Source is what the flusher needs of the queue; *Queue is one. See there.
+// Source is the part of Queue that the flusher uses.
 type Source interface {
 	WakeUps(ctx context.Context) <-chan struct{}
 	Pending(ctx context.Context, kind delivery.Kind) (Pending, error)
@@ -62,27 +63,27 @@ type Sender interface {
 	Send(ctx context.Context, batch delivery.Batch) delivery.Answer
 }
 
-// FlusherOptions of a Flusher. The zero value stands for the defaults.
+// FlusherOptions are the options of a Flusher. The zero value means the defaults.
 type FlusherOptions struct {
 	Rules
-	// Parallel is how many requests there are at a time at most, of which QR
-	// codes take at most half (but at least one); default 4.
+	// Parallel is the highest number of requests at the same time. At most half of them (but
+	// at least one) may be for QR codes. Default 4.
 	Parallel int
 	// RequestTimeout is how long one request may take, at most 5 minutes; default 15 s. A claim
-	// holds longer than that, so that a request that is under way is never repeated.
+	// lasts longer, so that a batch is never repeated while its request is still running.
 	RequestTimeout time.Duration
-	// Poll is how often the queue is observed when nobody publishes; it bounds
-	// what a lost publish costs. Default 250 ms.
+	// Poll is how often the queue is observed without wake-ups. It bounds the delay after a
+	// lost wake-up. Default 250 ms.
 	Poll time.Duration
-	// Grace is how long requests may take to end when the flusher is stopped;
-	// then they are cut off and their batches given back. Default 10 s.
+	// Grace is how long running requests may take when the flusher is stopped. Then they are
+	// cancelled and their batches released. Default 10 s.
 	Grace time.Duration
-	// OnStopped, where set, is called when delivery of a kind stops, or goes on
-	// being stopped for another reason: for an Event. detail is a sentence
-	// without secrets. It must not block.
+	// OnStopped, if set, is called when delivery of a kind stops, and when the reason of a
+	// stop changes, to record an Event. detail is a sentence without secrets. It must not
+	// block.
 	OnStopped func(kind delivery.Kind, reason StopReason, detail string)
-	// OnRecovered, where set, is called when delivery of a kind that was
-	// stopped goes on. It must not block.
+	// OnRecovered, if set, is called when a stopped kind is delivered again. It must not
+	// block.
 	OnRecovered func(kind delivery.Kind)
 }
 
@@ -109,7 +110,7 @@ func (o FlusherOptions) withDefaults() FlusherOptions {
 	return o
 }
 
-// Validate returns everything that is wrong, joined in one error.
+// Validate returns all faults, joined in one error.
 func (o FlusherOptions) Validate() error {
 	o = o.withDefaults()
 	errs := []error{o.Rules.validate()}
@@ -125,15 +126,15 @@ func (o FlusherOptions) Validate() error {
 	return errors.Join(errs...)
 }
 
-// lease is how long a claim holds: the request's time, the margin after it, and a
-// second for the claim itself, whose time counts from before it was asked for.
+// lease is how long a claim lasts: the request's time-out, the margin after it, and a second
+// for the claim command, because a claim counts from before the command was sent.
 func (o FlusherOptions) lease() time.Duration {
 	return max(MinLease, o.RequestTimeout+requestMargin+time.Second)
 }
 
-// Flusher empties the queue into Laravel. It is a runnable of the manager that
-// only the leader runs; two at a time, as when a leader is replaced, lose and
-// reorder nothing, because what one has claimed the other leaves alone.
+// Flusher sends the items of the queue to Laravel. It is a runnable of the manager, and only
+// the leader runs it. Two at the same time, as when a leader is replaced, lose and reorder
+// nothing, because each claims its batches.
 type Flusher struct {
 	queue  Source
 	sender Sender
@@ -153,13 +154,13 @@ func NewFlusher(queue Source, sender Sender, clk clock.Clock, log logr.Logger, o
 // NeedLeaderElection implements controller-runtime's LeaderElectionRunnable.
 func (f *Flusher) NeedLeaderElection() bool { return true }
 
-// Start delivers until ctx ends. Then it claims nothing more, waits for the
-// requests on their way, gives back what they do not finish, and returns nil
-// when everything that it started has ended.
+// Start delivers until ctx ends. Then it claims nothing more, waits for the running
+// requests, releases the batches that they do not finish, and returns nil when all its
+// goroutines have ended.
 func (f *Flusher) Start(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	// Requests outlive ctx by the grace.
+	// Requests may run for Grace after ctx has ended.
 	requests, abort := context.WithCancel(context.WithoutCancel(ctx))
 	defer abort()
 	r := &run{Flusher: f, requests: requests, ended: make(chan *kindFlusher, f.opts.Parallel)}
@@ -202,22 +203,22 @@ func (f *Flusher) Start(ctx context.Context) error {
 			abort()
 		}
 	}
-	for range wake { // until it is closed: its goroutine has ended then
+	for range wake { // wait until it is closed: then its goroutine has ended
 	}
 	f.log.V(1).Info("Stopped delivery")
 	return nil
 }
 
-// run is the state of one Start. What mu does not guard belongs to Start's goroutine.
+// run is the state of one Start. Fields that mu does not guard belong to Start's goroutine.
 type run struct {
 	*Flusher
-	// requests is the context of requests and of what is recorded after them.
+	// requests is the context of the requests and of recording their answers.
 	requests context.Context
 	kinds    []*kindFlusher
 	inFlight int
-	// ended gets the kindFlusher of each delivery that has ended; it has room for all.
+	// ended gets the kindFlusher of each delivery that has ended; its buffer is large enough for all.
 	ended chan *kindFlusher
-	// queueError is the last error of the queue that was logged; empty: it answers.
+	// queueError is the last logged error of the queue; empty: the queue answers.
 	queueError string
 
 	// mu guards the breakers, the resends and when the dead letters were counted.
@@ -229,13 +230,13 @@ type kindFlusher struct {
 	kind     delivery.Kind
 	inFlight int
 	windows  windows
-	// pending is what waited at the time observed; stale: it may be more now.
+	// pending is what waited at the time observed; stale: it may have changed.
 	pending  Pending
 	observed time.Time
 	stale    bool
 
-	// counted is when the dead letters were counted last; deadLettersRead: those of earlier
-	// leaders are known; deadLettersNotBefore: nothing is done about them before, after an error.
+	// counted is when the dead letters were last counted. deadLettersRead: those of earlier
+	// leaders are in resends. deadLettersNotBefore: the next attempt after an error.
 	counted              time.Time
 	deadLettersRead      bool
 	deadLettersNotBefore time.Time
@@ -244,7 +245,7 @@ type kindFlusher struct {
 	resends resends
 }
 
-// gap is the least time until the next observation because of a publish.
+// gap is the shortest time until the next observation because of a wake-up.
 func (k *kindFlusher) gap() time.Duration {
 	switch {
 	case k.kind == delivery.KindQR:
@@ -256,7 +257,7 @@ func (k *kindFlusher) gap() time.Duration {
 	}
 }
 
-// deliveryEnded notes that a delivery has ended.
+// deliveryEnded records that a delivery has ended.
 func (r *run) deliveryEnded(k *kindFlusher) {
 	k.inFlight--
 	r.inFlight--
@@ -271,13 +272,13 @@ func (r *run) room(k *kindFlusher) bool {
 	return r.inFlight < r.opts.Parallel
 }
 
-// flush sends what is to be sent now, and returns when to decide again if
-// nothing happens before.
+// flush sends all batches that must be sent now, and returns when to decide again if nothing
+// happens before.
 func (r *run) flush(ctx context.Context) time.Time {
 	for {
 		again := r.clock.Now().Add(r.opts.Poll)
 		sent := false
-		// The kind with the fewest requests first, so that neither starves the other.
+		// The kind with the fewest requests first, so that neither kind is blocked by the other.
 		slices.SortStableFunc(r.kinds, func(a, b *kindFlusher) int { return a.inFlight - b.inFlight })
 		for _, k := range r.kinds {
 			r.maintainDeadLetters(ctx, k)
@@ -295,8 +296,8 @@ func (r *run) flush(ctx context.Context) time.Time {
 	}
 }
 
-// next sends one batch of k's kind if one is to go now. Otherwise at is when
-// to ask again, or never.
+// next sends one batch of k's kind if one must be sent now. Otherwise at is when to try
+// again, or never.
 func (r *run) next(ctx context.Context, k *kindFlusher) (sent bool, at time.Time, err error) {
 	if !r.room(k) {
 		return false, never, nil // until a request ends
@@ -320,7 +321,7 @@ func (r *run) next(ctx context.Context, k *kindFlusher) (sent bool, at time.Time
 	}
 	d := r.opts.decide(k.kind, k.pending, k.windows, r.clock.Now())
 	if !d.Claim && probe && k.pending.Due() > 0 {
-		d = decision{Claim: true, Limit: r.opts.MaxItems} // a probe need not wait for company
+		d = decision{Claim: true, Limit: r.opts.MaxItems} // a probe does not wait for other items
 	}
 	if !d.Claim {
 		return false, earliest(at, d.At), nil
@@ -332,11 +333,11 @@ func (r *run) next(ctx context.Context, k *kindFlusher) (sent bool, at time.Time
 	}
 	now = r.clock.Now()
 	k.stale = true
-	if batch == nil { // it has expired, or another process has it
+	if batch == nil { // the items have expired, or another process has claimed them
 		k.observed, k.pending = now, Pending{}
 		return false, now.Add(k.gap()), nil
 	}
-	k.observed = never // what is left may be a full batch
+	k.observed = never // the remaining items may be a full batch
 	k.windows.sent(r.opts.Rules, now)
 	k.inFlight++
 	r.inFlight++
@@ -373,16 +374,16 @@ func (r *run) queueFailed(ctx context.Context, err error) {
 	}
 	if ctx.Err() == nil && r.queueError != err.Error() {
 		r.queueError = err.Error()
-		r.log.Error(err, "Failed to read the queue, it is tried again; nothing is lost")
+		r.log.Error(err, "Failed to read the queue, trying again; nothing is lost")
 	}
 }
 
-// deliver sends a batch and records what came of it.
+// deliver sends a batch and records the answer.
 func (r *run) deliver(k *kindFlusher, batch *delivery.Batch) {
 	log := r.log.WithValues("kind", batch.Kind, "batch", batch.ID, "items", len(batch.Items), "attempt", batch.Attempt)
 	begun := r.clock.Now()
 	left := batch.Deadline.Sub(begun) - requestMargin
-	if left <= 0 { // the process was stopped for a while
+	if left <= 0 { // the process was paused
 		_ = r.finish(log, batch, func(ctx context.Context) error { return r.queue.Release(ctx, batch, begun) })
 		return
 	}
@@ -390,7 +391,7 @@ func (r *run) deliver(k *kindFlusher, batch *delivery.Batch) {
 	answer := r.sender.Send(ctx, *batch)
 	cancel()
 	now := r.clock.Now()
-	if r.requests.Err() != nil && answer.StatusCode == 0 { // cut off by us: it says nothing about Laravel
+	if r.requests.Err() != nil && answer.StatusCode == 0 { // we cancelled it: this says nothing about Laravel
 		_ = r.finish(log, batch, func(ctx context.Context) error { return r.queue.Release(ctx, batch, now) })
 		return
 	}
@@ -438,8 +439,8 @@ func (r *run) deliver(k *kindFlusher, batch *delivery.Batch) {
 	}
 }
 
-// deadLettered reports items that became dead letters. Neither their content nor Laravel's
-// answer, which may repeat it, is logged: "deadletter show" prints both.
+// deadLettered reports items that became dead letters. It logs neither their content nor
+// Laravel's answer, which may contain it: "deadletter show" prints both.
 func (r *run) deadLettered(log logr.Logger, k *kindFlusher, batch *delivery.Batch, items []delivery.Item, reason DeadLetterReason, answer delivery.Answer) {
 	if len(items) == 0 {
 		return
@@ -447,7 +448,7 @@ func (r *run) deadLettered(log logr.Logger, k *kindFlusher, batch *delivery.Batc
 	metrics.DeadLetters(batch.Kind, string(reason), len(items))
 	now := r.clock.Now()
 	for _, item := range items {
-		log.Info("WARNING: Laravel refused an update for good, it is a dead letter now",
+		log.Info("WARNING: Laravel refused an update for good, it became a dead letter",
 			"sessionID", item.SessionID, "reason", reason, "epoch", item.Epoch, "seq", item.Seq, "status", answer.StatusCode)
 	}
 	r.mu.Lock()
@@ -464,20 +465,20 @@ func (r *run) deadLettered(log logr.Logger, k *kindFlusher, batch *delivery.Batc
 	}
 }
 
-// report logs what an answer means, and says to people why delivery stops.
+// report logs what an answer means, and reports to people why delivery stops.
 func (r *run) report(log logr.Logger, batch *delivery.Batch, answer delivery.Answer, reaction reaction, took time.Duration) {
 	log = log.WithValues("status", answer.StatusCode, "took", took)
 	switch {
 	case reaction.step == stepAck:
 		log.V(1).Info("Delivered a batch", "rejected", len(answer.Rejected), "detail", answer.Detail)
 	case answer.Result != delivery.Retry && reaction.tripped:
-		log.Error(nil, "Stopped delivery until a person mends what Laravel answers; nothing is lost", "answer", reaction.detail)
+		log.Error(nil, "Stopped delivery until a person corrects what Laravel answers; nothing is lost", "answer", reaction.detail)
 	case reaction.tripped:
 		log.Error(nil, "Stopped delivery because Laravel is not available; it is probed, and nothing is lost", "answer", reaction.detail)
 	case reaction.step == stepSplit:
-		log.Info("Halved a batch that Laravel did not take", "answer", reaction.detail)
+		log.Info("Halved a batch that Laravel did not accept", "answer", reaction.detail)
 	case reaction.step == stepRelease:
-		log.Info("Failed to deliver a batch, it is repeated", "answer", reaction.detail, "notBefore", reaction.notBefore)
+		log.Info("Failed to deliver a batch, repeating it", "answer", reaction.detail, "notBefore", reaction.notBefore)
 	}
 	if reaction.stopped != "" {
 		metrics.DeliveryStopped(batch.Kind, string(reaction.stopped))
@@ -494,7 +495,7 @@ func (r *run) recovered(log logr.Logger, kind delivery.Kind) {
 	r.opts.OnRecovered(kind)
 }
 
-// deadLettersFull stops the kind: nothing is dropped silently.
+// deadLettersFull stops delivery of the kind, because nothing may be dropped.
 func (r *run) deadLettersFull(log logr.Logger, k *kindFlusher, batch *delivery.Batch, s step) {
 	now := r.clock.Now()
 	r.mu.Lock()
@@ -512,9 +513,9 @@ func (r *run) deadLettersFull(log logr.Logger, k *kindFlusher, batch *delivery.B
 	}
 }
 
-// maintainDeadLetters counts the dead letters of a kind from time to time, and enqueues the states
-// again that Laravel refused and may take now. An error does not keep the rest from being
-// delivered: a full Redis takes nothing new, and is emptied by deliveries.
+// maintainDeadLetters counts the dead letters of a kind regularly, and enqueues refused
+// states again that Laravel may accept now. An error does not stop the delivery of other
+// items: a full Redis refuses new items, but deliveries empty it.
 func (r *run) maintainDeadLetters(ctx context.Context, k *kindFlusher) {
 	if r.clock.Now().Before(k.deadLettersNotBefore) {
 		return
@@ -523,7 +524,7 @@ func (r *run) maintainDeadLetters(ctx context.Context, k *kindFlusher) {
 		k.deadLettersNotBefore = r.clock.Now().Add(resendBase)
 		metrics.QueueError("dead_letters")
 		if ctx.Err() == nil {
-			r.log.Error(err, "Failed to work on the dead letters, it is tried again", "kind", k.kind)
+			r.log.Error(err, "Failed to process the dead letters, trying again", "kind", k.kind)
 		}
 	}
 }
@@ -548,7 +549,7 @@ func (r *run) tryMaintainDeadLetters(ctx context.Context, k *kindFlusher) error 
 		metrics.DeadLettersKept(k.kind, n)
 	}
 	if k.kind == delivery.KindStatus && !k.deadLettersRead {
-		// A leader before this one may have left some.
+		// An earlier leader may have left some.
 		newest, err := r.newestDeadLetters(ctx, k, func(string) bool { return true })
 		if err != nil {
 			return err
@@ -566,7 +567,7 @@ func (r *run) tryMaintainDeadLetters(ctx context.Context, k *kindFlusher) error 
 	return r.resend(ctx, k, due)
 }
 
-// newestDeadLetters finds the newest dead letter of each session that wanted names.
+// newestDeadLetters finds the newest dead letter of each session for which wanted is true.
 func (r *run) newestDeadLetters(ctx context.Context, k *kindFlusher, wanted func(sessionID string) bool) (map[string]string, error) {
 	newest := map[string]string{}
 	err := r.queue.DeadLetters(ctx, k.kind, func(l DeadLetter) bool {
@@ -578,8 +579,8 @@ func (r *run) newestDeadLetters(ctx context.Context, k *kindFlusher, wanted func
 	return newest, err
 }
 
-// resend replays the newest dead letter of each session. What a session has that is newer
-// is on its way by itself.
+// resend replays the newest dead letter of each session. If a session has a newer state, that
+// one is delivered without a replay.
 func (r *run) resend(ctx context.Context, k *kindFlusher, sessionIDs []string) error {
 	newest, err := r.newestDeadLetters(ctx, k, func(id string) bool { return slices.Contains(sessionIDs, id) })
 	for i, sessionID := range sessionIDs {
@@ -608,12 +609,12 @@ func (r *run) resend(ctx context.Context, k *kindFlusher, sessionIDs []string) e
 	return nil
 }
 
-// finish records something about a batch in the queue, again and again until
-// it is recorded or the claim has ended: then the batch is claimed again, and
-// Laravel knows its id. The error is nil, ErrDeadLettersFull, or not recorded.
+// finish records an answer in the queue, and repeats this until it succeeds or the claim has
+// ended: then the batch is claimed and sent again, and Laravel knows its id. With any error
+// other than ErrDeadLettersFull nothing was recorded.
 func (r *run) finish(log logr.Logger, batch *delivery.Batch, record func(context.Context) error) error {
 	for pause := 50 * time.Millisecond; ; pause = min(2*pause, time.Second) {
-		// The first attempt is made even after the grace.
+		// The first attempt is made even when Grace is over.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.requests), finishTimeout)
 		err := record(ctx)
 		cancel()
@@ -621,12 +622,12 @@ func (r *run) finish(log logr.Logger, batch *delivery.Batch, record func(context
 		case err == nil, errors.Is(err, ErrDeadLettersFull):
 			return err
 		case errors.Is(err, ErrClaimLost):
-			log.Info("Lost the claim of a batch before its answer was recorded, it is repeated")
+			log.Info("Lost the claim of a batch before its answer was recorded, another process repeats it")
 			return err
 		}
 		metrics.QueueError("finish")
 		if r.requests.Err() != nil || !r.clock.Now().Before(batch.Deadline) {
-			log.Error(err, "Failed to record the answer to a batch, it is repeated")
+			log.Error(err, "Failed to record the answer to a batch, the batch will be repeated")
 			return err
 		}
 		timer := r.clock.NewTimer(pause)
@@ -638,7 +639,7 @@ func (r *run) finish(log logr.Logger, batch *delivery.Batch, record func(context
 	}
 }
 
-// rejectedItems are the items of a batch that the list names.
+// rejectedItems are the items of a batch that are in the list.
 func rejectedItems(batch *delivery.Batch, list []delivery.Rejection) []delivery.Item {
 	var items []delivery.Item
 	for _, item := range batch.Items {

@@ -12,55 +12,55 @@ const (
 	// tripAfter is how many failures in a row open the circuit breaker
 	// (docs/architecture.md, "Delivery to Laravel").
 	tripAfter = 5
-	// The circuit breaker opens for 1 s, then 2 s, up to 30 s, each less up to a half
-	// of it at random.
+	// The circuit breaker opens for 1 s, then 2 s, up to 30 s; each time is reduced by a
+	// random part, up to a half.
 	openBase, openCap = time.Second, 30 * time.Second
 	// A batch that failed waits a random part (full jitter) of 0.5 s, then 1 s,
 	// up to 30 s.
 	backoffBase, backoffCap = 500 * time.Millisecond, 30 * time.Second
-	// halveAfter is how many times a batch may get 5xx while others pass before
-	// it is suspected itself.
+	// halveAfter is how many times a batch may get 5xx while others are delivered, before
+	// the batch itself is suspected as the cause.
 	halveAfter = 5
-	// probeLead is how much earlier than its probe a batch may be claimed.
+	// probeLead is how long before the probe its batch becomes claimable.
 	probeLead = 10 * time.Millisecond
-	// fullPause is how often it is tried whether the dead letters have room again.
+	// fullPause is how often to test whether there is room for dead letters again.
 	fullPause = time.Minute
 )
 
-// StopReason says why delivery of a kind is stopped and only probed.
+// StopReason says why delivery of a kind is stopped and only probes are sent.
 type StopReason string
 
 const (
 	// LaravelUnavailable: five requests in a row got no answer, or 408, 425, 429
-	// or 5xx. Nothing is lost; it goes on by itself. Look at Laravel.
+	// or 5xx. Nothing is lost, and delivery resumes without help. Check Laravel.
 	LaravelUnavailable StopReason = "LaravelUnavailable"
-	// LaravelMisconfigured: only a person can mend what Laravel answers: 401, 403,
-	// 404, a redirect, HTML, a foreign certificate (check the base URL, the routes,
+	// LaravelMisconfigured: only a person can correct what Laravel answers: 401, 403,
+	// 404, a redirect, HTML, an untrusted certificate (check the base URL, the routes,
 	// the token and the signing secret on both sides), or a refusal of everything
-	// (look at the application's log).
+	// (check the application's log).
 	LaravelMisconfigured StopReason = "LaravelMisconfigured"
 	// DeadLettersFull: Laravel refuses an update for good and there is no room
-	// to keep another refused one. List, replay or drop dead letters.
+	// for another dead letter. List, replay or drop dead letters.
 	DeadLettersFull StopReason = "DeadLettersFull"
 )
 
-// circuitBreaker decides whether requests of a kind may go. A kind has one of its own,
-// because a wrong path is one kind's trouble. It is closed (all may go), open
-// (none until a time), or half-open (that time has come: one at a time, which
-// is the oldest stored batch, until one is delivered).
+// circuitBreaker decides whether requests of a kind may be sent. Each kind has its own,
+// because a wrong path affects only one kind. It is closed (all requests may be sent), open
+// (none until a certain time), or half-open (that time has come: one request at a time, the
+// oldest stored batch, until one is delivered).
 //
-// It is not gobreaker's or failsafe-go's: those open for a fixed time by the
-// clock of the machine, and ours opens at once for a misconfiguration, for as
-// long as Retry-After says, and must tell when it will be half-open, so that
-// the flusher sleeps until then. What is left of a circuit breaker then is this struct.
+// It does not use gobreaker or failsafe-go: those open for a fixed time by the clock of the
+// machine. This one opens at once for a misconfiguration, stays open as long as Retry-After
+// says, and reports when it will be half-open, so that the flusher can sleep until then.
+// What remains of a circuit breaker is this struct.
 //
-// It is pure, the zero value is closed.
+// It is pure; the zero value is closed.
 type circuitBreaker struct {
-	// until is when an open circuit breaker is half-open; never: it is closed.
+	// until is when an open circuit breaker becomes half-open; never: it is closed.
 	until time.Time
 	// failures and trips count in a row.
 	failures, trips int
-	// passed: Laravel has taken a batch since this process delivers.
+	// passed: Laravel has accepted a batch from this process.
 	passed bool
 	// stopped is the reason that was reported; empty: none.
 	stopped StopReason
@@ -68,9 +68,8 @@ type circuitBreaker struct {
 	refusals refusals
 }
 
-// admits reports whether a request may go, while inFlight others are on their
-// way; if not, from when on it is worth asking again. Never: when one of those
-// has ended.
+// admits reports whether a request may be sent while inFlight others are running. If not, at
+// is when to ask again; never: when one of those has ended.
 func (b *circuitBreaker) admits(now time.Time, inFlight int) (ok bool, at time.Time) {
 	switch {
 	case b.until.IsZero():
@@ -100,16 +99,16 @@ type reaction struct {
 	// notBefore is when a released batch may be claimed again.
 	notBefore time.Time
 	// stopped is why delivery stops, if that was not reported yet;
-	// recovered: it goes on.
+	// recovered: delivery resumes.
 	stopped   StopReason
 	recovered bool
 	// tripped: delivery is stopped, and the breaker has opened once more.
 	tripped bool
-	// detail says more than the answer does; empty: the answer's detail.
+	// detail replaces the answer's detail, unless it is empty.
 	detail string
 }
 
-// react takes an answer into account. random returns numbers in [0, 1).
+// react decides what an answer leads to. random returns numbers in [0, 1).
 func (b *circuitBreaker) react(batch *delivery.Batch, answer delivery.Answer, now time.Time, random func() float64) reaction {
 	switch answer.Result {
 	case delivery.Delivered:
@@ -119,7 +118,7 @@ func (b *circuitBreaker) react(batch *delivery.Batch, answer delivery.Answer, no
 		b.passed = true
 		b.refusals.delivered(batch, answer.Rejected)
 		if b.stopped == DeadLettersFull && (len(answer.Rejected) > 0 || !b.halfOpen(now)) {
-			return reaction{step: stepAck} // it does not say whether there is room
+			return reaction{step: stepAck} // it does not show whether there is room
 		}
 		return reaction{step: stepAck, recovered: b.reset()}
 	case delivery.Refused:
@@ -152,7 +151,7 @@ func (b *circuitBreaker) react(batch *delivery.Batch, answer delivery.Answer, no
 	default:
 		b.failures++
 		if suspect(batch, answer) && len(batch.Items) > 1 && b.passed && b.failures < batch.Attempt {
-			// It failed more often than anything failed in a row: others pass.
+			// It failed more often than the failures in a row: others were delivered in between.
 			return reaction{step: stepSplit}
 		}
 		if answer.StatusCode >= 500 && len(batch.Items) == 1 && b.refusals.poisonous(batch, now) {
@@ -161,22 +160,22 @@ func (b *circuitBreaker) react(batch *delivery.Batch, answer delivery.Answer, no
 		if b.failures >= tripAfter {
 			return b.trip(LaravelUnavailable, batch, answer, now, random)
 		}
-		if b.halfOpen(now) { // after a pause that Laravel asked for
+		if b.halfOpen(now) { // a failed request after a pause that Laravel asked for
 			return b.trip(b.stopped, batch, answer, now, random)
 		}
-		if answer.RetryAfter > 0 { // a pause of everything, not of this batch
+		if answer.RetryAfter > 0 { // a pause for all batches, not only this one
 			b.open(now.Add(answer.RetryAfter))
 		}
 		return b.release(reaction{}, batch, answer, now, random)
 	}
 }
 
-// refuse handles a batch of which no item is taken. r is what is done with it, unless
-// the application refuses so much that not the items but the application is broken:
+// refuse handles a batch of which Laravel accepted no item. It returns r, unless the
+// application refuses so much that the application must be broken, and not the items:
 // then everything is kept.
 //
-// Laravel works. A half-open breaker closes with a delivery all the same: if the dead
-// letters are full, nothing else may go first.
+// A refusal shows that Laravel answers, but only a delivery closes a half-open breaker: if
+// the dead letters are full, nothing else may be sent before.
 func (b *circuitBreaker) refuse(batch *delivery.Batch, r reaction, answer delivery.Answer, now time.Time, random func() float64) reaction {
 	b.failures = 0
 	if !b.refusals.refused(batch) {
@@ -185,22 +184,22 @@ func (b *circuitBreaker) refuse(batch *delivery.Batch, r reaction, answer delive
 	r = b.trip(LaravelMisconfigured, batch, answer, now, random)
 	r.notBefore = b.afterOthers(batch)
 	if answer.StatusCode < 300 {
-		// The application may have recorded the batch, and would answer its repetition with
-		// a yes that means nothing: the items need new ids.
+		// The application may have stored the batch id, and would then answer a repetition
+		// with a success although it has not the items: they need a new batch id.
 		r.step, r.notBefore = stepSplit, never
 	}
-	r.detail = fmt.Sprintf("Laravel refuses update after update of several sessions and takes none, so the application is taken for broken, and no more dead letters are made: %s", answer.Detail)
+	r.detail = fmt.Sprintf("Laravel refuses many updates of several sessions and accepts none: the application seems to be broken, and no more dead letters are made: %s", answer.Detail)
 	return r
 }
 
-// afterOthers is when a batch that cannot pass may be claimed again while the breaker is open:
-// the more often it was tried, the more probes are left to others.
+// afterOthers is when a refused batch may be claimed again while the breaker is open: later
+// after each attempt, so that the next probes are other batches.
 func (b *circuitBreaker) afterOthers(batch *delivery.Batch) time.Time {
 	pause := grown(openBase, openCap, b.trips-1)
 	return b.until.Add(time.Second + time.Duration(min(batch.Attempt-1, 5))*pause)
 }
 
-// suspect reports whether a batch may be what Laravel stumbles over.
+// suspect reports whether the batch itself may be the cause of Laravel's errors.
 func suspect(batch *delivery.Batch, answer delivery.Answer) bool {
 	return batch.Attempt >= halveAfter && answer.StatusCode >= 500
 }
@@ -218,7 +217,7 @@ func (b *circuitBreaker) trip(reason StopReason, batch *delivery.Batch, answer d
 		b.trips++
 		b.open(now.Add(max(pause, answer.RetryAfter)))
 		r.tripped = reason != ""
-	} else { // the answer to a request that was on its way already
+	} else { // the answer to a request that was sent before the breaker opened
 		b.open(now.Add(answer.RetryAfter))
 	}
 	r.stopped = b.stop(reason)
@@ -232,8 +231,8 @@ func (b *circuitBreaker) full(now time.Time) StopReason {
 	return b.stop(DeadLettersFull)
 }
 
-// roomAgain notes that a dead letter was stored, and reports whether that ends
-// a stop. One that was on its way when the others found no room does not.
+// roomAgain records that a dead letter was stored, and reports whether that ends a stop. A
+// dead letter of a request that was sent before the stop does not.
 func (b *circuitBreaker) roomAgain(now time.Time) bool {
 	return b.stopped == DeadLettersFull && b.halfOpen(now) && b.reset()
 }
@@ -254,7 +253,7 @@ func (b *circuitBreaker) stop(reason StopReason) StopReason {
 	return reason
 }
 
-// open never shortens a pause.
+// open opens the circuit breaker until a time; it never shortens a pause.
 func (b *circuitBreaker) open(until time.Time) {
 	if until.After(b.until) {
 		b.until = until
@@ -268,10 +267,10 @@ func (b *circuitBreaker) release(r reaction, batch *delivery.Batch, answer deliv
 		backoff := grown(backoffBase, backoffCap, batch.Attempt-1)
 		r.notBefore = now.Add(time.Duration(random() * float64(backoff)))
 	case suspect(batch, answer):
-		// Should Laravel stumble over this batch, the next probe is another's.
+		// If this batch is the cause of the errors, the next probe must be another batch.
 		r.notBefore = b.until.Add(time.Second)
 	default:
-		// It is there when it is to be the probe: the queue counts in its own clock.
+		// A little earlier, because the queue has another clock: this batch must be claimable for the probe.
 		r.notBefore = b.until.Add(-probeLead)
 	}
 	return r

@@ -14,63 +14,63 @@ type DeadLetterReason string
 const (
 	// Refused: Laravel answered 400, 409 or 422 for the item alone.
 	Refused DeadLetterReason = "Refused"
-	// Rejected: Laravel took the batch and named the item as rejected.
+	// Rejected: Laravel accepted the batch and named the item as rejected.
 	Rejected DeadLetterReason = "Rejected"
 	// TooLarge: Laravel answered 413 for the item alone.
 	TooLarge DeadLetterReason = "TooLarge"
-	// Poison: Laravel answered 5xx for the item alone again and again, while it took others.
+	// Poison: Laravel answered 5xx for the item alone many times, while it accepted others.
 	Poison DeadLetterReason = "Poison"
 )
 
 const (
-	// brakeItems of brakeSessions refused with no delivery between them say that the
-	// application is broken, not the items (docs/architecture.md, "Delivery to Laravel").
+	// If brakeItems items of brakeSessions sessions are refused without a delivery between
+	// them, the application is broken, not the items (docs/architecture.md, "Delivery to
+	// Laravel").
 	brakeItems, brakeSessions = 20, 5
 	// conflictTimeout is how long a 409 is repeated before it counts as a refusal: a
 	// deadlock in the application's database lasts seconds.
 	conflictTimeout = 10 * time.Second
-	// conflictCap bounds the pause between two such repetitions.
+	// conflictCap bounds the pause between two repetitions after a 409.
 	conflictCap = 2 * time.Second
 	// conflictMemory is how long a session's 409 is remembered.
 	conflictMemory = 2 * time.Minute
-	// An item alone that got 5xx poisonAfter times over poisonTimeout, while others passed
-	// before each of them, is what Laravel fails over.
+	// A single item that got 5xx poisonAfter times over poisonTimeout, with a delivery of
+	// others before each, is the cause of Laravel's errors.
 	poisonAfter, poisonTimeout = 20, time.Hour
 )
 
-// refusals keep account of what Laravel refused, to tell a bad item from a broken
-// application. They are pure, and the zero value has seen nothing. A process that
-// becomes the leader begins anew.
+// refusals count what Laravel refused, to distinguish a bad item from a broken application.
+// They are pure; the zero value is empty. A new leader starts with the zero value.
 type refusals struct {
-	// deliveries counts batches of which Laravel took something.
+	// deliveries counts the batches of which Laravel accepted an item.
 	deliveries int
-	// items and sessions were refused since the last delivery.
+	// items counts the items refused since the last delivery, sessions are their sessions.
 	items    int
 	sessions map[string]bool
-	// braked: the application is taken for broken.
+	// braked: the application is considered broken.
 	braked bool
-	// resent are sessions whose refused item was enqueued again: another refusal of it
-	// says nothing new about the application.
+	// resent are the sessions whose refused item was enqueued again: another refusal of it
+	// is no new sign of a broken application.
 	resent map[string]bool
-	// conflicts are the 409s of each session since it was last delivered.
+	// conflicts are the first and last 409 of each session since its last delivery.
 	conflicts map[string]span
-	// failing are single items by their batch id.
+	// failing are single items that got 5xx, by their batch id.
 	failing map[string]failing
 }
 
-// span is from the first to the last time of something.
+// span is the time from the first to the last occurrence.
 type span struct{ first, last time.Time }
 
-// failing is an item alone that got 5xx.
+// failing is a single item that got 5xx.
 type failing struct {
 	span
-	// count of the failures that had a delivery of something else between them.
+	// count is the number of failures with a delivery of another batch before each.
 	count int
-	// deliveries is refusals.deliveries at the last of them.
+	// deliveries is refusals.deliveries at the last counted failure.
 	deliveries int
 }
 
-// delivered notes a batch of which Laravel took all but the rejected items.
+// delivered records a batch of which Laravel accepted all but the rejected items.
 func (r *refusals) delivered(batch *delivery.Batch, rejected []delivery.Rejection) {
 	r.deliveries++
 	r.items, r.sessions, r.braked = 0, nil, false
@@ -83,7 +83,7 @@ func (r *refusals) delivered(batch *delivery.Batch, rejected []delivery.Rejectio
 	}
 }
 
-// resend notes that a session's refused item is enqueued again.
+// resend records that a session's refused item is enqueued again.
 func (r *refusals) resend(sessionID string) {
 	if r.resent == nil {
 		r.resent = map[string]bool{}
@@ -91,8 +91,8 @@ func (r *refusals) resend(sessionID string) {
 	r.resent[sessionID] = true
 }
 
-// refused notes that no item of a batch was taken, and reports whether the
-// application is broken: then the items must be kept.
+// refused records that no item of a batch was accepted, and reports whether the application
+// is broken: then the items must be kept.
 func (r *refusals) refused(batch *delivery.Batch) (broken bool) {
 	if r.braked {
 		return true
@@ -116,8 +116,8 @@ func (r *refusals) refused(batch *delivery.Batch) (broken bool) {
 	return false
 }
 
-// conflicted notes a 409 for a batch, and reports whether it has been repeated long
-// enough for each of its sessions.
+// conflicted records a 409 for a batch, and reports whether the batch has been repeated
+// long enough for each of its sessions.
 func (r *refusals) conflicted(batch *delivery.Batch, now time.Time) bool {
 	maps.DeleteFunc(r.conflicts, func(_ string, s span) bool { return now.Sub(s.last) > conflictMemory })
 	if r.conflicts == nil {
@@ -136,9 +136,9 @@ func (r *refusals) conflicted(batch *delivery.Batch, now time.Time) bool {
 	return long
 }
 
-// poisonous notes a 5xx for an item alone, and reports whether it is the item that
-// Laravel fails over. A failure counts only if Laravel took something since the one
-// before, so an outage never counts more than once.
+// poisonous records a 5xx for a single item, and reports whether the item is the cause of
+// Laravel's errors. A failure counts only if Laravel accepted a batch since the failure
+// before, so an outage counts only once.
 func (r *refusals) poisonous(batch *delivery.Batch, now time.Time) bool {
 	maps.DeleteFunc(r.failing, func(_ string, f failing) bool { return now.Sub(f.last) > 2*poisonTimeout })
 	if r.failing == nil {

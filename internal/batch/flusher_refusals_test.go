@@ -14,7 +14,7 @@ var (
 	refusedAnswer  = delivery.Answer{Result: delivery.Refused, StatusCode: 422, Detail: "422"}
 	conflictAnswer = delivery.Answer{Result: delivery.Refused, StatusCode: 409, Detail: "409"}
 	failedAnswer   = delivery.Answer{Result: delivery.Retry, StatusCode: 500, Detail: "500"}
-	takenAnswer    = delivery.Answer{Result: delivery.Delivered, StatusCode: 200}
+	acceptedAnswer = delivery.Answer{Result: delivery.Delivered, StatusCode: 200}
 )
 
 func batchOf(id string, sessions ...string) *delivery.Batch {
@@ -25,7 +25,7 @@ func batchOf(id string, sessions ...string) *delivery.Batch {
 	return b
 }
 
-// step is what the breaker does with a single item of a session.
+// single is what the breaker does with a single item of a session.
 func (b *circuitBreaker) single(session string, answer delivery.Answer, now time.Time) reaction {
 	return b.react(batchOf("b-"+session, session), answer, now, half)
 }
@@ -35,44 +35,44 @@ func TestBrake(t *testing.T) {
 	session := func(i, of int) string { return fmt.Sprintf("s%d", i%of) }
 	for _, row := range []struct {
 		name string
-		// sessions is how many the refused items belong to; deliveryAfter, where not 0, is
-		// after how many of them Laravel takes one of another session.
+		// sessions is the number of sessions of the refused items. If deliveryAfter is not 0,
+		// Laravel accepts an item of another session after so many refused ones.
 		sessions, deliveryAfter int
-		// letters is how many of 40 refused items are dead letters.
-		letters int
+		// deadLetters is how many of 40 refused items become dead letters.
+		deadLetters int
 	}{
 		{"items of many sessions", 40, 0, 19},
 		{"items of five sessions", 5, 0, 19},
 		{"items of four sessions", 4, 0, 40},
-		{"Laravel takes one after 19", 40, 19, 40},
-		{"Laravel takes one after 20", 40, 20, 19},
+		{"Laravel accepts one after 19", 40, 19, 40},
+		{"Laravel accepts one after 20", 40, 20, 19},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			g := NewWithT(t)
 			b := circuitBreaker{}
-			letters := 0
+			deadLetters := 0
 			var stopped reaction
 			for i := range 40 {
 				r := b.single(session(i, row.sessions), refusedAnswer, noon)
 				switch r.step {
 				case stepDeadLetter:
-					letters++
+					deadLetters++
 				case stepRelease:
-					g.Expect(r.notBefore).To(BeTemporally(">", b.until), "the next probe is another's")
+					g.Expect(r.notBefore).To(BeTemporally(">", b.until), "the next probe is another batch")
 					if r.stopped != "" {
 						stopped = r
 					}
 				default:
 					t.Fatalf("step %d", r.step)
 				}
-				if row.deliveryAfter > 0 && (i+1)%row.deliveryAfter == 0 && letters == i+1 {
-					b.single("other", takenAnswer, noon)
+				if row.deliveryAfter > 0 && (i+1)%row.deliveryAfter == 0 && deadLetters == i+1 {
+					b.single("other", acceptedAnswer, noon)
 				}
 			}
-			g.Expect(letters).To(Equal(row.letters))
-			if letters < 40 {
+			g.Expect(deadLetters).To(Equal(row.deadLetters))
+			if deadLetters < 40 {
 				g.Expect(stopped.stopped).To(Equal(LaravelMisconfigured))
-				g.Expect(stopped.detail).To(ContainSubstring("the application is taken for broken"))
+				g.Expect(stopped.detail).To(ContainSubstring("the application seems to be broken"))
 			}
 		})
 	}
@@ -86,12 +86,12 @@ func TestBrakeIsReleasedByADelivery(t *testing.T) {
 	for i := range 30 {
 		all = append(all, fmt.Sprintf("s%d", i))
 	}
-	rejectsAll := takenAnswer
+	rejectsAll := acceptedAnswer
 	for _, s := range all {
 		rejectsAll.Rejected = append(rejectsAll.Rejected, delivery.Rejection{SessionID: s})
 	}
 	r := b.react(batchOf("b", all...), rejectsAll, now, half)
-	g.Expect(r.step).To(Equal(stepSplit), "a batch of which all is rejected by name counts, too; a repetition of it would be answered with a yes")
+	g.Expect(r.step).To(Equal(stepSplit), "a batch whose items are all rejected by name counts too; its repetition would be answered with a success")
 	g.Expect(r.stopped).To(Equal(LaravelMisconfigured))
 
 	now = b.until
@@ -105,7 +105,7 @@ func TestBrakeIsReleasedByADelivery(t *testing.T) {
 	g.Expect(b.single("s1", refusedAnswer, now).step).To(Equal(stepDeadLetter))
 }
 
-// A state that was refused, enqueued again and refused again says nothing new about the application.
+// A state that was refused, enqueued again and refused again is no new sign of a broken application.
 func TestResentItemsDoNotBrake(t *testing.T) {
 	g := NewWithT(t)
 	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
@@ -132,10 +132,10 @@ func TestConflict(t *testing.T) {
 		now = r.notBefore
 	}
 	g.Expect(batch.Attempt).To(BeNumerically(">", 4))
-	g.Expect(b.react(batch, conflictAnswer, now, half).step).To(Equal(stepSplit), "it goes on: an item is bad")
-	g.Expect(b.single("a", takenAnswer, now).step).To(Equal(stepAck))
+	g.Expect(b.react(batch, conflictAnswer, now, half).step).To(Equal(stepSplit), "the conflict lasts: an item is bad")
+	g.Expect(b.single("a", acceptedAnswer, now).step).To(Equal(stepAck))
 	g.Expect(b.single("b", conflictAnswer, now).step).To(Equal(stepDeadLetter), "it has been repeated already")
-	g.Expect(b.single("a", conflictAnswer, now).step).To(Equal(stepRelease), "it has been delivered meanwhile")
+	g.Expect(b.single("a", conflictAnswer, now).step).To(Equal(stepRelease), "it has been delivered since")
 	g.Expect(b.single("a", conflictAnswer, now.Add(time.Hour)).step).To(Equal(stepRelease), "that was another conflict")
 }
 
@@ -143,16 +143,16 @@ func TestPoison(t *testing.T) {
 	start := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	for _, row := range []struct {
 		name string
-		// every is the time between two failures; others: Laravel takes something before each.
+		// every is the time between two failures; others: Laravel accepts another item before each.
 		every  time.Duration
 		others bool
 		items  int
 		want   bool
 	}{
-		{"a failure every five minutes while others pass", 5 * time.Minute, true, 1, true},
-		{"the same while nothing passes", 5 * time.Minute, false, 1, false},
+		{"a failure every five minutes while others are delivered", 5 * time.Minute, true, 1, true},
+		{"a failure every five minutes while nothing is delivered", 5 * time.Minute, false, 1, false},
 		{"a hundred failures within a minute", 500 * time.Millisecond, true, 1, false},
-		{"a batch, which is halved", 5 * time.Minute, true, 2, false},
+		{"a batch of two, which is halved", 5 * time.Minute, true, 2, false},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			g := NewWithT(t)
@@ -164,7 +164,7 @@ func TestPoison(t *testing.T) {
 			now := start
 			for ; failures < 100 && last.step != stepDeadLetter; now = now.Add(row.every) {
 				if row.others {
-					b.single("other", takenAnswer, now)
+					b.single("other", acceptedAnswer, now)
 				}
 				last = b.react(batch, failedAnswer, now, half)
 				failures++
@@ -190,7 +190,7 @@ func TestResends(t *testing.T) {
 	now = now.Add(resendPause)
 	g.Expect(r.take(now)).To(ConsistOf("a"), "the application accepts again")
 	now = now.Add(time.Hour)
-	g.Expect(r.take(now)).To(BeEmpty(), "it is on its way")
+	g.Expect(r.take(now)).To(BeEmpty(), "it is being sent")
 
 	var waits []time.Duration
 	for range 12 {
@@ -203,7 +203,7 @@ func TestResends(t *testing.T) {
 	}
 	g.Expect(waits[0]).To(Equal(3 * resendBase))
 	g.Expect(waits[1]).To(Equal(9 * resendBase))
-	g.Expect(waits[11]).To(Equal(resendCap), "an application that does not know a session is not asked for ever more often")
+	g.Expect(waits[11]).To(Equal(resendCap), "an application that does not know a session gets its state rarely")
 
 	r.refused("a", now)
 	r.all(now)
@@ -213,13 +213,13 @@ func TestResends(t *testing.T) {
 	r.delivered(batchOf("b", "a"), nil, now)
 	g.Expect(r.sessions).To(BeEmpty())
 
-	for i := range 3 * resendMost {
+	for i := range 3 * resendMax {
 		r.refused(fmt.Sprint(i), now)
 	}
 	now = now.Add(time.Minute)
-	g.Expect(r.take(now)).To(HaveLen(resendMost))
+	g.Expect(r.take(now)).To(HaveLen(resendMax))
 	g.Expect(r.take(now)).To(BeEmpty(), "a few at a time")
-	g.Expect(r.take(now.Add(resendPause))).To(HaveLen(resendMost))
-	g.Expect(r.take(now.Add(2 * resendPause))).To(HaveLen(resendMost))
+	g.Expect(r.take(now.Add(resendPause))).To(HaveLen(resendMax))
+	g.Expect(r.take(now.Add(2 * resendPause))).To(HaveLen(resendMax))
 	g.Expect(r.take(now.Add(3 * resendPause))).To(BeEmpty())
 }

@@ -7,20 +7,20 @@ import (
 )
 
 const (
-	// The state of a session that Laravel refused is enqueued again with the first delivery
-	// of something else, or after resendBase, then after three times as long, up to resendCap:
-	// Laravel must not keep an old state for good, and an application that has lost a tenant
-	// must not be asked about him every minute.
+	// A session's state that Laravel refused is enqueued again after the first delivery of
+	// another batch, or after resendBase, then after three times as long, up to resendCap:
+	// Laravel must not keep an old state forever, and an application that does not know a
+	// tenant must not get its state every minute.
 	resendBase, resendCap = 10 * time.Second, 6 * time.Hour
-	// resendMost is how many are enqueued again at a time.
-	resendMost = 5
-	// resendPause is the least time between two such rounds.
+	// resendMax is how many states are enqueued again in one round.
+	resendMax = 5
+	// resendPause is the shortest time between two rounds.
 	resendPause = time.Second
 )
 
-// resends say when the states of sessions that Laravel refused are enqueued again. They are
-// kept for statuses only: a refused QR code is replaced by the next one. They are pure;
-// the zero value is empty. The dead letters themselves are in Redis.
+// resends say when states that Laravel refused are enqueued again. They are for statuses
+// only: a refused QR code is replaced by the next one. They are pure; the zero value is
+// empty. The dead letters themselves are in Redis.
 type resends struct {
 	sessions map[string]resend
 	// next is the earliest time of the next round.
@@ -28,14 +28,14 @@ type resends struct {
 }
 
 type resend struct {
-	// due is when the state is enqueued again; sent: it was, and waits for its answer.
+	// due is when the state is enqueued again; sent: it was enqueued, and waits for its answer.
 	due  time.Time
 	sent bool
-	// attempts counts how often it was.
+	// attempts counts how often it was enqueued again.
 	attempts int
 }
 
-// refused notes that a session's state is a dead letter.
+// refused records that a session's state is a dead letter.
 func (r *resends) refused(sessionID string, now time.Time) {
 	if r.sessions == nil {
 		r.sessions = map[string]resend{}
@@ -45,7 +45,7 @@ func (r *resends) refused(sessionID string, now time.Time) {
 	r.sessions[sessionID] = s
 }
 
-// delivered notes that Laravel took a batch but for the rejected items.
+// delivered records that Laravel accepted a batch except the rejected items.
 func (r *resends) delivered(batch *delivery.Batch, rejected []delivery.Rejection, now time.Time) {
 	for _, item := range batch.Items {
 		if !names(rejected, item.SessionID) {
@@ -60,7 +60,7 @@ func (r *resends) delivered(batch *delivery.Batch, rejected []delivery.Rejection
 	}
 }
 
-// all makes every state due: the application that refused everything works again.
+// all makes every state due, because an application that refused everything works again.
 func (r *resends) all(now time.Time) {
 	for id, s := range r.sessions {
 		if !s.sent {
@@ -70,14 +70,14 @@ func (r *resends) all(now time.Time) {
 	}
 }
 
-// take returns the sessions whose state is to be enqueued again now.
+// take returns the sessions whose state must be enqueued again now.
 func (r *resends) take(now time.Time) []string {
 	if now.Before(r.next) || len(r.sessions) == 0 {
 		return nil
 	}
 	var ids []string
 	for id, s := range r.sessions {
-		if len(ids) == resendMost {
+		if len(ids) == resendMax {
 			break
 		}
 		if !s.sent && !s.due.After(now) {
@@ -91,7 +91,7 @@ func (r *resends) take(now time.Time) []string {
 	return ids
 }
 
-// forget drops a session whose state is not to be enqueued again.
+// forget drops a session whose state must not be enqueued again.
 func (r *resends) forget(sessionID string) { delete(r.sessions, sessionID) }
 
 // tripled triples base n times, up to limit.

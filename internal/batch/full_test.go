@@ -11,19 +11,19 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 )
 
-// TestFullRedis: a Redis that may take no more memory refuses new updates, and
-// everything that empties the queue goes on.
+// TestFullRedis: a Redis that may not use more memory refuses new updates, and
+// everything that empties the queue still works.
 func TestFullRedis(t *testing.T) {
 	for _, kind := range delivery.Kinds {
 		t.Run(string(kind), func(t *testing.T) {
-			b := newBench(t, realClient(t), Options{})
+			b := newEnvironment(t, realClient(t), Options{})
 			g, valid := b.g, start.Add(time.Hour)
 			item := func(i int, seq int64) delivery.Item { return code(fmt.Sprintf("s%02d", i), seq, valid) }
 			for i := range 20 {
 				b.enqueue(kind, item(i, 1))
 			}
-			flying := b.claim(kind, 4)
-			g.Expect(b.client.ScriptFlush(b.ctx).Err()).To(Succeed(), "the scripts must come in when it is full, too")
+			inFlight := b.claim(kind, 4)
+			g.Expect(b.client.ScriptFlush(b.ctx).Err()).To(Succeed(), "the scripts must also load when it is full")
 			g.Expect(b.client.ConfigSet(b.ctx, "maxmemory", "1mb").Err()).To(Succeed())
 
 			_, err := b.Enqueue(b.ctx, kind, item(99, 1))
@@ -31,9 +31,9 @@ func TestFullRedis(t *testing.T) {
 			_, err = b.Update(b.ctx, kind, item(7, 2))
 			g.Expect(err).To(MatchError(ContainSubstring("OOM")))
 
-			g.Expect(b.Release(b.ctx, flying, time.Time{})).To(Succeed())
+			g.Expect(b.Release(b.ctx, inFlight, time.Time{})).To(Succeed())
 			again := b.claim(kind, 0)
-			g.Expect(again.ID).To(Equal(flying.ID), "a second claim")
+			g.Expect(again.ID).To(Equal(inFlight.ID), "a second claim")
 			g.Expect(b.Split(b.ctx, again)).To(Succeed())
 			g.Expect(b.Ack(b.ctx, b.claim(kind, 0))).To(Succeed())
 			half := b.claim(kind, 0)
@@ -46,14 +46,14 @@ func TestFullRedis(t *testing.T) {
 			g.Expect(b.pending(kind)).To(Equal(Pending{}))
 
 			g.Expect(b.client.ConfigSet(b.ctx, "maxmemory", "0").Err()).To(Succeed())
-			g.Expect(b.enqueue(kind, item(99, 1))).To(Equal([]EnqueueCode{Queued}), "it goes on when there is room")
+			g.Expect(b.enqueue(kind, item(99, 1))).To(Equal([]EnqueueCode{Queued}), "updates are accepted again when there is room")
 		})
 	}
 }
 
-// TestWhatRunsWhenFull names the scripts that may take memory from a full Redis.
+// TestScriptsThatRunWhenFull lists the scripts that may take memory from a full Redis.
 // The others must be refused, or a full Redis would grow without a bound.
-func TestWhatRunsWhenFull(t *testing.T) {
+func TestScriptsThatRunWhenFull(t *testing.T) {
 	for name, text := range map[string]string{
 		"claim": claimLua, "ack": ackLua, "release": releaseLua, "split": splitLua, "withdraw": withdrawLua,
 	} {

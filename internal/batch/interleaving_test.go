@@ -20,20 +20,20 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
 
-// model is what the queue's promises are counted against: what was enqueued,
-// what is in flight, and what a Laravel has that takes every request.
+// model records what was enqueued, what is in flight, and what a Laravel that accepts
+// every request has, and counts where the queue breaks its guarantees.
 type model struct {
 	mu sync.Mutex
-	// newest is the highest number whose enqueue was answered, per session.
+	// newest is the highest enqueued number of each session.
 	newest map[string]int64
-	// has is the highest number that Laravel has, or that is a dead letter.
+	// has is the highest number of each session that Laravel has, or that is a dead letter.
 	has map[string]int64
-	// holder is the id of the batch in which a session is in flight.
+	// holder is the id of the batch with which a session is in flight.
 	holder map[string]string
-	// content is what each batch id carried when it was first sent.
+	// content is the items of each batch id when it was first sent.
 	content map[string]string
 
-	// attempt is the newest claim of each batch, over the batches that were finished.
+	// attempt is the newest claim of each batch; over are the finished batches.
 	attempt map[string]int
 	over    map[string]bool
 
@@ -45,13 +45,13 @@ func newModel() *model {
 		attempt: map[string]int{}, over: map[string]bool{}}
 }
 
-// claimed notes a batch in flight. A session that another unfinished batch
-// holds is doubled.
+// claimed records a batch in flight. If another unfinished batch holds one of its sessions,
+// that session is doubled.
 func (m *model) claimed(b *delivery.Batch) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.over[b.ID] {
-		return // between the answer and this note another has claimed and finished it
+		return // another has claimed and finished it since the answer
 	}
 	m.attempt[b.ID] = max(m.attempt[b.ID], b.Attempt)
 	for _, item := range b.Items {
@@ -62,7 +62,7 @@ func (m *model) claimed(b *delivery.Batch) {
 	}
 }
 
-// ended notes that a batch is about to be finished or to get another id.
+// ended records that a batch is about to be finished or to get another id.
 func (m *model) ended(b *delivery.Batch) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -78,8 +78,8 @@ func (m *model) free(b *delivery.Batch) {
 	}
 }
 
-// tooLate lets a flusher finish a batch whose claim may be over. If another has
-// claimed it since, it must have no effect.
+// tooLate lets a flusher finish a batch whose claim may have ended. If another has claimed
+// it since, this must have no effect.
 func (m *model) tooLate(b *delivery.Batch, finishes bool, finish func() error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -95,7 +95,7 @@ func (m *model) tooLate(b *delivery.Batch, finishes bool, finish func() error) {
 	}
 }
 
-// received is a request at Laravel.
+// received records a request at Laravel.
 func (m *model) received(b *delivery.Batch) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -112,7 +112,7 @@ func (m *model) received(b *delivery.Batch) {
 	m.content[b.ID] = string(text)
 	m.deliveries++
 	for _, item := range b.Items {
-		// Halves of a batch carry again what may have come with the whole of it.
+		// The halves of a batch may repeat items that arrived with the whole batch.
 		if item.Seq < m.has[item.SessionID] {
 			m.disordered++
 		}
@@ -120,7 +120,7 @@ func (m *model) received(b *delivery.Batch) {
 	}
 }
 
-// flaky loses one answer in twenty, after the command was carried out. The caller's
+// flaky loses one answer in twenty, after the command was executed. The caller's
 // context has the random numbers (withRandom); without them no answer is lost.
 type flaky struct{}
 
@@ -194,7 +194,7 @@ func interleave(t *testing.T, kind delivery.Kind, addr string, rounds int) {
 		if kind == delivery.KindStatus {
 			return time.Time{}
 		}
-		return now().Add(24 * time.Hour) // expiry is another test's: here nothing may be missing
+		return now().Add(24 * time.Hour) // nothing expires here: nothing may be missing
 	}
 	write := func(ctx context.Context, q *Queue, random *rand.Rand) error {
 		n := 1 + random.IntN(4)
@@ -220,7 +220,7 @@ func interleave(t *testing.T, kind delivery.Kind, addr string, rounds int) {
 		}
 		return nil
 	}
-	// again repeats a call whose answer was lost, as the flusher does.
+	// repeat repeats a call whose answer was lost, as the flusher does.
 	repeat := func(call func() error) error {
 		for {
 			if err := call(); err == nil || !isLost(err) {
@@ -229,7 +229,7 @@ func interleave(t *testing.T, kind delivery.Kind, addr string, rounds int) {
 		}
 	}
 	again := func(call func() error) {
-		// A claim that was lost meanwhile is another's business now.
+		// If the claim was lost, another flusher finishes the batch.
 		if err := repeat(call); err != nil && !errors.Is(err, ErrClaimLost) {
 			t.Error(err)
 		}
@@ -259,7 +259,7 @@ func interleave(t *testing.T, kind delivery.Kind, addr string, rounds int) {
 			again(func() error {
 				return q.Ack(ctx, batch, delivery.Rejection{SessionID: batch.Items[0].SessionID, Reason: "no"})
 			})
-		case dice == 5: // is stopped until its claim is over
+		case dice == 5: // is paused until its claim has ended
 			m.received(batch)
 			millisPassed.Add(lease.Milliseconds())
 			for range 3 {
@@ -304,7 +304,7 @@ func interleave(t *testing.T, kind delivery.Kind, addr string, rounds int) {
 			ctx := withRandom(ctx, random)
 			for range rounds {
 				if random.IntN(50) == 0 {
-					q = newQueue() // a new leader, which knows nothing of lost answers
+					q = newQueue() // a new leader, which does not know the lost answers
 				}
 				flush(ctx, q, random)
 			}
@@ -312,7 +312,7 @@ func interleave(t *testing.T, kind delivery.Kind, addr string, rounds int) {
 	}
 	work.Wait()
 
-	// Everything comes to rest: what was left lying is claimed and delivered.
+	// At the end everything that remains is claimed and delivered.
 	q := newQueue()
 	for {
 		batch, err := q.Claim(ctx, kind, 50, lease)

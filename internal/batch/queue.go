@@ -17,85 +17,83 @@ import (
 )
 
 const (
-	// enqueueChunk bounds the items of one run of the script, because nothing
-	// else runs in Redis meanwhile: 200 items take it about a millisecond.
+	// enqueueChunk bounds the items of one run of the script, because Redis runs nothing
+	// else at that time: 200 items take about a millisecond.
 	enqueueChunk = 200
 	// defaultNumbersTTL is how long the numbers of the last delivered item are
-	// kept. It must be longer than the oldest update that can still arrive: a
-	// worker that was paused writes at most a few minutes late, and Laravel
-	// itself ignores what is not newer.
+	// kept. It must be longer than the greatest delay of an update: a worker that was
+	// paused writes at most a few minutes late, and Laravel ignores an item that is not newer.
 	defaultNumbersTTL = 7 * 24 * time.Hour
-	// defaultDeadLetters bounds the dead letters of a kind: at 64 KiB each, the
-	// most that an item may have, they take 640 MB, at an ordinary 500 bytes 5 MB.
+	// defaultDeadLetters bounds the dead letters of a kind. With 64 KiB each, the largest
+	// size of an item, they take 640 MB; with the usual 500 bytes, 5 MB.
 	defaultDeadLetters = 10_000
 	// defaultDeadLetterAge is how long a dead letter is kept (docs/architecture.md, "QR and status").
 	defaultDeadLetterAge = 7 * 24 * time.Hour
-	// maxAnswer bounds what is kept of Laravel's answer in a dead letter.
+	// maxAnswer bounds how much of Laravel's answer a dead letter keeps.
 	maxAnswer = 512
-	// maxHold bounds for how long a batch may be held or put off. The longest that Laravel
-	// may ask for is 5 minutes; what is further off is from before a clock was set back.
-	// The scripts pending and repair know the same number.
+	// maxHold bounds how long a batch may be claimed or postponed. Laravel may ask for at
+	// most 5 minutes; a later time was written before a clock was set back. The scripts
+	// pending and repair contain the same number.
 	maxHold = 15 * time.Minute
-	// repairInterval is how often a queue is repaired at most: each time everything present
-	// is published again, and a Redis that keeps throwing keys away must not make that a
-	// permanent load.
+	// repairInterval is the shortest time between two repairs of a queue: after each, every
+	// present state is published again, and a Redis that often loses keys must not make this
+	// a permanent load.
 	repairInterval = 10 * time.Second
-	// MinLease is the shortest claim. A request with a claimed batch ends 5 s
-	// before the claim does, so anything shorter would leave it no time.
+	// MinLease is the shortest claim. A request must end 5 s before its claim, so a shorter
+	// claim would leave no time for it.
 	MinLease = 10 * time.Second
 )
 
 var (
-	// ErrClaimLost says that the claim of a batch has ended and somebody else
-	// has claimed it since. Nothing was changed; the other will finish it.
-	ErrClaimLost = errors.New("the batch was claimed by another meanwhile")
+	// ErrClaimLost says that the claim of a batch has ended and another process has
+	// claimed it since. Nothing was changed; the other process will finish it.
+	ErrClaimLost = errors.New("another process has claimed the batch")
 	// ErrDeadLettersFull says that there is no room for another dead letter:
 	// the item stays in the queue, and delivery of its kind must stop until a
-	// person has looked (docs/architecture.md, "QR and status").
-	ErrDeadLettersFull = errors.New("the dead letters of this kind are full")
-	// ErrInvalidItem says that an item cannot be enqueued as it is; it is a
-	// fault of the program.
+	// person removes some (docs/architecture.md, "QR and status").
+	ErrDeadLettersFull = errors.New("there is no room for another dead letter of this kind")
+	// ErrInvalidItem says that an item cannot be enqueued; it is a fault of the program.
 	ErrInvalidItem = errors.New("invalid item")
 )
 
-// EnqueueCode says in a word what became of an item that was enqueued.
+// EnqueueCode is the result of enqueuing an item.
 type EnqueueCode int
 
 const (
-	// Stale: the queue holds a newer item of the session or is done with one;
-	// nothing was changed. EnqueueResult.Newest says which.
+	// Stale: the queue holds a newer item of the session or has finished one;
+	// nothing was changed. EnqueueResult.Newest has its numbers.
 	Stale EnqueueCode = iota
-	// Queued: the item waits. Also the answer to the repetition of an enqueue
-	// whose item still waits.
+	// Queued: the item waits. A repeated enqueue of an item that still waits also gets
+	// this code.
 	Queued
 	// Replaced: the item waits in place of an older one, which Laravel will not see.
 	Replaced
-	// Unknown: the queue remembers nothing of the session; nothing was changed.
-	// Only Update answers so.
+	// Unknown: the queue knows nothing of the session; nothing was changed.
+	// Only Update returns it.
 	Unknown
-	// Repeated: the queue is done with this very item and knows of none that is
-	// newer; nothing was changed.
+	// Repeated: the queue has finished this same item and knows of no newer one;
+	// nothing was changed.
 	Repeated
 )
 
-// EnqueueResult is what became of an item that was enqueued.
+// EnqueueResult is the result of enqueuing an item.
 type EnqueueResult struct {
 	Code EnqueueCode
-	// Newest are the numbers of the newest item of the session that the queue holds or is
-	// done with. They are set where the code is Stale: a caller that knows of nothing newer
-	// must continue above them, or Laravel never hears of the session again.
+	// Newest are the numbers of the newest item of the session that the queue holds or has
+	// finished, if the code is Stale. A caller that has published nothing newer must use
+	// higher numbers from now on; otherwise Laravel gets no update of the session any more.
 	Newest delivery.Numbers
 }
 
-// DefaultQRInterval is how often Laravel hears of a session's QR codes at most
-// while the code that it has can still be scanned (docs/architecture.md, "QR and status"): people
-// scan from Redis and from the resource, Laravel needs not every code.
+// DefaultQRInterval is the shortest time between two QR codes of a session that are sent to
+// Laravel while the code that Laravel has is still valid (docs/architecture.md, "QR and
+// status"). People scan from Redis and from the resource, so Laravel does not need every code.
 const DefaultQRInterval = 30 * time.Second
 
 // Options of a Queue. The zero value is what production uses.
 type Options struct {
-	// QRInterval is how often Laravel hears of a session's QR codes at most
-	// while the last one is valid; default DefaultQRInterval.
+	// QRInterval is the shortest time between two QR codes of a session that are sent to
+	// Laravel while the last one is valid; default DefaultQRInterval.
 	QRInterval time.Duration
 	// NumbersTTL is how long the numbers of the last delivered item of a session
 	// are kept; default 7 days.
@@ -107,20 +105,19 @@ type Options struct {
 	// Durability decides when an enqueued item counts as in Redis; nil: when
 	// Redis has answered.
 	Durability *redis.Durability
-	// OnExpired, where set, is told how many items were dropped because they
-	// had expired before they could be sent.
+	// OnExpired, if set, is called with the number of items that were dropped because they
+	// expired before they could be sent.
 	OnExpired func(kind delivery.Kind, n int)
-	// OnRepaired, where set, is told that keys of the queue were deleted, evicted or
-	// overwritten, and what became of the rest. It must not block.
+	// OnRepaired, if set, is called after a repair, because keys of the queue were deleted,
+	// evicted or overwritten. It must not block.
 	OnRepaired func(kind delivery.Kind, r Repair)
-	// Now, where set, stands in for Redis's own clock. It is for tests: see
-	// NewQueue.
+	// Now, if set, replaces the clock of Redis. It is for tests: see NewQueue.
 	Now func() time.Time
 }
 
 // Queue is the coalescing queue of each kind, in Redis. All its methods may be
-// called by any number of processes at once, and each may be repeated after an
-// error: a call whose answer was lost does nothing a second time.
+// called by any number of processes at once. Each may be repeated after an
+// error: the repetition of a call whose answer was lost changes nothing.
 type Queue struct {
 	client goredis.UniversalClient
 	keys   redis.Keys
@@ -128,31 +125,30 @@ type Queue struct {
 	opts   Options
 
 	mu sync.Mutex
-	// unanswered are the tokens of claims whose answer never came. The next
-	// claim asks with the same token and gets what the lost one claimed.
+	// unanswered are the tokens of claims whose answer was lost. The next claim uses the
+	// same token and gets the batch that the lost one claimed.
 	unanswered map[delivery.Kind][]string
-	// repaired is when this process repaired a queue last.
+	// repaired is when this process last repaired a queue.
 	repaired map[delivery.Kind]time.Time
 }
 
-// Repair is what was found when a queue was repaired. Both are zero where the queue is
-// new, or all of it was deleted.
+// Repair is the result of a repair. Both counts are zero if the queue is new, or all of it
+// was deleted.
 type Repair struct {
-	// Discarded counts what could not be read, or belonged to what is gone.
+	// Discarded counts the records that could not be read, or belonged to missing ones.
 	Discarded int
-	// Restored counts the due times, claims and marks that were made again from the rest.
+	// Restored counts the due times, claims and marks that were restored from other keys.
 	Restored int
 }
 
 // NewQueue makes a queue over client; it does no I/O.
 //
-// Due times and deadlines are compared by the clock of Redis, inside the
-// scripts: they are written by many workers and read by the leader of the
-// moment, and with as many clocks a worker that is ahead would delay its own
-// updates, and a leader that is ahead would repeat a batch whose request is
-// still running. clk is the caller's clock, into which the times of answers are
-// translated; it may differ from that of Redis. Only a code's ExpiresAt comes
-// from another machine, and seconds do not matter there.
+// The scripts compare due times and deadlines with the clock of Redis. Many workers
+// write these times and the current leader reads them: with the clock of each machine, a
+// worker whose clock is ahead would delay its own updates, and a leader whose clock is
+// ahead would repeat a batch whose request is still running. clk is the caller's clock;
+// the times in answers are converted to it, and it may differ from that of Redis. Only a
+// code's ExpiresAt comes from another machine, and seconds do not matter there.
 func NewQueue(client goredis.UniversalClient, keys redis.Keys, clk clock.PassiveClock, opts Options) *Queue {
 	if opts.QRInterval == 0 {
 		opts.QRInterval = DefaultQRInterval
@@ -169,18 +165,18 @@ func NewQueue(client goredis.UniversalClient, keys redis.Keys, clk clock.Passive
 	return &Queue{client: client, keys: keys, clock: clk, opts: opts, unanswered: map[delivery.Kind][]string{}, repaired: map[delivery.Kind]time.Time{}}
 }
 
-// Enqueue adds items in one round trip and wakes the flusher. Of each session
-// the newest item by its Numbers is kept. The results are in the order of the
-// items. After an error it is unknown which of them are in the queue: enqueue
-// them again. ErrInvalidItem: none is in the queue.
+// Enqueue adds items in one round trip and wakes the flusher. For each session
+// the item with the highest Numbers is kept. The results are in the order of the
+// items. After an error it is unknown which items are in the queue: enqueue
+// them again. After ErrInvalidItem none is in the queue.
 func (q *Queue) Enqueue(ctx context.Context, kind delivery.Kind, items ...delivery.Item) ([]EnqueueResult, error) {
 	return q.enqueue(ctx, kind, false, items)
 }
 
-// Update is Enqueue for a caller that may read from a stale cache. It adds an item only
-// where the queue remembers an earlier one of the session, waiting or delivered
-// within the time of Options.NumbersTTL, so that what is newer wins; elsewhere the
-// code is Unknown, because a Redis that was emptied would take anything.
+// Update is Enqueue for a caller that may read from a stale cache. It adds an item only if
+// the queue knows an earlier one of the session, waiting or delivered within
+// Options.NumbersTTL, so that the newer one wins. Otherwise the code is Unknown, because
+// a Redis that was emptied would accept an old item too.
 func (q *Queue) Update(ctx context.Context, kind delivery.Kind, items ...delivery.Item) ([]EnqueueResult, error) {
 	return q.enqueue(ctx, kind, true, items)
 }
@@ -222,7 +218,7 @@ func (q *Queue) enqueue(ctx context.Context, kind delivery.Kind, knownOnly bool,
 		return enqueueScript.EvalSha(ctx, p, keys, args...)
 	})
 	if goredis.HasErrorPrefix(err, "NOSCRIPT") {
-		// Redis was restarted, or never saw the script: send its text.
+		// Redis was restarted, or never had the script: send its text.
 		answers, err = run(func(p goredis.Pipeliner, args []any) *goredis.Cmd {
 			return enqueueScript.Eval(ctx, p, keys, args...)
 		})
@@ -250,9 +246,9 @@ func (q *Queue) enqueue(ctx context.Context, kind delivery.Kind, knownOnly bool,
 	return results, nil
 }
 
-// Withdraw takes back what waits of a session up to and including the given
-// numbers, for a QR code that was used or a session that is no more; what is
-// older and arrives later is refused. What is in flight cannot be taken back.
+// Withdraw removes the waiting item of a session if its numbers are not higher than
+// upTo: for a QR code that was used or a session that was deleted. Older items that arrive
+// later are refused. An item in flight cannot be removed.
 func (q *Queue) Withdraw(ctx context.Context, kind delivery.Kind, sessionID string, upTo delivery.Numbers) error {
 	if err := withdrawScript.Run(ctx, q.client, q.kindKeys(kind), q.args(kind, sessionID, upTo.String())...).Err(); err != nil {
 		return fmt.Errorf("withdrawing an item: %w", err)
@@ -260,10 +256,10 @@ func (q *Queue) Withdraw(ctx context.Context, kind delivery.Kind, sessionID stri
 	return nil
 }
 
-// WakeUps returns a channel that gets a value after enqueues of any process;
-// many of them may be one value. It is closed when ctx has ended and everything
-// behind it is stopped. A wake-up can be lost (Redis publishes to whoever is
-// connected), so a timer must stand beside it.
+// WakeUps returns a channel that gets a value after enqueues of any process; several
+// enqueues may give one value. It is closed when ctx has ended and its goroutine has
+// stopped. A wake-up can be lost, because Redis publishes only to connected clients, so
+// the caller also needs a timer.
 func (q *Queue) WakeUps(ctx context.Context) <-chan struct{} {
 	wake := make(chan struct{}, 1)
 	subscription := q.client.Subscribe(ctx, q.keys.Wake())
@@ -281,7 +277,7 @@ func (q *Queue) WakeUps(ctx context.Context) <-chan struct{} {
 				}
 				select {
 				case wake <- struct{}{}:
-				default: // a wake-up already waits to be seen
+				default: // another wake-up is already in the channel
 				}
 			}
 		}
@@ -289,14 +285,14 @@ func (q *Queue) WakeUps(ctx context.Context) <-chan struct{} {
 	return wake
 }
 
-// Pending is what waits of one kind. Times are in the caller's clock, zero
-// where there is nothing.
+// Pending is what waits of one kind. Times are in the caller's clock; zero means
+// that there is nothing.
 type Pending struct {
 	// Urgent and Normal count the sessions whose item could be claimed now.
 	Urgent, Normal int
-	// UrgentSince and NormalSince are when the first of each became due.
+	// UrgentSince and NormalSince are when the oldest of each became due.
 	UrgentSince, NormalSince time.Time
-	// NextDue is when the next item becomes due that is not due yet.
+	// NextDue is when the next item that is not due yet becomes due.
 	NextDue time.Time
 	// Waiting counts all sessions with an item that is not in flight, due or not.
 	Waiting int
@@ -304,7 +300,7 @@ type Pending struct {
 	InFlight int
 	// Unfinished counts the stored batches, claimed or not.
 	Unfinished int
-	// Claimable counts those of them that may be claimed now: released, or their claim is over.
+	// Claimable counts the unfinished ones that may be claimed now: released, or their claim has ended.
 	Claimable int
 	// NextClaimable is when the next of the others may be claimed.
 	NextClaimable time.Time
@@ -313,7 +309,7 @@ type Pending struct {
 // Due is how many items could be claimed now.
 func (p Pending) Due() int { return p.Urgent + p.Normal }
 
-// Since is when the first of the items became due that could be claimed now.
+// Since is when the oldest item that could be claimed now became due.
 func (p Pending) Since() time.Time {
 	if p.UrgentSince.IsZero() || !p.NormalSince.IsZero() && p.NormalSince.Before(p.UrgentSince) {
 		return p.NormalSince
@@ -321,8 +317,8 @@ func (p Pending) Since() time.Time {
 	return p.UrgentSince
 }
 
-// Pending says what waits of kind, in one round trip. A queue of which keys are gone or
-// cannot be read is repaired first.
+// Pending says what waits of kind, in one round trip. If keys of the queue are missing or
+// cannot be read, it repairs the queue first.
 func (q *Queue) Pending(ctx context.Context, kind delivery.Kind) (Pending, error) {
 	pending, damaged, err := q.inspect(ctx, kind)
 	if err != nil || !damaged || !q.mayRepair(kind) {
@@ -342,11 +338,11 @@ func (q *Queue) mayRepair(kind delivery.Kind) bool {
 	return !found || q.clock.Since(last) >= repairInterval
 }
 
-// repair makes the keys of a queue agree with each other, and has everything present
-// published again in place of what is lost.
+// repair makes the keys of a queue consistent, and makes every process publish its present
+// state again, which replaces the lost items.
 func (q *Queue) repair(ctx context.Context, kind delivery.Kind) error {
-	// First, because a repair leaves no trace of what was wrong: if this process ends in
-	// between, the next one repairs the queue and deletes the marker once more.
+	// The marker is deleted first, because after a repair nothing shows what was wrong: if
+	// this process ends in between, the next one repairs the queue and deletes the marker again.
 	if err := redis.DeleteMarker(ctx, q.client, q.keys); err != nil {
 		return fmt.Errorf("repairing the queue: %w", err)
 	}
@@ -366,7 +362,7 @@ func (q *Queue) repair(ctx context.Context, kind delivery.Kind) error {
 	return nil
 }
 
-// inspect asks for what waits, and whether the queue is damaged.
+// inspect reads what waits, and whether the queue is damaged.
 func (q *Queue) inspect(ctx context.Context, kind delivery.Kind) (_ Pending, damaged bool, _ error) {
 	answer, err := pendingScript.Run(ctx, q.client, q.kindKeys(kind), q.args(kind)...).Int64Slice()
 	if err != nil {
@@ -391,24 +387,23 @@ func (q *Queue) inspect(ctx context.Context, kind delivery.Kind) (_ Pending, dam
 	}, answer[11] != 0, nil
 }
 
-// Claim takes a batch for the length of lease (at least MinLease). First comes
-// an unfinished one that was released or whose claim is over, the oldest first,
-// with the same id and exactly the same items; only a QR batch in which a code
-// has expired is cut anew, without it and under a new id. Otherwise it takes up
-// to limit due items of sessions of which nothing is in flight, the urgent ones
-// first, and stores them; limit 0 asks for an unfinished batch only. It returns
-// nil when there is nothing to claim.
+// Claim claims a batch for the length of lease (at least MinLease). It first claims the
+// oldest unfinished batch that was released or whose claim has ended, with the same id and
+// exactly the same items; only a QR batch with an expired code is replaced by one without
+// it, under a new id. If there is none, it takes up to limit due items of sessions that
+// have nothing in flight, the urgent ones first, and stores them as a batch; with limit 0
+// it claims only unfinished batches. It returns nil when there is nothing to claim.
 //
-// The batch belongs to the caller until its Deadline, which is in the caller's
-// clock and counted from before the question was sent. What is held, and may
-// Ack, Release, Split and DeadLetter it, is its ID together with its Attempt.
+// The batch belongs to the caller until its Deadline, which is in the caller's clock and
+// counts from before the command was sent. Ack, Release, Split and DeadLetter check the
+// claim by ID and Attempt together.
 func (q *Queue) Claim(ctx context.Context, kind delivery.Kind, limit int, lease time.Duration) (*delivery.Batch, error) {
 	if lease < MinLease || lease > maxHold {
 		return nil, fmt.Errorf("a claim of %s is not between %s and %s", lease, MinLease, maxHold)
 	}
-	// The client repeats a question that got no answer. It must not do so when
-	// the first one's batch could be finished by another already, or the second
-	// would use its id again; so it must end well before the lease.
+	// The client repeats a command that got no answer. It must not do so after another
+	// process could have finished the batch of the first one: the repetition would use its
+	// id again. So all repetitions must end well before the lease.
 	ctx, cancel := context.WithTimeout(ctx, lease/2)
 	defer cancel()
 	token := q.claimToken(kind)
@@ -422,8 +417,8 @@ func (q *Queue) Claim(ctx context.Context, kind delivery.Kind, limit int, lease 
 		}
 		claimed, err := parseClaim(answer)
 		if err != nil && claimed.id != "" {
-			// What is stored is of no use to anybody. It is discarded, and what is present of
-			// its sessions published again.
+			// The stored batch is useless. It is discarded, and the present states of its
+			// sessions are published again.
 			unreadable := &delivery.Batch{ID: claimed.id, Kind: kind, Attempt: claimed.attempt}
 			if err := q.finish(ctx, discardScript, unreadable, q.args(kind, claimed.id, claimed.attempt), "discarding a batch that cannot be read"); err != nil {
 				return nil, err
@@ -450,13 +445,13 @@ func (q *Queue) Claim(ctx context.Context, kind delivery.Kind, limit int, lease 
 	}
 }
 
-// Ack finishes a batch that Laravel has taken. An item that was replaced while
-// it was in flight waits on; the items that Laravel rejected by name become
-// dead letters. It returns ErrClaimLost, and changes nothing, where another has
-// claimed the batch since; nil where the batch is not stored any more. With
-// ErrDeadLettersFull the delivered items are acknowledged, and the rejected
-// ones stay in a batch of their own under a new id, claimable when this claim
-// would have ended.
+// Ack finishes a batch that Laravel has accepted. If an item was replaced while it was in
+// flight, the newer one becomes due; the items that Laravel rejected by name become
+// dead letters. If another process has claimed the batch since, it returns ErrClaimLost
+// and changes nothing; if the batch is not stored any more, it returns nil. With
+// ErrDeadLettersFull the delivered items are acknowledged, and the rejected ones are
+// stored as a separate batch with a new id, which can be claimed when this claim would
+// have ended.
 func (q *Queue) Ack(ctx context.Context, b *delivery.Batch, rejected ...delivery.Rejection) error {
 	return q.ack(ctx, b, Rejected, rejected)
 }
@@ -469,17 +464,17 @@ func (q *Queue) ack(ctx context.Context, b *delivery.Batch, reason DeadLetterRea
 	return q.finish(ctx, ackScript, b, args, "acknowledging a batch")
 }
 
-// Release gives a batch back, to be claimed again from notBefore on (zero or
-// past: at once; at most 15 minutes from now), with the same id and items; its
-// sessions stay in flight. ErrClaimLost and nil as with Ack.
+// Release ends the claim of a batch. It can be claimed again at notBefore (zero or past: at
+// once; at most 15 minutes from now), with the same id and items; its sessions stay in
+// flight. ErrClaimLost and nil as with Ack.
 func (q *Queue) Release(ctx context.Context, b *delivery.Batch, notBefore time.Time) error {
 	delay := min(max(0, notBefore.Sub(q.clock.Now())), maxHold)
 	return q.finish(ctx, releaseScript, b, q.args(b.Kind, b.ID, b.Attempt, delay.Milliseconds()), "releasing a batch")
 }
 
-// Split stores two batches in place of one, each with a new id and one half of
-// the items in their order, to be claimed at once; the first half comes first. A
-// batch of one item gets a new id. ErrClaimLost and nil as with Ack.
+// Split replaces a batch by two, each with a new id and one half of the items in their
+// order. Both can be claimed at once, the first half first. A batch of one item gets a new
+// id. ErrClaimLost and nil as with Ack.
 func (q *Queue) Split(ctx context.Context, b *delivery.Batch) error {
 	first, second := newBatchID(), newBatchID()
 	return q.finish(ctx, splitScript, b, q.args(b.Kind, b.ID, b.Attempt, first, second), "splitting a batch")
@@ -499,7 +494,7 @@ func (q *Queue) finish(ctx context.Context, script *goredis.Script, b *delivery.
 	return nil
 }
 
-// kindKeys are the KEYS of every script, in the order that scripts/lib.lua names.
+// kindKeys are the KEYS of every script, in the order of scripts/lib.lua.
 func (q *Queue) kindKeys(kind delivery.Kind) []string {
 	parts := []string{"items", "urgent", "normal", "flight", "last", "forget", "open", "claims", "content"}
 	keys := make([]string, 0, len(parts)+2)
@@ -509,7 +504,7 @@ func (q *Queue) kindKeys(kind delivery.Kind) []string {
 	return append(keys, q.keys.DeadLetters(kind), q.keys.Queue(kind, "state"))
 }
 
-// args are the ARGV of a script: first those that scripts/lib.lua reads.
+// args are the ARGV of a script: those that scripts/lib.lua reads, then the script's own.
 func (q *Queue) args(kind delivery.Kind, own ...any) []any {
 	now := ""
 	if q.opts.Now != nil {
@@ -534,11 +529,11 @@ func (q *Queue) keepToken(kind delivery.Kind, token string) {
 	q.unanswered[kind] = append(q.unanswered[kind], token)
 }
 
-// newBatchID makes an id that no batch had before; ids of one process sort by
-// the time at which they were made.
+// newBatchID makes a unique id; the ids of one process sort by the time at which they were
+// made.
 func newBatchID() string {
 	id, err := uuid.NewV7()
-	if err != nil { // the system has no randomness: nothing secure runs then
+	if err != nil { // the system has no source of randomness
 		panic(fmt.Errorf("making a batch id: %w", err))
 	}
 	return "msg_" + id.String()

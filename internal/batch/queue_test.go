@@ -24,8 +24,8 @@ const lease = 30 * time.Second
 
 var start = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 
-// bench is a queue with a clock that the test moves.
-type bench struct {
+// environment is a queue with a clock that the test moves.
+type environment struct {
 	t      *testing.T
 	g      *WithT
 	ctx    context.Context
@@ -35,8 +35,8 @@ type bench struct {
 	expired atomic.Int64
 }
 
-func newBench(t *testing.T, client goredis.UniversalClient, opts Options) *bench {
-	b := &bench{t: t, g: NewWithT(t), ctx: t.Context(), client: client, clock: testclock.NewFakePassiveClock(start)}
+func newEnvironment(t *testing.T, client goredis.UniversalClient, opts Options) *environment {
+	b := &environment{t: t, g: NewWithT(t), ctx: t.Context(), client: client, clock: testclock.NewFakePassiveClock(start)}
 	opts.Now = b.clock.Now
 	opts.OnExpired = func(_ delivery.Kind, n int) { b.expired.Add(int64(n)) }
 	b.Queue = NewQueue(client, redis.NewKeys("test:"), b.clock, opts)
@@ -46,25 +46,25 @@ func newBench(t *testing.T, client goredis.UniversalClient, opts Options) *bench
 var scenarios = []struct {
 	name string
 	opts Options
-	run  func(*bench)
+	run  func(*environment)
 }{
 	{"status queue", Options{}, statusQueue},
 	{"repeated batch", Options{}, repeatedBatch},
 	{"lost answer of a claim", Options{}, lostAnswerOfAClaim},
 	{"QR queue", Options{}, qrQueue},
-	{"QR batch is cut anew", Options{}, qrBatchIsCutAnew},
+	{"QR batch without its expired codes", Options{}, qrBatchWithoutExpiredCodes},
 	{"many expired codes", Options{}, manyExpiredCodes},
 	{"withdraw", Options{}, withdraw},
 	{"dead letters", Options{DeadLetters: 2}, deadLetters},
 	{"replay", Options{}, replay},
-	{"delivered memory is bounded", Options{NumbersTTL: time.Hour}, deliveredMemoryIsBounded},
+	{"old records of deliveries are deleted", Options{NumbersTTL: time.Hour}, oldRecordsAreDeleted},
 	{"update", Options{}, update},
 	{"wake ups", Options{}, wakeUps},
 	{"due rule", Options{}, dueRule},
 }
 
-// TestQueue runs every scenario on a real Redis, on one that is a cluster, and
-// on the embedded one.
+// TestQueue runs every scenario on a real Redis, on a Redis Cluster, and on the embedded
+// Redis.
 func TestQueue(t *testing.T) {
 	for _, server := range []struct {
 		name    string
@@ -91,7 +91,7 @@ func TestQueue(t *testing.T) {
 				t.Run(scenario.name, func(t *testing.T) {
 					client := connect()
 					t.Cleanup(func() { _ = client.Close() })
-					b := newBench(t, client, scenario.opts)
+					b := newEnvironment(t, client, scenario.opts)
 					b.g.Expect(client.FlushAll(b.ctx).Err()).To(Succeed())
 					scenario.run(b)
 				})
@@ -106,8 +106,8 @@ func realClient(t *testing.T) goredis.UniversalClient {
 	return client
 }
 
-// clusterOfOne is a cluster of one node: it refuses scripts whose keys are not
-// on one slot as a large one does.
+// clusterOfOne is a cluster of one node: like a larger one it refuses scripts whose keys are
+// not in one slot.
 func clusterOfOne(t *testing.T) string {
 	g := NewWithT(t)
 	addr := testenv.Redis(t, "--cluster-enabled", "yes")
@@ -119,9 +119,9 @@ func clusterOfOne(t *testing.T) string {
 	return addr
 }
 
-func (b *bench) pass(d time.Duration) { b.clock.SetTime(b.clock.Now().Add(d)) }
+func (b *environment) pass(d time.Duration) { b.clock.SetTime(b.clock.Now().Add(d)) }
 
-func (b *bench) enqueue(kind delivery.Kind, items ...delivery.Item) []EnqueueCode {
+func (b *environment) enqueue(kind delivery.Kind, items ...delivery.Item) []EnqueueCode {
 	b.t.Helper()
 	results, err := b.Enqueue(b.ctx, kind, items...)
 	b.g.ExpectWithOffset(1, err).NotTo(HaveOccurred())
@@ -136,14 +136,14 @@ func codesOf(results []EnqueueResult) []EnqueueCode {
 	return codes
 }
 
-func (b *bench) claim(kind delivery.Kind, limit int) *delivery.Batch {
+func (b *environment) claim(kind delivery.Kind, limit int) *delivery.Batch {
 	b.t.Helper()
 	batch, err := b.Claim(b.ctx, kind, limit, lease)
 	b.g.ExpectWithOffset(1, err).NotTo(HaveOccurred())
 	return batch
 }
 
-func (b *bench) pending(kind delivery.Kind) Pending {
+func (b *environment) pending(kind delivery.Kind) Pending {
 	b.t.Helper()
 	p, err := b.Pending(b.ctx, kind)
 	b.g.ExpectWithOffset(1, err).NotTo(HaveOccurred())
@@ -165,7 +165,7 @@ func code(session string, seq int64, expires time.Time) delivery.Item {
 	return item
 }
 
-// seqs are the items of a batch as "session/n".
+// seqs lists the items of a batch as "session/n".
 func seqs(b *delivery.Batch) []string {
 	if b == nil {
 		return nil
@@ -177,13 +177,13 @@ func seqs(b *delivery.Batch) []string {
 	return names
 }
 
-func statusQueue(b *bench) {
+func statusQueue(b *environment) {
 	g, kind := b.g, delivery.KindStatus
 
 	g.Expect(b.pending(kind)).To(Equal(Pending{}))
 	g.Expect(b.claim(kind, 50)).To(BeNil())
 
-	// The newest of a session is kept, and the first time that it became due.
+	// The newest item of a session is kept, and the time at which the first became due.
 	g.Expect(b.enqueue(kind, status("a", 1, delivery.Normal), status("b", 1, delivery.High))).To(Equal([]EnqueueCode{Queued, Queued}))
 	b.pass(time.Second)
 	g.Expect(b.enqueue(kind,
@@ -193,16 +193,16 @@ func statusQueue(b *bench) {
 	)).To(Equal([]EnqueueCode{Replaced, Stale, Replaced, Queued, Queued}))
 	results, err := b.Enqueue(b.ctx, kind, status("a", 2, delivery.High))
 	g.Expect(err).NotTo(HaveOccurred())
-	g.Expect(results).To(Equal([]EnqueueResult{{Code: Stale, Newest: status("a", 3, "").Numbers}}), "what waits is newer")
+	g.Expect(results).To(Equal([]EnqueueResult{{Code: Stale, Newest: status("a", 3, "").Numbers}}), "the waiting item is newer")
 	p := b.pending(kind)
 	g.Expect(p).To(Equal(Pending{
-		Urgent: 2, Normal: 1, Waiting: 3, // what replaces an urgent one is urgent
+		Urgent: 2, Normal: 1, Waiting: 3, // an item that replaces an urgent one is urgent
 		UrgentSince: start, NormalSince: start.Add(time.Second),
 	}))
 	g.Expect(p.Due()).To(Equal(3))
 	g.Expect(p.Since()).To(Equal(start))
 
-	// Claims take the urgent ones first, and store exactly what they took.
+	// A claim takes the urgent items first, and stores exactly the items that it took.
 	first := b.claim(kind, 2)
 	g.Expect(seqs(first)).To(Equal([]string{"a/3", "b/2"}))
 	g.Expect(first.Deadline).To(Equal(b.clock.Now().Add(lease)))
@@ -215,7 +215,7 @@ func statusQueue(b *bench) {
 	g.Expect(second.ID).NotTo(Equal(first.ID))
 	g.Expect(b.claim(kind, 50)).To(BeNil())
 
-	// What is newer waits behind what is in flight.
+	// A newer item waits until the item in flight is finished.
 	g.Expect(b.enqueue(kind, status("a", 4, delivery.Normal))).To(Equal([]EnqueueCode{Queued}))
 	g.Expect(b.enqueue(kind, status("a", 5, delivery.Normal))).To(Equal([]EnqueueCode{Replaced}))
 	g.Expect(b.claim(kind, 50)).To(BeNil())
@@ -224,21 +224,21 @@ func statusQueue(b *bench) {
 	g.Expect(b.Ack(b.ctx, first)).To(Succeed(), "the answer was lost and the acknowledgement repeated")
 	g.Expect(seqs(b.claim(kind, 50))).To(Equal([]string{"a/5"}))
 
-	// What is not newer than the last delivered one is refused.
+	// An item that is not newer than the last delivered one is refused.
 	g.Expect(b.enqueue(kind, status("b", 2, delivery.High), status("b", 1, delivery.High))).To(Equal([]EnqueueCode{Repeated, Stale}))
 	newEpoch := status("b", 0, delivery.Normal)
 	newEpoch.Numbers = delivery.Numbers{Epoch: 1_800_000_001}
 	g.Expect(b.enqueue(kind, newEpoch)).To(Equal([]EnqueueCode{Queued}))
 }
 
-func repeatedBatch(b *bench) {
+func repeatedBatch(b *environment) {
 	g, kind := b.g, delivery.KindStatus
 	b.enqueue(kind, status("a", 1, delivery.Normal), status("b", 1, delivery.Normal))
 	lost := b.claim(kind, 50)
 	b.enqueue(kind, status("a", 2, delivery.Normal), status("c", 1, delivery.High))
 	g.Expect(seqs(b.claim(kind, 50))).To(Equal([]string{"c/1"}))
 
-	// Its claim ends without an answer: the next leader repeats exactly it.
+	// Its claim ends without an answer: the next leader repeats exactly the same batch.
 	b.pass(lease - time.Millisecond)
 	g.Expect(b.claim(kind, 0)).To(BeNil())
 	b.pass(time.Millisecond)
@@ -248,15 +248,15 @@ func repeatedBatch(b *bench) {
 	g.Expect(again.Items).To(Equal(lost.Items))
 	g.Expect(again.Attempt).To(Equal(2))
 
-	// The first one wakes up too late: nothing of what it says counts.
+	// The first leader continues too late: its calls have no effect.
 	g.Expect(b.Ack(b.ctx, lost)).To(MatchError(ErrClaimLost))
 	g.Expect(b.Release(b.ctx, lost, time.Time{})).To(MatchError(ErrClaimLost))
 	g.Expect(b.Split(b.ctx, lost)).To(MatchError(ErrClaimLost))
 	g.Expect(b.pending(kind).InFlight).To(Equal(3))
 
-	// Released, it comes again at the time that was asked for.
+	// After a release it can be claimed again at the given time.
 	g.Expect(b.Release(b.ctx, again, b.clock.Now().Add(5*time.Second))).To(Succeed())
-	g.Expect(seqs(b.claim(kind, 0))).To(Equal([]string{"c/1"}), "the other batch, whose claim is over")
+	g.Expect(seqs(b.claim(kind, 0))).To(Equal([]string{"c/1"}), "the other batch, whose claim has ended")
 	g.Expect(b.claim(kind, 0)).To(BeNil())
 	b.pass(5 * time.Second)
 	third := b.claim(kind, 0)
@@ -264,7 +264,7 @@ func repeatedBatch(b *bench) {
 	g.Expect(third.Items).To(Equal(lost.Items))
 	g.Expect(third.Attempt).To(Equal(3))
 
-	// Halved: new ids, the same order, and each half can be finished.
+	// After a split the halves have new ids and the same order, and each can be finished.
 	g.Expect(b.Split(b.ctx, third)).To(Succeed())
 	one, two := b.claim(kind, 0), b.claim(kind, 0)
 	g.Expect(seqs(one)).To(Equal([]string{"a/1"}))
@@ -281,7 +281,7 @@ func repeatedBatch(b *bench) {
 	g.Expect(seqs(b.claim(kind, 50))).To(Equal([]string{"a/2"}))
 }
 
-func lostAnswerOfAClaim(b *bench) {
+func lostAnswerOfAClaim(b *environment) {
 	g, kind := b.g, delivery.KindStatus
 	lossy := &lossy{}
 	b.client.AddHook(lossy)
@@ -290,12 +290,12 @@ func lostAnswerOfAClaim(b *bench) {
 	_, err := b.Claim(b.ctx, kind, 1, lease)
 	g.Expect(err).To(HaveOccurred())
 	lossy.lose.Store(false)
-	g.Expect(seqs(b.claim(kind, 1))).To(Equal([]string{"a/1"}), "what the lost answer said")
+	g.Expect(seqs(b.claim(kind, 1))).To(Equal([]string{"a/1"}), "the batch of the lost answer")
 	g.Expect(seqs(b.claim(kind, 1))).To(Equal([]string{"b/1"}))
 	g.Expect(b.claim(kind, 1)).To(BeNil())
 }
 
-// lossy loses answers: the command was carried out, its caller gets an error.
+// lossy loses answers: the command is executed, but the caller gets an error.
 type lossy struct{ lose atomic.Bool }
 
 var errLost = errors.New("connection reset by peer")
@@ -321,12 +321,12 @@ func (l *lossy) ProcessPipelineHook(next goredis.ProcessPipelineHook) goredis.Pr
 	}
 }
 
-func qrQueue(b *bench) {
+func qrQueue(b *environment) {
 	g, kind := b.g, delivery.KindQR
 	at := start.Add
 
-	// The first code is due at once; the next 30 s after Laravel has taken
-	// it, for it is still valid; what comes in between replaces what waits.
+	// The first code is due at once. The next is due 30 s after Laravel has accepted the
+	// first, because that is still valid; a code in between replaces the waiting one.
 	b.enqueue(kind, code("a", 1, at(60*time.Second)))
 	g.Expect(b.Ack(b.ctx, b.claim(kind, 50))).To(Succeed())
 	b.pass(20 * time.Second)
@@ -339,22 +339,22 @@ func qrQueue(b *bench) {
 	g.Expect(seqs(third)).To(Equal([]string{"a/3"}))
 	g.Expect(third.Items[0].ExpiresAt).To(Equal(at(75 * time.Second)))
 
-	// One that arrives while it is in flight: its due time is counted from the acknowledgement.
+	// The due time of a code that arrives while another is in flight counts from the acknowledgement.
 	b.enqueue(kind, code("a", 4, at(90*time.Second)))
 	b.pass(time.Second)
 	g.Expect(b.Ack(b.ctx, third)).To(Succeed())
 	g.Expect(b.pending(kind).NextDue).To(Equal(at(61 * time.Second)))
 
-	// A code that replaces an expired one goes with the next batch.
+	// A code that replaces an expired one is sent with the next batch.
 	b.pass(30 * time.Second)
 	g.Expect(b.Ack(b.ctx, b.claim(kind, 50))).To(Succeed()) // a/4, valid until 90 s
 	b.pass(20 * time.Second)
 	b.enqueue(kind, code("a", 5, at(120*time.Second)))
-	g.Expect(b.pending(kind).NextDue).To(Equal(at(90*time.Second)), "not after 91 s: the code that Laravel has ends before")
+	g.Expect(b.pending(kind).NextDue).To(Equal(at(90*time.Second)), "not 91 s: the code that Laravel has expires before")
 	b.pass(15 * time.Second)
 	g.Expect(b.claim(kind, 50)).NotTo(BeNil())
 
-	// What has expired is not sent.
+	// An expired code is not sent.
 	b.enqueue(kind, code("b", 1, at(97*time.Second)), code("c", 1, at(200*time.Second)))
 	b.pass(time.Second)
 	g.Expect(seqs(b.claim(kind, 50))).To(Equal([]string{"c/1"}))
@@ -362,7 +362,7 @@ func qrQueue(b *bench) {
 	g.Expect(b.pending(kind).Waiting).To(BeZero())
 }
 
-func qrBatchIsCutAnew(b *bench) {
+func qrBatchWithoutExpiredCodes(b *environment) {
 	g, kind := b.g, delivery.KindQR
 	b.enqueue(kind, code("a", 1, start.Add(20*time.Second)), code("b", 1, start.Add(60*time.Second)), code("c", 1, start.Add(20*time.Second)))
 	first := b.claim(kind, 50)
@@ -370,7 +370,7 @@ func qrBatchIsCutAnew(b *bench) {
 	b.enqueue(kind, code("a", 2, start.Add(60*time.Second)))
 	g.Expect(b.Release(b.ctx, first, time.Time{})).To(Succeed())
 	again := b.claim(kind, 50)
-	g.Expect(again.ID).To(Equal(first.ID), "nothing has expired: a repeat is the same")
+	g.Expect(again.ID).To(Equal(first.ID), "nothing has expired: the repetition is the same batch")
 	g.Expect(b.Release(b.ctx, again, time.Time{})).To(Succeed())
 
 	b.pass(25 * time.Second)
@@ -379,17 +379,17 @@ func qrBatchIsCutAnew(b *bench) {
 	g.Expect(cut.ID).NotTo(Equal(first.ID))
 	g.Expect(cut.Attempt).To(Equal(1))
 	g.Expect(b.expired.Load()).To(Equal(int64(2)))
-	g.Expect(b.Ack(b.ctx, again)).To(Succeed(), "it is not stored any more: harmless")
-	g.Expect(seqs(b.claim(kind, 50))).To(Equal([]string{"a/2"}), "what waited behind the expired one")
+	g.Expect(b.Ack(b.ctx, again)).To(Succeed(), "it is not stored any more: this has no effect")
+	g.Expect(seqs(b.claim(kind, 50))).To(Equal([]string{"a/2"}), "the code that waited behind the expired one")
 
-	// A batch of which nothing is left is no batch.
+	// A batch whose items have all expired is discarded.
 	g.Expect(b.Release(b.ctx, cut, time.Time{})).To(Succeed())
 	b.pass(40 * time.Second)
 	g.Expect(b.claim(kind, 50)).To(BeNil())
 	g.Expect(b.pending(kind)).To(Equal(Pending{}))
 }
 
-func manyExpiredCodes(b *bench) {
+func manyExpiredCodes(b *environment) {
 	var items []delivery.Item
 	for i := range 1200 {
 		items = append(items, code(fmt.Sprintf("s%04d", i), 1, start.Add(time.Second)))
@@ -401,7 +401,7 @@ func manyExpiredCodes(b *bench) {
 	b.g.Expect(b.expired.Load()).To(Equal(int64(1200)))
 }
 
-func withdraw(b *bench) {
+func withdraw(b *environment) {
 	g, kind := b.g, delivery.KindQR
 	valid := start.Add(time.Hour)
 	b.enqueue(kind, code("a", 2, valid), code("b", 5, valid), code("c", 1, valid))
@@ -416,7 +416,7 @@ func withdraw(b *bench) {
 	g.Expect(b.pending(kind).NextDue).To(Equal(start.Add(DefaultQRInterval)), "Laravel has the code that was in flight")
 }
 
-func update(b *bench) {
+func update(b *environment) {
 	g, kind := b.g, delivery.KindStatus
 	update := func(why string, want EnqueueCode, item delivery.Item) {
 		b.t.Helper()
@@ -424,25 +424,25 @@ func update(b *bench) {
 		g.ExpectWithOffset(1, err).NotTo(HaveOccurred(), why)
 		g.ExpectWithOffset(1, codesOf(results)).To(Equal([]EnqueueCode{want}), why)
 	}
-	update("nothing is remembered", Unknown, status("a", 1, delivery.Normal))
+	update("nothing is known", Unknown, status("a", 1, delivery.Normal))
 	g.Expect(b.claim(kind, 50)).To(BeNil())
 	b.enqueue(kind, status("a", 2, delivery.Normal))
-	update("an older one", Stale, status("a", 1, delivery.Normal))
-	update("the one that waits", Queued, status("a", 2, delivery.Normal))
-	update("a newer one", Replaced, status("a", 3, delivery.Normal))
+	update("an older item", Stale, status("a", 1, delivery.Normal))
+	update("the waiting item", Queued, status("a", 2, delivery.Normal))
+	update("a newer item", Replaced, status("a", 3, delivery.Normal))
 	update("another session", Unknown, status("b", 9, delivery.Normal))
 
-	flying := b.claim(kind, 50)
-	g.Expect(seqs(flying)).To(Equal([]string{"a/3"}))
-	update("older than what is in flight", Stale, status("a", 2, delivery.Normal))
-	g.Expect(b.Ack(b.ctx, flying)).To(Succeed())
-	update("older than what was delivered", Stale, status("a", 2, delivery.Normal))
+	inFlight := b.claim(kind, 50)
+	g.Expect(seqs(inFlight)).To(Equal([]string{"a/3"}))
+	update("older than the item in flight", Stale, status("a", 2, delivery.Normal))
+	g.Expect(b.Ack(b.ctx, inFlight)).To(Succeed())
+	update("older than the delivered item", Stale, status("a", 2, delivery.Normal))
 	results, err := b.Enqueue(b.ctx, kind, status("a", 2, delivery.Normal))
 	g.Expect(err).NotTo(HaveOccurred())
-	g.Expect(results).To(Equal([]EnqueueResult{{Code: Stale, Newest: status("a", 3, "").Numbers}}), "the writer is told above what to continue")
-	update("what was delivered", Repeated, status("a", 3, delivery.Normal))
-	update("newer than what was delivered", Queued, status("a", 4, delivery.Normal))
-	update("what was delivered before", Stale, status("a", 3, delivery.Normal))
+	g.Expect(results).To(Equal([]EnqueueResult{{Code: Stale, Newest: status("a", 3, "").Numbers}}), "the writer learns the newest numbers")
+	update("the delivered item", Repeated, status("a", 3, delivery.Normal))
+	update("newer than the delivered item", Queued, status("a", 4, delivery.Normal))
+	update("the delivered item, which is now older", Stale, status("a", 3, delivery.Normal))
 
 	g.Expect(b.client.FlushAll(b.ctx).Err()).To(Succeed())
 	update("Redis was emptied", Unknown, status("a", 5, delivery.Normal))
@@ -450,7 +450,7 @@ func update(b *bench) {
 	g.Expect(b.enqueue(kind, status("a", 5, delivery.Normal))).To(Equal([]EnqueueCode{Queued}))
 }
 
-func deadLetters(b *bench) {
+func deadLetters(b *environment) {
 	g, kind := b.g, delivery.KindStatus
 	b.enqueue(kind, status("a", 1, delivery.Normal), status("b", 1, delivery.Normal), status("c", 1, delivery.Normal))
 	batch := b.claim(kind, 50)
@@ -466,7 +466,7 @@ func deadLetters(b *bench) {
 		"numbers": "00000000018000000000000000012884901889", "class": "n", "expires": "0000000000000",
 	}))
 	g.Expect(b.enqueue(kind, status("b", 1, delivery.Normal))).To(Equal([]EnqueueCode{Stale}), "a dead letter is not enqueued again")
-	g.Expect(seqs(b.claim(kind, 50))).To(Equal([]string{"b/2"}), "a newer one may be good")
+	g.Expect(seqs(b.claim(kind, 50))).To(Equal([]string{"b/2"}), "a newer item may be accepted")
 
 	// A single bad item.
 	b.enqueue(kind, status("d", 1, delivery.Normal))
@@ -476,7 +476,7 @@ func deadLetters(b *bench) {
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(dead[1].Values).To(HaveKeyWithValue("answer", "422 bad"))
 
-	// No room: nothing is dropped.
+	// There is no room: nothing is dropped.
 	b.enqueue(kind, status("e", 1, delivery.Normal))
 	full := b.claim(kind, 50)
 	g.Expect(b.DeadLetter(b.ctx, full, Refused, delivery.Answer{Detail: "bad"})).To(MatchError(ErrDeadLettersFull))
@@ -498,21 +498,21 @@ func deadLetters(b *bench) {
 	g.Expect(b.DeadLetter(b.ctx, two, Refused, delivery.Answer{})).NotTo(Succeed(), "more than one item")
 }
 
-func replay(b *bench) {
+func replay(b *environment) {
 	g, kind := b.g, delivery.KindStatus
-	letters := func(kind delivery.Kind) map[string]DeadLetter {
+	deadLetters := func(kind delivery.Kind) map[string]DeadLetter {
 		found := map[string]DeadLetter{}
 		g.Expect(b.DeadLetters(b.ctx, kind, func(l DeadLetter) bool { found[l.SessionID] = l; return true })).To(Succeed())
 		return found
 	}
-	again := func(l DeadLetter, want ReplayResult) {
+	expectReplay := func(l DeadLetter, want ReplayResult) {
 		b.t.Helper()
 		g.Expect(b.Replay(b.ctx, l.Kind, l.ID)).To(Equal(want))
 	}
 	b.enqueue(kind, status("a", 1, delivery.High), status("b", 1, delivery.Normal))
 	batch := b.claim(kind, 50)
 	g.Expect(b.Ack(b.ctx, batch, delivery.Rejection{SessionID: "a", Reason: "no"}, delivery.Rejection{SessionID: "b"})).To(Succeed())
-	a := letters(kind)["a"]
+	a := deadLetters(kind)["a"]
 	g.Expect(a.Reason).To(Equal(Rejected))
 	g.Expect(a.Answer).To(Equal("no"))
 	g.Expect(a.BatchID).To(Equal(batch.ID))
@@ -520,42 +520,42 @@ func replay(b *bench) {
 	g.Expect(a.Payload).To(MatchJSON(status("a", 1, delivery.High).Payload))
 	g.Expect(a.At).NotTo(BeZero())
 
-	again(a, Replayed)
-	again(a, NotFound)
-	g.Expect(b.pending(kind).Urgent).To(Equal(1), "it has its priority again")
-	g.Expect(letters(kind)).To(HaveLen(1))
+	expectReplay(a, Replayed)
+	expectReplay(a, NotFound)
+	g.Expect(b.pending(kind).Urgent).To(Equal(1), "it keeps its priority")
+	g.Expect(deadLetters(kind)).To(HaveLen(1))
 	repeated := b.claim(kind, 50)
 	g.Expect(seqs(repeated)).To(Equal([]string{"a/1"}))
 	g.Expect(repeated.Items[0].Payload).To(MatchJSON(a.Payload))
 	g.Expect(b.Ack(b.ctx, repeated)).To(Succeed())
 	g.Expect(b.enqueue(kind, status("a", 1, delivery.High))).To(Equal([]EnqueueCode{Repeated}), "it is delivered")
 
-	// Something newer waits, is in flight, was delivered: Laravel would ignore the letter.
-	old := letters(kind)["b"]
+	// A newer item waits, is in flight, was delivered: Laravel would ignore the dead letter.
+	old := deadLetters(kind)["b"]
 	b.enqueue(kind, status("b", 2, delivery.Normal))
-	again(old, Superseded)
+	expectReplay(old, Superseded)
 	newer := b.claim(kind, 50)
-	again(old, Superseded)
+	expectReplay(old, Superseded)
 	g.Expect(b.Ack(b.ctx, newer)).To(Succeed())
-	again(old, Superseded)
+	expectReplay(old, Superseded)
 	g.Expect(b.Drop(b.ctx, kind, old.ID, a.ID)).To(Equal(1))
 	g.Expect(b.CountDeadLetters(b.ctx, kind)).To(BeZero())
 
-	// The newer one was refused, too: only its own letter is replayed.
+	// The newer item was refused too: only the newest dead letter is replayed.
 	b.enqueue(kind, status("c", 1, delivery.Normal))
 	g.Expect(b.DeadLetter(b.ctx, b.claim(kind, 1), Refused, delivery.Answer{StatusCode: 422})).To(Succeed())
-	first := letters(kind)["c"]
+	first := deadLetters(kind)["c"]
 	b.enqueue(kind, status("c", 2, delivery.Normal))
 	g.Expect(b.DeadLetter(b.ctx, b.claim(kind, 1), Refused, delivery.Answer{StatusCode: 422})).To(Succeed())
-	again(first, Superseded)
-	again(letters(kind)["c"], Replayed)
-	again(first, Superseded)
+	expectReplay(first, Superseded)
+	expectReplay(deadLetters(kind)["c"], Replayed)
+	expectReplay(first, Superseded)
 
-	// A QR code that cannot be scanned any more.
+	// An expired QR code is not replayed.
 	b.enqueue(delivery.KindQR, code("q", 1, b.clock.Now().Add(time.Minute)))
 	g.Expect(b.DeadLetter(b.ctx, b.claim(delivery.KindQR, 1), Refused, delivery.Answer{StatusCode: 422})).To(Succeed())
 	b.pass(2 * time.Minute)
-	again(letters(delivery.KindQR)["q"], Expired)
+	expectReplay(deadLetters(delivery.KindQR)["q"], Expired)
 
 	for _, id := range []string{"", "-", "+", "1", "1-2-3", "a-1"} {
 		_, err := b.Replay(b.ctx, kind, id)
@@ -563,14 +563,14 @@ func replay(b *bench) {
 		_, err = b.Drop(b.ctx, kind, id)
 		g.Expect(err).To(MatchError(ErrInvalidDeadLetterID), id)
 	}
-	again(DeadLetter{Kind: kind, ID: "1-2"}, NotFound)
+	expectReplay(DeadLetter{Kind: kind, ID: "1-2"}, NotFound)
 }
 
 func TestDeadLettersAge(t *testing.T) {
 	server := miniredis.RunT(t)
 	client := goredis.NewClient(&goredis.Options{Addr: server.Addr()})
 	t.Cleanup(func() { _ = client.Close() })
-	b := newBench(t, client, Options{DeadLetters: 1})
+	b := newEnvironment(t, client, Options{DeadLetters: 1})
 	kind := delivery.KindStatus
 	server.SetTime(start)
 	for i, session := range []string{"a", "b"} {
@@ -581,29 +581,29 @@ func TestDeadLettersAge(t *testing.T) {
 	b.g.Expect(client.XLen(b.ctx, "test:batch:{queue}:dead:status").Val()).To(Equal(int64(1)))
 }
 
-func deliveredMemoryIsBounded(b *bench) {
+func oldRecordsAreDeleted(b *environment) {
 	g, kind := b.g, delivery.KindStatus
-	memory := func() int64 { return b.client.HLen(b.ctx, "test:batch:{queue}:status:last").Val() }
+	records := func() int64 { return b.client.HLen(b.ctx, "test:batch:{queue}:status:last").Val() }
 	b.enqueue(kind, status("deleted", 1, delivery.Normal))
 	g.Expect(b.Ack(b.ctx, b.claim(kind, 1))).To(Succeed())
 	b.pass(30 * time.Minute)
 	b.enqueue(kind, status("alive", 1, delivery.Normal))
 	g.Expect(b.Ack(b.ctx, b.claim(kind, 1))).To(Succeed())
-	g.Expect(memory()).To(Equal(int64(2)))
+	g.Expect(records()).To(Equal(int64(2)))
 	b.pass(40 * time.Minute)
 	b.enqueue(kind, status("alive", 2, delivery.Normal))
 	g.Expect(b.Ack(b.ctx, b.claim(kind, 1))).To(Succeed())
-	g.Expect(memory()).To(Equal(int64(1)))
+	g.Expect(records()).To(Equal(int64(1)))
 	keys := b.client.Keys(b.ctx, "*").Val()
 	g.Expect(keys).To(ConsistOf("test:batch:{queue}:status:last", "test:batch:{queue}:status:forget", "test:batch:{queue}:status:state"), "a finished queue leaves nothing else")
 }
 
 func TestInvalidItems(t *testing.T) {
-	b := newBench(t, realClient(t), Options{})
+	b := newEnvironment(t, realClient(t), Options{})
 	good := status("a", 1, delivery.Normal)
 	for name, change := range map[string]func(*delivery.Item){
-		"no session":           func(i *delivery.Item) { i.SessionID = "" },
-		"a long session":       func(i *delivery.Item) { i.SessionID = string(make([]byte, 256)) },
+		"no session id":        func(i *delivery.Item) { i.SessionID = "" },
+		"a long session id":    func(i *delivery.Item) { i.SessionID = string(make([]byte, 256)) },
 		"negative numbers":     func(i *delivery.Item) { i.Seq = -1 },
 		"an epoch too high":    func(i *delivery.Item) { i.Epoch = 1 << 53 },
 		"no JSON":              func(i *delivery.Item) { i.Payload = json.RawMessage("{") },
@@ -621,14 +621,14 @@ func TestInvalidItems(t *testing.T) {
 	b.g.Expect(b.pending(delivery.KindStatus).Waiting).To(BeZero())
 	b.g.Expect(b.enqueue(delivery.KindStatus)).To(BeEmpty())
 	_, err = b.Claim(b.ctx, delivery.KindStatus, 50, time.Second)
-	b.g.Expect(err).To(HaveOccurred(), "a lease that leaves no time")
+	b.g.Expect(err).To(HaveOccurred(), "a lease that leaves no time for a request")
 }
 
-func TestRedisOwnClock(t *testing.T) {
+func TestClockOfRedis(t *testing.T) {
 	g := NewWithT(t)
 	ctx := t.Context()
 	client := realClient(t)
-	// The caller's clock is a year behind; only its differences count.
+	// The caller's clock is a year behind; this must not matter.
 	clk := testclock.NewFakePassiveClock(time.Now().Add(-365 * 24 * time.Hour))
 	q := NewQueue(client, redis.Keys{}, clk, Options{})
 	_, err := q.Enqueue(ctx, delivery.KindStatus, status("a", 1, delivery.High))
@@ -646,10 +646,10 @@ func TestRedisOwnClock(t *testing.T) {
 func TestWakeUpsEnd(t *testing.T) {
 	client := realClient(t)
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
-	wakeUps(newBench(t, client, Options{}))
+	wakeUps(newEnvironment(t, client, Options{}))
 }
 
-func wakeUps(b *bench) {
+func wakeUps(b *environment) {
 	ctx, cancel := context.WithCancel(b.ctx)
 	wake := b.WakeUps(ctx)
 	n := int64(0)
@@ -667,27 +667,27 @@ func wakeUps(b *bench) {
 	b.g.Eventually(wake).Should(BeClosed())
 }
 
-func TestRestarts(t *testing.T) {
+func TestRedisRestarts(t *testing.T) {
 	g := NewWithT(t)
 	server := testenv.RedisServer(t)
 	client := goredis.NewClient(&goredis.Options{Addr: server.Addr(), DialerRetries: 1})
 	t.Cleanup(func() { _ = client.Close() })
-	b := newBench(t, client, Options{Durability: redis.NewDurability(client, redis.NewKeys("test:"), redis.DurabilityAuto)})
+	b := newEnvironment(t, client, Options{Durability: redis.NewDurability(client, redis.NewKeys("test:"), redis.DurabilityAuto)})
 	kind := delivery.KindStatus
 	present := []delivery.Item{status("a", 1, delivery.Normal), status("b", 1, delivery.Normal)}
 	b.enqueue(kind, present...)
 	batch := b.claim(kind, 1)
 
 	server.Restart()
-	g.Expect(b.enqueue(kind, present...)).To(Equal([]EnqueueCode{Queued, Queued}), "the scripts are gone with the old process, the items are not")
+	g.Expect(b.enqueue(kind, present...)).To(Equal([]EnqueueCode{Queued, Queued}), "the scripts were lost with the old process, the items were not")
 	g.Expect(seqs(b.claim(kind, 50))).To(Equal([]string{"b/1"}))
 	g.Expect(b.Ack(b.ctx, batch)).To(Succeed())
 	g.Expect(b.enqueue(kind, present[0])).To(Equal([]EnqueueCode{Repeated}))
 
 	server.RestartEmpty()
-	g.Expect(b.Ack(b.ctx, batch)).To(Succeed(), "nobody knows the batch any more")
+	g.Expect(b.Ack(b.ctx, batch)).To(Succeed(), "the batch is not stored any more")
 	g.Expect(b.claim(kind, 50)).To(BeNil())
-	g.Expect(b.enqueue(kind, present...)).To(Equal([]EnqueueCode{Queued, Queued}), "everything present is enqueued again")
+	g.Expect(b.enqueue(kind, present...)).To(Equal([]EnqueueCode{Queued, Queued}), "the present states are enqueued again")
 	again := b.claim(kind, 50)
 	g.Expect(seqs(again)).To(Equal([]string{"a/1", "b/1"}))
 	g.Expect(again.ID).NotTo(Equal(batch.ID))
@@ -715,17 +715,17 @@ func dueRows() []dueRow {
 	return []dueRow{
 		{"a status is due at once", delivery.KindStatus, lastDelivered{At: s(-1)}, now},
 		{"the first code is due at once", delivery.KindQR, lastDelivered{}, now},
-		{"the code that Laravel has expired before", delivery.KindQR, lastDelivered{At: s(-10), ExpiresAt: s(-1)}, now},
-		{"the code that Laravel has expires this moment", delivery.KindQR, lastDelivered{At: s(-10), ExpiresAt: now}, now},
+		{"the code that Laravel has is expired", delivery.KindQR, lastDelivered{At: s(-10), ExpiresAt: s(-1)}, now},
+		{"the code that Laravel has expires now", delivery.KindQR, lastDelivered{At: s(-10), ExpiresAt: now}, now},
 		{"the interval counts from the delivery", delivery.KindQR, lastDelivered{At: s(-10), ExpiresAt: s(50)}, s(20)},
-		{"the end of Laravel's code comes before the end of the interval", delivery.KindQR, lastDelivered{At: s(-10), ExpiresAt: s(10)}, s(10)},
-		{"the interval is over and the code still valid", delivery.KindQR, lastDelivered{At: s(-40), ExpiresAt: s(20)}, now},
+		{"Laravel's code expires before the interval ends", delivery.KindQR, lastDelivered{At: s(-10), ExpiresAt: s(10)}, s(10)},
+		{"the interval is over and Laravel's code is still valid", delivery.KindQR, lastDelivered{At: s(-40), ExpiresAt: s(20)}, now},
 		{"delivered before the clock was set back", delivery.KindQR, lastDelivered{At: s(100), ExpiresAt: s(160)}, s(30)},
-		{"delivered this moment", delivery.KindQR, lastDelivered{At: now, ExpiresAt: s(60)}, s(30)},
+		{"delivered now", delivery.KindQR, lastDelivered{At: now, ExpiresAt: s(60)}, s(30)},
 	}
 }
 
-func dueRule(b *bench) {
+func dueRule(b *environment) {
 	script := goredis.NewScript(libLua + "return due_at(ARGV[5] ~= '' and ARGV[5])")
 	for _, row := range dueRows() {
 		last := ""
@@ -738,7 +738,7 @@ func dueRule(b *bench) {
 	}
 }
 
-// clockOf is a clock that a function drives.
+// clockOf is a clock whose time a function returns.
 type clockOf func() time.Time
 
 func (c clockOf) Now() time.Time                  { return c() }

@@ -11,7 +11,7 @@ import (
 )
 
 // An item is stored as one string whose first parts have a fixed width, so
-// that the scripts cut it by position:
+// that the scripts can cut it by position:
 //
 //	numbers (38)  class (1)  due (13)  expires (13)  payload
 //
@@ -29,8 +29,8 @@ const (
 	maxSessionID = 255
 	maxPayload   = 64 << 10
 
-	// maxEpoch is the highest epoch that a session can have: what JSON, JavaScript and Lua
-	// hold exactly. scripts/lib.lua knows it too.
+	// maxEpoch is the highest epoch that a session can have: the largest number that is
+	// exact in JSON, JavaScript and Lua. scripts/lib.lua contains it too.
 	maxEpoch = 1<<53 - 1
 )
 
@@ -43,7 +43,7 @@ func class(p delivery.Priority) string {
 	return classNormal
 }
 
-// millis writes a time as the scripts read it; zero is "never".
+// millis formats a time for the scripts; zero is "never".
 func millis(t time.Time) string {
 	if t.IsZero() {
 		return fmt.Sprintf("%0*d", millisWidth, 0)
@@ -75,14 +75,14 @@ type claim struct {
 	id         string
 	attempt    int
 	items      []delivery.Item
-	// expired counts what was dropped on the way.
+	// expired counts the expired items that the script dropped.
 	expired int
-	// more: the script stopped early, ask again.
+	// more: the script stopped early, call it again.
 	more bool
 }
 
-// parseClaim reads an answer. After an error, an id that is set is that of a batch whose
-// content cannot be read.
+// parseClaim reads an answer. If it returns an error and an id, the content of the batch
+// with that id cannot be read.
 func parseClaim(answer []any) (claim, error) {
 	if len(answer) != 7 {
 		return claim{}, fmt.Errorf("%w: an answer of %d parts", errMalformed, len(answer))
@@ -94,14 +94,14 @@ func parseClaim(answer []any) (claim, error) {
 		}
 		n, ok := answer[i].(int64)
 		if !ok {
-			return claim{}, fmt.Errorf("%w: part %d is no number", errMalformed, i)
+			return claim{}, fmt.Errorf("%w: part %d is not a number", errMalformed, i)
 		}
 		numbers[i] = n
 	}
 	id, okID := answer[2].(string)
 	content, okContent := answer[4].(string)
 	if !okID || !okContent {
-		return claim{}, fmt.Errorf("%w: id or content is no string", errMalformed)
+		return claim{}, fmt.Errorf("%w: id or content is not a string", errMalformed)
 	}
 	items, err := parseContent(content)
 	return claim{
@@ -110,8 +110,8 @@ func parseClaim(answer []any) (claim, error) {
 	}, err
 }
 
-// parseResult reads what the script enqueue.lua says of one item: a code, or the numbers
-// that make it stale.
+// parseResult reads the answer of the script enqueue.lua for one item: a code, or, if the
+// item is stale, the session's newest numbers.
 func parseResult(part any) (EnqueueResult, error) {
 	switch part := part.(type) {
 	case int64:
@@ -145,7 +145,7 @@ func parseContent(content string) ([]delivery.Item, error) {
 	return items, nil
 }
 
-// cutString reads a string that has its length, in width digits, in front.
+// cutString reads a string that begins with its length, in width digits.
 func cutString(s string, width int) (value, rest string, err error) {
 	if len(s) < width {
 		return "", "", fmt.Errorf("%w: it ends within a length", errMalformed)
@@ -176,7 +176,7 @@ func parseRecord(sessionID, record string) (delivery.Item, error) {
 	case classNormal:
 		item.Priority = delivery.Normal
 	default:
-		return delivery.Item{}, fmt.Errorf("%w: no such class", errMalformed)
+		return delivery.Item{}, fmt.Errorf("%w: unknown class", errMalformed)
 	}
 	expires, err := parseDigits(record[headerWidth-millisWidth : headerWidth])
 	if err != nil {
@@ -207,11 +207,11 @@ func parseNumbers(s string) (delivery.Numbers, error) {
 	return delivery.Numbers{Epoch: epoch, Seq: seq}, nil
 }
 
-// parseDigits is strconv.ParseInt without signs; its error does not repeat the text.
+// parseDigits is strconv.ParseInt without signs; its error does not contain the text.
 func parseDigits(s string) (int64, error) {
 	for i := range len(s) {
 		if s[i] < '0' || s[i] > '9' {
-			return 0, fmt.Errorf("%w: no number", errMalformed)
+			return 0, fmt.Errorf("%w: not a number", errMalformed)
 		}
 	}
 	n, err := strconv.ParseInt(s, 10, 64)

@@ -22,15 +22,15 @@ func contentOf(items ...delivery.Item) string {
 func TestParseContent(t *testing.T) {
 	good := contentOf(status("a", 1, delivery.High), code("b.c", 2, start))
 	for name, content := range map[string]string{
-		"cut in the length":    good[:2],
-		"cut in the session":   good[:3],
-		"cut in the record":    good[:len(good)-1],
-		"a sign in a length":   "+01" + good[3:],
-		"no session":           "000" + good[4:],
-		"an unknown class":     contentOf(delivery.Item{SessionID: "a", Payload: json.RawMessage("{}")})[:3+1+8+38] + "x" + contentOf(delivery.Item{SessionID: "a", Payload: json.RawMessage("{}")})[3+1+8+39:],
-		"letters for numbers":  "001a00000067" + string(make([]byte, 67)),
-		"a payload of garbage": contentOf(delivery.Item{SessionID: "a", Payload: json.RawMessage("{")}),
-		"numbers out of range": "001a00000067" + "9999999999999999999" + good[31:31+19] + "n" + millis(start) + millis(start) + "{}",
+		"cut in the length":         good[:2],
+		"cut in the session":        good[:3],
+		"cut in the record":         good[:len(good)-1],
+		"a sign in a length":        "+01" + good[3:],
+		"no session":                "000" + good[4:],
+		"an unknown class":          contentOf(delivery.Item{SessionID: "a", Payload: json.RawMessage("{}")})[:3+1+8+38] + "x" + contentOf(delivery.Item{SessionID: "a", Payload: json.RawMessage("{}")})[3+1+8+39:],
+		"letters instead of digits": "001a00000067" + string(make([]byte, 67)),
+		"an invalid payload":        contentOf(delivery.Item{SessionID: "a", Payload: json.RawMessage("{")}),
+		"numbers out of range":      "001a00000067" + "9999999999999999999" + good[31:31+19] + "n" + millis(start) + millis(start) + "{}",
 	} {
 		if items, err := parseContent(content); err == nil {
 			t.Errorf("%s: read as %d items, want an error", name, len(items))
@@ -44,10 +44,10 @@ func TestParseContent(t *testing.T) {
 
 func TestParseClaim(t *testing.T) {
 	for name, answer := range map[string][]any{
-		"too short":         {int64(1)},
-		"a text for a time": {"1", int64(1), "", int64(0), "", int64(0), int64(0)},
-		"no id":             {int64(1), int64(1), nil, int64(0), "", int64(0), int64(0)},
-		"a bad content":     {int64(1), int64(1), "msg", int64(1), "x", int64(0), int64(0)},
+		"too short":                {int64(1)},
+		"a text instead of a time": {"1", int64(1), "", int64(0), "", int64(0), int64(0)},
+		"no id":                    {int64(1), int64(1), nil, int64(0), "", int64(0), int64(0)},
+		"a bad content":            {int64(1), int64(1), "msg", int64(1), "x", int64(0), int64(0)},
 	} {
 		if _, err := parseClaim(answer); err == nil {
 			t.Errorf("%s: no error", name)
@@ -65,8 +65,8 @@ func TestParseNumbers(t *testing.T) {
 	}
 }
 
-// FuzzParseContent: what is in Redis may be anything; what can be read is the
-// same after it was written and read again.
+// FuzzParseContent: Redis may contain anything; items that can be read stay the same when
+// they are written and read again.
 func FuzzParseContent(f *testing.F) {
 	f.Add(contentOf(status("a", 1, delivery.High), code("b", 2, start)))
 	f.Add(contentOf(status("a", 1, delivery.Normal))[:30])

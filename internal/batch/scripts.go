@@ -42,7 +42,7 @@ var (
 	repairScript   = goredis.NewScript(libLua + repairLua)
 )
 
-// Answers of the scripts that need a claim; anything else is a success.
+// Error codes of the scripts that need a claim; any other answer is a success.
 const (
 	claimLost       = -1
 	deadLettersFull = -2

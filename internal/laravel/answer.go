@@ -22,15 +22,15 @@ import (
 )
 
 const (
-	// maxAnswer is what is read of an answer. 1,000 rejected items with a
-	// sentence each take a fifth of it.
+	// maxAnswer bounds how much of an answer is read: 1,000 rejected items with a sentence
+	// each take a fifth of it.
 	maxAnswer = 1 << 20
 	// maxDetail bounds the text of an answer in a Detail or a reason.
 	maxDetail = 512
-	// maxHost is the longest name in DNS.
+	// maxHost is the greatest length of a DNS name.
 	maxHost = 253
-	// maxRetryAfter bounds what Laravel may ask for: a slip there must not
-	// stop delivery for a day.
+	// maxRetryAfter bounds the pause that Laravel may ask for: a mistake there must not stop
+	// delivery for a day.
 	maxRetryAfter = 5 * time.Minute
 )
 
@@ -42,12 +42,12 @@ const (
 	rejectedHint = `"rejected" cannot be read, so nothing of the batch counts as delivered: answer {"rejected": [{"session_id": "...", "reason": "..."}]}, or leave it out`
 )
 
-// errAnswerTooLong is the body's error where it is longer than maxAnswer.
+// errAnswerTooLong says that the body is longer than maxAnswer.
 var errAnswerTooLong = errors.New("the answer is too long")
 
 // Classify says what an answer means (docs/architecture.md, "Delivery to Laravel"). It is
-// pure. An err stands for a request without an answer (status 0), or for an answer whose
-// body could not be read. Now is for a Retry-After that is a date.
+// pure. err is set if no answer came (status 0) or if the body could not be read. now is
+// needed for a Retry-After that is a date.
 func Classify(status int, header http.Header, body []byte, err error, now time.Time) delivery.Answer {
 	answer := delivery.Answer{StatusCode: status}
 	switch {
@@ -88,9 +88,9 @@ func Classify(status int, header http.Header, body []byte, err error, now time.T
 	return answer
 }
 
-// classifyRefusal tells the application's refusal from that of what stands in
-// front of it. Laravel answers a request that accepts JSON with a JSON object; an
-// ingress that expects TLS, a proxy or a firewall answers with HTML or text.
+// classifyRefusal distinguishes a refusal by the application from one by a proxy in front of
+// it. Laravel answers a request that accepts JSON with a JSON object; an ingress that
+// expects TLS, a proxy or a firewall answers with HTML or text.
 func classifyRefusal(answer delivery.Answer, header http.Header, body []byte, err error, now time.Time) delivery.Answer {
 	switch {
 	case isObject(body):
@@ -99,10 +99,10 @@ func classifyRefusal(answer delivery.Answer, header http.Header, body []byte, er
 	case isNotCompressed(err):
 		answer.Result, answer.Detail = delivery.Misconfigured, notCompressed(answer.StatusCode)
 	case err != nil && !errors.Is(err, errAnswerTooLong):
-		answer.Result, answer.Detail = delivery.Retry, fmt.Sprintf("the answer %d broke off: %s", answer.StatusCode, describe(err))
+		answer.Result, answer.Detail = delivery.Retry, fmt.Sprintf("the answer %d was cut off: %s", answer.StatusCode, describe(err))
 	default:
 		answer.Result = delivery.Misconfigured
-		answer.Detail = "a refusal must have a JSON object as its body; this one is taken for the answer of a proxy or an ingress " +
+		answer.Detail = "a refusal must have a JSON object as its body; this answer is treated as one from a proxy or an ingress " +
 			"in front of Laravel: does it expect TLS, or is the base URL not Laravel's? " + quote(answer.StatusCode, body)
 	}
 	return answer
@@ -112,7 +112,7 @@ func notCompressed(status int) string {
 	return fmt.Sprintf("the answer %d says that it is compressed with gzip, but it is not: is it compressed twice, or not at all, by PHP (zlib.output_compression) and the web server?", status)
 }
 
-// classifySuccess looks into a 2xx: the page of a proxy or a login is not a yes.
+// classifySuccess reads the body of a 2xx: a proxy's page or a login page is not a success.
 func classifySuccess(answer delivery.Answer, header http.Header, body []byte, err error) delivery.Answer {
 	if errors.Is(err, errAnswerTooLong) {
 		answer.Result = delivery.Misconfigured
@@ -124,7 +124,7 @@ func classifySuccess(answer delivery.Answer, header http.Header, body []byte, er
 		return answer
 	}
 	if err != nil {
-		answer.Result, answer.Detail = delivery.Retry, fmt.Sprintf("the answer %d broke off: %s", answer.StatusCode, describe(err))
+		answer.Result, answer.Detail = delivery.Retry, fmt.Sprintf("the answer %d was cut off: %s", answer.StatusCode, describe(err))
 		return answer
 	}
 	body = trimmed(body)
@@ -159,7 +159,7 @@ func classifySuccess(answer delivery.Answer, header http.Header, body []byte, er
 		answer.Result = delivery.Misconfigured
 		answer.Detail = rejectedHint + ": " + quote(answer.StatusCode, body)
 	case unnamed > 0:
-		// Which items are meant shows when each is alone.
+		// The rejected items are found when each item is sent alone.
 		answer.Result = delivery.Refused
 		answer.Detail = fmt.Sprintf("%d entries of \"rejected\" have no session_id: %s", unnamed, quote(answer.StatusCode, body))
 	default:
@@ -168,8 +168,8 @@ func classifySuccess(answer delivery.Answer, header http.Header, body []byte, er
 	return answer
 }
 
-// retryAfter reads seconds or an HTTP date (RFC 9110, 10.2.3); what is neither,
-// or past, is nothing.
+// retryAfter reads seconds or an HTTP date (RFC 9110, 10.2.3); anything else, and a date in
+// the past, is zero.
 func retryAfter(value string, now time.Time) time.Duration {
 	value = strings.TrimSpace(value)
 	if value == "" {
@@ -177,7 +177,7 @@ func retryAfter(value string, now time.Time) time.Duration {
 	}
 	if strings.Trim(value, "0123456789") == "" {
 		seconds, err := strconv.ParseInt(value, 10, 64)
-		if err != nil || seconds > int64(maxRetryAfter/time.Second) { // digits only: out of range is long
+		if err != nil || seconds > int64(maxRetryAfter/time.Second) { // only digits: a number out of range is a long time
 			return maxRetryAfter
 		}
 		return time.Duration(seconds) * time.Second
@@ -189,15 +189,14 @@ func retryAfter(value string, now time.Time) time.Duration {
 	return min(max(0, at.Sub(now)), maxRetryAfter)
 }
 
-// proxyRefusal is the answer of the HTTP proxy of the environment when it is asked for a
-// connection to Laravel.
+// proxyRefusal says that the HTTP proxy of the environment refused to connect to Laravel.
 type proxyRefusal struct{ status int }
 
 func (e *proxyRefusal) Error() string {
 	return fmt.Sprintf("the HTTP proxy answered %d %s", e.status, http.StatusText(e.status))
 }
 
-// isConfiguration tells errors that no repetition mends from those that one may.
+// isConfiguration reports whether an error comes from the configuration: a repetition does not help then.
 func isConfiguration(err error) bool {
 	var (
 		certificate *tls.CertificateVerificationError
@@ -215,22 +214,22 @@ func isConfiguration(err error) bool {
 	}
 }
 
-// The alerts of TLS that say nothing about the configuration (RFC 8446, 6).
+// The TLS alerts that are not about the configuration (RFC 8446, 6).
 const alertInternalError, alertUserCanceled tls.AlertError = 80, 90
 
-// isNotHTTP recognizes what comes where the port speaks another protocol: net/http has no
-// type for this error.
+// isNotHTTP recognizes the answer of a port with another protocol: net/http has no type for
+// this error.
 func isNotHTTP(err error) bool { return err != nil && strings.Contains(err.Error(), "malformed HTTP") }
 
-// isNotCompressed: the header of an answer says gzip, and its body is something else. To
-// repeat the request is of no use.
+// isNotCompressed reports whether the header of an answer says gzip but its body is not
+// compressed with it. A repetition does not help then.
 func isNotCompressed(err error) bool {
 	var corrupt flate.CorruptInputError
 	return errors.Is(err, gzip.ErrHeader) || errors.Is(err, gzip.ErrChecksum) || errors.As(err, &corrupt)
 }
 
-// describe puts an error into words of our own: what Go's errors repeat (URLs,
-// the proxy's among them) may hold secrets.
+// describe says what an error means in our own words: Go's errors contain URLs, also that
+// of the proxy, and these may contain secrets.
 func describe(err error) string {
 	var (
 		refusal *proxyRefusal
@@ -273,7 +272,7 @@ func describeConnection(err error, peer string) string {
 	case errors.As(err, &alert):
 		return peer + " refused the TLS handshake: " + clean(alert.Error(), maxDetail)
 	case isNotHTTP(err):
-		return "what answers is not HTTP: are scheme and port of the base URL right?"
+		return "the answer is not HTTP: are the scheme and the port of the base URL right?"
 	case errors.As(err, &dns) && dns.IsNotFound:
 		return "the name of the host of " + peer + " is not known"
 	case errors.As(err, &dns):
@@ -293,7 +292,7 @@ func describeConnection(err error, peer string) string {
 	}
 }
 
-// quote is an answer for people: its number, its name, and what can be shown of its text.
+// quote describes an answer to people: its status, and as much of its text as can be shown.
 func quote(status int, body []byte) string {
 	text := fmt.Sprintf("%d %s", status, http.StatusText(status))
 	if shown := clean(string(body[:min(len(body), 4*maxDetail)]), maxDetail); shown != "" {
@@ -302,7 +301,7 @@ func quote(status int, body []byte) string {
 	return text
 }
 
-// redirectTarget leaves out what may be secret.
+// redirectTarget is a Location without the parts that may be secret.
 func redirectTarget(location string) string {
 	u, err := url.Parse(location)
 	if err != nil || location == "" {
@@ -312,8 +311,8 @@ func redirectTarget(location string) string {
 	return clean(shown.String(), maxDetail)
 }
 
-// clean makes text from outside fit for a log, a status and a terminal: no
-// control characters, runs of white space as one blank, at most limit bytes.
+// clean makes foreign text safe for a log, a status and a terminal: no control characters,
+// one blank for each run of white space, at most limit bytes.
 func clean(text string, limit int) string {
 	var b strings.Builder
 	blank := false

@@ -67,13 +67,13 @@ func TestClassify(t *testing.T) {
 		{name: "200 with sessions as keys", status: 200, body: `{"rejected":{"shop-1":"no","b":{"reason":"nor this"},"c":null}}`,
 			result: delivery.Delivered, rejected: []delivery.Rejection{{SessionID: "b", Reason: "nor this"}, {SessionID: "c"}, {SessionID: "shop-1", Reason: "no"}}},
 		{name: "200 with a list of sessions", status: 200, body: `{"rejected":["a","b","a"]}`, result: delivery.Delivered, rejected: []delivery.Rejection{{SessionID: "a"}, {SessionID: "b"}}},
-		{name: "200 with one entry without a list", status: 200, body: `{"rejected":{"session_id":"a","reason":"no"}}`,
+		{name: "200 with a single entry outside a list", status: 200, body: `{"rejected":{"session_id":"a","reason":"no"}}`,
 			result: delivery.Delivered, rejected: []delivery.Rejection{{SessionID: "a", Reason: "no"}}},
 		{name: "200 with a number as session", status: 200, body: `{"rejected":[{"session_id":123,"reason":7}]}`, result: delivery.Delivered, rejected: []delivery.Rejection{{SessionID: "123", Reason: "7"}}},
 		{name: "200 with the lists of a validator", status: 200, body: `{"rejected":[{"session_id":"a","reason":["no","nor"]}]}`,
 			result: delivery.Delivered, rejected: []delivery.Rejection{{SessionID: "a", Reason: `["no","nor"]`}}},
 		{name: "200 with other letter cases", status: 200, body: `{"Rejected":[{"Session_Id":"a"}]}`, result: delivery.Delivered, rejected: []delivery.Rejection{{SessionID: "a"}}},
-		{name: "200 with an API resource around it", status: 200, body: `{"data":{"rejected":[{"session_id":"a"}]}}`, result: delivery.Delivered, rejected: []delivery.Rejection{{SessionID: "a"}}},
+		{name: "200 with the fields inside an API resource", status: 200, body: `{"data":{"rejected":[{"session_id":"a"}]}}`, result: delivery.Delivered, rejected: []delivery.Rejection{{SessionID: "a"}}},
 		{name: "200 with an entry that names no session", status: 200, body: `{"rejected":[{"session_id":"a"},{"reason":"who"}]}`, result: delivery.Refused, detail: `1 entries of "rejected" have no session_id`},
 		{name: "200 with a position and a reason", status: 200, body: `{"rejected":{"3":"no such tenant"}}`, result: delivery.Refused, detail: "no session_id"},
 		{name: "200 with null entries", status: 200, body: `{"rejected":[null,""]}`, result: delivery.Refused, detail: "2 entries"},
@@ -91,16 +91,16 @@ func TestClassify(t *testing.T) {
 		{name: "200 with half an object", status: 200, body: `{"ok":`, result: delivery.Misconfigured},
 		{name: "200 with two objects", status: 200, body: `{}{}`, result: delivery.Misconfigured},
 		{name: "200 that is too long", status: 200, body: "{}", err: errAnswerTooLong, result: delivery.Misconfigured, detail: "longer than 1048576"},
-		{name: "200 that breaks off", status: 200, body: `{"rej`, err: io.ErrUnexpectedEOF, result: delivery.Retry, detail: "broke off"},
+		{name: "200 that is cut off", status: 200, body: `{"rej`, err: io.ErrUnexpectedEOF, result: delivery.Retry, detail: "cut off"},
 		{name: "302", status: 302, header: header("Location", "https://laravel.example/login?token=hunter2"), result: delivery.Misconfigured, detail: "https://laravel.example/login,"},
 		{name: "304", status: 304, result: delivery.Misconfigured, detail: "somewhere"},
 		{name: "400 with an object", status: 400, body: "\xef\xbb\xbf {\"message\":\"bad\"}\n", result: delivery.Refused, detail: "400 Bad Request: "},
-		{name: "400 of an ingress that expects TLS", status: 400, body: "<html><title>400 The plain HTTP request was sent to HTTPS port</title>", result: delivery.Misconfigured, detail: "expect TLS"},
+		{name: "400 from an ingress that expects TLS", status: 400, body: "<html><title>400 The plain HTTP request was sent to HTTPS port</title>", result: delivery.Misconfigured, detail: "expect TLS"},
 		{name: "400 without a body", status: 400, result: delivery.Misconfigured, detail: "JSON object"},
 		{name: "400 with text", status: 400, body: "bad", result: delivery.Misconfigured, detail: "400 Bad Request: bad"},
 		{name: "400 with a list", status: 400, body: "[]", result: delivery.Misconfigured},
 		{name: "400 with null", status: 400, body: "null", result: delivery.Misconfigured},
-		{name: "400 that breaks off", status: 400, body: `{"mess`, err: io.ErrUnexpectedEOF, result: delivery.Retry, detail: "broke off"},
+		{name: "400 that is cut off", status: 400, body: `{"mess`, err: io.ErrUnexpectedEOF, result: delivery.Retry, detail: "cut off"},
 		{name: "400 that is too long", status: 400, body: `{"mess`, err: errAnswerTooLong, result: delivery.Misconfigured},
 		{name: "401", status: 401, result: delivery.Misconfigured, detail: "token"},
 		{name: "403", status: 403, result: delivery.Misconfigured, detail: "token"},
@@ -110,16 +110,16 @@ func TestClassify(t *testing.T) {
 		{name: "409 with an object", status: 409, header: header("Retry-After", "3"), body: `{"message":"deadlock"}`, result: delivery.Refused, retryAfter: 3 * time.Second, detail: "deadlock"},
 		{name: "409 with HTML", status: 409, body: "<html>", result: delivery.Misconfigured},
 		{name: "410", status: 410, result: delivery.Misconfigured},
-		{name: "413 of a proxy", status: 413, body: "<html>", result: delivery.TooLarge, fromProxy: true},
-		{name: "413 of the application", status: 413, body: `{"message":"too large"}`, result: delivery.TooLarge},
+		{name: "413 from a proxy", status: 413, body: "<html>", result: delivery.TooLarge, fromProxy: true},
+		{name: "413 from the application", status: 413, body: `{"message":"too large"}`, result: delivery.TooLarge},
 		{name: "419, Laravel's expired page", status: 419, body: `{"message":"CSRF token mismatch."}`, result: delivery.Misconfigured, detail: "validateCsrfTokens(except: [...])"},
 		{name: "422", status: 422, body: `{"message":"The qr field is required."}`, result: delivery.Refused, detail: "The qr field is required."},
 		{name: "425", status: 425, result: delivery.Retry},
 		{name: "429 with seconds", status: 429, header: header("Retry-After", "7"), result: delivery.Retry, retryAfter: 7 * time.Second},
 		{name: "429 with a date", status: 429, header: header("Retry-After", "Sun, 01 Mar 2026 12:01:30 GMT"), result: delivery.Retry, retryAfter: 90 * time.Second},
-		{name: "429 with a date that is over", status: 429, header: header("Retry-After", "Sun, 01 Mar 2026 11:01:30 GMT"), result: delivery.Retry},
-		{name: "503 with a day", status: 503, header: header("Retry-After", "86400"), result: delivery.Retry, retryAfter: maxRetryAfter},
-		{name: "503 with more seconds than there are", status: 503, header: header("Retry-After", strings.Repeat("9", 40)), result: delivery.Retry, retryAfter: maxRetryAfter},
+		{name: "429 with a date in the past", status: 429, header: header("Retry-After", "Sun, 01 Mar 2026 11:01:30 GMT"), result: delivery.Retry},
+		{name: "503 with a pause of a day", status: 503, header: header("Retry-After", "86400"), result: delivery.Retry, retryAfter: maxRetryAfter},
+		{name: "503 with a number that is too large", status: 503, header: header("Retry-After", strings.Repeat("9", 40)), result: delivery.Retry, retryAfter: maxRetryAfter},
 		{name: "503 with a negative number", status: 503, header: header("Retry-After", "-5"), result: delivery.Retry},
 		{name: "503 with garbage", status: 503, header: header("Retry-After", "soon"), result: delivery.Retry},
 		{name: "422 with Retry-After", status: 422, header: header("Retry-After", "7"), body: "{}", result: delivery.Refused, retryAfter: 7 * time.Second},
@@ -135,7 +135,7 @@ func TestClassify(t *testing.T) {
 		{name: "DNS does not answer", err: overURL(&net.DNSError{Name: "laravel.example", IsTimeout: true}), result: delivery.Retry, detail: "DNS did not answer"},
 		{name: "no route", err: overURL(&net.OpError{Op: "dial", Err: syscall.EHOSTUNREACH}), result: delivery.Retry, detail: "no route to Laravel"},
 		{name: "packets that are dropped", err: overURL(&net.OpError{Op: "dial", Err: os.ErrDeadlineExceeded}), result: delivery.Retry, detail: "NetworkPolicy"},
-		{name: "a proxy that is not there", err: overURL(&net.OpError{Op: "proxyconnect", Err: &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}}), result: delivery.Retry, detail: "HTTPS_PROXY"},
+		{name: "a proxy that does not run", err: overURL(&net.OpError{Op: "proxyconnect", Err: &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}}), result: delivery.Retry, detail: "HTTPS_PROXY"},
 		{name: "a proxy whose name is unknown", err: overURL(&net.OpError{Op: "proxyconnect", Err: &net.DNSError{IsNotFound: true}}), result: delivery.Retry, detail: "the host of the proxy is not known"},
 		{name: "a proxy that asks for a password", err: overURL(&proxyRefusal{status: 407}), result: delivery.Misconfigured, detail: "password"},
 		{name: "a proxy that does not allow Laravel", err: overURL(&proxyRefusal{status: 403}), result: delivery.Misconfigured, detail: "NO_PROXY"},
@@ -143,10 +143,10 @@ func TestClassify(t *testing.T) {
 		{name: "407 of a proxy in front of plain HTTP", status: 407, body: "<html>", result: delivery.Misconfigured, detail: "password"},
 		{name: "a TLS alert", err: overURL(&net.OpError{Op: "remote error", Err: tls.AlertError(40)}), result: delivery.Misconfigured, detail: "handshake failure"},
 		{name: "a TLS alert of a machine that is ending", err: overURL(&net.OpError{Op: "remote error", Err: alertInternalError}), result: delivery.Retry, detail: "internal error"},
-		{name: "what speaks no HTTP", err: overURL(errors.New(`net/http: HTTP/1.x transport connection broken: malformed HTTP response "\x15\x03\x01"`)), result: delivery.Misconfigured, detail: "not HTTP"},
-		{name: "200 that says gzip and is not", status: 200, err: gzip.ErrHeader, result: delivery.Misconfigured, detail: "zlib.output_compression"},
+		{name: "another protocol than HTTP", err: overURL(errors.New(`net/http: HTTP/1.x transport connection broken: malformed HTTP response "\x15\x03\x01"`)), result: delivery.Misconfigured, detail: "not HTTP"},
+		{name: "200 that says gzip but is not compressed", status: 200, err: gzip.ErrHeader, result: delivery.Misconfigured, detail: "zlib.output_compression"},
 		{name: "200 whose gzip is corrupt", status: 200, err: flate.CorruptInputError(7), result: delivery.Misconfigured, detail: "not"},
-		{name: "422 that says gzip and is not", status: 422, err: gzip.ErrHeader, result: delivery.Misconfigured, detail: "the answer 422"},
+		{name: "422 that says gzip but is not compressed", status: 422, err: gzip.ErrHeader, result: delivery.Misconfigured, detail: "the answer 422"},
 		{name: "foreign certificate", err: overURL(&tls.CertificateVerificationError{Err: errors.New("unknown authority")}), result: delivery.Misconfigured, detail: "unknown authority"},
 		{name: "no TLS", err: overURL(http.ErrSchemeMismatch), result: delivery.Misconfigured, detail: "does not speak TLS"},
 	} {
@@ -168,7 +168,7 @@ func TestClassify(t *testing.T) {
 	}
 }
 
-// checkAnswer is what holds for every answer, whatever Laravel says.
+// checkAnswer checks what must be true of every answer.
 func checkAnswer(t *testing.T, answer delivery.Answer) {
 	t.Helper()
 	texts := []string{answer.Detail}
@@ -177,7 +177,7 @@ func checkAnswer(t *testing.T, answer delivery.Answer) {
 	}
 	for _, text := range texts {
 		if len(text) > maxDetail+400 || !utf8.ValidString(text) || strings.ContainsFunc(text, unicode.IsControl) {
-			t.Errorf("not fit for a log: %q", text)
+			t.Errorf("not safe for a log: %q", text)
 		}
 	}
 	if answer.RetryAfter < 0 || answer.RetryAfter > maxRetryAfter {
@@ -186,7 +186,7 @@ func checkAnswer(t *testing.T, answer delivery.Answer) {
 	switch answer.Result {
 	case delivery.Delivered, delivery.Retry, delivery.Refused, delivery.TooLarge, delivery.Misconfigured:
 	default:
-		t.Errorf("no result: %q", answer.Result)
+		t.Errorf("unknown result: %q", answer.Result)
 	}
 	if answer.Result != delivery.Delivered && answer.Rejected != nil {
 		t.Error("items of a batch that was not delivered are rejected")
@@ -204,15 +204,15 @@ func FuzzClassify(f *testing.F) {
 		answer := Classify(status, h, body, nil, now)
 		checkAnswer(t, answer)
 		if answer.Result == delivery.Delivered && (status < 200 || status > 299) {
-			t.Errorf("%d is taken for a yes", status)
+			t.Errorf("%d  counts as a success", status)
 		}
 		if answer.Result == delivery.Delivered && len(trimmed(body)) > 0 && !isObject(body) && !isEmptyList(trimmed(body)) {
-			t.Errorf("%q is taken for a yes", body)
+			t.Errorf("%q  counts as a success", body)
 		}
 	})
 }
 
-func TestRejectedItemsAreThoseOfTheBatch(t *testing.T) {
+func TestRejectedItemsMatchTheBatch(t *testing.T) {
 	g := NewWithT(t)
 	batch := delivery.Batch{Items: []delivery.Item{{SessionID: "Shop-1"}, {SessionID: "b"}, {SessionID: "123"}}}
 	list, unknown := inBatch(batch, []delivery.Rejection{

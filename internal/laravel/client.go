@@ -22,7 +22,7 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 )
 
-// errNotSent says that a request could not even be made.
+// errNotSent says that a request could not be built, so nothing was sent.
 var errNotSent = errors.New("the request could not be made")
 
 // Client posts batches. Its methods may be called from many goroutines at once.
@@ -37,7 +37,7 @@ type Client struct {
 	secrets []watched[[]Secret]
 	ca      *watched[*x509.CertPool]
 	http    *http.Client
-	// broken is the last complaint about a file, so that it is logged once.
+	// broken is the last logged error about a file: each error is logged once.
 	broken string
 }
 
@@ -48,7 +48,7 @@ func New(c Config, clk clock.PassiveClock, log logr.Logger) (*Client, error) {
 	}
 	base, err := url.Parse(c.BaseURL)
 	if err != nil {
-		return nil, errNotSent // Validate has seen to it
+		return nil, errNotSent // cannot happen: Validate has parsed it
 	}
 	client := &Client{
 		config: c, clock: clk, log: log,
@@ -70,7 +70,7 @@ func New(c Config, clk clock.PassiveClock, log logr.Logger) (*Client, error) {
 	return client, nil
 }
 
-// Close closes the connections that idle.
+// Close closes the idle connections.
 func (c *Client) Close() { c.closeIdle() }
 
 func (c *Client) closeIdle() {
@@ -88,16 +88,16 @@ type envelope struct {
 	Items   []json.RawMessage `json:"items"`
 }
 
-// Send posts a batch once and says what came of it; it never repeats by
-// itself. It ends with ctx, or after the configured time-out.
+// Send posts a batch once and returns what the answer means. It does not repeat a request.
+// It ends when ctx ends, or after the configured time-out.
 func (c *Client) Send(parent context.Context, batch delivery.Batch) delivery.Answer {
 	ctx, cancel := context.WithTimeout(parent, cmp.Or(c.config.Timeout, DefaultTimeout))
 	defer cancel()
 	status, header, body, err := c.post(ctx, batch)
 	answer := Classify(status, header, body, err, c.clock.Now())
 	if (answer.Result == delivery.Retry || answer.Result == delivery.Misconfigured) && parent.Err() == nil {
-		// The connections may lead to a machine that is gone, or to the one of several behind
-		// a load balancer that is broken: a connection that is kept stays with its machine.
+		// The idle connections may lead to a dead machine, or to a broken one of several behind a
+		// load balancer, and each connection always leads to the same machine.
 		c.closeIdle()
 	}
 	var unknown []string
@@ -119,7 +119,7 @@ func (c *Client) post(ctx context.Context, batch delivery.Batch) (status int, he
 	}
 	body, err := json.Marshal(envelope{BatchID: batch.ID, SentAt: delivery.Time{Time: now}, Items: items})
 	if err != nil {
-		return 0, nil, nil, fmt.Errorf("%w: an item of the batch is no JSON", errNotSent)
+		return 0, nil, nil, fmt.Errorf("%w: an item of the batch is not JSON", errNotSent)
 	}
 	client, token, secrets := c.current()
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, target, bytes.NewReader(body))
@@ -131,8 +131,8 @@ func (c *Client) post(ctx context.Context, batch delivery.Batch) (status int, he
 	request.Header.Set("Accept", "application/json")
 	request.Header.Set("User-Agent", cmp.Or(c.config.UserAgent, DefaultUserAgent))
 	request.Header.Set("Authorization", "Bearer "+token)
-	// A batch may be repeated: with this entry, which is not sent, net/http does
-	// so by itself when an idle connection turns out to be closed.
+	// A batch may be repeated. This entry, which is not sent, lets net/http repeat the
+	// request when an idle connection turns out to be closed.
 	request.Header["Idempotency-Key"] = nil
 	Sign(request.Header, secrets, batch.ID, now, body)
 
@@ -151,8 +151,8 @@ func (c *Client) post(ctx context.Context, batch delivery.Batch) (status int, he
 	return response.StatusCode, response.Header, answer, err
 }
 
-// current looks at the files and returns what to send with. A file that cannot
-// be read any more leaves in use what it held.
+// current checks the files and returns the client, the token and the secrets for the next
+// request. If a file cannot be read any more, its last good content is used.
 func (c *Client) current() (*http.Client, string, []Secret) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -162,7 +162,7 @@ func (c *Client) current() (*http.Client, string, []Secret) {
 		c.broken = ""
 	case c.broken != err.Error():
 		c.broken = err.Error()
-		c.log.Error(err, "Failed to read a file again, what it held before stays in use")
+		c.log.Error(err, "Failed to read a file again, its previous content stays in use")
 	}
 	return client, token, secrets
 }
@@ -193,18 +193,19 @@ func (c *Client) load() (*http.Client, string, []Secret, error) {
 }
 
 const (
-	// idleTimeout is how long a connection is kept that nobody uses. It is shorter than that
-	// of most load balancers (60 s and more), which would close it under a request.
+	// idleTimeout is how long an unused connection is kept. It is shorter than the idle
+	// time-out of most load balancers (60 s and more), which could close the connection
+	// just when a request begins.
 	idleTimeout = 30 * time.Second
-	// An HTTP/2 connection on which nothing came for pingAfter is pinged, and closed where no
-	// answer comes for pingTimeout: both together are less than a request may take by default.
-	// Without it the connection to a machine that is gone without a word is used until TCP
-	// gives it up, a quarter of an hour later.
+	// An HTTP/2 connection on which nothing arrived for pingAfter is pinged, and closed if no
+	// answer arrives within pingTimeout: together less than the default time of a request.
+	// Otherwise, if a machine disappears without closing its connections, requests use the
+	// dead connection until TCP gives it up a quarter of an hour later.
 	pingAfter, pingTimeout = 5 * time.Second, 5 * time.Second
 )
 
-// unansweredTimeout is how long data that was sent may stay without TCP's acknowledgement
-// before the connection is closed: it finds a dead connection of HTTP/1.1, too.
+// unansweredTimeout is how long sent data may stay without TCP's acknowledgement before the
+// connection is closed: this also finds a dead connection of HTTP/1.1.
 const unansweredTimeout = 10 * time.Second
 
 func newHTTP(roots *x509.CertPool) *http.Client {

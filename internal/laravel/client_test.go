@@ -28,7 +28,7 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
 
-// vectorSecret is that of the specification's test vector.
+// vectorSecret is the secret of the specification's test vector.
 const vectorSecret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 func secret(t *testing.T, text string) laravel.Secret {
@@ -40,7 +40,7 @@ func secret(t *testing.T, text string) laravel.Secret {
 
 const otherSecret = "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 
-// write replaces a file as the kubelet does: whole, by a rename.
+// write replaces a file at once, by a rename, as the kubelet does.
 func write(t *testing.T, name, content string) string {
 	t.Helper()
 	g := NewWithT(t)
@@ -112,12 +112,12 @@ func TestRequest(t *testing.T) {
 	g.Expect(answer.Result).To(Equal(delivery.Misconfigured))
 }
 
-// A web server in front of Laravel compresses what it is asked to.
+// A web server in front of Laravel compresses answers if the client asks for it.
 func TestCompressedAnswer(t *testing.T) {
 	g := NewWithT(t)
 	r := receive(t, func(w http.ResponseWriter, request *http.Request) {
 		if !strings.Contains(request.Header.Get("Accept-Encoding"), "gzip") {
-			t.Error("compression is not asked for")
+			t.Error("the client does not ask for compression")
 		}
 		w.Header().Set("Content-Encoding", "gzip")
 		compressed := gzip.NewWriter(w)
@@ -173,7 +173,7 @@ func TestTimeout(t *testing.T) {
 	g.Expect(client.Send(ctx, aBatch(delivery.KindQR)).Result).To(Equal(delivery.Retry))
 }
 
-func TestNobodyListens(t *testing.T) {
+func TestConnectionRefused(t *testing.T) {
 	r := receive(t, nil)
 	NewWithT(t).Expect(r.Close()).To(Succeed())
 	config := files(t)
@@ -203,7 +203,7 @@ func TestSecretsAreReadAgain(t *testing.T) {
 	write(t, config.SigningSecretFiles[0], strings.Repeat("another ", 4)+"\n"+vectorSecret)
 	got = send()
 	g.Expect(got.Header.Get("Authorization")).To(Equal("Bearer rotated-token"))
-	g.Expect(strings.Fields(got.Header.Get(laravel.HeaderSignature))).To(HaveLen(3), "several secrets may stand in one file")
+	g.Expect(strings.Fields(got.Header.Get(laravel.HeaderSignature))).To(HaveLen(3), "one file may contain several secrets")
 
 	write(t, config.TokenFile, "two\nlines")
 	g.Expect(os.Remove(config.SigningSecretFiles[1])).To(Succeed())
@@ -235,8 +235,8 @@ func TestCertificates(t *testing.T) {
 	g.Expect(newClient(t, config).Send(t.Context(), aBatch(delivery.KindQR)).Result).To(Equal(delivery.Delivered))
 }
 
-// A machine in front of Laravel is gone without a word: the connections over it are given
-// up and replaced, long before TCP does so.
+// A machine in front of Laravel disappears without closing its connections: they are closed
+// and replaced long before TCP gives them up.
 func TestDeadConnectionIsReplaced(t *testing.T) {
 	for _, row := range []struct {
 		name    string
@@ -250,16 +250,16 @@ func TestDeadConnectionIsReplaced(t *testing.T) {
 			t.Parallel()
 			g := NewWithT(t)
 			const parallel = 4
-			var together sync.WaitGroup
-			together.Add(parallel)
+			var allConnected sync.WaitGroup
+			allConnected.Add(parallel)
 			var arrived atomic.Int64
 			server := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, request *http.Request) {
 				if (request.ProtoMajor == 2) != row.http2 {
 					t.Errorf("the protocol is %s", request.Proto)
 				}
 				if arrived.Add(1) <= parallel { // one connection for each with HTTP/1.1
-					together.Done()
-					together.Wait()
+					allConnected.Done()
+					allConnected.Wait()
 				}
 			}))
 			server.EnableHTTP2 = row.http2
@@ -291,9 +291,9 @@ func TestDeadConnectionIsReplaced(t *testing.T) {
 	}
 }
 
-// A load balancer in front of several machines keeps a connection with its machine: one
-// that is broken must not be asked again and again while the others work.
-func TestAFailingMachineIsNotAskedAgain(t *testing.T) {
+// Behind a load balancer a connection always leads to the same machine: after a failure the
+// next request must not use the connection to the broken machine again.
+func TestConnectionToAFailingMachineIsClosed(t *testing.T) {
 	for _, row := range []struct {
 		name  string
 		http2 bool
@@ -305,7 +305,7 @@ func TestAFailingMachineIsNotAskedAgain(t *testing.T) {
 		{"HTTP/2 and 421", true, func(w http.ResponseWriter, _ *http.Request) {
 			http.Error(w, "another host", http.StatusMisdirectedRequest)
 		}},
-		{"HTTP/1.1 and the page of a login", false, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html>") }},
+		{"HTTP/1.1 and a login page", false, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html>") }},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			g := NewWithT(t)
@@ -356,8 +356,8 @@ func TestAnswerThatSwitchesProtocols(t *testing.T) {
 	g.Expect(answer.Detail).To(ContainSubstring("101"))
 }
 
-// The proxy of the environment is told from Laravel behind it. It is read once in a
-// process, so the test runs itself with it.
+// Errors of the environment's HTTP proxy are distinguished from Laravel's. The environment
+// is read once in a process, so the test runs itself as a child process.
 func TestProxyOfTheEnvironment(t *testing.T) {
 	if target := os.Getenv("TEST_THROUGH_PROXY"); target != "" {
 		config := files(t)
@@ -399,26 +399,26 @@ func TestValidate(t *testing.T) {
 		want   []string
 	}{
 		{"https", func(*laravel.Config) {}, nil},
-		{"http to this host", func(c *laravel.Config) { c.BaseURL = "http://127.0.0.1:8080" }, nil},
-		{"http to this host by name", func(c *laravel.Config) { c.BaseURL = "http://localhost:8080" }, nil},
-		{"http to this host over IPv6", func(c *laravel.Config) { c.BaseURL = "http://[::1]:8080/api" }, nil},
-		{"http elsewhere", func(c *laravel.Config) { c.BaseURL = "http://laravel.example" }, []string{"not https"}},
-		{"http elsewhere, allowed", func(c *laravel.Config) { c.BaseURL, c.InsecureHTTP = "http://laravel.example", true }, nil},
+		{"http to a loopback address", func(c *laravel.Config) { c.BaseURL = "http://127.0.0.1:8080" }, nil},
+		{"http to localhost", func(c *laravel.Config) { c.BaseURL = "http://localhost:8080" }, nil},
+		{"http to a loopback address of IPv6", func(c *laravel.Config) { c.BaseURL = "http://[::1]:8080/api" }, nil},
+		{"http to another host", func(c *laravel.Config) { c.BaseURL = "http://laravel.example" }, []string{"not https"}},
+		{"http to another host, allowed", func(c *laravel.Config) { c.BaseURL, c.InsecureHTTP = "http://laravel.example", true }, nil},
 		{"a host that only looks local", func(c *laravel.Config) { c.BaseURL = "http://127.0.0.1.example" }, []string{"not https"}},
 		{"a password in the URL", func(c *laravel.Config) { c.BaseURL = "https://me:hunter2@laravel.example" }, []string{"holds a user or a password"}},
 		{"a malformed URL with a password", func(c *laravel.Config) { c.BaseURL = "https://me:hunter2@laravel example" }, []string{"not a URL"}},
-		{"a port that cannot be", func(c *laravel.Config) { c.BaseURL = "https://laravel.example:99999" }, []string{"the port 99999"}},
+		{"an impossible port", func(c *laravel.Config) { c.BaseURL = "https://laravel.example:99999" }, []string{"the port 99999"}},
 		{"port 0", func(c *laravel.Config) { c.BaseURL = "https://laravel.example:0" }, []string{"the port 0"}},
 		{"a query", func(c *laravel.Config) { c.BaseURL = "https://laravel.example?token=hunter2" }, []string{"query"}},
 		{"another scheme", func(c *laravel.Config) { c.BaseURL = "ftp://laravel.example" }, []string{"not a URL"}},
 		{"no scheme", func(c *laravel.Config) { c.BaseURL = "laravel.example" }, []string{"not a URL"}},
-		{"a path that is none", func(c *laravel.Config) { c.QRPath = "qr" }, []string{"does not begin"}},
-		{"one path for both", func(c *laravel.Config) { c.QRPath = laravel.DefaultStatusPath }, []string{"are the same"}},
-		{"a token that is no header", func(c *laravel.Config) { c.TokenFile = empty }, []string{"visible ASCII"}},
+		{"a path without a slash", func(c *laravel.Config) { c.QRPath = "qr" }, []string{"does not begin"}},
+		{"the same path for both kinds", func(c *laravel.Config) { c.QRPath = laravel.DefaultStatusPath }, []string{"are the same"}},
+		{"an empty token", func(c *laravel.Config) { c.TokenFile = empty }, []string{"visible ASCII"}},
 		{"a secret that is too short", func(c *laravel.Config) { c.SigningSecretFiles = []string{short} }, []string{"24 bytes"}},
 		{"a file without secrets", func(c *laravel.Config) { c.SigningSecretFiles = []string{empty} }, []string{"24 bytes"}},
-		{"a CA that is none", func(c *laravel.Config) { c.CAFile = short }, []string{"certificate"}},
-		{"a CA without TLS", func(c *laravel.Config) { c.BaseURL, c.CAFile = "http://localhost", short }, []string{"not https", "certificate"}},
+		{"a CA file without a certificate", func(c *laravel.Config) { c.CAFile = short }, []string{"certificate"}},
+		{"a CA file although the URL is http", func(c *laravel.Config) { c.BaseURL, c.CAFile = "http://localhost", short }, []string{"not https", "certificate"}},
 		{"a negative time-out", func(c *laravel.Config) { c.Timeout = -1 }, []string{"time-out"}},
 		{"a time-out of an hour", func(c *laravel.Config) { c.Timeout = time.Hour }, []string{"choose up to 5m"}},
 		{"everything at once", func(c *laravel.Config) { *c = laravel.Config{TokenFile: filepath.Join(dir, "missing"), Timeout: -1} },

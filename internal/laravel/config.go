@@ -21,11 +21,11 @@ const (
 	DefaultStatusPath = "/whatsapp/status/batch"
 	DefaultTimeout    = 15 * time.Second
 	DefaultUserAgent  = "whatsapp-operator"
-	// MaxTimeout is the longest time-out: for so long a batch waits that a killed leader had sent.
+	// MaxTimeout is the longest time-out. If a leader is killed during a request, its batch waits this long.
 	MaxTimeout = 5 * time.Minute
 )
 
-// Config says how to reach Laravel and how to prove who we are.
+// Config says how to reach Laravel and how to authenticate to it.
 type Config struct {
 	// BaseURL is https://host[:port][/path]; the paths are appended to it.
 	BaseURL string
@@ -33,31 +33,30 @@ type Config struct {
 	QRPath, StatusPath string
 	// TokenFile holds the bearer token. It is read again when it changes.
 	TokenFile string
-	// SigningSecretFiles hold the Standard Webhooks secrets, one a line, as
-	// whsec_ and base64 or as plain text. Each of them signs every request, so
-	// that they can be rotated. They are read again when they change.
+	// SigningSecretFiles hold the Standard Webhooks secrets, one per line, as
+	// whsec_ and base64 or as plain text. Every request is signed with each of
+	// them, which allows a rotation. They are read again when they change.
 	SigningSecretFiles []string
 	// Timeout bounds a request from the dial to the answer's last byte; zero
-	// means 15 s. The flusher must be given the same number, because a batch is claimed for longer.
+	// means 15 s. The flusher must have the same number, because its claims last longer than a request.
 	Timeout time.Duration
 	// CAFile is a PEM file with the authorities to trust instead of the
 	// system's. It is read again when it changes.
 	CAFile string
-	// InsecureHTTP allows http to other hosts than this one: tokens and phone
-	// numbers can then be read on the way.
+	// InsecureHTTP allows http to other hosts: the network between can then read tokens
+	// and phone numbers.
 	InsecureHTTP bool
 	// UserAgent; empty means "whatsapp-operator".
 	UserAgent string
 }
 
-// Validate returns everything that is wrong, each as a sentence that says what
-// to change, joined in one error. It reads the files that are named, but never
-// repeats what is in them.
+// Validate returns all faults, each as a sentence that says what to change, joined in one
+// error. It reads the named files, but its errors never contain their content.
 func (c Config) Validate() error {
 	var errs []error
 	wrong := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 
-	// Go's own errors of url.Parse repeat the URL, which may hold a password.
+	// The errors of url.Parse contain the URL, which may contain a password.
 	switch u, err := url.Parse(c.BaseURL); {
 	case c.BaseURL == "":
 		wrong("the base URL of Laravel is missing: give https://host")
@@ -109,7 +108,7 @@ func (c Config) Validate() error {
 func (c Config) qrPath() string     { return cmp.Or(c.QRPath, DefaultQRPath) }
 func (c Config) statusPath() string { return cmp.Or(c.StatusPath, DefaultStatusPath) }
 
-// validPort reports whether the port is missing, and so the scheme's, or possible.
+// validPort reports whether the port is valid, or missing: then it is the scheme's default.
 func validPort(u *url.URL) bool {
 	port, err := strconv.ParseUint(u.Port(), 10, 16)
 	return u.Port() == "" || err == nil && port > 0
@@ -139,7 +138,7 @@ var (
 	errCA    = errors.New("it holds no certificate in PEM")
 )
 
-// parseToken reads what may stand in an Authorization header.
+// parseToken reads a token, which must be a valid value of an Authorization header.
 func parseToken(content []byte) (string, error) {
 	token := strings.TrimRight(string(content), "\r\n")
 	if token == "" || strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
@@ -148,7 +147,7 @@ func parseToken(content []byte) (string, error) {
 	return token, nil
 }
 
-// parseSecrets reads one secret a line.
+// parseSecrets reads one secret per line.
 func parseSecrets(content []byte) ([]Secret, error) {
 	var secrets []Secret
 	for line := range strings.Lines(string(content)) {
@@ -171,7 +170,7 @@ func parseSecrets(content []byte) ([]Secret, error) {
 func parseCA(content []byte) (*x509.CertPool, error) {
 	pool, err := cert.NewPoolFromBytes(content)
 	if err != nil {
-		return nil, errCA // the library's says less
+		return nil, errCA // it says more than the library's error
 	}
 	return pool, nil
 }

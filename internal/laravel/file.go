@@ -6,9 +6,9 @@ import (
 	"time"
 )
 
-// watched is a file whose meaning is kept until it changes. Looking at it
-// before each request costs one stat, needs no goroutine, and also sees the
-// symbolic links that the kubelet swaps under a mounted Secret.
+// watched is a file whose parsed content is kept until the file changes. It is checked
+// before each request: this costs one stat, needs no goroutine, and also notices that the
+// kubelet has replaced the symbolic links of a mounted Secret.
 type watched[T any] struct {
 	name  string
 	parse func([]byte) (T, error)
@@ -19,9 +19,9 @@ type watched[T any] struct {
 	loaded   bool
 }
 
-// get returns what the file means now, and whether that is new. A file that
-// cannot be read or parsed, as in the middle of being replaced, leaves the
-// last good value in place; the error says what is wrong with it.
+// get returns the parsed content of the file, and whether it has changed. If the file
+// cannot be read or parsed, for example while it is being replaced, get returns the last
+// good value and an error that says what is wrong.
 func (w *watched[T]) get() (value T, changed bool, err error) {
 	info, err := os.Stat(w.name)
 	if err != nil {

@@ -11,14 +11,14 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 )
 
-// errRejected says that it cannot be read which items an answer rejects.
-var errRejected = errors.New("it cannot be read which items are rejected")
+// errRejected says that the list of rejected items cannot be read.
+var errRejected = errors.New("the list of rejected items cannot be read")
 
 // parseRejected reads the rejected items of an answer. The contract is a list of
-// {"session_id", "reason"}. PHP makes an object of an array that was filtered
-// ({"3": {"session_id": …}}) or that has the sessions as its keys ({"shop-7": "reason"}),
-// and a number of a session id of digits: all of that has one meaning only, and is read.
-// unnamed counts the entries that do not say which session they mean.
+// {"session_id", "reason"}. PHP writes an object if the array was filtered
+// ({"3": {"session_id": …}}) or has the sessions as its keys ({"shop-7": "reason"}), and a
+// number if a session id has only digits. Their meaning is clear, so they are accepted.
+// unnamed counts the entries that name no session.
 func parseRejected(raw json.RawMessage) (list []delivery.Rejection, unnamed int, err error) {
 	var entries []json.RawMessage
 	var keys []string
@@ -53,7 +53,7 @@ func parseRejected(raw json.RawMessage) (list []delivery.Rejection, unnamed int,
 }
 
 // parseRejection reads one entry. key is its key in an object; empty: it is in a list.
-// A key of digits may be a position in a list or a session: it names nothing.
+// A key of digits is ignored, because it may be a position in a list.
 func parseRejection(raw json.RawMessage, key string) (r delivery.Rejection, ok bool) {
 	if strings.Trim(key, "0123456789") != "" {
 		r.SessionID = key
@@ -89,7 +89,7 @@ func scalar(raw json.RawMessage) string {
 	return ""
 }
 
-// field is a value of an object, whose key may be written in any case.
+// field is a value of an object by its key; upper and lower case do not matter.
 func field(object map[string]json.RawMessage, name string) (value json.RawMessage, present bool) {
 	if value, present = object[name]; present {
 		return value, true
@@ -117,14 +117,14 @@ func isEmptyList(body []byte) bool {
 	return json.Unmarshal(body, &list) == nil && list != nil && len(list) == 0
 }
 
-// trimmed is a body without white space around it, and without the byte order mark
-// that PHP files put in front of every answer when they were saved with one.
+// trimmed is a body without white space around it, and without a byte order mark: a PHP
+// file that was saved with one puts it in front of every answer.
 func trimmed(body []byte) []byte {
 	return bytes.TrimSpace(bytes.TrimPrefix(bytes.TrimSpace(body), []byte("\xef\xbb\xbf")))
 }
 
-// inBatch names the rejected sessions as the batch does; ids that differ only by
-// case are one. unknown are those of which the batch has no item.
+// inBatch spells the rejected session ids as the batch does; ids that differ only by case
+// are the same. unknown are the ids that are not in the batch.
 func inBatch(batch delivery.Batch, rejected []delivery.Rejection) (list []delivery.Rejection, unknown []string) {
 	named := map[string]bool{}
 	for _, r := range rejected {

@@ -22,26 +22,26 @@ const (
 const (
 	// secretPrefix marks a secret whose rest is base64.
 	secretPrefix = "whsec_"
-	// minSecret is what the specification asks for: 192 bits.
+	// minSecret is the least length that the specification requires: 192 bits.
 	minSecret = 24
 	// signatureVersion is HMAC-SHA256.
 	signatureVersion = "v1,"
-	// DefaultTolerance is how old a request may be for Verify: the
+	// DefaultTolerance is how much the time of a request may differ from Verify's: the
 	// specification's libraries use five minutes.
 	DefaultTolerance = 5 * time.Minute
 )
 
-// Reasons of Verify and ParseSecret.
+// Errors of Verify and ParseSecret.
 var (
 	// ErrSecret says that a signing secret cannot be used.
 	ErrSecret = errors.New("a signing secret must be whsec_ and base64, or plain text, of at least 24 bytes")
-	// ErrSignature says that no signature is ours.
+	// ErrSignature says that no signature was made with one of the secrets.
 	ErrSignature = errors.New("no signature of the request matches")
-	// ErrTimestamp says that the request is too old, or from the future, or does not say.
+	// ErrTimestamp says that the request's time is too old, in the future, or missing.
 	ErrTimestamp = errors.New("the request's timestamp is missing or out of tolerance")
 )
 
-// Secret is a key that signs.
+// Secret is a signing key.
 type Secret []byte
 
 // ParseSecret reads a secret as people write it: whsec_ and base64, or plain
@@ -69,8 +69,8 @@ func (s Secret) sign(id, timestamp string, body []byte) []byte {
 	return mac.Sum(nil)
 }
 
-// Sign sets the three headers of a request that is sent at now. Several secrets
-// make several signatures: while they are rotated a receiver knows at least one.
+// Sign sets the three headers of a request that is sent at now. Each secret makes one
+// signature: during a rotation the receiver knows at least one of the secrets.
 func Sign(header http.Header, secrets []Secret, id string, now time.Time, body []byte) {
 	timestamp := strconv.FormatInt(now.Unix(), 10)
 	signatures := make([]string, len(secrets))
@@ -82,8 +82,8 @@ func Sign(header http.Header, secrets []Secret, id string, now time.Time, body [
 	header.Set(HeaderSignature, strings.Join(signatures, " "))
 }
 
-// Verify is what a receiver does: it accepts a request that one of the secrets
-// has signed within tolerance of now. ErrTimestamp or ErrSignature say why not.
+// Verify checks a request as a receiver does: it accepts one that was signed with one of
+// the secrets, at a time within tolerance of now. The error is ErrTimestamp or ErrSignature.
 func Verify(header http.Header, secrets []Secret, now time.Time, tolerance time.Duration, body []byte) error {
 	timestamp := header.Get(HeaderTimestamp)
 	seconds, err := strconv.ParseInt(timestamp, 10, 64)
@@ -96,7 +96,7 @@ func Verify(header http.Header, secrets []Secret, now time.Time, tolerance time.
 	for _, given := range strings.Fields(header.Get(HeaderSignature)) {
 		encoded, found := strings.CutPrefix(given, signatureVersion)
 		if !found {
-			continue // another version, for other receivers
+			continue // a signature of another version
 		}
 		mac, err := base64.StdEncoding.DecodeString(encoded)
 		if err != nil {

@@ -10,8 +10,8 @@ import (
 	. "github.com/onsi/gomega"
 )
 
-// The example of the specification's reference libraries: what others sign we
-// accept, and what we sign is what others expect.
+// The example is from the specification's reference libraries: so signatures of other
+// libraries are accepted here, and ours are accepted there.
 const (
 	vectorSecret    = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 	vectorID        = "msg_p5jXN8AQM9LWM0D4loKWxJek"
@@ -47,16 +47,16 @@ func TestVerify(t *testing.T) {
 		want    error
 	}{
 		{name: "signed", signers: []Secret{old}, known: []Secret{old}},
-		{name: "rotation, the receiver knows the old one", signers: []Secret{old, fresh}, known: []Secret{old}},
-		{name: "rotation, the receiver knows the new one", signers: []Secret{old, fresh}, known: []Secret{fresh}},
-		{name: "rotation, the receiver is ahead", signers: []Secret{old}, known: []Secret{fresh, old}},
+		{name: "rotation, the receiver has the old secret", signers: []Secret{old, fresh}, known: []Secret{old}},
+		{name: "rotation, the receiver has the new secret", signers: []Secret{old, fresh}, known: []Secret{fresh}},
+		{name: "rotation, the receiver has both secrets already", signers: []Secret{old}, known: []Secret{fresh, old}},
 		{name: "another secret", signers: []Secret{fresh}, known: []Secret{old}, want: ErrSignature},
 		{name: "another body", signers: []Secret{old}, known: []Secret{old}, body: "{}", want: ErrSignature},
 		{name: "another id", signers: []Secret{old}, known: []Secret{old}, change: func(h http.Header) { h.Set(HeaderID, "msg_x") }, want: ErrSignature},
 		{name: "another time", signers: []Secret{old}, known: []Secret{old}, change: func(h http.Header) { h.Set(HeaderTimestamp, "1614265331") }, want: ErrSignature},
 		{name: "no signature", signers: []Secret{old}, known: []Secret{old}, change: func(h http.Header) { h.Del(HeaderSignature) }, want: ErrSignature},
-		{name: "only a version that we do not know", signers: []Secret{old}, known: []Secret{old}, change: func(h http.Header) { h.Set(HeaderSignature, "v2"+vectorSignature[2:]) }, want: ErrSignature},
-		{name: "garbage beside the signature", signers: []Secret{old}, known: []Secret{old}, change: func(h http.Header) { h.Set(HeaderSignature, "v1,? v1a,x "+vectorSignature) }},
+		{name: "only a signature of an unknown version", signers: []Secret{old}, known: []Secret{old}, change: func(h http.Header) { h.Set(HeaderSignature, "v2"+vectorSignature[2:]) }, want: ErrSignature},
+		{name: "garbage next to the signature", signers: []Secret{old}, known: []Secret{old}, change: func(h http.Header) { h.Set(HeaderSignature, "v1,? v1a,x "+vectorSignature) }},
 		{name: "no time", signers: []Secret{old}, known: []Secret{old}, change: func(h http.Header) { h.Del(HeaderTimestamp) }, want: ErrTimestamp},
 		{name: "too old", signers: []Secret{old}, known: []Secret{old}, now: at.Add(DefaultTolerance + time.Second), want: ErrTimestamp},
 		{name: "from the future", signers: []Secret{old}, known: []Secret{old}, now: at.Add(-DefaultTolerance - time.Second), want: ErrTimestamp},

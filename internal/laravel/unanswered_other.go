@@ -4,5 +4,5 @@ package laravel
 
 import "syscall"
 
-// boundUnanswered: elsewhere than on Linux the request's time-out and the pings have to do.
+// boundUnanswered does nothing: on other systems only the request's time-out and the pings find a dead connection.
 func boundUnanswered(_, _ string, _ syscall.RawConn) error { return nil }

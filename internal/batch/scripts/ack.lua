@@ -1,5 +1,5 @@
--- ARGV: 5 id, 6 attempt, 7 a new batch id, 8 most dead letters, 9 their greatest
--- age in milliseconds, from 10 on: session, reason and answer of each rejected item.
+-- ARGV: 5 id, 6 attempt, 7 a new batch id, 8 highest number of dead letters, 9 their
+-- greatest age in milliseconds, from 10 on: session, reason and answer of each rejected item.
 run_when_full()
 local id, new_id, most, age = ARGV[5], ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9])
 local entries, missing = held(id, ARGV[6])
@@ -18,7 +18,7 @@ end
 
 local full = false
 if #refused > 0 then
-  -- The ids of the stream are times of Redis itself, also where a test brings its own clock.
+  -- The ids of the stream are times of Redis, even if a test gives its own clock.
   local t = redis.call('TIME')
   redis.call('XTRIM', DEAD, 'MINID', millis(math.max(0, tonumber(t[1]) * 1000 - age)) .. '-0')
   full = redis.call('XLEN', DEAD) + #refused > most
@@ -28,8 +28,8 @@ if #refused > 0 then
 end
 
 for _, e in ipairs(taken) do
-  remember(e.sid, numbers_of(e.item), expires_of(e.item))
-  land(id, e.sid, numbers_of(e.item))
+  set_last(e.sid, numbers_of(e.item), expires_of(e.item))
+  end_flight(id, e.sid, numbers_of(e.item))
 end
 local open = tonumber(redis.call('ZSCORE', OPEN, id) or NOW)
 discard(id)
@@ -49,9 +49,9 @@ else
       'class', class_of(e.item),
       'expires', string.sub(e.item, 53, 65),
       'payload', string.sub(e.item, 66))
-    remember(e.sid, numbers)
-    land(id, e.sid, numbers)
+    set_last(e.sid, numbers)
+    end_flight(id, e.sid, numbers)
   end
 end
-forget()
+delete_old_last()
 return done(full and FULL or DONE)

@@ -1,10 +1,10 @@
 -- ARGV: 5 token, 6 a new batch id, 7 limit, 8 lease in milliseconds.
--- Answers {now, until, id, attempt, content, expired items dropped, more}.
+-- Answer: {now, until, id, attempt, content, expired items dropped, more}.
 run_when_full()
 local token, new_id, limit, until_ = ARGV[5], ARGV[6], tonumber(ARGV[7]), NOW + tonumber(ARGV[8])
 local dropped = 0
 
--- The claim was made and its answer was lost: answer again.
+-- The batch was claimed with this token, and the answer was lost: answer again.
 local claims = redis.call('HGETALL', CLAIMS)
 for i = 1, #claims, 2 do
   if string.match(claims[i + 1], '^%d+:(.*)$') == token then
@@ -15,7 +15,7 @@ for i = 1, #claims, 2 do
   end
 end
 
--- A stored batch that nobody holds, the oldest first.
+-- A stored batch that is not claimed, the oldest first.
 while true do
   local id
   for _, candidate in ipairs(redis.call('ZRANGEBYSCORE', OPEN, '-inf', millis(NOW), 'LIMIT', 0, 100)) do
@@ -43,7 +43,7 @@ while true do
     if #live < #entries then
       for _, e in ipairs(entries) do
         if expired(e.item) then
-          land(id, e.sid, numbers_of(e.item))
+          end_flight(id, e.sid, numbers_of(e.item))
           dropped = dropped + 1
         end
       end
@@ -57,7 +57,7 @@ while true do
   end
 end
 
--- A new batch. A run of expired items is dropped in slices of bounded length.
+-- A new batch. Expired items are dropped, a bounded number in each run of the script.
 local entries, more = {}, 0
 for _, due in ipairs({ URGENT, NORMAL }) do
   if #entries < limit then
@@ -71,7 +71,7 @@ for _, due in ipairs({ URGENT, NORMAL }) do
       seen = seen + 1
       redis.call('ZREM', due, sid)
       local item = item_of(sid)
-      if not item or flight_of(sid) then -- it is lost, or waits behind a batch after all
+      if not item or flight_of(sid) then -- it is missing, or an item of the session is in flight
         damaged = true
       elseif expired(item) then
         drop(sid)

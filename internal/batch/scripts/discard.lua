@@ -6,7 +6,7 @@ if not entries then
   return missing
 end
 for _, e in ipairs(entries) do
-  land(id, e.sid, numbers_of(e.item))
+  end_flight(id, e.sid, numbers_of(e.item))
 end
 discard(id)
 damaged = true

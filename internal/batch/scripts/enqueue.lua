@@ -1,6 +1,6 @@
--- ARGV[5]: 1 to refuse an item of a session of which nothing is remembered. From
+-- ARGV[5]: 1 to refuse an item of a session of which nothing is known. From
 -- 6 on: session, numbers, class, expires, payload of each item.
--- Answers for each 1 queued, 2 replaced, 3 unknown, 4 repeated; for one that is stale
+-- Answer for each item: 1 queued, 2 replaced, 3 unknown, 4 repeated; for a stale one
 -- the newest numbers of the session.
 local KNOWN_ONLY = ARGV[5] == '1'
 local intact, changed = not damaged, false
@@ -14,9 +14,9 @@ for i = 6, #ARGV, 5 do
   elseif last and not old and numbers == numbers_of(last) then
     result = 4
   elseif old and numbers == numbers_of(old) and (not last or numbers >= numbers_of(last)) then
-    result = 1 -- the answer to the first time was lost
+    result = 1 -- a repetition: the first answer was lost
     if not flight_of(sid) and not redis.call('ZSCORE', URGENT, sid) and not redis.call('ZSCORE', NORMAL, sid) then
-      wait(sid, old, class_of(old), due_of(old)) -- its due time is lost
+      wait(sid, old, class_of(old), due_of(old)) -- its due time is missing
       changed, damaged = true, true
     end
   elseif not last or numbers > numbers_of(last) then
@@ -24,8 +24,8 @@ for i = 6, #ARGV, 5 do
       local flight, due = flight_of(sid), due_at(last)
       result = 1
       if old and not (flight and numbers_of(flight) == numbers_of(old)) then
-        -- The old one still waits: Laravel must hear from the session no later
-        -- and no less urgently than it would have.
+        -- The old item still waits: the new one gets its due time and its class if they are
+        -- earlier and higher, so that Laravel is not informed later than without it.
         result = 2
         due = math.min(due, due_of(old))
         if class_of(old) == 'h' then
@@ -49,8 +49,8 @@ for i = 6, #ARGV, 5 do
   end
   results[#results + 1] = result
 end
--- Where nothing was changed a full Redis would refuse even the write of the state; what
--- was damaged before shows without it.
+-- If nothing was changed, the state is not written, because a full Redis would refuse it.
+-- Damage from before this script is found without it.
 if changed or intact and damaged then
   return done(results)
 end

@@ -1,10 +1,10 @@
--- What all scripts of the queue share; it stands in front of each of them.
+-- The common part of all scripts of the queue; it is put in front of each of them.
 -- KEYS and the first four of ARGV are the same for all.
 local ITEMS, URGENT, NORMAL, FLIGHT, LAST, FORGET, OPEN, CLAIMS, CONTENT, DEAD, STATE = unpack(KEYS)
 local TYPES = { 'hash', 'zset', 'zset', 'hash', 'hash', 'zset', 'zset', 'hash', 'hash', 'stream', 'string' }
 local KIND, QR_INTERVAL, NUMBERS_TTL = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 
--- The clock of Redis, in milliseconds; a test may bring its own.
+-- The clock of Redis, in milliseconds; a test may give its own.
 local function clock()
   if ARGV[1] ~= '' then
     return tonumber(ARGV[1])
@@ -18,21 +18,21 @@ local function millis(n)
   return string.format('%013d', n)
 end
 
--- A Redis that is full refuses what may take more memory, unless the script has
--- already written something that takes none: then all of its commands run, so that
--- it is not left half done. (This holds in every version; the flag allow-oom, which
--- says the same, exists from version 7 on, and older ones refuse a script that has
--- flags.) What empties the queue begins with this, so that a full Redis can be
--- emptied; only what fills it, enqueue, is refused.
+-- A full Redis refuses a command that may take more memory, unless the script has
+-- already made a write that takes none: then all commands of the script run, so that
+-- it does not end half done. (This is so in every version. The flag allow-oom does the
+-- same, but only from version 7 on; older versions refuse a script with flags.) The
+-- scripts that empty the queue call this first, so that a full Redis can be emptied;
+-- only enqueue, which fills the queue, is refused.
 local function run_when_full()
   redis.call('ZREM', FORGET, '')
 end
 
 -- Keys can be deleted by a person, evicted, or overwritten by another program. No
--- script fails because of that: what cannot be read is discarded, and the queue is
--- marked as damaged, which makes the next Queue.Pending repair it and have everything
--- present published again. STATE is how many items the last script left in ITEMS:
--- another number there, or none, shows that keys are gone.
+-- script fails because of that: it discards what it cannot read, and marks the queue as
+-- damaged. The next Queue.Pending then repairs the queue and makes every process publish
+-- its present state again. STATE is how many items the last script left in ITEMS: if it
+-- is missing or ITEMS has another size, keys are missing.
 local damaged = false
 for i, want in ipairs(TYPES) do
   local found = redis.call('TYPE', KEYS[i])
@@ -58,20 +58,19 @@ local function class_of(item) return string.sub(item, 39, 39) end
 local function due_of(item) return tonumber(string.sub(item, 40, 52)) end
 local function expires_of(item) return tonumber(string.sub(item, 53, 65)) end
 
--- What was delivered last: numbers (38), when (13), expires (13).
+-- The last delivered item: numbers (38), time (13), expires (13).
 local DELIVERED = '^' .. NUMBERS .. TIME .. TIME .. '$'
--- What is in flight: numbers (38), id of the batch.
-local FLYING = '^' .. NUMBERS .. '.'
+-- An item in flight: numbers (38), id of the batch.
+local IN_FLIGHT = '^' .. NUMBERS .. '.'
 
--- Is it a record as this pattern says, with numbers that can exist? Nothing could be
--- newer than an epoch above maxEpoch (record.go).
+-- Reports whether a record has this pattern and possible numbers. No update could be newer
+-- than one with an epoch above maxEpoch (record.go).
 local function valid(value, pattern)
   return string.find(value, pattern) ~= nil
     and string.sub(value, 1, 19) <= '0009007199254740991' and string.sub(value, 20, 38) <= '9223372036854775807'
 end
 
--- The value of a field; false where there is none. What is not written as it must
--- be is discarded.
+-- The value of a field; false if there is none. A value without the pattern is discarded.
 local function read(key, field, pattern)
   local value = redis.call('HGET', key, field)
   if value and not valid(value, pattern) then
@@ -84,9 +83,9 @@ end
 local function item_of(sid) return read(ITEMS, sid, ITEM) end
 local function last_of(sid) return read(LAST, sid, DELIVERED) end
 
--- What of a session is in flight. A batch that is not stored any more holds nobody.
+-- The item in flight of a session. A mark of a batch that is not stored any more is discarded.
 local function flight_of(sid)
-  local flight = read(FLIGHT, sid, FLYING)
+  local flight = read(FLIGHT, sid, IN_FLIGHT)
   if flight and redis.call('HEXISTS', CONTENT, string.sub(flight, 39)) == 0 then
     redis.call('HDEL', FLIGHT, sid)
     damaged = true
@@ -104,18 +103,18 @@ local function expired(item)
   return expires > 0 and expires <= NOW
 end
 
--- due_at says from when on an item that arrives now may be claimed. last is what
--- remember wrote of the newest item that Laravel has.
+-- due_at is the time from which an item that arrives now may be claimed. last is the
+-- record of the newest item that Laravel has, written by set_last.
 --
--- A status is due at once: the windows (docs/architecture.md, "QR and status") are
--- the flusher's, which looks at all sessions together. A QR code is due when the
+-- A status is due at once: the windows (docs/architecture.md, "QR and status") belong to
+-- the flusher, which considers all sessions together. A QR code is due when the
 -- interval since the last one is over or the code that Laravel has expires,
--- whichever comes first: a code that replaces an expired one goes with the next batch.
+-- whichever comes first: a code that replaces an expired one is sent with the next batch.
 local function due_at(last)
   if KIND ~= 'qr' or not last then
     return NOW
   end
-  -- A delivery in the future is one from before the clock was set back.
+  -- A time of delivery in the future was written before the clock was set back.
   local at, expires = math.min(NOW, tonumber(string.sub(last, 39, 51))), tonumber(string.sub(last, 52, 64))
   if expires <= NOW then
     return NOW
@@ -123,7 +122,7 @@ local function due_at(last)
   return math.max(NOW, math.min(at + QR_INTERVAL, expires))
 end
 
--- Lets an item wait for its claim.
+-- Stores an item that waits for its claim.
 local function wait(sid, item, class, due)
   redis.call('HSET', ITEMS, sid, with_due(item, class, due))
   redis.call('ZADD', class == 'h' and URGENT or NORMAL, millis(due), sid)
@@ -136,9 +135,9 @@ local function drop(sid)
   redis.call('ZREM', NORMAL, sid)
 end
 
--- Remembers that nothing up to these numbers is of interest any more, and, if
--- it was delivered, when, and when the code that Laravel has expires.
-local function remember(sid, numbers, delivered_expires)
+-- Records that items up to these numbers are finished; if the item was delivered, also the
+-- time, and when the code that Laravel has expires.
+local function set_last(sid, numbers, delivered_expires)
   local last = last_of(sid)
   local at = last and string.sub(last, 39) or (millis(0) .. millis(0))
   if delivered_expires then
@@ -151,8 +150,8 @@ local function remember(sid, numbers, delivered_expires)
   redis.call('ZADD', FORGET, millis(NOW), sid)
 end
 
--- Drops what was remembered long ago, a little at each call.
-local function forget()
+-- Deletes old records of finished items, at most 100 at each call.
+local function delete_old_last()
   local old = redis.call('ZRANGEBYSCORE', FORGET, '-inf', millis(NOW - NUMBERS_TTL), 'LIMIT', 0, 100)
   for _, sid in ipairs(old) do
     redis.call('HDEL', LAST, sid)
@@ -160,9 +159,9 @@ local function forget()
   end
 end
 
--- Takes a session out of a batch. What was sent is removed; what replaced it
--- meanwhile waits from now on.
-local function land(id, sid, sent)
+-- Ends the flight of a session's item: removes the item that was sent; an item that
+-- replaced it waits from now on.
+local function end_flight(id, sid, sent)
   local flight = redis.call('HGET', FLIGHT, sid)
   if flight and flight ~= sent .. id then
     return
@@ -194,7 +193,7 @@ local function pack(entries)
   return table.concat(parts)
 end
 
--- Reads a string that has its length, in width digits, in front; nil where it is not so.
+-- Reads a string that begins with its length, in width digits; nil if it does not.
 local function cut(content, at, width)
   local length = string.sub(content, at, at + width - 1)
   if not string.find(length, '^' .. string.rep('%d', width) .. '$') then
@@ -207,7 +206,7 @@ local function cut(content, at, width)
   return value, at + width + #value
 end
 
--- The entries of a stored batch; nil where it is not stored, or not as it must be.
+-- The entries of a stored batch; nil if it is not stored or cannot be read.
 local function entries_of(id)
   local content = redis.call('HGET', CONTENT, id)
   if not content or content == '' then
@@ -228,7 +227,7 @@ local function entries_of(id)
   return entries
 end
 
--- Stores a batch that may be claimed from open on, and marks its sessions.
+-- Stores a batch that may be claimed from the time open, and marks its sessions as in flight.
 local function store(id, entries, claim, open)
   redis.call('HSET', CONTENT, id, pack(entries))
   redis.call('HSET', CLAIMS, id, claim)
@@ -244,14 +243,14 @@ local function discard(id)
   redis.call('ZREM', OPEN, id)
 end
 
--- A claim is written as <number of claims>:<token>; nil where it is not.
+-- The number of claims, of a record <number of claims>:<token>; nil if it has another form.
 local function attempt_of(claim) return tonumber(string.match(claim or '', '^(%d+):') or '') end
 
 local GONE, DONE, LOST, FULL = 0, 1, -1, -2
 
--- The entries of a batch whose claim the caller holds; nil and GONE where it is not
--- stored any more, nil and LOST where another holds its claim. A batch of which the
--- claim is lost is the caller's: nobody has claimed it since.
+-- The entries of a batch whose claim the caller holds; nil and GONE if it is not stored any
+-- more, nil and LOST if another process has claimed it since. If the record of the claim
+-- is missing, no other process has claimed the batch, so the caller still holds it.
 local function held(id, attempt)
   local claim = redis.call('HGET', CLAIMS, id)
   local number = attempt_of(claim)

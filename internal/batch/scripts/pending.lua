@@ -1,4 +1,4 @@
--- Answers with 12 numbers: see Queue.Pending. The last is 1 where the queue must be
+-- Answers with 12 numbers: see Queue.Pending. The last is 1 if the queue must be
 -- repaired.
 local MAX_HOLD = 900000 -- maxHold in queue.go
 local function first(key, min, max)
@@ -10,13 +10,13 @@ local next_due, next_normal = first(URGENT, later, '+inf'), first(NORMAL, later,
 if next_due == 0 or next_normal > 0 and next_normal < next_due then
   next_due = next_normal
 end
-local waiting, flying, open = redis.call('ZCARD', URGENT) + redis.call('ZCARD', NORMAL), redis.call('HLEN', FLIGHT), redis.call('ZCARD', OPEN)
+local waiting, in_flight, open = redis.call('ZCARD', URGENT) + redis.call('ZCARD', NORMAL), redis.call('HLEN', FLIGHT), redis.call('ZCARD', OPEN)
 local items, claims, content = redis.call('HLEN', ITEMS), redis.call('HLEN', CLAIMS), redis.call('HLEN', CONTENT)
 local broken = damaged
-  or waiting > items or items > waiting + flying -- an item waits, or is in flight
-  or open ~= claims or open ~= content or (flying > 0) ~= (content > 0)
+  or waiting > items or items > waiting + in_flight -- each item waits or is in flight
+  or open ~= claims or open ~= content or (in_flight > 0) ~= (content > 0)
   or redis.call('HLEN', LAST) ~= redis.call('ZCARD', FORGET)
-  -- Nothing is due, or held, so late but by a clock that was set back.
+  -- A time so far in the future was written before a clock was set back.
   or redis.call('ZCOUNT', URGENT, '(' .. millis(NOW + QR_INTERVAL), '+inf') > 0
   or redis.call('ZCOUNT', NORMAL, '(' .. millis(NOW + QR_INTERVAL), '+inf') > 0
   or redis.call('ZCOUNT', OPEN, '(' .. millis(NOW + MAX_HOLD), '+inf') > 0
@@ -28,7 +28,7 @@ return {
   first(NORMAL, '-inf', now),
   next_due,
   waiting,
-  flying,
+  in_flight,
   open,
   redis.call('ZCOUNT', OPEN, '-inf', now),
   first(OPEN, later, '+inf'),

@@ -6,5 +6,5 @@ if not entries then
   return missing
 end
 redis.call('ZADD', OPEN, millis(NOW + tonumber(ARGV[7])), id)
-redis.call('HSET', CLAIMS, id, ARGV[6] .. ':') -- the token's answer has come
+redis.call('HSET', CLAIMS, id, ARGV[6] .. ':') -- without a token: the answer to this claim has arrived
 return done(DONE)

@@ -1,6 +1,6 @@
--- Makes the keys of the queue agree with each other again. What cannot be read is
--- discarded; a due time, a claim or a mark that is missing is restored from what is
--- there. Answers {records discarded, records restored}.
+-- Makes the keys of the queue consistent. Records that cannot be read are discarded;
+-- missing due times, claims and marks are restored from the other keys.
+-- Answer: {records discarded, records restored}.
 run_when_full()
 local discarded, restored = 0, 0
 
@@ -15,7 +15,7 @@ for _, list in ipairs({ redis.call('HKEYS', CONTENT), redis.call('HKEYS', CLAIMS
   end
 end
 table.sort(ids)
-local carried = {} -- session → what FLIGHT may say of it, the oldest first
+local carried = {} -- session → its possible values in FLIGHT, the oldest first
 for _, id in ipairs(ids) do
   local entries = entries_of(id)
   if not entries then
@@ -38,7 +38,7 @@ for _, id in ipairs(ids) do
   end
 end
 
--- Who is in flight.
+-- The sessions in flight.
 local flights = redis.call('HGETALL', FLIGHT)
 for i = 1, #flights, 2 do
   local sid, right = flights[i], false
@@ -57,7 +57,7 @@ for sid, list in pairs(carried) do
   end
 end
 
--- Every item waits, or is in flight, and is not older than what was delivered.
+-- Every item waits or is in flight, and is not older than the last delivered one.
 for _, sid in ipairs(redis.call('HKEYS', ITEMS)) do
   local item, last = item_of(sid), last_of(sid)
   local urgent, normal = redis.call('ZSCORE', URGENT, sid), redis.call('ZSCORE', NORMAL, sid)
@@ -70,7 +70,7 @@ for _, sid in ipairs(redis.call('HKEYS', ITEMS)) do
       redis.call('ZREM', NORMAL, sid)
       restored = restored + 1
     end
-  elseif last and numbers_of(item) < numbers_of(last) then -- one that is as new is a dead letter that is replayed
+  elseif last and numbers_of(item) < numbers_of(last) then -- not <=: a replayed dead letter has the same numbers
     drop(sid)
     discarded = discarded + 1
   else
@@ -94,7 +94,7 @@ for _, due in ipairs({ URGENT, NORMAL }) do
   end
 end
 
--- What is remembered is forgotten some day.
+-- Every entry of LAST has one in FORGET, so that it is deleted some day.
 if redis.call('HLEN', LAST) ~= redis.call('ZCARD', FORGET) then
   for _, sid in ipairs(redis.call('HKEYS', LAST)) do
     if not redis.call('ZSCORE', FORGET, sid) then

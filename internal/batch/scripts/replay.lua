@@ -1,7 +1,7 @@
--- ARGV: 5 id of a dead letter. Answers 1 when its item waits again, 0 when there is no
--- such letter, -3 when the session has something newer, -4 when the item has expired,
--- -5 when the letter cannot be read. Only with 1 the letter is gone.
-run_when_full() -- it makes as much room as it takes
+-- ARGV: 5 id of a dead letter. Answer: 1 its item waits again, 0 there is no such dead
+-- letter, -3 the session has a newer item, -4 the item has expired, -5 the dead letter
+-- cannot be read. Only with 1 the dead letter is deleted.
+run_when_full() -- it frees as much memory as it takes
 local found = redis.call('XRANGE', DEAD, ARGV[5], ARGV[5])
 if #found == 0 then
   return 0

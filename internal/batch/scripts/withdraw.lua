@@ -5,6 +5,6 @@ local item, flight = item_of(sid), flight_of(sid)
 if item and numbers_of(item) <= numbers and not (flight and numbers_of(flight) == numbers_of(item)) then
   drop(sid)
 end
-remember(sid, numbers)
-forget()
+set_last(sid, numbers)
+delete_old_last()
 return done(DONE)
