@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -67,9 +65,10 @@ func (f *device) wrap(d *store.Device) {
 	if inner, ok := d.Identities.(*sqlstore.SQLStore); ok {
 		f.keys, f.jid = inner, inner.JID
 	}
+	c := cleaned{f}
 	d.Identities, d.Sessions, d.PreKeys, d.SenderKeys = f, f, f, f
-	d.AppStateKeys, d.AppState, d.Contacts, d.ChatSettings = f, f, f, f
-	d.MsgSecrets, d.PrivacyTokens, d.EventBuffer, d.LIDs = f, f, f, f
+	d.AppStateKeys, d.AppState, d.Contacts, d.ChatSettings = c, f, c, c
+	d.MsgSecrets, d.PrivacyTokens, d.EventBuffer, d.LIDs = c, c, f, f
 	d.Container = f
 }
 
@@ -312,7 +311,6 @@ func (f *device) putName(
 	if err := f.usable(); err != nil {
 		return false, "", err
 	}
-	name = text(name)
 	f.contacts.Lock()
 	defer f.contacts.Unlock()
 	contact, err := read(ctx, f, func(ctx context.Context) (types.ContactInfo, error) { return f.keys.GetContact(ctx, user) })
@@ -330,25 +328,17 @@ func (f *device) PutContactName(ctx context.Context, user types.JID, firstName, 
 	f.contacts.Lock()
 	defer f.contacts.Unlock()
 	return f.write(ctx, func(ctx context.Context) error {
-		return f.keys.PutContactName(ctx, user, text(firstName), text(fullName))
+		return f.keys.PutContactName(ctx, user, firstName, fullName)
 	})
 }
 
 func (f *device) PutAllContactNames(ctx context.Context, contacts []store.ContactEntry) error {
-	contacts = slices.Clone(contacts)
-	for i := range contacts {
-		contacts[i].FirstName, contacts[i].FullName = text(contacts[i].FirstName), text(contacts[i].FullName)
-	}
 	f.contacts.Lock()
 	defer f.contacts.Unlock()
 	return f.write(ctx, func(ctx context.Context) error { return f.keys.PutAllContactNames(ctx, contacts) })
 }
 
 func (f *device) PutManyRedactedPhones(ctx context.Context, entries []store.RedactedPhoneEntry) error {
-	entries = slices.Clone(entries)
-	for i := range entries {
-		entries[i].RedactedPhone = text(entries[i].RedactedPhone)
-	}
 	f.contacts.Lock()
 	defer f.contacts.Unlock()
 	return f.write(ctx, func(ctx context.Context) error { return f.keys.PutManyRedactedPhones(ctx, entries) })
@@ -364,13 +354,6 @@ func (f *device) GetAllContacts(ctx context.Context) (map[types.JID]types.Contac
 	f.contacts.Lock()
 	defer f.contacts.Unlock()
 	return read(ctx, f, func(ctx context.Context) (map[types.JID]types.ContactInfo, error) { return f.keys.GetAllContacts(ctx) })
-}
-
-// text makes a string from outside one that PostgreSQL accepts. It would
-// refuse the write otherwise, that would end the connection, and the message
-// that caused it would come again.
-func text(s string) string {
-	return strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
 }
 
 // The map between phone numbers and LIDs is the store's, shared by all sessions
@@ -560,22 +543,18 @@ func (f *device) GetChatSettings(ctx context.Context, chat types.JID) (types.Loc
 }
 
 func (f *device) PutMessageSecrets(ctx context.Context, inserts []store.MessageSecretInsert) error {
-	inserts = slices.Clone(inserts)
-	for i := range inserts {
-		inserts[i].ID = text(inserts[i].ID)
-	}
 	return f.write(ctx, func(ctx context.Context) error { return f.keys.PutMessageSecrets(ctx, inserts) })
 }
 
 func (f *device) PutMessageSecret(ctx context.Context, chat, sender types.JID, id types.MessageID, secret []byte) error {
-	return f.write(ctx, func(ctx context.Context) error { return f.keys.PutMessageSecret(ctx, chat, sender, text(id), secret) })
+	return f.write(ctx, func(ctx context.Context) error { return f.keys.PutMessageSecret(ctx, chat, sender, id, secret) })
 }
 
 func (f *device) GetMessageSecret(ctx context.Context, chat, sender types.JID, id types.MessageID) (secret []byte, realSender types.JID, err error) {
 	if err := f.usable(); err != nil {
 		return nil, types.EmptyJID, err
 	}
-	if secret, realSender, err = f.keys.GetMessageSecret(ctx, chat, sender, text(id)); err != nil {
+	if secret, realSender, err = f.keys.GetMessageSecret(ctx, chat, sender, id); err != nil {
 		return nil, types.EmptyJID, f.lose(err)
 	}
 	return secret, realSender, nil

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -16,9 +17,15 @@ import (
 	"github.com/go-logr/logr"
 	_ "github.com/jackc/pgx/v5/stdlib" // the driver "pgx"
 	. "github.com/onsi/gomega"
+	"go.mau.fi/whatsmeow/appstate"
+	waBinary "go.mau.fi/whatsmeow/binary"
 	"go.mau.fi/whatsmeow/proto/waE2E"
+	"go.mau.fi/whatsmeow/proto/waServerSync"
+	"go.mau.fi/whatsmeow/proto/waSyncAction"
+	wastore "go.mau.fi/whatsmeow/store"
 	"go.mau.fi/whatsmeow/types"
 	"go.mau.fi/whatsmeow/types/events"
+	waLog "go.mau.fi/whatsmeow/util/log"
 	"google.golang.org/protobuf/proto"
 	"k8s.io/utils/clock"
 
@@ -399,4 +406,101 @@ func TestASendWhileTheStoreRefuses(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestTextThatPostgreSQLRefuses: what a stranger or another device of the account wrote
+// into names and addresses ends no connection.
+func TestTextThatPostgreSQLRefuses(t *testing.T) {
+	onBoth(t, func(t *testing.T, w *world) {
+		const bad, clean = "Ann\x00\xff", "Ann\uFFFD\uFFFD"
+		w.hostile = true
+		taking := w.take()
+		w.pair(taking, phone)
+		s := w.connect(taking)
+		s.event(EventConnected)
+		db := w.db()
+		contact := func(column, jid string) func() (name sql.NullString, err error) {
+			return func() (name sql.NullString, err error) {
+				err = db.QueryRow("SELECT "+column+" FROM whatsmeow_contacts WHERE their_jid=$1", jid).Scan(&name)
+				return name, err
+			}
+		}
+		named := func(name string) sql.NullString { return sql.NullString{String: name, Valid: true} }
+
+		// A message of a stranger.
+		stranger := types.NewJID("15557654321", types.DefaultUserServer)
+		w.g.Expect(w.simulator.Play(phone, encode(element("message",
+			attrs{"from": stranger, "id": "1", "t": "1700000000", "type": "text", "notify": bad}, element("unavailable", nil))))).To(Succeed())
+		w.g.Eventually(contact("push_name", stranger.String())).Should(Equal(named(clean)))
+
+		// The settings that the phone keeps for its devices: they are encrypted, so they are
+		// read only inside the client.
+		other := types.NewJID("1555\x00", types.DefaultUserServer)
+		key := wastore.AppStateSyncKey{Data: []byte("0123456789abcdef0123456789abcdef")}
+		settings := settingsPatch(w, key, appstate.PatchInfo{Type: appstate.WAPatchCriticalUnblockLow, Mutations: slices.Concat(
+			[]appstate.MutationInfo{{
+				Index: []string{appstate.IndexContact, other.String()}, Version: 2,
+				Value: &waSyncAction.SyncActionValue{ContactAction: &waSyncAction.ContactAction{FirstName: proto.String("Ann\x00"), FullName: proto.String("Ann\x00")}},
+			}},
+			appstate.BuildMute(other, true, time.Hour).Mutations,
+			appstate.BuildArchive(other, true, time.Time{}, nil).Mutations, // pins it too
+			appstate.BuildSettingPushName("Shop\x00").Mutations)})
+		w.simulator.AnswerWith(func(question *waBinary.Node) *waBinary.Node {
+			collection, ok := question.GetOptionalChildByTag("sync", "collection")
+			if !ok || collection.Attrs["name"] != string(appstate.WAPatchCriticalUnblockLow) {
+				return nil
+			}
+			return &settings
+		})
+		_, err := w.simulator.SendMessage(t.Context(), phone, phone, &waE2E.Message{ProtocolMessage: &waE2E.ProtocolMessage{
+			Type: waE2E.ProtocolMessage_APP_STATE_SYNC_KEY_SHARE.Enum(),
+			AppStateSyncKeyShare: &waE2E.AppStateSyncKeyShare{Keys: []*waE2E.AppStateSyncKey{{
+				KeyID: &waE2E.AppStateSyncKeyId{KeyID: settingsKey}, KeyData: &waE2E.AppStateSyncKeyData{KeyData: key.Data},
+			}}},
+		}})
+		w.g.Expect(err).NotTo(HaveOccurred())
+		w.g.Eventually(contact("first_name", "1555\uFFFD@s.whatsapp.net")).Should(Equal(named("Ann\uFFFD")))
+		w.g.Eventually(func() (name string, err error) {
+			err = db.QueryRow("SELECT push_name FROM whatsmeow_device").Scan(&name)
+			return name, err
+		}).Should(Equal("Shop\uFFFD"))
+
+		w.send("after")
+		w.g.Eventually(s.texts).Should(ContainElement("after"))
+		w.settled()
+		w.g.Expect(slices.ContainsFunc(s.events(), Event.Over)).To(BeFalse(), "the connection goes on")
+	})
+}
+
+var settingsKey = []byte{1, 2, 3, 4, 5, 6}
+
+// settingsStore has what an encoder of settings reads.
+type settingsStore struct {
+	wastore.AppStateStore
+	wastore.AppStateSyncKeyStore
+	key wastore.AppStateSyncKey
+}
+
+func (s settingsStore) GetAppStateSyncKey(context.Context, []byte) (*wastore.AppStateSyncKey, error) {
+	return &s.key, nil
+}
+
+func (settingsStore) GetAppStateMutationMAC(context.Context, string, []byte) ([]byte, error) {
+	return nil, nil
+}
+
+// settingsPatch is a server's answer with the first change of the phone's settings.
+func settingsPatch(w *world, key wastore.AppStateSyncKey, info appstate.PatchInfo) waBinary.Node {
+	w.t.Helper()
+	kept := settingsStore{key: key}
+	encoded, err := appstate.NewProcessor(&wastore.Device{AppStateKeys: kept, AppState: kept}, waLog.Noop).
+		EncodePatch(w.t.Context(), settingsKey, appstate.HashState{}, info)
+	w.g.Expect(err).NotTo(HaveOccurred())
+	var patch waServerSync.SyncdPatch
+	w.g.Expect(proto.Unmarshal(encoded, &patch)).To(Succeed())
+	patch.Version = &waServerSync.SyncdVersion{Version: proto.Uint64(1)}
+	encoded, err = proto.Marshal(&patch)
+	w.g.Expect(err).NotTo(HaveOccurred())
+	return element("iq", attrs{"type": "result", "from": types.ServerJID}, element("sync", nil,
+		element("collection", attrs{"name": string(info.Type), "version": "1"}, element("patches", nil, leaf("patch", encoded)))))
 }
