@@ -300,6 +300,7 @@ func TestDecideEnding(t *testing.T) {
 		{name: "Retain", policy: v1alpha1.DeletionRetain, record: linked, reason: v1alpha1.ReasonDeleted, release: ReleaseRetain},
 		{name: "linked: a worker must log out", record: linked, after: time.Minute, wait: 4 * time.Minute},
 		{name: "linked, and no worker did", record: linked, after: 5 * time.Minute, reason: v1alpha1.ReasonLogoutUnconfirmed, release: ReleaseOrphan},
+		{name: "linked, and an earlier leader has decided", record: linked, terminating: v1alpha1.ReasonLogoutUnconfirmed, reason: v1alpha1.ReasonLogoutUnconfirmed, release: ReleaseOrphan},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

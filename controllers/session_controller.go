@@ -734,7 +734,8 @@ func (r *SessionReconciler) deletionOf(ctx context.Context, s *v1alpha1.WhatsApp
 	if client.IgnoreNotFound(err) != nil {
 		return d, fmt.Errorf("reading the session's namespace: %w", err)
 	}
-	return r.Deletions.see(s, err != nil || !namespace.DeletionTimestamp.IsZero(), now), nil
+	isGone := apierrors.IsNotFound(err) || !namespace.DeletionTimestamp.IsZero()
+	return r.Deletions.see(s, isGone, now), nil
 }
 
 // decideEnding decides whether the deletion of a session can end now, and how; if not, how
@@ -754,7 +755,7 @@ func decideEnding(s *v1alpha1.WhatsAppSession, record *Record, d deletion, now t
 		return &ending{reason: v1alpha1.ReasonDeleted, message: "no device was linked", release: ReleaseForget}, 0
 	case retain:
 		return &ending{reason: v1alpha1.ReasonDeleted, message: "the device stays linked and its keys are kept: apply the session again in this namespace to use them", release: ReleaseRetain}, 0
-	case !d.over(now):
+	case !d.over(now) && !deletionDecided(s): // what an earlier leader has decided is not decided again
 		return nil, d.wait(now)
 	default:
 		return &ending{reason: v1alpha1.ReasonLogoutUnconfirmed, message: unlinkByHand(s, record, d), release: ReleaseOrphan}, 0
@@ -763,9 +764,9 @@ func decideEnding(s *v1alpha1.WhatsAppSession, record *Record, d deletion, now t
 
 // unlinkByHand says which device the person who has the phone must remove, and why.
 func unlinkByHand(s *v1alpha1.WhatsAppSession, record *Record, d deletion) string {
-	why := fmt.Sprintf("no worker could confirm the logout within %s", session.LogoutTimeout)
+	why := "no worker could confirm the logout"
 	if d.noProxy {
-		why = "the namespace is being deleted with the proxy's Secret, so no worker can reach WhatsApp"
+		why = "no worker can use the proxy's Secret, and it cannot be created any more because the namespace is being deleted"
 	}
 	return fmt.Sprintf("%s: on the phone %s open Linked devices and remove the device %s; its keys are kept for 30 days",
 		why, record.PhoneNumber, deviceName(s, record.JID))
