@@ -74,9 +74,9 @@ func (c *cluster) watch(ctx context.Context) error {
 		return fmt.Errorf("watching the sessions: %w", err)
 	}
 	_, err = informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
-		AddFunc:    func(o any) { c.see(o) },
-		UpdateFunc: func(_, o any) { c.see(o) },
-		DeleteFunc: c.forget,
+		AddFunc:    func(o any) { c.store(o) },
+		UpdateFunc: func(_, o any) { c.store(o) },
+		DeleteFunc: c.remove,
 	})
 	if err != nil {
 		return fmt.Errorf("watching the sessions: %w", err)
@@ -87,9 +87,9 @@ func (c *cluster) watch(ctx context.Context) error {
 	return nil
 }
 
-// see stores a session, and counts the requests that Laravel would have received
+// store stores a session, and counts the requests that Laravel would have received
 // without batches: one for each new QR code and each new state.
-func (c *cluster) see(o any) {
+func (c *cluster) store(o any) {
 	s, ok := o.(*v1alpha1.WhatsAppSession)
 	if !ok {
 		return
@@ -106,7 +106,7 @@ func (c *cluster) see(o any) {
 	c.known[s.Name] = *s
 }
 
-func (c *cluster) forget(o any) {
+func (c *cluster) remove(o any) {
 	if tombstone, ok := o.(toolscache.DeletedFinalStateUnknown); ok {
 		o = tombstone.Obj
 	}
@@ -117,8 +117,8 @@ func (c *cluster) forget(o any) {
 	}
 }
 
-// sessions returns the sessions by name, and how many events they made so far.
-// What is returned is shared and must not be changed.
+// sessions returns the sessions by name, and the number of events so far. The caller must
+// not change the sessions, because they are shared.
 func (c *cluster) sessions() ([]v1alpha1.WhatsAppSession, int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

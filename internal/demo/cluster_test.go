@@ -14,8 +14,8 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 )
 
-// The API server that a person's kubectl talks to, and what the demo counts in it.
-func TestClusterCountsWhatHappensToTheSessions(t *testing.T) {
+// The demo counts the events of the sessions in the API server, which a person can use with kubectl.
+func TestClusterCountsTheEventsOfTheSessions(t *testing.T) {
 	g := NewWithT(t)
 	ctx := context.Background()
 	c, err := startCluster(os.Getenv("KUBEBUILDER_ASSETS"), t.TempDir())
@@ -48,5 +48,5 @@ func TestClusterCountsWhatHappensToTheSessions(t *testing.T) {
 
 	g.Expect(person.Delete(ctx, &s)).To(Succeed())
 	g.Eventually(func() int { list, _ := c.sessions(); return len(list) }).WithTimeout(30 * time.Second).Should(Equal(9))
-	g.Expect(events()).To(Equal(int64(3)), "a push name is no event")
+	g.Expect(events()).To(Equal(int64(3)), "a push name is not an event")
 }

@@ -13,10 +13,10 @@
 //   - demo.go: options, and the run from start to end.
 //   - cluster.go: the API server and the sessions in it.
 //   - laravel.go: the stand-in for Laravel: it checks signatures and keeps the
-//     last state of each session, as the contract asks of the real one.
+//     last state of each session, as the contract requires.
 //   - phones.go: which phone scans which code, and when.
-//   - table.go: what a person sees, as pure functions; screen.go puts it on a
-//     terminal or into a log.
+//   - table.go: the text for the person, as pure functions; screen.go writes it to a
+//     terminal or a log.
 package demo
 
 import (
@@ -56,7 +56,7 @@ const (
 	workers   = 2
 	// maxDrawn is the highest number of sessions whose QR codes are drawn: a code is 35 lines high.
 	maxDrawn = 4
-	// maxSessions is what a laptop can run.
+	// maxSessions is how many sessions a laptop can run.
 	maxSessions = 5000
 	// interval is how often the screen is drawn and the end condition is checked.
 	interval = 250 * time.Millisecond
@@ -89,7 +89,7 @@ func Defaults() Options {
 	return Options{Sessions: 3, WhatsApp: Simulated, Timeout: 5 * time.Minute, ScanAfter: 4 * time.Second}
 }
 
-// Validate returns everything that is wrong with the options at once.
+// Validate returns all faults of the options, joined in one error.
 func (o Options) Validate() error {
 	var problems []error
 	if o.Sessions < 1 || o.Sessions > maxSessions {
@@ -123,7 +123,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err := o.Validate(); err != nil {
 		return err
 	}
-	// A closed terminal is an interruption too: nothing may be left behind.
+	// A closed terminal is an interruption too: no process and no file may remain.
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	// The libraries' own logs would disturb the table; the children's logs are in files.
@@ -155,7 +155,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	return err
 }
 
-// stopTimeout is what a child has to end by itself before it is killed.
+// stopTimeout is how long a child may take to end before it is killed.
 const stopTimeout = 10 * time.Second
 
 // child is a process of this same program.
@@ -175,14 +175,14 @@ type demo struct {
 	laravel  *standIn
 	phones   *phones // nil with the real servers
 	children []child
-	// closers end what start started, the newest first.
+	// closers stop what start has started; the last one is called first.
 	closers []func() error
 }
 
-// start starts everything, in the order in which one part needs the other.
+// start starts everything, each part after those that it needs.
 func (d *demo) start(ctx context.Context) error {
 	d.screen.println("Starting a Kubernetes API server, Redis, " + map[string]string{
-		Simulated: "a WhatsApp simulator", Real: "a way to WhatsApp"}[d.WhatsApp] + ", a stand-in for Laravel, a manager and " + fmt.Sprint(workers) + " workers …")
+		Simulated: "a WhatsApp simulator", Real: "a connection to WhatsApp"}[d.WhatsApp] + ", a stand-in for Laravel, a manager and " + fmt.Sprint(workers) + " workers …")
 	var err error
 	if d.cluster, err = startCluster(d.Assets, d.dir); err != nil {
 		return err
@@ -250,7 +250,7 @@ func (d *demo) startRedis() (address string, err error) {
 	if err := server.Start(); err != nil {
 		return "", fmt.Errorf("starting the embedded Redis: %w", err)
 	}
-	// miniredis' keys expire only when it is told that time has passed.
+	// Keys in miniredis expire only when FastForward is called.
 	done := make(chan struct{})
 	ticker := time.NewTicker(time.Second)
 	go func() {
@@ -296,8 +296,8 @@ func (d *demo) startLaravel() ([]string, error) {
 	return []string{"--laravel-url=" + url, "--laravel-token-file=" + tokenFile, "--laravel-signing-secret-file=" + secretFile}, nil
 }
 
-// startWhatsApp starts the simulator and returns the flags that lead a worker to
-// it; with the real servers it does nothing.
+// startWhatsApp starts the simulator and returns the flags that connect a worker to it; with
+// the real servers it does nothing.
 func (d *demo) startWhatsApp(ctx context.Context) ([]string, error) {
 	if d.WhatsApp == Real {
 		return nil, nil
@@ -335,7 +335,7 @@ func (d *demo) spawn(name string, args ...string) error {
 	}
 	d.children = append(d.children, child{Process: p, log: log.Name()})
 	d.closers = append(d.closers, func() error {
-		_ = p.Stop(stopTimeout) // a child that had to be killed has left nothing either
+		_ = p.Stop(stopTimeout) // its error is ignored: a child that was killed has ended too
 		return nil
 	})
 	return nil
@@ -357,7 +357,7 @@ func (d *demo) watch(ctx context.Context) error {
 		d.drawCodes(v, drawn)
 		d.screen.show(v)
 		if d.phones != nil {
-			d.phones.look(ctx, v.sessions)
+			d.phones.scan(ctx, v.sessions)
 		}
 		missing := missing(v)
 		if d.Exit && len(missing) == 0 {
@@ -384,7 +384,7 @@ func (d *demo) view() view {
 	return view{sessions: sessions, events: events, laravel: d.laravel.state(), total: d.Sessions}
 }
 
-// drawCodes draws each session's first code, and every code where a person must scan it.
+// drawCodes draws each session's first code; with the real servers every code, because a person scans them.
 func (d *demo) drawCodes(v view, drawn map[string]string) {
 	if d.Sessions > maxDrawn {
 		return
@@ -404,7 +404,7 @@ func (d *demo) drawCodes(v view, drawn map[string]string) {
 func (d *demo) introduction() []string {
 	lines := []string{
 		"",
-		"Look beside it in another terminal:",
+		"To watch the sessions in another terminal:",
 		"  export KUBECONFIG=" + d.cluster.kubeconfig,
 		"  " + d.cluster.kubectl() + " get wa --watch",
 	}
@@ -424,7 +424,7 @@ func (d *demo) printLogs() {
 	}
 }
 
-// stop ends everything, the newest first, and says what could not be ended.
+// stop stops everything, in reverse order, and returns the errors.
 func (d *demo) stop() error {
 	var problems []error
 	for _, closer := range slices.Backward(d.closers) {

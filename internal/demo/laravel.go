@@ -22,7 +22,7 @@ const (
 	qrPath     = "/qr/batch"
 	statusPath = "/whatsapp/status/batch"
 	wantedPath = "/status/{session_id}"
-	// maxBody bounds a batch: 50 items of at most some 2 kB.
+	// maxBody bounds a batch: 50 items of about 2 kB at most.
 	maxBody = 4 << 20
 )
 
@@ -30,9 +30,9 @@ const (
 // checks token and signature, ignores a batch that it already has and an item that
 // is not newer than the stored one, and keeps the last state of each session.
 type standIn struct {
-	token  string
-	secret laravel.Secret
-	say    func(line string)
+	token     string
+	secret    laravel.Secret
+	printLine func(line string)
 
 	mu       sync.Mutex
 	batches  map[string]struct{}
@@ -46,9 +46,9 @@ type lastState struct {
 	QR     delivery.QRItem
 }
 
-// laravelCounts count what came in.
+// laravelCounts count the received requests and items.
 type laravelCounts struct {
-	// Requests are all that were answered with 2xx, Items what was in them.
+	// Requests were answered with 2xx; Items are the items in them.
 	Requests, Items int64
 	// Repeated batches and Stale items were ignored.
 	Repeated, Stale int64
@@ -62,8 +62,8 @@ type laravelState struct {
 	laravelCounts
 }
 
-func newStandIn(token string, secret laravel.Secret, say func(string)) *standIn {
-	return &standIn{token: token, secret: secret, say: say, batches: map[string]struct{}{}, sessions: map[string]*lastState{}}
+func newStandIn(token string, secret laravel.Secret, printLine func(string)) *standIn {
+	return &standIn{token: token, secret: secret, printLine: printLine, batches: map[string]struct{}{}, sessions: map[string]*lastState{}}
 }
 
 // serve listens on a free port of the loopback interface.
@@ -104,13 +104,13 @@ func (l *standIn) handler() http.Handler {
 	return mux
 }
 
-// item is what the two kinds have in common.
+// item is an item of one of the two kinds.
 type item interface {
 	delivery.QRItem | delivery.StatusItem
 }
 
-// receive handles a batch of one kind: keep stores an item if it is newer than
-// what is known, and describe says in a few words what the batch holds.
+// receive handles a batch of one kind: keep stores an item if it is newer than the stored
+// one, and describe summarizes the batch in a few words.
 func receive[T item](l *standIn, keep func(*lastState, T) bool, describe func([]T) string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
@@ -131,25 +131,25 @@ func receive[T item](l *standIn, keep func(*lastState, T) bool, describe func([]
 			Items []T    `json:"items"`
 		}
 		if err := json.Unmarshal(body, &batch); err != nil || batch.ID == "" {
-			l.refuse(w, r, http.StatusUnprocessableEntity, "the body is no batch")
+			l.refuse(w, r, http.StatusUnprocessableEntity, "the body is not a batch")
 			return
 		}
-		stale, repeated := take(l, batch.ID, batch.Items, keep)
+		stale, repeated := store(l, batch.ID, batch.Items, keep)
 		note := ""
 		switch {
 		case repeated:
-			note = "  (had it already)"
+			note = "  (a repeated batch)"
 		case stale > 0:
 			note = fmt.Sprintf("  (%d not newer than what Laravel has)", stale)
 		}
-		l.say(fmt.Sprintf("Laravel ← POST %-22s %2d in one request: %s%s", r.URL.Path, len(batch.Items), describe(batch.Items), note))
+		l.printLine(fmt.Sprintf("Laravel ← POST %-22s %2d in one request: %s%s", r.URL.Path, len(batch.Items), describe(batch.Items), note))
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = io.WriteString(w, "{}")
 	}
 }
 
-// take records a batch and its items together, as Laravel must in one transaction.
-func take[T item](l *standIn, id string, items []T, keep func(*lastState, T) bool) (stale int, repeated bool) {
+// store stores a batch and its items together, as Laravel must do in one transaction.
+func store[T item](l *standIn, id string, items []T, keep func(*lastState, T) bool) (stale int, repeated bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.counts.Requests++
@@ -188,7 +188,7 @@ func (l *standIn) refuse(w http.ResponseWriter, r *http.Request, status int, why
 	l.mu.Lock()
 	l.counts.Refused++
 	l.mu.Unlock()
-	l.say(fmt.Sprintf("Laravel ← POST %-22s refused: %s", r.URL.Path, why))
+	l.printLine(fmt.Sprintf("Laravel ← POST %-22s refused: %s", r.URL.Path, why))
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(map[string]string{"message": why})
@@ -213,7 +213,7 @@ func (l *standIn) state() laravelState {
 	return s
 }
 
-// describeStates says which states a batch holds: "2 active, 1 pending".
+// describeStates summarizes the states of a batch: "2 active, 1 pending".
 func describeStates(items []delivery.StatusItem) string {
 	counts := map[string]int{}
 	for _, i := range items {
@@ -225,7 +225,7 @@ func describeStates(items []delivery.StatusItem) string {
 	return list(counts)
 }
 
-// describeCodes says which sessions' codes a batch holds.
+// describeCodes summarizes the sessions of a batch of codes.
 func describeCodes(items []delivery.QRItem) string {
 	if len(items) == 1 {
 		return "a QR code of " + items[0].SessionID

@@ -24,13 +24,13 @@ type scanner interface {
 	EnterCode(ctx context.Context, phone, code string) (jid string, err error)
 }
 
-// phones scan (or type) each session's code some time after it has begun to show them.
+// phones scan (or type) the code of each session a while after its first code was shown.
 type phones struct {
 	whatsApp scanner
 	after    time.Duration
 	now      func() time.Time
 
-	ctx    context.Context //nolint:containedctx // the scans outlive the look that began them
+	ctx    context.Context //nolint:containedctx // a scan may run longer than the call that started it
 	cancel context.CancelFunc
 	group  errgroup.Group
 
@@ -46,9 +46,9 @@ func newPhones(whatsApp scanner, after time.Duration) *phones {
 	return p
 }
 
-// look scans the codes that have been shown for long enough. A code is scanned
-// once: where that fails (it had just expired), the next one is scanned.
-func (p *phones) look(ctx context.Context, sessions []v1alpha1.WhatsAppSession) {
+// scan scans the codes of the sessions that have shown codes for long enough. A code is
+// scanned once: if this fails because it has just expired, the next one is scanned.
+func (p *phones) scan(ctx context.Context, sessions []v1alpha1.WhatsAppSession) {
 	for i := range sessions {
 		s := &sessions[i]
 		phone, code, link := s.Spec.Pairing.PhoneNumber, s.Status.PairingCode, p.whatsApp.EnterCode
@@ -85,7 +85,7 @@ func (p *phones) due(session, code string) bool {
 	return p.tried[session] != code && p.now().Sub(first) >= p.after
 }
 
-// close ends the scans that are under way.
+// close cancels the running scans.
 func (p *phones) close() error {
 	p.cancel()
 	if err := p.group.Wait(); err != nil && !errors.Is(err, context.Canceled) {

@@ -12,7 +12,7 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 )
 
-// whatsApp remembers what was scanned and refuses it.
+// whatsApp records the scanned codes and refuses them.
 type whatsApp struct {
 	mu    sync.Mutex
 	codes []string
@@ -44,28 +44,28 @@ func showing(name, code string) v1alpha1.WhatsAppSession {
 	return s
 }
 
-func TestPhonesScanEachCodeOnceWhenItHasBeenShown(t *testing.T) {
+func TestPhonesScanEachCodeOnce(t *testing.T) {
 	g := NewWithT(t)
 	w := &whatsApp{}
 	p := newPhones(w, 4*time.Second)
 	now := time.Unix(0, 0)
 	p.now = func() time.Time { return now }
-	look := func(code string) {
-		p.look(context.Background(), []v1alpha1.WhatsAppSession{showing("a", code), showing("b", "")})
+	scan := func(code string) {
+		p.scan(context.Background(), []v1alpha1.WhatsAppSession{showing("a", code), showing("b", "")})
 	}
 
-	look("first")
+	scan("first")
 	now = now.Add(3 * time.Second)
-	look("first")
-	g.Expect(w.scanned()).To(BeEmpty(), "a person still looks at it")
+	scan("first")
+	g.Expect(w.scanned()).To(BeEmpty(), "the code was not shown for long enough")
 
 	now = now.Add(time.Second)
-	look("first")
-	look("first")
+	scan("first")
+	scan("first")
 	g.Eventually(w.scanned).Should(Equal([]string{"first"}))
 
-	look("") // between two codes
-	look("second")
+	scan("") // between two codes
+	scan("second")
 	g.Eventually(w.scanned).Should(Equal([]string{"first", "second"}), "the next code is scanned at once")
 	g.Expect(p.close()).To(Succeed())
 }
@@ -76,7 +76,7 @@ func TestPhonesTypeCodesToo(t *testing.T) {
 	p := newPhones(w, 0)
 	s := showing("a", "")
 	s.Spec.Pairing.PhoneNumber, s.Status.PairingCode = "+34600111222", "ABCD-1234"
-	p.look(context.Background(), []v1alpha1.WhatsAppSession{s})
+	p.scan(context.Background(), []v1alpha1.WhatsAppSession{s})
 	g.Eventually(w.scanned).Should(Equal([]string{"+34600111222 types ABCD-1234"}))
 	g.Expect(p.close()).To(Succeed())
 }
@@ -84,7 +84,7 @@ func TestPhonesTypeCodesToo(t *testing.T) {
 func TestPhonesEndWithTheDemo(t *testing.T) {
 	g := NewWithT(t)
 	p := newPhones(waiting{}, 0)
-	p.look(context.Background(), []v1alpha1.WhatsAppSession{showing("a", "code")})
+	p.scan(context.Background(), []v1alpha1.WhatsAppSession{showing("a", "code")})
 	g.Expect(p.close()).To(Succeed())
 }
 

@@ -10,17 +10,17 @@ import (
 	"golang.org/x/term"
 )
 
-// screen prints what a person sees. On a terminal the table stays at the bottom
-// and is redrawn in place, and lines go above it; anywhere else (a file, a
-// pipe, a CI's log) there are only lines, and one of progress whenever it changes.
-// It may be used from several goroutines.
+// screen prints the output. On a terminal the table stays at the bottom and is redrawn in
+// place, and other lines are printed above it. In a file, a pipe or the log of a CI there
+// are only lines; one of them shows the progress whenever it changes. It may be used from
+// several goroutines.
 type screen struct {
 	file     *os.File
 	terminal bool
 
 	mu       sync.Mutex
-	table    []string // the lines at the bottom now
-	progress string   // what was said last where there is no terminal
+	table    []string // the present lines at the bottom
+	progress string   // the last progress line, without a terminal
 }
 
 func newScreen(file *os.File) *screen {
@@ -62,26 +62,26 @@ func (s *screen) show(v view) {
 	s.draw(w)
 }
 
-// close leaves the table where it is: later output goes below it.
+// close leaves the table in its place: later output is printed below it.
 func (s *screen) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.table = nil
 }
 
-// erase moves to where the table begins and clears what is below.
+// erase moves to the beginning of the table and clears everything below.
 func (s *screen) erase(w *bufio.Writer) {
 	if len(s.table) > 0 {
 		fmt.Fprintf(w, "\x1b[%dA\r\x1b[J", len(s.table))
 	}
 }
 
-// draw writes the table. A line is cut at the terminal's width: one that wrapped
-// would not be erased whole.
+// draw writes the table. A line is cut at the terminal's width, because a line that wraps
+// would not be erased completely.
 func (s *screen) draw(w *bufio.Writer) {
 	width := 0
 	if len(s.table) > 0 {
-		width, _, _ = term.GetSize(int(s.file.Fd())) // 0 where it cannot be had
+		width, _, _ = term.GetSize(int(s.file.Fd())) // 0 if it is unknown
 	}
 	for _, line := range s.table {
 		fmt.Fprintln(w, cut(line, width))

@@ -18,7 +18,7 @@ func written(t *testing.T, terminal bool, use func(*screen)) string {
 	}
 	s := newScreen(file)
 	if s.terminal {
-		t.Fatal("a file was taken for a terminal")
+		t.Fatal("a file is recognized as a terminal")
 	}
 	s.terminal = terminal
 	use(s)
@@ -33,10 +33,10 @@ func written(t *testing.T, terminal bool, use func(*screen)) string {
 }
 
 func TestWithoutATerminalThereAreOnlyLines(t *testing.T) {
-	v := view{total: 1, laravel: heard()}
+	v := view{total: 1, laravel: laravelHas()}
 	got := written(t, false, func(s *screen) {
 		s.show(v)
-		s.show(v) // nothing new to say
+		s.show(v) // nothing has changed
 		s.println("Laravel ← …")
 		v.sessions = []v1alpha1.WhatsAppSession{session("demo-1", v1alpha1.PhasePairing, "", "", "")}
 		s.show(v)
@@ -49,11 +49,11 @@ Laravel ← …
 }
 
 func TestOnATerminalTheTableStaysAtTheBottom(t *testing.T) {
-	v := view{total: 1, laravel: heard()}
+	v := view{total: 1, laravel: laravelHas()}
 	const table = "\nSESSION   PHASE   PHONE   WORKER   READY   LARAVEL\n\n0 of 1 sessions: -   |   events in: 0 → requests to Laravel: 0\n"
 	got := written(t, true, func(s *screen) {
 		s.show(v)
-		s.show(v) // nothing to draw anew
+		s.show(v) // nothing has changed
 		s.println("line")
 		s.close()
 		s.println("after it")

@@ -13,15 +13,15 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 )
 
-// maxRows is the highest number of rows: with more sessions, those that are not
-// Connected come first and the rest is counted.
+// maxRows is the highest number of rows. With more sessions, those that are not Connected
+// come first, and the table ends with the number of the others.
 const maxRows = 12
 
-// view is everything that is shown, at one moment.
+// view is everything that is shown at one moment.
 type view struct {
 	sessions []v1alpha1.WhatsAppSession // by name
-	total    int                        // how many were asked for
-	events   int64                      // what happened: QR codes and states
+	total    int                        // the requested number of sessions
+	events   int64                      // the number of new QR codes and states
 	laravel  laravelState
 }
 
@@ -68,7 +68,7 @@ func progress(v view) string {
 	return fmt.Sprintf("%d of %d sessions: %s   |   %s", len(v.sessions), v.total, orNone(list(phases)), saved(v))
 }
 
-// saved says how many requests to Laravel were saved: without batches it is one for each event.
+// saved says how many requests to Laravel were saved: without batches there is one for each event.
 func saved(v view) string {
 	in, out := v.events, v.laravel.Requests
 	text := fmt.Sprintf("events in: %d → requests to Laravel: %d", in, out)
@@ -84,12 +84,12 @@ func summary(v view, took time.Duration) string {
 		took.Round(100*time.Millisecond), v.total, upperFirst(saved(v)))
 }
 
-// missing returns a sentence for each session that has not reached its final state;
-// nothing when all have.
+// missing returns a sentence for each session that has not reached its final state; it is
+// empty when all have.
 func missing(v view) []string {
 	var sentences []string
 	if n := len(v.sessions); n < v.total {
-		sentences = append(sentences, fmt.Sprintf("%d of %d sessions have been seen", n, v.total))
+		sentences = append(sentences, fmt.Sprintf("%d of %d sessions exist in the API server", n, v.total))
 	}
 	for i := range v.sessions {
 		s := &v.sessions[i]
@@ -99,16 +99,16 @@ func missing(v view) []string {
 		}
 		switch has, ok := v.laravel.Status[s.SessionID()]; {
 		case !ok:
-			sentences = append(sentences, s.Name+" is Connected, and Laravel has heard nothing of it")
+			sentences = append(sentences, s.Name+" is Connected, but Laravel has no status of it")
 		case has.Status != delivery.Active || has.Epoch != s.Status.Epoch:
-			sentences = append(sentences, fmt.Sprintf("%s is Connected under epoch %d, and Laravel's last word is %s (%s) of epoch %d",
+			sentences = append(sentences, fmt.Sprintf("%s is Connected under epoch %d, but Laravel's last status is %s (%s) of epoch %d",
 				s.Name, s.Status.Epoch, has.Status, has.Phase, has.Epoch))
 		}
 	}
 	return sentences
 }
 
-// because is the reason of a session that is not ready, with its message.
+// because returns the reason and the message of a session's Ready condition.
 func because(s *v1alpha1.WhatsAppSession) string {
 	c := meta.FindStatusCondition(s.Status.Conditions, v1alpha1.ConditionReady)
 	if c == nil {
@@ -131,11 +131,11 @@ func readyReason(s *v1alpha1.WhatsAppSession) string {
 	return ""
 }
 
-// codeLines is a session's QR code, drawn.
+// codeLines draws a session's QR code.
 func codeLines(s *v1alpha1.WhatsAppSession) []string {
 	var text strings.Builder
 	qrterminal.GenerateHalfBlock(s.Status.QR.Code, qrterminal.L, &text)
-	lines := []string{fmt.Sprintf("QR code %d of %s, good until %s:", s.Status.QR.Attempt, s.Name, s.Status.QR.ExpiresAt.Local().Format(time.TimeOnly))}
+	lines := []string{fmt.Sprintf("QR code %d of %s, valid until %s:", s.Status.QR.Attempt, s.Name, s.Status.QR.ExpiresAt.Local().Format(time.TimeOnly))}
 	return append(lines, strings.Split(strings.TrimRight(text.String(), "\n"), "\n")...)
 }
 

@@ -29,7 +29,7 @@ func session(name string, phase v1alpha1.Phase, worker, reason, message string) 
 	return s
 }
 
-func heard(states ...delivery.StatusItem) laravelState {
+func laravelHas(states ...delivery.StatusItem) laravelState {
 	l := laravelState{Status: map[string]delivery.StatusItem{}}
 	for _, s := range states {
 		l.Status[s.SessionID] = s
@@ -45,7 +45,7 @@ func TestTable(t *testing.T) {
 			session("demo-2", v1alpha1.PhasePairing, "worker-1", "WaitingForScan", ""),
 			session("demo-3", "", "", "", ""),
 		},
-		laravel: heard(state("demo-1", delivery.Active, 5, 2), state("demo-2", delivery.Pending, 5, 1)),
+		laravel: laravelHas(state("demo-1", delivery.Active, 5, 2), state("demo-2", delivery.Pending, 5, 1)),
 	}
 	v.laravel.Requests = 3
 	NewWithT(t).Expect(table(v)).To(Equal([]string{
@@ -58,9 +58,9 @@ func TestTable(t *testing.T) {
 	}))
 }
 
-func TestALongTableShowsFirstWhatIsNotConnected(t *testing.T) {
+func TestALongTableShowsUnconnectedSessionsFirst(t *testing.T) {
 	g := NewWithT(t)
-	v := view{total: 100, laravel: heard()}
+	v := view{total: 100, laravel: laravelHas()}
 	for i := range 100 {
 		phase := v1alpha1.PhaseConnected
 		if i == 99 {
@@ -83,32 +83,32 @@ func TestMissing(t *testing.T) {
 		laravel  laravelState
 		want     []string
 	}{
-		{"nothing", []v1alpha1.WhatsAppSession{connected}, heard(state("demo-1", delivery.Active, 5, 1)), nil},
-		{"a session that was not seen", nil, heard(), []string{"0 of 1 sessions have been seen"}},
+		{"nothing is missing", []v1alpha1.WhatsAppSession{connected}, laravelHas(state("demo-1", delivery.Active, 5, 1)), nil},
+		{"a session that does not exist yet", nil, laravelHas(), []string{"0 of 1 sessions exist in the API server"}},
 		{
 			"a session without a status",
-			[]v1alpha1.WhatsAppSession{session("demo-1", "", "", "", "")}, heard(),
+			[]v1alpha1.WhatsAppSession{session("demo-1", "", "", "", "")}, laravelHas(),
 			[]string{"demo-1 is -"},
 		},
 		{
 			"a session that is not connected, with its reason",
-			[]v1alpha1.WhatsAppSession{session("demo-1", v1alpha1.PhasePending, "", "NoWorkers", "no worker of the pool default is alive")}, heard(),
+			[]v1alpha1.WhatsAppSession{session("demo-1", v1alpha1.PhasePending, "", "NoWorkers", "no worker of the pool default is alive")}, laravelHas(),
 			[]string{"demo-1 is Pending (NoWorkers: no worker of the pool default is alive)"},
 		},
 		{
-			"Laravel's whole knowledge",
-			[]v1alpha1.WhatsAppSession{connected}, heard(),
-			[]string{"demo-1 is Connected, and Laravel has heard nothing of it"},
+			"a session that Laravel does not know",
+			[]v1alpha1.WhatsAppSession{connected}, laravelHas(),
+			[]string{"demo-1 is Connected, but Laravel has no status of it"},
 		},
 		{
-			"Laravel's last word",
-			[]v1alpha1.WhatsAppSession{connected}, heard(delivery.StatusItem{SessionID: "demo-1", Status: delivery.Pending, Phase: "Connecting", Numbers: delivery.Numbers{Epoch: 5}}),
-			[]string{"demo-1 is Connected under epoch 5, and Laravel's last word is pending (Connecting) of epoch 5"},
+			"Laravel has an older status",
+			[]v1alpha1.WhatsAppSession{connected}, laravelHas(delivery.StatusItem{SessionID: "demo-1", Status: delivery.Pending, Phase: "Connecting", Numbers: delivery.Numbers{Epoch: 5}}),
+			[]string{"demo-1 is Connected under epoch 5, but Laravel's last status is pending (Connecting) of epoch 5"},
 		},
 		{
-			"the word of the present epoch",
-			[]v1alpha1.WhatsAppSession{connected}, heard(state("demo-1", delivery.Active, 4, 1)),
-			[]string{"demo-1 is Connected under epoch 5, and Laravel's last word is active (Connected) of epoch 4"},
+			"Laravel has the status of an older epoch",
+			[]v1alpha1.WhatsAppSession{connected}, laravelHas(state("demo-1", delivery.Active, 4, 1)),
+			[]string{"demo-1 is Connected under epoch 5, but Laravel's last status is active (Connected) of epoch 4"},
 		},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -129,11 +129,11 @@ func TestCodesAreDrawn(t *testing.T) {
 	s := showing("demo-1", "2@"+strings.Repeat("x", 230))
 	s.Status.QR.Attempt = 2
 	lines := codeLines(&s)
-	g.Expect(lines[0]).To(HavePrefix("QR code 2 of demo-1, good until "))
+	g.Expect(lines[0]).To(HavePrefix("QR code 2 of demo-1, valid until "))
 	g.Expect(len(lines)).To(BeNumerically(">", 20))
 }
 
-func TestOptionsAreCheckedAllAtOnce(t *testing.T) {
+func TestValidateReturnsAllFaults(t *testing.T) {
 	g := NewWithT(t)
 	o := Defaults()
 	o.Assets = "/assets"

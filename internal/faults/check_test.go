@@ -19,8 +19,8 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
 )
 
-// missing says which sessions are not where they must be when nothing is wrong:
-// connected, on one worker that lives and that the resource and the simulator agree on.
+// missing says which sessions are not as they must be without a fault: connected, on one
+// running worker that is the same in the resource and in the simulator.
 func (w *environment) missing(ctx context.Context) error {
 	var list v1alpha1.WhatsAppSessionList
 	if err := w.client.List(ctx, &list, client.InNamespace(w.namespace)); err != nil {
@@ -77,13 +77,13 @@ func (w *environment) problem(s *session, obj *v1alpha1.WhatsAppSession, devices
 	case status.JID != s.jid:
 		return fmt.Sprintf("its device is %q and was %q", status.JID, s.jid)
 	case status.HeldBy != status.Worker:
-		return fmt.Sprintf("it is placed on %q and held by %q", status.Worker, status.HeldBy)
-	case at == nil || !at.lives():
-		return fmt.Sprintf("it is on %q, which does not live", status.Worker)
+		return fmt.Sprintf("it is placed on %q, but held by %q", status.Worker, status.HeldBy)
+	case at == nil || !at.isRunning():
+		return fmt.Sprintf("it is on %q, which does not run", status.Worker)
 	case !device.Connected:
-		return "it is Connected, and its device is not"
+		return "it is Connected, but its device is not"
 	case !at.proxies[toWhatsApp].Carried(device.Remote):
-		return fmt.Sprintf("it is on %s, and its device is connected through %s", status.Worker, w.through(device.Remote))
+		return fmt.Sprintf("it is on %s, but its device is connected through %s", status.Worker, w.through(device.Remote))
 	}
 	return ""
 }
@@ -100,7 +100,7 @@ func (w *environment) through(remote string) string {
 	return "no pod (" + remote + ")"
 }
 
-// caseRun is one run of a case: what the checks compare with.
+// caseRun is one run of a case, with the values that the checks compare with.
 type caseRun struct {
 	name    string
 	before  simulator.Stats
@@ -110,7 +110,7 @@ type caseRun struct {
 	timeout time.Duration
 }
 
-// result is what the checks of a case found.
+// result is the result of the checks of a case.
 type result struct {
 	name                 string
 	fault, back, stall   time.Duration
@@ -134,13 +134,12 @@ func (v result) String() string {
 	return text
 }
 
-// starved reports whether the test process did not run for so long that a
-// transaction may have met its time-out of 3 s, which ends a connection. The case
-// did not intend that fault, so additional logins are then only logged. All other
-// checks still apply.
+// starved reports whether the test process did not run for so long that a transaction may
+// have exceeded its time-out of 3 s, which ends a connection. The case does not intend this
+// fault, so more logins are then only logged. All other checks still apply.
 func (v result) starved() bool { return v.stall >= time.Second }
 
-// begin records the counters before the fault. All sessions are connected at this moment.
+// begin records the counters before the fault, while all sessions are connected.
 func (w *environment) begin(name string) *caseRun {
 	w.note("=== %s", name)
 	w.dumped = false
@@ -153,8 +152,8 @@ func (w *environment) begin(name string) *caseRun {
 	return c
 }
 
-// loggedIn is how many logins the devices have had since the case began, and
-// the most of one.
+// loggedIn is the number of logins of all devices since the case began, and the highest
+// number of one device.
 func (c *caseRun) loggedIn(w *environment) (all, most int64) {
 	for _, d := range w.simulator.Devices() {
 		n := d.Logins - c.logins[d.JID]
@@ -163,8 +162,8 @@ func (c *caseRun) loggedIn(w *environment) (all, most int64) {
 	return all, most
 }
 
-// check waits until all sessions are back, and reports what went wrong. The faults
-// have ended.
+// check is called after the faults have ended. It waits until all sessions are back, and
+// reports what is wrong.
 func (w *environment) check(t *testing.T, c *caseRun) result {
 	t.Helper()
 	c.healed = time.Now()
@@ -205,7 +204,7 @@ func (w *environment) check(t *testing.T, c *caseRun) result {
 		wrong("logged out: %d; %d devices for %d sessions", n, after.Devices, len(w.sessions))
 	}
 	if len(after.Unknown) > 0 {
-		wrong("the simulator got requests that it does not know: %v", after.Unknown)
+		wrong("the simulator got unknown requests: %v", after.Unknown)
 	}
 	for _, breach := range w.laravel.TakeBreaches() {
 		wrong("Laravel: %s", breach)
@@ -226,13 +225,13 @@ func (w *environment) check(t *testing.T, c *caseRun) result {
 func (w *environment) undelivered(ctx context.Context) (problems []string) {
 	allAcknowledged := func(context.Context) error {
 		if n := w.simulator.Stats().Unacknowledged; n > 0 {
-			var of []string
+			var devices []string
 			for _, d := range w.simulator.Devices() {
 				if d.Waiting > 0 {
-					of = append(of, fmt.Sprintf("%s (%d)", d.JID, d.Waiting))
+					devices = append(devices, fmt.Sprintf("%s (%d)", d.JID, d.Waiting))
 				}
 			}
-			return fmt.Errorf("%d messages have no receipt: %s", n, strings.Join(of[:min(5, len(of))], ", "))
+			return fmt.Errorf("%d messages have no receipt: %s", n, strings.Join(devices[:min(5, len(devices))], ", "))
 		}
 		return nil
 	}
@@ -251,14 +250,14 @@ func (w *environment) undelivered(ctx context.Context) (problems []string) {
 		problems = append(problems, fmt.Sprintf("at the end %d sessions could not decrypt a message", n))
 	}
 	published := func(context.Context) error {
-		var not []string
+		var wrong []string
 		for _, s := range w.sessions {
 			if last := w.laravel.Status(s.name); last.Status != delivery.Active || last.Phase != string(v1alpha1.PhaseConnected) {
-				not = append(not, fmt.Sprintf("%s is %s/%s", s.name, last.Status, last.Phase))
+				wrong = append(wrong, fmt.Sprintf("%s is %s/%s", s.name, last.Status, last.Phase))
 			}
 		}
-		if len(not) > 0 {
-			return fmt.Errorf("Laravel has a status other than Connected for %d sessions: %s", len(not), strings.Join(not[:min(5, len(not))], ", "))
+		if len(wrong) > 0 {
+			return fmt.Errorf("Laravel has a status other than Connected for %d sessions: %s", len(wrong), strings.Join(wrong[:min(5, len(wrong))], ", "))
 		}
 		return nil
 	}
@@ -268,16 +267,16 @@ func (w *environment) undelivered(ctx context.Context) (problems []string) {
 	return problems
 }
 
-// dump prints what a person needs to find the cause.
+// dump prints what a person needs to find the cause of a failure.
 func (w *environment) dump(t *testing.T, err error) {
 	t.Helper()
 	w.dumped = true
-	var of *missingError
-	if errors.As(err, &of) {
-		t.Logf("not back:\n  %s", strings.Join(of.problems, "\n  "))
+	var missing *missingError
+	if errors.As(err, &missing) {
+		t.Logf("sessions that are not back:\n  %s", strings.Join(missing.problems, "\n  "))
 		shown := 0
 		for _, s := range w.history.all() {
-			if shown < 5 && slices.ContainsFunc(of.problems, func(p string) bool { return strings.HasPrefix(p, s.Name+":") }) {
+			if shown < 5 && slices.ContainsFunc(missing.problems, func(p string) bool { return strings.HasPrefix(p, s.Name+":") }) {
 				text, _ := json.Marshal(s.Status)
 				t.Logf("%s (version %s): %s", s.Name, s.ResourceVersion, text)
 				shown++
@@ -287,7 +286,7 @@ func (w *environment) dump(t *testing.T, err error) {
 	w.mu.Lock()
 	timeline := strings.Join(w.timeline[max(0, len(w.timeline)-200):], "\n  ")
 	w.mu.Unlock()
-	t.Logf("what happened:\n  %s", timeline)
+	t.Logf("timeline:\n  %s", timeline)
 	for _, p := range w.allPods() {
 		t.Logf("--- %s\n%s", p, p.output(4_000))
 	}

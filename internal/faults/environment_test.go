@@ -35,23 +35,23 @@ import (
 const (
 	managerCount = 2
 	workerCount  = 4
-	// recoveryTimeout bounds every wait for something that must happen by itself: the
+	// recoveryTimeout bounds every wait until the system has recovered: the
 	// longest backoff is two minutes, and the machine has only two cores.
 	recoveryTimeout = 4 * time.Minute
 	poll            = 200 * time.Millisecond
 )
 
-// session must be connected whenever there is no fault.
+// session is a session that must be connected whenever there is no fault.
 type session struct {
 	name, phone string
-	jid         string // of the device that it was paired with at the beginning
+	jid         string // of the device with which it was paired at the beginning
 }
 
 // environment holds the sessions and everything that they need: servers, managers, workers.
 type environment struct {
 	// t belongs to the present case; root belongs to the test that all cases share.
 	t, root *testing.T
-	// dir holds the logs; it stays when the test fails.
+	// dir contains the logs; it is kept when the test fails.
 	dir          string
 	namespace    string
 	managerFlags []string
@@ -75,7 +75,7 @@ type environment struct {
 	dumped bool // dump was called for the present case
 
 	kubelets sync.WaitGroup // the goroutines of the pods' kubelets
-	leaving  sync.WaitGroup // pods that are being retired
+	leaving  sync.WaitGroup // pods that are shutting down
 
 	mu         sync.Mutex
 	pods       []*pod // all, also the deleted ones
@@ -84,13 +84,13 @@ type environment struct {
 	podCount   int
 	revision   int
 	timeline   []string
-	violations []string // the violations of this case
+	violations []string // those of the present case
 }
 
-// newEnvironment makes one for a test, which may share it among its cases; t is the
-// first of them.
+// newEnvironment makes an environment for the test root, whose cases may share it; t is the
+// first case.
 func newEnvironment(root, t *testing.T, sessions int, managerFlags ...string) *environment {
-	dir, err := os.MkdirTemp("", "faults-") //nolint:usetesting // the logs outlive a test that fails
+	dir, err := os.MkdirTemp("", "faults-") //nolint:usetesting // the logs of a failed test are kept
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +136,7 @@ func newEnvironment(root, t *testing.T, sessions int, managerFlags ...string) *e
 		w.newWorker(i)
 	}
 	for _, p := range w.workers {
-		w.joined(p)
+		w.waitUntilJoined(p)
 	}
 	w.pair(sessions)
 	w.absences = newAbsences(w)
@@ -169,14 +169,14 @@ func (w *environment) startSimulator() {
 // atEnd calls f when the environment ends; the last one added is called first.
 func (w *environment) atEnd(f func()) { w.ends = append(w.ends, f) }
 
-// end ends everything; it may be called again.
+// end stops everything; it may be called again.
 func (w *environment) end() {
 	for ; len(w.ends) > 0; w.ends = w.ends[:len(w.ends)-1] {
 		w.ends[len(w.ends)-1]()
 	}
 }
 
-// endPods ends all processes and reports the data races that they printed.
+// endPods stops all processes and reports the data races in their output.
 func (w *environment) endPods() {
 	w.mu.Lock()
 	pods := slices.Clone(w.pods)
@@ -200,7 +200,7 @@ func (w *environment) endPods() {
 	}
 }
 
-// note writes into the timeline, which is printed when something is wrong.
+// note adds a line to the timeline, which is printed after a failure.
 func (w *environment) note(format string, args ...any) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -215,7 +215,7 @@ func (w *environment) reportViolation(format string, args ...any) {
 	w.violations = append(w.violations, fmt.Sprintf(format, args...))
 }
 
-// kubeconfig names the API server by the address of a proxy.
+// kubeconfig writes a kubeconfig with the address of a proxy.
 func (w *environment) kubeconfig(name, address string) string {
 	path := filepath.Join(w.dir, name+".kubeconfig")
 	w.must(w.api.WriteKubeconfig(path, address))
@@ -251,7 +251,7 @@ func (w *environment) podName(kind string, place int) string {
 	return fmt.Sprintf("%s-%d-%d", kind, place, w.podCount)
 }
 
-// newManager puts a manager into a place.
+// newManager starts a manager in a place.
 func (w *environment) newManager(place int) *pod {
 	upstream := map[service]string{toAPI: hostPort(w.api.Config.Host), toRedis: w.redis.Addr(), toStore: w.store.Addr()}
 	p := w.newPod(w.podName("manager", place), upstream, func(p *pod) []string {
@@ -266,7 +266,7 @@ func (w *environment) newManager(place int) *pod {
 	return p
 }
 
-// newWorker puts a worker of the present revision into a place.
+// newWorker starts a worker of the present revision in a place.
 func (w *environment) newWorker(place int) *pod {
 	name := w.podName("worker", place)
 	uid := w.newPodObject(name)
@@ -286,8 +286,8 @@ func (w *environment) newWorker(place int) *pod {
 	return p
 }
 
-// newPodObject makes the Pod whose status a kubelet would report. While the API
-// server is away it makes none, and the worker starts without a UID.
+// newPodObject creates the Pod whose status a kubelet would report. While the API server is
+// down it creates none, and the worker starts without a UID.
 func (w *environment) newPodObject(name string) types.UID {
 	if w.apiDown {
 		return ""
@@ -300,8 +300,8 @@ func (w *environment) newPodObject(name string) types.UID {
 	return obj.UID
 }
 
-// kubeletSays reports, as the kubelet does, that a worker's container has ended for good.
-func (w *environment) kubeletSays(p *pod) {
+// reportContainerEnded reports, as the kubelet does, that a worker's container has ended and will not restart.
+func (w *environment) reportContainerEnded(p *pod) {
 	obj := &corev1.Pod{}
 	w.must(w.client.Get(w.t.Context(), client.ObjectKey{Namespace: w.namespace, Name: p.name}, obj))
 	obj.Status.Phase = corev1.PodFailed
@@ -311,8 +311,8 @@ func (w *environment) kubeletSays(p *pod) {
 	w.must(w.client.Status().Update(w.t.Context(), obj))
 }
 
-// joined waits until a worker has a Lease.
-func (w *environment) joined(p *pod) {
+// waitUntilJoined waits until a worker has a Lease.
+func (w *environment) waitUntilJoined(p *pod) {
 	w.t.Helper()
 	w.eventually("the Lease of "+p.name, func(ctx context.Context) error {
 		l := &coordinationv1.Lease{}
@@ -339,7 +339,7 @@ func (w *environment) eventually(what string, f func(context.Context) error) {
 	}
 }
 
-// await waits until f succeeds, and returns its last error when it does not in time.
+// await waits until f succeeds. If this takes longer than most, it returns f's last error.
 func (w *environment) await(most time.Duration, f func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(w.t.Context(), most)
 	defer cancel()
@@ -364,8 +364,8 @@ func (w *environment) await(most time.Duration, f func(context.Context) error) e
 	}
 }
 
-// last lets a fault last for a while.
-func (w *environment) last(d time.Duration) {
+// waitFor waits while a fault lasts.
+func (w *environment) waitFor(d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
@@ -386,7 +386,7 @@ func (w *environment) apply(ctx context.Context, name string) error {
 	return err
 }
 
-// pair applies the sessions and scans their codes as they come.
+// pair applies the sessions and scans their codes as soon as they are shown.
 func (w *environment) pair(n int) {
 	start := time.Now()
 	byName := map[string]*session{}
@@ -439,7 +439,7 @@ func (w *environment) pair(n int) {
 	w.t.Logf("%d sessions paired in %s", n, time.Since(start).Round(time.Second))
 }
 
-// leader is the manager that leads.
+// leader is the manager that is the leader.
 func (w *environment) leader() *pod {
 	w.t.Helper()
 	var leader *pod
@@ -449,12 +449,12 @@ func (w *environment) leader() *pod {
 		leader = nil
 		var since time.Time
 		for _, p := range w.managers {
-			if l := p.leadsSince(); p.lives() && l.After(since) {
+			if l := p.leadsSince(); p.isRunning() && l.After(since) {
 				leader, since = p, l
 			}
 		}
 		if leader == nil {
-			return fmt.Errorf("no manager leads")
+			return fmt.Errorf("no manager is the leader")
 		}
 		return nil
 	})
@@ -467,7 +467,7 @@ func (w *environment) allPods() []*pod {
 	return slices.Concat(w.managers, w.workers)
 }
 
-// busiest returns the workers, those with the most sessions first.
+// busiest returns the workers; those with the most sessions come first.
 func (w *environment) busiest() []*pod {
 	load := map[string]int{}
 	for _, s := range w.history.all() {
@@ -480,7 +480,7 @@ func (w *environment) busiest() []*pod {
 	return workers
 }
 
-// The servers that cases stop and start.
+// The following methods stop and start servers.
 
 func (w *environment) stopAPI() {
 	if w.apiDown {
@@ -528,7 +528,7 @@ func (w *environment) startStore() {
 	w.note("PostgreSQL serves again")
 }
 
-// heal ends every fault and fills every place.
+// heal ends every fault and starts a pod in every empty place.
 func (w *environment) heal() {
 	w.startAPI()
 	if w.redisDown {
@@ -545,12 +545,12 @@ func (w *environment) heal() {
 	}
 	w.leaving.Wait()
 	for i, p := range w.managers {
-		if p.isGoing() {
+		if p.isDeleted() {
 			w.newManager(i)
 		}
 	}
 	for i, p := range w.workers {
-		if p.isGoing() {
+		if p.isDeleted() {
 			w.newWorker(i)
 		}
 	}

@@ -18,14 +18,14 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 )
 
-// sessionHistory follows the resources with a watch. It checks two rules: an epoch
-// never falls, and a session changes its worker only together with its epoch.
+// sessionHistory watches the resources. It checks two rules: an epoch never falls, and a
+// session changes its worker only together with its epoch.
 type sessionHistory struct {
 	w *environment
 
 	mu       sync.Mutex
 	sessions map[types.UID]*v1alpha1.WhatsAppSession
-	places   map[types.UID]string // the worker where it was placed last
+	places   map[types.UID]string // the last worker of each
 	moves    map[string]int       // by name
 	watchers []chan code
 }
@@ -45,15 +45,15 @@ func newSessionHistory(w *environment) *sessionHistory {
 	return h
 }
 
-// follow lists and watches. An informer would wait half a minute after an
-// outage, and miss what happens meanwhile.
+// follow lists and watches the resources. An informer would wait half a minute after an
+// outage, and miss the changes in that time.
 func (h *sessionHistory) follow(ctx context.Context) {
 	list := &v1alpha1.WhatsAppSessionList{}
 	if h.w.client.List(ctx, list, client.InNamespace(h.w.namespace)) != nil {
 		return
 	}
 	for i := range list.Items {
-		h.see(&list.Items[i])
+		h.store(&list.Items[i])
 	}
 	watcher, err := h.w.client.Watch(ctx, &v1alpha1.WhatsAppSessionList{}, client.InNamespace(h.w.namespace),
 		&client.ListOptions{Raw: &metav1.ListOptions{ResourceVersion: list.ResourceVersion}})
@@ -67,14 +67,14 @@ func (h *sessionHistory) follow(ctx context.Context) {
 		case !ok:
 			return
 		case e.Type == watch.Deleted:
-			h.forget(s)
+			h.remove(s)
 		default:
-			h.see(s)
+			h.store(s)
 		}
 	}
 }
 
-func (h *sessionHistory) see(s *v1alpha1.WhatsAppSession) {
+func (h *sessionHistory) store(s *v1alpha1.WhatsAppSession) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if last, known := h.sessions[s.UID]; known {
@@ -103,7 +103,7 @@ func (h *sessionHistory) see(s *v1alpha1.WhatsAppSession) {
 	}
 }
 
-func (h *sessionHistory) forget(s *v1alpha1.WhatsAppSession) {
+func (h *sessionHistory) remove(s *v1alpha1.WhatsAppSession) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.sessions, s.UID)
@@ -155,7 +155,7 @@ type absence struct {
 	took time.Duration
 }
 
-// absencePoll is how often the simulator is asked: the precision of every absence.
+// absencePoll is how often the devices are polled: the precision of every absence.
 const absencePoll = 50 * time.Millisecond
 
 func newAbsences(w *environment) *absences {

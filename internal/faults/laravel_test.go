@@ -9,10 +9,9 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/laravel/laraveltest"
 )
 
-// newReceiver starts the stand-in for Laravel. The sender may be stopped between
-// signing and sending, so an old signature is no breach. An update that comes again
-// with the same numbers is no breach either: when Redis has lost its data, everything
-// is published to it once more.
+// newReceiver starts the stand-in for Laravel. The sender may be paused between signing and
+// sending, so an old signature is not a breach. A second update with the same numbers is not
+// a breach either: when Redis has lost its data, every present state is published again.
 func newReceiver(t testing.TB) *laraveltest.Receiver {
 	return laraveltest.Start(t, laraveltest.Options{Tolerance: time.Hour, AllowResends: true})
 }

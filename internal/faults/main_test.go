@@ -17,8 +17,8 @@ import (
 
 var (
 	sessionCount     = flag.Int("sessions", 120, "how many sessions an environment has")
-	environmentCount = flag.Int("worlds", 2, "in how many environments the named faults are made at a time")
-	onlySmoke        = flag.Bool("smoke", false, "make only the cases of the smoke test")
+	environmentCount = flag.Int("environments", 2, "in how many environments the named faults run at the same time")
+	onlySmoke        = flag.Bool("smoke", false, "run only the cases of the smoke test")
 	walkFor          = flag.Duration("walk", time.Minute, "how long the random walk runs")
 )
 

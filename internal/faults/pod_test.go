@@ -16,15 +16,15 @@ import (
 )
 
 const (
-	// restartAfter is how soon a process that has ended is started again.
+	// restartAfter is the delay before an ended process is restarted.
 	restartAfter = time.Second
-	// grace is how long a pod that is deleted may take to end.
+	// grace is how long a deleted pod may take to end.
 	grace = 60 * time.Second
 	// drainTimeout is the workers' flag --drain-timeout.
 	drainTimeout = 50 * time.Second
 )
 
-// service is a server that pods talk to.
+// service is a server that pods connect to.
 type service string
 
 const (
@@ -34,8 +34,8 @@ const (
 	toWhatsApp service = "WhatsApp"
 )
 
-// pod is a process with its own name, state folder and TCP proxies, and the
-// kubelet that starts it again whenever it ends, until the pod is deleted.
+// pod is a process with its own name, state folder and TCP proxies, and a kubelet that
+// restarts it whenever it ends, until the pod is deleted.
 type pod struct {
 	w       *environment
 	name    string
@@ -43,26 +43,26 @@ type pod struct {
 	proxies map[service]*testenv.TCPProxy
 	log     *os.File
 	deleted chan struct{}
-	done    chan struct{} // the kubelet has ended: no process runs and none will
+	done    chan struct{} // closed when the kubelet has ended: no process runs or will be started
 
-	mu      sync.Mutex
-	process *process.Process // the present one, or the last
-	ended   chan struct{}    // closed when the end of the present process has been recorded
-	again   time.Duration    // the pause before the next start
-	paused  bool
-	going   bool // it is being deleted
-	// leads is when the pod logged that it became the leader; zero: it has not.
+	mu             sync.Mutex
+	process        *process.Process // the present one, or the last
+	ended          chan struct{}    // closed when the end of the present process has been recorded
+	restartDelay   time.Duration    // the pause before the next start
+	paused         bool
+	isBeingDeleted bool // it is being deleted
+	// leads is when the pod logged that it became the leader; zero: it is not the leader.
 	leads time.Time
 	rest  []byte // the beginning of a line that is not complete yet
 }
 
-// newPod starts a pod. The proxies are made first, so that the arguments can name them.
+// newPod starts a pod. The proxies are made first, because the arguments contain their addresses.
 func (w *environment) newPod(name string, upstream map[service]string, args func(p *pod) []string) *pod {
 	log, err := os.Create(filepath.Join(w.dir, name+".log"))
 	w.must(err)
 	p := &pod{
 		w: w, name: name, log: log, proxies: map[service]*testenv.TCPProxy{},
-		deleted: make(chan struct{}), done: make(chan struct{}), again: restartAfter,
+		deleted: make(chan struct{}), done: make(chan struct{}), restartDelay: restartAfter,
 	}
 	for to, address := range upstream {
 		p.proxies[to] = testenv.NewTCPProxy(w.root, address)
@@ -77,7 +77,7 @@ func (w *environment) newPod(name string, upstream map[service]string, args func
 	return p
 }
 
-// runKubelet starts the process, and starts it again when it ends, until the pod is deleted.
+// runKubelet starts the process, and restarts it when it ends, until the pod is deleted.
 func (p *pod) runKubelet(started chan<- struct{}) {
 	defer close(p.done)
 	for {
@@ -92,16 +92,16 @@ func (p *pod) runKubelet(started chan<- struct{}) {
 		<-run.Done()
 		p.mu.Lock()
 		state, after := run.State(), time.Since(run.Started).Round(10*time.Millisecond)
-		pause := time.NewTimer(p.again)
-		p.again, p.paused, p.leads = restartAfter, false, time.Time{}
-		going := p.going
+		pause := time.NewTimer(p.restartDelay)
+		p.restartDelay, p.paused, p.leads = restartAfter, false, time.Time{}
+		deleting := p.isBeingDeleted
 		p.mu.Unlock()
 		close(ended)
 		p.w.note("%s ended after %s: %s", p.name, after, state)
 		if state.ExitCode() == 2 {
 			p.w.reportViolation("%s panicked; see its log", p.name)
 		}
-		if !going {
+		if !deleting {
 			select {
 			case <-p.deleted:
 			case <-pause.C:
@@ -116,7 +116,7 @@ func (p *pod) runKubelet(started chan<- struct{}) {
 func (p *pod) start() (*process.Process, chan struct{}) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.going {
+	if p.isBeingDeleted {
 		return nil, nil
 	}
 	run, err := testenv.StartProgram(p.name, p, p.args...)
@@ -128,7 +128,7 @@ func (p *pod) start() (*process.Process, chan struct{}) {
 	return run, p.ended
 }
 
-// Write takes the process's output.
+// Write receives the process's output.
 func (p *pod) Write(b []byte) (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -142,11 +142,11 @@ func (p *pod) Write(b []byte) (int, error) {
 	return p.log.Write(b)
 }
 
-// lives reports whether a process of the pod exists; it may be paused.
-func (p *pod) lives() bool {
+// isRunning reports whether a process of the pod exists; it may be paused.
+func (p *pod) isRunning() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.ended == nil || p.going {
+	if p.ended == nil || p.isBeingDeleted {
 		return false
 	}
 	select {
@@ -175,28 +175,28 @@ func (p *pod) signal(s syscall.Signal) {
 // pause stops the process with SIGSTOP, as on a frozen machine.
 func (p *pod) pause() { p.signal(syscall.SIGSTOP) }
 
-// wake lets it continue.
-func (p *pod) wake() { p.signal(syscall.SIGCONT) }
+// resume continues the process.
+func (p *pod) resume() { p.signal(syscall.SIGCONT) }
 
-// kill ends the process as a crash does; the kubelet starts it again after a while.
-func (p *pod) kill(again time.Duration) {
+// kill ends the process as a crash does; the kubelet restarts it after the delay.
+func (p *pod) kill(delay time.Duration) {
 	p.mu.Lock()
-	p.again = again
+	p.restartDelay = delay
 	ended := p.ended
 	p.mu.Unlock()
 	p.signal(syscall.SIGKILL)
 	<-ended
 }
 
-// remove takes the pod away as a lost node does: killed, and never started again.
+// remove kills the process, and the pod is deleted, so it is never restarted.
 func (p *pod) remove() {
 	p.markDeleted()
 	p.signal(syscall.SIGKILL)
 	<-p.done
 }
 
-// vanish is remove without closing the connections: for the servers they stay
-// open, and nothing answers on them.
+// vanish removes the pod as a lost node does, without closing the connections: for the
+// servers they stay open, and nothing answers on them.
 func (p *pod) vanish() {
 	for _, l := range p.proxies {
 		l.Hang()
@@ -211,8 +211,7 @@ func (p *pod) present() <-chan struct{} {
 	return p.ended
 }
 
-// shutDown deletes the pod: it asks the process to end, and waits for that, for at
-// most the grace period.
+// shutDown deletes the pod: it asks the process to end, and waits at most the grace period.
 func (p *pod) shutDown() {
 	p.markDeleted()
 	p.signal(syscall.SIGTERM)
@@ -231,8 +230,8 @@ func (p *pod) shutDown() {
 func (p *pod) markDeleted() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.going {
-		p.going = true
+	if !p.isBeingDeleted {
+		p.isBeingDeleted = true
 		close(p.deleted)
 	}
 }
@@ -241,10 +240,10 @@ func (p *pod) restore() {
 	for _, l := range p.proxies {
 		l.Restore()
 	}
-	p.wake()
+	p.resume()
 }
 
-// output returns the end of what the pod's processes have printed.
+// output returns the end of the pod's output.
 func (p *pod) output(most int) string {
 	text, err := os.ReadFile(p.log.Name())
 	if err != nil {
@@ -253,7 +252,7 @@ func (p *pod) output(most int) string {
 	return string(text[max(0, len(text)-most):])
 }
 
-// races returns the data races in the pod's output, without those of the library.
+// races returns the data races in the pod's output, except those of libraries.
 func (p *pod) races() []string {
 	races, _ := testenv.DataRaces(p.output(1 << 30))
 	return races
@@ -266,11 +265,11 @@ func (p *pod) String() string {
 	if p.paused {
 		state += " paused"
 	}
-	if p.going {
+	if p.isBeingDeleted {
 		state += " deleted"
 	}
 	if !p.leads.IsZero() {
-		state += " leads"
+		state += " leader"
 	}
 	for to, l := range p.proxies {
 		if !l.Open() {
@@ -280,8 +279,8 @@ func (p *pod) String() string {
 	return p.name + state
 }
 
-func (p *pod) isGoing() bool {
+func (p *pod) isDeleted() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.going
+	return p.isBeingDeleted
 }

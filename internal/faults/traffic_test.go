@@ -13,16 +13,16 @@ import (
 const (
 	// sendInterval is the pause between two messages.
 	sendInterval = 50 * time.Millisecond
-	// contacts is how many people write; each has its own ratchet with each device.
+	// contacts is how many contacts write; each has its own ratchet with each device.
 	contacts = 3
 )
 
-// traffic simulates contacts that write to random sessions, all the time.
+// traffic simulates contacts that always write to random sessions.
 type traffic struct {
 	w      *environment
 	random *rand.Rand
 
-	// hold is locked by the checks while no other messages may be sent.
+	// hold is locked by a check while no other messages may be sent.
 	hold sync.Mutex
 	sent int
 }

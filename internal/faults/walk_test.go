@@ -13,23 +13,23 @@ import (
 )
 
 const (
-	// leg is how long faults are made before everything is healed and checked.
-	leg = 50 * time.Second
-	// busyWorkers is how many workers may have a fault at a time: there
-	// is always one that can take sessions.
+	// roundLength is how long faults are started before everything is healed and checked.
+	roundLength = 50 * time.Second
+	// busyWorkers is how many workers may have a fault at the same time: one worker can
+	// always take sessions.
 	busyWorkers = workerCount - 1
 )
 
-// walk makes random faults of random lengths, which may overlap. One goroutine draws
-// all random numbers from one source, so a seed always gives the same list of
-// steps, whatever their results are.
+// walk starts random faults of random lengths, which may overlap. One goroutine draws all
+// random numbers from one source, so a seed always gives the same list of steps, even if
+// their results differ.
 type walk struct {
 	*environment
 	random *rand.Rand
 	clock  time.Duration // since the walk began
 	step   int
 	ends   []walkEnd
-	busy   map[string]bool // places and servers that something is wrong with
+	busy   map[string]bool // places and servers that have a fault
 }
 
 type walkEnd struct {
@@ -44,9 +44,9 @@ func TestRandomWalk(t *testing.T) {
 	w.random = rand.New(rand.NewPCG(w.seed, 0))
 	began := time.Now()
 	for n := 1; n == 1 || time.Since(began) < *walkFor; n++ {
-		w.eventually("all to be well", w.missing)
-		c := w.begin(fmt.Sprintf("leg %d of the walk with seed %d", n, w.seed))
-		w.leg(began)
+		w.eventually("all sessions to be connected", w.missing)
+		c := w.begin(fmt.Sprintf("round %d of the walk with seed %d", n, w.seed))
+		w.round(began)
 		w.heal()
 		if v := w.check(t, c); v.failed {
 			t.FailNow()
@@ -54,22 +54,22 @@ func TestRandomWalk(t *testing.T) {
 	}
 }
 
-// leg makes faults for a while.
-func (w *walk) leg(began time.Time) {
+// round starts faults for roundLength.
+func (w *walk) round(began time.Time) {
 	w.busy = map[string]bool{}
 	w.clock, w.ends = time.Since(began), nil
-	for end := w.clock + leg; w.clock < end; {
+	for end := w.clock + roundLength; w.clock < end; {
 		pause := w.upTo(6 * time.Second)
 		w.advance(began, w.clock+pause)
-		w.make()
+		w.start()
 	}
 	for _, e := range w.ends {
-		w.say("early", e.what)
+		w.log("ends early", e.what)
 		e.do()
 	}
 }
 
-// advance waits until then, and ends the faults whose time is over meanwhile.
+// advance waits until then, and meanwhile ends the faults whose time is over.
 func (w *walk) advance(began time.Time, then time.Duration) {
 	for {
 		slices.SortStableFunc(w.ends, func(a, b walkEnd) int { return int(a.at - b.at) })
@@ -78,15 +78,15 @@ func (w *walk) advance(began time.Time, then time.Duration) {
 		}
 		e := w.ends[0]
 		w.ends = w.ends[1:]
-		w.last(time.Until(began.Add(e.at)))
-		w.say("ends", e.what)
+		w.waitFor(time.Until(began.Add(e.at)))
+		w.log("ends", e.what)
 		e.do()
 	}
-	w.last(time.Until(began.Add(then)))
+	w.waitFor(time.Until(began.Add(then)))
 	w.clock = then
 }
 
-func (w *walk) say(verb, what string) {
+func (w *walk) log(verb, what string) {
 	w.note("step %d %s: %s", w.step, verb, what)
 	w.t.Logf("%7.1fs  step %d %s: %s", w.clock.Seconds(), w.step, verb, what)
 }
@@ -95,8 +95,8 @@ func (w *walk) upTo(d time.Duration) time.Duration {
 	return time.Duration(w.random.Int64N(int64(d))).Round(100 * time.Millisecond)
 }
 
-// length draws a fault's length: short, about the time after which a worker is
-// declared dead, or long.
+// length draws a fault's length: short, near the time after which a worker is declared dead,
+// or long.
 func (w *walk) length() time.Duration {
 	switch w.random.IntN(3) {
 	case 0:
@@ -108,23 +108,23 @@ func (w *walk) length() time.Duration {
 	}
 }
 
-// during makes a fault that ends by itself after a while, unless something is
-// wrong there already. The caller has drawn the fault before, so that the random
-// numbers of a seed do not depend on whether it is left out.
+// during starts a fault that ends after a while, unless there is already a fault in the same
+// place. The caller has drawn all random numbers before, so that those of a seed do not
+// depend on whether the fault is skipped.
 func (w *walk) during(where, what string, d time.Duration, begin, end func()) {
 	if w.busy[where] {
-		w.say("is left out", what)
+		w.log("is skipped", what)
 		return
 	}
 	w.busy[where] = true
 	what = fmt.Sprintf("%s for %s", what, d)
-	w.say("begins", what)
+	w.log("begins", what)
 	begin()
 	w.ends = append(w.ends, walkEnd{w.clock + d, what, func() { end(); delete(w.busy, where) }})
 }
 
-// make makes one fault.
-func (w *walk) make() {
+// start starts one fault.
+func (w *walk) start() {
 	w.step++
 	kind, worker, manager, d := w.random.IntN(16), w.random.IntN(workerCount), w.random.IntN(managerCount), w.length()
 	mode, servers := w.random.IntN(2), w.random.IntN(4)
@@ -132,10 +132,10 @@ func (w *walk) make() {
 	place := fmt.Sprintf("worker %d", worker)
 	p := w.workers[worker]
 	if kind <= 6 && w.faultyWorkers() >= busyWorkers && !w.busy[place] {
-		w.say("is left out", "too many workers have a fault")
+		w.log("is skipped", "too many workers have a fault")
 		return
 	}
-	sever := func(p *pod, place string, to ...service) {
+	disconnect := func(p *pod, place string, to ...service) {
 		verb := [...]string{"is cut from", "has hanging connections to"}[mode]
 		w.during(place, fmt.Sprintf("%s %s %s", p.name, verb, to), d, func() {
 			for _, s := range to {
@@ -155,7 +155,7 @@ func (w *walk) make() {
 	case 0, 1:
 		w.during(place, p.name+" is killed and restarted", d, func() { p.kill(d) }, func() {})
 	case 2:
-		w.during(place, fmt.Sprintf("%s is gone, abruptly: %t", p.name, coin), d, func() {
+		w.during(place, fmt.Sprintf("%s is removed, without closing its connections: %t", p.name, coin), d, func() {
 			if coin {
 				p.vanish()
 			} else {
@@ -163,15 +163,15 @@ func (w *walk) make() {
 			}
 		}, func() { w.newWorker(worker) })
 	case 3, 4:
-		w.during(place, p.name+" is stopped", d, p.pause, p.wake)
+		w.during(place, p.name+" is paused", d, p.pause, p.resume)
 	case 5, 6:
-		sever(p, place, [][]service{{toAPI}, {toRedis}, {toAPI, toRedis}, {toStore}}[servers]...)
+		disconnect(p, place, [][]service{{toAPI}, {toRedis}, {toAPI, toRedis}, {toStore}}[servers]...)
 	case 7:
 		m := w.managers[manager]
-		sever(m, fmt.Sprintf("manager %d", manager), [][]service{{toAPI}, {toRedis}, {toAPI, toRedis}, {toStore}}[servers]...)
+		disconnect(m, fmt.Sprintf("manager %d", manager), [][]service{{toAPI}, {toRedis}, {toAPI, toRedis}, {toStore}}[servers]...)
 	case 8:
 		m := w.managers[manager]
-		w.during(fmt.Sprintf("manager %d", manager), m.name+" is stopped", d, m.pause, m.wake)
+		w.during(fmt.Sprintf("manager %d", manager), m.name+" is paused", d, m.pause, m.resume)
 	case 9:
 		m := w.managers[manager]
 		w.during(fmt.Sprintf("manager %d", manager), m.name+" is killed and restarted", d, func() { m.kill(d) }, func() {})
@@ -182,7 +182,7 @@ func (w *walk) make() {
 	case 12:
 		w.during("PostgreSQL", "PostgreSQL crashes", d/2, w.killStore, w.startStore)
 	case 13:
-		w.say("begins", "every socket drops")
+		w.log("begins", "every socket drops")
 		_, err := w.simulator.Inject(simulator.Fault{Kind: simulator.FaultDrop})
 		w.must(err)
 	case 14, 15:

@@ -27,8 +27,8 @@ func StartAPIServer() (config *rest.Config, stop func() error, err error) {
 
 // NewAPIServer is StartAPIServer for a test that kills and restarts its server.
 //
-// The programs are those of $KUBEBUILDER_ASSETS; where it is not set,
-// hack/envtest-assets finds them, and may have to build them first.
+// The programs come from $KUBEBUILDER_ASSETS. If it is not set, hack/envtest-assets finds
+// them, and may have to build them first.
 func NewAPIServer() (*apiserver.Server, error) {
 	assets := os.Getenv("KUBEBUILDER_ASSETS")
 	if assets == "" {

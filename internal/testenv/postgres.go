@@ -20,13 +20,13 @@ import (
 	_ "github.com/jackc/pgx/v5/stdlib" // the driver "pgx"
 )
 
-// postgresStart bounds the wait for a cluster that starts.
+// postgresStart bounds the start of a cluster.
 const postgresStart = 60 * time.Second
 
-// postgresKeeper creates the cluster, runs it, and ends it when its own standard
-// input ends, which also happens when the test binary is killed: no server and
-// no folder outlives the tests. $1 is the folder, $2 the programs' folder, $3
-// the port. SIGQUIT is PostgreSQL's immediate shutdown.
+// postgresKeeper creates the cluster, runs it, and stops it when the script's standard input
+// ends. This also happens when the test binary is killed, so no server and no folder remains
+// after the tests. $1 is the folder, $2 the programs' folder, $3 the port. SIGQUIT is
+// PostgreSQL's immediate shutdown.
 const postgresKeeper = `
 "$2/initdb" -D "$1/data" -U postgres -A trust -E UTF8 --locale=C --no-sync >"$1/initdb.log" 2>&1 || exit 1
 "$2/postgres" -D "$1/data" -p "$3" -h 127.0.0.1 -k "$1" -c fsync=off -c synchronous_commit=off -c full_page_writes=off \
@@ -37,7 +37,7 @@ var postgres struct {
 	once  sync.Once
 	err   error
 	port  int
-	stdin io.WriteCloser // held open for as long as the process lives
+	stdin io.WriteCloser // open until the test binary ends
 
 	mu        sync.Mutex
 	databases int
@@ -71,8 +71,8 @@ func postgresURL(database string) string {
 	return fmt.Sprintf("postgres://postgres@127.0.0.1:%d/%s?sslmode=disable", postgres.port, database)
 }
 
-// administer runs one statement outside the tests' databases. No connection, and
-// no goroutine of one, stays between tests.
+// administer runs one statement outside the tests' databases. It leaves no connection and no
+// goroutine.
 func administer(ctx context.Context, query string) (err error) {
 	db, err := sql.Open("pgx", postgresURL("postgres"))
 	if err != nil {
@@ -114,11 +114,11 @@ func startPostgres() error {
 	if err := keeper.Start(); err != nil {
 		return err
 	}
-	again := time.NewTicker(20 * time.Millisecond)
-	defer again.Stop()
+	retry := time.NewTicker(20 * time.Millisecond)
+	defer retry.Stop()
 	end := time.Now().Add(postgresStart)
 	for err = administer(context.Background(), "SELECT 1"); err != nil; err = administer(context.Background(), "SELECT 1") {
-		if now := <-again.C; now.After(end) {
+		if now := <-retry.C; now.After(end) {
 			log, _ := os.ReadFile(filepath.Join(dir, "postgres.log"))
 			return fmt.Errorf("the cluster does not answer: %w\n%s", err, log)
 		}
@@ -126,8 +126,8 @@ func startPostgres() error {
 	return nil
 }
 
-// postgresPrograms is the folder of initdb and postgres: Debian's, the newest
-// first, or that of PATH.
+// postgresPrograms is the folder of initdb and postgres: Debian's newest version, or the one
+// in PATH.
 func postgresPrograms() (string, error) {
 	found, err := filepath.Glob("/usr/lib/postgresql/*/bin/initdb")
 	if err != nil {

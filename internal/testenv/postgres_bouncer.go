@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// bouncerKeeper runs PgBouncer until its own standard input ends, which also
-// happens when the test binary is killed.
+// bouncerKeeper runs PgBouncer until the script's standard input ends, which also happens
+// when the test binary is killed.
 const bouncerKeeper = `
 "$2" "$1/pgbouncer.ini" >"$1/pgbouncer.log" 2>&1 & server=$!
 read -r _; kill -KILL $server 2>/dev/null; wait $server; rm -rf "$1"`
@@ -42,7 +42,7 @@ var bouncer struct {
 	once  sync.Once
 	err   error
 	port  int
-	stdin io.WriteCloser // held open for as long as the process lives
+	stdin io.WriteCloser // open until the test binary ends
 }
 
 // PgBouncer is Postgres behind a PgBouncer in transaction mode, which is started
@@ -103,14 +103,14 @@ func startBouncer() error {
 	if err := keeper.Start(); err != nil {
 		return err
 	}
-	again := time.NewTicker(20 * time.Millisecond)
-	defer again.Stop()
+	retry := time.NewTicker(20 * time.Millisecond)
+	defer retry.Stop()
 	for end := time.Now().Add(postgresStart); ; {
 		log, _ := os.ReadFile(filepath.Join(dir, "pgbouncer.log"))
 		if strings.Contains(string(log), "process up") {
 			return nil
 		}
-		if now := <-again.C; now.After(end) {
+		if now := <-retry.C; now.After(end) {
 			return fmt.Errorf("PgBouncer was not ready within %s; its log: %s", postgresStart, log)
 		}
 	}

@@ -16,26 +16,26 @@ import (
 	"time"
 )
 
-// serverKeeper runs the server in the data of $1 until a line on standard input
-// asks for its end: "stop" for an orderly one (SIGINT is PostgreSQL's fast
-// shutdown), "kill" for a crash (SIGQUIT: nothing is written any more, the next
-// start recovers from the log). When its standard input ends without a line, the
-// test binary has ended; then the server is ended and the folder is deleted.
+// serverKeeper runs the server with the data in $1 until it reads a line: "stop" is an
+// orderly stop (SIGINT is PostgreSQL's fast shutdown), "kill" a crash (SIGQUIT: nothing
+// more is written, and the next start recovers from the log). If standard input ends
+// without a line, the test binary has ended; then the script stops the server and deletes
+// the folder.
 //
-// The data survive a crash of the server, not of the machine: a commit is
-// answered when it is written, but nothing waits for the disk.
+// The data survive a crash of the server, but not of the machine: a commit is answered when
+// it is written, without waiting for the disk.
 const serverKeeper = `
 dir=$1 program=$2 port=$3 log=$4
 shift 4
 "$program" -D "$dir/data" -p "$port" -h 127.0.0.1 -c unix_socket_directories= -c fsync=off -c full_page_writes=off \
 	-c max_connections=200 "$@" >"$log" 2>&1 & server=$!
-read -r how
-case $how in
+read -r signal
+case $signal in
 stop) kill -INT $server 2>/dev/null ;;
 *) kill -QUIT $server 2>/dev/null ;;
 esac
 wait $server
-[ -n "$how" ] || rm -rf "$dir"
+[ -n "$signal" ] || rm -rf "$dir"
 exit 0`
 
 // PostgresProcess is a real PostgreSQL server of one test on a free loopback
@@ -97,7 +97,7 @@ func PostgresServer(t testing.TB, args ...string) *PostgresProcess {
 // Addr is the server's host:port; it stays the same over restarts.
 func (p *PostgresProcess) Addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(p.port)) }
 
-// URL is that of the server's one database; it stays the same over restarts.
+// URL is the URL of the server's one database; it stays the same over restarts.
 func (p *PostgresProcess) URL() string { return p.URLVia(p.Addr()) }
 
 // URLVia is URL with another host:port that leads to the server, such as a proxy's.
@@ -105,16 +105,16 @@ func (p *PostgresProcess) URLVia(address string) string {
 	return fmt.Sprintf("postgres://postgres@%s/postgres?sslmode=disable", address)
 }
 
-// Stop ends the server in an orderly way: it disconnects its clients, writes its
-// data, and ends.
+// Stop stops the server in an orderly way: it disconnects its clients, writes its data, and
+// ends.
 func (p *PostgresProcess) Stop() { p.end("stop") }
 
-// Kill ends the server as a crash does: clients lose their connections and
-// their open transactions, what was committed stays. It waits for the end.
+// Kill stops the server as a crash does: clients lose their connections and open
+// transactions, and committed data remain. It waits until the server has ended.
 func (p *PostgresProcess) Kill() { p.end("kill") }
 
-// Restart starts the server again, after a Stop where it still runs, on the
-// same port with the data on its disk.
+// Restart starts the server again, on the same port and with the data on its disk. If it
+// still runs, Restart stops it first.
 func (p *PostgresProcess) Restart() {
 	p.t.Helper()
 	p.Stop()
@@ -123,8 +123,8 @@ func (p *PostgresProcess) Restart() {
 	}
 }
 
-// RestartAsStandby starts the server again as a standby that takes no writes and
-// has no primary.
+// RestartAsStandby restarts the server as a standby, which accepts no writes; it has no
+// primary.
 func (p *PostgresProcess) RestartAsStandby() {
 	p.t.Helper()
 	p.Stop()
@@ -142,7 +142,7 @@ func (p *PostgresProcess) Terminate() (n int) {
 	db, err := sql.Open("pgx", p.URL())
 	if err == nil {
 		defer func() { _ = db.Close() }()
-		// The second argument waits for the end of each.
+		// The second argument is how long to wait for the end of each, in milliseconds.
 		err = db.QueryRowContext(context.Background(), `SELECT COUNT(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity
 			WHERE pid<>pg_backend_pid() AND backend_type='client backend'`).Scan(&n)
 	}
@@ -174,10 +174,10 @@ func (p *PostgresProcess) start() bool {
 		p.t.Fatalf("starting PostgreSQL: %v", err)
 	}
 	p.stdin = stdin
-	// Read the log: a request over TCP could be answered by another server.
-	again := time.NewTicker(5 * time.Millisecond)
-	defer again.Stop()
-	for end := time.Now().Add(postgresStart); time.Now().Before(end); <-again.C {
+	// The log is read because another server could answer a request over TCP.
+	retry := time.NewTicker(5 * time.Millisecond)
+	defer retry.Stop()
+	for end := time.Now().Add(postgresStart); time.Now().Before(end); <-retry.C {
 		text, _ := os.ReadFile(logFile)
 		switch log := string(text); {
 		case strings.Contains(log, "database system is ready to accept connections"),
@@ -193,11 +193,11 @@ func (p *PostgresProcess) start() bool {
 	return false
 }
 
-func (p *PostgresProcess) end(how string) {
+func (p *PostgresProcess) end(signal string) {
 	if p.keeper == nil {
 		return
 	}
-	_, _ = io.WriteString(p.stdin, how+"\n")
+	_, _ = io.WriteString(p.stdin, signal+"\n")
 	_ = p.stdin.Close()
 	_ = p.keeper.Wait()
 	p.keeper = nil

@@ -51,13 +51,13 @@ func TestPostgresServer(t *testing.T) {
 			t.Errorf("a server that was %s answers", name)
 		}
 		if err := open.Commit(); err == nil {
-			t.Errorf("a transaction outlives a server that was %s", name)
+			t.Errorf("a transaction was committed on a server that was %s", name)
 		}
 		server.Restart()
 	}
 	var sum int
 	if err := db.QueryRowContext(ctx, "SELECT SUM(n) FROM kept").Scan(&sum); err != nil || sum != 2 {
-		t.Errorf("after the restarts: %d, %v; want what was committed and nothing else", sum, err)
+		t.Errorf("after the restarts: %d, %v; want only the committed rows", sum, err)
 	}
 	conn, err := db.Conn(ctx)
 	if err != nil {
@@ -68,6 +68,6 @@ func TestPostgresServer(t *testing.T) {
 		t.Errorf("%d connections ended, want at least the one that is open", n)
 	}
 	if err := conn.PingContext(ctx); err == nil {
-		t.Error("the connection outlives its end")
+		t.Error("a terminated connection still works")
 	}
 }

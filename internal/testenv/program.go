@@ -12,16 +12,16 @@ import (
 // asProgram is the variable that makes a test binary run as the program.
 const asProgram = "WHATSAPP_OPERATOR_TEST_AS_PROGRAM"
 
-// ProgramMain is called first in a TestMain: in a process that StartProgram has
-// started it runs main, which is the program's, and does not return.
+// ProgramMain is called first in a TestMain. In a process that StartProgram has started it
+// runs main, the main function of the program, and does not return.
 func ProgramMain(main func() int) {
 	if os.Getenv(asProgram) != "" {
 		os.Exit(main())
 	}
 }
 
-// StartProgram runs this test binary as the program, race detector included. The
-// caller ends it, and looks for data races in its output.
+// StartProgram runs this test binary as the program, with the race detector if the test has
+// it. The caller stops it, and checks its output for data races.
 func StartProgram(name string, output io.Writer, args ...string) (*process.Process, error) {
 	return process.Start(process.Options{
 		Name: name, Args: args, Output: output,
@@ -46,9 +46,9 @@ func DataRaces(output string) (ours, libraries []string) {
 
 var accessOf = regexp.MustCompile(`(?:[Rr]ead|[Ww]rite) at .*\n\s+(?:runtime\.\S+\n\s+\S+ \S+\n\s+)?(\S+)`)
 
-// betweenLibrary reports whether whatsmeow makes both accesses of a race: its socket
-// sends and closes without a common lock, and its client closes the channel of a
-// request whose answer is coming in.
+// betweenLibrary reports whether both accesses of a race are in whatsmeow: its socket sends
+// and closes without a common lock, and its client closes the channel of a request while the
+// answer arrives.
 func betweenLibrary(report string) bool {
 	accesses := accessOf.FindAllStringSubmatch(report, -1)
 	for _, access := range accesses {

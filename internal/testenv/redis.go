@@ -14,19 +14,18 @@ import (
 	"time"
 )
 
-// redisServer is where Debian's package puts the server; another one is taken
-// from PATH.
+// redisServer is the server of Debian's package. If it does not exist, the one in PATH is
+// used.
 const redisServer = "/usr/bin/redis-server"
 
-// redisStart bounds the wait for a server that starts; two loaded cores need
-// far less.
+// redisStart bounds the start of a server; two loaded cores need much less.
 const redisStart = 30 * time.Second
 
-// redisKeeper runs the server and ends it when its own standard input ends,
-// which also happens when the test binary is killed or runs into its time-out:
-// no server outlives its test. A line on standard input asks for an orderly end;
-// it is asked for again and again, because a server that rewrites its
-// append-only file refuses, and forced after ten seconds.
+// redisKeeper runs the server and stops it when the script's standard input ends. This also
+// happens when the test binary is killed or exceeds its time-out, so no server remains after
+// its test. A line on standard input asks for an orderly stop. SIGTERM is repeated, because
+// a server refuses it while it rewrites its append-only file; after ten seconds the server
+// is killed.
 const redisKeeper = `
 "$@" >/dev/null 2>&1 &
 server=$!
@@ -63,9 +62,8 @@ func Redis(t testing.TB, args ...string) string {
 	return RedisServer(t, args...).Addr()
 }
 
-// RedisServer is Redis for a test that stops and restarts its server. A first
-// argument that is no option is a configuration file, as on the command line of
-// redis-server.
+// RedisServer is Redis for a test that stops and restarts its server. If the first argument
+// is not an option, it is a configuration file, as on the command line of redis-server.
 func RedisServer(t testing.TB, args ...string) *RedisProcess {
 	t.Helper()
 	p := &RedisProcess{t: t, args: args, dir: t.TempDir()}
@@ -87,15 +85,15 @@ func (p *RedisProcess) Addr() string { return net.JoinHostPort("127.0.0.1", strc
 // Port is the port of Addr.
 func (p *RedisProcess) Port() int { return p.port }
 
-// Stop ends the server in an orderly way (SIGTERM: it writes its data to disk)
-// and waits for its end.
+// Stop stops the server in an orderly way (SIGTERM: it writes its data to disk) and waits
+// until it has ended.
 func (p *RedisProcess) Stop() { p.end(true) }
 
-// Kill ends the server as a crash does (SIGKILL) and waits for its end.
+// Kill stops the server as a crash does (SIGKILL) and waits until it has ended.
 func (p *RedisProcess) Kill() { p.end(false) }
 
-// Restart starts the server again, after a Stop where it still runs, on the
-// same port with the data on its disk.
+// Restart starts the server again, on the same port and with the data on its disk. If it
+// still runs, Restart stops it first.
 func (p *RedisProcess) Restart() {
 	p.t.Helper()
 	p.Stop()
@@ -104,8 +102,7 @@ func (p *RedisProcess) Restart() {
 	}
 }
 
-// RestartEmpty is Restart with nothing on the disk: Redis has lost all its
-// data.
+// RestartEmpty restarts the server with an empty disk: Redis has lost all its data.
 func (p *RedisProcess) RestartEmpty() {
 	p.t.Helper()
 	p.Kill()
@@ -144,9 +141,9 @@ func (p *RedisProcess) start() bool {
 		p.t.Fatalf("starting redis-server: %v", err)
 	}
 	p.stdin = stdin
-	again := time.NewTicker(5 * time.Millisecond)
-	defer again.Stop()
-	for end := time.Now().Add(redisStart); time.Now().Before(end); <-again.C {
+	retry := time.NewTicker(5 * time.Millisecond)
+	defer retry.Stop()
+	for end := time.Now().Add(redisStart); time.Now().Before(end); <-retry.C {
 		switch state, line := readLog(logFile); state {
 		case serving:
 			return true
@@ -183,9 +180,8 @@ const (
 	broken
 )
 
-// readLog reads from the server's log whether it serves. A request over TCP
-// could be answered by another server on the same port, and would need
-// the password where the test sets one.
+// readLog reads the state of the server from its log. A request over TCP could be answered
+// by another server on the same port, and would need the password if the test sets one.
 func readLog(name string) (logState, string) {
 	f, err := os.Open(name)
 	if err != nil {

@@ -22,7 +22,7 @@ func TestRedisServer(t *testing.T) {
 		t.Errorf("another server has %d keys, want none", n)
 	}
 	if got := other.ConfigGet(ctx, "maxmemory-policy").Val()["maxmemory-policy"]; got != "allkeys-lru" {
-		t.Errorf("the test's own option was not taken: %q", got)
+		t.Errorf("the test's own option was not used: %q", got)
 	}
 	server.Restart()
 	if got, err := client.Get(ctx, "k").Result(); err != nil || got != "v" {
@@ -34,6 +34,6 @@ func TestRedisServer(t *testing.T) {
 	}
 	server.RestartEmpty()
 	if n, err := client.DBSize(ctx).Result(); err != nil || n != 0 {
-		t.Errorf("after a restart with nothing: %d keys, %v", n, err)
+		t.Errorf("after a restart with an empty disk: %d keys, %v", n, err)
 	}
 }

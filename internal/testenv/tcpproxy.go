@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TCPProxy is a TCP proxy in front of a server, which a test can cut, hang and
-// restore. Give each process its own proxy, and its address in place of the
+// TCPProxy is a TCP proxy in front of a server. A test can make it reset or block its
+// connections. Give each process its own proxy, and the proxy's address instead of the
 // server's.
 type TCPProxy struct {
 	listener net.Listener
@@ -54,18 +54,18 @@ func NewTCPProxy(t testing.TB, upstream string) *TCPProxy {
 	return p
 }
 
-// Addr is the host:port to use in place of the server's.
+// Addr is the host:port to use instead of the server's.
 func (p *TCPProxy) Addr() string { return p.listener.Addr().String() }
 
 // Cut resets every connection, and each new one at once.
 func (p *TCPProxy) Cut() { p.become(proxyCut) }
 
-// Hang lets nothing through: connections stay open, new ones
-// are accepted, and no byte comes. After Restore what was sent arrives.
+// Hang blocks all traffic: connections stay open and new ones are accepted, but no byte
+// passes. After Restore the sent bytes arrive.
 func (p *TCPProxy) Hang() { p.become(proxyHung) }
 
-// Abandon lets nothing more through the present connections, for good, as when the
-// machine that carried them disappears without closing them. New connections work.
+// Abandon blocks the present connections forever, as when a machine between disappears
+// without closing them. New connections work.
 func (p *TCPProxy) Abandon() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -91,15 +91,15 @@ func (p *TCPProxy) Open() bool {
 	return p.state == proxyOpen
 }
 
-// Carried reports whether a connection that the server saw come from this
-// address came through the proxy, now or earlier.
+// Carried reports whether a connection to the server from this address came through the
+// proxy, now or earlier.
 func (p *TCPProxy) Carried(remote string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.origins[remote]
 }
 
-// Close ends the proxy for good and waits for all that it carries.
+// Close stops the proxy and waits until all its connections have ended.
 func (p *TCPProxy) Close() {
 	p.become(proxyClosed)
 	_ = p.listener.Close()
@@ -122,7 +122,7 @@ func (p *TCPProxy) become(state proxyState) {
 	}
 }
 
-// passable waits while the proxy hangs; false: it is cut.
+// passable waits while the proxy hangs. It returns false if the proxy is cut.
 func (p *TCPProxy) passable() bool {
 	for {
 		p.mu.Lock()
@@ -179,7 +179,7 @@ func (p *TCPProxy) carry(client *net.TCPConn) {
 	both.Wait()
 }
 
-// copy carries one direction. While the proxy hangs, not even the end of a connection gets through.
+// copy copies one direction. While the proxy hangs, even the end of a connection does not pass.
 func (p *TCPProxy) copy(pair *proxiedPair, to, from *net.TCPConn) {
 	buffer := make([]byte, 32<<10)
 	for {
@@ -189,7 +189,7 @@ func (p *TCPProxy) copy(pair *proxiedPair, to, from *net.TCPConn) {
 		}
 		if pair.abandoned.Load() {
 			if err != nil {
-				return // the other side does not get the end of the connection
+				return // the end of the connection does not pass to the other side
 			}
 			continue
 		}
@@ -206,7 +206,7 @@ func (p *TCPProxy) copy(pair *proxiedPair, to, from *net.TCPConn) {
 	}
 }
 
-// close ends both connections in an orderly way: what was written arrives.
+// close closes both connections in an orderly way: written bytes arrive.
 func (p *proxiedPair) close() {
 	p.once.Do(func() {
 		_ = p.client.Close()

@@ -37,10 +37,10 @@ func TestTCPProxy(t *testing.T) {
 		t.Cleanup(func() { _ = c.Close() })
 		return c, bufio.NewReader(c)
 	}
-	say := func(c net.Conn, r *bufio.Reader, word string, timeout time.Duration) error {
+	echo := func(c net.Conn, r *bufio.Reader, text string, timeout time.Duration) error {
 		_ = c.SetReadDeadline(time.Now().Add(timeout))
-		if word != "" {
-			if _, err := io.WriteString(c, word+"\n"); err != nil {
+		if text != "" {
+			if _, err := io.WriteString(c, text+"\n"); err != nil {
 				return err
 			}
 		}
@@ -53,39 +53,39 @@ func TestTCPProxy(t *testing.T) {
 	}
 
 	c, r := dial()
-	if err := say(c, r, "hello", 10*time.Second); err != nil {
-		t.Fatal("an open proxy does not carry:", err)
+	if err := echo(c, r, "hello", 10*time.Second); err != nil {
+		t.Fatal("an open proxy does not pass data:", err)
 	}
 	if origin := <-origins; !proxy.Carried(origin) || proxy.Carried(server.Addr().String()) {
-		t.Error("the proxy does not know what it carried")
+		t.Error("Carried is wrong")
 	}
 	proxy.Hang()
-	if err := say(c, r, "late", 50*time.Millisecond); !isTimeout(err) {
-		t.Fatal("a proxy that hangs answers:", err)
+	if err := echo(c, r, "late", 50*time.Millisecond); !isTimeout(err) {
+		t.Fatal("a proxy that hangs passes data:", err)
 	}
 	newer, newerReader := dial()
-	if err := say(newer, newerReader, "late too", 50*time.Millisecond); !isTimeout(err) {
-		t.Fatal("a proxy that hangs answers a new connection:", err)
+	if err := echo(newer, newerReader, "late too", 50*time.Millisecond); !isTimeout(err) {
+		t.Fatal("a proxy that hangs passes data of a new connection:", err)
 	}
 	proxy.Restore()
-	for _, err := range []error{say(c, r, "", 10*time.Second), say(newer, newerReader, "", 10*time.Second)} {
+	for _, err := range []error{echo(c, r, "", 10*time.Second), echo(newer, newerReader, "", 10*time.Second)} {
 		if err != nil {
-			t.Fatal("what was sent to a proxy that hung is lost:", err)
+			t.Fatal("data sent while the proxy hung are lost:", err)
 		}
 	}
 	proxy.Cut()
-	if err := say(c, r, "", 10*time.Second); err == nil || isTimeout(err) {
+	if err := echo(c, r, "", 10*time.Second); err == nil || isTimeout(err) {
 		t.Fatal("a connection survives a cut:", err)
 	}
 	if again, err := net.Dial("tcp", proxy.Addr()); err == nil { // the reset may be faster than the dial
-		if err := say(again, bufio.NewReader(again), "hello?", 10*time.Second); err == nil || isTimeout(err) {
+		if err := echo(again, bufio.NewReader(again), "hello?", 10*time.Second); err == nil || isTimeout(err) {
 			t.Fatal("a new connection survives a cut:", err)
 		}
 		_ = again.Close()
 	}
 	proxy.Restore()
 	c, r = dial()
-	if err := say(c, r, "hello again", 10*time.Second); err != nil {
-		t.Fatal("a restored proxy does not carry:", err)
+	if err := echo(c, r, "hello again", 10*time.Second); err != nil {
+		t.Fatal("a restored proxy does not pass data:", err)
 	}
 }
