@@ -276,6 +276,7 @@ func TestDecideEnding(t *testing.T) {
 		reason  string // empty: the deletion does not end yet
 		release Release
 		wait    time.Duration
+		jid     string // status.jid
 		// terminating is the reason that the status has; namespaceEnds: the namespace is being deleted.
 		terminating   string
 		namespaceEnds bool
@@ -295,6 +296,8 @@ func TestDecideEnding(t *testing.T) {
 		{name: "logged out, and the holder has not released it yet", held: true, wait: 5 * time.Minute},
 		{name: "logged out, and placement has cleared the dead holder", after: 6 * time.Minute, reason: v1alpha1.ReasonDeleted},
 		{name: "logged out", reason: v1alpha1.ReasonDeleted},
+		{name: "its record is lost, and its device may still be linked", jid: "34600111222:3@s.whatsapp.net", reason: v1alpha1.ReasonLogoutUnconfirmed},
+		{name: "its record was deleted by a process that came no further", jid: "34600111222:3@s.whatsapp.net", terminating: v1alpha1.ReasonDeleted, reason: v1alpha1.ReasonDeleted},
 		{name: "not linked", record: unlinked, reason: v1alpha1.ReasonDeleted, release: ReleaseForget},
 		{name: "not linked, Retain: a device that can be restored is kept", policy: v1alpha1.DeletionRetain, record: unlinked, reason: v1alpha1.ReasonDeleted, release: ReleaseRetain},
 		{name: "Retain", policy: v1alpha1.DeletionRetain, record: linked, reason: v1alpha1.ReasonDeleted, release: ReleaseRetain},
@@ -310,6 +313,7 @@ func TestDecideEnding(t *testing.T) {
 			if tt.held {
 				s.Status.HeldBy = "worker-a"
 			}
+			s.Status.JID = tt.jid
 			if tt.terminating != "" {
 				s.Status = status.Summarize(s.Status, status.Facts{Phase: v1alpha1.PhaseTerminating, Reason: tt.terminating}, noon)
 			}

@@ -181,8 +181,7 @@ func TestTheSessionsOfAStoreThatWasTakenOver(t *testing.T) {
 		g.Expect(s.Status.Phase).To(Equal(v1alpha1.PhaseTerminating))
 		g.Expect(s.Status.Worker).To(Equal("worker-a"))
 	})
-	w.ids.forget("deleted")
-	w.touch(deleted)
+	w.forgets(deleted, "worker-a")
 	w.gone(deleted)
 
 	t.Log("a person adds a former installation")

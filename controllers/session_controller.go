@@ -747,6 +747,10 @@ func decideEnding(s *v1alpha1.WhatsAppSession, record *Record, d deletion, now t
 	switch {
 	case s.Status.HeldBy != "":
 		return nil, d.wait(now) // until the holder has released the session, or placement has written the holder's death
+	case record == nil && linkUnknown(s):
+		return &ending{reason: v1alpha1.ReasonLogoutUnconfirmed, message: fmt.Sprintf(
+			"the database has no record of the session, as after a restore from an older copy, so nobody can tell whether the device is unlinked: on the phone %s open Linked devices and remove the device %s if it is there",
+			s.Status.PhoneNumber, deviceName(s, s.Status.JID))}, 0
 	case record == nil:
 		return &ending{reason: v1alpha1.ReasonDeleted, message: "the device is unlinked and its keys are deleted"}, 0
 	case !linked && retain: // a device that WhatsApp has logged out is kept for a person to restore
@@ -760,6 +764,13 @@ func decideEnding(s *v1alpha1.WhatsAppSession, record *Record, d deletion, now t
 	default:
 		return &ending{reason: v1alpha1.ReasonLogoutUnconfirmed, message: unlinkByHand(s, record, d), release: ReleaseOrphan}, 0
 	}
+}
+
+// linkUnknown: a session without a record had a device, and no holder has written that it
+// was unlinked. The holder writes that before, or while, it deletes the record.
+func linkUnknown(s *v1alpha1.WhatsAppSession) bool {
+	finished := deletionDecided(s) && status.Reason(s.Status) == v1alpha1.ReasonDeleted // its record is deleted then
+	return s.Status.JID != "" && !finished
 }
 
 // unlinkByHand says which device the person who has the phone must remove, and why.

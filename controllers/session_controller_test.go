@@ -191,8 +191,7 @@ func TestDeletion(t *testing.T) {
 			name:   "no phone was linked, and a worker offers codes",
 			before: func(w *env, s *v1alpha1.WhatsAppSession) { w.pair(s, "worker-a") },
 			after: func(w *env, s *v1alpha1.WhatsAppSession) {
-				w.ids.forget("acme")
-				w.release(s)
+				w.forgets(s, "worker-a")
 			},
 			status: "inactive/Terminating/Deleted", event: "keys are deleted",
 		},
@@ -200,8 +199,7 @@ func TestDeletion(t *testing.T) {
 			name:   "the holder logs out and deletes the record",
 			before: func(w *env, s *v1alpha1.WhatsAppSession) { w.hold(s, "worker-a") },
 			after: func(w *env, s *v1alpha1.WhatsAppSession) {
-				w.ids.forget("acme")
-				w.release(s)
+				w.forgets(s, "worker-a")
 			},
 			status: "inactive/Terminating/Deleted", event: "unlinked",
 		},
@@ -212,8 +210,7 @@ func TestDeletion(t *testing.T) {
 				w.Expect(w.placed(s, "worker-a").Status.Phase).To(Equal(v1alpha1.PhaseTerminating))
 				w.published("acme", "inactive/Terminating/Deleting")
 				w.hold(s, "worker-a")
-				w.ids.forget("acme")
-				w.release(s)
+				w.forgets(s, "worker-a")
 			},
 			status: "inactive/Terminating/Deleted", event: "unlinked",
 		},
@@ -227,10 +224,18 @@ func TestDeletion(t *testing.T) {
 					g.Expect(s.Status.JID).NotTo(BeEmpty())
 					g.Expect(s.Status.Worker).To(Equal("worker-a"))
 				})
-				w.ids.forget("acme")
-				w.touch(s)
+				w.forgets(s, "worker-a")
 			},
 			status: "inactive/Terminating/Deleted", event: "unlinked",
+		},
+		{
+			name: "the database has lost the record, and nobody has unlinked the device",
+			before: func(w *env, s *v1alpha1.WhatsAppSession) {
+				w.suspend(w.hold(s, "worker-a"))
+				w.ids.forget("acme")
+			},
+			status: "inactive/Terminating/LogoutUnconfirmed",
+			event:  "on the phone +34600111222 open Linked devices and remove the device 34600111222:3@s.whatsapp.net if it is there",
 		},
 		{
 			name:   "no worker logs out in time",

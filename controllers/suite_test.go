@@ -412,6 +412,18 @@ func (w *env) release(s *v1alpha1.WhatsAppSession) *v1alpha1.WhatsAppSession {
 	})
 }
 
+// forgets is a worker that logs the device out and deletes its record.
+func (w *env) forgets(s *v1alpha1.WhatsAppSession, worker string) {
+	w.t.Helper()
+	w.holder(s, v1alpha1.PhaseTerminating, v1alpha1.ReasonDeleting, func(next *v1alpha1.WhatsAppSessionStatus) {
+		next.HeldBy, next.HolderStart = worker, "p1"
+	})
+	w.ids.forget(s.SessionID())
+	w.holder(s, v1alpha1.PhaseTerminating, v1alpha1.ReasonDeleting, func(next *v1alpha1.WhatsAppSessionStatus) {
+		next.HeldBy, next.HolderStart, next.JID = "", "", ""
+	})
+}
+
 // worker creates a worker's Lease, or renews it with a change.
 func (w *env) worker(name string, change ...func(*membership.Member)) {
 	w.t.Helper()
