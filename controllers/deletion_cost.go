@@ -23,12 +23,13 @@ const costInterval = time.Minute
 // that a Deployment that is scaled down ends the pods with the fewest sessions first. It is
 // a hint: nothing else depends on it, so nothing else fails with it. Only the leader runs it.
 type deletionCosts struct {
-	namespace string
-	clock     clock.WithTicker
-	log       logr.Logger
-	client    client.Client
-	direct    client.Reader // pods are not cached
-	members   *members
+	namespace    string
+	installation string
+	clock        clock.WithTicker
+	log          logr.Logger
+	client       client.Client
+	direct       client.Reader // pods are not cached
+	members      *members
 
 	// written is the deletion cost of each worker's pod, as far as this process knows.
 	written map[string]int
@@ -65,7 +66,7 @@ func (d *deletionCosts) update(ctx context.Context) error {
 	}
 	for i := range list.Items {
 		holder := list.Items[i].Status.HeldBy
-		if _, live := costs[holder]; live {
+		if _, live := costs[holder]; live && list.Items[i].Status.Installation == d.installation { // another's worker may have the same name
 			costs[holder]++
 		}
 	}

@@ -39,6 +39,8 @@ const (
 	// its Lease every 2 s, a worker every 3 s.
 	leaseReadInterval = 15 * time.Second
 	silentReads       = 4
+	// leaseRetention is how long a Lease that no session leads to any more is remembered.
+	leaseRetention = 10 * time.Minute
 )
 
 // splitInstallation returns the parts of an installation's id.
@@ -294,8 +296,11 @@ type leaseReads struct {
 func (n *otherReleases) answered(key types.NamespacedName) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	seen := n.seen[key]
+	seen, known := n.seen[key]
 	seen.answered, seen.unchanged = true, 0
+	if !known { // or it is forgotten at once
+		seen.last = n.clock.Now()
+	}
 	if n.seen == nil {
 		n.seen = map[types.NamespacedName]leaseReads{}
 	}
@@ -340,6 +345,11 @@ func (n *otherReleases) silent(ctx context.Context, key types.NamespacedName) (b
 	defer n.mu.Unlock()
 	if n.seen == nil {
 		n.seen = map[types.NamespacedName]leaseReads{}
+	}
+	for other, reads := range n.seen {
+		if now.Sub(reads.last) >= leaseRetention {
+			delete(n.seen, other)
+		}
 	}
 	n.seen[key] = seen
 	return seen.unchanged >= silentReads, nil

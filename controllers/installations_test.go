@@ -7,14 +7,18 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	. "github.com/onsi/gomega"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	clocktesting "k8s.io/utils/clock/testing"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/membership"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/placement"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
@@ -356,4 +360,42 @@ func TestALostRecordIsClaimedAgain(t *testing.T) {
 		w := newEnv(t)
 		w.phase(missing(w, &Record{Namespace: "another", UID: "another"}), v1alpha1.PhasePending, v1alpha1.ReasonSessionIDTaken)
 	})
+}
+
+// TestSessionsOfOthersAreNotCounted: two releases in a cluster would count each session
+// twice, and report the other's as held by silent workers for good.
+func TestSessionsOfOthersAreNotCounted(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	r := newPlacementReconciler(PlacementOptions{Installation: installation, Deaths: newFakeDeaths()}, nil, nil, nil)
+	snapshot := placement.Snapshot{Workers: []placement.Worker{{Name: "worker-a", Pool: v1alpha1.DefaultPool, Live: true, Capacity: 10}}}
+	add := func(of, heldBy string, phase v1alpha1.Phase, reason string) {
+		s := &v1alpha1.WhatsAppSession{Status: v1alpha1.WhatsAppSessionStatus{Installation: of, HeldBy: heldBy}}
+		s.Status = status.Summarize(s.Status, status.Facts{Phase: phase, Reason: reason}, time.Now())
+		snapshot.Sessions = append(snapshot.Sessions, placement.Session{Object: s})
+	}
+	add(installation, "worker-a", v1alpha1.PhaseConnected, v1alpha1.ReasonConnected)
+	add(installation, "worker-b", v1alpha1.PhaseConnected, v1alpha1.ReasonConnected)
+	add("", "", v1alpha1.PhasePending, v1alpha1.ReasonWaitingForPlacement)
+	for range 3 {
+		add("cluster-1/other/main", "worker-c", v1alpha1.PhaseConnected, v1alpha1.ReasonConnected)
+	}
+	add("cluster-1/gone/main", "worker-d", v1alpha1.PhaseFailed, v1alpha1.ReasonOtherInstallation)
+	fleet := r.count(snapshot, placement.Plan{}, 0)
+	g.Expect(fleet.Sessions).To(Equal(map[string]int{"Connected": 2, "Pending": 1, "Failed": 1}))
+	g.Expect(fleet.HeldBySilent).To(Equal(1))
+}
+
+// TestTheManagerForgetsTheLeasesOfOthers: each of their rollouts brings workers of new names.
+func TestTheManagerForgetsTheLeasesOfOthers(t *testing.T) {
+	t.Parallel()
+	g := NewWithT(t)
+	clock := clocktesting.NewFakeClock(time.Now())
+	n := &otherReleases{reader: k8s, clock: clock, log: logr.Discard()}
+	for i := range 100 {
+		_, err := n.silent(t.Context(), types.NamespacedName{Namespace: "default", Name: fmt.Sprint("rollout-", i)})
+		g.Expect(err).NotTo(HaveOccurred())
+		clock.Step(leaseReadInterval)
+	}
+	g.Expect(len(n.seen)).To(BeNumerically("<=", int(leaseRetention/leaseReadInterval)+1))
 }

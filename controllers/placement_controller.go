@@ -158,7 +158,7 @@ func SetupPlacement(mgr ctrl.Manager, o PlacementOptions) error {
 		return fmt.Errorf("setting up the placement controller: %w", err)
 	}
 	costs := &deletionCosts{
-		namespace: o.Namespace, clock: o.Clock, log: o.Log, client: r.client, direct: r.direct, members: r.members, written: map[string]int{},
+		namespace: o.Namespace, installation: o.Installation, clock: o.Clock, log: o.Log, client: r.client, direct: r.direct, members: r.members, written: map[string]int{},
 	}
 	for _, runnable := range []manager.Runnable{manager.RunnableFunc(r.forwardDeaths), costs} {
 		if err := mgr.Add(runnable); err != nil {
@@ -275,7 +275,7 @@ func (r *placementReconciler) Reconcile(ctx context.Context, _ ctrl.Request) (ct
 	r.reportLostWorkers(snapshot)
 	r.reportFailingWorkers(snapshot)
 	plan := placement.Make(snapshot)
-	r.count(snapshot, plan, r.Clock.Since(now))
+	metrics.SetFleet(r.count(snapshot, plan, r.Clock.Since(now)))
 	r.remember(snapshot, plan, now)
 	r.reportDeclined(plan)
 	r.reportMisplaced(plan, snapshot)
@@ -796,8 +796,9 @@ func (r *placementReconciler) explainNoWorkers(pool string, workers []placement.
 	return fmt.Sprintf("no worker serves the pool %q: start one with --pool=%s, or correct the label %s of the Namespace (%s)", pool, pool, v1alpha1.PoolLabel, exist)
 }
 
-// count publishes the metrics of the snapshot and the plan.
-func (r *placementReconciler) count(snapshot placement.Snapshot, plan placement.Plan, planning time.Duration) {
+// count counts the sessions and workers of the snapshot and the plan. A session that another installation manages is
+// in that one's counts; one that nobody manages is in these.
+func (r *placementReconciler) count(snapshot placement.Snapshot, plan placement.Plan, planning time.Duration) metrics.Fleet {
 	f := metrics.Fleet{
 		Sessions: map[string]int{}, Unplaced: map[metrics.PoolReason]int{}, Misplaced: map[metrics.PoolReason]int{}, Workers: map[metrics.PoolState]int{}, Capacity: map[string]int{}, Planning: planning,
 	}
@@ -822,8 +823,12 @@ func (r *placementReconciler) count(snapshot placement.Snapshot, plan placement.
 	}
 	for i := range snapshot.Sessions {
 		s := &snapshot.Sessions[i].Object.Status
+		foreign := s.Installation != "" && s.Installation != r.Installation
+		if foreign && status.Reason(*s) != v1alpha1.ReasonOtherInstallation {
+			continue
+		}
 		f.Sessions[string(s.Phase)]++
-		if s.HeldBy != "" && !live[s.HeldBy] {
+		if !foreign && s.HeldBy != "" && !live[s.HeldBy] {
 			f.HeldBySilent++
 		}
 	}
@@ -841,5 +846,5 @@ func (r *placementReconciler) count(snapshot placement.Snapshot, plan placement.
 	for _, m := range plan.Misplaced {
 		f.Misplaced[of(m.Session, m.Reason)]++
 	}
-	metrics.SetFleet(f)
+	return f
 }
