@@ -33,7 +33,7 @@ func NewRootCommand() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(newManagerCommand(), newWorkerCommand(), newSimulatorCommand(), newStoreCommand(), newDeadLetterCommand(), newVersionCommand())
+	root.AddCommand(newManagerCommand(), newWorkerCommand(), newSimulatorCommand(), newStoreCommand(), newDeadLetterCommand(), newRedisACLCommand(), newVersionCommand())
 	root.AddCommand(demoCommands()...)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w: `%s --help` lists the flags", err, cmd.CommandPath())

@@ -20,6 +20,7 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/laravel/laraveltest"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/redis"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/store"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
@@ -292,24 +293,24 @@ func TestBadInput(t *testing.T) {
 // TestRedisForgets: what is present is told again, and the cache is there again.
 func TestRedisForgets(t *testing.T) {
 	s := newEnvironment(t, "")
-	redis := testenv.RedisServer(t)
-	s.redisAddr = redis.Addr()
+	server := testenv.RedisServer(t)
+	s.redisAddr = server.Addr()
 	s.manager()
 	s.worker("worker-1")
 	s.apply("a")
 	s.scan("a", "+34600111220")
 	s.phase("a", v1alpha1.PhaseConnected)
 	before := s.hears("a", delivery.Active, v1alpha1.PhaseConnected)
-	redis.RestartEmpty()
+	server.RestartEmpty()
 	s.Eventually(func() bool { return s.laravel.Status("a").Newer(before.Numbers) }).Should(BeTrue())
 	s.hears("a", delivery.Active, v1alpha1.PhaseConnected)
 	s.Expect(s.get("a").Status.Reconnects).To(BeZero(), "a Redis outage drops no connection")
 }
 
 // refused starts a worker that is not to get far.
-func (s *environment) refused(redis string, more ...string) *process {
+func (s *environment) refused(redisAddr string, more ...string) *process {
 	return s.start("worker", append([]string{
-		"--kubeconfig=" + s.kube, "--namespace=" + s.namespace, "--redis=" + redis, "--store=" + s.store,
+		"--kubeconfig=" + s.kube, "--namespace=" + s.namespace, "--redis=" + redisAddr, "--store=" + s.store,
 		"--metrics-bind-address=0", "--health-bind-address=0", "--name=w", "--state-dir=" + s.t.TempDir(),
 	}, more...)...)
 }
@@ -408,6 +409,13 @@ func TestStartIsRefused(t *testing.T) {
 				return s.refused(volatile)
 			},
 			says: []string{"noeviction", "--allow-volatile-redis"},
+		},
+		{
+			name: "a Redis user without two commands and the channel",
+			run: func() *process {
+				return s.refused(s.redisAddr, s.redisUser(redis.Worker, "-type", "-zadd", "resetchannels")...)
+			},
+			says: []string{"worker", "TYPE, ZADD", "batch:{queue}:wake", "redis-acl"},
 		},
 		{
 			name: "the database is not there",

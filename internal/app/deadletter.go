@@ -102,7 +102,7 @@ func letterCommand(cmd *cobra.Command, filter *letterFilter, run func(ctx contex
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		filter.ids = args
 		return prepare(cmd, config.complete, config, func(ctx context.Context, log logr.Logger) (err error) {
-			d, err := openUnclaimed(ctx, config, log)
+			d, err := openUnclaimed(ctx, config, redis.Manager, log)
 			if err != nil {
 				return err
 			}

@@ -43,6 +43,7 @@ type dependencies struct {
 	heartbeat  goredis.UniversalClient
 	keys       redis.Keys
 	durability *redis.Durability
+	monitor    *redis.Monitor
 	queue      *batch.Queue
 	cache      *cache.Cache
 	store      *store.Store
@@ -52,8 +53,8 @@ type dependencies struct {
 
 // openDependencies reaches the API server, Redis and the store, and refuses any of
 // them that is not fit or that belongs to another installation. The caller closes them.
-func openDependencies(ctx context.Context, config *commonConfig, log logr.Logger) (*dependencies, error) {
-	d, err := openUnclaimed(ctx, config, log)
+func openDependencies(ctx context.Context, config *commonConfig, role redis.Role, log logr.Logger) (*dependencies, error) {
+	d, err := openUnclaimed(ctx, config, role, log)
 	if err != nil {
 		return nil, err
 	}
@@ -72,12 +73,12 @@ func openDependencies(ctx context.Context, config *commonConfig, log logr.Logger
 
 // openUnclaimed reaches the API server and Redis, also where Redis belongs to another
 // installation.
-func openUnclaimed(ctx context.Context, config *commonConfig, log logr.Logger) (*dependencies, error) {
+func openUnclaimed(ctx context.Context, config *commonConfig, role redis.Role, log logr.Logger) (*dependencies, error) {
 	d, err := openCluster(ctx, config, log)
 	if err != nil {
 		return nil, err
 	}
-	if err := d.openRedis(ctx); err != nil {
+	if err := d.openRedis(ctx, role); err != nil {
 		return nil, errors.Join(err, d.close())
 	}
 	return d, nil
@@ -181,13 +182,16 @@ func (d *dependencies) identify(ctx context.Context) error {
 	})
 }
 
-func (d *dependencies) openRedis(ctx context.Context) error {
+// openRedis refuses a Redis that is not fit, or whose user may not do what the role needs.
+func (d *dependencies) openRedis(ctx context.Context, role redis.Role) error {
 	redis.LogTo(d.log.WithName("redis"))
+	config := d.config.Redis
+	config.OnRefusal = func(reason redis.Refusal) { metrics.RedisRefusal(string(reason)) }
 	var err error
-	if d.redis, err = redis.New(d.config.Redis); err != nil {
+	if d.redis, err = redis.New(config); err != nil {
 		return err
 	}
-	if d.heartbeat, err = redis.New(d.config.Redis); err != nil {
+	if d.heartbeat, err = redis.New(config); err != nil {
 		return err
 	}
 	d.keys = d.config.Redis.Keys()
@@ -196,10 +200,14 @@ func (d *dependencies) openRedis(ctx context.Context) error {
 		Durability: d.durability, OnExpired: metrics.QueueExpired, OnRepaired: d.queueRepaired,
 	})
 	d.cache = cache.New(d.redis, d.keys, d.clock)
+	d.monitor = &redis.Monitor{
+		Client: d.redis, Keys: d.keys, Role: role, User: d.config.Redis.Username, Durability: d.durability, Clock: d.clock,
+	}
 	return d.retryUntilReady(ctx, "Redis", func(ctx context.Context) (bool, error) {
-		report, err := (&redis.Monitor{Client: d.redis, Durability: d.durability}).Once(ctx)
+		report, err := d.monitor.Once(ctx)
 		if err != nil {
-			return errors.Is(err, redis.ErrNotOffered), err
+			var access *redis.AccessError
+			return errors.Is(err, redis.ErrNotOffered) || errors.As(err, &access), err
 		}
 		if err := report.Err(d.config.Redis.AllowVolatile); err != nil {
 			return true, err
@@ -249,10 +257,12 @@ func (d *dependencies) awaitStore(ctx context.Context) error {
 }
 
 // monitors watch Redis and the store for as long as the process runs. publishAgain is called
-// when Redis may have lost data. A Redis or a store that has become
-// another installation's ends the process.
-func (d *dependencies) monitors(publishAgain func()) []everywhere {
-	monitor := &redis.Monitor{Client: d.redis, Durability: d.durability, Clock: d.clock, Report: func(report redis.Report, err error) {
+// when Redis may have lost data, fitness, where set, when Redis becomes unfit, with the
+// reason, and when it is fit again. A Redis or a store that has become another
+// installation's ends the process.
+func (d *dependencies) monitors(publishAgain func(), fitness func(problem error)) []everywhere {
+	fit := true // openRedis has checked it
+	d.monitor.Report = func(report redis.Report, err error) {
 		if err == nil {
 			err = report.Err(d.config.Redis.AllowVolatile)
 		}
@@ -260,7 +270,11 @@ func (d *dependencies) monitors(publishAgain func()) []everywhere {
 		if err != nil {
 			d.log.Error(err, "Redis is not fit")
 		}
-	}}
+		if changed := fit != (err == nil); changed && fitness != nil {
+			fitness(err)
+		}
+		fit = err == nil
+	}
 	watch := func(life context.Context) error {
 		ctx, stop := context.WithCancelCause(life)
 		defer stop(nil)
@@ -284,7 +298,7 @@ func (d *dependencies) monitors(publishAgain func()) []everywhere {
 		}
 		return context.Cause(ctx)
 	}
-	return []everywhere{{monitor.Start}, {watch}, {d.watchOwnership}}
+	return []everywhere{{d.monitor.Start}, {watch}, {d.watchOwnership}}
 }
 
 // pingRedis is a health check.

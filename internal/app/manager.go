@@ -21,6 +21,7 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/metrics"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/publish"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/redis"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
 )
 
 const (
@@ -45,7 +46,7 @@ func newManagerCommand() *cobra.Command {
 }
 
 func runManager(ctx context.Context, config *managerConfig, log logr.Logger) (err error) {
-	d, err := openDependencies(ctx, &config.commonConfig, log)
+	d, err := openDependencies(ctx, &config.commonConfig, redis.Manager, log)
 	if err != nil {
 		return err
 	}
@@ -98,7 +99,15 @@ func runManager(ctx context.Context, config *managerConfig, log logr.Logger) (er
 			log.Error(err, "Failed to publish the sessions that nobody holds again")
 		}
 	}
-	for _, m := range d.monitors(publishAgain) {
+	fitness := func(problem error) {
+		recorder, about := mgr.GetEventRecorder("whatsapp-operator"), managerPod(config)
+		if problem == nil {
+			recorder.Eventf(about, nil, corev1.EventTypeNormal, "RedisFit", "CheckRedis", "Redis is fit again")
+			return
+		}
+		recorder.Eventf(about, nil, corev1.EventTypeWarning, "RedisNotFit", "CheckRedis", "%s", status.Clean(problem.Error(), 512))
+	}
+	for _, m := range d.monitors(publishAgain, fitness) {
 		runnables = append(runnables, m)
 	}
 	for _, r := range runnables {

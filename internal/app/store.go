@@ -47,7 +47,7 @@ status.installation says so. The command may be repeated.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			complete := func() error { return errors.Join(config.complete(), checkInstallationIDs(former)) }
 			return prepare(cmd, complete, config, func(ctx context.Context, log logr.Logger) (err error) {
-				d, err := openUnclaimed(ctx, config, log)
+				d, err := openUnclaimed(ctx, config, redis.Manager, log)
 				if err != nil {
 					return err
 				}

@@ -67,7 +67,7 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 	}
 	defer closing(incarnation, &err)
 
-	d, err := openDependencies(ctx, &config.commonConfig, log)
+	d, err := openDependencies(ctx, &config.commonConfig, redis.Worker, log)
 	if err != nil {
 		return err
 	}
@@ -161,7 +161,7 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 	if err := metrics.RegisterLife(agent.SessionStats); err != nil {
 		return fmt.Errorf("registering the metrics: %w", err)
 	}
-	for _, m := range d.monitors(agent.PublishAgain) {
+	for _, m := range d.monitors(agent.PublishAgain, nil) {
 		if err := mgr.Add(m); err != nil {
 			return fmt.Errorf("adding the watch on Redis: %w", err)
 		}

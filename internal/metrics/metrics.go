@@ -17,8 +17,12 @@ const namespace = "whatsapp_operator"
 var (
 	redisFit = prometheus.NewGauge(prometheus.GaugeOpts{
 		Namespace: namespace, Name: "redis_fit",
-		Help: "1 while Redis answers, does not evict and persists (or may be volatile); 0 otherwise.",
+		Help: "1 while Redis answers, permits what is needed, does not evict and persists (or may be volatile); 0 otherwise.",
 	})
+	redisRefusals = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: namespace, Name: "redis_refusals_total",
+		Help: "Commands that Redis has refused, by reason: read_only, loading, cluster_down, try_again, busy, disk_failing, full, not_authenticated, wrong_password, no_permission, master_down, no_replicas, too_many_clients, unknown_command, wrong_database, wrong_mode or protected.",
+	}, []string{"reason"})
 	// Without labels, but not served by those who do not ask.
 	storeAnswers = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Namespace: namespace, Name: "store_answers",
@@ -39,7 +43,7 @@ var (
 )
 
 func init() {
-	metrics.Registry.MustRegister(redisFit, storeAnswers, storeRecords, storeRecordsImplausible, queueExpired)
+	metrics.Registry.MustRegister(redisFit, redisRefusals, storeAnswers, storeRecords, storeRecordsImplausible, queueExpired)
 }
 
 // RedisFit says whether Redis is fit to hold what waits for Laravel.
@@ -50,6 +54,9 @@ func RedisFit(fit bool) {
 		redisFit.Set(0)
 	}
 }
+
+// RedisRefusal counts a command that Redis has refused.
+func RedisRefusal(reason string) { redisRefusals.WithLabelValues(reason).Inc() }
 
 // StoreAnswers says whether the database answers the leader.
 func StoreAnswers(answers bool) {

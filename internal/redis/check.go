@@ -103,6 +103,10 @@ func problemsOf(ctx context.Context, node goredis.Cmdable) ([]string, error) {
 type Monitor struct {
 	// Client is the server to check.
 	Client goredis.UniversalClient
+	// Keys, Role and User say which permissions are checked; without a Role none are.
+	Keys Keys
+	Role Role
+	User string
 	// Durability is detected again each time; nil: not.
 	Durability *Durability
 	// Clock drives the checks.
@@ -112,8 +116,13 @@ type Monitor struct {
 	Report func(Report, error)
 }
 
-// Once checks once.
+// Once checks once. An *AccessError says that the user may not do what its role needs.
 func (m *Monitor) Once(ctx context.Context) (Report, error) {
+	if m.Role != "" {
+		if err := CheckAccess(ctx, m.Client, m.Keys, m.Role, m.User); err != nil {
+			return Report{}, err
+		}
+	}
 	report, err := Check(ctx, m.Client)
 	if m.Durability != nil && err == nil {
 		report.Durability, err = m.Durability.Detect(ctx)

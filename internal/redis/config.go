@@ -41,6 +41,11 @@ const (
 	minReadTimeout      = replicaWait + fsyncWait + time.Second
 	defaultWriteTimeout = 3 * time.Second
 	maxPrefix           = 64
+	// connectionLifetime bounds how long a process stays with a server that the address does
+	// not name any more. It varies by connectionLifetimeJitter, so that not all connections
+	// end at once.
+	connectionLifetime       = 5 * time.Minute
+	connectionLifetimeJitter = time.Minute
 )
 
 // prefixPattern keeps a prefix out of the way of hash tags (braces) and of the
@@ -81,6 +86,8 @@ type Config struct {
 	DialTimeout, ReadTimeout, WriteTimeout time.Duration
 	// PoolSize bounds the connections to a node; zero means 10 per CPU.
 	PoolSize int
+	// OnRefusal, where set, is called for each command that Redis refuses. It must not block.
+	OnRefusal func(Refusal)
 }
 
 // Keys are the key names under the configured prefix.
@@ -186,6 +193,9 @@ func New(c Config) (goredis.UniversalClient, error) {
 		ReadTimeout:  cmp.Or(c.ReadTimeout, defaultReadTimeout),
 		WriteTimeout: cmp.Or(c.WriteTimeout, defaultWriteTimeout),
 		PoolSize:     c.PoolSize,
+		// After a fail-over the address may name another server, while the former one answers
+		// reads for ever.
+		ConnMaxLifetime: connectionLifetime, ConnMaxLifetimeJitter: connectionLifetimeJitter,
 		// The library's own (32 KiB, and 128 for pipelines) would cost each worker megabytes;
 		// what is larger than a buffer takes one more system call.
 		ReadBufferSize: connectionBuffer, WriteBufferSize: connectionBuffer,
@@ -211,14 +221,17 @@ func New(c Config) (goredis.UniversalClient, error) {
 		}
 		options.SentinelPassword = password
 	}
+	var client goredis.UniversalClient
 	switch c.mode() {
 	case Sentinel:
-		return goredis.NewFailoverClient(options.Failover()), nil
+		client = goredis.NewFailoverClient(options.Failover())
 	case Cluster:
-		return goredis.NewClusterClient(options.Cluster()), nil
+		client = goredis.NewClusterClient(options.Cluster())
 	default:
-		return goredis.NewClient(options.Simple()), nil
+		client = goredis.NewClient(options.Simple())
 	}
+	explainRefusals(client, c.mode(), c.OnRefusal)
+	return client, nil
 }
 
 // dial opens a connection; with TLS it reads the CA anew, so that one that was

@@ -152,7 +152,7 @@ func (d *Durability) offered(ctx context.Context) (Level, error) {
 	}
 	// It waits for nothing, and so only shows whether the command is known and allowed.
 	err = node.Do(ctx, "WAITAOF", 0, 0, 0).Err()
-	if err != nil && !refused(err) {
+	if err != nil && !notOffered(err) {
 		return Level{}, fmt.Errorf("asking Redis for WAITAOF: %w", err)
 	}
 	level.WaitAOF = err == nil

@@ -141,7 +141,11 @@ func (h *Heartbeat) Read(ctx context.Context) (run string, values map[string]str
 	if err != nil {
 		return "", nil, err
 	}
-	if role := fields["role"]; role != "" && role != "master" || replicasSilent(fields) || h.replicasLost(fields) {
+	if isReplica(fields) {
+		leaveReplica(ctx, node, h.key)
+		return "", nil, ErrNoPrimary
+	}
+	if replicasSilent(fields) || h.replicasLost(fields) {
 		return "", nil, ErrNoPrimary
 	}
 	if values, err = node.HGetAll(ctx, h.key).Result(); err != nil {

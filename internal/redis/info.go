@@ -16,7 +16,7 @@ func info(ctx context.Context, node goredis.Cmdable, sections ...string) (map[st
 	fields := map[string]string{}
 	for _, section := range sections {
 		text, err := node.Info(ctx, section).Result()
-		if refused(err) {
+		if notOffered(err) {
 			continue
 		}
 		if err != nil {
@@ -35,7 +35,7 @@ func info(ctx context.Context, node goredis.Cmdable, sections ...string) (map[st
 // forbids it, as managed ones do.
 func config(ctx context.Context, node goredis.Cmdable, name string) (string, bool, error) {
 	values, err := node.ConfigGet(ctx, name).Result()
-	if refused(err) {
+	if notOffered(err) {
 		return "", false, nil
 	}
 	if err != nil {
@@ -45,19 +45,29 @@ func config(ctx context.Context, node goredis.Cmdable, name string) (string, boo
 	return value, found, nil
 }
 
-// refused reports whether err is the server's own answer: it does not know the
-// command or forbids it. That it is loading its data is no such answer.
-func refused(err error) bool {
+// notOffered reports whether err is an answer that does not depend on the server's state:
+// it does not know the command or forbids it. That it is loading its data is no such answer.
+func notOffered(err error) bool {
 	var answer goredis.Error
 	if err == nil || !errors.As(err, &answer) || errors.Is(err, goredis.Nil) {
 		return false
 	}
-	for _, prefix := range []string{"LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOAUTH", "WRONGPASS", "BUSY"} {
-		if goredis.HasErrorPrefix(err, prefix) {
-			return false
-		}
-	}
-	return true
+	refused, ok := refusalOf(err)
+	return !ok || refused.notOffered()
+}
+
+// isReplica reads INFO replication.
+func isReplica(fields map[string]string) bool {
+	role := fields["role"]
+	return role != "" && role != "master"
+}
+
+// leaveReplica makes the client connect again. After a fail-over the address may name
+// another server, while the former primary answers reads for ever on the present
+// connections. The client library gives up a connection that answers READONLY, so a write
+// that changes nothing is sent.
+func leaveReplica(ctx context.Context, node goredis.Cmdable, key string) {
+	_ = node.HDel(ctx, key, "").Err() // a replica refuses it; the next read shows whether that has helped
 }
 
 // eachMaster calls f for the server, or for every master of a cluster, one

@@ -119,6 +119,14 @@ func TestSentinel(t *testing.T) {
 	g.Expect(client.Set(ctx, "k", "v", 0).Err()).To(Succeed())
 	direct := connect(t, to(master.Addr()))
 	g.Expect(direct.Get(ctx, "k").Val()).To(Equal("v"))
+
+	// A user with the permissions that docs/redis.md names.
+	atSentinel := connect(t, to(sentinel))
+	g.Expect(atSentinel.Do(ctx, "ACL", "SETUSER", "watch", "reset", "on", ">secret", "&+*", "+ping", "+subscribe",
+		"+sentinel|get-master-addr-by-name", "+sentinel|sentinels", "+sentinel|replicas").Err()).To(Succeed())
+	limited := connect(t, Config{Addresses: []string{sentinel}, Mode: Sentinel, MasterName: "wa", SentinelUsername: "watch", SentinelPasswordFile: write(t, "p", "secret")})
+	g.Expect(limited.Set(ctx, "k", "w", 0).Err()).To(Succeed())
+	g.Expect(CheckAccess(ctx, limited, Keys{}, Manager, "")).To(Succeed())
 }
 
 func clusterOfOne(t *testing.T) string {

@@ -148,6 +148,9 @@ func (w *Watcher) observe(ctx context.Context) (now *observation, missing bool, 
 		if id := fields["run_id"]; id != "" {
 			now.roles[id] = fields["role"]
 		}
+		if isReplica(fields) {
+			leaveReplica(ctx, node, w.Keys.Workers())
+		}
 		return err
 	})
 	if err != nil {
