@@ -18,8 +18,8 @@ const (
 	// A batch that failed waits a random part (full jitter) of 0.5 s, then 1 s,
 	// up to 30 s.
 	backoffBase, backoffCap = 500 * time.Millisecond, 30 * time.Second
-	// halveAfter is how many times a batch may get 5xx while others are delivered, before
-	// the batch itself is suspected as the cause.
+	// halveAfter is how many times a batch may fail while others are delivered, before the
+	// batch itself is suspected as the cause; see suspect.
 	halveAfter = 5
 	// probeLead is how long before the probe its batch becomes claimable.
 	probeLead = 10 * time.Millisecond
@@ -147,18 +147,31 @@ func (b *circuitBreaker) react(batch *delivery.Batch, answer delivery.Answer, no
 		return b.refuse(batch, reaction{step: stepDeadLetter, reason: TooLarge}, answer, now, random)
 	case delivery.Misconfigured:
 		b.failures++
-		return b.trip(LaravelMisconfigured, batch, answer, now, random)
+		alone := suspect(batch, answer) && b.othersPass(batch)
+		if alone && len(batch.Items) > 1 {
+			return reaction{step: stepSplit}
+		}
+		r := b.trip(LaravelMisconfigured, batch, answer, now, random)
+		if alone {
+			r.notBefore = b.until.Add(grown(openBase, openCap, batch.Attempt-1))
+			r.detail = "a single update gets this answer while others pass: does a firewall in front of Laravel block its content? " + answer.Detail
+		}
+		return r
 	default:
 		b.failures++
-		if suspect(batch, answer) && len(batch.Items) > 1 && b.passed && b.failures < batch.Attempt {
-			// It failed more often than the failures in a row: others were delivered in between.
+		if suspect(batch, answer) && len(batch.Items) > 1 && b.othersPass(batch) {
 			return reaction{step: stepSplit}
 		}
 		if answer.StatusCode >= 500 && len(batch.Items) == 1 && b.refusals.poisonous(batch, now) {
 			return reaction{step: stepDeadLetter, reason: Poison}
 		}
 		if b.failures >= tripAfter {
-			return b.trip(LaravelUnavailable, batch, answer, now, random)
+			r := b.trip(LaravelUnavailable, batch, answer, now, random)
+			if answer.TimedOut && suspect(batch, answer) && len(batch.Items) > 1 {
+				// If every batch takes too long, none is ever delivered, but half of one may be.
+				r.step, r.notBefore = stepSplit, never
+			}
+			return r
 		}
 		if b.halfOpen(now) { // a failed request after a pause that Laravel asked for
 			return b.trip(b.stopped, batch, answer, now, random)
@@ -168,6 +181,12 @@ func (b *circuitBreaker) react(batch *delivery.Batch, answer delivery.Answer, no
 		}
 		return b.release(reaction{}, batch, answer, now, random)
 	}
+}
+
+// othersPass reports whether a batch that has just failed did so more often than there are
+// failures in a row: others were delivered in between.
+func (b *circuitBreaker) othersPass(batch *delivery.Batch) bool {
+	return b.passed && b.failures < batch.Attempt
 }
 
 // refuse handles a batch of which Laravel accepted no item. It returns r, unless the
@@ -199,9 +218,10 @@ func (b *circuitBreaker) afterOthers(batch *delivery.Batch) time.Time {
 	return b.until.Add(time.Second + time.Duration(min(batch.Attempt-1, 5))*pause)
 }
 
-// suspect reports whether the batch itself may be the cause of Laravel's errors.
+// suspect reports whether the batch itself may be the cause of the failure: Laravel has an
+// error with one of its items, a firewall blocks one, or all of them together take too long.
 func suspect(batch *delivery.Batch, answer delivery.Answer) bool {
-	return batch.Attempt >= halveAfter && answer.StatusCode >= 500
+	return batch.Attempt >= halveAfter && (answer.StatusCode >= 500 || answer.Result == delivery.Misconfigured || answer.TimedOut)
 }
 
 func (b *circuitBreaker) halfOpen(now time.Time) bool {

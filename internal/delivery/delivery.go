@@ -145,6 +145,8 @@ type Answer struct {
 	StatusCode int
 	// FromProxy: a TooLarge came from a proxy, not from the application: its body is not a JSON object.
 	FromProxy bool
+	// TimedOut: the request was sent, and no answer, or no whole one, came within its time.
+	TimedOut bool
 	// Detail is a sentence for people, without secrets and without the body's text beyond 512 bytes.
 	Detail string
 }

@@ -54,7 +54,7 @@ func Classify(status int, header http.Header, body []byte, err error, now time.T
 	case status == 0 && isConfiguration(err):
 		answer.Result, answer.Detail = delivery.Misconfigured, describe(err)
 	case status == 0:
-		answer.Result, answer.Detail = delivery.Retry, describe(err)
+		answer.Result, answer.Detail, answer.TimedOut = delivery.Retry, describe(err), timedOut(err)
 	case status == http.StatusRequestTimeout, status == http.StatusTooEarly, status == http.StatusTooManyRequests, status >= 500 && status <= 599:
 		answer.Result, answer.Detail = delivery.Retry, quote(status, body)
 		answer.RetryAfter = retryAfter(header.Get("Retry-After"), now)
@@ -72,6 +72,9 @@ func Classify(status int, header http.Header, body []byte, err error, now time.T
 	case status == http.StatusProxyAuthRequired:
 		answer.Result = delivery.Misconfigured
 		answer.Detail = "an HTTP proxy of the environment (HTTP_PROXY) asks for a password, or does not accept the one in its URL: " + quote(status, body)
+	case (status == http.StatusUnauthorized || status == http.StatusForbidden) && !isObject(body):
+		answer.Result = delivery.Misconfigured
+		answer.Detail = "a refusal without a JSON object: Laravel does not accept the token or the signature, or a firewall in front of it blocks the request: " + quote(status, body)
 	case status == http.StatusUnauthorized, status == http.StatusForbidden:
 		answer.Result = delivery.Misconfigured
 		answer.Detail = "Laravel does not accept the token or the signature: " + quote(status, body)
@@ -100,6 +103,7 @@ func classifyRefusal(answer delivery.Answer, header http.Header, body []byte, er
 		answer.Result, answer.Detail = delivery.Misconfigured, notCompressed(answer.StatusCode)
 	case err != nil && !errors.Is(err, errAnswerTooLong):
 		answer.Result, answer.Detail = delivery.Retry, fmt.Sprintf("the answer %d was cut off: %s", answer.StatusCode, describe(err))
+		answer.TimedOut = timedOut(err)
 	default:
 		answer.Result = delivery.Misconfigured
 		answer.Detail = "a refusal must have a JSON object as its body; this answer is treated as one from a proxy or an ingress " +
@@ -125,6 +129,7 @@ func classifySuccess(answer delivery.Answer, header http.Header, body []byte, er
 	}
 	if err != nil {
 		answer.Result, answer.Detail = delivery.Retry, fmt.Sprintf("the answer %d was cut off: %s", answer.StatusCode, describe(err))
+		answer.TimedOut = timedOut(err)
 		return answer
 	}
 	body = trimmed(body)
@@ -226,6 +231,13 @@ func isNotHTTP(err error) bool { return err != nil && strings.Contains(err.Error
 func isNotCompressed(err error) bool {
 	var corrupt flate.CorruptInputError
 	return errors.Is(err, gzip.ErrHeader) || errors.Is(err, gzip.ErrChecksum) || errors.As(err, &corrupt)
+}
+
+// timedOut reports whether a request whose connection was open got no answer in its time.
+func timedOut(err error) bool {
+	var op *net.OpError
+	opening := errors.As(err, &op) && (op.Op == "dial" || op.Op == "proxyconnect")
+	return errors.Is(err, context.DeadlineExceeded) && !opening
 }
 
 // describe says what an error means in our own words: Go's errors contain URLs, also that

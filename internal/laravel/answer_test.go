@@ -47,6 +47,7 @@ func TestClassify(t *testing.T) {
 		retryAfter time.Duration
 		rejected   []delivery.Rejection
 		fromProxy  bool
+		timedOut   bool
 		detail     string
 	}{
 		{name: "200 with an empty body", status: 200, result: delivery.Delivered},
@@ -103,7 +104,8 @@ func TestClassify(t *testing.T) {
 		{name: "400 that is cut off", status: 400, body: `{"mess`, err: io.ErrUnexpectedEOF, result: delivery.Retry, detail: "cut off"},
 		{name: "400 that is too long", status: 400, body: `{"mess`, err: errAnswerTooLong, result: delivery.Misconfigured},
 		{name: "401", status: 401, result: delivery.Misconfigured, detail: "token"},
-		{name: "403", status: 403, result: delivery.Misconfigured, detail: "token"},
+		{name: "403", status: 403, body: `{"message":"Forbidden."}`, result: delivery.Misconfigured, detail: "Laravel does not accept the token"},
+		{name: "403 of a firewall", status: 403, body: "<html>", result: delivery.Misconfigured, detail: "a firewall in front of it"},
 		{name: "404", status: 404, body: "<html>", result: delivery.Misconfigured, detail: "no such route"},
 		{name: "405", status: 405, result: delivery.Misconfigured, detail: "no such route"},
 		{name: "408", status: 408, result: delivery.Retry},
@@ -126,7 +128,10 @@ func TestClassify(t *testing.T) {
 		{name: "500", status: 500, body: strings.Repeat("<p>Whoops</p>\n", 1000), result: delivery.Retry, detail: "500 Internal Server Error: <p>Whoops</p> <p>"},
 		{name: "599", status: 599, result: delivery.Retry},
 		{name: "600", status: 600, result: delivery.Misconfigured},
-		{name: "time-out", err: overURL(context.DeadlineExceeded), result: delivery.Retry, detail: "no answer in time"},
+		{name: "time-out", err: overURL(context.DeadlineExceeded), result: delivery.Retry, timedOut: true, detail: "no answer in time"},
+		{name: "time-out while the connection is opened", err: overURL(&net.OpError{Op: "dial", Err: context.DeadlineExceeded}), result: delivery.Retry, detail: "NetworkPolicy"},
+		{name: "200 that drips until the time is over", status: 200, body: "{", err: context.DeadlineExceeded, result: delivery.Retry, timedOut: true, detail: "cut off"},
+		{name: "422 that drips until the time is over", status: 422, body: "{", err: context.DeadlineExceeded, result: delivery.Retry, timedOut: true, detail: "cut off"},
 		{name: "cancelled", err: overURL(context.Canceled), result: delivery.Retry, detail: "cancelled"},
 		{name: "refused", err: overURL(&net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}), result: delivery.Retry, detail: "refused"},
 		{name: "broken", err: overURL(io.EOF), result: delivery.Retry, detail: "broke"},
@@ -157,6 +162,7 @@ func TestClassify(t *testing.T) {
 			g.Expect(answer.RetryAfter).To(Equal(row.retryAfter))
 			g.Expect(answer.Rejected).To(Equal(row.rejected))
 			g.Expect(answer.StatusCode).To(Equal(row.status))
+			g.Expect(answer.TimedOut).To(Equal(row.timedOut))
 			g.Expect(answer.FromProxy).To(Equal(row.fromProxy))
 			g.Expect(answer.Detail).To(ContainSubstring(row.detail))
 			g.Expect(answer.Detail).NotTo(ContainSubstring("hunter2"))

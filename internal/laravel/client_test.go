@@ -166,7 +166,7 @@ func TestTimeout(t *testing.T) {
 	config.BaseURL, config.Timeout = r.URL, 50*time.Millisecond
 	client := newClient(t, config)
 	answer := client.Send(t.Context(), aBatch(delivery.KindQR))
-	g.Expect(answer).To(Equal(delivery.Answer{Result: delivery.Retry, Detail: "no answer in time"}))
+	g.Expect(answer).To(Equal(delivery.Answer{Result: delivery.Retry, TimedOut: true, Detail: "no answer in time"}))
 
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

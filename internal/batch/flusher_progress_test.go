@@ -1,0 +1,185 @@
+package batch
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	. "github.com/onsi/gomega"
+
+	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
+)
+
+// progress plays batches through a circuit breaker, one request at a time, in simulated time.
+type progress struct {
+	now     time.Time
+	breaker circuitBreaker
+	random  *rand.Rand
+	// app answers, and says how long that takes.
+	app     func(sessions []string) (delivery.Answer, time.Duration)
+	waiting []waitingBatch
+	// delivered and dead have the time at which a session was; requests counts them all.
+	delivered, dead map[string]time.Time
+	requests, ids   int
+}
+
+type waitingBatch struct {
+	*delivery.Batch
+	from time.Time
+}
+
+func newProgress(t *testing.T, app func(sessions []string) (delivery.Answer, time.Duration)) *progress {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	return &progress{
+		now: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC), random: rand.New(rand.NewPCG(seed, 0)), app: app,
+		delivered: map[string]time.Time{}, dead: map[string]time.Time{},
+	}
+}
+
+func (p *progress) add(sessions ...string) {
+	p.ids++
+	p.waiting = append(p.waiting, waitingBatch{batchOf(fmt.Sprint(p.ids), sessions...), p.now})
+	p.waiting[len(p.waiting)-1].Attempt = 0
+}
+
+func sessionsOf(b *delivery.Batch) []string {
+	var sessions []string
+	for _, item := range b.Items {
+		sessions = append(sessions, item.SessionID)
+	}
+	return sessions
+}
+
+// run plays until a time; now and then a batch of another session comes.
+func (p *progress) run(until time.Time, every time.Duration) {
+	for next := p.now; p.now.Before(until); {
+		if every > 0 && !p.now.Before(next) {
+			p.add(fmt.Sprintf("other-%d", p.ids))
+			next = p.now.Add(every)
+		}
+		slices.SortStableFunc(p.waiting, func(a, b waitingBatch) int { return a.from.Compare(b.from) })
+		ok, at := p.breaker.admits(p.now, 0)
+		if ok && len(p.waiting) > 0 && !p.waiting[0].from.After(p.now) {
+			b := p.waiting[0]
+			p.waiting = p.waiting[1:]
+			p.send(b.Batch)
+			continue
+		}
+		if ok && len(p.waiting) > 0 {
+			at = p.waiting[0].from
+		}
+		if every > 0 {
+			at = earliest(at, next)
+		}
+		if at.IsZero() {
+			return
+		}
+		p.now = at
+	}
+}
+
+func (p *progress) send(b *delivery.Batch) {
+	b.Attempt++
+	p.requests++
+	answer, took := p.app(sessionsOf(b))
+	p.now = p.now.Add(took)
+	r := p.breaker.react(b, answer, p.now, p.random.Float64)
+	switch r.step {
+	case stepAck:
+		for _, s := range sessionsOf(b) {
+			p.delivered[s] = p.now
+		}
+	case stepDeadLetter:
+		p.dead[b.Items[0].SessionID] = p.now
+	case stepSplit:
+		sessions := sessionsOf(b)
+		half := (len(sessions) + 1) / 2
+		p.add(sessions[:half]...)
+		if half < len(sessions) {
+			p.add(sessions[half:]...)
+		}
+	case stepRelease:
+		p.waiting = append(p.waiting, waitingBatch{b, r.notBefore})
+	}
+}
+
+// Whatever the application answers over one item or over a large batch, the others are
+// delivered in time, and nothing is a dead letter that the application did not refuse.
+func TestOthersAreDelivered(t *testing.T) {
+	var fifty []string
+	for i := range 50 {
+		fifty = append(fifty, fmt.Sprintf("s%d", i))
+	}
+	const bad = "s7"
+	over := func(answer delivery.Answer, took time.Duration) func([]string) (delivery.Answer, time.Duration) {
+		return func(sessions []string) (delivery.Answer, time.Duration) {
+			if slices.Contains(sessions, bad) {
+				return answer, took
+			}
+			return acceptedAnswer, 50 * time.Millisecond
+		}
+	}
+	firewall := delivery.Answer{Result: delivery.Misconfigured, StatusCode: 403, Detail: "403"}
+	timedOut := delivery.Answer{Result: delivery.Retry, TimedOut: true, Detail: "no answer in time"}
+	conflictLater := conflictAnswer
+	conflictLater.RetryAfter = 5 * time.Minute
+	for _, row := range []struct {
+		name  string
+		app   func([]string) (delivery.Answer, time.Duration)
+		every time.Duration
+		// within is when all but the bad one are delivered; dead, whether that is a dead letter then.
+		within time.Duration
+		dead   bool
+		// all: the bad one is delivered as well.
+		all bool
+	}{
+		{name: "422", app: over(refusedAnswer, time.Millisecond), within: time.Second, dead: true},
+		{name: "409", app: over(conflictAnswer, time.Millisecond), within: 30 * time.Second, dead: true},
+		{name: "409 with a long pause", app: over(conflictLater, time.Millisecond), within: 6 * time.Minute, dead: true},
+		{name: "500 while others pass", app: over(failedAnswer, time.Millisecond), every: time.Second, within: 4 * time.Minute},
+		{name: "a firewall blocks one while others pass", app: over(firewall, time.Millisecond), every: time.Second, within: 4 * time.Minute},
+		{name: "one takes too long while others pass", app: over(timedOut, 15*time.Second), every: time.Second, within: 15 * time.Minute},
+		{name: "a batch takes too long, and nothing else passes", within: 10 * time.Minute, all: true, app: func(sessions []string) (delivery.Answer, time.Duration) {
+			if took := time.Duration(len(sessions)) * 600 * time.Millisecond; took < 15*time.Second {
+				return acceptedAnswer, took
+			}
+			return timedOut, 15 * time.Second
+		}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			g := NewWithT(t)
+			p := newProgress(t, row.app)
+			p.add(fifty...)
+			start := p.now
+			p.run(start.Add(row.within), row.every)
+			for _, s := range fifty {
+				if s != bad || row.all {
+					g.Expect(p.delivered).To(HaveKey(s))
+				}
+			}
+			if row.dead {
+				g.Expect(p.dead).To(HaveLen(1))
+				g.Expect(p.dead).To(HaveKey(bad))
+			} else {
+				g.Expect(p.dead).To(BeEmpty())
+			}
+			if row.every == 0 {
+				return
+			}
+			// What comes afterwards does not wait for the bad one for long.
+			from := p.now
+			p.run(from.Add(10*time.Minute), row.every)
+			late := 0
+			for _, w := range p.waiting {
+				if p.now.Sub(w.from) > 20*time.Second {
+					late++
+				}
+			}
+			g.Expect(late).To(BeZero(), "of %d that wait", len(p.waiting))
+			g.Expect(p.requests).To(BeNumerically("<", 5000))
+		})
+	}
+}
