@@ -1,8 +1,7 @@
-// Package benchenv is what benchmarks of whole processes run on: a Kubernetes API
-// server, Redis, PostgreSQL, a stand-in for Laravel, and the program itself,
-// newly built, each in its own process. Each figure is read at its source: the
-// kernel's statistics of a process, the metrics of the API server and of the
-// program.
+// Package benchenv is the environment for benchmarks of whole processes: a Kubernetes API
+// server, Redis, PostgreSQL, a stand-in for Laravel, and the newly built program itself,
+// each in its own process. The figures come from the kernel's statistics of a process and
+// from the metrics of the API server and of the program.
 package benchenv
 
 import (
@@ -28,18 +27,18 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
 
-// Namespace is the operator's; a session may be in any.
+// Namespace is the operator's namespace; a session may be in any namespace.
 const Namespace = "default"
 
 // Environment is everything around the processes of the program.
 type Environment struct {
 	// Dir is for the logs and the state of the processes; Binary is the program.
 	Dir, Binary string
-	// Kubeconfig is the path of an administrator's.
+	// Kubeconfig is the path of an administrator's kubeconfig.
 	Kubeconfig string
 	Config     *rest.Config
 	Client     client.WithWatch
-	// Redis is its host:port.
+	// Redis is the host:port of Redis.
 	Redis   string
 	Laravel *laraveltest.Receiver
 
@@ -48,8 +47,8 @@ type Environment struct {
 	ends   []func() error
 }
 
-// New starts the servers and builds the program. Whatever it returns must be
-// closed. With keep the folder of the logs stays.
+// New starts the servers and builds the program. The environment must be closed, even after
+// an error. With keep the folder with the logs is kept.
 func New(ctx context.Context, name string, keep bool) (e *Environment, err error) {
 	ctrllog.SetLogger(logr.Discard()) // the processes print their own
 	e = &Environment{ctx: ctx}
@@ -57,17 +56,17 @@ func New(ctx context.Context, name string, keep bool) (e *Environment, err error
 		return e, fmt.Errorf("making a folder: %w", err)
 	}
 	if keep {
-		Say("logs are in %s", e.Dir)
+		Print("logs are in %s", e.Dir)
 	} else {
 		e.ends = append(e.ends, func() error { return os.RemoveAll(e.Dir) })
 	}
 	e.server = program{ctx: ctx, dir: e.Dir, environment: e}
-	Say("building the program as the image has it")
+	Print("building the program as in the image")
 	e.Binary = filepath.Join(e.Dir, "whatsapp-operator")
 	if err := Build(ctx, e.Binary); err != nil {
 		return e, err
 	}
-	Say("starting an API server, Redis, and a receiver in Laravel's place")
+	Print("starting an API server, Redis, and a stand-in for Laravel")
 	if err := e.startAPIServer(); err != nil {
 		return e, err
 	}
@@ -81,7 +80,7 @@ func New(ctx context.Context, name string, keep bool) (e *Environment, err error
 	return e, nil
 }
 
-// Build builds the program as the Dockerfile does: what is measured is what is shipped.
+// Build builds the program as the Dockerfile does, so that the shipped program is measured.
 func Build(ctx context.Context, path string) error {
 	build := exec.CommandContext(ctx, "go", "build", "-tags=nodemo", "-trimpath", "-ldflags=-s -w", "-o", path, ".")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -103,7 +102,7 @@ func (e *Environment) startAPIServer() error {
 		return fmt.Errorf("registering the kinds: %w", err)
 	}
 	if e.Client, err = client.NewWithWatch(server.Config, client.Options{Scheme: scheme}); err != nil {
-		return fmt.Errorf("reaching the API server: %w", err)
+		return fmt.Errorf("connecting to the API server: %w", err)
 	}
 	e.Kubeconfig = filepath.Join(e.Dir, "kubeconfig")
 	return server.WriteKubeconfig(e.Kubeconfig, "")
@@ -115,7 +114,7 @@ func (e *Environment) Postgres() (url string, err error) {
 	return url, err
 }
 
-// Close ends all that was started, the newest first.
+// Close stops everything that was started; the last one is stopped first.
 func (e *Environment) Close() error {
 	var errs []error
 	for i := len(e.ends) - 1; i >= 0; i-- {
@@ -125,8 +124,8 @@ func (e *Environment) Close() error {
 	return errors.Join(errs...)
 }
 
-// Common returns the flags with which manager and worker reach the servers.
-// PostgreSQL's server shows its URL to whoever lists processes: it has no password.
+// Common returns the flags with which manager and worker connect to the servers. The list of
+// processes shows the URL of PostgreSQL, but it contains no password.
 func (e *Environment) Common(store string) []string {
 	return []string{
 		"--kubeconfig=" + e.Kubeconfig, "--namespace=" + Namespace, "--redis=" + e.Redis, "--store=" + store,
@@ -134,7 +133,7 @@ func (e *Environment) Common(store string) []string {
 	}
 }
 
-// Manager starts a manager that needs no election.
+// Manager starts a manager without leader election.
 func (e *Environment) Manager(store string, more ...string) (*Process, error) {
 	args := append([]string{"manager", "--leader-elect=false"}, e.Common(store)...)
 	flags, err := e.Laravel.Flags(e.Dir)
@@ -144,8 +143,8 @@ func (e *Environment) Manager(store string, more ...string) (*Process, error) {
 	return e.StartServing("manager", e.Binary, append(append(args, flags...), more...)...)
 }
 
-// Say prints a line with the time.
-func Say(format string, args ...any) {
+// Print prints a line with the time.
+func Print(format string, args ...any) {
 	fmt.Printf("%s  %s\n", time.Now().Format("15:04:05"), fmt.Sprintf(format, args...))
 }
 
@@ -161,9 +160,9 @@ func Pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// Until checks repeatedly whether something is done, and prints the progress from time to time.
-func Until(ctx context.Context, what string, timeout, interval time.Duration, progress func() (have, want int, err error)) error {
-	deadline, said := time.Now().Add(timeout), time.Now()
+// WaitUntil checks repeatedly whether something is done, and prints the progress every 15 s.
+func WaitUntil(ctx context.Context, what string, timeout, interval time.Duration, progress func() (have, want int, err error)) error {
+	deadline, printed := time.Now().Add(timeout), time.Now()
 	for {
 		have, want, err := progress()
 		switch {
@@ -173,9 +172,9 @@ func Until(ctx context.Context, what string, timeout, interval time.Duration, pr
 			return nil
 		case time.Now().After(deadline):
 			return fmt.Errorf("only %d of %d %s after %s", have, want, what, timeout)
-		case time.Since(said) > 15*time.Second:
-			Say("%d of %d %s", have, want, what)
-			said = time.Now()
+		case time.Since(printed) > 15*time.Second:
+			Print("%d of %d %s", have, want, what)
+			printed = time.Now()
 		}
 		if err := Pause(ctx, interval); err != nil {
 			return err
@@ -199,18 +198,18 @@ func Write(path string, figures any) error {
 	return nil
 }
 
-// program implements testing.TB, so that testenv's servers, which end with the test
-// that starts them, end with this program.
+// program implements testing.TB, so that testenv's servers, which end with their test, end
+// with this program.
 type program struct {
 	testing.TB
-	ctx         context.Context //nolint:containedctx // what testing.TB has
+	ctx         context.Context //nolint:containedctx // testing.TB has one too
 	dir         string
 	environment *Environment
 }
 
 type failure struct{ text string }
 
-// run calls f; what would fail a test is an error.
+// run calls f; a failure that would end a test is returned as an error.
 func (p program) run(f func(testing.TB)) (err error) {
 	defer func() {
 		switch r := recover().(type) {
@@ -238,10 +237,10 @@ func (p program) Fatal(args ...any) { panic(failure{fmt.Sprint(args...)}) }
 func (p program) Fatalf(format string, args ...any) { panic(failure{fmt.Sprintf(format, args...)}) }
 
 // Errorf implements testing.TB.
-func (p program) Errorf(format string, args ...any) { Say(format, args...) }
+func (p program) Errorf(format string, args ...any) { Print(format, args...) }
 
 // Logf implements testing.TB.
-func (p program) Logf(format string, args ...any) { Say(format, args...) }
+func (p program) Logf(format string, args ...any) { Print(format, args...) }
 
 // Cleanup implements testing.TB.
 func (p program) Cleanup(f func()) {

@@ -15,7 +15,7 @@ func newLaravel() (*laraveltest.Receiver, error) {
 		Token: uuid.NewString(), Secret: uuid.NewString() + uuid.NewString(), AllowResends: true,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("starting the receiver in Laravel's place: %w", err)
+		return nil, fmt.Errorf("starting the stand-in for Laravel: %w", err)
 	}
 	return receiver, nil
 }

@@ -15,13 +15,13 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// Metrics are a process's, by name.
+// Metrics are the metrics of a process by name.
 type Metrics map[string]*dto.MetricFamily
 
-// Labels choose metrics: each that is named must have that value.
+// Labels select metrics: each of these labels must have its value.
 type Labels map[string]string
 
-// Metrics asks the process, once it answers.
+// Metrics reads the process's metrics as soon as it answers.
 func (p *Process) Metrics(ctx context.Context) (Metrics, error) {
 	for deadline := time.Now().Add(time.Minute); ; {
 		m, err := get(ctx, http.DefaultClient, "http://"+p.metrics+"/metrics")
@@ -37,17 +37,17 @@ func (p *Process) Metrics(ctx context.Context) (Metrics, error) {
 	}
 }
 
-// APIServer asks the API server for its metrics.
+// APIServer reads the metrics of the API server.
 func (e *Environment) APIServer() (Metrics, error) {
-	over, err := rest.HTTPClientFor(e.Config)
+	httpClient, err := rest.HTTPClientFor(e.Config)
 	if err != nil {
-		return nil, fmt.Errorf("reaching the API server: %w", err)
+		return nil, fmt.Errorf("connecting to the API server: %w", err)
 	}
 	url, _, err := rest.DefaultServerUrlFor(e.Config)
 	if err != nil {
-		return nil, fmt.Errorf("reaching the API server: %w", err)
+		return nil, fmt.Errorf("connecting to the API server: %w", err)
 	}
-	return get(e.ctx, over, url.JoinPath("metrics").String())
+	return get(e.ctx, httpClient, url.JoinPath("metrics").String())
 }
 
 func get(ctx context.Context, client *http.Client, url string) (Metrics, error) {
@@ -55,15 +55,15 @@ func get(ctx context.Context, client *http.Client, url string) (Metrics, error) 
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
-		return nil, fmt.Errorf("asking for metrics: %w", err)
+		return nil, fmt.Errorf("reading metrics: %w", err)
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("asking for metrics: %w", err)
+		return nil, fmt.Errorf("reading metrics: %w", err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("asking for metrics: %s", resp.Status)
+		return nil, fmt.Errorf("reading metrics: %s", resp.Status)
 	}
 	parser := expfmt.NewTextParser(model.UTF8Validation)
 	m, err := parser.TextToMetricFamilies(resp.Body)
@@ -95,9 +95,9 @@ func (m Metrics) Sum(name string, match Labels) (sum float64) {
 	return sum
 }
 
-// Quantile is that of what a histogram has counted since before, as Prometheus
-// computes it: within a bucket the observations are taken to be spread evenly.
-// An observation above the last bucket counts as that bucket's bound.
+// Quantile is the quantile of the observations of a histogram since before, as Prometheus
+// computes it: the observations of a bucket are assumed to be spread evenly. An observation
+// above the last bucket counts as that bucket's bound.
 func (m Metrics) Quantile(q float64, name string, match Labels, before Metrics) float64 {
 	counts := map[float64]float64{}
 	add := func(sign float64) func(*dto.Metric) {
@@ -128,10 +128,10 @@ func (m Metrics) Quantile(q float64, name string, match Labels, before Metrics) 
 	return lower
 }
 
-// writeVerbs are the API server's words for requests that change something.
+// writeVerbs are the API server's verbs of requests that change something.
 var writeVerbs = []string{"POST", "PUT", "PATCH", "APPLY", "DELETE", "DELETECOLLECTION"}
 
-// Writes counts the API server's successful writes, those of Leases excepted.
+// Writes counts the API server's successful writes, except those of Leases.
 func (m Metrics) Writes() (sum float64) {
 	for _, verb := range writeVerbs {
 		m.each("apiserver_request_total", Labels{"verb": verb}, func(metric *dto.Metric) {
@@ -152,9 +152,9 @@ func (m Metrics) Writes() (sum float64) {
 	return sum
 }
 
-// SayRequests prints which requests the API server has had since before, by verb,
-// resource and answer, without the rare ones.
-func (m Metrics) SayRequests(before Metrics, rare float64) {
+// PrintRequests prints the number of requests to the API server since before, by verb,
+// resource and status, without the rare ones.
+func (m Metrics) PrintRequests(before Metrics, rare float64) {
 	counts := map[string]float64{}
 	count := func(sign float64, from Metrics) {
 		from.each("apiserver_request_total", nil, func(metric *dto.Metric) {
@@ -173,7 +173,7 @@ func (m Metrics) SayRequests(before Metrics, rare float64) {
 	count(-1, before)
 	for _, name := range slices.Sorted(maps.Keys(counts)) {
 		if n := counts[name]; n >= rare {
-			Say("  %8.0f  %s", n, name)
+			Print("  %8.0f  %s", n, name)
 		}
 	}
 }

@@ -13,9 +13,9 @@ import (
 )
 
 const (
-	// wave is how many sessions are paired at a time: a code is valid for a minute, and a
+	// pairBatch is how many sessions are paired at a time: a code is valid for a minute, and a
 	// pairing costs a tenth of a second.
-	wave = 50
+	pairBatch = 50
 	// pairTimeout bounds one pairing.
 	pairTimeout = 3 * time.Minute
 )
@@ -23,14 +23,14 @@ const (
 // SessionName is the name of the i-th session that Pair applies.
 func SessionName(i int) string { return fmt.Sprintf("bench-%05d", i) }
 
-// Pair applies the sessions from the first to before the last, scans their codes,
-// each with its own phone, and waits until all are connected.
+// Pair applies the sessions first to last-1, scans their codes, each with another phone, and
+// waits until all are connected.
 func (e *Environment) Pair(first, last int, scan func(ctx context.Context, code, phone string) error) error {
-	Say("applying %d sessions and scanning their codes", last-first)
-	for ; first < last; first += wave {
+	Print("applying %d sessions and scanning their codes", last-first)
+	for ; first < last; first += pairBatch {
 		group, ctx := errgroup.WithContext(e.ctx)
 		group.SetLimit(8)
-		for i := first; i < min(first+wave, last); i++ {
+		for i := first; i < min(first+pairBatch, last); i++ {
 			group.Go(func() error { return e.pair(ctx, i, scan) })
 		}
 		if err := group.Wait(); err != nil {
@@ -46,7 +46,7 @@ func (e *Environment) pair(ctx context.Context, i int, scan func(ctx context.Con
 		return fmt.Errorf("applying a session: %w", err)
 	}
 	scanned := ""
-	return Until(ctx, "sessions of "+s.Name+" connected", pairTimeout, 100*time.Millisecond, func() (int, int, error) {
+	return WaitUntil(ctx, "sessions of "+s.Name+" connected", pairTimeout, 100*time.Millisecond, func() (int, int, error) {
 		if err := e.Client.Get(ctx, client.ObjectKeyFromObject(s), s); err != nil {
 			return 0, 1, fmt.Errorf("reading a session: %w", err)
 		}
@@ -56,7 +56,7 @@ func (e *Environment) pair(ctx context.Context, i int, scan func(ctx context.Con
 		if qr := s.Status.QR; qr != nil && qr.Code != scanned {
 			scanned = qr.Code
 			if err := scan(ctx, qr.Code, fmt.Sprintf("+3461%07d", i)); err != nil {
-				Say("a code was refused, the next one is scanned: %v", err)
+				Print("a code was refused, scanning the next one: %v", err)
 			}
 		}
 		return 0, 1, nil

@@ -25,7 +25,7 @@ type Process struct {
 	log     string
 }
 
-// Start runs a program until it is ended or the environment is closed; an empty
+// Start starts a program, which ends at the latest when the environment is closed; an empty
 // path is this program itself. Its log is NAME.log in the environment's folder.
 func (e *Environment) Start(name, program string, env []string, args ...string) (*Process, error) {
 	log, err := os.OpenFile(filepath.Join(e.Dir, name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
@@ -41,7 +41,7 @@ func (e *Environment) Start(name, program string, env []string, args ...string) 
 	return &Process{Process: p, log: log.Name()}, nil
 }
 
-// StartServing is Start for a manager or a worker: its metrics are on a port of its own.
+// StartServing is Start for a manager or a worker: its metrics are on a separate port.
 func (e *Environment) StartServing(name, program string, args ...string) (*Process, error) {
 	address, err := testenv.FreeAddress()
 	if err != nil {
@@ -55,11 +55,11 @@ func (e *Environment) StartServing(name, program string, args ...string) (*Proce
 	return p, nil
 }
 
-// Ask asks the process to end (SIGTERM) and does not wait.
-func (p *Process) Ask() { p.Signal(syscall.SIGTERM) }
+// Terminate asks the process to end (SIGTERM) and does not wait.
+func (p *Process) Terminate() { p.Signal(syscall.SIGTERM) }
 
-// Ended waits for the process's end, and returns an error if it was not clean.
-func (p *Process) Ended(ctx context.Context, timeout time.Duration) error {
+// WaitUntilEnded waits until the process has ended, and returns an error if it failed.
+func (p *Process) WaitUntilEnded(ctx context.Context, timeout time.Duration) error {
 	waiting, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	select {
@@ -76,7 +76,7 @@ func (p *Process) Ended(ctx context.Context, timeout time.Duration) error {
 	}
 }
 
-// Running returns an error, with the end of its log, if the process has ended by itself.
+// Running returns an error, with the end of the log, if the process has ended.
 func (p *Process) Running() error {
 	if err := p.Process.Running(); err != nil {
 		return fmt.Errorf("%w:\n  %s", err, strings.Join(process.Tail(p.log, 5), "\n  "))
@@ -84,7 +84,7 @@ func (p *Process) Running() error {
 	return nil
 }
 
-// Output is what the process has printed.
+// Output is the process's output so far.
 func (p *Process) Output() (string, error) {
 	content, err := os.ReadFile(p.log)
 	if err != nil {
@@ -93,7 +93,7 @@ func (p *Process) Output() (string, error) {
 	return string(content), nil
 }
 
-// RSS is the process's resident memory in MB: now, and at its highest.
+// RSS is the process's resident memory in MB: the present and the highest.
 func (p *Process) RSS() (now, peak float64, err error) {
 	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID()))
 	if err != nil {
@@ -111,7 +111,7 @@ func (p *Process) RSS() (now, peak float64, err error) {
 		}
 	}
 	if now == 0 || peak == 0 {
-		return 0, 0, errors.New("the process is gone")
+		return 0, 0, errors.New("the process does not exist any more")
 	}
 	return now, peak, nil
 }
@@ -119,7 +119,7 @@ func (p *Process) RSS() (now, peak float64, err error) {
 // clockTick is the unit of /proc/PID/stat, 1/100 s on every Linux that Go runs on.
 const clockTick = 10 * time.Millisecond
 
-// CPU is the time that the process has spent, in user and system mode.
+// CPU is the process's CPU time, in user and system mode.
 func (p *Process) CPU() (time.Duration, error) {
 	stat, err := readStat(p.PID())
 	return stat.spent, err
@@ -150,9 +150,9 @@ func readStat(pid int) (s stat, err error) {
 	return s, errors.Join(errs[:]...)
 }
 
-// Spent is the CPU time so far of this process (under the name "") and of those
-// that it has started, theirs included, by the name of their program.
-func Spent() (map[string]time.Duration, error) {
+// CPUTimes is the CPU time so far, by program name, of this process (under the name "") and
+// of all processes that it or they have started.
+func CPUTimes() (map[string]time.Duration, error) {
 	folders, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		return nil, fmt.Errorf("listing the processes: %w", err)
@@ -163,7 +163,7 @@ func Spent() (map[string]time.Duration, error) {
 		if err != nil {
 			continue
 		}
-		if s, err := readStat(pid); err == nil { // another has ended meanwhile
+		if s, err := readStat(pid); err == nil { // otherwise that process has ended
 			all[pid] = s
 		}
 	}
@@ -183,16 +183,16 @@ func Spent() (map[string]time.Duration, error) {
 	return spent, nil
 }
 
-// SaySpent prints which programs used the machine's CPU time since before: it shows
+// PrintCPUTimes prints how much CPU time each program has used since before: it shows
 // whether a run was slow or other programs used the machine.
-func SaySpent(before map[string]time.Duration) error {
-	after, err := Spent()
+func PrintCPUTimes(before map[string]time.Duration) error {
+	after, err := CPUTimes()
 	if err != nil {
 		return err
 	}
 	for _, name := range slices.Sorted(maps.Keys(after)) {
 		if spent := after[name] - before[name]; spent >= time.Second/2 {
-			Say("  CPU %6.1f s  %s", spent.Seconds(), cmp.Or(name, "this process"))
+			Print("  CPU %6.1f s  %s", spent.Seconds(), cmp.Or(name, "this process"))
 		}
 	}
 	return nil

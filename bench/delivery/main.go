@@ -3,22 +3,22 @@
 // prints a table and writes bench/results/delivery.json, a flat JSON object in
 // which every figure is measured in this run.
 //
-// This process is Laravel: real HTTP receivers that note when each update
-// arrives, check the signatures, and take their time to answer. The senders
-// are separate processes, so that their CPU time and memory can be measured:
+// This process stands in for Laravel: its HTTP receivers record when each update
+// arrives, check the signatures, and answer after a delay. The senders are separate
+// processes, so that their CPU time and memory can be measured:
 //
-//	steady  1,000 sessions, two QR codes a minute each, a status change now and
-//	        then; the same events on both sides at the same time:
-//	        old   one POST an event at once, as many at a time as there are
-//	              events under way, over connections that are kept open. (The
-//	              old Node.js process had no bound on them either.)
+//	steady  1,000 sessions, each with two QR codes per minute and some status
+//	        changes; the same events on both sides at the same time:
+//	        old   one POST per event, at once and without a bound on the number
+//	              of requests, over connections that are kept open. (The old
+//	              Node.js process had no bound either.)
 //	        ours  the coalescing queue in a real Redis, the flusher, the client
-//	burst   1,000 urgent changes at one instant
+//	burst   1,000 urgent changes at the same time
 //	alone   urgent changes one by one, so far apart that no window is open
 //
-// A code is valid until the next one of its session, as WhatsApp's are, so
-// that none is held back by the rule of one in 30 s (docs/architecture.md, "QR and status") and the
-// number of requests is compared at the full number of codes.
+// A code is valid until the next one of its session, as WhatsApp's are. So the rule of one
+// code in 30 s (docs/architecture.md, "QR and status") delays none, and the numbers of
+// requests are compared for all codes.
 package main
 
 import (
@@ -35,7 +35,7 @@ import (
 	"github.com/google/uuid"
 )
 
-// options are what a person may change.
+// options are the flags.
 type options struct {
 	sessions       int
 	duration       time.Duration
@@ -63,22 +63,22 @@ func main() {
 func command() error {
 	var o options
 	flag.IntVar(&o.sessions, "sessions", 1000, "number of sessions")
-	flag.DurationVar(&o.duration, "duration", 2*time.Minute, "how long the steady part makes events")
-	flag.DurationVar(&o.steadyAnswer, "steady-answer", 500*time.Millisecond, "what Laravel takes for a request in the steady part")
-	flag.DurationVar(&o.urgentAnswer, "urgent-answer", 50*time.Millisecond, "what Laravel takes for a request in the other parts")
-	flag.IntVar(&o.rounds, "rounds", 3, "how often all sessions change at one instant; the worst round counts")
-	flag.IntVar(&o.samples, "samples", 120, "how many urgent changes come alone")
+	flag.DurationVar(&o.duration, "duration", 2*time.Minute, "how long the steady part lasts")
+	flag.DurationVar(&o.steadyAnswer, "steady-answer", 500*time.Millisecond, "how long Laravel takes for a request in the steady part")
+	flag.DurationVar(&o.urgentAnswer, "urgent-answer", 50*time.Millisecond, "how long Laravel takes for a request in the other parts")
+	flag.IntVar(&o.rounds, "rounds", 3, "how often all sessions change at the same time; the worst round counts")
+	flag.IntVar(&o.samples, "samples", 120, "how many urgent changes are made one by one")
 	flag.DurationVar(&o.qrInterval, "qr-every", 30*time.Second, "how often a session gets a new QR code")
 	flag.DurationVar(&o.qrValid, "qr-valid", 0, "how long a QR code is valid (default: until the next)")
 	flag.DurationVar(&o.statusInterval, "status-every", 2*time.Minute, "how often a session changes its status in the steady part, on average")
 	flag.StringVar(&o.out, "out", filepath.Join("bench", "results", "delivery.json"), "where to write the result")
-	flag.Uint64Var(&o.seed, "seed", 1, "of the times of the events")
-	flag.StringVar(&o.side, "side", "", "internal: what this process is")
+	flag.Uint64Var(&o.seed, "seed", 1, "seed of the random times of the events")
+	flag.StringVar(&o.side, "side", "", "internal: which side this process is")
 	flag.Parse()
 	if o.qrValid == 0 {
 		o.qrValid = o.qrInterval
 	}
-	// More than a window and what a request takes; more than the longest window.
+	// Longer than a window and a request; longer than the longest window.
 	o.betweenAlone, o.betweenRounds = 550*time.Millisecond, 1500*time.Millisecond
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -96,7 +96,7 @@ func run(ctx context.Context, o options) (err error) {
 		return fmt.Errorf("making a folder: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	// Random secrets, as in production; nobody sees them.
+	// Random secrets, as in production.
 	token, secret := filepath.Join(dir, "token"), filepath.Join(dir, "secret")
 	for _, name := range []string{token, secret} {
 		if err := os.WriteFile(name, []byte(uuid.NewString()+uuid.NewString()), 0o600); err != nil {
@@ -114,11 +114,11 @@ func run(ctx context.Context, o options) (err error) {
 		Sessions: o.sessions, Duration: o.duration, Rounds: o.rounds, Samples: o.samples, Seed: o.seed,
 		QRInterval: o.qrInterval, QRValid: o.qrValid, StatusInterval: o.statusInterval,
 		BetweenAlone: o.betweenAlone, BetweenRounds: o.betweenRounds,
-		Start: time.Now().Add(3 * time.Second), // when both processes are there
+		Start: time.Now().Add(3 * time.Second), // when both processes have started
 	}
 	result := figures{o: o}
 
-	fmt.Printf("steady: %d sessions, a QR code each %s, %s long, Laravel answers in %s\n", o.sessions, o.qrInterval, o.duration, o.steadyAnswer)
+	fmt.Printf("steady: %d sessions, one QR code per %s, for %s, Laravel answers in %s\n", o.sessions, o.qrInterval, o.duration, o.steadyAnswer)
 	before, err := server.usage(ctx)
 	if err != nil {
 		return err
@@ -147,7 +147,7 @@ func run(ctx context.Context, o options) (err error) {
 	}
 	result.redisCPU, result.redisPeak = after.cpu-before.cpu, after.peak
 
-	fmt.Printf("burst: %d urgent changes at one instant, %d times, Laravel answers in %s\n", o.sessions, o.rounds, o.urgentAnswer)
+	fmt.Printf("burst: %d urgent changes at the same time, %d times, Laravel answers in %s\n", o.sessions, o.rounds, o.urgentAnswer)
 	c := base
 	c.Name, c.Part = "ours", "burst"
 	if result.burst, err = measure(ctx, c, o.urgentAnswer); err != nil {

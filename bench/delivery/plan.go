@@ -19,9 +19,9 @@ type planned struct {
 	priority delivery.Priority
 }
 
-// plan is the same for both sides: each session gets a code each QRInterval, from
-// a random instant of the first period on, and changes its status at random
-// times, half of them urgent.
+// plan is the same for both sides. Each session gets a code every QRInterval, beginning at a
+// random time in the first interval, and changes its status at random times; half of these
+// changes are urgent.
 func plan(c sideConfig) []planned {
 	random := rand.New(rand.NewPCG(c.Seed, 0))
 	var all []planned
@@ -45,12 +45,12 @@ func plan(c sideConfig) []planned {
 	return all
 }
 
-// pause is the time to the next of events that come independently of each other.
+// pause is a random time to the next event, for events that are independent of each other.
 func pause(random *rand.Rand, mean time.Duration) time.Duration {
 	return time.Duration(random.ExpFloat64() * float64(mean))
 }
 
-// itemOf is the event as both sides send it, of the size of WhatsApp's.
+// itemOf is the event as both sides send it, with the usual size.
 func itemOf(e event, qrValid time.Duration) (delivery.Item, error) {
 	if e.Kind == delivery.KindQR {
 		return delivery.QRItem{
@@ -58,17 +58,17 @@ func itemOf(e event, qrValid time.Duration) (delivery.Item, error) {
 			GeneratedAt: delivery.Time{Time: e.At}, ExpiresAt: delivery.Time{Time: e.At.Add(qrValid)}, Numbers: e.Numbers,
 		}.Item()
 	}
-	word, phase, reason := delivery.Pending, "Connecting", "Connecting"
+	state, phase, reason := delivery.Pending, "Connecting", "Connecting"
 	if e.Priority == delivery.High {
-		word, phase, reason = delivery.Pending, "Disconnected", "ConnectionLost"
+		state, phase, reason = delivery.Pending, "Disconnected", "ConnectionLost"
 	}
 	return delivery.StatusItem{
-		SessionID: e.SessionID, Status: word, Phase: phase, Reason: reason, Priority: e.Priority,
+		SessionID: e.SessionID, Status: state, Phase: phase, Reason: reason, Priority: e.Priority,
 		JID: "34600000000:12@s.whatsapp.net", PhoneNumber: "+34600000000", OccurredAt: delivery.Time{Time: e.At}, Numbers: e.Numbers,
 	}.Item()
 }
 
-// code looks like WhatsApp's: a reference and three keys.
+// code has the form of WhatsApp's codes: a reference and three keys.
 func code() string {
 	part := func(n int) string {
 		b := make([]byte, n)

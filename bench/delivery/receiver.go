@@ -17,24 +17,24 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/laravel/laraveltest"
 )
 
-// The old system's paths: one event a request.
+// The old system's paths: one event per request.
 const (
 	oldQRPath     = "/api/qr"
 	oldStatusPath = "/api/status"
 )
 
-// request is one that arrived.
+// request is a request that arrived.
 type request struct {
 	at    time.Time
 	kind  delivery.Kind
-	id    string // empty: the old system's have none
+	id    string // empty on the old side
 	items []key
 }
 
-// receiver stands in for Laravel: each request takes its time, and any number
-// of them run at once. PHP has a bounded number of processes, and so a real
-// Laravel makes many requests wait: that would lengthen the old side's
-// latencies, which are measured at the arrival here.
+// receiver stands in for Laravel: it answers each request after a delay, and any number of
+// requests can run at the same time. PHP has a bounded number of processes, so a real
+// Laravel would make many requests of the old side wait. Here the latencies are measured at
+// the arrival of a request, so they do not include this.
 type receiver struct {
 	*laraveltest.Receiver
 	answer time.Duration
@@ -70,14 +70,14 @@ func newReceiver(c sideConfig, answer time.Duration) (*receiver, error) {
 	return r, nil
 }
 
-// wrong returns what was wrong with the requests.
+// wrong returns the faults of the requests.
 func (r *receiver) wrong() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return append(r.Breaches(), r.faults...)
 }
 
-// batch is a request of our side.
+// batch handles a request of our side.
 func (r *receiver) batch(incoming laraveltest.Request) laraveltest.Answer {
 	got := request{at: incoming.At, kind: incoming.Kind, id: incoming.BatchID}
 	for _, item := range incoming.Items {
@@ -87,7 +87,7 @@ func (r *receiver) batch(incoming laraveltest.Request) laraveltest.Answer {
 	return laraveltest.Answer{Accept: true, Write: func(w http.ResponseWriter, q *http.Request) { r.reply(w, q, incoming.At) }}
 }
 
-// single is a request of the old side.
+// single handles a request of the old side.
 func (r *receiver) single(w http.ResponseWriter, incoming *http.Request) {
 	got := request{at: time.Now(), kind: delivery.KindStatus}
 	if strings.HasPrefix(incoming.URL.Path, oldQRPath) {
@@ -131,7 +131,7 @@ func (r *receiver) reply(w http.ResponseWriter, incoming *http.Request, at time.
 	_, _ = io.WriteString(w, "{}")
 }
 
-// countingListener counts what clients send, headers and all.
+// countingListener counts the bytes that clients send, headers included.
 type countingListener struct {
 	net.Listener
 	bytes *atomic.Int64

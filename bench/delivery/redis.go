@@ -15,12 +15,12 @@ import (
 	goredis "github.com/redis/go-redis/v9"
 )
 
-// keeper ends the server when its own standard input ends, which also happens
-// when this process is killed.
+// keeper stops the server when the script's standard input ends, which also happens when
+// this process is killed.
 const keeper = `"$@" >/dev/null 2>&1 & server=$!; read -r _; kill $server 2>/dev/null; wait $server; exit 0`
 
-// redisServer is a real one on a free loopback port, as production wants it:
-// it never evicts, and writes an append-only file.
+// redisServer is a real Redis on a free loopback port, configured as for production: it
+// never evicts, and writes an append-only file.
 type redisServer struct {
 	addr   string
 	keeper *exec.Cmd
@@ -44,7 +44,7 @@ func startRedis(ctx context.Context, dir string) (*redisServer, error) {
 	_, port, _ := net.SplitHostPort(addr)
 	_ = listener.Close()
 	s := &redisServer{addr: addr, client: goredis.NewClient(&goredis.Options{Addr: addr})}
-	// Not bound to ctx: stop ends it in an orderly way.
+	// Without ctx, because stop ends it in an orderly way.
 	s.keeper = exec.Command("/bin/sh", "-c", keeper, "redis-keeper", path, "--bind", "127.0.0.1", "--port", port,
 		"--dir", dir, "--maxmemory-policy", "noeviction", "--appendonly", "yes", "--save", "")
 	if s.stdin, err = s.keeper.StdinPipe(); err != nil {
@@ -53,9 +53,9 @@ func startRedis(ctx context.Context, dir string) (*redisServer, error) {
 	if err := s.keeper.Start(); err != nil {
 		return nil, fmt.Errorf("starting Redis: %w", err)
 	}
-	again := time.NewTicker(20 * time.Millisecond)
-	defer again.Stop()
-	for end := time.Now().Add(10 * time.Second); ; <-again.C {
+	retry := time.NewTicker(20 * time.Millisecond)
+	defer retry.Stop()
+	for end := time.Now().Add(10 * time.Second); ; <-retry.C {
 		err := s.client.Ping(ctx).Err()
 		if err == nil {
 			return s, nil
@@ -70,19 +70,18 @@ func (s *redisServer) stop() error {
 	_ = s.client.Close()
 	_ = s.stdin.Close()
 	if err := s.keeper.Wait(); err != nil {
-		return fmt.Errorf("ending Redis: %w", err)
+		return fmt.Errorf("stopping Redis: %w", err)
 	}
 	return nil
 }
 
-// redisUsage is what Redis says of itself: CPU seconds, and the most memory that
-// it had allocated, in bytes.
+// redisUsage is what Redis reports: CPU seconds, and the highest allocated memory in bytes.
 type redisUsage struct{ cpu, peak float64 }
 
 func (s *redisServer) usage(ctx context.Context) (redisUsage, error) {
 	text, err := s.client.Info(ctx, "cpu", "memory").Result()
 	if err != nil {
-		return redisUsage{}, fmt.Errorf("asking Redis for its usage: %w", err)
+		return redisUsage{}, fmt.Errorf("reading the usage of Redis: %w", err)
 	}
 	fields := map[string]float64{}
 	for line := range strings.Lines(text) {

@@ -13,7 +13,7 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 )
 
-// figures are all that was measured.
+// figures are all measured values.
 type figures struct {
 	o                       options
 	old, ours, burst, alone part
@@ -21,8 +21,8 @@ type figures struct {
 }
 
 // rounds splits the burst: the n-th update of a session belongs to the n-th round.
-func (f *figures) rounds() []tally {
-	var all []tally
+func (f *figures) rounds() []summary {
+	var all []summary
 	for round := range f.o.rounds {
 		seq := delivery.FirstSeq(1) + int64(round) + 1
 		var events []event
@@ -42,8 +42,7 @@ func (f *figures) rounds() []tally {
 	return all
 }
 
-// flat is the JSON object. Times are in milliseconds, memory in megabytes of
-// a million bytes.
+// flat is the JSON object. Times are in milliseconds, memory in megabytes of a million bytes.
 func (f *figures) flat() map[string]any {
 	minutes := f.o.duration.Minutes()
 	perMinute := func(n int) float64 { return round(float64(n) / minutes) }
@@ -69,7 +68,7 @@ func (f *figures) flat() map[string]any {
 			out[prefix+name+"_p50_ms"], out[prefix+name+"_p99_ms"] = ms(percentile(values, 50)), ms(percentile(values, 99))
 		}
 	}
-	// The name that the table of docs/benchmarks.md compares with: QR codes.
+	// docs/benchmarks.md compares this name, which means QR codes.
 	out["old_requests_per_minute"] = out["old_qr_requests_per_minute"]
 	out["old_lost"], out["old_disordered"] = f.old.lost, f.old.disordered
 	var p50, p99 time.Duration
@@ -90,10 +89,10 @@ func (f *figures) report(w io.Writer) error {
 		fmt.Fprintf(table, "%s\t%v\t%v\t%v\n", what, old, ours, target)
 	}
 	fmt.Fprintln(table)
-	row("", "one request an event", "ours", "docs/benchmarks.md")
-	row("QR requests a minute", out["old_qr_requests_per_minute"], out["qr_requests_per_minute"], "≤ 44")
-	row("status requests a minute", out["old_status_requests_per_minute"], out["status_requests_per_minute"], "")
-	row("requests a second at the peak", out["old_peak_requests_per_s"], out["peak_requests_per_s"], "")
+	row("", "one request per event", "ours", "docs/benchmarks.md")
+	row("QR requests per minute", out["old_qr_requests_per_minute"], out["qr_requests_per_minute"], "≤ 44")
+	row("status requests per minute", out["old_status_requests_per_minute"], out["status_requests_per_minute"], "")
+	row("requests per second at the peak", out["old_peak_requests_per_s"], out["peak_requests_per_s"], "")
 	row("urgent status alone, p50 / p99 ms", "", pair(out, "urgent_alone"), "p99 ≤ 25")
 	row(fmt.Sprintf("%d urgent at once, p50 / p99 ms", f.o.sessions), "", pair(out, "urgent_1000"), "p99 ≤ 500")
 	row(fmt.Sprintf("%d urgent at once, requests", f.o.sessions), "", out["urgent_1000_requests"], "≤ 22")

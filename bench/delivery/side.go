@@ -28,22 +28,22 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/redis"
 )
 
-// sideConfig is what a process that sends gets on its standard input.
+// sideConfig is what a sending process gets on its standard input.
 type sideConfig struct {
 	Name, Part                        string
 	URL, Redis, TokenFile, SecretFile string
 	Sessions, Rounds, Samples         int
 	Seed                              uint64
-	// Start is when the steady part begins, and stands for the placement's time.
+	// Start is when the steady part begins; it is also the epoch of the updates.
 	Start                                         time.Time
 	Duration, QRInterval, QRValid, StatusInterval time.Duration
 	BetweenAlone, BetweenRounds                   time.Duration
 }
 
-// sideResult is what it answers on its standard output.
+// sideResult is what that process writes to its standard output.
 type sideResult struct {
 	Events []event
-	// PeakMemory is the most resident memory that it had, in bytes.
+	// PeakMemory is its highest resident memory in bytes.
 	PeakMemory int64
 	Durability string
 }
@@ -51,7 +51,7 @@ type sideResult struct {
 // part is a part of the benchmark on one side.
 type part struct {
 	sideResult
-	tally
+	summary
 	requests []request
 	bytes    int64
 	cpu      time.Duration
@@ -79,7 +79,7 @@ func measure(ctx context.Context, c sideConfig, answer time.Duration) (p part, e
 	child.Stderr = os.Stderr
 	var out bytes.Buffer
 	child.Stdout = &out
-	// When it closes, the child also knows that this process has ended.
+	// It closes when this process ends, which the child notices.
 	stdin, err := child.StdinPipe()
 	if err != nil {
 		return part{}, fmt.Errorf("starting a side: %w", err)
@@ -94,7 +94,7 @@ func measure(ctx context.Context, c sideConfig, answer time.Duration) (p part, e
 		return part{}, fmt.Errorf("the side %s of part %s: %w", c.Name, c.Part, err)
 	}
 	if err := json.Unmarshal(out.Bytes(), &p.sideResult); err != nil {
-		return part{}, fmt.Errorf("reading what a side says: %w", err)
+		return part{}, fmt.Errorf("reading the result of a side: %w", err)
 	}
 	if wrong := r.wrong(); len(wrong) > 0 {
 		return part{}, fmt.Errorf("%d requests were wrong, the first: %s", len(wrong), wrong[0])
@@ -103,7 +103,7 @@ func measure(ctx context.Context, c sideConfig, answer time.Duration) (p part, e
 	defer r.mu.Unlock()
 	p.requests, p.bytes = r.requests, r.bytes.Load()
 	p.cpu = child.ProcessState.UserTime() + child.ProcessState.SystemTime()
-	p.tally = count(p.Events, p.requests)
+	p.summary = count(p.Events, p.requests)
 	return p, nil
 }
 
@@ -131,7 +131,7 @@ func runSide(ctx context.Context, name string) error {
 	case "ours":
 		result, err = ourSide(ctx, c)
 	default:
-		err = fmt.Errorf("no side is called %q", name)
+		err = fmt.Errorf("there is no side %q", name)
 	}
 	if err != nil {
 		return err
@@ -145,7 +145,7 @@ func runSide(ctx context.Context, name string) error {
 	return nil
 }
 
-// oldSide posts each event by itself, at once.
+// oldSide posts each event at once in a separate request.
 func oldSide(ctx context.Context, c sideConfig) (sideResult, error) {
 	token, err := os.ReadFile(c.TokenFile)
 	if err != nil {
@@ -191,7 +191,7 @@ func ourSide(ctx context.Context, c sideConfig) (sideResult, error) {
 	durability := redis.NewDurability(client, config.Keys(), redis.DurabilityAuto)
 	level, err := durability.Detect(ctx)
 	if err != nil {
-		return sideResult{}, fmt.Errorf("asking Redis for its durability: %w", err)
+		return sideResult{}, fmt.Errorf("reading the durability of Redis: %w", err)
 	}
 	queue := batch.NewQueue(client, config.Keys(), clock.RealClock{}, batch.Options{Durability: durability})
 	log := funcr.New(func(prefix, args string) { fmt.Fprintln(os.Stderr, prefix, args) }, funcr.Options{})
@@ -224,14 +224,14 @@ func ourSide(ctx context.Context, c sideConfig) (sideResult, error) {
 	case "alone":
 		events, err = alone(ctx, c, enqueue, drain)
 	default:
-		err = fmt.Errorf("no part is called %q", c.Part)
+		err = fmt.Errorf("there is no part %q", c.Part)
 	}
 	stop()
 	err = errors.Join(err, group.Wait())
 	return sideResult{Events: events, Durability: level.String()}, err
 }
 
-// drained waits until nothing waits and nothing is in flight.
+// drained waits until no item waits or is in flight.
 func drained(ctx context.Context, queue *batch.Queue) error {
 	for {
 		left := 0
@@ -262,8 +262,8 @@ func wait(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// emitter hands events over, each in a goroutine of its own as a session's
-// supervisor is, and waits for them.
+// emitter emits events, each in its own goroutine like a session's supervisor, and waits for
+// them.
 type emitter struct {
 	c     sideConfig
 	emit  func(context.Context, event, delivery.Item) error
@@ -284,9 +284,9 @@ func (m *emitter) wait() ([]event, error) {
 	return m.events, err
 }
 
-// happen makes the n-th update of a session, at a time that is now. ready, if
-// not nil, is waited for first.
-func (m *emitter) happen(p planned, ready <-chan struct{}, at func() time.Time) {
+// start emits the planned event at the time that at returns. If ready is not nil, it first
+// waits until ready is closed.
+func (m *emitter) start(p planned, ready <-chan struct{}, at func() time.Time) {
 	m.group.Go(func() error {
 		if ready != nil {
 			<-ready
@@ -304,7 +304,7 @@ func (m *emitter) happen(p planned, ready <-chan struct{}, at func() time.Time) 
 	})
 }
 
-// steady makes the planned events at their times.
+// steady emits the planned events at their times.
 func steady(ctx context.Context, c sideConfig, emit func(context.Context, event, delivery.Item) error) ([]event, error) {
 	m := newEmitter(ctx, c, emit)
 	for _, p := range plan(c) {
@@ -312,12 +312,12 @@ func steady(ctx context.Context, c sideConfig, emit func(context.Context, event,
 			_, failed := m.wait()
 			return nil, errors.Join(err, failed)
 		}
-		m.happen(p, nil, time.Now)
+		m.start(p, nil, time.Now)
 	}
 	return m.wait()
 }
 
-// burst changes all sessions at one instant, several times.
+// burst changes all sessions at the same time, several times.
 func burst(ctx context.Context, c sideConfig, emit func(context.Context, event, delivery.Item) error, drain func() error) ([]event, error) {
 	var all []event
 	for round := range c.Rounds {
@@ -328,7 +328,7 @@ func burst(ctx context.Context, c sideConfig, emit func(context.Context, event, 
 		ready := make(chan struct{})
 		var instant time.Time
 		for session := range c.Sessions {
-			m.happen(planned{kind: delivery.KindStatus, session: session, n: int64(round) + 1, priority: delivery.High}, ready, func() time.Time { return instant })
+			m.start(planned{kind: delivery.KindStatus, session: session, n: int64(round) + 1, priority: delivery.High}, ready, func() time.Time { return instant })
 		}
 		instant = time.Now()
 		close(ready)
@@ -345,12 +345,12 @@ func burst(ctx context.Context, c sideConfig, emit func(context.Context, event, 
 func alone(ctx context.Context, c sideConfig, emit func(context.Context, event, delivery.Item) error, drain func() error) ([]event, error) {
 	var all []event
 	for n := range c.Samples {
-		// A little more each time, so that it never runs in step with a timer.
+		// A little longer each time, so that it is not synchronous with a timer.
 		if err := wait(ctx, c.BetweenAlone+time.Duration(n)*1700*time.Microsecond); err != nil {
 			return nil, err
 		}
 		m := newEmitter(ctx, c, emit)
-		m.happen(planned{kind: delivery.KindStatus, session: n % c.Sessions, n: int64(n) + 1, priority: delivery.High}, nil, time.Now)
+		m.start(planned{kind: delivery.KindStatus, session: n % c.Sessions, n: int64(n) + 1, priority: delivery.High}, nil, time.Now)
 		events, err := m.wait()
 		if err := errors.Join(err, drain()); err != nil {
 			return nil, err
@@ -360,8 +360,8 @@ func alone(ctx context.Context, c sideConfig, emit func(context.Context, event, 
 	return all, nil
 }
 
-// peakMemory is the most resident memory of this process. Linux counts into
-// getrusage's figure what the parent had when it forked, so its own is asked.
+// peakMemory is the highest resident memory of this process. On Linux the figure of
+// getrusage includes the parent's memory at the time of the fork, so /proc is read.
 func peakMemory() (int64, error) {
 	if runtime.GOOS == "linux" {
 		status, err := os.ReadFile("/proc/self/status")

@@ -2,9 +2,9 @@
 // lost, restarted, drained or upgraded, and writes bench/results/failover.json.
 //
 // Manager and workers are processes of the program as it is shipped, with their own
-// API server, Redis and PostgreSQL; this process is WhatsApp (the
-// simulator, which knows when each device was connected) and Laravel. The same
-// sessions go through all parts, one after another:
+// API server, Redis and PostgreSQL. This process contains the WhatsApp simulator, which
+// records when each device was connected, and a stand-in for Laravel. The parts are run one
+// after another with the same sessions:
 //
 //	rolling  four workers hold them; one by one, a worker of a newer revision
 //	         joins and an old one is asked to end
@@ -14,12 +14,11 @@
 //	restart  that one is killed and started again in its state folder
 //	kill     it is killed and not started again
 //
-// A session's gap is the time that its device has been without a connection, as
-// the simulator sees it. Restart and kill are compared with the raw time of
-// their writes: a bare client makes as many status patches with as many watch events,
-// and takes a device as many times, in the same run, after everything else has ended.
-// A session counts as lost if its last state has not reached Laravel when nothing
-// changes any more.
+// A session's gap is how long its device was not connected, as recorded by the simulator.
+// Restart and kill are compared with the raw time of their writes: in the same run, after
+// everything else has ended, a bare client makes the same number of status patches with the
+// same number of watch events, and takes a device as many times. A session counts as lost if
+// Laravel does not have its last state although nothing changes any more.
 package main
 
 import (
@@ -52,11 +51,11 @@ type result struct {
 	KillFirst   float64 `json:"kill_first_s"`
 	KillLast    float64 `json:"kill_last_s"`
 	RestartLast float64 `json:"restart_in_place_last_s"`
-	// Silence is the time until the manager took the first session from the killed worker:
-	// it must first have seen no heartbeat for 15 s.
+	// Silence is the time until the manager moved the first session away from the killed
+	// worker: first it must see no heartbeat for 15 s.
 	Silence float64 `json:"kill_silence_s"`
-	// KillRaw and RestartRaw are the times in which a bare client makes the writes of
-	// these parts; KillOverRaw is of the time after the silence.
+	// KillRaw and RestartRaw are how long a bare client needs for the writes of these
+	// parts; KillOverRaw is the ratio of the time after the silence.
 	KillRaw        float64 `json:"kill_raw_s"`
 	KillOverRaw    float64 `json:"kill_over_raw"`
 	RestartRaw     float64 `json:"restart_raw_s"`
@@ -69,27 +68,27 @@ type result struct {
 	RollingMax     float64 `json:"rolling_gap_max_s"`
 	RollingMoves   float64 `json:"rolling_moves_per_session"`
 	RollingSeconds float64 `json:"rolling_s"`
-	// LoginsPerSecond and APIWrites are of the kill: its logins from the first to the
-	// last, and the writes at the API server beside the Leases.
+	// LoginsPerSecond and APIWrites are measured in the part kill: its logins from the first
+	// to the last, and its writes to the API server except Leases.
 	LoginsPerSecond float64 `json:"logins_per_s"`
 	APIWrites       float64 `json:"api_writes"`
 	Doubled         int64   `json:"doubled"`
 	Lost            int     `json:"lost"`
 }
 
-// workers is how many hold the sessions.
+// workers is how many workers hold the sessions.
 const workers = 4
 
 type bench struct {
 	*benchenv.Environment
 	result
-	ctx     context.Context //nolint:containedctx // a program's one context
-	phones  *simulator.Server
-	store   string
-	manager *benchenv.Process
-	fleet   []*benchenv.Process // the workers that run
-	started int                 // workers so far
-	// restarted and killed are what these parts wrote; nil: the part was not run.
+	ctx       context.Context //nolint:containedctx // a program's one context
+	simulator *simulator.Server
+	store     string
+	manager   *benchenv.Process
+	running   []*benchenv.Process // the running workers
+	started   int                 // the number of workers started so far
+	// restarted and killed are the writes of these parts; nil: the part was not run.
 	restarted, killed *writes
 }
 
@@ -120,7 +119,7 @@ func run(ctx context.Context, sessions int, names []string, out string, keep boo
 		return err
 	}
 	b := &bench{Environment: s, ctx: ctx, result: result{Sessions: sessions}}
-	stop, err := b.startPhones()
+	stop, err := b.startSimulator()
 	if err != nil {
 		return err
 	}
@@ -138,7 +137,7 @@ func run(ctx context.Context, sessions int, names []string, out string, keep boo
 			return err
 		}
 	}
-	stats := b.phones.Stats()
+	stats := b.simulator.Stats()
 	b.Doubled = stats.Doubled
 	if err := b.raw(); err != nil {
 		return err
@@ -151,24 +150,24 @@ func run(ctx context.Context, sessions int, names []string, out string, keep boo
 	}
 	switch {
 	case b.Doubled > 0:
-		return fmt.Errorf("%d connections were doubled: %v", b.Doubled, b.phones.Doubled())
+		return fmt.Errorf("%d connections were doubled: %v", b.Doubled, b.simulator.Doubled())
 	case b.Lost > 0:
 		return fmt.Errorf("%d updates were lost", b.Lost)
 	case len(b.Laravel.Breaches()) > 0:
-		return fmt.Errorf("Laravel was sent what breaks the contract: %s", strings.Join(b.Laravel.Breaches(), "; "))
+		return fmt.Errorf("requests to Laravel broke the contract: %s", strings.Join(b.Laravel.Breaches(), "; "))
 	case len(stats.Unknown) > 0:
-		return fmt.Errorf("the simulator was asked what it does not know: %v", stats.Unknown)
+		return fmt.Errorf("the simulator got unknown requests: %v", stats.Unknown)
 	}
 	return nil
 }
 
-func (b *bench) startPhones() (stop func() error, err error) {
-	if b.phones, err = simulator.New(simulator.Options{}); err != nil {
+func (b *bench) startSimulator() (stop func() error, err error) {
+	if b.simulator, err = simulator.New(simulator.Options{}); err != nil {
 		return nil, fmt.Errorf("starting the simulator: %w", err)
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(b.ctx))
 	ended := make(chan error, 1)
-	go func() { ended <- b.phones.Run(ctx) }()
+	go func() { ended <- b.simulator.Run(ctx) }()
 	return func() error {
 		cancel()
 		if err := <-ended; err != nil {
@@ -186,7 +185,7 @@ func (b *bench) start() (err error) {
 	if b.manager, err = b.Manager(b.store, "--rebalance=false"); err != nil {
 		return err
 	}
-	benchenv.Say("starting %d workers", workers)
+	benchenv.Print("starting %d workers", workers)
 	for range workers {
 		if err := b.startWorker(1); err != nil {
 			return err
@@ -195,28 +194,28 @@ func (b *bench) start() (err error) {
 	return nil
 }
 
-// startWorker starts a worker under a new name and waits until the manager counts it:
-// it is then as ready as a pod that a rolling upgrade counts as ready.
+// startWorker starts a worker under a new name and waits until the manager counts it as
+// live: then it is as ready as a ready pod in a rolling upgrade.
 func (b *bench) startWorker(revision int) error {
 	b.started++
 	w, err := b.worker(fmt.Sprintf("worker-%d", b.started), revision)
 	if err != nil {
 		return err
 	}
-	b.fleet = append(b.fleet, w)
-	return benchenv.Until(b.ctx, "workers have joined", time.Minute, 50*time.Millisecond, func() (int, int, error) {
+	b.running = append(b.running, w)
+	return benchenv.WaitUntil(b.ctx, "workers have joined", time.Minute, 50*time.Millisecond, func() (int, int, error) {
 		m, err := b.manager.Metrics(b.ctx)
-		return int(m.Sum("whatsapp_operator_workers", benchenv.Labels{"state": "live"})), len(b.fleet), errors.Join(err, w.Running())
+		return int(m.Sum("whatsapp_operator_workers", benchenv.Labels{"state": "live"})), len(b.running), errors.Join(err, w.Running())
 	})
 }
 
-// worker starts a worker; under a known name it is the same one restarted.
+// worker starts a worker; with a name that was used before, that worker is restarted.
 func (b *bench) worker(name string, revision int) (*benchenv.Process, error) {
 	args := append([]string{
 		"worker", "--name=" + name, "--state-dir=" + filepath.Join(b.Dir, name),
 		fmt.Sprintf("--capacity=%d", b.Sessions), fmt.Sprintf("--revision=%d", revision),
 		"--pairings-per-second=200", "--pairing-burst=200", // the pairings are not measured
-		"--whatsapp-endpoint=" + b.phones.Info().Endpoint, "--whatsapp-noise-root=" + b.phones.Info().NoiseRoot,
+		"--whatsapp-endpoint=" + b.simulator.Info().Endpoint, "--whatsapp-noise-root=" + b.simulator.Info().NoiseRoot,
 	}, b.Common(b.store)...)
 	return b.StartServing(name, b.Binary, args...)
 }
@@ -224,18 +223,18 @@ func (b *bench) worker(name string, revision int) (*benchenv.Process, error) {
 // pair applies the sessions, scans their codes, and waits until all are connected.
 func (b *bench) pair() error {
 	err := b.Pair(0, b.Sessions, func(ctx context.Context, code, phone string) error {
-		_, err := b.phones.Scan(ctx, code, phone)
+		_, err := b.simulator.Scan(ctx, code, phone)
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	return b.settled()
+	return b.waitUntilDelivered()
 }
 
-// settled waits until nothing changes any more: all are connected, and Laravel has received it.
-// What Laravel does not receive is counted as lost.
-func (b *bench) settled() error {
+// waitUntilDelivered waits until all sessions are connected and Laravel has these states.
+// States that Laravel does not receive are counted as lost.
+func (b *bench) waitUntilDelivered() error {
 	for deadline := time.Now().Add(time.Minute); ; {
 		outdated, err := b.outdated()
 		if err != nil {
@@ -245,7 +244,7 @@ func (b *bench) settled() error {
 			return nil
 		}
 		if time.Now().After(deadline) {
-			benchenv.Say("Laravel has an old status of %d sessions: %s …", len(outdated), outdated[0])
+			benchenv.Print("Laravel has an old status of %d sessions: %s …", len(outdated), outdated[0])
 			b.Lost += len(outdated)
 			return nil
 		}
@@ -255,7 +254,7 @@ func (b *bench) settled() error {
 	}
 }
 
-// outdated lists the sessions whose last status at Laravel is not the present one.
+// outdated lists the sessions of which Laravel does not have the present status.
 func (b *bench) outdated() (names []string, err error) {
 	var list v1alpha1.WhatsAppSessionList
 	if err := b.Client.List(b.ctx, &list, client.InNamespace(benchenv.Namespace)); err != nil {
@@ -271,25 +270,25 @@ func (b *bench) outdated() (names []string, err error) {
 	return names, nil
 }
 
-// moment is what the simulator knew of the devices.
-type moment struct {
+// snapshot is the state of the simulator's devices at a time.
+type snapshot struct {
 	at      time.Time
 	devices map[string]simulator.Device
 }
 
-func (b *bench) observe() moment {
-	m := moment{at: time.Now(), devices: map[string]simulator.Device{}}
-	for _, d := range b.phones.Devices() {
+func (b *bench) observe() snapshot {
+	m := snapshot{at: time.Now(), devices: map[string]simulator.Device{}}
+	for _, d := range b.simulator.Devices() {
 		m.devices[d.JID] = d
 	}
 	return m
 }
 
-// back waits until all are connected, and returns the gaps of those that have
-// logged in since. all: every session must have logged in.
-func (b *bench) back(since moment, all bool) (change, error) {
+// waitUntilBack waits until all sessions are connected, and returns the changes since the
+// snapshot. With all, every session must have logged in since then.
+func (b *bench) waitUntilBack(since snapshot, all bool) (change, error) {
 	var c change
-	err := benchenv.Until(b.ctx, "sessions are back", 5*time.Minute, 50*time.Millisecond, func() (int, int, error) {
+	err := benchenv.WaitUntil(b.ctx, "sessions are back", 5*time.Minute, 50*time.Millisecond, func() (int, int, error) {
 		c = since.compare(b.observe())
 		if all {
 			return min(c.connected, len(c.logins)), b.Sessions, b.manager.Running()
@@ -299,18 +298,18 @@ func (b *bench) back(since moment, all bool) (change, error) {
 	return c, err
 }
 
-// change is the difference between two moments.
+// change is the difference between two snapshots.
 type change struct {
 	connected int
-	// moves counts the logins. logins are the times of the last one of each device that
-	// has logged in again, gaps how long it was away.
+	// moves counts the logins. For each device that has logged in again, logins has the time
+	// of its last login, and gaps how long it was not connected.
 	moves  int64
 	logins []time.Duration
 	gaps   []time.Duration
 }
 
 // compare is pure.
-func (m moment) compare(later moment) (c change) {
+func (m snapshot) compare(later snapshot) (c change) {
 	for jid, d := range later.devices {
 		before := m.devices[jid]
 		if d.Connected {
@@ -327,8 +326,8 @@ func (m moment) compare(later moment) (c change) {
 	return c
 }
 
-// percentile is the smallest of the values that p percent of them do not
-// exceed, in seconds; 0 without values. They are in order of size.
+// percentile is the smallest value that p percent of the values do not exceed, in seconds;
+// 0 without values. The values are sorted.
 func percentile(values []time.Duration, p int) float64 {
 	if len(values) == 0 {
 		return 0
@@ -336,19 +335,19 @@ func percentile(values []time.Duration, p int) float64 {
 	return values[max(0, (len(values)*p+99)/100-1)].Seconds()
 }
 
-// stopTimeout bounds the clean end of a worker.
+// stopTimeout is how long a worker may take to end.
 const stopTimeout = 2 * time.Minute
 
 // stopWorker asks the oldest worker to end and waits until it has.
 func (b *bench) stopWorker() error {
-	w := b.fleet[0]
-	b.fleet = b.fleet[1:]
-	w.Ask()
-	return w.Ended(b.ctx, stopTimeout)
+	w := b.running[0]
+	b.running = b.running[1:]
+	w.Terminate()
+	return w.WaitUntilEnded(b.ctx, stopTimeout)
 }
 
 func (b *bench) roll() error {
-	benchenv.Say("upgrading the %d workers one by one", workers)
+	benchenv.Print("upgrading the %d workers one by one", workers)
 	before := b.observe()
 	for range workers {
 		if err := b.startWorker(2); err != nil {
@@ -358,44 +357,44 @@ func (b *bench) roll() error {
 			return err
 		}
 	}
-	c, err := b.back(before, true)
+	c, err := b.waitUntilBack(before, true)
 	if err != nil {
 		return err
 	}
 	b.RollingSeconds = time.Since(before.at).Seconds()
 	b.RollingP50, b.RollingP99, b.RollingMax = percentile(c.gaps, 50), percentile(c.gaps, 99), percentile(c.gaps, 100)
 	b.RollingMoves = float64(c.moves) / float64(b.Sessions)
-	return b.settled()
+	return b.waitUntilDelivered()
 }
 
 func (b *bench) drain() error {
 	before := b.observe()
-	benchenv.Say("draining one of the %d workers", workers)
+	benchenv.Print("draining one of the %d workers", workers)
 	if err := b.stopWorker(); err != nil {
 		return err
 	}
-	c, err := b.back(before, false)
+	c, err := b.waitUntilBack(before, false)
 	if err != nil {
 		return err
 	}
 	if len(c.gaps) == 0 {
 		return errors.New("the drained worker held nothing")
 	}
-	benchenv.Say("%d sessions moved", len(c.gaps))
+	benchenv.Print("%d sessions moved", len(c.gaps))
 	b.DrainP50, b.DrainP99, b.DrainMax = percentile(c.gaps, 50), percentile(c.gaps, 99), percentile(c.gaps, 100)
-	return b.settled()
+	return b.waitUntilDelivered()
 }
 
-// collect brings all sessions to one worker, with three empty ones beside it.
+// collect moves all sessions to one worker, and starts three others without sessions.
 func (b *bench) collect() error {
-	benchenv.Say("collecting all sessions on one worker")
+	benchenv.Print("collecting all sessions on one worker")
 	before := b.observe()
-	for len(b.fleet) > 1 {
+	for len(b.running) > 1 {
 		if err := b.stopWorker(); err != nil {
 			return err
 		}
 	}
-	if _, err := b.back(before, false); err != nil {
+	if _, err := b.waitUntilBack(before, false); err != nil {
 		return err
 	}
 	for range workers - 1 {
@@ -403,34 +402,34 @@ func (b *bench) collect() error {
 			return err
 		}
 	}
-	if err := b.settled(); err != nil {
+	if err := b.waitUntilDelivered(); err != nil {
 		return err
 	}
-	// The next part must not count what the logins of this one left behind.
+	// The writes that follow the logins of this part must not be counted in the next one.
 	return benchenv.Pause(b.ctx, 10*time.Second)
 }
 
 func (b *bench) restart() error {
-	benchenv.Say("killing the worker and starting it again in its state folder")
-	w := b.fleet[0]
+	benchenv.Print("killing the worker and starting it again in its state folder")
+	w := b.running[0]
 	counted, err := b.count()
 	if err != nil {
 		return err
 	}
 	before := b.observe()
 	w.Kill()
-	again, err := b.worker(w.Name, 2)
+	restarted, err := b.worker(w.Name, 2)
 	if err != nil {
 		return err
 	}
-	b.fleet[0] = again
-	c, err := b.back(before, true)
+	b.running[0] = restarted
+	c, err := b.waitUntilBack(before, true)
 	if err != nil {
 		return err
 	}
 	b.RestartLast = percentile(c.logins, 100)
-	benchenv.Say("the first was back after %.1f s, the last after %.1f s", percentile(c.logins, 0), b.RestartLast)
-	if err := b.settled(); err != nil {
+	benchenv.Print("the first was back after %.1f s, the last after %.1f s", percentile(c.logins, 0), b.RestartLast)
+	if err := b.waitUntilDelivered(); err != nil {
 		return err
 	}
 	if b.restarted, err = b.since(counted); err != nil {
@@ -440,24 +439,24 @@ func (b *bench) restart() error {
 }
 
 func (b *bench) kill() error {
-	benchenv.Say("killing the worker for good")
+	benchenv.Print("killing the worker without a restart")
 	counted, err := b.count()
 	if err != nil {
 		return err
 	}
-	taken, stop, err := b.firstTaken(b.fleet[0].Name)
+	taken, stop, err := b.firstTaken(b.running[0].Name)
 	if err != nil {
 		return err
 	}
 	defer stop()
 	before := b.observe()
-	b.fleet[0].Kill()
-	b.fleet = b.fleet[1:]
-	spent, err := benchenv.Spent()
+	b.running[0].Kill()
+	b.running = b.running[1:]
+	spent, err := benchenv.CPUTimes()
 	if err != nil {
 		return err
 	}
-	c, err := b.back(before, true)
+	c, err := b.waitUntilBack(before, true)
 	if err != nil {
 		return err
 	}
@@ -466,21 +465,21 @@ func (b *bench) kill() error {
 	case at := <-taken:
 		b.Silence = at.Sub(before.at).Seconds()
 	default:
-		return errors.New("all sessions are back, and the watch has not seen the first one leave the killed worker")
+		return errors.New("all sessions are back, but the watch has not seen the first one leave the killed worker")
 	}
 	b.LoginsPerSecond = float64(c.moves) / (b.KillLast - b.KillFirst)
-	benchenv.Say("the first was back after %.1f s, the last after %.1f s", b.KillFirst, b.KillLast)
-	if err := benchenv.SaySpent(spent); err != nil {
+	benchenv.Print("the first was back after %.1f s, the last after %.1f s", b.KillFirst, b.KillLast)
+	if err := benchenv.PrintCPUTimes(spent); err != nil {
 		return err
 	}
-	if err := b.settled(); err != nil {
+	if err := b.waitUntilDelivered(); err != nil {
 		return err
 	}
 	b.killed, err = b.since(counted)
 	return err
 }
 
-// firstTaken watches until the first session is not held by the worker any more.
+// firstTaken returns a channel that gets the time when the first session is not held by the worker any more.
 func (b *bench) firstTaken(worker string) (<-chan time.Time, func(), error) {
 	var now v1alpha1.WhatsAppSessionList
 	if err := b.Client.List(b.ctx, &now, client.Limit(1)); err != nil {
@@ -510,10 +509,10 @@ func (b *bench) show() {
 	row := func(name, format string, value float64, target string) {
 		fmt.Printf("%-56s %10s  %s\n", name, fmt.Sprintf(format, value), target)
 	}
-	row("killed: the first is back elsewhere, s", "%.1f", b.KillFirst, "")
+	row("killed: the first is back on another worker, s", "%.1f", b.KillFirst, "")
 	row("  the last, s", "%.1f", b.KillLast, "≤ 30")
-	row("  the first is taken from the dead worker, s", "%.1f", b.Silence, "")
-	row("  logins a second", "%.0f", b.LoginsPerSecond, "")
+	row("  the first is moved away from the dead worker, s", "%.1f", b.Silence, "")
+	row("  logins per second", "%.0f", b.LoginsPerSecond, "")
 	row("  API writes", "%.0f", b.APIWrites, "")
 	row("  the same writes by a bare client, s", "%.1f", b.KillRaw, "")
 	row("  ratio, without the silence", "%.2f", b.KillOverRaw, "≤ 1.5")
@@ -526,7 +525,7 @@ func (b *bench) show() {
 	row("all upgraded one by one: gap p50, s", "%.2f", b.RollingP50, "")
 	row("  p99", "%.2f", b.RollingP99, "≤ 2")
 	row("  max", "%.2f", b.RollingMax, "")
-	row("  moves a session", "%.3f", b.RollingMoves, "1")
+	row("  moves per session", "%.3f", b.RollingMoves, "1")
 	row("  from the first new worker to the last session, s", "%.1f", b.RollingSeconds, "")
 	row("doubled connections", "%.0f", float64(b.Doubled), "0")
 	row("updates lost at Laravel", "%.0f", float64(b.Lost), "0")

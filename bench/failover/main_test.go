@@ -13,13 +13,13 @@ func TestCompare(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)
 	at := time.Unix(1000, 0)
-	before := moment{at: at, devices: map[string]simulator.Device{
+	before := snapshot{at: at, devices: map[string]simulator.Device{
 		"stayed": {Connected: true, Logins: 3, Away: time.Second, LoggedIn: at.Add(-time.Hour)},
 		"moved":  {Connected: true, Logins: 1, LoggedIn: at.Add(-time.Hour)},
 		"twice":  {Connected: true, Logins: 1, Away: time.Second, LoggedIn: at.Add(-time.Hour)},
 		"gone":   {Connected: true, Logins: 1, LoggedIn: at.Add(-time.Hour)},
 	}}
-	c := before.compare(moment{devices: map[string]simulator.Device{
+	c := before.compare(snapshot{devices: map[string]simulator.Device{
 		"stayed": {Connected: true, Logins: 3, Away: time.Second, LoggedIn: at.Add(-time.Hour)},
 		"moved":  {Connected: true, Logins: 2, Away: 2 * time.Second, LoggedIn: at.Add(5 * time.Second)},
 		"twice":  {Connected: true, Logins: 3, Away: 4 * time.Second, LoggedIn: at.Add(4 * time.Second)},

@@ -21,15 +21,15 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
 )
 
-// writes are what a part wrote: status patches, the events of watches on sessions
-// that followed from them, and takings of a device in the store.
+// writes are the writes of a part: status patches, the watch events on sessions that they
+// caused, and takings of a device in the store.
 type writes struct{ patches, events, takings int }
 
 func (w writes) String() string {
 	return fmt.Sprintf("%d status patches, %d watch events, %d takings", w.patches, w.events, w.takings)
 }
 
-// counted is what had been written before a part began.
+// counted are the counters before a part.
 type counted struct {
 	api    benchenv.Metrics
 	starts int
@@ -43,7 +43,7 @@ func (b *bench) count() (c counted, err error) {
 	return c, err
 }
 
-// starts is how often devices have been taken so far.
+// starts is how many times devices have been taken so far.
 func (b *bench) starts() (n int, err error) {
 	err = b.query("SELECT COALESCE(SUM(starts), 0) FROM whatsapp_operator_session", &n)
 	return n, err
@@ -52,11 +52,11 @@ func (b *bench) starts() (n int, err error) {
 func (b *bench) query(text string, into any) error {
 	db, err := sql.Open("pgx", b.store)
 	if err != nil {
-		return fmt.Errorf("reaching the database: %w", err)
+		return fmt.Errorf("connecting to the database: %w", err)
 	}
 	defer func() { _ = db.Close() }()
 	if err := db.QueryRowContext(b.ctx, text).Scan(into); err != nil {
-		return fmt.Errorf("asking the database: %w", err)
+		return fmt.Errorf("querying the database: %w", err)
 	}
 	return nil
 }
@@ -66,7 +66,7 @@ var (
 	watchEvents   = benchenv.Labels{"resource": "whatsappsessions"}
 )
 
-// since is what has been written since then.
+// since returns the writes since the counters were read.
 func (b *bench) since(before counted) (*writes, error) {
 	now, err := b.count()
 	if err != nil {
@@ -80,15 +80,15 @@ func (b *bench) since(before counted) (*writes, error) {
 		takings: now.starts - before.starts,
 	}
 	b.APIWrites = now.api.Writes() - before.api.Writes()
-	benchenv.Say("written: %s", w)
-	now.api.SayRequests(before.api, float64(b.Sessions)/10)
+	benchenv.Print("written: %s", w)
+	now.api.PrintRequests(before.api, float64(b.Sessions)/10)
 	return w, nil
 }
 
-// raw ends the program's processes and makes the writes of the parts again.
+// raw stops the program's processes and makes the writes of the parts again with a bare client.
 func (b *bench) raw() error {
 	b.manager.Kill()
-	for _, w := range b.fleet {
+	for _, w := range b.running {
 		w.Kill()
 	}
 	parts := []struct {
@@ -104,8 +104,8 @@ func (b *bench) raw() error {
 		if p.writes == nil {
 			continue
 		}
-		benchenv.Say("making the writes of the part %s with a bare client", p.name)
-		spent, err := benchenv.Spent()
+		benchenv.Print("making the writes of the part %s with a bare client", p.name)
+		spent, err := benchenv.CPUTimes()
 		if err != nil {
 			return err
 		}
@@ -114,23 +114,23 @@ func (b *bench) raw() error {
 			return err
 		}
 		*p.raw, *p.over = took.Seconds(), p.took/took.Seconds()
-		if err := benchenv.SaySpent(spent); err != nil {
+		if err := benchenv.PrintCPUTimes(spent); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// rawConcurrency is a worker's own: so many of its requests are at the API server
-// at a time at most.
+// rawConcurrency is the concurrency of a worker: the highest number of its requests at the
+// API server at the same time.
 const rawConcurrency = 32
 
 // rawConns is how many connections to PostgreSQL a worker has.
 const rawConns = 16
 
-// rawWrites makes the writes with a client that knows in advance what to write, and
-// returns how long it took. What follows each other in a session does so here: the
-// patch that moves it, the one that claims it, its taking, its connection.
+// rawWrites makes the writes with a client that knows all of them in advance, and returns
+// how long it took. The writes of one session follow each other as in the program: the patch
+// that moves it, the one that claims it, its taking, its connection.
 func (b *bench) rawWrites(prefix string, w writes) (time.Duration, error) {
 	sessions, err := b.rawSessions(prefix)
 	if err != nil {
@@ -138,7 +138,7 @@ func (b *bench) rawWrites(prefix string, w writes) (time.Duration, error) {
 	}
 	db, err := sql.Open("pgx", b.store)
 	if err != nil {
-		return 0, fmt.Errorf("reaching the database: %w", err)
+		return 0, fmt.Errorf("connecting to the database: %w", err)
 	}
 	defer func() { _ = db.Close() }()
 	db.SetMaxOpenConns(rawConns)
@@ -176,7 +176,7 @@ func (b *bench) rawWrites(prefix string, w writes) (time.Duration, error) {
 	return time.Since(begun), err
 }
 
-// watchers is how many watches on all sessions make the events, rounded.
+// watchers is the number of watches on all sessions that would get these events, rounded.
 func watchers(w writes) int {
 	if w.patches == 0 {
 		return 0
@@ -187,7 +187,7 @@ func watchers(w writes) int {
 // share is the i-th part of total in n parts that differ by one at most.
 func share(total, i, n int) int { return total*(i+1)/n - total*i/n }
 
-// rawSessions applies as many sessions as the benchmark has, which nobody leads.
+// rawSessions applies as many sessions as the benchmark has; no controller handles them.
 func (b *bench) rawSessions(prefix string) ([]*v1alpha1.WhatsAppSession, error) {
 	sessions := make([]*v1alpha1.WhatsAppSession, b.Sessions)
 	group, ctx := errgroup.WithContext(b.ctx)
@@ -206,7 +206,7 @@ func (b *bench) rawSessions(prefix string) ([]*v1alpha1.WhatsAppSession, error) 
 	return sessions, group.Wait()
 }
 
-// rawRecords makes a record of each session in a table of its own, like the store's.
+// rawRecords makes a record of each session in a separate table like the store's.
 func (b *bench) rawRecords(db *sql.DB, sessions []*v1alpha1.WhatsAppSession) error {
 	for _, text := range []string{
 		"DROP TABLE IF EXISTS raw_session",
@@ -224,8 +224,8 @@ func (b *bench) rawRecords(db *sql.DB, sessions []*v1alpha1.WhatsAppSession) err
 	return nil
 }
 
-// take is what a taking is to the database: the record counts up, and the device of
-// the session is read.
+// take makes the database commands of a taking: it increments the counters of the record,
+// and reads the device of the session.
 func take(ctx context.Context, db *sql.DB, uid string) error {
 	var starts, devices int
 	err := db.QueryRowContext(ctx, "UPDATE raw_session SET epoch=epoch+1, starts=starts+1, updated_at=updated_at+1 WHERE uid=$1 RETURNING starts", uid).Scan(&starts)
@@ -238,7 +238,7 @@ func take(ctx context.Context, db *sql.DB, uid string) error {
 	return nil
 }
 
-// patch writes the n-th status of a session that is moved, claimed and connected in turn.
+// patch writes the n-th status of a session that is moved, claimed and connected, again and again.
 func patch(ctx context.Context, c client.Client, s *v1alpha1.WhatsAppSession, n int) error {
 	base := s.DeepCopy()
 	s.Status = next(s, n)
@@ -269,12 +269,12 @@ func next(s *v1alpha1.WhatsAppSession, n int) v1alpha1.WhatsAppSessionStatus {
 	}, now)
 }
 
-// watch opens n watches on all sessions and reads what comes from now on, without decoding it.
+// watch opens n watches on all sessions and reads their events without decoding them.
 func (b *bench) watch(n int) (stop func(), err error) {
 	config := rest.CopyConfig(b.Config)
 	config.GroupVersion, config.APIPath = &v1alpha1.GroupVersion, "/apis"
 	config.NegotiatedSerializer = scheme.Codecs.WithoutConversion()
-	config.DisableCompression = true // as the program's
+	config.DisableCompression = true // as in the program
 	var now v1alpha1.WhatsAppSessionList
 	if err := b.Client.List(b.ctx, &now, client.Limit(1)); err != nil {
 		return nil, fmt.Errorf("listing the sessions: %w", err)

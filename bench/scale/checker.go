@@ -12,13 +12,13 @@ import (
 //go:embed ranges.yaml
 var defaultRanges []byte
 
-// limits are what a figure must be within.
+// limits are the lowest and the highest value of a figure.
 type limits struct {
 	Min *float64 `json:"min,omitempty"`
 	Max *float64 `json:"max,omitempty"`
 }
 
-// readRanges reads a file, or what is built in where path is empty.
+// readRanges reads a file; an empty path means the embedded one.
 func readRanges(path string) (map[string]limits, error) {
 	content := defaultRanges
 	if path != "" {
@@ -34,7 +34,7 @@ func readRanges(path string) (map[string]limits, error) {
 	return ranges, nil
 }
 
-// check says of each figure that is out of its range by how much. It is pure.
+// check describes each figure that is out of its range. It is pure.
 func check(figures map[string]float64, ranges map[string]limits) (wrong []string) {
 	for name, within := range ranges {
 		value, measured := figures[name]
@@ -42,9 +42,9 @@ func check(figures map[string]float64, ranges map[string]limits) (wrong []string
 		case !measured:
 			wrong = append(wrong, name+" was not measured")
 		case within.Min != nil && value < *within.Min:
-			wrong = append(wrong, fmt.Sprintf("%s is %.4g: %.4g below the least of %.4g", name, value, *within.Min-value, *within.Min))
+			wrong = append(wrong, fmt.Sprintf("%s is %.4g: %.4g below the minimum of %.4g", name, value, *within.Min-value, *within.Min))
 		case within.Max != nil && value > *within.Max:
-			wrong = append(wrong, fmt.Sprintf("%s is %.4g: %.4g above the most of %.4g", name, value, value-*within.Max, *within.Max))
+			wrong = append(wrong, fmt.Sprintf("%s is %.4g: %.4g above the maximum of %.4g", name, value, value-*within.Max, *within.Max))
 		}
 	}
 	slices.Sort(wrong)

@@ -17,15 +17,15 @@ func TestCheck(t *testing.T) {
 		wrong   []string
 	}{
 		{"at the bounds", map[string]float64{"seconds": 2, "sessions": 10, "both": 10, "other": 99}, nil},
-		{"above", map[string]float64{"seconds": 2.5, "sessions": 10, "both": 2}, []string{"seconds is 2.5: 0.5 above the most of 2"}},
-		{"below", map[string]float64{"seconds": 0, "sessions": 9, "both": 3}, []string{"sessions is 9: 1 below the least of 10"}},
+		{"above", map[string]float64{"seconds": 2.5, "sessions": 10, "both": 2}, []string{"seconds is 2.5: 0.5 above the maximum of 2"}},
+		{"below", map[string]float64{"seconds": 0, "sessions": 9, "both": 3}, []string{"sessions is 9: 1 below the minimum of 10"}},
 		{"not measured", map[string]float64{"seconds": 0, "sessions": 10}, []string{"both was not measured"}},
 	} {
 		g.Expect(check(row.figures, ranges)).To(Equal(row.wrong), row.name)
 	}
 }
 
-func TestTheFilesAreReadable(t *testing.T) {
+func TestEmbeddedFiles(t *testing.T) {
 	t.Parallel()
 	g := NewWithT(t)
 	ranges, err := readRanges("")

@@ -12,8 +12,8 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/worker"
 )
 
-// accounts are devices that a phone links and WhatsApp lets in the moment they
-// are dialled, without a network and without keys.
+// accounts are simulated devices, without a network and without keys: they are linked and
+// connected as soon as they are dialled.
 type accounts struct{}
 
 // Take implements worker.Accounts.
@@ -37,7 +37,7 @@ func (account) Forget(context.Context) error             { return nil }
 // Dial implements worker.Account.
 func (a account) Dial(_ context.Context, o worker.DialOptions) (worker.Connection, error) {
 	c := &connection{}
-	c.telling.Go(func() {
+	c.events.Go(func() {
 		o.Events(session.Event{
 			Type: session.EventConnected, JID: a.phone + ":1@s.whatsapp.net", PhoneNumber: "+" + a.phone, PushName: "Bench",
 		})
@@ -45,7 +45,7 @@ func (a account) Dial(_ context.Context, o worker.DialOptions) (worker.Connectio
 	return c, nil
 }
 
-type connection struct{ telling sync.WaitGroup }
+type connection struct{ events sync.WaitGroup }
 
 func (*connection) Paired() bool                 { return true }
 func (*connection) Logout(context.Context) error { return nil }
@@ -53,5 +53,5 @@ func (*connection) Logout(context.Context) error { return nil }
 // SameAccount implements worker.Connection.
 func (*connection) SameAccount(context.Context, string) (bool, error) { return true, nil }
 
-// Close implements worker.Connection: no event comes after it.
-func (c *connection) Close() { c.telling.Wait() }
+// Close implements worker.Connection: after it there are no more events.
+func (c *connection) Close() { c.events.Wait() }

@@ -15,7 +15,7 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 )
 
-// load is what is applied, and on what it runs.
+// load is the number of sessions and workers, and how they are applied.
 type load struct {
 	Sessions    int             `json:"sessions"`
 	Namespaces  int             `json:"namespaces"`
@@ -30,7 +30,7 @@ type load struct {
 //go:embed load.yaml
 var defaultLoad []byte
 
-// readLoad reads a file, or what is built in where path is empty.
+// readLoad reads a file; an empty path means the embedded one.
 func readLoad(path string) (load, error) {
 	var l load
 	content := defaultLoad
@@ -46,8 +46,7 @@ func readLoad(path string) (load, error) {
 	return l, nil
 }
 
-// generator applies the sessions of a load, spread evenly over namespaces of
-// its own.
+// generator applies the sessions of a load, spread evenly over its own namespaces.
 type generator struct {
 	load
 	client client.Client
@@ -70,7 +69,7 @@ func (g *generator) prepare(ctx context.Context) error {
 	return nil
 }
 
-// apply creates all at once and returns them as the API server knows them.
+// apply creates all sessions at once and returns them as stored in the API server.
 func (g *generator) apply(ctx context.Context) ([]*v1alpha1.WhatsAppSession, error) {
 	all := make([]*v1alpha1.WhatsAppSession, g.Sessions)
 	group, ctx := errgroup.WithContext(ctx)

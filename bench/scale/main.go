@@ -1,24 +1,23 @@
 // Command scale measures the manager with 10,000 sessions that are applied at
 // once, and writes bench/results/scale.json.
 //
-// Everything is real but WhatsApp: the API server, Redis, PostgreSQL, a manager
-// as a process of its own, and the workers, each a process with its agent, its
-// supervisors and its Lease; only the devices that they connect are made up.
+// Everything except WhatsApp is real: the API server, Redis, PostgreSQL, the manager
+// process, and the workers, each a process with its agent, its supervisors and its Lease.
+// Only the devices that the workers connect are simulated.
 //
 //	generator  applies the sessions that load.yaml describes
-//	runner     starts the processes and leads the run
-//	recorder   notes when each session is placed, held and connected
+//	runner     starts the processes and runs the parts
+//	recorder   records when each session is placed, held and connected
 //	checker    compares the figures with ranges.yaml
 //
-// The time to place all is the manager's own: while the generator applies the
-// sessions no manager runs, so that all of them are there at once, and the time
-// is from the start of its process to the last session's worker, seen in the API
-// server. The workers know of their sessions, but link hardly any of them until
-// all are placed; load.yaml says why.
+// The time to place all sessions is the manager's alone. While the generator applies the
+// sessions, no manager runs, so that all sessions exist when it starts. The time is from the
+// start of its process until the API server has a worker for the last session. The workers
+// hold their sessions, but link very few of them until all are placed; load.yaml says why.
 //
-// It is compared with the raw time of the manager's writes: as many of each kind as
-// it made, by a bare client with its concurrency, against the same API server,
-// when everything else is gone.
+// The time is compared with the raw time of the manager's writes: when everything else has
+// ended, a bare client makes the same number of each kind of write, with the same
+// concurrency, at the same API server.
 package main
 
 import (
@@ -56,9 +55,9 @@ func command(ctx context.Context) error {
 		return worker.ExecuteContext(ctx)
 	}
 	var o options
-	flag.StringVar(&o.load, "load", "", "file in place of bench/scale/load.yaml")
-	flag.StringVar(&o.ranges, "ranges", "", "file in place of bench/scale/ranges.yaml")
-	flag.IntVar(&o.sessions, "sessions", 0, "how many sessions, where the load's number is not wanted; the ranges are not checked then")
+	flag.StringVar(&o.load, "load", "", "file to use instead of bench/scale/load.yaml")
+	flag.StringVar(&o.ranges, "ranges", "", "file to use instead of bench/scale/ranges.yaml")
+	flag.IntVar(&o.sessions, "sessions", 0, "how many sessions, instead of the load's number; the ranges are not checked then")
 	flag.StringVar(&o.out, "out", "bench/results/scale.json", "where the figures are written")
 	flag.BoolVar(&o.keep, "keep", false, "keep the folder with the logs")
 	flag.Parse()

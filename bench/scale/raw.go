@@ -13,21 +13,21 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
 )
 
-// writes are what the manager wrote until all sessions were placed, by kind.
+// writes are the numbers of the manager's writes until all sessions were placed, by kind.
 type writes struct{ finalizer, status int }
 
-// rawConcurrency is the manager's own: 16 for the sessions' life and 16 for
-// their placement.
+// rawConcurrency is the manager's concurrency: 16 for the session controller and 16 for
+// placement.
 const rawConcurrency = 32
 
-// rawPatch does the manager's writes with a bare client that knows in advance
-// what to write, and returns how long it took. A session's writes follow each
-// other, because each has the resourceVersion of the one before.
+// rawPatch makes the manager's writes with a bare client that knows all of them in advance,
+// and returns how long it took. A session's writes are made one after another, because each
+// has the resourceVersion of the one before.
 func rawPatch(ctx context.Context, c client.Client, sessions []*v1alpha1.WhatsAppSession, n writes, workers int) (time.Duration, error) {
 	begun := time.Now()
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(rawConcurrency)
-	share := func(total, i int) int { // of a number of writes over the sessions
+	share := func(total, i int) int { // the i-th session's share of all writes
 		return total*(i+1)/len(sessions) - total*i/len(sessions)
 	}
 	for i, s := range sessions {
@@ -61,8 +61,8 @@ func patchFinalizer(ctx context.Context, c client.Client, s *v1alpha1.WhatsAppSe
 	return nil
 }
 
-// states are n statuses that follow each other: the last one is that of a
-// placed session, the one before that of a session that has its id.
+// states are n statuses one after another: the last is the status of a placed session, the
+// one before that of a session that has its id.
 func states(s *v1alpha1.WhatsAppSession, worker string, n int) []v1alpha1.WhatsAppSessionStatus {
 	now := time.Now()
 	named := s.Status
@@ -84,7 +84,7 @@ func states(s *v1alpha1.WhatsAppSession, worker string, n int) []v1alpha1.WhatsA
 	}
 	all := []v1alpha1.WhatsAppSessionStatus{named, placed}
 	for more := placed; len(all) < n; {
-		more.Epoch++ // placed once more
+		more.Epoch++ // placed again
 		all = append(all, more)
 	}
 	return all

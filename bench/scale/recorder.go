@@ -16,22 +16,22 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 )
 
-// recorder watches the sessions and notes when each was first placed, held and
-// connected. It decodes only what it notes, to take little of the machine.
+// recorder watches the sessions and records when each was first placed, held and connected.
+// It decodes only the fields that it needs, to use little CPU time.
 type recorder struct {
 	prefix  string
 	client  rest.Interface
-	version string // the last one seen
+	version string // the last resourceVersion that was read
 
 	mu     sync.Mutex
 	states map[string]state
 	err    error
 }
 
-// state is when something was first seen of a session.
+// state is when a session was first placed, held and connected.
 type state struct{ placed, held, connected time.Time }
 
-// watched is what the recorder reads of an event.
+// watched is the part of a watch event that the recorder reads.
 type watched struct {
 	Type   string `json:"type"`
 	Object struct {
@@ -54,7 +54,7 @@ func record(ctx context.Context, config *rest.Config, prefix string) (*recorder,
 	config.NegotiatedSerializer = scheme.Codecs.WithoutConversion()
 	client, err := rest.RESTClientFor(config)
 	if err != nil {
-		return nil, nil, fmt.Errorf("reaching the API server: %w", err)
+		return nil, nil, fmt.Errorf("connecting to the API server: %w", err)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	r := &recorder{prefix: prefix, client: client, version: "0", states: map[string]state{}}
@@ -74,7 +74,7 @@ func record(ctx context.Context, config *rest.Config, prefix string) (*recorder,
 	return r, func() { cancel(); reading.Wait() }, nil
 }
 
-// open watches from the last version that was seen.
+// open opens a watch from the last version that was read.
 func (r *recorder) open(ctx context.Context) (io.ReadCloser, error) {
 	stream, err := r.client.Get().Resource("whatsappsessions").Param("watch", "true").Param("resourceVersion", r.version).Stream(ctx)
 	if err != nil {
@@ -104,38 +104,38 @@ func (r *recorder) read(stream io.Reader) error {
 			return fmt.Errorf("watching the sessions: %w", err)
 		}
 		if w.Type == "ERROR" {
-			return errors.New("the API server does not know any more what the recorder has not seen")
+			return errors.New("the API server does not have the events any more that the recorder has not read")
 		}
 		r.version = w.Object.Metadata.ResourceVersion
-		r.note(&w, time.Now())
+		r.record(&w, time.Now())
 	}
 }
 
-func (r *recorder) note(w *watched, now time.Time) {
+func (r *recorder) record(w *watched, now time.Time) {
 	if !strings.HasPrefix(w.Object.Metadata.Name, r.prefix) {
 		return
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := r.states[w.Object.Metadata.Name]
-	first := func(t *time.Time, yes bool) {
-		if yes && t.IsZero() {
+	setFirst := func(t *time.Time, reached bool) {
+		if reached && t.IsZero() {
 			*t = now
 		}
 	}
-	first(&s.placed, w.Object.Status.Worker != "")
-	first(&s.held, w.Object.Status.HeldBy != "")
-	first(&s.connected, w.Object.Status.Phase == v1alpha1.PhaseConnected)
+	setFirst(&s.placed, w.Object.Status.Worker != "")
+	setFirst(&s.held, w.Object.Status.HeldBy != "")
+	setFirst(&s.connected, w.Object.Status.Phase == v1alpha1.PhaseConnected)
 	r.states[w.Object.Metadata.Name] = s
 }
 
-// tally is how many sessions have come how far, and when the last of them did.
-type tally struct {
+// progress counts the sessions that are placed, held and connected, with the time of the last one.
+type progress struct {
 	placed, held, connected             int
 	lastPlaced, lastHeld, lastConnected time.Time
 }
 
-func (r *recorder) tally() (t tally, err error) {
+func (r *recorder) progress() (t progress, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	count := func(n *int, last *time.Time, at time.Time) {

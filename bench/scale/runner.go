@@ -22,12 +22,12 @@ type result struct {
 	// Applied is how long the generator took, before the manager started.
 	Applied float64 `json:"applied_s"`
 	Placed  float64 `json:"placed_s"`
-	// Connected is when the last session was, the workers' restart included.
+	// Connected is the time until the last session was connected, the workers' restart included.
 	Connected        float64 `json:"connected_s"`
 	RawPatch         float64 `json:"raw_patch_s"`
 	PlacedOverRaw    float64 `json:"placed_over_raw"`
 	WritesPerSession float64 `json:"manager_writes_per_session"`
-	// RSS is the manager's at its highest, RSSSteady in the end.
+	// RSS is the highest memory of the manager, RSSSteady the memory at the end.
 	RSS          float64 `json:"manager_rss_mb"`
 	RSSSteady    float64 `json:"manager_steady_rss_mb"`
 	CPU          float64 `json:"manager_cpu_s"`
@@ -46,7 +46,7 @@ func (r *result) figures() map[string]float64 {
 	}
 }
 
-// sessionController is the manager's controller that leads each session.
+// sessionController is the manager's controller for sessions.
 var sessionController = benchenv.Labels{"controller": "whatsappsession"}
 
 // run is the benchmark.
@@ -98,12 +98,12 @@ type runner struct {
 	manager  *benchenv.Process
 	workers  []*benchenv.Process
 	recorder *recorder
-	stop     func() // the recorder
+	stop     func() // stops the recorder
 	written  writes
 }
 
-// start has a manager prepare the database, starts the workers, waits until all
-// have joined, and ends the manager.
+// start starts a manager, which prepares the database, and the workers, waits until all
+// workers have joined, and stops the manager.
 func (r *runner) start() error {
 	store, err := r.Postgres()
 	if err != nil {
@@ -113,23 +113,23 @@ func (r *runner) start() error {
 	if r.manager, err = r.Manager(store); err != nil {
 		return err
 	}
-	benchenv.Say("starting %d workers", r.load.Workers)
+	benchenv.Print("starting %d workers", r.load.Workers)
 	if err := r.startWorkers(fmt.Sprintf("--pairings-per-second=%g", r.load.Pairings), "--pairing-burst=1"); err != nil {
 		return err
 	}
-	err = benchenv.Until(r.ctx, "workers have joined", time.Minute, 200*time.Millisecond, func() (int, int, error) {
+	err = benchenv.WaitUntil(r.ctx, "workers have joined", time.Minute, 200*time.Millisecond, func() (int, int, error) {
 		m, err := r.manager.Metrics(r.ctx)
 		return int(m.Sum("whatsapp_operator_workers", benchenv.Labels{"state": "live"})), r.load.Workers, err
 	})
 	if err != nil {
 		return err
 	}
-	r.manager.Ask()
-	return r.manager.Ended(r.ctx, time.Minute)
+	r.manager.Terminate()
+	return r.manager.WaitUntilEnded(r.ctx, time.Minute)
 }
 
-// startWorkers starts the workers; those of an earlier call are killed, and these
-// are the same ones restarted in place.
+// startWorkers starts the workers. If they already run, it kills them and restarts them in
+// place.
 func (r *runner) startWorkers(more ...string) error {
 	for _, w := range r.workers {
 		w.Kill()
@@ -159,18 +159,18 @@ func (r *runner) place() error {
 	if r.recorder, r.stop, err = record(r.ctx, r.Config, g.prefix); err != nil {
 		return err
 	}
-	benchenv.Say("applying %d sessions", r.load.Sessions)
+	benchenv.Print("applying %d sessions", r.load.Sessions)
 	begun := time.Now()
 	if _, err := g.apply(r.ctx); err != nil {
 		return err
 	}
 	r.Applied = time.Since(begun).Seconds()
-	benchenv.Say("applied in %.1f s; starting the manager", r.Applied)
+	benchenv.Print("applied in %.1f s; starting the manager", r.Applied)
 	before, err := r.APIServer()
 	if err != nil {
 		return err
 	}
-	spent, err := benchenv.Spent()
+	spent, err := benchenv.CPUTimes()
 	if err != nil {
 		return err
 	}
@@ -178,21 +178,21 @@ func (r *runner) place() error {
 	if r.manager, err = r.Manager(r.store); err != nil {
 		return err
 	}
-	var t tally
-	until := func(what string, timeout time.Duration, count func() int) error {
-		return benchenv.Until(r.ctx, what, timeout, 100*time.Millisecond, func() (int, int, error) {
-			if t, err = r.recorder.tally(); err == nil {
+	var t progress
+	waitUntil := func(what string, timeout time.Duration, count func() int) error {
+		return benchenv.WaitUntil(r.ctx, what, timeout, 100*time.Millisecond, func() (int, int, error) {
+			if t, err = r.recorder.progress(); err == nil {
 				err = r.manager.Running()
 			}
 			return count(), r.load.Sessions, err
 		})
 	}
-	if err := until("sessions placed", 20*time.Minute, func() int { return t.placed }); err != nil {
+	if err := waitUntil("sessions placed", 20*time.Minute, func() int { return t.placed }); err != nil {
 		return err
 	}
 	r.Placed = t.lastPlaced.Sub(begun).Seconds()
-	benchenv.Say("placed in %.1f s", r.Placed)
-	if err := benchenv.SaySpent(spent); err != nil {
+	benchenv.Print("placed in %.1f s", r.Placed)
+	if err := benchenv.PrintCPUTimes(spent); err != nil {
 		return err
 	}
 	if err := r.count(before); err != nil {
@@ -201,47 +201,46 @@ func (r *runner) place() error {
 	if err := r.startWorkers(); err != nil {
 		return err
 	}
-	if err := until("sessions connected", 20*time.Minute, func() int { return t.connected }); err != nil {
+	if err := waitUntil("sessions connected", 20*time.Minute, func() int { return t.connected }); err != nil {
 		return err
 	}
 	r.Connected = t.lastConnected.Sub(begun).Seconds()
-	benchenv.Say("connected in %.1f s", r.Connected)
+	benchenv.Print("connected in %.1f s", r.Connected)
 	return nil
 }
 
-// count counts the manager's writes: all that the manager itself has sent and
-// that were not refused, of which the finalizers are those that the API server
-// counts beside the statuses, because no worker writes any.
+// count counts the manager's writes that were not refused, by the manager's own metrics. The
+// finalizers among them are counted by the API server, because no worker writes any.
 func (r *runner) count(before benchenv.Metrics) error {
 	after, err := r.APIServer()
 	if err != nil {
 		return err
 	}
-	answered, err := r.manager.Metrics(r.ctx)
+	own, err := r.manager.Metrics(r.ctx)
 	if err != nil {
 		return err
 	}
-	after.SayRequests(before, float64(r.load.Sessions)/100)
+	after.PrintRequests(before, float64(r.load.Sessions)/100)
 	sent := benchenv.Labels{"method": "PATCH", "code": "200"}
 	finalizers := benchenv.Labels{"verb": "PATCH", "code": "200", "resource": "whatsappsessions", "subresource": ""}
-	all := answered.Sum("rest_client_requests_total", sent)
+	all := own.Sum("rest_client_requests_total", sent)
 	r.written.finalizer = int(after.Sum("apiserver_request_total", finalizers) - before.Sum("apiserver_request_total", finalizers))
 	r.written.status = int(all) - r.written.finalizer
 	r.WritesPerSession = all / float64(r.load.Sessions)
-	r.ReconcileP99 = 1000 * answered.Quantile(0.99, "controller_runtime_reconcile_time_seconds", sessionController, nil)
+	r.ReconcileP99 = 1000 * own.Quantile(0.99, "controller_runtime_reconcile_time_seconds", sessionController, nil)
 	for _, code := range []string{"409", "429", "500", "504"} {
 		refused := benchenv.Labels{"method": "PATCH", "code": code}
-		if n := answered.Sum("rest_client_requests_total", refused); n > 0 {
-			benchenv.Say("the manager got %s %.0f times", code, n)
+		if n := own.Sum("rest_client_requests_total", refused); n > 0 {
+			benchenv.Print("the manager got %s %.0f times", code, n)
 		}
 	}
-	benchenv.Say("the manager wrote %d finalizers and %d statuses", r.written.finalizer, r.written.status)
+	benchenv.Print("the manager wrote %d finalizers and %d statuses", r.written.finalizer, r.written.status)
 	return nil
 }
 
-// rest changes nothing for a while, and counts the writes that still happen.
+// rest waits until everything is idle, and counts the writes that still happen.
 func (r *runner) rest() error {
-	benchenv.Say("leaving the fleet alone for %s, then counting writes for %s", r.load.Settle.Duration, r.load.Steady.Duration)
+	benchenv.Print("waiting %s, then counting writes for %s", r.load.Settle.Duration, r.load.Steady.Duration)
 	if err := benchenv.Pause(r.ctx, r.load.Settle.Duration); err != nil {
 		return err
 	}
@@ -266,23 +265,23 @@ func (r *runner) rest() error {
 	return err
 }
 
-// raw ends everything but the API server and does the manager's writes again.
+// raw stops everything but the API server and makes the manager's writes again with a bare client.
 func (r *runner) raw() error {
 	r.stop()
 	for _, w := range append(r.workers, r.manager) {
-		w.Kill() // what they hold is of no use any more
+		w.Kill() // their state is not needed any more
 	}
 	g := &generator{load: r.load, client: r.Client, prefix: "raw"}
 	if err := g.prepare(r.ctx); err != nil {
 		return err
 	}
-	benchenv.Say("applying %d sessions for the bare client", r.load.Sessions)
+	benchenv.Print("applying %d sessions for the bare client", r.load.Sessions)
 	sessions, err := g.apply(r.ctx)
 	if err != nil {
 		return err
 	}
-	benchenv.Say("doing the manager's writes with a bare client")
-	before, err := benchenv.Spent()
+	benchenv.Print("making the manager's writes with a bare client")
+	before, err := benchenv.CPUTimes()
 	if err != nil {
 		return err
 	}
@@ -291,7 +290,7 @@ func (r *runner) raw() error {
 		return err
 	}
 	r.RawPatch = spent.Seconds()
-	return benchenv.SaySpent(before)
+	return benchenv.PrintCPUTimes(before)
 }
 
 func (r *runner) show() {
@@ -301,13 +300,13 @@ func (r *runner) show() {
 	row("all placed, s", "%.1f", r.Placed)
 	row("  the same writes by a bare client, s", "%.1f", r.RawPatch)
 	row("  ratio", "%.2f", r.PlacedOverRaw)
-	row("  the manager's writes a session", "%.2f", r.WritesPerSession)
+	row("  the manager's writes per session", "%.2f", r.WritesPerSession)
 	row("all connected, s", "%.1f", r.Connected)
-	row("manager's memory at its highest, MB", "%.0f", r.RSS)
-	row("manager's memory in the end, MB", "%.0f", r.RSSSteady)
+	row("manager's highest memory, MB", "%.0f", r.RSS)
+	row("manager's memory at the end, MB", "%.0f", r.RSSSteady)
 	row("manager's CPU time, s", "%.1f", r.CPU)
 	row("reconciling a session, p99, ms", "%.1f", r.ReconcileP99)
-	row("API writes a second at rest", "%.2f", r.SteadyWrites)
+	row("API writes per second when idle", "%.2f", r.SteadyWrites)
 	row("placement of 10,000 on 100 workers, ms", "%.1f", r.Placement)
 }
 

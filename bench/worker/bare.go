@@ -16,21 +16,21 @@ import (
 	"go.mau.fi/whatsmeow/types/events"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
-	_ "modernc.org/sqlite" // the same driver as the product's
+	_ "modernc.org/sqlite" // the driver that the product uses too
 
 	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
 )
 
-// bareOptions are those of the bare process.
+// bareOptions are the flags of the bare process.
 type bareOptions struct {
 	database, endpoint, root, control string
 	// pair is how many devices to link; connect is how many to connect, 0: all.
 	pair, connect int
 }
 
-// runBare is the lowest possible cost: whatsmeow as its documentation shows it, and nothing
-// else. With pair it links that many devices and ends; without, it connects
-// the devices of the database until it is told to end.
+// runBare has the lowest possible cost: whatsmeow as its documentation shows it, and nothing
+// else. With pair it links that many devices and ends; without, it connects the devices of
+// the database and runs until it gets a signal to end.
 func runBare(ctx context.Context, o bareOptions) error {
 	root, err := hex.DecodeString(o.root)
 	if err != nil || len(root) != len(whatsmeow.WACertPubKey) {
@@ -50,7 +50,7 @@ func runBare(ctx context.Context, o bareOptions) error {
 	if err := container.Upgrade(ctx); err != nil {
 		return fmt.Errorf("making the tables: %w", err)
 	}
-	web := &http.Client{Transport: elsewhere{target}, Timeout: time.Minute}
+	web := &http.Client{Transport: redirect{target}, Timeout: time.Minute}
 	connect := func(device *store.Device) *whatsmeow.Client {
 		c := whatsmeow.NewClient(device, nil)
 		c.SetPreLoginHTTPClient(web)
@@ -68,7 +68,7 @@ func runBare(ctx context.Context, o bareOptions) error {
 	if o.connect > 0 {
 		devices = devices[:min(o.connect, len(devices))]
 	}
-	pace := rate.NewLimiter(200, 200) // as the worker's
+	pace := rate.NewLimiter(200, 200) // the pace of the worker
 	clients := make([]*whatsmeow.Client, 0, len(devices))
 	for _, device := range devices {
 		if err := pace.Wait(ctx); err != nil {
@@ -124,11 +124,11 @@ func pairBare(ctx context.Context, o bareOptions, container *sqlstore.Container,
 	return group.Wait()
 }
 
-// elsewhere sends WhatsApp's requests to the simulator.
-type elsewhere struct{ to *url.URL }
+// redirect sends WhatsApp's requests to the simulator.
+type redirect struct{ to *url.URL }
 
 // RoundTrip implements http.RoundTripper.
-func (e elsewhere) RoundTrip(r *http.Request) (*http.Response, error) {
+func (e redirect) RoundTrip(r *http.Request) (*http.Response, error) {
 	r = r.Clone(r.Context())
 	r.Host = r.URL.Host
 	r.URL.Host = e.to.Host

@@ -3,12 +3,12 @@
 // In one run, against one simulator, it holds the same number of connected
 // sessions first in the real worker (with its store, Redis and an API server)
 // and then as bare whatsmeow clients in a bare process on the same kind of
-// database, and writes bench/results/worker.json. Both processes are started
-// anew after the pairings, so that neither carries their garbage.
+// database, and writes bench/results/worker.json. Both processes are restarted
+// after the pairings, so that the garbage of the pairings is not measured.
 //
-// It also measures the memory of both with half as many and with half as many
-// more sessions: the slope between is what each further session costs, whatever a
-// process needs without any.
+// It also measures the memory of both with 0.5 and 1.5 times as many sessions: the slope
+// between is what each further session costs, without the memory that a process needs
+// for no session.
 package main
 
 import (
@@ -48,7 +48,7 @@ type result struct {
 	BareRSS       float64 `json:"bare_rss_mb"`
 	BareRSSSameGC float64 `json:"bare_rss_same_gc_mb"`
 	RSSRatio      float64 `json:"rss_ratio"`
-	// SlopeFrom and SlopeTo are the numbers of sessions that the slopes lie between.
+	// SlopeFrom and SlopeTo are the numbers of sessions between which the slopes are measured.
 	SlopeFrom            int     `json:"slope_from_sessions"`
 	SlopeTo              int     `json:"slope_to_sessions"`
 	Slope                float64 `json:"slope_kb_per_session"`
@@ -69,9 +69,9 @@ func main() {
 	var o options
 	var bare bareOptions
 	role := flag.String("role", "", "")
-	flag.IntVar(&o.sessions, "sessions", 1000, "how many sessions; the slope is measured from half as many to half as many more")
-	flag.DurationVar(&o.idle, "idle", 90*time.Second, "how long idleness is measured")
-	flag.DurationVar(&o.settle, "settle", 30*time.Second, "how long a process is left alone before it is measured")
+	flag.IntVar(&o.sessions, "sessions", 1000, "how many sessions; the slope is measured from 0.5 to 1.5 times as many")
+	flag.DurationVar(&o.idle, "idle", 90*time.Second, "how long the idle CPU is measured")
+	flag.DurationVar(&o.settle, "settle", 30*time.Second, "how long to wait before a process is measured")
 	flag.StringVar(&o.out, "out", "bench/results/worker.json", "where the figures are written")
 	flag.BoolVar(&o.keep, "keep", false, "keep the folder with the logs")
 	flag.StringVar(&bare.database, "bare-database", "", "")
@@ -121,14 +121,14 @@ func run(ctx context.Context, o options) (err error) {
 	b.RSSRatio, b.IdleCPURatio, b.SlopeRatio = ratio(b.RSS, b.BareRSS), ratio(b.IdleCPU, b.BareIdleCPU), ratio(b.Slope, b.BareSlope)
 	doubled, err := b.control.Doubled(ctx)
 	if err != nil {
-		return fmt.Errorf("asking for doubled connections: %w", err)
+		return fmt.Errorf("reading the doubled connections: %w", err)
 	}
 	b.Doubled = int64(len(doubled))
 	b.show()
 	return benchenv.Write(o.out, b.result)
 }
 
-// ratio is 0 where a run was too short to measure anything of the bare clients.
+// ratio is 0 if a run was too short to measure the bare clients.
 func ratio(ours, bare float64) float64 {
 	if bare == 0 {
 		return 0
@@ -144,22 +144,22 @@ func (r result) show() {
 	}
 	row("resident memory, MB", "%.1f", r.RSS, r.BareRSS, "1.15")
 	row("  bare with the same GOGC", "%.1f", r.RSS, r.BareRSSSameGC, "")
-	row(fmt.Sprintf("memory a session, %d to %d, KB", r.SlopeFrom, r.SlopeTo), "%.1f", r.Slope, r.BareSlope, "1.05")
+	row(fmt.Sprintf("memory per session, %d to %d, KB", r.SlopeFrom, r.SlopeTo), "%.1f", r.Slope, r.BareSlope, "1.05")
 	row("  bare with the same GOGC", "%.1f", r.Slope, r.BareSlopeSameGC, "")
 	row("idle CPU, % of a core", "%.2f", r.IdleCPU, r.BareIdleCPU, "1.15")
-	row("CPU a login, ms", "%.2f", r.LoginCPU, r.BareLoginCPU, "")
-	fmt.Printf("%-36s %12.1f\n%-36s %12d\n", "goroutines a session", r.GoroutinesPerSession, "doubled connections", r.Doubled)
-	fmt.Println("\nThe worker runs as shipped (--gc-percent=50), the bare process with Go's default and, where it says so, with GOGC=50.")
+	row("CPU per login, ms", "%.2f", r.LoginCPU, r.BareLoginCPU, "")
+	fmt.Printf("%-36s %12.1f\n%-36s %12d\n", "goroutines per session", r.GoroutinesPerSession, "doubled connections", r.Doubled)
+	fmt.Println("\nThe worker runs as shipped (--gc-percent=50), the bare process with Go's default and, in the rows that say so, with GOGC=50.")
 }
 
-// start starts the simulator, as a separate process so that its memory and CPU time
-// are not counted for another one, and the manager.
+// start starts the manager and the simulator, which is a separate process so that its memory
+// and CPU time are not part of another figure.
 func (b *bench) start() error {
 	p, err := b.Start("simulator", b.Binary, nil, "simulator", "--listen=127.0.0.1:0", "--control-listen=127.0.0.1:0")
 	if err != nil {
 		return err
 	}
-	err = benchenv.Until(b.ctx, "simulators are up", time.Minute, 50*time.Millisecond, func() (int, int, error) {
+	err = benchenv.WaitUntil(b.ctx, "simulators are up", time.Minute, 50*time.Millisecond, func() (int, int, error) {
 		out, err := p.Output()
 		if err != nil {
 			return 0, 1, err
@@ -176,7 +176,7 @@ func (b *bench) start() error {
 		return err
 	}
 	if b.info, err = b.control.Info(b.ctx); err != nil {
-		return fmt.Errorf("asking the simulator: %w", err)
+		return fmt.Errorf("reading from the simulator: %w", err)
 	}
 	_, err = b.Manager(b.store())
 	return err
@@ -190,8 +190,8 @@ func (b *bench) startWorker() (*benchenv.Process, error) {
 		"--whatsapp-endpoint=" + b.info.Endpoint, "--whatsapp-noise-root=" + b.info.NoiseRoot}, b.Common(b.store())...)...)
 }
 
-// measureWorker pairs sessions up to each of the three numbers, and measures the
-// worker, started anew, with each.
+// measureWorker pairs sessions up to each of the three numbers, and with each number
+// restarts the worker and measures it.
 func (b *bench) measureWorker() error {
 	w, err := b.startWorker()
 	if err != nil {
@@ -208,10 +208,10 @@ func (b *bench) measureWorker() error {
 			return err
 		}
 		paired = n
-		benchenv.Say("starting the worker anew, in place")
+		benchenv.Print("restarting the worker in place")
 		before, err := b.control.Stats(b.ctx)
 		if err != nil {
-			return fmt.Errorf("asking the simulator: %w", err)
+			return fmt.Errorf("reading from the simulator: %w", err)
 		}
 		w.Kill()
 		if w, err = b.startWorker(); err != nil {
@@ -249,15 +249,14 @@ func (b *bench) scan(ctx context.Context, code, phone string) error {
 	return err
 }
 
-// slope is what each session between few and many costs in KB; the sizes are in MB.
+// slope is the memory per session between few and many in KB; few and many are in MB.
 func (b *bench) slope(few, many float64) float64 {
 	return (many - few) * 1024 / float64(b.many()-b.few())
 }
 
-// connected waits until n sessions are connected that have all logged in again since
-// the count of logins was since.
+// connected waits until n sessions are connected and there are n more logins than since.
 func (b *bench) connected(since int64, n int) error {
-	return benchenv.Until(b.ctx, "sessions connected", 5*time.Minute, 200*time.Millisecond, func() (int, int, error) {
+	return benchenv.WaitUntil(b.ctx, "sessions connected", 5*time.Minute, 200*time.Millisecond, func() (int, int, error) {
 		stats, err := b.control.Stats(b.ctx)
 		if err != nil || stats.Logins < since+int64(n) {
 			return 0, n, err
@@ -268,9 +267,9 @@ func (b *bench) connected(since int64, n int) error {
 
 type figures struct{ rss, idleCPU, loginCPU float64 }
 
-// memory leaves a process with all its sessions alone, and then reads its memory in MB.
+// memory waits until a process with all its sessions is idle, and then reads its memory in MB.
 func (b *bench) memory(p *benchenv.Process) (float64, error) {
-	benchenv.Say("all connected; leaving %s alone for %s", p.Name, b.settle)
+	benchenv.Print("all connected; waiting until %s is idle, %s", p.Name, b.settle)
 	if err := benchenv.Pause(b.ctx, b.settle); err != nil {
 		return 0, err
 	}
@@ -278,10 +277,10 @@ func (b *bench) memory(p *benchenv.Process) (float64, error) {
 	return rss, err
 }
 
-// measure leaves a process with all its n sessions alone, measures its idleness,
-// and then drops every socket and counts what coming back costs.
+// measure waits until a process with all its n sessions is idle, measures its idle CPU and
+// memory, and then drops every socket and measures the CPU time of the logins.
 func (b *bench) measure(p *benchenv.Process, n int) (f figures, err error) {
-	benchenv.Say("all connected; measuring %s of idleness", b.idle)
+	benchenv.Print("all connected; measuring the idle CPU for %s", b.idle)
 	if err := benchenv.Pause(b.ctx, b.settle); err != nil {
 		return f, err
 	}
@@ -300,10 +299,10 @@ func (b *bench) measure(p *benchenv.Process, n int) (f figures, err error) {
 	if f.rss, _, err = p.RSS(); err != nil {
 		return f, err
 	}
-	benchenv.Say("dropping every socket")
+	benchenv.Print("dropping every socket")
 	stats, err := b.control.Stats(b.ctx)
 	if err != nil {
-		return f, fmt.Errorf("asking the simulator: %w", err)
+		return f, fmt.Errorf("reading from the simulator: %w", err)
 	}
 	if _, err := b.control.Inject(b.ctx, simulator.Fault{Kind: simulator.FaultDrop}); err != nil {
 		return f, fmt.Errorf("dropping the sockets: %w", err)
@@ -311,7 +310,7 @@ func (b *bench) measure(p *benchenv.Process, n int) (f figures, err error) {
 	if err := b.connected(stats.Logins, n); err != nil {
 		return f, err
 	}
-	if err := benchenv.Pause(b.ctx, 5*time.Second); err != nil { // what follows a login belongs to it
+	if err := benchenv.Pause(b.ctx, 5*time.Second); err != nil { // includes the work that follows a login
 		return f, err
 	}
 	back, err := p.CPU()
@@ -322,26 +321,26 @@ func (b *bench) measure(p *benchenv.Process, n int) (f figures, err error) {
 	return f, nil
 }
 
-// measureBare pairs the bare clients, and measures a process of them with each number
-// of sessions and with both settings of the garbage collector.
+// measureBare pairs the bare clients, and measures them with each number of sessions and
+// with both settings of the garbage collector.
 func (b *bench) measureBare() error {
 	args := []string{"-role=bare", "-bare-database=" + filepath.Join(b.Dir, "bare.db"), "-bare-endpoint=" + b.info.Endpoint,
 		"-bare-root=" + b.info.NoiseRoot, "-bare-control=" + b.control.URL}
-	benchenv.Say("pairing %d bare clients", b.many())
+	benchenv.Print("pairing %d bare clients", b.many())
 	pairing, err := b.Start("bare-pairing", "", nil, append(args, fmt.Sprintf("-bare-pair=%d", b.many()))...)
 	if err != nil {
 		return err
 	}
-	if err := pairing.Ended(b.ctx, time.Hour); err != nil {
+	if err := pairing.WaitUntilEnded(b.ctx, time.Hour); err != nil {
 		return fmt.Errorf("pairing the bare clients: %w", err)
 	}
 	for _, gc := range []string{"100", "50"} {
 		var few, many float64
 		for _, n := range []int{b.few(), b.sessions, b.many()} {
-			benchenv.Say("connecting %d bare clients with GOGC=%s", n, gc)
+			benchenv.Print("connecting %d bare clients with GOGC=%s", n, gc)
 			stats, err := b.control.Stats(b.ctx)
 			if err != nil {
-				return fmt.Errorf("asking the simulator: %w", err)
+				return fmt.Errorf("reading from the simulator: %w", err)
 			}
 			p, err := b.Start(fmt.Sprintf("bare-%s-%d", gc, n), "", []string{"GOGC=" + gc}, append(args, fmt.Sprintf("-bare-connect=%d", n))...)
 			if err != nil {
@@ -376,7 +375,7 @@ func (b *bench) measureBare() error {
 	return nil
 }
 
-// goroutines asks a worker's metrics, once it answers.
+// goroutines reads the number of goroutines from a worker's metrics.
 func (b *bench) goroutines(p *benchenv.Process) (float64, error) {
 	m, err := p.Metrics(b.ctx)
 	return m.Sum("go_goroutines", nil), err

@@ -23,24 +23,24 @@ func TestCount(t *testing.T) {
 		name     string
 		events   []event
 		requests []request
-		want     tally
+		want     summary
 	}{
-		{"nothing", nil, nil, tally{}},
+		{"nothing", nil, nil, summary{}},
 		{"an arrival", []event{high(status("a", 1), 0)}, []request{{at: at(10), kind: delivery.KindStatus, id: "1", items: []key{status("a", 1)}}},
-			tally{high: []time.Duration{10 * time.Millisecond}, statusRequests: 1, peak: 1}},
+			summary{high: []time.Duration{10 * time.Millisecond}, statusRequests: 1, peak: 1}},
 		{"a loss", []event{high(status("a", 1), 0), high(status("b", 1), 0)}, []request{{at: at(10), kind: delivery.KindStatus, id: "1", items: []key{status("a", 1)}}},
-			tally{high: []time.Duration{10 * time.Millisecond}, lost: 1, statusRequests: 1, peak: 1}},
-		{"the last of a session is lost, an older one is there", []event{high(status("a", 1), 0), high(status("a", 2), 5)}, []request{{at: at(10), kind: delivery.KindStatus, items: []key{status("a", 1)}}},
-			tally{high: []time.Duration{10 * time.Millisecond}, lost: 1, statusRequests: 1, peak: 1}},
+			summary{high: []time.Duration{10 * time.Millisecond}, lost: 1, statusRequests: 1, peak: 1}},
+		{"the last of a session is lost, an older one arrived", []event{high(status("a", 1), 0), high(status("a", 2), 5)}, []request{{at: at(10), kind: delivery.KindStatus, items: []key{status("a", 1)}}},
+			summary{high: []time.Duration{10 * time.Millisecond}, lost: 1, statusRequests: 1, peak: 1}},
 		{"one was replaced", []event{high(status("a", 1), 0), high(status("a", 2), 5)}, []request{{at: at(10), kind: delivery.KindStatus, items: []key{status("a", 2)}}},
-			tally{high: []time.Duration{5 * time.Millisecond}, coalesced: 1, statusRequests: 1, peak: 1}},
+			summary{high: []time.Duration{5 * time.Millisecond}, coalesced: 1, statusRequests: 1, peak: 1}},
 		{"the wrong order", []event{high(status("a", 1), 0), high(status("a", 2), 0)}, []request{
 			{at: at(10), kind: delivery.KindStatus, items: []key{status("a", 2)}}, {at: at(20), kind: delivery.KindStatus, items: []key{status("a", 1)}}},
-			tally{high: []time.Duration{10 * time.Millisecond, 20 * time.Millisecond}, disordered: 1, statusRequests: 2, peak: 2}},
+			summary{high: []time.Duration{10 * time.Millisecond, 20 * time.Millisecond}, disordered: 1, statusRequests: 2, peak: 2}},
 		{"a batch that is repeated counts once", []event{high(status("a", 1), 0), high(status("a", 2), 0)}, []request{
 			{at: at(10), kind: delivery.KindStatus, id: "1", items: []key{status("a", 1)}}, {at: at(20), kind: delivery.KindStatus, id: "2", items: []key{status("a", 2)}},
 			{at: at(1200), kind: delivery.KindStatus, id: "1", items: []key{status("a", 1)}}},
-			tally{high: []time.Duration{10 * time.Millisecond, 20 * time.Millisecond}, statusRequests: 3, peak: 2}},
+			summary{high: []time.Duration{10 * time.Millisecond, 20 * time.Millisecond}, statusRequests: 3, peak: 2}},
 	} {
 		t.Run(row.name, func(t *testing.T) { NewWithT(t).Expect(count(row.events, row.requests)).To(Equal(row.want)) })
 	}
@@ -63,7 +63,7 @@ func TestPlan(t *testing.T) {
 	g := NewWithT(t)
 	c := sideConfig{Sessions: 100, Duration: time.Minute, QRInterval: 30 * time.Second, StatusInterval: time.Minute, Seed: 1}
 	events := plan(c)
-	g.Expect(plan(c)).To(Equal(events), "the same for both sides")
+	g.Expect(plan(c)).To(Equal(events), "the same plan for both sides")
 	codes, last := 0, time.Duration(0)
 	for _, p := range events {
 		g.Expect(p.at).To(BeNumerically(">=", last))
@@ -72,5 +72,5 @@ func TestPlan(t *testing.T) {
 			codes++
 		}
 	}
-	g.Expect(codes).To(Equal(200), "two a minute each")
+	g.Expect(codes).To(Equal(200), "two codes per minute for each session")
 }

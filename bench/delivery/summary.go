@@ -14,29 +14,29 @@ type key struct {
 	delivery.Numbers
 }
 
-// event is an update and when it happened.
+// event is an update with the time at which it happened.
 type event struct {
 	key
 	Priority delivery.Priority
 	At       time.Time
 }
 
-// tally is the result of a part's events.
-type tally struct {
-	// high, normal and qr are the latencies of what arrived, in order of size.
+// summary is the result of a part of the benchmark.
+type summary struct {
+	// high, normal and qr are the sorted latencies of the updates that arrived.
 	high, normal, qr []time.Duration
-	// coalesced events were replaced by a newer one of their session before
-	// they were sent; lost ones were not, and never arrived.
+	// coalesced counts the events that did not arrive because a newer one of their session
+	// replaced them; lost counts the others that did not arrive.
 	coalesced, lost int
 	// disordered counts updates that arrived after a newer one of their session.
 	disordered int
-	// requests by kind, and the most in any second.
+	// The requests by kind, and the highest number in any second.
 	qrRequests, statusRequests, peak int
 }
 
-// count is pure. The requests are in the order of their arrival.
-func count(events []event, requests []request) tally {
-	var t tally
+// count computes the summary; it is pure. The requests are in the order of their arrival.
+func count(events []event, requests []request) summary {
+	var t summary
 	type session struct {
 		kind delivery.Kind
 		id   string
@@ -53,7 +53,7 @@ func count(events []event, requests []request) tally {
 			t.statusRequests++
 		}
 		if r.id != "" && batches[r.id] {
-			continue // a repetition, which Laravel knows by its id
+			continue // a repetition: Laravel knows its id
 		}
 		batches[r.id] = true
 		for _, item := range r.items {
@@ -63,7 +63,7 @@ func count(events []event, requests []request) tally {
 			} else {
 				newest[s] = item.Numbers
 			}
-			if _, again := arrived[item]; !again {
+			if _, known := arrived[item]; !known {
 				arrived[item] = r.at
 			}
 		}
@@ -90,7 +90,7 @@ func count(events []event, requests []request) tally {
 	return t
 }
 
-// peak is the most times within any second.
+// peak is the highest number of times within any second.
 func peak(times []time.Time) int {
 	most := 0
 	for first, last := 0, 0; last < len(times); last++ {
@@ -102,8 +102,8 @@ func peak(times []time.Time) int {
 	return most
 }
 
-// percentile is the smallest of the values that p percent of them do not
-// exceed; 0 without values. They are in order of size.
+// percentile is the smallest value that p percent of the values do not exceed; 0 without
+// values. The values are sorted.
 func percentile(values []time.Duration, p int) time.Duration {
 	if len(values) == 0 {
 		return 0
