@@ -10,7 +10,7 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
 )
 
-// Operation is work that blocks; at most one is under way for a session.
+// Operation is work that blocks. A session has at most one under way.
 type Operation string
 
 // The operations.
@@ -22,23 +22,23 @@ const (
 	OpClose  Operation = "close"  // close the socket
 	OpLogout Operation = "logout" // unlink the device
 	OpForget Operation = "forget" // delete keys and record
-	OpSettle Operation = "settle" // say that the session has not ended its worker
+	OpSettle Operation = "settle" // record that the session has not ended its worker
 	OpTrial  Operation = "trial"  // record Decision.Trial
-	OpVerify Operation = "verify" // ask WhatsApp whose account Decision.Phone is
+	OpVerify Operation = "verify" // ask WhatsApp whether Decision.Phone is the linked account
 )
 
-// DialSpec is what of the spec a connection depends on. PairPhone is set where a
-// code is to be typed on that phone.
+// DialSpec has the parts of the spec that a connection depends on. PairPhone is the
+// phone on which a person types a pairing code; empty: QR codes are offered.
 type DialSpec struct{ ProxySecret, DeviceName, PairPhone string }
 
-// Decision is what is to be done now.
+// Decision is what to do now.
 type Decision struct {
-	// Cancel: the operation under way is of no use any more. Its result is still awaited.
+	// Cancel: the operation under way is useless now. Its result must still be given to Step.
 	Cancel bool
-	// Operation is to be started; its result goes into Step. Rule says why.
+	// Operation must be started, and its result be given to Step. Rule says why.
 	Operation Operation
 	Rule      string
-	// Dial and HasToken belong to OpDial: a login token that is in hand is used up by it.
+	// Dial and HasToken belong to OpDial, which uses the login token if there is one.
 	Dial     DialSpec
 	HasToken bool
 	// Phone belongs to OpVerify.
@@ -46,19 +46,20 @@ type Decision struct {
 	// Trial belongs to OpTrial: the size of the group in which the session is about to be
 	// connected; 0: the process has lived through its trial.
 	Trial int32
-	// Publication is to be published, in place of an older one that still waits; nil: nothing new.
+	// Publication must be published. It replaces an older one that is still pending; nil:
+	// nothing has changed.
 	Publication *Publication
-	// Events are to be recorded.
+	// Events must be recorded.
 	Events []RecordedEvent
-	// Restarted: a person has asked for a new beginning.
+	// Restarted: a person has restarted the session (restartedAt).
 	Restarted bool
 }
 
-// mostSteps bounds the rules that one Next carries out: a rule that only changes
-// the machine may make way for another.
-const mostSteps = 4
+// maxSteps bounds the rules that one Next applies: a rule that only changes the machine
+// may make another rule apply.
+const maxSteps = 4
 
-// Next acts upon the time and says what is to be done.
+// Next returns what to do at the time now.
 func (m *Machine) Next(now time.Time) Decision {
 	if m.obj == nil {
 		return Decision{}
@@ -66,7 +67,7 @@ func (m *Machine) Next(now time.Time) Decision {
 	m.tick(now)
 	d := Decision{Cancel: m.cancels(now), Restarted: m.restarted}
 	m.restarted = false
-	for range mostSteps {
+	for range maxSteps {
 		if d.Rule, d.Operation = m.decide(now); d.Operation != OpNone {
 			break
 		}
@@ -74,7 +75,7 @@ func (m *Machine) Next(now time.Time) Decision {
 	m.paced = OpNone
 	switch {
 	case d.Operation == OpNone:
-	case d.Operation != OpClose && !m.pace.allows(d.Operation, now): // a socket is never kept open for it
+	case d.Operation != OpClose && !m.pace.allows(d.Operation, now): // closing a socket is never delayed
 		m.paced, d.Operation = d.Operation, OpNone
 	default:
 		m.pace.start(d.Operation, now)
@@ -84,7 +85,7 @@ func (m *Machine) Next(now time.Time) Decision {
 		d.Dial, d.HasToken = m.dialSpec(), m.token
 		m.dialing, m.token = d.Dial, false
 		if m.fleet.HoldsBack() {
-			m.heldBack(now)
+			m.explainHoldBack(now)
 		}
 	}
 	if d.Operation == OpTrial && !m.trialOver(now) {
@@ -101,8 +102,7 @@ func (m *Machine) Next(now time.Time) Decision {
 	return d
 }
 
-// Status is the status that this process wants written, and whether it may and
-// must write one.
+// Status returns the status to write, and whether this process must write it.
 func (m *Machine) Status(now time.Time) (v1alpha1.WhatsAppSessionStatus, bool) {
 	if m.obj == nil {
 		return v1alpha1.WhatsAppSessionStatus{}, false
@@ -110,13 +110,13 @@ func (m *Machine) Status(now time.Time) (v1alpha1.WhatsAppSessionStatus, bool) {
 	return m.wantedStatus(now)
 }
 
-// Finished: nothing of the session is left in this process.
+// Finished reports whether this process no longer has anything of the session.
 func (m *Machine) Finished() bool {
 	return m.obj != nil && m.running == OpNone && m.socket == socketNone && (m.gone || !m.heldHere() && (!m.placed() || m.draining))
 }
 
-// WakeAt is the next time after now at which Next has something to do; zero:
-// when something happens. What was due by now has been done, or waits for something else.
+// WakeAt is the next time after now at which Next has something to do; zero: not before
+// the next input. What was due by now has been done, or waits for an input.
 func (m *Machine) WakeAt(now time.Time) (earliest time.Time) {
 	if m.obj == nil {
 		return earliest
@@ -129,48 +129,49 @@ func (m *Machine) WakeAt(now time.Time) (earliest time.Time) {
 	return earliest
 }
 
-// Object is the newest object known; nil: none is.
+// Object is the newest known object; nil: none.
 func (m *Machine) Object() *v1alpha1.WhatsAppSession { return m.obj }
 
-// Phase is the session's phase as the holder sees it.
+// Phase is the session's phase, which may not be written yet.
 func (m *Machine) Phase() v1alpha1.Phase { return m.want.Phase }
 
-// Quarantined: the session failed so often that it is tried only after hours.
+// Quarantined reports whether the session failed so often that the next attempt is made
+// only after hours.
 func (m *Machine) Quarantined() bool { return m.stalled() }
 
-// Wanted: the session is to be held here.
+// Wanted reports whether this worker should hold the session.
 func (m *Machine) Wanted(now time.Time) bool { return m.stays(now) }
 
-// Paired: a device is linked, as far as is known here.
+// Paired reports whether a device is linked, as far as this process knows.
 func (m *Machine) Paired() bool { return m.want.JID != "" }
 
-// Unproven: the session has never been connected, or has failed since its last
-// stable minute: to have been connected once does not make the hundredth attempt
-// of a loop a good one.
-func (m *Machine) Unproven() bool { return m.want.LastConnectedTime == nil || m.want.Failures > 0 }
+// Unstable reports whether the session has never been connected, or has failed since
+// it was last stable. A session that fails in a loop stays unstable even if it was
+// connected once.
+func (m *Machine) Unstable() bool { return m.want.LastConnectedTime == nil || m.want.Failures > 0 }
 
-// Pace is what the next machine of the session is to know, if this one ends.
+// Pace is for the next machine of the session (Config.Pace).
 func (m *Machine) Pace() *Pace { return m.pace }
 
-// Running is the operation under way.
+// Running is the operation under way; OpNone: none.
 func (m *Machine) Running() Operation { return m.running }
 
-// Dialing is what the last dial began with.
+// Dialing is the DialSpec of the last OpDial.
 func (m *Machine) Dialing() DialSpec { return m.dialing }
 
-// Attempts counts the failures since the last stable connection.
+// Attempts is the number of failures since the last stable connection.
 func (m *Machine) Attempts() int { return m.attempts }
 
-// wantedStatus is Status for a session that is known.
+// wantedStatus is Status when there is an object.
 func (m *Machine) wantedStatus(now time.Time) (v1alpha1.WhatsAppSessionStatus, bool) {
 	switch {
 	case m.gone:
 		return v1alpha1.WhatsAppSessionStatus{}, false
 	case !m.heldHere() && (!m.hold || m.obj.Status.HeldBy != "" || !m.stays(now)):
 		return v1alpha1.WhatsAppSessionStatus{}, false
-	case m.heldHere() && !m.hold && m.stays(now): // a former process's hold, until ours is claimed
+	case m.heldHere() && !m.hold && m.stays(now): // held by a former process, until this one has claimed it
 		return v1alpha1.WhatsAppSessionStatus{}, false
-	case m.heldHere() && m.hold && !m.stays(now): // the release says it, and must not wait behind a report
+	case m.heldHere() && m.hold && !m.stays(now): // the release has the same status, and must not wait for another write
 		return v1alpha1.WhatsAppSessionStatus{}, false
 	}
 	s := *m.want.DeepCopy()
@@ -188,23 +189,24 @@ func (m *Machine) facts(generation int64) status.Facts {
 	return status.Facts{Generation: generation, Phase: m.want.Phase, Reason: m.reason, Message: m.message, Stalled: m.stalled()}
 }
 
-// Publication is what Redis, and through it Laravel, is to know of a session.
-// Its parts are written in one round trip where possible.
+// Publication is the state of a session that is published to Redis, and from there
+// delivered to Laravel. Its parts are written in one round trip if possible.
 type Publication struct {
 	Status delivery.StatusItem
-	// QR is the code that waits to be scanned; nil: none does.
+	// QR is the code that can be scanned now; nil: none.
 	QR *delivery.QRItem
-	// QRGone: a code was shown under this holder, and it has expired or was used.
+	// QRGone: the code that this holder published has expired or was used.
 	QRGone bool
-	// NewStatus and NewQR: Laravel does not know it yet. The cache is written in any case.
+	// NewStatus and NewQR: the part must be delivered to Laravel. The cache is written in any
+	// case.
 	NewStatus, NewQR bool
 	// ConnectedSince is zero unless the session is connected.
 	ConnectedSince time.Time
 	Worker         string
 }
 
-// Supersede keeps what an older publication, which p takes the place of, may not
-// have brought to Laravel.
+// Supersede makes p also deliver what the older publication, which it replaces, may
+// not have delivered to Laravel.
 func (p *Publication) Supersede(older *Publication) {
 	if older == nil {
 		return
@@ -213,7 +215,7 @@ func (p *Publication) Supersede(older *Publication) {
 	p.NewQR = p.QR != nil && (p.NewQR || older.NewQR)
 }
 
-// publication is what Redis is to know now, and whether it differs from what was published last.
+// publication returns the present publication, and whether it must be published.
 func (m *Machine) publication(now time.Time) (Publication, bool) {
 	if !m.taken || m.gone {
 		return Publication{}, false
@@ -234,14 +236,14 @@ func (m *Machine) publication(now time.Time) (Publication, bool) {
 	}
 	m.published, m.publishedQR = item, code
 	m.n++
-	p := m.present()
+	p := m.lastPublication()
 	p.NewStatus, p.NewQR = newStatus || m.publishAll, newCode || m.publishAll
 	m.publishAll = false
 	return p, true
 }
 
-// present is the publication of what was published last, under the last number given.
-func (m *Machine) present() Publication {
+// lastPublication is the last publication, with the last number.
+func (m *Machine) lastPublication() Publication {
 	numbers := delivery.Numbers{Epoch: m.epoch, Seq: delivery.FirstSeq(m.starts) + m.n}
 	p := Publication{Status: m.published, Worker: m.worker}
 	p.Status.Numbers = numbers

@@ -9,29 +9,29 @@ import (
 const (
 	// commonWithin is how long a session counts as failing: longer than commonPause.
 	commonWithin = 20 * time.Minute
-	// commonMoment is within which time connections end that one cause has ended.
+	// commonMoment is the time within which connections end that have ended for one cause.
 	commonMoment = 10 * time.Second
-	// commonMany is how many sessions must try for half of them to decide. Of fewer all
-	// must fail, and one by itself proves nothing.
-	commonMany = 10
+	// commonMinTried is from how many sessions on half of them are enough. Of fewer sessions
+	// all must fail, and of a single one the failure says nothing.
+	commonMinTried = 10
 )
 
-// FailureTracker knows which sessions of a worker fail at present. A few bad
-// minutes of WhatsApp or of the network fail all sessions in the same way: if
-// each then went into quarantine, the quarantine would be the outage.
+// FailureTracker records which sessions of a worker fail at present. A short outage of
+// WhatsApp or of the network makes all sessions fail in the same way. If each then went
+// into quarantine, an outage of minutes would become one of hours.
 //
-// Only sessions that try count: those that fail and those that are connected. A
-// session that rests proves nothing. The zero value is ready for use.
+// Only sessions that fail and sessions that are connected count. A session that rests
+// says nothing. The zero value is ready for use.
 type FailureTracker struct {
-	// failed is when a session failed that has had no stable minute since.
+	// failed is when each session last failed that has not been stable since.
 	failed map[types.UID]time.Time
 	// open are the sessions that are connected.
 	open map[types.UID]bool
-	// ended is when the connection of a session ended last, however long it had lasted.
+	// ended is when the connection of each session last ended, however long it had lasted.
 	ended map[types.UID]time.Time
 }
 
-// Failed takes note that a session has failed.
+// Failed records that a session has failed.
 func (t *FailureTracker) Failed(uid types.UID, now time.Time) {
 	if t.failed == nil {
 		t.failed = map[types.UID]time.Time{}
@@ -39,10 +39,10 @@ func (t *FailureTracker) Failed(uid types.UID, now time.Time) {
 	t.failed[uid] = now
 }
 
-// Recovered takes note that a session has had its stable minute.
+// Recovered records that a session is stable.
 func (t *FailureTracker) Recovered(uid types.UID) { delete(t.failed, uid) }
 
-// Connected takes note that a session is connected.
+// Connected records that a session is connected.
 func (t *FailureTracker) Connected(uid types.UID) {
 	if t.open == nil {
 		t.open = map[types.UID]bool{}
@@ -50,7 +50,7 @@ func (t *FailureTracker) Connected(uid types.UID) {
 	t.open[uid] = true
 }
 
-// Ended takes note that the connection of a session has ended.
+// Ended records that the connection of a session has ended.
 func (t *FailureTracker) Ended(uid types.UID, now time.Time) {
 	if !t.open[uid] {
 		return
@@ -62,14 +62,14 @@ func (t *FailureTracker) Ended(uid types.UID, now time.Time) {
 	t.ended[uid] = now
 }
 
-// Forget takes note that a session has left, or rests.
+// Forget removes a session that has left the worker, or rests.
 func (t *FailureTracker) Forget(uid types.UID) {
 	delete(t.open, uid)
 	delete(t.failed, uid)
 	delete(t.ended, uid)
 }
 
-// Failing are the sessions that have failed lately.
+// Failing returns the sessions that have failed recently.
 func (t *FailureTracker) Failing() []types.UID {
 	failing := make([]types.UID, 0, len(t.failed))
 	for uid := range t.failed {
@@ -78,28 +78,30 @@ func (t *FailureTracker) Failing() []types.UID {
 	return failing
 }
 
-// Common reports whether at least half of the sessions that try have failed
-// lately, or have lost their connections in this moment. The second is for
-// sessions that had been connected for long, which are soon back and have not failed.
+// Common reports whether a failure is common to most sessions: whether at least half
+// of those that count have failed recently, or have lost their connections within
+// commonMoment. The second is needed for sessions that had been connected for long:
+// they are connected again soon, and do not count as failed.
 func (t *FailureTracker) Common(now time.Time) bool {
-	return t.most(t.failed, commonWithin, now) || t.most(t.ended, commonMoment, now)
+	return t.atLeastHalf(t.failed, commonWithin, now) || t.atLeastHalf(t.ended, commonMoment, now)
 }
 
-// most reports whether the sessions in hit, which are removed from it after that
-// time, are at least half of them and the connected together.
-func (t *FailureTracker) most(hit map[types.UID]time.Time, within time.Duration, now time.Time) bool {
-	for uid, when := range hit {
+// atLeastHalf reports whether the affected sessions are at least half of the affected
+// and the connected ones together. It removes from affected those whose time is longer
+// ago than within.
+func (t *FailureTracker) atLeastHalf(affected map[types.UID]time.Time, within time.Duration, now time.Time) bool {
+	for uid, when := range affected {
 		if now.Sub(when) > within {
-			delete(hit, uid)
+			delete(affected, uid)
 		}
 	}
-	failing, tried := len(hit), len(hit)
+	failing, tried := len(affected), len(affected)
 	for uid := range t.open {
-		if _, ok := hit[uid]; !ok {
+		if _, ok := affected[uid]; !ok {
 			tried++
 		}
 	}
-	if tried < commonMany {
+	if tried < commonMinTried {
 		return failing > 1 && failing == tried
 	}
 	return 2*failing >= tried

@@ -8,78 +8,80 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 )
 
-// Input is something that has happened. Its types are those of this file, and Event.
+// Input is something that has happened: one of the types of this file, or an Event.
 type Input interface {
 	apply(m *Machine, now time.Time)
 }
 
-// Step takes note of an input.
+// Step applies an input.
 func (m *Machine) Step(in Input, now time.Time) { in.apply(m, now) }
 
-// Observed is the session as the API server has it. An older object than the
-// one that is known must not be given.
+// Observed is the session from the API server. It must not be older than the known
+// object.
 type Observed struct{ Object *v1alpha1.WhatsAppSession }
 
 func (o Observed) apply(m *Machine, now time.Time) { m.observe(o.Object, now) }
 
-// SameObject replaces the known object by an equal one, so that only one copy is kept.
+// SameObject replaces the known object by an equal one, so that only one copy stays in
+// memory.
 type SameObject struct{ Object *v1alpha1.WhatsAppSession }
 
 func (o SameObject) apply(m *Machine, _ time.Time) { m.obj = o.Object }
 
-// Vanished says that the API server has the session no more.
+// Vanished says that the session no longer exists in the API server.
 type Vanished struct{}
 
 func (Vanished) apply(m *Machine, _ time.Time) { m.gone = true }
 
-// Drain says that the worker is about to end: nothing is claimed any more, and
-// what is held waits for its successor.
+// Drain says that the worker is about to end. It claims nothing any more, and keeps a
+// session that it holds until the manager has named another worker.
 type Drain struct{}
 
 func (Drain) apply(m *Machine, _ time.Time) { m.draining = true }
 
-// Evict says that the session is given up without waiting for a successor.
+// Evict says that the session must be released without waiting for another worker.
 type Evict struct{}
 
 func (Evict) apply(m *Machine, _ time.Time) { m.draining, m.evicted = true, true }
 
-// PublishAgain has the present state published again, under a new number: Redis forgot it.
+// PublishAgain makes the present state be published again, with a new number, after
+// Redis lost its data.
 type PublishAgain struct{}
 
 func (PublishAgain) apply(m *Machine, _ time.Time) { m.publishAll = true }
 
-// Published says that everything which was to be published is in Redis.
+// Published says that every publication is in Redis.
 type Published struct{}
 
 func (Published) apply(m *Machine, _ time.Time) { m.publishing = false }
 
-// Stale says that Redis has refused a publication, because it has something newer
-// of the session, of that epoch: nothing of this taking would be heard any more.
+// Stale says that Redis refused a publication, because it has something newer of the
+// session, with that epoch. It would refuse all further publications of this taking.
 type Stale struct{ Epoch int64 }
 
 func (r Stale) apply(m *Machine, now time.Time) {
-	if !m.taken || r.Epoch < m.epoch || m.obj.Status.Epoch > r.Epoch { // another taking's, or placed above it already
+	if !m.taken || r.Epoch < m.epoch || m.obj.Status.Epoch > r.Epoch { // about an earlier taking, or already placed with a higher epoch
 		return
 	}
 	m.publishAll = true
-	m.behind(r.Epoch, now)
+	m.onEpochBehind(r.Epoch, now)
 }
 
-// RetryOutdated has the session try again if WhatsApp refused its client.
+// RetryOutdated makes the session try again if WhatsApp refused its client.
 type RetryOutdated struct{}
 
 func (RetryOutdated) apply(m *Machine, now time.Time) { m.retryOutdated(now) }
 
-// ResumeSoon says that a failure which the session shared with others is over.
+// ResumeSoon says that a failure that was common to most sessions is over.
 type ResumeSoon struct{}
 
 func (ResumeSoon) apply(m *Machine, now time.Time) { m.resumeSoon(now) }
 
 func (e Event) apply(m *Machine, now time.Time) { m.onEvent(e, now) }
 
-// The results of operations. Each ends the operation under way.
+// The following inputs are results of operations. Each ends the operation under way.
 
-// TokenResult is that of OpToken.
+// TokenResult is the result of OpToken.
 type TokenResult struct{ Granted bool }
 
 func (r TokenResult) apply(m *Machine, _ time.Time) {
@@ -87,13 +89,13 @@ func (r TokenResult) apply(m *Machine, _ time.Time) {
 	m.token = r.Granted
 }
 
-// Device is what the store knows of the device whose keys were taken.
+// Device is what the store knows about the session whose keys were taken.
 type Device struct {
 	// Starts counts the takings of the keys; it is the upper half of every seq.
 	Starts int64
 	// JID and PhoneNumber are those of the linked device; empty while there is none.
 	JID, PhoneNumber string
-	// Unsettled is how many takings in a row before this one nothing has settled.
+	// Unsettled is how many takings in a row before this one were not settled.
 	Unsettled int32
 	// Trial is the size of the group in which the session was tried when the last process
 	// that took it died; 0: it was not being tried.
@@ -109,7 +111,7 @@ type Taken struct {
 func (r Taken) apply(m *Machine, now time.Time) {
 	m.running = OpNone
 	if r.Epoch != m.obj.Status.Epoch || !m.held() {
-		return // moved meanwhile: the next taking is under the new epoch
+		return // the session was moved meanwhile: the next taking is under the new epoch
 	}
 	m.onTaken(r.Device, now)
 }
@@ -123,8 +125,8 @@ func (NoRecord) apply(m *Machine, now time.Time) {
 		m.forgotten = true
 		return
 	}
-	m.refused(v1alpha1.ReasonRecordMissing,
-		"the database has no record of this session, as after a restore from an older copy: its id is claimed again; scan again if the keys were lost", now)
+	m.onSetupInvalid(v1alpha1.ReasonRecordMissing,
+		"the database has no record of this session, as after a restore of an older backup: its id is claimed again; scan again if the keys were lost", now)
 }
 
 // EpochBehind says that the store knows a higher epoch of the session.
@@ -132,7 +134,7 @@ type EpochBehind struct{ Stored int64 }
 
 func (r EpochBehind) apply(m *Machine, now time.Time) {
 	m.running = OpNone
-	m.behind(r.Stored, now)
+	m.onEpochBehind(r.Stored, now)
 }
 
 // Failed says that an operation failed for a reason that may pass.
@@ -140,24 +142,25 @@ type Failed struct{ Reason, Message string }
 
 func (r Failed) apply(m *Machine, now time.Time) {
 	m.running = OpNone
-	m.failed(r.Reason, r.Message, now)
+	m.onFailed(r.Reason, r.Message, now)
 }
 
-// SetupInvalid says that an operation failed for something that a person must change.
+// SetupInvalid says that an operation failed because of a mistake in the configuration
+// that a person must correct.
 type SetupInvalid struct{ Reason, Message string }
 
 func (r SetupInvalid) apply(m *Machine, now time.Time) {
 	m.running = OpNone
-	m.refused(r.Reason, r.Message, now)
+	m.onSetupInvalid(r.Reason, r.Message, now)
 }
 
-// Cancelled says that the operation was cancelled and has left nothing behind.
+// Cancelled says that the operation was cancelled and has changed nothing.
 type Cancelled struct{}
 
 func (Cancelled) apply(m *Machine, _ time.Time) { m.running = OpNone }
 
-// Dialed says that a socket is open. Paired: it logs a device in, instead of
-// offering codes. Cancelled: too late to stop it, so it is to be closed.
+// Dialed says that a socket is open. Paired: it logs a device in; otherwise it offers
+// codes. Cancelled: the cancellation came too late, so the socket must be closed.
 type Dialed struct{ Paired, Cancelled bool }
 
 func (r Dialed) apply(m *Machine, now time.Time) {
@@ -174,15 +177,15 @@ type Closed struct{}
 
 func (Closed) apply(m *Machine, _ time.Time) { m.running, m.socket = OpNone, socketNone }
 
-// LogoutResult is that of OpLogout.
+// LogoutResult is the result of OpLogout.
 type LogoutResult struct{ Failed bool }
 
 func (r LogoutResult) apply(m *Machine, now time.Time) {
 	m.running = OpNone
 	switch {
-	case m.socket == socketOver: // the connection's own event came first
+	case m.socket == socketEnded: // the connection's event came first
 	case r.Failed:
-		m.failedLogout(now)
+		m.onLogoutFailed(now)
 	default:
 		m.onLoggedOut(now)
 	}
@@ -196,7 +199,7 @@ func (r Verified) apply(m *Machine, now time.Time) {
 	m.onVerified(r.SameAccount, now)
 }
 
-// VerifyFailed says that WhatsApp did not answer OpVerify, which is no answer.
+// VerifyFailed says that OpVerify got no clear answer.
 type VerifyFailed struct{}
 
 func (VerifyFailed) apply(m *Machine, now time.Time) {
@@ -222,12 +225,12 @@ func (r Settled) apply(m *Machine, now time.Time) {
 	m.onSettled(r.Failed, now)
 }
 
-// Forgotten says that keys and record are deleted.
+// Forgotten says that the keys and the record were deleted.
 type Forgotten struct{}
 
 func (Forgotten) apply(m *Machine, _ time.Time) { m.running, m.forgotten = OpNone, true }
 
-// RecordedEvent is an Event to be recorded beside the session.
+// RecordedEvent is a Kubernetes Event to record.
 type RecordedEvent struct {
 	// Type is corev1.EventTypeNormal or EventTypeWarning.
 	Type            string

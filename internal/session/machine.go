@@ -13,34 +13,37 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
 )
 
-// The times of a session's life. docs/architecture.md, "A session's life" has those of the backoff.
+// The times of a session. docs/architecture.md, "A session's life", has those of the
+// backoff.
 const (
 	backoffFirst = time.Second
-	backoffMost  = 2 * time.Minute
-	// stableAfter is how long a connection must last to count as a success.
+	backoffMax   = 2 * time.Minute
+	// stableAfter is how long a connection must last for the session to be stable.
 	stableAfter = time.Minute
-	// replacedPause is how long a displaced session leaves the field to the other login.
+	// replacedPause is how long a session waits after its first replacement by another login.
 	replacedPause = 5 * time.Minute
-	// firstCode and laterCode are how long WhatsApp accepts a code (whatsmeow's qrchan.go).
+	// firstCode and laterCode are how long WhatsApp accepts the first and each further code
+	// (whatsmeow's qrchan.go).
 	firstCode = 60 * time.Second
 	laterCode = 20 * time.Second
-	// loginTimeout is how long a login may take from its socket on: whatsmeow's handshake
-	// alone may take 20 s, and a final node can be lost, so that no event ever comes.
+	// loginTimeout is how long a login may take after its socket is open. whatsmeow's
+	// handshake alone may take 20 s, and no event comes if the last node is lost.
 	loginTimeout = 60 * time.Second
-	// pairedTimeout is the watchdog of the 515 that ends a pairing: whatsmeow may lose it.
+	// pairedTimeout is how long to wait for the 515 that ends a pairing: whatsmeow may lose it.
 	pairedTimeout = 15 * time.Second
-	// codesTimeout is how long an unpaired connection may take to bring its codes.
+	// codesTimeout is how long an unpaired connection may take until its first code.
 	codesTimeout = 60 * time.Second
-	// flushTimeout bounds how long a release waits for what is still to be announced.
+	// flushTimeout is how long a release waits for pending publications.
 	flushTimeout = time.Second
-	// codeRefusedPause is how long WhatsApp is not asked again for a code to type: it
-	// limits how many a number gets, and counts on.
+	// codeRefusedPause is how long WhatsApp is not asked for a pairing code after it refused
+	// one: it limits the codes of a number, and also counts refused requests.
 	codeRefusedPause = 5 * time.Minute
-	// defaultPairingTimeout is spec.pairing.timeout where the object was made without defaults.
+	// defaultPairingTimeout is spec.pairing.timeout of an object that was created without
+	// defaults.
 	defaultPairingTimeout = 10 * time.Minute
 )
 
-// socket is what this process has of a connection.
+// socket is the state of this process's connection.
 type socket string
 
 const (
@@ -48,41 +51,41 @@ const (
 	socketPairing socket = "pairing" // open, offers codes
 	socketLogin   socket = "login"   // open, the login is under way
 	socketOpen    socket = "open"    // logged in
-	socketOver    socket = "over"    // ended; to be closed
+	socketEnded   socket = "ended"   // has ended or was given up, and must be closed
 )
 
-// Config is what a machine needs to know from the start.
+// Config is what a new machine needs.
 type Config struct {
-	// Worker and Process are the holder that the machine speaks for.
+	// Worker and Process are the names of this worker and this process.
 	Worker, Process string
 	// Random returns numbers from 0 to 1, for the jitter of pauses.
 	Random     func() float64
 	Quarantine Quarantine
-	// Fleet is what concerns the other sessions of the worker; nil: there are none.
+	// Fleet connects the machine with the other sessions of the worker; nil: there are none.
 	Fleet Fleet
-	// Pace is what an earlier machine of the session left (Machine.Pace); nil: nothing.
+	// Pace is that of an earlier machine of the session (Machine.Pace); nil: none.
 	Pace *Pace
 }
 
-// Fleet is what a machine asks of the other sessions of its worker.
+// Fleet is what a machine needs from the other sessions of its worker.
 type Fleet interface {
-	// Failed takes note that a session has failed.
+	// Failed records that a session has failed.
 	Failed(uid types.UID, now time.Time)
-	// Recovered takes note that a session has had its stable minute.
+	// Recovered records that a session is stable.
 	Recovered(uid types.UID, now time.Time)
-	// Common reports whether most sessions that try fail at present.
+	// Common reports whether a failure is common to most sessions at present.
 	Common(now time.Time) bool
 	// Sessions is how many sessions the worker has.
 	Sessions() int
 	// Trial reports whether a session that may end its worker may be tried now, in a group
 	// of at most that size. See Trials.Begin.
 	Trial(uid types.UID, size int32, lasts time.Duration, now time.Time) bool
-	// HoldsBack reports whether sessions are held back at present, because WhatsApp
-	// refuses this version of the client.
+	// HoldsBack reports whether sessions are held back because WhatsApp refuses this version
+	// of the client.
 	HoldsBack() bool
 }
 
-// noFleet is a session without others.
+// noFleet is the Fleet of a session without others.
 type noFleet struct{}
 
 func (noFleet) Failed(types.UID, time.Time)                           {}
@@ -92,34 +95,36 @@ func (noFleet) Sessions() int                                         { return 1
 func (noFleet) Trial(types.UID, int32, time.Duration, time.Time) bool { return true }
 func (noFleet) HoldsBack() bool                                       { return false }
 
-// Machine is the state machine of one session in one worker process: see the
-// package's documentation. It is not safe for concurrent use.
+// Machine is the state machine of one session in one worker process (see the package's
+// documentation). It is not safe for concurrent use.
 type Machine struct {
 	worker, process string
-	// draining: nothing is claimed any more, and what is held waits for its successor;
-	// evicted: it waits no longer.
+	// draining: the session is not claimed any more; if it is held, it is released when the
+	// manager has named another worker. evicted: it is released without waiting.
 	draining, evicted bool
 	random            func() float64
 	quarantine        Quarantine
 	fleet             Fleet
 	pace              *Pace
-	// restarted: a person has asked for a new beginning since the last Decision.
+	// restarted: a person has restarted the session since the last Decision.
 	restarted bool
 
-	// obj is the newest object known; gone: the API server has it no more.
+	// obj is the newest known object; gone: it no longer exists in the API server.
 	obj  *v1alpha1.WhatsAppSession
 	gone bool
-	// deletionSeen is when the deletion of the session was first seen here; zero: it is not deleted.
+	// deletionSeen is when this process first saw the deletion; zero: the session is not
+	// deleted.
 	deletionSeen time.Time
 
-	// hold is this process's will to own the device; the API server's confirmation is held().
+	// hold: this process wants to hold the session. held() is the API server's confirmation.
 	hold bool
-	// token: a login token is in hand.
+	// token: the session has a login token.
 	token bool
-	// releaseBy bounds the flush before the release; zero: none is under way.
+	// releaseBy is until when a release waits for pending publications; zero: no release is
+	// under way.
 	releaseBy time.Time
 
-	// taken: the store has given the keys to this process under epoch.
+	// taken: this process has taken the keys, under epoch.
 	taken  bool
 	epoch  int64
 	starts int64
@@ -142,80 +147,82 @@ type Machine struct {
 	trialUntil             time.Time
 
 	running Operation
-	// paced is the operation that waits for its pace.
+	// paced is the operation that the pace delays.
 	paced  Operation
 	socket socket
-	// dialing is the part of the spec that the dial under way began with.
+	// dialing is the DialSpec of the dial under way.
 	dialing DialSpec
-	// dialed is the part of the spec that the socket was opened with.
+	// dialed is the DialSpec with which the socket was opened.
 	dialed DialSpec
 
-	// want is the status as the holder wants it, but for what only the manager writes.
+	// want is the status to write, except for the fields that only the manager writes.
 	want v1alpha1.WhatsAppSessionStatus
 	// reason and message explain want.Phase.
 	reason, message string
 
-	// retryAt is when to dial again; zero with no socket: never by itself.
+	// retryAt is when to dial again; zero without a socket: only when something else happens.
 	retryAt time.Time
 	// attempts counts the failures since the last stable connection, for the backoff.
 	attempts int
-	// assessAt is when it is decided whether the session goes into quarantine, and no
-	// attempt is made before; zero: it is not in question.
+	// assessAt is when to decide whether the session goes into quarantine. No attempt is made
+	// before it; zero: there is nothing to decide.
 	assessAt time.Time
-	// stableAt is when the present connection counts as a success; zero: it does already,
-	// or has not got so far. stable: it does.
+	// stableAt is when the present connection becomes stable; zero: it is stable, or not
+	// logged in yet. stable: it is stable.
 	stableAt time.Time
 	stable   bool
-	// watchdog is when a silent socket is given up; zero: no watch.
+	// watchdog is when a silent socket is given up; zero: never.
 	watchdog time.Time
-	// verifying is what WhatsApp was last asked about; same and other are what it last
-	// said yes and no to.
+	// verifying is the question that WhatsApp was last asked. same and other are the last
+	// questions to which it said yes and no.
 	verifying, same, other identity
-	// codes wait to be shown; the one shown (or status.pairingCode) expires at codeUntil.
+	// codes are shown next. The code that is shown (or status.pairingCode) expires at
+	// codeUntil.
 	codes     []string
 	code      *delivery.QRItem
 	codeUntil time.Time
 	codeCount int32
 	// codePublished: a code was published since the keys were taken.
 	codePublished bool
-	// logoutBegun: it was noted that the device is to be unlinked.
+	// logoutBegun: the first attempt to unlink the device was scheduled.
 	logoutBegun bool
-	// loggedOut: WhatsApp has confirmed the logout that was asked for.
+	// loggedOut: WhatsApp has confirmed the logout that this process requested.
 	loggedOut bool
-	// forgotten: keys and record are deleted.
+	// forgotten: the keys and the record were deleted.
 	forgotten bool
 
 	// published is the last status published, without its numbers.
 	published delivery.StatusItem
 	// publishedQR is the last code published.
 	publishedQR string
-	// publishAll: both are to be published again.
+	// publishAll: both must be published again.
 	publishAll bool
 	// changedAt is when the status last changed for Laravel.
 	changedAt time.Time
-	// publishing: a publication is under way or waits.
+	// publishing: a publication is under way or pending.
 	publishing bool
-	// events are Events to be recorded.
+	// events must be recorded.
 	events []RecordedEvent
 }
 
-// placed: the manager wants the session here, and it may be opened.
+// placed reports whether the session is placed on this worker and has its id.
 func (m *Machine) placed() bool {
 	return !m.gone && m.obj.Status.Worker == m.worker && m.obj.Status.SessionID != ""
 }
 
-// heldHere: the API server names this worker as the holder, in whichever process.
+// heldHere reports whether this worker is the holder, in this process or an earlier one.
 func (m *Machine) heldHere() bool { return !m.gone && m.obj.Status.HeldBy == m.worker }
 
-// held: the API server has confirmed that this process is the holder.
+// held reports whether the API server has confirmed that this process is the holder.
 func (m *Machine) held() bool { return m.heldHere() && m.obj.Status.HolderStart == m.process }
 
-// logoutWanted: the session is deleted and its device is to be unlinked.
+// logoutWanted reports whether the session is deleted and its device must be unlinked.
 func (m *Machine) logoutWanted() bool {
 	return !m.obj.DeletionTimestamp.IsZero() && m.obj.Spec.DeletionPolicy != v1alpha1.DeletionRetain
 }
 
-// stays: the session is to be held here, under the epoch that was taken.
+// stays reports whether this worker should hold the session, under the epoch under which
+// the keys were taken.
 func (m *Machine) stays(now time.Time) bool {
 	switch {
 	case !m.placed(), m.forgotten, m.taken && m.epoch != m.obj.Status.Epoch:
@@ -231,7 +238,7 @@ func (m *Machine) stays(now time.Time) bool {
 	}
 }
 
-// observe takes note of an object. An older one than the known one must not be given.
+// observe applies an object, which must not be older than the known one.
 func (m *Machine) observe(obj *v1alpha1.WhatsAppSession, now time.Time) {
 	wasHeld := m.obj != nil && m.held()
 	m.obj, m.gone = obj, false
@@ -242,7 +249,7 @@ func (m *Machine) observe(obj *v1alpha1.WhatsAppSession, now time.Time) {
 		m.deletionSeen = now
 	}
 	if !m.held() {
-		if m.taken || wasHeld { // released, or declared lost: only a fresh claim takes it up again
+		if m.taken || wasHeld { // released, or declared lost: it must be claimed again
 			m.hold, m.token, m.taken, m.loggedOut = false, false, false, false
 			m.releaseBy, m.retryAt, m.assessAt = time.Time{}, time.Time{}, time.Time{}
 		}
@@ -258,14 +265,14 @@ func (m *Machine) observe(obj *v1alpha1.WhatsAppSession, now time.Time) {
 	switch {
 	case !m.logoutWanted():
 		m.logoutBegun = false
-	case !m.logoutBegun: // news is tried at once; what fails then keeps its pauses, whatever else is written
+	case !m.logoutBegun: // the first attempt is made at once; later writes must not shorten the pauses after failures
 		m.logoutBegun = true
 		m.retryAt = m.logoutFrom(now)
 		m.terminating(v1alpha1.ReasonDeleting, unlinking, now)
 	}
 }
 
-// New returns the machine of a session that is not known yet.
+// New returns a machine without an object.
 func New(c Config) *Machine {
 	fleet := c.Fleet
 	if fleet == nil {
@@ -279,19 +286,20 @@ func New(c Config) *Machine {
 
 const connectedMessage = "connected to WhatsApp"
 
-// unlinking is what is said of a deleted session whose logout goes on.
+// unlinking is the message while a deleted session is logged out.
 const unlinking = "the device is being unlinked"
 
-// terminating says how the logout of a deleted session goes. The phase stays:
-// what fails on the way is no other state.
+// terminating sets reason and message of a deleted session. Its phase is Terminating,
+// whatever fails.
 func (m *Machine) terminating(reason, message string, now time.Time) {
 	m.phase(v1alpha1.PhaseTerminating, reason, message, now)
 }
 
-// stalled: the session is given up for hours, though its phase usually goes on by itself.
+// stalled reports whether no attempt is made for hours, although the phase usually ends
+// without a person.
 func (m *Machine) stalled() bool { return m.reason == v1alpha1.ReasonQuarantined }
 
-// inherit takes up the status that the last writer left, as the claim is to write it.
+// inherit computes the status for the claim from the last written status.
 func (m *Machine) inherit(now time.Time) {
 	m.want = *m.obj.Status.DeepCopy()
 	m.want.QR, m.want.PairingCode = nil, ""
@@ -304,14 +312,14 @@ func (m *Machine) inherit(now time.Time) {
 	case m.logoutWanted():
 		m.want.Phase, m.reason, m.message = v1alpha1.PhaseTerminating, v1alpha1.ReasonDeleting, unlinking
 	case status.Resting(m.want.Phase):
-		m.recallRest(now)
-		m.want = Remember(m.want)
+		m.restoreRest(now)
+		m.want = keepRest(m.want)
 		m.reason, m.message = status.Reason(m.obj.Status), readyMessage(m.obj.Status)
-	case m.recallRest(now):
+	case m.restoreRest(now):
 	default:
 		m.want.Phase, m.reason, m.message = v1alpha1.PhaseConnecting, v1alpha1.ReasonConnecting, "the worker is taking the device"
 	}
-	m.want.Conditions = nil // computed anew at each write
+	m.want.Conditions = nil // computed at each write
 }
 
 func readyMessage(s v1alpha1.WhatsAppSessionStatus) string {
@@ -323,7 +331,7 @@ func readyMessage(s v1alpha1.WhatsAppSessionStatus) string {
 	return ""
 }
 
-// phase changes the phase and says why.
+// phase sets the phase, its reason and its message.
 func (m *Machine) phase(p v1alpha1.Phase, reason, message string, now time.Time) {
 	if m.want.Phase == v1alpha1.PhaseConnected && p != v1alpha1.PhaseConnected {
 		m.want.LastDisconnectedTime = at(now)
@@ -332,7 +340,7 @@ func (m *Machine) phase(p v1alpha1.Phase, reason, message string, now time.Time)
 	m.want.Phase, m.reason, m.message = p, reason, message
 }
 
-// restart acts upon restartedAt.
+// restart handles restartedAt.
 func (m *Machine) restart(now time.Time) {
 	next, result, _ := Restart(m.obj, m.want, now)
 	m.want = next
@@ -341,7 +349,7 @@ func (m *Machine) restart(now time.Time) {
 	case RestartBanned:
 		m.recordEvent(corev1.EventTypeWarning, v1alpha1.ReasonBanned, RestartBannedMessage(m.want))
 	case RestartDone:
-		m.recordEvent(corev1.EventTypeNormal, v1alpha1.ReasonRestarted, "restartedAt changed: the session begins anew")
+		m.recordEvent(corev1.EventTypeNormal, v1alpha1.ReasonRestarted, "restartedAt changed: the session starts again")
 		m.resetFailures()
 		m.restarted = true
 		m.pace.reset()
@@ -354,7 +362,7 @@ func (m *Machine) restart(now time.Time) {
 	}
 }
 
-// onTaken takes note of the keys.
+// onTaken handles the result of OpTake.
 func (m *Machine) onTaken(a Device, now time.Time) {
 	m.taken, m.epoch, m.starts, m.n, m.codePublished = true, m.obj.Status.Epoch, a.Starts, 0, false
 	m.want.JID, m.want.PhoneNumber = a.JID, a.PhoneNumber
@@ -363,17 +371,17 @@ func (m *Machine) onTaken(a Device, now time.Time) {
 	switch {
 	case m.logoutWanted():
 		m.retryAt = m.logoutFrom(now)
-	case m.recallRest(now):
+	case m.restoreRest(now):
 		m.retryAt = m.restUntil()
 		m.dialed.PairPhone = m.dialSpec().PairPhone
 	case m.want.JID == "":
-		if m.pairingOver(now) { // while nobody held the session and no code was shown
+		if m.pairingOver(now) { // no code was shown while no worker held the session
 			m.want.PairingDeadline = nil
 		}
 		m.awaitCodes(now)
 	}
 	m.restart(now)
-	if m.retryAt.IsZero() || now.Before(m.retryAt) { // the token is not for an attempt hours from now
+	if m.retryAt.IsZero() || now.Before(m.retryAt) { // a token must not be kept for a later attempt
 		m.token = false
 	}
 }
@@ -386,7 +394,7 @@ func (m *Machine) logoutFrom(now time.Time) time.Time {
 	return now
 }
 
-// onDialed takes note of an open socket.
+// onDialed handles an open socket.
 func (m *Machine) onDialed(paired bool, spec DialSpec, now time.Time) {
 	m.dialed, m.loggedOut = spec, false
 	m.onTrial(now)
@@ -400,13 +408,13 @@ func (m *Machine) onDialed(paired bool, spec DialSpec, now time.Time) {
 		m.socket, m.watchdog = socketPairing, now.Add(codesTimeout)
 	case m.logoutWanted():
 		m.onLoggedOut(now)
-	default: // the logout came while the last connection was being closed
+	default: // WhatsApp unlinked the device while the last connection was being closed
 		m.drop()
 		endings[EventLoggedOut](m, Event{Message: "WhatsApp has unlinked the device"}, now)
 	}
 }
 
-// awaitCodes is the time until WhatsApp gives a code of the sort that the spec asks for.
+// awaitCodes sets the phase until WhatsApp gives the kind of code that the spec asks for.
 func (m *Machine) awaitCodes(now time.Time) {
 	m.dialed.PairPhone = m.dialSpec().PairPhone
 	reason, message := v1alpha1.ReasonWaitingForScan, "waiting for a QR code from WhatsApp"
@@ -416,10 +424,10 @@ func (m *Machine) awaitCodes(now time.Time) {
 	m.phase(v1alpha1.PhasePairing, reason, message, now)
 }
 
-// codesCame takes note that WhatsApp gives codes: a refusal of them is over. What
-// failed before is forgotten when they have been offered for a minute, because a
-// server that gives codes and hangs up is a failure, too.
-func (m *Machine) codesCame(now time.Time) {
+// onCodes ends the rest after a refused code. Earlier failures are reset only when codes
+// have been offered for stableAfter, because a server that gives codes and then ends the
+// connection is a failure, too.
+func (m *Machine) onCodes(now time.Time) {
 	if m.want.RetryReason == v1alpha1.ReasonPairingCodeRefused {
 		m.want.RetryReason, m.want.RetryAfter = "", nil
 	}
@@ -428,27 +436,27 @@ func (m *Machine) codesCame(now time.Time) {
 	}
 }
 
-// beginPairing starts the time for which codes are offered.
+// beginPairing sets the deadline of the pairing, unless it is set.
 func (m *Machine) beginPairing(now time.Time) {
 	if m.want.PairingDeadline == nil {
 		m.want.PairingDeadline = at(now.Add(pairingTimeout(m.obj)))
 	}
 }
 
-// drop gives the socket up; the rules close it.
+// drop gives the socket up; a rule then closes it.
 func (m *Machine) drop() {
-	m.socket, m.watchdog, m.stableAt, m.stable = socketOver, time.Time{}, time.Time{}, false
+	m.socket, m.watchdog, m.stableAt, m.stable = socketEnded, time.Time{}, time.Time{}, false
 	m.hideCode()
 }
 
-// failed takes note of an attempt that failed, and backs off.
-func (m *Machine) failed(reason, message string, now time.Time) {
+// onFailed handles a failed attempt: it backs off.
+func (m *Machine) onFailed(reason, message string, now time.Time) {
 	m.backOff(now)
 	if m.logoutWanted() {
 		m.terminating(v1alpha1.ReasonDeleting, message, now)
 		return
 	}
-	if !m.taken && m.recallRest(now) { // what it rests from is not forgotten for a store that is away
+	if !m.taken && m.restoreRest(now) { // the rest stays while the store cannot be reached
 		return
 	}
 	p := v1alpha1.PhaseDisconnected
@@ -458,35 +466,37 @@ func (m *Machine) failed(reason, message string, now time.Time) {
 	m.phase(p, reason, message, now)
 }
 
-// dialDue: a session without a socket is to connect.
+// dialDue reports whether a session without a socket must connect now.
 func (m *Machine) dialDue(now time.Time) bool {
 	return m.socket == socketNone && m.assessAt.IsZero() && !m.retryAt.IsZero() && !now.Before(m.retryAt)
 }
 
-// failedLogout takes note of a logout that failed.
-func (m *Machine) failedLogout(now time.Time) {
+// onLogoutFailed handles a failed logout.
+func (m *Machine) onLogoutFailed(now time.Time) {
 	m.backOff(now)
-	m.message = "the logout failed and is repeated"
+	m.message = "the logout failed and is tried again"
 	if m.logoutWanted() {
 		m.terminating(v1alpha1.ReasonDeleting, m.message, now)
 	}
 }
 
-// backOff sets the next attempt: full jitter over an interval that doubles.
+// backOff sets the time of the next attempt, with full jitter: a random part of an
+// interval that doubles.
 func (m *Machine) backOff(now time.Time) {
-	interval := backoffMost
+	interval := backoffMax
 	if m.attempts < 7 {
-		interval = min(backoffFirst<<m.attempts, backoffMost)
+		interval = min(backoffFirst<<m.attempts, backoffMax)
 	}
 	m.attempts++
 	m.retryAt = now.Add(time.Duration(m.random() * float64(interval)))
 }
 
-// refused takes note of something that a person must mend; it is looked at again at the longest backoff.
-func (m *Machine) refused(reason, message string, now time.Time) {
+// onSetupInvalid handles a mistake that a person must correct. The next attempt is made
+// after a fixed pause.
+func (m *Machine) onSetupInvalid(reason, message string, now time.Time) {
 	m.attempts++
-	m.retryAt = now.Add(backoffMost / 4)
-	if !m.taken && !m.logoutWanted() && m.recallRest(now) {
+	m.retryAt = now.Add(backoffMax / 4)
+	if !m.taken && !m.logoutWanted() && m.restoreRest(now) {
 		return
 	}
 	if m.message != message {
@@ -499,25 +509,25 @@ func (m *Machine) refused(reason, message string, now time.Time) {
 	m.phase(v1alpha1.PhaseFailed, reason, message, now)
 }
 
-// behind takes note that the store, or Redis, knows a higher epoch: the device is
-// given up so that the manager places the session above it.
-func (m *Machine) behind(stored int64, now time.Time) {
+// onEpochBehind handles that the store or Redis knows a higher epoch: the session is
+// released, so that the manager places it with a higher one.
+func (m *Machine) onEpochBehind(stored int64, now time.Time) {
 	m.want.StoredEpoch = stored
 	m.taken = false
 	if m.socket != socketNone {
 		m.drop()
 	}
-	const message = "a higher epoch of the session is known already; the manager places the session above it"
+	const message = "the database or Redis knows a higher epoch of this session: the manager places it again with a higher one"
 	switch {
 	case m.logoutWanted():
 		m.terminating(v1alpha1.ReasonEpochBehind, message, now)
-	case m.recallRest(now): // the manager reads storedEpoch alone
+	case m.restoreRest(now): // the manager needs only storedEpoch
 	default:
 		m.phase(v1alpha1.PhaseDisconnected, v1alpha1.ReasonEpochBehind, message, now)
 	}
 }
 
-// onLoggedOut takes note that the logout that was asked for is done.
+// onLoggedOut handles the success of a logout that this process requested.
 func (m *Machine) onLoggedOut(now time.Time) {
 	m.drop()
 	phone := m.want.PhoneNumber
@@ -534,7 +544,7 @@ func (m *Machine) onLoggedOut(now time.Time) {
 	m.phase(v1alpha1.PhaseLoggedOut, v1alpha1.ReasonWrongPhone, message, now)
 }
 
-// rest stops the session until a person changes restartedAt.
+// rest stops attempts until a person changes restartedAt.
 func (m *Machine) rest(reason string) {
 	m.resetFailures()
 	m.retryAt, m.want.RetryReason = time.Time{}, reason
@@ -544,7 +554,7 @@ func (m *Machine) recordEvent(kind, reason, message string) {
 	m.events = append(m.events, RecordedEvent{kind, reason, message})
 }
 
-// showNext shows the next code; it reports false when none is left.
+// showNext shows the next code. It returns false if there is none.
 func (m *Machine) showNext(now time.Time) bool {
 	if len(m.codes) == 0 {
 		m.hideCode()
@@ -570,7 +580,7 @@ func (m *Machine) hideCode() {
 	m.codes, m.code, m.codeUntil, m.want.QR, m.want.PairingCode = nil, nil, time.Time{}, nil, ""
 }
 
-// tick acts upon the time.
+// tick does what is due at the time now.
 func (m *Machine) tick(now time.Time) {
 	if m.stays(now) {
 		m.releaseBy, m.settledLast = time.Time{}, false
@@ -591,7 +601,7 @@ func (m *Machine) tick(now time.Time) {
 		m.tickPairing(now)
 	}
 	if !m.watchdog.IsZero() && !now.Before(m.watchdog) {
-		m.over(Event{Type: EventDisconnected, Reason: EndSilent, Message: "WhatsApp accepted the connection but did not answer in time"}, now)
+		m.onEnded(Event{Type: EventDisconnected, Reason: EndSilent, Message: "WhatsApp accepted the connection but did not answer in time"}, now)
 	}
 	if m.want.Phase == v1alpha1.PhasePairing && m.socket == socketNone && m.pairingOver(now) {
 		m.expirePairing(now)
@@ -600,13 +610,13 @@ func (m *Machine) tick(now time.Time) {
 
 func (m *Machine) tickPairing(now time.Time) {
 	switch {
-	case m.want.JID != "": // scanned; the socket is about to end
+	case m.want.JID != "": // a phone has scanned a code; WhatsApp ends the connection soon
 	case m.pairingOver(now) && !m.logoutWanted():
 		m.drop()
 		m.expirePairing(now)
 	case m.code != nil && !now.Before(m.codeUntil) && !m.showNext(now),
 		m.want.PairingCode != "" && !now.Before(m.codeUntil):
-		// The codes of a connection run out: the next connection brings new ones.
+		// The connection has no more codes. The next one has new ones.
 		m.drop()
 		m.retryAt = now
 	}
@@ -627,8 +637,8 @@ func (m *Machine) expirePairing(now time.Time) {
 	m.phase(v1alpha1.PhasePairingExpired, v1alpha1.ReasonPairingExpired, message, now)
 }
 
-// wakeTimes lists the times at which tick or decide would do something; some may
-// be zero or past.
+// wakeTimes returns the times at which tick or decide may do something. Some may be zero
+// or in the past.
 func (m *Machine) wakeTimes(now time.Time) []time.Time {
 	if m.gone {
 		return nil
@@ -646,12 +656,12 @@ func (m *Machine) wakeTimes(now time.Time) []time.Time {
 	return times
 }
 
-// heldBack says why a session that is to connect does not yet.
-func (m *Machine) heldBack(now time.Time) {
+// explainHoldBack says why a session that must connect is held back.
+func (m *Machine) explainHoldBack(now time.Time) {
 	switch m.want.Phase {
 	case v1alpha1.PhaseConnecting, v1alpha1.PhaseDisconnected, v1alpha1.PhasePairing:
 		m.phase(m.want.Phase, v1alpha1.ReasonOutdated,
-			"WhatsApp refuses this version of the client: the newest is tried with one session, and the others connect when that one is through", now)
+			"WhatsApp refuses this version of the client: one session tries the newest version, and the others connect when WhatsApp accepts it", now)
 	}
 }
 
@@ -666,7 +676,7 @@ func at(t time.Time) *metav1.Time {
 	return &stamp
 }
 
-// dialSpec is what of the spec a connection depends on.
+// dialSpec returns the parts of the present spec that a connection depends on.
 func (m *Machine) dialSpec() DialSpec {
 	d := DialSpec{DeviceName: m.obj.Spec.DeviceName}
 	if m.obj.Spec.Proxy != nil {
@@ -678,18 +688,18 @@ func (m *Machine) dialSpec() DialSpec {
 	return d
 }
 
-// endings says what each end of a connection makes of the session: the table of
-// docs/architecture.md, "A session's life".
+// endings handles the events that end a connection (docs/architecture.md, "A session's
+// life").
 var endings = map[EventType]func(m *Machine, e Event, now time.Time){
 	EventDisconnected: func(m *Machine, e Event, now time.Time) {
 		reason := v1alpha1.ReasonReconnecting
-		if m.reason == v1alpha1.ReasonPairingFailed { // the connection ends with the refused pairing
+		if m.reason == v1alpha1.ReasonPairingFailed { // the connection ends because the pairing was refused
 			reason = m.reason
 		}
-		m.failed(reason, e.Message, now)
+		m.onFailed(reason, e.Message, now)
 	},
 	EventCodeRefused: func(m *Machine, e Event, now time.Time) {
-		m.beginPairing(now) // it must not go on for ever without a code either
+		m.beginPairing(now) // the pairing expires also if there is never a code
 		m.resetFailures()
 		m.want.RetryAfter, m.want.RetryReason = at(now.Add(codeRefusedPause)), v1alpha1.ReasonPairingCodeRefused
 		m.retryAt = m.want.RetryAfter.Time
@@ -703,9 +713,9 @@ var endings = map[EventType]func(m *Machine, e Event, now time.Time){
 		m.recordEvent(corev1.EventTypeWarning, v1alpha1.ReasonLoggedOut, message)
 		m.phase(v1alpha1.PhaseLoggedOut, v1alpha1.ReasonLoggedOut, message, now)
 	},
-	EventReplaced: func(m *Machine, _ Event, now time.Time) { m.replaced(now) },
+	EventReplaced: func(m *Machine, _ Event, now time.Time) { m.onReplaced(now) },
 	EventBanned: func(m *Machine, e Event, now time.Time) {
-		message := m.ban(e, now)
+		message := m.onBanned(e, now)
 		m.recordEvent(corev1.EventTypeWarning, v1alpha1.ReasonBanned, message)
 		m.phase(v1alpha1.PhaseBanned, v1alpha1.ReasonBanned, message, now)
 	},
@@ -717,9 +727,9 @@ var endings = map[EventType]func(m *Machine, e Event, now time.Time){
 	},
 }
 
-// onEvent takes note of what happened on the present connection.
+// onEvent handles an event of the present connection.
 func (m *Machine) onEvent(e Event, now time.Time) {
-	if m.socket == socketNone || m.socket == socketOver {
+	if m.socket == socketNone || m.socket == socketEnded {
 		return
 	}
 	switch e.Type {
@@ -730,7 +740,7 @@ func (m *Machine) onEvent(e Event, now time.Time) {
 		m.codes, m.code, m.watchdog = e.Codes, nil, time.Time{}
 		m.beginPairing(now)
 		if m.showNext(now) {
-			m.codesCame(now)
+			m.onCodes(now)
 			m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonWaitingForScan, "scan status.qr with the phone: Linked devices, Link a device", now)
 		}
 	case EventPairingCode:
@@ -739,7 +749,7 @@ func (m *Machine) onEvent(e Event, now time.Time) {
 		}
 		m.beginPairing(now)
 		m.watchdog = time.Time{}
-		m.codesCame(now)
+		m.onCodes(now)
 		m.want.PairingCode, m.codeUntil = e.Code, e.Until
 		m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonWaitingForCode,
 			"type status.pairingCode on the phone "+m.dialed.PairPhone+": Linked devices, Link a device, Link with phone number instead", now)
@@ -754,15 +764,16 @@ func (m *Machine) onEvent(e Event, now time.Time) {
 		m.recordEvent(corev1.EventTypeWarning, v1alpha1.ReasonPairingFailed, e.Message)
 		m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonPairingFailed, e.Message, now)
 	case EventConnected:
-		m.connected(e, now)
+		m.onConnected(e, now)
 	case EventPushName:
 		m.want.PushName = e.PushName
 	case EventDisconnected, EventCodeRefused, EventLoggedOut, EventReplaced, EventBanned, EventOutdated:
-		m.over(e, now)
+		m.onEnded(e, now)
 	}
 }
 
-func (m *Machine) connected(e Event, now time.Time) {
+// onConnected handles a successful login.
+func (m *Machine) onConnected(e Event, now time.Time) {
 	m.socket, m.watchdog = socketOpen, time.Time{}
 	m.want.JID, m.want.PhoneNumber = e.JID, e.PhoneNumber
 	if e.PushName != "" {
@@ -785,8 +796,8 @@ func (m *Machine) connected(e Event, now time.Time) {
 	}
 }
 
-// over takes note of the end of the present connection.
-func (m *Machine) over(e Event, now time.Time) {
+// onEnded handles the end of the present connection.
+func (m *Machine) onEnded(e Event, now time.Time) {
 	scanned := m.socket == socketPairing && m.want.JID != ""
 	lasted := m.stable
 	m.drop()
@@ -794,13 +805,13 @@ func (m *Machine) over(e Event, now time.Time) {
 	case e.Type == EventLoggedOut && (m.logoutWanted() || m.running == OpLogout):
 		m.onLoggedOut(now)
 	case e.Type == EventDisconnected && scanned:
-		m.retryAt = now // the 515 after the scan: the device logs in on a new connection
+		m.retryAt = now // WhatsApp ends the connection with 515 after the scan; the device logs in on a new one
 	case m.logoutWanted() && e.Type == EventBanned:
-		m.message = m.ban(e, now)
+		m.message = m.onBanned(e, now)
 	case m.logoutWanted():
-		m.failed(v1alpha1.ReasonDeleting, e.Message, now)
+		m.onFailed(v1alpha1.ReasonDeleting, e.Message, now)
 	case e.Type == EventDisconnected && !lasted && !e.Ours:
-		if m.counted(e, now) {
+		if m.countFailure(e, now) {
 			m.enterQuarantine(now)
 			return
 		}

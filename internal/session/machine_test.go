@@ -20,7 +20,7 @@ const (
 	jid     = "34600111222:7@s.whatsapp.net"
 )
 
-// session is one that the manager has placed on me under epoch 100.
+// session returns a session that is placed on the worker me with epoch 100.
 func session(change ...func(*v1alpha1.WhatsAppSession)) *v1alpha1.WhatsAppSession {
 	s := &v1alpha1.WhatsAppSession{
 		ObjectMeta: metav1.ObjectMeta{Name: "shop", Namespace: "tenant", UID: "uid-1", ResourceVersion: "1", Generation: 1},
@@ -32,8 +32,10 @@ func session(change ...func(*v1alpha1.WhatsAppSession)) *v1alpha1.WhatsAppSessio
 	return s
 }
 
+// heldByMe makes this process the holder of a session.
 func heldByMe(s *v1alpha1.WhatsAppSession) { s.Status.HeldBy, s.Status.HolderStart = me, process }
 
+// deleted marks a session as deleted.
 func deleted(s *v1alpha1.WhatsAppSession) {
 	stamp := metav1.NewTime(noon)
 	s.DeletionTimestamp = &stamp
@@ -43,7 +45,7 @@ func newMachine(worker, process string, random func() float64) *Machine {
 	return New(Config{Worker: worker, Process: process, Random: random})
 }
 
-// takenMachine holds obj and has its keys.
+// takenMachine returns a machine that holds the session and has taken its keys.
 func takenMachine(obj *v1alpha1.WhatsAppSession, device Device) *Machine {
 	m := newMachine(me, process, func() float64 { return 0.5 })
 	m.observe(session(func(s *v1alpha1.WhatsAppSession) { *s = *obj; s.Status.HeldBy, s.Status.HolderStart = "", "" }), noon)
@@ -55,7 +57,7 @@ func takenMachine(obj *v1alpha1.WhatsAppSession, device Device) *Machine {
 	return m
 }
 
-// connectedMachine is logged in as phone.
+// connectedMachine returns a machine whose session is logged in.
 func connectedMachine(change ...func(*v1alpha1.WhatsAppSession)) *Machine {
 	m := takenMachine(session(change...), Device{Starts: 1, JID: jid, PhoneNumber: phone})
 	m.onDialed(true, m.dialSpec(), noon)
@@ -64,8 +66,8 @@ func connectedMachine(change ...func(*v1alpha1.WhatsAppSession)) *Machine {
 	return m
 }
 
-// TestAClaimIsNotWrittenForWhatIsNotToBeHeld: it was decided, and had to wait.
-func TestAClaimIsNotWrittenForWhatIsNotToBeHeld(t *testing.T) {
+// A claim that waits to be written must not be written after a change of plan.
+func TestASessionThatMustNotBeHeldIsNotClaimed(t *testing.T) {
 	for name, change := range map[string]func(*Machine){
 		"shutting down": func(m *Machine) { m.draining = true },
 		"evicting":      func(m *Machine) { m.draining, m.evicted = true, true },
@@ -95,32 +97,32 @@ func TestRules(t *testing.T) {
 		op      Operation
 	}{
 		{
-			name:    "placed here and free: a token is fetched first",
+			name:    "placed here and held by nobody: a login token first",
 			machine: func() *Machine { m := newMachine(me, process, nil); m.observe(session(), noon); return m },
 			rule:    "a login token comes before the claim", op: OpToken,
 		},
 		{
-			name: "with a token in hand the claim is written",
+			name: "with a login token: the claim is written",
 			machine: func() *Machine {
 				m := newMachine(me, process, nil)
 				m.observe(session(), noon)
 				m.token = true
 				return m
 			},
-			rule: "the claim is written and confirmed before the device is taken",
+			rule: "the claim is written and confirmed before the keys are taken",
 		},
 		{
-			name: "the manager waits for another worker's release, and so do we",
+			name: "another worker still holds the session",
 			machine: func() *Machine {
 				m := newMachine(me, process, nil)
 				m.observe(session(func(s *v1alpha1.WhatsAppSession) { s.Status.HeldBy = "worker-b" }), noon)
 				m.token = true
 				return m
 			},
-			rule: "the old holder is waited for",
+			rule: "the claim waits until the old holder has released the session",
 		},
 		{
-			name: "a login token is fetched while the old holder still has the device",
+			name: "while another worker still holds the session, a login token is requested",
 			machine: func() *Machine {
 				m := newMachine(me, process, nil)
 				m.observe(session(func(s *v1alpha1.WhatsAppSession) { s.Status.HeldBy = "worker-b" }), noon)
@@ -138,7 +140,7 @@ func TestRules(t *testing.T) {
 			rule: "nothing is done for a session that is not placed here",
 		},
 		{
-			name: "a hold of a former process is claimed anew before the device is taken",
+			name: "held by a former process: claimed again before the keys are taken",
 			machine: func() *Machine {
 				m := newMachine(me, process, nil)
 				m.observe(session(func(s *v1alpha1.WhatsAppSession) { s.Status.HeldBy, s.Status.HolderStart = me, "p0" }), noon)
@@ -147,7 +149,7 @@ func TestRules(t *testing.T) {
 			rule: "a login token comes before the claim", op: OpToken,
 		},
 		{
-			name: "a hold of a former process on a session that has moved is given up",
+			name: "held by a former process and moved: released",
 			machine: func() *Machine {
 				m := newMachine(me, process, nil)
 				m.observe(session(func(s *v1alpha1.WhatsAppSession) {
@@ -155,7 +157,7 @@ func TestRules(t *testing.T) {
 				}), noon)
 				return m
 			},
-			rule: "a device that is not to be held is given up",
+			rule: "a session that must not be held is released",
 		},
 		{
 			name: "held: the keys are taken",
@@ -173,46 +175,46 @@ func TestRules(t *testing.T) {
 			rule:    "a session without a socket connects when its time has come", op: OpDial,
 		},
 		{
-			name: "moved while connected: the socket first",
+			name: "moved while connected: the socket is closed first",
 			machine: func() *Machine {
 				m := connectedMachine()
 				m.observe(session(heldByMe, func(s *v1alpha1.WhatsAppSession) { s.Status.Worker, s.Status.Epoch = "worker-b", 101 }), noon)
 				return m
 			},
-			rule: "a device that is not held, or not to be held, has no socket", op: OpClose,
+			rule: "a session that is not held here, or must be released, has no socket", op: OpClose,
 		},
 		{
-			name: "a move to itself is a move: the socket first",
+			name: "placed again on this worker with a higher epoch: the socket is closed first",
 			machine: func() *Machine {
 				m := connectedMachine()
 				m.observe(session(heldByMe, func(s *v1alpha1.WhatsAppSession) { s.Status.Epoch = 101 }), noon)
 				return m
 			},
-			rule: "a device that is not held, or not to be held, has no socket", op: OpClose,
+			rule: "a session that is not held here, or must be released, has no socket", op: OpClose,
 		},
 		{
-			name: "a hold that was taken away: the socket is closed at once",
+			name: "heldBy was cleared: the socket is closed at once",
 			machine: func() *Machine {
 				m := connectedMachine()
 				m.observe(session(), noon)
 				return m
 			},
-			rule: "a device that is not held, or not to be held, has no socket", op: OpClose,
+			rule: "a session that is not held here, or must be released, has no socket", op: OpClose,
 		},
 		{
-			name:    "a vanished resource has no socket",
+			name:    "the resource no longer exists: the socket is closed",
 			machine: func() *Machine { m := connectedMachine(); m.Step(Vanished{}, noon); return m },
-			rule:    "a device that is not held, or not to be held, has no socket", op: OpClose,
+			rule:    "a session that is not held here, or must be released, has no socket", op: OpClose,
 		},
 		{
-			name: "moved, socket closed: what is to be told comes before the release",
+			name: "moved, and the socket is closed: pending publications come before the release",
 			machine: func() *Machine {
 				m := connectedMachine()
 				m.observe(session(heldByMe, func(s *v1alpha1.WhatsAppSession) { s.Status.Worker, s.Status.Epoch = "worker-b", 101 }), noon)
 				m.socket = socketNone
 				return m
 			},
-			rule: "what is to be told is told before the device is given up, for a moment",
+			rule: "pending publications come before the release, for a second at most",
 		},
 		{
 			name: "another proxy",
@@ -223,7 +225,7 @@ func TestRules(t *testing.T) {
 				}), noon)
 				return m
 			},
-			rule: "another proxy means another connection", op: OpClose,
+			rule: "a new proxy needs a new connection", op: OpClose,
 		},
 		{
 			name: "deleted while connected: logged out",
@@ -235,7 +237,7 @@ func TestRules(t *testing.T) {
 			rule: "a deleted session and a wrong phone are logged out", op: OpLogout,
 		},
 		{
-			name: "deleted with Retain: the manager takes the placement away, nothing is logged out",
+			name: "deleted with Retain: the device is not logged out, and the manager removes the placement",
 			machine: func() *Machine {
 				m := connectedMachine()
 				m.observe(session(heldByMe, deleted, func(s *v1alpha1.WhatsAppSession) {
@@ -245,12 +247,12 @@ func TestRules(t *testing.T) {
 			},
 		},
 		{
-			name:    "deleted before it was ever linked: the record is deleted",
+			name:    "deleted before a phone was linked: the keys are deleted",
 			machine: func() *Machine { return takenMachine(session(deleted), Device{Starts: 1}) },
 			rule:    "the keys of a deleted session without a device are deleted", op: OpForget,
 		},
 		{
-			name: "deleted while it offers codes: no code can be scanned any more",
+			name: "deleted while it offers codes: the socket is closed",
 			machine: func() *Machine {
 				m := takenMachine(session(), Device{Starts: 1})
 				m.onDialed(false, m.dialSpec(), noon)
@@ -258,10 +260,10 @@ func TestRules(t *testing.T) {
 				m.observe(session(heldByMe, deleted), noon)
 				return m
 			},
-			rule: "a deleted session offers no codes; its record is read again, for a scan may just have succeeded", op: OpClose,
+			rule: "a deleted session offers no codes; its keys are taken again, because a phone may have scanned one", op: OpClose,
 		},
 		{
-			name: "a wrong phone was logged out before: a deletion still logs out the right one",
+			name: "deleted after a wrong phone was logged out: the right phone is still logged out",
 			machine: func() *Machine {
 				m := connectedMachine()
 				m.onLoggedOut(noon)
@@ -276,15 +278,15 @@ func TestRules(t *testing.T) {
 			rule: "a session without a socket connects when its time has come", op: OpDial,
 		},
 		{
-			name: "the deletion of the keys failed: it is tried again later",
+			name: "the deletion of the keys failed: tried again later",
 			machine: func() *Machine {
 				m := takenMachine(session(deleted), Device{Starts: 1})
-				m.failed(v1alpha1.ReasonStoreUnavailable, "no answer", noon)
+				m.onFailed(v1alpha1.ReasonStoreUnavailable, "no answer", noon)
 				return m
 			},
 		},
 		{
-			name: "a release was decided and undone: the session is claimed anew",
+			name: "held, but this process had decided to release it: claimed again",
 			machine: func() *Machine {
 				m := newMachine(me, process, nil)
 				m.observe(session(heldByMe), noon)
@@ -293,24 +295,24 @@ func TestRules(t *testing.T) {
 			rule: "a login token comes before the claim", op: OpToken,
 		},
 		{
-			name: "deleted, and the logout has failed for five minutes: the manager decides",
+			name: "deleted, and the logout has failed for five minutes: released",
 			machine: func() *Machine {
 				stamp := metav1.NewTime(noon.Add(-LogoutTimeout))
 				m := takenMachine(session(func(s *v1alpha1.WhatsAppSession) { s.DeletionTimestamp = &stamp }), Device{Starts: 1, JID: jid, PhoneNumber: phone})
 				m.deletionSeen = stamp.Time
 				return m
 			},
-			rule: "what is to be told is told before the device is given up, for a moment",
+			rule: "pending publications come before the release, for a second at most",
 		},
 		{
-			name: "another number than the spec allows: WhatsApp is asked whose it is",
+			name: "another number than the spec allows: WhatsApp is asked",
 			machine: func() *Machine {
 				return connectedMachine(func(s *v1alpha1.WhatsAppSession) { s.Spec.Pairing.PhoneNumber = "+34999999999" })
 			},
-			rule: "whose account a number is that differs, WhatsApp says", op: OpVerify,
+			rule: "WhatsApp is asked whether a number that differs belongs to the linked account", op: OpVerify,
 		},
 		{
-			name: "another phone than the spec allows, as WhatsApp says, is logged out",
+			name: "another account than the spec allows: logged out",
 			machine: func() *Machine {
 				m := connectedMachine(func(s *v1alpha1.WhatsAppSession) { s.Spec.Pairing.PhoneNumber = "+34999999999" })
 				m.verifying = m.identity()
@@ -320,7 +322,7 @@ func TestRules(t *testing.T) {
 			rule: "a deleted session and a wrong phone are logged out", op: OpLogout,
 		},
 		{
-			name: "the same account by another number stays",
+			name: "the same account with another number: nothing",
 			machine: func() *Machine {
 				m := connectedMachine(func(s *v1alpha1.WhatsAppSession) { s.Spec.Pairing.PhoneNumber = "+34999999999" })
 				m.verifying = m.identity()
@@ -329,7 +331,7 @@ func TestRules(t *testing.T) {
 			},
 		},
 		{
-			name: "an answer about a number that the spec no longer names is none",
+			name: "an answer about an earlier number of the spec does not count",
 			machine: func() *Machine {
 				m := connectedMachine(func(s *v1alpha1.WhatsAppSession) { s.Spec.Pairing.PhoneNumber = "+34999999999" })
 				m.verifying = m.identity()
@@ -337,14 +339,14 @@ func TestRules(t *testing.T) {
 				m.Step(Verified{}, noon)
 				return m
 			},
-			rule: "whose account a number is that differs, WhatsApp says", op: OpVerify,
+			rule: "WhatsApp is asked whether a number that differs belongs to the linked account", op: OpVerify,
 		},
 		{
-			name:    "shutting down: what is held waits for its successor",
+			name:    "draining: the session stays until a successor is named",
 			machine: func() *Machine { m := connectedMachine(); m.draining = true; return m },
 		},
 		{
-			name: "shutting down, and the successor is known: the socket first",
+			name: "draining, and the successor is named: the socket is closed first",
 			machine: func() *Machine {
 				m := connectedMachine()
 				m.draining = true
@@ -353,10 +355,10 @@ func TestRules(t *testing.T) {
 				}), noon)
 				return m
 			},
-			rule: "a device that is not held, or not to be held, has no socket", op: OpClose,
+			rule: "a session that is not held here, or must be released, has no socket", op: OpClose,
 		},
 		{
-			name: "shutting down, and nobody can take it: it is given up",
+			name: "draining, and no worker can take it: the socket is closed first",
 			machine: func() *Machine {
 				m := connectedMachine()
 				m.draining = true
@@ -365,15 +367,15 @@ func TestRules(t *testing.T) {
 				}), noon)
 				return m
 			},
-			rule: "a device that is not held, or not to be held, has no socket", op: OpClose,
+			rule: "a session that is not held here, or must be released, has no socket", op: OpClose,
 		},
 		{
-			name:    "shutting down, and the grace is over: the socket first",
+			name:    "evicted: the socket is closed first",
 			machine: func() *Machine { m := connectedMachine(); m.draining, m.evicted = true, true; return m },
-			rule:    "a device that is not held, or not to be held, has no socket", op: OpClose,
+			rule:    "a session that is not held here, or must be released, has no socket", op: OpClose,
 		},
 		{
-			name: "shutting down: nothing is claimed any more",
+			name: "draining: nothing is claimed any more",
 			machine: func() *Machine {
 				m := newMachine(me, process, nil)
 				m.draining = true
@@ -383,14 +385,14 @@ func TestRules(t *testing.T) {
 			rule: "nothing is done for a session that is not placed here",
 		},
 		{
-			name: "shutting down: the hold of a former process is given up",
+			name: "draining, held by a former process: released",
 			machine: func() *Machine {
 				m := newMachine(me, process, nil)
 				m.draining = true
 				m.observe(session(heldByMe, func(s *v1alpha1.WhatsAppSession) { s.Status.HolderStart = "former" }), noon)
 				return m
 			},
-			rule: "a device that is not to be held is given up",
+			rule: "a session that must not be held is released",
 		},
 		{
 			name:    "connected and wanted: nothing",
@@ -421,53 +423,53 @@ func TestEndings(t *testing.T) {
 		phase    v1alpha1.Phase
 		reason   string
 		retryAt  time.Time
-		word     delivery.Status
+		laravel  delivery.Status
 		priority delivery.Priority
-		note     string
+		recorded string // the reason of the Event
 	}{
 		{
-			name:  "a lost connection is pending, urgent, and tried again within the backoff",
+			name:  "a lost connection is pending and urgent, and tried again after the backoff",
 			event: Event{Type: EventDisconnected, Message: "the socket closed"},
 			phase: v1alpha1.PhaseDisconnected, reason: v1alpha1.ReasonReconnecting,
-			retryAt: noon.Add(backoffFirst / 2), word: delivery.Pending, priority: delivery.High,
+			retryAt: noon.Add(backoffFirst / 2), laravel: delivery.Pending, priority: delivery.High,
 		},
 		{
 			name:   "the backoff doubles up to two minutes",
 			event:  Event{Type: EventDisconnected, Message: "the socket closed"},
 			before: func(m *Machine) { m.attempts = 30 },
 			phase:  v1alpha1.PhaseDisconnected, reason: v1alpha1.ReasonReconnecting,
-			retryAt: noon.Add(backoffMost / 2), word: delivery.Pending, priority: delivery.High,
+			retryAt: noon.Add(backoffMax / 2), laravel: delivery.Pending, priority: delivery.High,
 		},
 		{
-			name:  "logged out is not tried again",
+			name:  "a session that is logged out is not tried again",
 			event: Event{Type: EventLoggedOut, Message: "unlinked on the phone"},
 			phase: v1alpha1.PhaseLoggedOut, reason: v1alpha1.ReasonLoggedOut,
-			word: delivery.Inactive, priority: delivery.High, note: v1alpha1.ReasonLoggedOut,
+			laravel: delivery.Inactive, priority: delivery.High, recorded: v1alpha1.ReasonLoggedOut,
 		},
 		{
-			name:  "replaced is not fought: once more after five minutes",
+			name:  "a replaced session is tried once more, after five minutes",
 			event: Event{Type: EventReplaced},
 			phase: v1alpha1.PhaseReplaced, reason: v1alpha1.ReasonReplaced, retryAt: noon.Add(replacedPause),
-			word: delivery.Inactive, priority: delivery.High, note: v1alpha1.ReasonReplaced,
+			laravel: delivery.Inactive, priority: delivery.High, recorded: v1alpha1.ReasonReplaced,
 		},
 		{
-			name:   "replaced a second time waits for a person",
+			name:   "a session that is replaced a second time waits for a person",
 			event:  Event{Type: EventReplaced},
 			before: func(m *Machine) { m.want.Replacements = 1 },
 			phase:  v1alpha1.PhaseReplaced, reason: v1alpha1.ReasonReplaced,
-			word: delivery.Inactive, priority: delivery.High, note: v1alpha1.ReasonReplaced,
+			laravel: delivery.Inactive, priority: delivery.High, recorded: v1alpha1.ReasonReplaced,
 		},
 		{
-			name:  "banned: not one attempt before the expiry",
+			name:  "a banned session is not tried before the ban ends",
 			event: Event{Type: EventBanned, Message: "sent too much", Until: until},
 			phase: v1alpha1.PhaseBanned, reason: v1alpha1.ReasonBanned, retryAt: until.Add(banMargin),
-			word: delivery.Inactive, priority: delivery.High, note: v1alpha1.ReasonBanned,
+			laravel: delivery.Inactive, priority: delivery.High, recorded: v1alpha1.ReasonBanned,
 		},
 		{
-			name:  "outdated waits for a new image",
+			name:  "an outdated session waits for a new image",
 			event: Event{Type: EventOutdated},
 			phase: v1alpha1.PhaseOutdated, reason: v1alpha1.ReasonOutdated,
-			word: delivery.Inactive, priority: delivery.High, note: v1alpha1.ReasonOutdated,
+			laravel: delivery.Inactive, priority: delivery.High, recorded: v1alpha1.ReasonOutdated,
 		},
 	}
 	for _, tt := range tests {
@@ -483,21 +485,21 @@ func TestEndings(t *testing.T) {
 			g.Expect(m.want.Phase).To(Equal(tt.phase))
 			g.Expect(m.reason).To(Equal(tt.reason))
 			g.Expect(m.retryAt).To(BeTemporally("==", tt.retryAt))
-			g.Expect(m.socket).To(Equal(socketOver))
+			g.Expect(m.socket).To(Equal(socketEnded))
 			g.Expect(m.want.LastDisconnectedTime.Time).To(BeTemporally("==", noon))
 			a, changed := m.publication(noon)
 			g.Expect(changed).To(BeTrue())
-			g.Expect(a.Status.Status).To(Equal(tt.word))
+			g.Expect(a.Status.Status).To(Equal(tt.laravel))
 			g.Expect(a.Status.Priority).To(Equal(tt.priority))
 			g.Expect(a.Status.Numbers).To(Equal(delivery.Numbers{Epoch: 100, Seq: delivery.FirstSeq(1) + 2}))
 			var events []string
 			for _, n := range m.events {
 				events = append(events, n.Reason)
 			}
-			if tt.note == "" {
+			if tt.recorded == "" {
 				g.Expect(events).To(BeEmpty())
 			} else {
-				g.Expect(events).To(Equal([]string{tt.note}))
+				g.Expect(events).To(Equal([]string{tt.recorded}))
 			}
 		})
 	}
@@ -529,9 +531,9 @@ func TestPairing(t *testing.T) {
 
 	now = now.Add(laterCode)
 	m.tick(now)
-	g.Expect(m.want.QR).To(BeNil(), "a code is cleared the moment it expires")
+	g.Expect(m.want.QR).To(BeNil(), "a code is removed when it expires")
 	_, op := m.decide(now)
-	g.Expect(op).To(Equal(OpClose), "the codes have run out: the next connection brings new ones")
+	g.Expect(op).To(Equal(OpClose), "the next connection has new codes")
 	m.socket = socketNone
 	_, op = m.decide(now)
 	g.Expect(op).To(Equal(OpDial))
@@ -539,7 +541,7 @@ func TestPairing(t *testing.T) {
 	m.onDialed(false, m.dialSpec(), now)
 	m.onEvent(Event{Type: EventQR, Codes: []string{"three"}}, now)
 	g.Expect(m.want.QR.Attempt).To(BeEquivalentTo(3))
-	g.Expect(m.want.PairingDeadline.Time).To(BeTemporally("==", noon.Add(defaultPairingTimeout)), "a new connection does not prolong the pairing")
+	g.Expect(m.want.PairingDeadline.Time).To(BeTemporally("==", noon.Add(defaultPairingTimeout)), "a new connection does not extend the deadline")
 
 	t.Run("nobody scans", func(t *testing.T) {
 		g := NewWithT(t)
@@ -562,13 +564,13 @@ func TestPairing(t *testing.T) {
 
 	m.onEvent(Event{Type: EventPairSuccess, JID: jid, PhoneNumber: phone}, now)
 	g.Expect(m.want.Phase).To(Equal(v1alpha1.PhaseConnecting))
-	g.Expect(m.want.QR).To(BeNil(), "a used code is cleared")
+	g.Expect(m.want.QR).To(BeNil(), "a used code is removed")
 
 	t.Run("the 515 that ends the pairing is lost", func(t *testing.T) {
 		g := NewWithT(t)
 		silent := *m
 		silent.tick(now.Add(pairedTimeout))
-		g.Expect(silent.socket).To(Equal(socketOver))
+		g.Expect(silent.socket).To(Equal(socketEnded))
 		silent.socket = socketNone
 		_, op := silent.decide(now.Add(pairedTimeout))
 		g.Expect(op).To(Equal(OpDial))
@@ -578,7 +580,7 @@ func TestPairing(t *testing.T) {
 	g.Expect(m.want.Phase).To(Equal(v1alpha1.PhaseConnecting), "the 515 is part of a pairing, not a failure")
 	m.socket = socketNone
 	_, op = m.decide(now)
-	g.Expect(op).To(Equal(OpDial), "it logs in at once")
+	g.Expect(op).To(Equal(OpDial), "the device logs in at once")
 }
 
 func TestRestartCountsOnceAMinute(t *testing.T) {
@@ -592,7 +594,7 @@ func TestRestartCountsOnceAMinute(t *testing.T) {
 	}
 	ask("1", noon)
 	g.Expect(m.want.ObservedRestartedAt).To(Equal("1"))
-	g.Expect(m.socket).To(Equal(socketOver), "a connected session connects anew")
+	g.Expect(m.socket).To(Equal(socketEnded), "a connected session connects again")
 	ask("2", noon.Add(time.Second))
 	g.Expect(m.want.ObservedRestartedAt).To(Equal("1"))
 	g.Expect(m.wakeTimes(noon)).To(ContainElement(BeTemporally("==", noon.Add(restartInterval))))
@@ -612,28 +614,28 @@ func TestRestartDoesNotShortenABan(t *testing.T) {
 	g.Expect(op).To(Equal(OpNone))
 	g.Expect(m.want.Phase).To(Equal(v1alpha1.PhaseBanned))
 	_, op = m.decide(noon.Add(time.Hour))
-	g.Expect(op).To(Equal(OpNone), "another's clock may be ahead")
+	g.Expect(op).To(Equal(OpNone), "the clock of another worker may be ahead")
 	_, op = m.decide(noon.Add(time.Hour + banMargin))
 	g.Expect(op).To(Equal(OpDial))
 }
 
-func TestBanMovesWithTheSession(t *testing.T) {
+func TestTheNextHolderKnowsABan(t *testing.T) {
 	g := NewWithT(t)
 	until := metav1.NewTime(noon.Add(time.Hour))
 	m := takenMachine(session(func(s *v1alpha1.WhatsAppSession) {
 		s.Status.Phase, s.Status.RetryAfter = v1alpha1.PhaseBanned, &until
 	}), Device{Starts: 3, JID: jid, PhoneNumber: phone})
 	_, op := m.decide(noon)
-	g.Expect(op).To(Equal(OpNone), "the next holder must know what was already tried")
+	g.Expect(op).To(Equal(OpNone), "no attempt during the ban")
 	g.Expect(m.wakeTimes(noon)).To(ContainElement(BeTemporally("==", until.Time)))
 }
 
-func TestEpochBehindIsGivenUp(t *testing.T) {
+func TestASessionWithALowEpochIsReleased(t *testing.T) {
 	g := NewWithT(t)
 	m := newMachine(me, process, nil)
 	m.observe(session(heldByMe), noon)
 	m.hold = true
-	m.behind(500, noon)
+	m.onEpochBehind(500, noon)
 	for range 3 {
 		_, _ = m.decide(noon)
 	}
@@ -644,7 +646,7 @@ func TestEpochBehindIsGivenUp(t *testing.T) {
 
 	m.observe(session(func(s *v1alpha1.WhatsAppSession) { s.Status = status }), noon)
 	_, op := m.decide(noon)
-	g.Expect(op).To(Equal(OpNone), "under the old epoch it is not tried again")
+	g.Expect(op).To(Equal(OpNone), "not tried again with the old epoch")
 	m.observe(session(func(s *v1alpha1.WhatsAppSession) { s.Status = status; s.Status.Epoch = 501 }), noon)
 	_, op = m.decide(noon)
 	g.Expect(op).To(Equal(OpToken))
@@ -663,7 +665,7 @@ func TestOnlyTheHolderWrites(t *testing.T) {
 		{name: "a claim, but it was placed elsewhere", obj: session(func(s *v1alpha1.WhatsAppSession) { s.Status.Worker = "worker-b" }), hold: true},
 		{name: "held", obj: session(heldByMe), hold: true, writes: true},
 		{name: "held, moved away, to be released", obj: session(heldByMe, func(s *v1alpha1.WhatsAppSession) { s.Status.Worker = "worker-b" }), writes: true},
-		{name: "held, moved away, not released yet: the release tells it", obj: session(heldByMe, func(s *v1alpha1.WhatsAppSession) { s.Status.Worker = "worker-b" }), hold: true},
+		{name: "held, moved away, not released yet: the release has the same status", obj: session(heldByMe, func(s *v1alpha1.WhatsAppSession) { s.Status.Worker = "worker-b" }), hold: true},
 		{name: "held by a former process: the claim comes before any other write", obj: session(func(s *v1alpha1.WhatsAppSession) {
 			s.Status.HeldBy, s.Status.HolderStart = me, "p0"
 		})},
@@ -677,8 +679,8 @@ func TestOnlyTheHolderWrites(t *testing.T) {
 			status, writes := m.wantedStatus(noon)
 			g.Expect(writes).To(Equal(tt.writes))
 			if writes {
-				g.Expect(status.Worker).To(Equal(tt.obj.Status.Worker), "worker is the manager's")
-				g.Expect(status.Epoch).To(Equal(tt.obj.Status.Epoch), "epoch is the manager's")
+				g.Expect(status.Worker).To(Equal(tt.obj.Status.Worker), "only the manager writes status.worker")
+				g.Expect(status.Epoch).To(Equal(tt.obj.Status.Epoch), "only the manager writes status.epoch")
 				g.Expect(status.HeldBy != "").To(Equal(tt.hold))
 			}
 		})
@@ -698,7 +700,7 @@ func TestAConnectedSessionWritesNothing(t *testing.T) {
 	}
 }
 
-func TestALogoutThatNobodyHeardOf(t *testing.T) {
+func TestALogoutWithoutAnEvent(t *testing.T) {
 	g := NewWithT(t)
 	m := connectedMachine()
 	m.drop()
@@ -710,17 +712,17 @@ func TestALogoutThatNobodyHeardOf(t *testing.T) {
 	g.Expect(op).To(Equal(OpClose))
 }
 
-func TestARefusalEndsWithItsCause(t *testing.T) {
+func TestTheNextHolderTriesAgainAfterASetupError(t *testing.T) {
 	g := NewWithT(t)
 	m := takenMachine(session(func(s *v1alpha1.WhatsAppSession) { s.Status.Phase = v1alpha1.PhaseFailed }), Device{Starts: 2, JID: jid, PhoneNumber: phone})
 	_, op := m.decide(noon)
-	g.Expect(op).To(Equal(OpDial), "the next holder looks for itself whether the Secret is there now")
-	m.refused(v1alpha1.ReasonProxySecretMissing, "create it", noon)
+	g.Expect(op).To(Equal(OpDial), "the Secret may exist now")
+	m.onSetupInvalid(v1alpha1.ReasonProxySecretMissing, "create it", noon)
 	g.Expect(m.want.Phase).To(Equal(v1alpha1.PhaseFailed))
 	g.Expect(m.retryAt).To(BeTemporally(">", noon))
 }
 
-func TestOnlyNewsIsToldToLaravel(t *testing.T) {
+func TestOnlyChangesAreDeliveredToLaravel(t *testing.T) {
 	g := NewWithT(t)
 	m := takenMachine(session(), Device{Starts: 1})
 	m.onDialed(false, m.dialSpec(), noon)
@@ -730,17 +732,17 @@ func TestOnlyNewsIsToldToLaravel(t *testing.T) {
 	g.Expect(a.NewQR).To(BeTrue())
 	m.tick(noon.Add(firstCode))
 	a, _ = m.publication(noon.Add(firstCode))
-	g.Expect(a.NewStatus).To(BeFalse(), "another code is no other status")
+	g.Expect(a.NewStatus).To(BeFalse(), "a new code does not change the status")
 	g.Expect(a.NewQR).To(BeTrue())
 	g.Expect(a.Status.OccurredAt.Time).To(BeTemporally("==", noon))
 	m.Step(PublishAgain{}, noon)
 	a, changed := m.publication(noon.Add(firstCode + time.Second))
 	g.Expect(changed).To(BeTrue())
-	g.Expect(a.NewStatus && a.NewQR).To(BeTrue(), "Redis forgot both")
-	g.Expect(a.Status.OccurredAt.Time).To(BeTemporally("==", noon), "but nothing has happened")
+	g.Expect(a.NewStatus && a.NewQR).To(BeTrue(), "Redis lost both")
+	g.Expect(a.Status.OccurredAt.Time).To(BeTemporally("==", noon), "the status has not changed")
 }
 
-func TestSuspensionDoesNotCountAgainstThePairing(t *testing.T) {
+func TestASuspensionDoesNotCountForThePairingDeadline(t *testing.T) {
 	g := NewWithT(t)
 	m := takenMachine(session(), Device{Starts: 1})
 	m.onDialed(false, m.dialSpec(), noon)
@@ -762,18 +764,19 @@ func TestASessionThatRestsDoesNotWakeUp(t *testing.T) {
 	}
 }
 
-// Redis may know newer numbers than the holder's: after a restored cluster, for one.
+// Redis may have higher numbers than the holder, for example after the cluster was
+// restored from a backup.
 func TestAStalePublicationRaisesTheEpoch(t *testing.T) {
 	for _, tt := range []struct {
-		name   string
-		stale  int64
-		change func(*v1alpha1.WhatsAppSession)
-		leaves bool
+		name     string
+		stale    int64
+		change   func(*v1alpha1.WhatsAppSession)
+		released bool
 	}{
-		{name: "a higher epoch", stale: 900, leaves: true},
-		{name: "the same epoch, with a higher number in it", stale: 100, leaves: true},
-		{name: "an older one", stale: 99},
-		{name: "placed above it already", stale: 100, change: func(s *v1alpha1.WhatsAppSession) { s.Status.Epoch = 101 }},
+		{name: "a higher epoch", stale: 900, released: true},
+		{name: "the same epoch with a higher seq", stale: 100, released: true},
+		{name: "a lower epoch", stale: 99},
+		{name: "already placed with a higher epoch", stale: 100, change: func(s *v1alpha1.WhatsAppSession) { s.Status.Epoch = 101 }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			g := NewWithT(t)
@@ -782,7 +785,7 @@ func TestAStalePublicationRaisesTheEpoch(t *testing.T) {
 				m.observe(session(heldByMe, tt.change), noon)
 			}
 			m.Step(Stale{Epoch: tt.stale}, noon)
-			if !tt.leaves {
+			if !tt.released {
 				g.Expect(m.want.StoredEpoch).To(BeZero())
 				return
 			}
@@ -796,7 +799,7 @@ func TestAStalePublicationRaisesTheEpoch(t *testing.T) {
 			g.Expect(needed).To(BeTrue())
 			g.Expect(left.HeldBy).To(BeEmpty())
 			g.Expect(left.StoredEpoch).To(Equal(tt.stale))
-			g.Expect(m.publishAll).To(BeTrue(), "all of it is published again under the next epoch")
+			g.Expect(m.publishAll).To(BeTrue(), "everything is published again with the next epoch")
 		})
 	}
 }

@@ -2,24 +2,25 @@ package session
 
 import "time"
 
-// Whatever is fed to a machine, no step is repeated in a hot loop: the first
-// few starts of a step are free, further ones wait longer and longer, until the
-// session has had a stable minute or a person asks for a new beginning. The
-// pauses after failures (backOff) come on top of this; they depend on every
-// input's being understood, this does not.
+// No sequence of inputs makes a machine repeat a step in a hot loop. The first paceFree
+// starts of a step are immediate. Before each further one there is a pause, from
+// paceFirst up to paceMax, until the session is stable or a person restarts it. This
+// comes in addition to the pauses after failures (backOff), which need every failure to
+// be recognized; the pace does not.
 const (
 	paceFree  = 3
 	paceFirst = time.Second
-	paceMost  = 30 * time.Second
-	// paceForgets is how long a step must not have been started to be free again.
-	paceForgets = 10 * time.Minute
+	paceMax   = 30 * time.Second
+	// paceReset is after what time without a start the starts of a step are immediate again.
+	paceReset = 10 * time.Minute
 )
 
-// claim is a step that is no operation: the write by which the session is claimed.
+// claim is a step that is not an operation: the write that claims the session.
 const claim Operation = "claim"
 
-// Pace counts how often the steps of a session are started. The zero value is
-// ready for use. It outlives the machine: a session that comes and goes is paced, too.
+// Pace counts how often the steps of a session are started. The zero value is ready for
+// use. The worker keeps it after the machine has ended, so a session that leaves and
+// returns is paced, too.
 type Pace struct{ steps map[Operation]pacedStep }
 
 type pacedStep struct {
@@ -37,13 +38,13 @@ func (p *Pace) allows(op Operation, now time.Time) bool { return !now.Before(p.f
 // start counts the start of a step.
 func (p *Pace) start(op Operation, now time.Time) {
 	s := p.steps[op]
-	if now.Sub(s.last) > paceForgets {
+	if now.Sub(s.last) > paceReset {
 		s = pacedStep{}
 	}
 	s.starts++
 	s.last, s.notBefore = now, now
 	if over := s.starts - paceFree; over >= 0 {
-		s.notBefore = now.Add(min(paceFirst<<min(over, 10), paceMost))
+		s.notBefore = now.Add(min(paceFirst<<min(over, 10), paceMax))
 	}
 	if p.steps == nil {
 		p.steps = map[Operation]pacedStep{}
@@ -51,13 +52,13 @@ func (p *Pace) start(op Operation, now time.Time) {
 	p.steps[op] = s
 }
 
-// reset makes all steps free again.
+// reset makes the starts of all steps immediate again.
 func (p *Pace) reset() { p.steps = nil }
 
-// Forgotten reports whether nothing is left to remember.
-func (p *Pace) Forgotten(now time.Time) bool {
+// Expired reports whether the pace has no effect any more.
+func (p *Pace) Expired(now time.Time) bool {
 	for _, s := range p.steps {
-		if now.Sub(s.last) <= paceForgets {
+		if now.Sub(s.last) <= paceReset {
 			return false
 		}
 	}

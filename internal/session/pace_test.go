@@ -26,12 +26,12 @@ func TestPace(t *testing.T) {
 	}
 	g.Expect(starts).To(Equal(8), "three at once, then after 1, 2, 4, 8 and 16 seconds")
 	g.Expect(p.allows(OpTake, now)).To(BeTrue(), "each step has its own pace")
-	g.Expect(p.from(OpDial).Sub(now)).To(BeNumerically("<=", paceMost))
-	g.Expect(p.Forgotten(now)).To(BeFalse())
-	g.Expect(p.Forgotten(now.Add(paceForgets + time.Minute))).To(BeTrue())
-	now = now.Add(paceForgets + time.Minute)
+	g.Expect(p.from(OpDial).Sub(now)).To(BeNumerically("<=", paceMax))
+	g.Expect(p.Expired(now)).To(BeFalse())
+	g.Expect(p.Expired(now.Add(paceReset + time.Minute))).To(BeTrue())
+	now = now.Add(paceReset + time.Minute)
 	for range paceFree {
-		g.Expect(p.allows(OpDial, now)).To(BeTrue(), "it is free again")
+		g.Expect(p.allows(OpDial, now)).To(BeTrue(), "immediate again")
 		p.start(OpDial, now)
 	}
 	g.Expect(p.allows(OpDial, now)).To(BeFalse())
@@ -39,25 +39,26 @@ func TestPace(t *testing.T) {
 	g.Expect(p.allows(OpDial, now)).To(BeTrue())
 }
 
-// play is a machine with an API server that keeps its status.
-type play struct {
+// machineTest is a machine with a fake API server that keeps its status.
+type machineTest struct {
 	*Machine
 	now     time.Time
 	version int
-	// starts are when steps were started, and writes when the status was written.
+	// starts has the times at which steps were started, and writes those at which the status
+	// was written.
 	starts map[Operation][]time.Time
 	writes []time.Time
 	held   bool
 }
 
-func newPlay(obj *v1alpha1.WhatsAppSession, random func() float64) *play {
-	p := &play{Machine: newMachine(me, process, random), now: noon, starts: map[Operation][]time.Time{}}
+func newMachineTest(obj *v1alpha1.WhatsAppSession, random func() float64) *machineTest {
+	p := &machineTest{Machine: newMachine(me, process, random), now: noon, starts: map[Operation][]time.Time{}}
 	p.Step(Observed{Object: obj}, p.now)
 	return p
 }
 
-// change is a write by somebody else, which the machine sees.
-func (p *play) change(f func(*v1alpha1.WhatsAppSession)) {
+// change changes the object as another writer does, and shows it to the machine.
+func (p *machineTest) change(f func(*v1alpha1.WhatsAppSession)) {
 	obj := p.Object().DeepCopy()
 	f(obj)
 	p.version++
@@ -65,8 +66,9 @@ func (p *play) change(f func(*v1alpha1.WhatsAppSession)) {
 	p.Step(Observed{Object: obj}, p.now)
 }
 
-// next carries out what the machine decides, but for the operation, which it returns.
-func (p *play) next() Operation {
+// next asks the machine for its decision and returns the operation, which the test must
+// carry out.
+func (p *machineTest) next() Operation {
 	d := p.Next(p.now)
 	if d.Operation != OpNone && d.Operation != OpClose {
 		p.starts[d.Operation] = append(p.starts[d.Operation], p.now)
@@ -74,8 +76,8 @@ func (p *play) next() Operation {
 	return d.Operation
 }
 
-// write brings the wanted status to the API server, which shows it.
-func (p *play) write() {
+// write writes the status to the API server, and shows the object to the machine.
+func (p *machineTest) write() {
 	wanted, needed := p.Status(p.now)
 	if !needed {
 		return
@@ -88,8 +90,8 @@ func (p *play) write() {
 	p.change(func(s *v1alpha1.WhatsAppSession) { s.Status = wanted })
 }
 
-// mostIn is the highest number of times within any span of that length.
-func mostIn(times []time.Time, span time.Duration) (most int) {
+// maxWithin returns the highest number of times within any span of that length.
+func maxWithin(times []time.Time, span time.Duration) (most int) {
 	first := 0
 	for i, t := range times {
 		for !times[first].Add(span).After(t) {
@@ -100,13 +102,13 @@ func mostIn(times []time.Time, span time.Duration) (most int) {
 	return most
 }
 
-// A linked session is deleted, and its proxy's Secret is gone, may not be read or
-// is invalid: a namespace that is being deleted loses its Secrets first.
+// A linked session is deleted, and its proxy's Secret is missing, forbidden or invalid: a
+// namespace that is being deleted loses its Secrets first.
 func TestADeletedSessionKeepsItsBackoff(t *testing.T) {
 	for _, reason := range []string{v1alpha1.ReasonProxySecretMissing, v1alpha1.ReasonProxySecretForbidden, v1alpha1.ReasonProxySecretInvalid} {
 		t.Run(reason, func(t *testing.T) {
 			g := NewWithT(t)
-			p := newPlay(session(), func() float64 { return 0.5 })
+			p := newMachineTest(session(), func() float64 { return 0.5 })
 			begun := p.now
 			for p.now.Before(begun.Add(2 * time.Minute)) {
 				switch p.next() {
@@ -129,14 +131,14 @@ func TestADeletedSessionKeepsItsBackoff(t *testing.T) {
 			}
 			g.Expect(p.reason).To(Equal(reason), "the status says why")
 			g.Expect(p.message).To(Equal("create it"))
-			g.Expect(len(p.starts[OpDial])).To(And(BeNumerically(">=", 4), BeNumerically("<=", 8)), "now and then")
+			g.Expect(len(p.starts[OpDial])).To(And(BeNumerically(">=", 4), BeNumerically("<=", 8)), "with pauses in between")
 			g.Expect(len(p.starts[OpToken])).To(BeNumerically("<=", 8))
 			g.Expect(len(p.writes)).To(BeNumerically("<=", 4))
 		})
 	}
 }
 
-// Whatever happens, in whatever order, no step is repeated in a hot loop.
+// No sequence of inputs makes the machine repeat a step in a hot loop.
 func TestNoInputMakesAHotLoop(t *testing.T) {
 	const (
 		tick  = 100 * time.Millisecond
@@ -152,13 +154,13 @@ func TestNoInputMakesAHotLoop(t *testing.T) {
 	t.Logf("SEED=%d", seed)
 	for run := range 6 {
 		r := rand.New(rand.NewPCG(seed, uint64(run)))
-		p := newPlay(session(), r.Float64)
-		// Each run has its own habits: an input that is rare in one comes all the time in another.
+		p := newMachineTest(session(), r.Float64)
+		// The inputs have different frequencies in each run.
 		weights := make([]float64, len(inputs))
 		for i := range weights {
 			weights[i] = r.Float64() * r.Float64() * r.Float64()
 		}
-		slow := r.Float64() / 5 // how many operations take longer than a moment
+		slow := r.Float64() / 5 // the share of operations that take longer than one tick
 		operation := OpNone
 		for ; p.now.Before(noon.Add(lasts)); p.now = p.now.Add(tick) {
 			for i, input := range inputs {
@@ -182,7 +184,7 @@ func TestNoInputMakesAHotLoop(t *testing.T) {
 			p.write()
 		}
 		for op, times := range p.starts {
-			if n := mostIn(times, time.Minute); n > most {
+			if n := maxWithin(times, time.Minute); n > most {
 				t.Fatalf("SEED=%d, run %d: %s was started %d times in a minute", seed, run, op, n)
 			}
 		}
@@ -190,11 +192,11 @@ func TestNoInputMakesAHotLoop(t *testing.T) {
 }
 
 // inputs are what other people and programs may do at any moment.
-var inputs = []func(p *play, r *rand.Rand){
-	func(p *play, _ *rand.Rand) { // an echo of what is known already
+var inputs = []func(p *machineTest, r *rand.Rand){
+	func(p *machineTest, _ *rand.Rand) { // an echo of what is known already
 		p.change(func(*v1alpha1.WhatsAppSession) {})
 	},
-	func(p *play, _ *rand.Rand) { // no worker has room any more, or one has
+	func(p *machineTest, _ *rand.Rand) { // no worker has room any more, or one has
 		p.change(func(s *v1alpha1.WhatsAppSession) {
 			if s.Status.Worker == "" {
 				s.Status.Worker = me
@@ -204,41 +206,41 @@ var inputs = []func(p *play, r *rand.Rand){
 			s.Status.Epoch++
 		})
 	},
-	func(p *play, r *rand.Rand) { // moved away, back, or to itself
+	func(p *machineTest, r *rand.Rand) { // moved away, back, or to itself
 		p.change(func(s *v1alpha1.WhatsAppSession) {
 			s.Status.Worker = []string{me, me, "worker-b"}[r.IntN(3)]
 			s.Status.Epoch = max(s.Status.Epoch, s.Status.StoredEpoch) + 1
 		})
 	},
-	func(p *play, _ *rand.Rand) { // declared dead, and not
+	func(p *machineTest, _ *rand.Rand) { // declared dead while it runs
 		p.change(func(s *v1alpha1.WhatsAppSession) { s.Status.HeldBy, s.Status.HolderStart = "", ""; s.Status.Epoch++ })
 		p.held = false
 	},
-	func(p *play, _ *rand.Rand) { // suspended or resumed; the manager follows
+	func(p *machineTest, _ *rand.Rand) { // suspended or resumed; the manager follows
 		p.change(func(s *v1alpha1.WhatsAppSession) {
 			s.Spec.Suspend = !s.Spec.Suspend
 			s.Status.Worker = map[bool]string{false: me, true: ""}[s.Spec.Suspend]
 			s.Status.Epoch++
 		})
 	},
-	func(p *play, r *rand.Rand) { // restarted
+	func(p *machineTest, r *rand.Rand) { // restarted
 		p.change(func(s *v1alpha1.WhatsAppSession) {
 			s.Annotations = map[string]string{v1alpha1.RestartedAtAnnotation: strconv.Itoa(r.Int())}
 		})
 	},
-	func(p *play, r *rand.Rand) { // another proxy
+	func(p *machineTest, r *rand.Rand) { // another proxy
 		p.change(func(s *v1alpha1.WhatsAppSession) {
 			s.Spec.Proxy = &v1alpha1.ProxySpec{SecretRef: v1alpha1.SecretReference{Name: fmt.Sprint("proxy-", r.IntN(3))}}
 		})
 	},
-	func(p *play, r *rand.Rand) { // another way of pairing, or another phone
+	func(p *machineTest, r *rand.Rand) { // another way of pairing, or another phone
 		p.change(func(s *v1alpha1.WhatsAppSession) {
 			s.Spec.Pairing.Method = []v1alpha1.PairingMethod{v1alpha1.PairingQRCode, v1alpha1.PairingPhoneCode}[r.IntN(2)]
 			s.Spec.Pairing.PhoneNumber = []string{phone, "+34600111333"}[r.IntN(2)]
 		})
 	},
-	func(p *play, r *rand.Rand) { // deleted, with one policy or the other
-		if r.IntN(200) > 0 { // it is for good
+	func(p *machineTest, r *rand.Rand) { // deleted, with one policy or the other
+		if r.IntN(200) > 0 { // rarely, because it is final
 			return
 		}
 		p.change(func(s *v1alpha1.WhatsAppSession) {
@@ -247,15 +249,15 @@ var inputs = []func(p *play, r *rand.Rand){
 			}
 		})
 	},
-	func(p *play, r *rand.Rand) {
+	func(p *machineTest, r *rand.Rand) {
 		p.change(func(s *v1alpha1.WhatsAppSession) {
 			s.Spec.DeletionPolicy = []v1alpha1.DeletionPolicy{v1alpha1.DeletionLogout, v1alpha1.DeletionRetain}[r.IntN(2)]
 		})
 	},
-	func(p *play, _ *rand.Rand) { p.Step(ResumeSoon{}, p.now) },
-	func(p *play, _ *rand.Rand) { p.Step(RetryOutdated{}, p.now) },
-	func(p *play, _ *rand.Rand) { p.Step(PublishAgain{}, p.now) },
-	func(p *play, r *rand.Rand) { // something happens on the connection
+	func(p *machineTest, _ *rand.Rand) { p.Step(ResumeSoon{}, p.now) },
+	func(p *machineTest, _ *rand.Rand) { p.Step(RetryOutdated{}, p.now) },
+	func(p *machineTest, _ *rand.Rand) { p.Step(PublishAgain{}, p.now) },
+	func(p *machineTest, r *rand.Rand) { // an event of the connection
 		kinds := []EventType{
 			EventQR, EventPairingCode, EventCodeRefused, EventPairSuccess, EventPairError, EventConnected, EventConnected,
 			EventDisconnected, EventDisconnected, EventLoggedOut, EventReplaced, EventBanned, EventOutdated, EventPushName,
@@ -267,10 +269,10 @@ var inputs = []func(p *play, r *rand.Rand){
 	},
 }
 
-// result is how an operation may end.
-func result(op Operation, p *play, r *rand.Rand) Input {
+// result returns a random result of an operation.
+func result(op Operation, p *machineTest, r *rand.Rand) Input {
 	failures := []Input{
-		Failed{Reason: v1alpha1.ReasonStoreUnavailable, Message: "the database is away"},
+		Failed{Reason: v1alpha1.ReasonStoreUnavailable, Message: "the database cannot be reached"},
 		SetupInvalid{Reason: v1alpha1.ReasonProxySecretMissing, Message: "create the Secret"},
 		EpochBehind{Stored: p.Object().Status.Epoch + int64(r.IntN(5))},
 		Cancelled{},

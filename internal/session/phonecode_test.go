@@ -13,18 +13,18 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 )
 
-const typed = "ABCD-1234"
+const pairingCode = "ABCD-1234"
 
-// byCode is a session whose phone is linked by a code.
+// byCode makes a session pair with a code that is typed on the phone.
 func byCode(s *v1alpha1.WhatsAppSession) {
 	s.Spec.Pairing.Method, s.Spec.Pairing.PhoneNumber = v1alpha1.PairingPhoneCode, phone
 }
 
-// showingCode is a model that shows a code until a minute after noon.
-func showingCode() *Machine {
+// machineWithCode returns a machine that shows a code until a minute after noon.
+func machineWithCode() *Machine {
 	m := takenMachine(session(byCode), Device{Starts: 1})
 	m.onDialed(false, m.dialSpec(), noon)
-	m.onEvent(Event{Type: EventPairingCode, Code: typed, Until: noon.Add(time.Minute)}, noon)
+	m.onEvent(Event{Type: EventPairingCode, Code: pairingCode, Until: noon.Add(time.Minute)}, noon)
 	return m
 }
 
@@ -33,12 +33,12 @@ func TestPairingByPhoneCode(t *testing.T) {
 	m := takenMachine(session(byCode), Device{Starts: 1})
 	g.Expect(m.want.Phase).To(Equal(v1alpha1.PhasePairing))
 	g.Expect(m.reason).To(Equal(v1alpha1.ReasonWaitingForCode))
-	g.Expect(m.want.PairingDeadline).To(BeNil(), "the time begins with the first code")
+	g.Expect(m.want.PairingDeadline).To(BeNil(), "the deadline is set with the first code")
 	rule, op := m.decide(noon)
 	g.Expect(op).To(Equal(OpDial), rule)
 
-	m = showingCode()
-	g.Expect(m.want.PairingCode).To(Equal(typed))
+	m = machineWithCode()
+	g.Expect(m.want.PairingCode).To(Equal(pairingCode))
 	g.Expect(m.reason).To(Equal(v1alpha1.ReasonWaitingForCode))
 	g.Expect(m.message).To(ContainSubstring("status.pairingCode"))
 	g.Expect(m.message).To(ContainSubstring(phone))
@@ -50,17 +50,17 @@ func TestPairingByPhoneCode(t *testing.T) {
 	g.Expect(a.Status.Status).To(Equal(delivery.Pending))
 	g.Expect(a.Status.Phase).To(BeEquivalentTo(v1alpha1.PhasePairing))
 	g.Expect(a.Status.Reason).To(Equal(v1alpha1.ReasonWaitingForCode))
-	g.Expect(fmt.Sprintf("%+v %+v %q", a, m.events, m.message)).NotTo(ContainSubstring(typed), "the code is in the resource and nowhere else")
+	g.Expect(fmt.Sprintf("%+v %+v %q", a, m.events, m.message)).NotTo(ContainSubstring(pairingCode), "the code is only in the resource")
 	status, needed := m.wantedStatus(noon)
 	g.Expect(needed).To(BeTrue())
-	g.Expect(status.PairingCode).To(Equal(typed))
-	g.Expect(fmt.Sprint(status.Conditions)).NotTo(ContainSubstring(typed))
+	g.Expect(status.PairingCode).To(Equal(pairingCode))
+	g.Expect(fmt.Sprint(status.Conditions)).NotTo(ContainSubstring(pairingCode))
 
-	// It expires; the next connection brings another, for which Laravel need not be told anything.
+	// The code expires. The next connection has another one, which is not delivered to Laravel.
 	now := noon.Add(time.Minute)
 	g.Expect(m.wakeTimes(noon)).To(ContainElement(BeTemporally("==", now)))
 	m.tick(now)
-	g.Expect(m.want.PairingCode).To(BeEmpty(), "a code is cleared the moment it expires")
+	g.Expect(m.want.PairingCode).To(BeEmpty(), "a code is removed when it expires")
 	_, op = m.decide(now)
 	g.Expect(op).To(Equal(OpClose))
 	m.socket = socketNone
@@ -69,19 +69,19 @@ func TestPairingByPhoneCode(t *testing.T) {
 	m.onDialed(false, m.dialSpec(), now)
 	m.onEvent(Event{Type: EventPairingCode, Code: "WXYZ-9876", Until: now.Add(time.Minute)}, now)
 	g.Expect(m.want.PairingCode).To(Equal("WXYZ-9876"))
-	g.Expect(m.want.PairingDeadline.Time).To(BeTemporally("==", noon.Add(defaultPairingTimeout)), "a new connection does not prolong the pairing")
+	g.Expect(m.want.PairingDeadline.Time).To(BeTemporally("==", noon.Add(defaultPairingTimeout)), "a new connection does not extend the deadline")
 	_, changed = m.publication(now)
 	g.Expect(changed).To(BeFalse())
 
 	m.onEvent(Event{Type: EventPairSuccess, JID: jid, PhoneNumber: phone}, now)
-	g.Expect(m.want.PairingCode).To(BeEmpty(), "a used code is cleared")
+	g.Expect(m.want.PairingCode).To(BeEmpty(), "a used code is removed")
 	g.Expect(m.want.Phase).To(Equal(v1alpha1.PhaseConnecting))
-	m.onEvent(Event{Type: EventPairingCode, Code: typed, Until: now.Add(time.Minute)}, now)
-	g.Expect(m.want.PairingCode).To(BeEmpty(), "a code that comes after the pairing is of no use")
+	m.onEvent(Event{Type: EventPairingCode, Code: pairingCode, Until: now.Add(time.Minute)}, now)
+	g.Expect(m.want.PairingCode).To(BeEmpty(), "a code that comes after the pairing is ignored")
 }
 
-// Whatever ends a pairing clears the code.
-func TestAPhoneCodeIsCleared(t *testing.T) {
+// The code is removed however the pairing ends.
+func TestAPairingCodeIsRemoved(t *testing.T) {
 	deadline := noon.Add(defaultPairingTimeout)
 	for _, tt := range []struct {
 		name  string
@@ -109,13 +109,13 @@ func TestAPhoneCodeIsCleared(t *testing.T) {
 				s.Annotations = map[string]string{v1alpha1.RestartedAtAnnotation: "again"}
 			}), noon)
 		}, v1alpha1.PhaseConnecting},
-		{"taken up by another process", func(m *Machine) {
-			m.observe(session(byCode, func(s *v1alpha1.WhatsAppSession) { s.Status.PairingCode = typed }), noon)
+		{"claimed by another process", func(m *Machine) {
+			m.observe(session(byCode, func(s *v1alpha1.WhatsAppSession) { s.Status.PairingCode = pairingCode }), noon)
 		}, v1alpha1.PhaseConnecting},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			g := NewWithT(t)
-			m := showingCode()
+			m := machineWithCode()
 			tt.act(m)
 			g.Expect(m.want.PairingCode).To(BeEmpty())
 			g.Expect(m.want.Phase).To(Equal(tt.phase))
@@ -123,16 +123,16 @@ func TestAPhoneCodeIsCleared(t *testing.T) {
 	}
 }
 
-func TestAPhoneCodeThatIsRefused(t *testing.T) {
+func TestWhatsAppRefusesAPairingCode(t *testing.T) {
 	g := NewWithT(t)
 	m := takenMachine(session(byCode), Device{Starts: 1})
 	m.onDialed(false, m.dialSpec(), noon)
-	refusal := Event{Type: EventCodeRefused, Reason: "PairingCodeRefused429", Message: "too many were asked for"}
+	refusal := Event{Type: EventCodeRefused, Reason: "PairingCodeRefused429", Message: "too many requests"}
 	m.onEvent(refusal, noon)
 	g.Expect(m.want.Phase).To(Equal(v1alpha1.PhasePairing))
 	g.Expect(m.reason).To(Equal(v1alpha1.ReasonPairingCodeRefused))
 	g.Expect(m.message).To(Equal(refusal.Message))
-	g.Expect(m.retryAt).To(BeTemporally("==", noon.Add(codeRefusedPause)), "asked again soon it gets worse")
+	g.Expect(m.retryAt).To(BeTemporally("==", noon.Add(codeRefusedPause)), "asking again soon makes it worse")
 	g.Expect(m.events).To(ContainElement(RecordedEvent{corev1.EventTypeWarning, v1alpha1.ReasonPairingCodeRefused, refusal.Message}))
 	a, _ := m.publication(noon)
 	g.Expect(a.Status.Status).To(Equal(delivery.Pending))
@@ -145,12 +145,12 @@ func TestAPhoneCodeThatIsRefused(t *testing.T) {
 		other := *m
 		other.observe(session(byCode, heldByMe, func(s *v1alpha1.WhatsAppSession) { s.Spec.Pairing.PhoneNumber = "+34600111333" }), noon)
 		rule, _ := other.decide(noon)
-		g.Expect(rule).To(Equal("another way of pairing means another connection"))
+		g.Expect(rule).To(Equal("a new pairing method needs a new connection"))
 		rule, op := other.decide(noon)
 		g.Expect(op).To(Equal(OpDial), rule)
 		g.Expect(other.dialSpec().PairPhone).To(Equal("+34600111333"))
 	})
-	t.Run("and without one it ends with the time for pairing", func(t *testing.T) {
+	t.Run("without another number the pairing expires", func(t *testing.T) {
 		g := NewWithT(t)
 		deadline := noon.Add(defaultPairingTimeout)
 		g.Expect(m.wakeTimes(noon)).To(ContainElement(BeTemporally("==", deadline)))
@@ -161,18 +161,18 @@ func TestAPhoneCodeThatIsRefused(t *testing.T) {
 	})
 }
 
-// WhatsApp limits how many codes a number gets: the pause outlasts the holder.
-func TestARefusedCodeIsRememberedByTheNextHolder(t *testing.T) {
+// WhatsApp limits the codes of a number, so the next holder must keep the pause.
+func TestTheNextHolderKnowsOfARefusedCode(t *testing.T) {
 	for way, on := range map[string][]func(*v1alpha1.WhatsAppSessionStatus){
-		"moved": nil, "its worker died": {workerLost}, "nobody could take it long": {noWorker}, "suspended and resumed": {suspendedAndResumed},
+		"moved": nil, "its worker died": {workerLost}, "no worker could take it for long": {noWorker}, "suspended and resumed": {suspendedAndResumed},
 	} {
 		t.Run(way, func(t *testing.T) {
 			g := NewWithT(t)
 			m := takenMachine(session(byCode), Device{Starts: 1})
 			m.onDialed(false, m.dialSpec(), noon)
-			m.onEvent(Event{Type: EventCodeRefused, Message: "too many were asked for"}, noon)
-			l := &life{Machine: m, now: noon}
-			next := l.movesTo(t, Device{Starts: 2}, on...)
+			m.onEvent(Event{Type: EventCodeRefused, Message: "too many requests"}, noon)
+			a := &attempts{Machine: m, now: noon}
+			next := a.moveTo(t, Device{Starts: 2}, on...)
 			g.Expect(next.want.Phase).To(Equal(v1alpha1.PhasePairing), "not banned")
 			g.Expect(next.reason).To(Equal(v1alpha1.ReasonPairingCodeRefused))
 			next.wait(codeRefusedPause - time.Second)
@@ -180,12 +180,12 @@ func TestARefusedCodeIsRememberedByTheNextHolder(t *testing.T) {
 			next.wait(time.Second)
 			g.Expect(next.dialsNow()).To(BeTrue())
 			next.onDialed(false, next.dialSpec(), next.now)
-			next.hears(Event{Type: EventPairingCode, Code: typed, Until: next.now.Add(time.Minute)})
+			next.emit(Event{Type: EventPairingCode, Code: pairingCode, Until: next.now.Add(time.Minute)})
 			g.Expect(next.want.RetryReason).To(BeEmpty())
 			g.Expect(next.want.RetryAfter).To(BeNil())
 		})
 	}
-	t.Run("a code to scan is another thing", func(t *testing.T) {
+	t.Run("a QR code is not affected", func(t *testing.T) {
 		g := NewWithT(t)
 		m := takenMachine(session(func(s *v1alpha1.WhatsAppSession) {
 			s.Status.Phase, s.Status.RetryReason, s.Status.RetryAfter = v1alpha1.PhaseDisconnected, v1alpha1.ReasonPairingCodeRefused, at(noon.Add(time.Minute))
@@ -196,7 +196,7 @@ func TestARefusedCodeIsRememberedByTheNextHolder(t *testing.T) {
 }
 
 func TestAnotherWayOfPairing(t *testing.T) {
-	const rule = "another way of pairing means another connection"
+	const rule = "a new pairing method needs a new connection"
 	qr := func() *Machine {
 		m := takenMachine(session(), Device{Starts: 1})
 		m.onDialed(false, m.dialSpec(), noon)
@@ -211,15 +211,15 @@ func TestAnotherWayOfPairing(t *testing.T) {
 		reason string
 	}{
 		{"from a QR code to a code to type", qr, byCode, rule, v1alpha1.ReasonWaitingForCode},
-		{"from a code to type to a QR code", showingCode, func(*v1alpha1.WhatsAppSession) {}, rule, v1alpha1.ReasonWaitingForScan},
-		{"a code for another phone", showingCode, func(s *v1alpha1.WhatsAppSession) {
+		{"from a code to type to a QR code", machineWithCode, func(*v1alpha1.WhatsAppSession) {}, rule, v1alpha1.ReasonWaitingForScan},
+		{"a code for another phone", machineWithCode, func(s *v1alpha1.WhatsAppSession) {
 			byCode(s)
 			s.Spec.Pairing.PhoneNumber = "+34600111333"
 		}, rule, v1alpha1.ReasonWaitingForCode},
-		{"the phone that may scan is another: the QR code is the same", qr, func(s *v1alpha1.WhatsAppSession) {
+		{"another allowed phone for a QR code", qr, func(s *v1alpha1.WhatsAppSession) {
 			s.Spec.Pairing.PhoneNumber = "+34600111333"
 		}, "", v1alpha1.ReasonWaitingForScan},
-		{"another timeout", showingCode, func(s *v1alpha1.WhatsAppSession) {
+		{"another timeout", machineWithCode, func(s *v1alpha1.WhatsAppSession) {
 			byCode(s)
 			s.Spec.Pairing.Timeout = metav1.Duration{Duration: time.Hour}
 		}, "", v1alpha1.ReasonWaitingForCode},

@@ -10,17 +10,18 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
 )
 
-// Quarantine says when a session that fails again and again is tried only after
-// hours, and after how many: attempts in a loop prolong WhatsApp's locks.
+// Quarantine configures after how many failures in a row the next attempt is made only
+// after hours: attempts in a loop make WhatsApp lock an account for longer.
 type Quarantine struct {
-	// After is how many failures in a row, without a stable minute, are enough.
+	// After is how many failures in a row, without a stable connection between them, lead to
+	// a quarantine.
 	After int
-	// First is the pause then; each further failure doubles it, up to Most. Half of each
+	// First is the first pause. Each further failure doubles it, up to Most. Half of each
 	// pause is random.
 	First, Most time.Duration
 }
 
-// The quarantine where nothing else is configured.
+// The defaults of Quarantine.
 const (
 	DefaultQuarantineAfter = 8
 	DefaultQuarantineFirst = time.Hour
@@ -35,7 +36,8 @@ func (q Quarantine) withDefaults() Quarantine {
 	}
 }
 
-// pause is how long a session rests after so many failures; chance is from 0 to 1.
+// pause is how long a session rests after that many failures; chance is a random number
+// from 0 to 1.
 func (q Quarantine) pause(failures int, chance float64) time.Duration {
 	interval := q.First
 	for n := q.After; n < failures && interval < q.Most; n++ {
@@ -46,31 +48,33 @@ func (q Quarantine) pause(failures int, chance float64) time.Duration {
 }
 
 const (
-	// banMargin is added to the end of a ban: the clock of the next holder may be ahead.
+	// banMargin is added to the end of a ban, because the clock of the next holder may be
+	// ahead.
 	banMargin = 30 * time.Second
-	// commonAfter multiplies the failures after which the pauses become longer while most
-	// sessions fail.
+	// commonAfter times Quarantine.After is the number of failures after which the pauses
+	// become longer while most sessions fail.
 	commonAfter = 4
-	// commonPause is the longest pause while most sessions fail: attempts an hour apart
-	// would notice the end of it long after it.
+	// commonPause is the longest pause while most sessions fail. With attempts an hour apart
+	// the sessions would be connected again only long after the outage.
 	commonPause = 15 * time.Minute
-	// assessmentDelay is how long the assessment of a session waits for what happens to the
-	// others: of all sessions that fail for one cause, one is always the first.
+	// assessmentDelay is how long after a failure a session is assessed. By then it is known
+	// whether other sessions have failed for the same cause: one of them is always the first.
 	assessmentDelay = commonMoment / 2
 )
 
-// counted takes note of the end of a connection that WhatsApp had accepted and
-// that had no stable minute, and reports whether the session goes into quarantine
-// at once, because it already was in it. Others are assessed a little later (assess).
-// What never reached WhatsApp does not count: it prolongs no lock, and a network
-// that is away for five minutes must not cost hours.
+// countFailure counts the end of a connection that WhatsApp had accepted and that had
+// not become stable. It reports whether the session returns to quarantine at once,
+// because it was in it before. Other sessions are assessed a little later (assess).
+// Attempts that did not reach WhatsApp do not count: they prolong no lock, and an outage
+// of the network for five minutes must not cost hours.
 //
-// In the same way means for the same reason. An end that nobody explained may be
-// any: the last node of a connection, which names the reason, can be lost. Once
-// in quarantine, whatever fails goes on with it.
-func (m *Machine) counted(e Event, now time.Time) (enough bool) {
+// Only failures for the same reason are counted together. An end without a reason
+// (EndSocketClosed) counts as any reason, because the last node of a connection, which
+// names the reason, can be lost. A session that was in quarantine returns to it after a
+// failure for any reason.
+func (m *Machine) countFailure(e Event, now time.Time) (inQuarantine bool) {
 	s := &m.want
-	inQuarantine := s.Failures > 0 && s.RetryAfter != nil
+	inQuarantine = s.Failures > 0 && s.RetryAfter != nil
 	unexplained := e.Reason == EndSocketClosed
 	m.fleet.Failed(m.obj.UID, now)
 	common := m.fleet.Common(now)
@@ -78,7 +82,7 @@ func (m *Machine) counted(e Event, now time.Time) (enough bool) {
 	case s.Failures == 0, !inQuarantine && !unexplained && s.FailureReason != e.Reason && s.FailureReason != EndSocketClosed:
 		s.Failures, s.FailureReason = 1, e.Reason
 		s.RetryAfter, s.RetryReason = nil, ""
-	case common: // not the session's own failure
+	case common: // most sessions fail, so the cause is not this session
 	default:
 		s.Failures++
 		if !unexplained {
@@ -91,9 +95,9 @@ func (m *Machine) counted(e Event, now time.Time) (enough bool) {
 	return inQuarantine
 }
 
-// assess decides whether a session that has failed often enough goes into
-// quarantine: not if it has turned out that most sessions failed with it. A
-// session that was in quarantine before then rests as for such a failure, not for hours.
+// assess decides whether a session that has failed often enough goes into quarantine.
+// It does not if most sessions have failed meanwhile. A session that has returned to
+// quarantine then rests for a common failure, not for hours.
 func (m *Machine) assess(now time.Time) {
 	m.assessAt = time.Time{}
 	common, inQuarantine := m.fleet.Common(now), m.want.RetryAfter != nil
@@ -103,7 +107,7 @@ func (m *Machine) assess(now time.Time) {
 	case common:
 		m.want.Failures--
 	}
-	if common == inQuarantine { // else it is tried soon, or is in quarantine already
+	if common == inQuarantine { // otherwise it is tried soon, or is in quarantine already
 		m.enterQuarantine(now)
 	}
 }
@@ -117,7 +121,7 @@ func (m *Machine) enterQuarantine(now time.Time) {
 	}
 	m.want.RetryAfter = at(now.Add(q.pause(int(m.want.Failures), m.random())))
 	m.retryAt = m.want.RetryAfter.Time
-	if m.want.JID == "" { // no codes are offered meanwhile
+	if m.want.JID == "" { // no codes are offered during the quarantine
 		m.want.PairingDeadline = nil
 	}
 	m.phase(v1alpha1.PhaseDisconnected, v1alpha1.ReasonQuarantined, QuarantineMessage(m.want), now)
@@ -126,21 +130,21 @@ func (m *Machine) enterQuarantine(now time.Time) {
 	}
 }
 
-// slowDown makes the pauses longer when most sessions have been failing for long.
+// slowDown makes the pauses longer if most sessions have been failing for long.
 func (m *Machine) slowDown(now time.Time) {
 	if m.attempts > commonAfter*m.quarantine.After && m.fleet.Common(now) {
 		m.retryAt = now.Add(time.Duration((1 + m.random()) * float64(min(commonPause, m.quarantine.First)) / 2))
 	}
 }
 
-// resumeSoon brings the next attempt of a session forward, because one that failed
-// with it is stable again. The attempts are spread, so that not all come at once.
+// resumeSoon makes the next attempt earlier, because another session with the same
+// failure is stable again. The attempts of the sessions are spread at random.
 func (m *Machine) resumeSoon(now time.Time) {
-	if !m.assessAt.IsZero() { // most sessions had that failure
+	if !m.assessAt.IsZero() { // the failure was common to most sessions
 		m.assessAt = time.Time{}
 		m.want.Failures--
 	}
-	soon := now.Add(time.Duration(m.random() * float64(backoffMost)))
+	soon := now.Add(time.Duration(m.random() * float64(backoffMax)))
 	if !m.taken || m.socket != socketNone || status.Resting(m.want.Phase) || m.want.RetryReason != "" || m.want.Failures == 0 || !m.retryAt.After(soon) {
 		return
 	}
@@ -153,23 +157,23 @@ func (m *Machine) resumeSoon(now time.Time) {
 	m.phase(v1alpha1.PhaseDisconnected, v1alpha1.ReasonQuarantined, QuarantineMessage(m.want), now)
 }
 
-// resetFailures forgets the failures: the session has had its stable minute, or a
-// person has asked for a new beginning.
+// resetFailures resets the counters: the session is stable, or a person has restarted
+// it.
 func (m *Machine) resetFailures() {
 	m.attempts, m.want.Failures, m.want.FailureReason, m.want.Replacements = 0, 0, "", 0
 	m.want.RetryAfter, m.want.RetryReason = nil, ""
 	m.assessAt = time.Time{}
 }
 
-// recallRest reports whether the session rests, and says of it what the status
-// knows: the phase may have been overwritten on the way here (by the loss of a
-// worker, by a suspension), but what the next holder must know was not.
-func (m *Machine) recallRest(now time.Time) bool {
+// restoreRest reports whether the session rests, and restores the phase of the rest from
+// the other fields of the status. The phase may have been overwritten since the last
+// holder (by the loss of its worker, or by a suspension); those fields were not.
+func (m *Machine) restoreRest(now time.Time) bool {
 	s := &m.want
-	if s.Phase == v1alpha1.PhaseReplaced && s.Replacements == 0 { // as an older version wrote it
+	if s.Phase == v1alpha1.PhaseReplaced && s.Replacements == 0 { // written by a version that did not count replacements
 		s.Replacements, s.Failures = max(s.Failures, 1), 0
 	}
-	if s.RetryReason == v1alpha1.ReasonPairingCodeRefused && m.dialSpec().PairPhone == "" { // no code is to be typed any more
+	if s.RetryReason == v1alpha1.ReasonPairingCodeRefused && m.dialSpec().PairPhone == "" { // the spec no longer asks for a pairing code
 		s.RetryReason, s.RetryAfter = "", nil
 	}
 	if status.Resting(s.Phase) {
@@ -182,20 +186,22 @@ func (m *Machine) recallRest(now time.Time) bool {
 	return rests
 }
 
-// restNear is how soon a rest must end for its session to take a login token along.
-const restNear = time.Minute
+// shortRest is the longest rest for which a session waits for a login token before it is
+// claimed.
+const shortRest = time.Minute
 
-// restsLong: no attempt is near, so the session is claimed without a login token.
+// restsLong reports whether no attempt is made soon, so that the session is claimed
+// without a login token.
 func (m *Machine) restsLong(now time.Time) bool {
 	if m.logoutWanted() || restartWanted(m.obj, m.want) {
 		return false
 	}
 	_, rests := Rest(m.want, now)
 	until := m.restUntil()
-	return (rests || status.Resting(m.want.Phase)) && (until.IsZero() || until.After(now.Add(restNear)))
+	return (rests || status.Resting(m.want.Phase)) && (until.IsZero() || until.After(now.Add(shortRest)))
 }
 
-// restUntil is when a session that rests is tried again; zero: never by itself.
+// restUntil is when a rest ends; zero: only when a person acts.
 func (m *Machine) restUntil() time.Time {
 	if m.want.RetryAfter == nil || m.want.Phase == v1alpha1.PhaseLoggedOut || m.want.Phase == v1alpha1.PhasePairingExpired {
 		return time.Time{}
@@ -203,8 +209,9 @@ func (m *Machine) restUntil() time.Time {
 	return m.want.RetryAfter.Time
 }
 
-// replaced stops for a login elsewhere: once for five minutes, then for good.
-func (m *Machine) replaced(now time.Time) {
+// onReplaced stops attempts after another login: the first time for five minutes, then
+// until a person acts.
+func (m *Machine) onReplaced(now time.Time) {
 	m.want.Replacements++
 	m.want.Failures, m.want.FailureReason = 0, ""
 	m.retryAt, m.want.RetryAfter, m.want.RetryReason = time.Time{}, nil, ""
@@ -217,19 +224,19 @@ func (m *Machine) replaced(now time.Time) {
 	m.phase(v1alpha1.PhaseReplaced, v1alpha1.ReasonReplaced, message, now)
 }
 
-// ban stops until the ban is over, and returns what is to be said of it. A
-// deleted session stops as well: its logout would be an attempt.
-func (m *Machine) ban(e Event, now time.Time) string {
+// onBanned stops attempts until the ban ends, and returns the message. That includes the
+// logout of a deleted session.
+func (m *Machine) onBanned(e Event, now time.Time) string {
 	m.resetFailures()
 	m.retryAt, m.want.RetryReason = time.Time{}, v1alpha1.ReasonBanned
 	if e.Until.IsZero() {
 		return e.Message + ": WhatsApp did not say until when; change the annotation " + v1alpha1.RestartedAtAnnotation + " to try"
 	}
 	until := e.Until
-	if latest := now.Add(banMost); until.After(latest) {
+	if latest := now.Add(banMax); until.After(latest) {
 		until = latest
 	}
-	// Rounded up: not one attempt before, by whichever clock.
+	// Rounded up, so that no holder makes an attempt before the end, whatever its clock says.
 	m.want.RetryAfter = at(roundUp(until.Add(banMargin)))
 	m.retryAt = m.want.RetryAfter.Time
 	return e.Message + ": no attempt is made before " + m.want.RetryAfter.UTC().Format(time.RFC3339)

@@ -14,30 +14,30 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
 )
 
-// life leads a model through attempts, with its clock.
-type life struct {
+// attempts is a machine with a clock, whose session makes attempts to connect.
+type attempts struct {
 	*Machine
 	now time.Time
 }
 
-func newLife(change ...func(*v1alpha1.WhatsAppSession)) *life {
-	return &life{Machine: takenMachine(session(change...), Device{Starts: 1, JID: jid, PhoneNumber: phone}), now: noon}
+func newAttempts(change ...func(*v1alpha1.WhatsAppSession)) *attempts {
+	return &attempts{Machine: takenMachine(session(change...), Device{Starts: 1, JID: jid, PhoneNumber: phone}), now: noon}
 }
 
-// wait lets time pass.
-func (l *life) wait(d time.Duration) {
-	l.now = l.now.Add(d)
-	l.tick(l.now)
+// wait advances the clock.
+func (a *attempts) wait(d time.Duration) {
+	a.now = a.now.Add(d)
+	a.tick(a.now)
 }
 
-// dialsNow reports whether the next step is an attempt.
-func (l *life) dialsNow() bool {
+// dialsNow reports whether the machine dials now.
+func (a *attempts) dialsNow() bool {
 	for range 6 {
-		switch _, op := l.decide(l.now); op {
+		switch _, op := a.decide(a.now); op {
 		case OpClose:
-			l.socket = socketNone
+			a.socket = socketNone
 		case OpSettle:
-			l.Step(Settled{}, l.now)
+			a.Step(Settled{}, a.now)
 		case OpDial:
 			return true
 		default:
@@ -47,39 +47,39 @@ func (l *life) dialsNow() bool {
 	return false
 }
 
-// attempt waits until the time has come, dials and opens a socket.
-func (l *life) attempt(t *testing.T) {
+// attempt waits until the machine dials, and opens a socket.
+func (a *attempts) attempt(t *testing.T) {
 	t.Helper()
-	if l.retryAt.After(l.now) {
-		l.wait(l.retryAt.Sub(l.now))
+	if a.retryAt.After(a.now) {
+		a.wait(a.retryAt.Sub(a.now))
 	}
-	if !l.dialsNow() {
-		t.Fatalf("no attempt at %s: %s, %s", l.now, l.want.Phase, l.message)
+	if !a.dialsNow() {
+		t.Fatalf("no attempt at %s: %s, %s", a.now, a.want.Phase, a.message)
 	}
-	l.onDialed(true, l.dialSpec(), l.now)
+	a.onDialed(true, a.dialSpec(), a.now)
 }
 
-func (l *life) hears(e Event) { l.onEvent(e, l.now) }
+func (a *attempts) emit(e Event) { a.onEvent(e, a.now) }
 
-func (l *life) connects() {
-	l.hears(Event{Type: EventConnected, JID: jid, PhoneNumber: phone})
+func (a *attempts) connect() {
+	a.emit(Event{Type: EventConnected, JID: jid, PhoneNumber: phone})
 }
 
-// fails attempts so many times and is refused each time.
-func (l *life) fails(t *testing.T, n int, reason string) {
+// fail makes n attempts that all end with the reason.
+func (a *attempts) fail(t *testing.T, n int, reason string) {
 	t.Helper()
 	for range n {
-		l.attempt(t)
-		l.hears(ended(reason))
-		l.verdict()
+		a.attempt(t)
+		a.emit(ended(reason))
+		a.awaitAssessment()
 	}
 }
 
-// verdict lets the time pass until it is decided whether the session is left
-// alone, where it is not already.
-func (l *life) verdict() {
-	if !l.assessAt.IsZero() && l.want.RetryAfter == nil {
-		l.wait(l.assessAt.Sub(l.now))
+// awaitAssessment waits until the machine has decided whether the session goes into
+// quarantine, unless it is in one.
+func (a *attempts) awaitAssessment() {
+	if !a.assessAt.IsZero() && a.want.RetryAfter == nil {
+		a.wait(a.assessAt.Sub(a.now))
 	}
 }
 
@@ -87,8 +87,8 @@ func ended(reason string) Event {
 	return Event{Type: EventDisconnected, Reason: reason, Message: "it ended: " + reason}
 }
 
-func (l *life) quarantined() bool {
-	s, _ := l.wantedStatus(l.now)
+func (a *attempts) quarantined() bool {
+	s, _ := a.wantedStatus(a.now)
 	for _, c := range s.Conditions {
 		if c.Type == v1alpha1.ConditionStalled {
 			return c.Status == metav1.ConditionTrue && c.Reason == v1alpha1.ReasonQuarantined
@@ -97,31 +97,31 @@ func (l *life) quarantined() bool {
 	return false
 }
 
-// moves hands the session to another worker, which takes the keys: through
-// the status alone, after what the way there does to it.
-func (l *life) moves(t *testing.T, on ...func(*v1alpha1.WhatsAppSessionStatus)) *life {
+// move moves the session to another worker, which takes the keys. That worker knows only
+// the status, which the given functions change on the way.
+func (a *attempts) move(t *testing.T, on ...func(*v1alpha1.WhatsAppSessionStatus)) *attempts {
 	t.Helper()
-	return l.movesTo(t, Device{Starts: 2, JID: jid, PhoneNumber: phone}, on...)
+	return a.moveTo(t, Device{Starts: 2, JID: jid, PhoneNumber: phone}, on...)
 }
 
-// movesTo is moves where the next worker finds those keys.
-func (l *life) movesTo(t *testing.T, keys Device, on ...func(*v1alpha1.WhatsAppSessionStatus)) *life {
+// moveTo is like move; the next worker finds the given keys.
+func (a *attempts) moveTo(t *testing.T, keys Device, on ...func(*v1alpha1.WhatsAppSessionStatus)) *attempts {
 	t.Helper()
-	l.dialsNow()
-	l.running = OpNone
-	away := l.obj.DeepCopy()
-	away.Status, _ = l.wantedStatus(l.now)
+	a.dialsNow()
+	a.running = OpNone
+	away := a.obj.DeepCopy()
+	away.Status, _ = a.wantedStatus(a.now)
 	away.Status.Worker, away.Status.Epoch = "worker-b", away.Status.Epoch+1
-	l.observe(away, l.now)
+	a.observe(away, a.now)
 	for range 6 {
-		switch _, op := l.decide(l.now); op {
+		switch _, op := a.decide(a.now); op {
 		case OpClose:
-			l.socket = socketNone
+			a.socket = socketNone
 		case OpSettle:
-			l.Step(Settled{}, l.now)
+			a.Step(Settled{}, a.now)
 		}
 	}
-	left, _ := l.wantedStatus(l.now)
+	left, _ := a.wantedStatus(a.now)
 	if left.HeldBy != "" {
 		t.Fatal("the session was not released")
 	}
@@ -131,17 +131,17 @@ func (l *life) movesTo(t *testing.T, keys Device, on ...func(*v1alpha1.WhatsAppS
 	obj := away.DeepCopy()
 	obj.Status = left
 	next := newMachine("worker-b", "p9", func() float64 { return 0.5 })
-	next.observe(obj, l.now)
+	next.observe(obj, a.now)
 	next.hold, next.token = true, true
-	claimed, _ := next.wantedStatus(l.now)
+	claimed, _ := next.wantedStatus(a.now)
 	held := obj.DeepCopy()
 	held.Status = claimed
-	next.observe(held, l.now)
-	next.onTaken(keys, l.now)
-	return &life{Machine: next, now: l.now}
+	next.observe(held, a.now)
+	next.onTaken(keys, a.now)
+	return &attempts{Machine: next, now: a.now}
 }
 
-// What becomes of a status on the way to the next holder.
+// Changes of a status between two holders.
 func workerLost(s *v1alpha1.WhatsAppSessionStatus) {
 	s.Phase = v1alpha1.PhaseDisconnected
 	for i := range s.Conditions {
@@ -157,133 +157,133 @@ func suspendedAndResumed(s *v1alpha1.WhatsAppSessionStatus) {
 
 func noWorker(s *v1alpha1.WhatsAppSessionStatus) { s.Phase = v1alpha1.PhasePending }
 
-func TestQuarantineBegins(t *testing.T) {
+func TestWhenAQuarantineBegins(t *testing.T) {
 	after := DefaultQuarantineAfter
 	for _, tt := range []struct {
 		name string
-		live func(t *testing.T, l *life)
+		run  func(t *testing.T, a *attempts)
 		want bool
-		// failures and reason are what the status counts.
+		// failures and reason are those in the status.
 		failures int32
 		reason   string
 	}{
 		{
-			name:     "one failure less than needed",
-			live:     func(t *testing.T, l *life) { l.fails(t, after-1, "StreamError503") },
+			name:     "one failure too few",
+			run:      func(t *testing.T, a *attempts) { a.fail(t, after-1, "StreamError503") },
 			failures: 7, reason: "StreamError503",
 		},
 		{
-			name: "refused in the same way again and again",
-			live: func(t *testing.T, l *life) { l.fails(t, after, "StreamError503") },
+			name: "enough failures for the same reason",
+			run:  func(t *testing.T, a *attempts) { a.fail(t, after, "StreamError503") },
 			want: true, failures: 8, reason: "StreamError503",
 		},
 		{
 			name: "connected each time, but never for a minute",
-			live: func(t *testing.T, l *life) {
+			run: func(t *testing.T, a *attempts) {
 				for range after {
-					l.attempt(t)
-					l.connects()
-					l.wait(59 * time.Second)
-					l.hears(ended("StreamError503"))
+					a.attempt(t)
+					a.connect()
+					a.wait(59 * time.Second)
+					a.emit(ended("StreamError503"))
 				}
-				l.verdict()
+				a.awaitAssessment()
 			},
 			want: true, failures: 8, reason: "StreamError503",
 		},
 		{
-			name: "a stable minute ends the row, and the end of a stable connection is no failure",
-			live: func(t *testing.T, l *life) {
-				l.fails(t, after-1, "StreamError503")
-				l.attempt(t)
-				l.connects()
-				l.wait(stableAfter)
-				l.hears(ended("StreamError503"))
+			name: "a stable connection resets the failures, and its end is no failure",
+			run: func(t *testing.T, a *attempts) {
+				a.fail(t, after-1, "StreamError503")
+				a.attempt(t)
+				a.connect()
+				a.wait(stableAfter)
+				a.emit(ended("StreamError503"))
 			},
 		},
 		{
-			name: "in another way: the row begins anew",
-			live: func(t *testing.T, l *life) {
-				l.fails(t, after-1, "StreamError503")
-				l.fails(t, 1, "ConnectFailure418")
+			name: "another reason: the count starts again",
+			run: func(t *testing.T, a *attempts) {
+				a.fail(t, after-1, "StreamError503")
+				a.fail(t, 1, "ConnectFailure418")
 			},
 			failures: 1, reason: "ConnectFailure418",
 		},
 		{
-			name: "the node that names the reason is lost now and then",
-			live: func(t *testing.T, l *life) {
-				l.fails(t, 3, EndSocketClosed)
-				l.fails(t, 2, "ConnectFailure418")
-				l.fails(t, 3, EndSocketClosed)
+			name: "some ends have no reason",
+			run: func(t *testing.T, a *attempts) {
+				a.fail(t, 3, EndSocketClosed)
+				a.fail(t, 2, "ConnectFailure418")
+				a.fail(t, 3, EndSocketClosed)
 			},
 			want: true, failures: 8, reason: "ConnectFailure418",
 		},
 		{
-			name: "silent logins",
-			live: func(t *testing.T, l *life) {
+			name: "logins without an answer",
+			run: func(t *testing.T, a *attempts) {
 				for range after {
-					l.attempt(t)
-					l.wait(loginTimeout)
+					a.attempt(t)
+					a.wait(loginTimeout)
 				}
-				l.verdict()
+				a.awaitAssessment()
 			},
 			want: true, failures: 8, reason: "Silent",
 		},
 		{
-			name: "WhatsApp was never reached: that prolongs no lock",
-			live: func(t *testing.T, l *life) {
-				l.fails(t, 3, "StreamError503")
+			name: "attempts that do not reach WhatsApp do not count",
+			run: func(t *testing.T, a *attempts) {
+				a.fail(t, 3, "StreamError503")
 				for range 50 {
-					l.wait(backoffMost)
-					if !l.dialsNow() {
-						t.Fatal("it must go on trying")
+					a.wait(backoffMax)
+					if !a.dialsNow() {
+						t.Fatal("the machine does not dial")
 					}
-					l.failed(v1alpha1.ReasonConnectFailed, "WhatsApp cannot be reached", l.now)
+					a.onFailed(v1alpha1.ReasonConnectFailed, "WhatsApp cannot be reached", a.now)
 				}
 			},
 			failures: 3, reason: "StreamError503",
 		},
 		{
-			name: "our own store failed: that says nothing of the session",
-			live: func(t *testing.T, l *life) {
+			name: "connections that end because our store failed do not count",
+			run: func(t *testing.T, a *attempts) {
 				for range 20 {
-					l.attempt(t)
-					l.connects()
+					a.attempt(t)
+					a.connect()
 					e := ended("StoreFailed")
 					e.Ours = true
-					l.hears(e)
+					a.emit(e)
 				}
 			},
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			g := NewWithT(t)
-			l := newLife()
-			tt.live(t, l)
-			g.Expect(l.quarantined()).To(Equal(tt.want))
-			g.Expect(l.want.Failures).To(Equal(tt.failures))
-			g.Expect(l.want.FailureReason).To(Equal(tt.reason))
+			a := newAttempts()
+			tt.run(t, a)
+			g.Expect(a.quarantined()).To(Equal(tt.want))
+			g.Expect(a.want.Failures).To(Equal(tt.failures))
+			g.Expect(a.want.FailureReason).To(Equal(tt.reason))
 			events := 0
-			for _, n := range l.events {
+			for _, n := range a.events {
 				if n.Reason == v1alpha1.ReasonQuarantined {
 					events++
 				}
 			}
 			if !tt.want {
-				g.Expect(l.want.RetryAfter).To(BeNil())
-				g.Expect(l.retryAt.Sub(l.now)).To(BeNumerically("<=", backoffMost))
+				g.Expect(a.want.RetryAfter).To(BeNil())
+				g.Expect(a.retryAt.Sub(a.now)).To(BeNumerically("<=", backoffMax))
 				g.Expect(events).To(BeZero())
 				return
 			}
 			g.Expect(events).To(Equal(1))
-			g.Expect(l.want.Phase).To(Equal(v1alpha1.PhaseDisconnected))
-			g.Expect(l.message).To(And(ContainSubstring(tt.reason), ContainSubstring(v1alpha1.RestartedAtAnnotation)))
-			g.Expect(l.want.RetryAfter.Sub(l.now)).To(BeNumerically("~", 45*time.Minute, time.Second))
-			a, _ := l.publication(l.now)
-			g.Expect(a.Status.Status).To(Equal(delivery.Inactive), "Laravel hears that it was given up")
-			g.Expect(a.Status.Priority).To(Equal(delivery.High))
-			l.wait(44 * time.Minute)
-			g.Expect(l.dialsNow()).To(BeFalse(), "not one attempt before")
-			l.attempt(t)
+			g.Expect(a.want.Phase).To(Equal(v1alpha1.PhaseDisconnected))
+			g.Expect(a.message).To(And(ContainSubstring(tt.reason), ContainSubstring(v1alpha1.RestartedAtAnnotation)))
+			g.Expect(a.want.RetryAfter.Sub(a.now)).To(BeNumerically("~", 45*time.Minute, time.Second))
+			p, _ := a.publication(a.now)
+			g.Expect(p.Status.Status).To(Equal(delivery.Inactive), "inactive in Laravel")
+			g.Expect(p.Status.Priority).To(Equal(delivery.High))
+			a.wait(44 * time.Minute)
+			g.Expect(a.dialsNow()).To(BeFalse(), "no attempt before the end")
+			a.attempt(t)
 		})
 	}
 }
@@ -300,84 +300,84 @@ func TestThePausesOfAQuarantine(t *testing.T) {
 	g.Expect(Quarantine{After: 2, First: time.Minute, Most: time.Minute}.withDefaults().pause(7, 1)).To(Equal(time.Minute))
 }
 
-func TestQuarantineGoesOnAndEnds(t *testing.T) {
-	in := func(t *testing.T) *life {
-		l := newLife()
-		l.fails(t, DefaultQuarantineAfter, "StreamError503")
-		l.events = nil
-		return l
+func TestHowAQuarantineContinuesAndEnds(t *testing.T) {
+	inQuarantine := func(t *testing.T) *attempts {
+		a := newAttempts()
+		a.fail(t, DefaultQuarantineAfter, "StreamError503")
+		a.events = nil
+		return a
 	}
-	t.Run("it fails again, also in another way: longer, and without another Event", func(t *testing.T) {
+	t.Run("a failure for any reason: a longer pause, without another Event", func(t *testing.T) {
 		g := NewWithT(t)
-		l := in(t)
-		l.fails(t, 1, "ConnectFailure418")
-		g.Expect(l.quarantined()).To(BeTrue())
-		g.Expect(l.want.Failures).To(BeEquivalentTo(9))
-		g.Expect(l.retryAt.Sub(l.now)).To(BeNumerically("~", 90*time.Minute, time.Second))
-		g.Expect(l.events).To(BeEmpty())
+		a := inQuarantine(t)
+		a.fail(t, 1, "ConnectFailure418")
+		g.Expect(a.quarantined()).To(BeTrue())
+		g.Expect(a.want.Failures).To(BeEquivalentTo(9))
+		g.Expect(a.retryAt.Sub(a.now)).To(BeNumerically("~", 90*time.Minute, time.Second))
+		g.Expect(a.events).To(BeEmpty())
 	})
-	t.Run("the network is away when its time has come: that is tried again soon", func(t *testing.T) {
+	t.Run("the network cannot be reached after the pause: tried again soon", func(t *testing.T) {
 		g := NewWithT(t)
-		l := in(t)
-		l.wait(time.Hour)
-		g.Expect(l.dialsNow()).To(BeTrue())
-		l.failed(v1alpha1.ReasonConnectFailed, "WhatsApp cannot be reached", l.now)
-		g.Expect(l.retryAt.Sub(l.now)).To(BeNumerically("<=", backoffMost))
-		g.Expect(l.quarantined()).To(BeFalse())
-		l.fails(t, 1, "StreamError503")
-		g.Expect(l.want.Failures).To(BeEquivalentTo(9), "but it is not forgotten")
-		g.Expect(l.quarantined()).To(BeTrue())
+		a := inQuarantine(t)
+		a.wait(time.Hour)
+		g.Expect(a.dialsNow()).To(BeTrue())
+		a.onFailed(v1alpha1.ReasonConnectFailed, "WhatsApp cannot be reached", a.now)
+		g.Expect(a.retryAt.Sub(a.now)).To(BeNumerically("<=", backoffMax))
+		g.Expect(a.quarantined()).To(BeFalse())
+		a.fail(t, 1, "StreamError503")
+		g.Expect(a.want.Failures).To(BeEquivalentTo(9), "the failures still count")
+		g.Expect(a.quarantined()).To(BeTrue())
 	})
-	t.Run("a stable minute ends it", func(t *testing.T) {
+	t.Run("a stable connection ends it", func(t *testing.T) {
 		g := NewWithT(t)
-		l := in(t)
-		l.attempt(t)
-		l.connects()
-		g.Expect(l.quarantined()).To(BeFalse())
-		l.wait(stableAfter)
-		g.Expect(l.want.Failures).To(BeZero())
-		g.Expect(l.want.FailureReason).To(BeEmpty())
-		g.Expect(l.want.RetryAfter).To(BeNil())
+		a := inQuarantine(t)
+		a.attempt(t)
+		a.connect()
+		g.Expect(a.quarantined()).To(BeFalse())
+		a.wait(stableAfter)
+		g.Expect(a.want.Failures).To(BeZero())
+		g.Expect(a.want.FailureReason).To(BeEmpty())
+		g.Expect(a.want.RetryAfter).To(BeNil())
 	})
-	t.Run("a person ends it", func(t *testing.T) {
+	t.Run("a restart ends it", func(t *testing.T) {
 		g := NewWithT(t)
-		l := in(t)
-		asked := l.obj.DeepCopy()
-		asked.Annotations = map[string]string{v1alpha1.RestartedAtAnnotation: "now"}
-		l.observe(asked, l.now)
-		g.Expect(l.dialsNow()).To(BeTrue())
-		g.Expect(l.quarantined()).To(BeFalse())
-		g.Expect(l.want.Failures).To(BeZero())
-		g.Expect(l.restarted).To(BeTrue())
+		a := inQuarantine(t)
+		restarted := a.obj.DeepCopy()
+		restarted.Annotations = map[string]string{v1alpha1.RestartedAtAnnotation: "now"}
+		a.observe(restarted, a.now)
+		g.Expect(a.dialsNow()).To(BeTrue())
+		g.Expect(a.quarantined()).To(BeFalse())
+		g.Expect(a.want.Failures).To(BeZero())
+		g.Expect(a.restarted).To(BeTrue())
 	})
-	t.Run("a deletion does not wait for it", func(t *testing.T) {
+	t.Run("a deletion does not wait for its end", func(t *testing.T) {
 		g := NewWithT(t)
-		l := in(t)
-		gone := l.obj.DeepCopy()
-		gone.DeletionTimestamp = &metav1.Time{Time: l.now}
-		l.observe(gone, l.now)
-		g.Expect(l.dialsNow()).To(BeTrue())
+		a := inQuarantine(t)
+		gone := a.obj.DeepCopy()
+		gone.DeletionTimestamp = &metav1.Time{Time: a.now}
+		a.observe(gone, a.now)
+		g.Expect(a.dialsNow()).To(BeTrue())
 	})
 }
 
-// Most sessions of a worker fail: that is WhatsApp's trouble, or the network's.
-func TestWhichTroubleIsCommon(t *testing.T) {
+// When most sessions of a worker fail, the cause is WhatsApp or the network.
+func TestWhichFailuresAreCommon(t *testing.T) {
 	for _, tt := range []struct {
 		name string
-		// failing and connected are the sessions that are so; both: connected, but not for a minute.
+		// How many sessions fail, are connected, or are connected but not yet stable.
 		failing, connected, both int
 		later                    time.Duration
 		want                     bool
 	}{
-		{name: "nobody fails", connected: 20},
-		{name: "half of those who try", failing: 10, connected: 10, want: true},
-		{name: "fewer", failing: 9, connected: 11},
-		{name: "they connect, but never for long", both: 10, connected: 10, want: true},
-		{name: "who rests says nothing: only these try", failing: 5, want: true},
-		{name: "of a few all must fail", failing: 3, want: true},
-		{name: "of a few one is well", failing: 3, connected: 1},
-		{name: "one alone says nothing", failing: 1},
-		{name: "long ago", failing: 10, later: commonWithin + time.Second},
+		{name: "no session fails", connected: 20},
+		{name: "half of the sessions fail", failing: 10, connected: 10, want: true},
+		{name: "less than half fail", failing: 9, connected: 11},
+		{name: "half of the sessions connect, but do not become stable", both: 10, connected: 10, want: true},
+		{name: "all that do not rest fail", failing: 5, want: true},
+		{name: "a few sessions, and all fail", failing: 3, want: true},
+		{name: "a few sessions, and one is connected", failing: 3, connected: 1},
+		{name: "a single session fails", failing: 1},
+		{name: "the failures were long ago", failing: 10, later: commonWithin + time.Second},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var others FailureTracker
@@ -395,20 +395,20 @@ func TestWhichTroubleIsCommon(t *testing.T) {
 	}
 }
 
-func TestWhichEndIsCommon(t *testing.T) {
+func TestWhichEndsOfConnectionsAreCommon(t *testing.T) {
 	uid := func(i int) types.UID { return types.UID(fmt.Sprint(i)) }
 	for _, tt := range []struct {
 		name string
-		// Of 20 connected sessions so many lose their connections, and back are connected again.
+		// How many of 20 connected sessions lose their connections, and how many connect again.
 		lose, back int
 		later      time.Duration
 		want       bool
 	}{
-		{name: "all at once", lose: 20, want: true},
-		{name: "half of them", lose: 10, want: true},
-		{name: "fewer", lose: 9},
-		{name: "they are back already", lose: 20, back: 19, later: assessmentDelay, want: true},
-		{name: "long ago", lose: 20, back: 19, later: commonMoment + time.Second},
+		{name: "all end at once", lose: 20, want: true},
+		{name: "half of them end", lose: 10, want: true},
+		{name: "less than half end", lose: 9},
+		{name: "they are connected again already", lose: 20, back: 19, later: assessmentDelay, want: true},
+		{name: "the ends were long ago", lose: 20, back: 19, later: commonMoment + time.Second},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var others FailureTracker
@@ -417,7 +417,7 @@ func TestWhichEndIsCommon(t *testing.T) {
 			}
 			for i := range tt.lose {
 				others.Ended(uid(i), noon)
-				others.Ended(uid(i), noon.Add(time.Hour)) // of an attempt that never connected
+				others.Ended(uid(i), noon.Add(time.Hour)) // of an attempt that did not connect
 			}
 			for i := range tt.back {
 				others.Connected(uid(i))
@@ -427,293 +427,296 @@ func TestWhichEndIsCommon(t *testing.T) {
 	}
 }
 
-// TestTheFirstToFailOfMany is a session that came back as the last of all and is
-// the first of all to lose its connection again.
-func TestTheFirstToFailOfMany(t *testing.T) {
+// The session is the last to connect after an outage, and the first to lose its
+// connection in the next one.
+func TestTheFirstOfManySessionsToFail(t *testing.T) {
 	g := NewWithT(t)
-	l := newLife()
-	l.fails(t, DefaultQuarantineAfter-1, EndSocketClosed)
+	a := newAttempts()
+	a.fail(t, DefaultQuarantineAfter-1, EndSocketClosed)
 	for range 3 {
-		l.fleet = noFleet{}
-		l.attempt(t)
-		l.connects()
-		l.hears(ended(EndSocketClosed))
-		g.Expect(l.quarantined()).To(BeFalse(), "it is not yet known how the others fare")
-		l.retryAt = l.now // as for somebody whom others' recovery brings forward
-		g.Expect(l.dialsNow()).To(BeFalse(), "and nothing is tried before")
-		l.fleet = everybodyFails{}
-		l.wait(assessmentDelay)
-		g.Expect(l.dialsNow()).To(BeTrue())
-		g.Expect(l.quarantined()).To(BeFalse())
-		g.Expect(l.want.Failures).To(BeEquivalentTo(DefaultQuarantineAfter - 1))
+		a.fleet = noFleet{}
+		a.attempt(t)
+		a.connect()
+		a.emit(ended(EndSocketClosed))
+		g.Expect(a.quarantined()).To(BeFalse(), "not assessed yet")
+		a.retryAt = a.now // as after the recovery of another session
+		g.Expect(a.dialsNow()).To(BeFalse(), "no attempt before the assessment")
+		a.fleet = allFail{}
+		a.wait(assessmentDelay)
+		g.Expect(a.dialsNow()).To(BeTrue())
+		g.Expect(a.quarantined()).To(BeFalse())
+		g.Expect(a.want.Failures).To(BeEquivalentTo(DefaultQuarantineAfter - 1))
 	}
-	l.fleet = noFleet{}
-	l.attempt(t)
-	l.hears(ended(EndSocketClosed))
-	l.wait(assessmentDelay - time.Second)
-	g.Expect(l.quarantined()).To(BeFalse())
-	l.wait(time.Second)
-	g.Expect(l.quarantined()).To(BeTrue(), "it fails alone")
+	a.fleet = noFleet{}
+	a.attempt(t)
+	a.emit(ended(EndSocketClosed))
+	a.wait(assessmentDelay - time.Second)
+	g.Expect(a.quarantined()).To(BeFalse())
+	a.wait(time.Second)
+	g.Expect(a.quarantined()).To(BeTrue(), "no other session fails")
 }
 
-// Who has just come back from a quarantine has not had its minute either.
-func TestTheFirstToFailOfManyAfterAQuarantine(t *testing.T) {
+// The same, for a session that was in quarantine and is not stable yet.
+func TestTheFirstOfManySessionsToFailAfterAQuarantine(t *testing.T) {
 	g := NewWithT(t)
-	l := newLife()
-	l.fails(t, DefaultQuarantineAfter, EndSocketClosed)
+	a := newAttempts()
+	a.fail(t, DefaultQuarantineAfter, EndSocketClosed)
 	for range 3 {
-		l.fleet = noFleet{}
-		l.attempt(t)
-		l.connects()
-		l.hears(ended(EndSocketClosed))
-		g.Expect(l.quarantined()).To(BeTrue())
-		g.Expect(l.retryAt.Sub(l.now)).To(BeNumerically(">", time.Hour), "it seems to be its own")
-		l.fleet = everybodyFails{}
-		l.wait(assessmentDelay)
-		g.Expect(l.quarantined()).To(BeTrue())
-		g.Expect(l.retryAt.Sub(l.now)).To(BeNumerically("<=", commonPause))
-		g.Expect(l.want.RetryAfter.Time).To(BeTemporally("==", l.retryAt), "the next holder knows")
-		g.Expect(l.want.Failures).To(BeEquivalentTo(DefaultQuarantineAfter))
+		a.fleet = noFleet{}
+		a.attempt(t)
+		a.connect()
+		a.emit(ended(EndSocketClosed))
+		g.Expect(a.quarantined()).To(BeTrue())
+		g.Expect(a.retryAt.Sub(a.now)).To(BeNumerically(">", time.Hour), "it looks like a failure of this session alone")
+		a.fleet = allFail{}
+		a.wait(assessmentDelay)
+		g.Expect(a.quarantined()).To(BeTrue())
+		g.Expect(a.retryAt.Sub(a.now)).To(BeNumerically("<=", commonPause))
+		g.Expect(a.want.RetryAfter.Time).To(BeTemporally("==", a.retryAt), "the next holder knows")
+		g.Expect(a.want.Failures).To(BeEquivalentTo(DefaultQuarantineAfter))
 	}
-	l.fleet = noFleet{}
-	l.attempt(t)
-	l.hears(ended(EndSocketClosed))
-	until := l.retryAt
-	l.wait(assessmentDelay)
-	g.Expect(l.retryAt).To(Equal(until), "it fails alone")
+	a.fleet = noFleet{}
+	a.attempt(t)
+	a.emit(ended(EndSocketClosed))
+	until := a.retryAt
+	a.wait(assessmentDelay)
+	g.Expect(a.retryAt).To(Equal(until), "no other session fails")
 }
 
-func TestACommonTroubleIsNoReasonForAQuarantine(t *testing.T) {
-	t.Run("nobody enters, but the pauses become longer", func(t *testing.T) {
+func TestACommonFailureLeadsToNoQuarantine(t *testing.T) {
+	t.Run("no quarantine, but longer pauses", func(t *testing.T) {
 		g := NewWithT(t)
-		l := newLife()
-		l.fleet = everybodyFails{}
-		l.fails(t, commonAfter*DefaultQuarantineAfter, "StreamError503")
-		g.Expect(l.retryAt.Sub(l.now)).To(BeNumerically("<=", backoffMost))
-		l.fails(t, 1, "StreamError503")
-		g.Expect(l.quarantined()).To(BeFalse())
-		g.Expect(l.retryAt.Sub(l.now)).To(BeNumerically("~", commonPause*3/4, time.Second))
+		a := newAttempts()
+		a.fleet = allFail{}
+		a.fail(t, commonAfter*DefaultQuarantineAfter, "StreamError503")
+		g.Expect(a.retryAt.Sub(a.now)).To(BeNumerically("<=", backoffMax))
+		a.fail(t, 1, "StreamError503")
+		g.Expect(a.quarantined()).To(BeFalse())
+		g.Expect(a.retryAt.Sub(a.now)).To(BeNumerically("~", commonPause*3/4, time.Second))
 
-		l.fleet = noFleet{}
-		l.fails(t, DefaultQuarantineAfter-2, "StreamError503")
-		g.Expect(l.quarantined()).To(BeFalse(), "what all had in common does not count")
-		l.fails(t, 1, "StreamError503")
-		g.Expect(l.quarantined()).To(BeTrue(), "the others are back")
-		g.Expect(l.retryAt.Sub(l.now)).To(BeNumerically("~", 45*time.Minute, time.Second), "the first pause")
+		a.fleet = noFleet{}
+		a.fail(t, DefaultQuarantineAfter-2, "StreamError503")
+		g.Expect(a.quarantined()).To(BeFalse(), "the common failures do not count")
+		a.fail(t, 1, "StreamError503")
+		g.Expect(a.quarantined()).To(BeTrue(), "the other sessions no longer fail")
+		g.Expect(a.retryAt.Sub(a.now)).To(BeNumerically("~", 45*time.Minute, time.Second), "the first pause of a quarantine")
 	})
-	t.Run("who is in quarantine already rests for a while, and no longer each time", func(t *testing.T) {
+	t.Run("a session in quarantine rests for a shorter time, which does not grow", func(t *testing.T) {
 		g := NewWithT(t)
-		l := newLife()
-		l.fails(t, DefaultQuarantineAfter+1, "StreamError503")
-		l.wait(assessmentDelay)
-		l.fleet = everybodyFails{}
+		a := newAttempts()
+		a.fail(t, DefaultQuarantineAfter+1, "StreamError503")
+		a.wait(assessmentDelay)
+		a.fleet = allFail{}
 		for range 3 {
-			l.fails(t, 1, "StreamError503")
-			g.Expect(l.quarantined()).To(BeTrue())
-			g.Expect(l.want.Failures).To(BeEquivalentTo(9))
-			g.Expect(l.retryAt.Sub(l.now)).To(BeNumerically("~", commonPause*3/4, time.Second))
+			a.fail(t, 1, "StreamError503")
+			g.Expect(a.quarantined()).To(BeTrue())
+			g.Expect(a.want.Failures).To(BeEquivalentTo(9))
+			g.Expect(a.retryAt.Sub(a.now)).To(BeNumerically("~", commonPause*3/4, time.Second))
 		}
 	})
-	t.Run("when it is over nobody waits for hours", func(t *testing.T) {
+	t.Run("when the common failure is over, no session waits for hours", func(t *testing.T) {
 		g := NewWithT(t)
-		l := newLife()
-		l.fails(t, DefaultQuarantineAfter, "StreamError503")
-		l.dialsNow()
-		l.resumeSoon(l.now)
-		g.Expect(l.retryAt.Sub(l.now)).To(BeNumerically("~", backoffMost/2, time.Second))
-		g.Expect(l.want.RetryAfter.Time).To(BeTemporally("==", l.retryAt), "the next holder knows")
-		g.Expect(l.quarantined()).To(BeTrue())
-		l.attempt(t)
+		a := newAttempts()
+		a.fail(t, DefaultQuarantineAfter, "StreamError503")
+		a.dialsNow()
+		a.resumeSoon(a.now)
+		g.Expect(a.retryAt.Sub(a.now)).To(BeNumerically("~", backoffMax/2, time.Second))
+		g.Expect(a.want.RetryAfter.Time).To(BeTemporally("==", a.retryAt), "the next holder knows")
+		g.Expect(a.quarantined()).To(BeTrue())
+		a.attempt(t)
 	})
-	t.Run("when it is over no verdict is waited for", func(t *testing.T) {
+	t.Run("when the common failure is over, no assessment is made", func(t *testing.T) {
 		g := NewWithT(t)
-		l := newLife()
-		l.fails(t, DefaultQuarantineAfter-1, "StreamError503")
-		l.attempt(t)
-		l.hears(ended("StreamError503"))
-		l.resumeSoon(l.now)
-		l.wait(assessmentDelay)
-		g.Expect(l.quarantined()).To(BeFalse())
-		g.Expect(l.want.Failures).To(BeEquivalentTo(DefaultQuarantineAfter - 1))
-		l.attempt(t)
+		a := newAttempts()
+		a.fail(t, DefaultQuarantineAfter-1, "StreamError503")
+		a.attempt(t)
+		a.emit(ended("StreamError503"))
+		a.resumeSoon(a.now)
+		a.wait(assessmentDelay)
+		g.Expect(a.quarantined()).To(BeFalse())
+		g.Expect(a.want.Failures).To(BeEquivalentTo(DefaultQuarantineAfter - 1))
+		a.attempt(t)
 	})
-	t.Run("a session that rests from something else rests on", func(t *testing.T) {
+	t.Run("a session that rests for another reason continues to rest", func(t *testing.T) {
 		g := NewWithT(t)
-		l := newLife()
-		l.attempt(t)
-		l.hears(Event{Type: EventBanned, Message: "too much", Until: l.now.Add(time.Hour)})
-		l.dialsNow()
-		l.resumeSoon(l.now)
-		l.wait(59 * time.Minute)
-		g.Expect(l.dialsNow()).To(BeFalse())
+		a := newAttempts()
+		a.attempt(t)
+		a.emit(Event{Type: EventBanned, Message: "too much", Until: a.now.Add(time.Hour)})
+		a.dialsNow()
+		a.resumeSoon(a.now)
+		a.wait(59 * time.Minute)
+		g.Expect(a.dialsNow()).To(BeFalse())
 	})
 }
 
-func TestAStableMinuteIsToldToTheOthers(t *testing.T) {
+func TestARecoveryIsReportedToTheFleet(t *testing.T) {
 	g := NewWithT(t)
-	others := &listener{}
-	l := newLife()
-	l.fleet = others
-	l.attempt(t)
-	l.connects()
-	l.wait(stableAfter - time.Second)
-	g.Expect(others.heard).To(BeEmpty())
-	l.wait(time.Hour)
-	l.wait(time.Hour)
-	g.Expect(others.heard).To(Equal([]types.UID{"uid-1"}), "once")
+	others := &recoveryRecorder{}
+	a := newAttempts()
+	a.fleet = others
+	a.attempt(t)
+	a.connect()
+	a.wait(stableAfter - time.Second)
+	g.Expect(others.recovered).To(BeEmpty())
+	a.wait(time.Hour)
+	a.wait(time.Hour)
+	g.Expect(others.recovered).To(Equal([]types.UID{"uid-1"}), "once")
 }
 
-// listener hears who has recovered.
-type listener struct {
+// recoveryRecorder is a Fleet that records which sessions have recovered.
+type recoveryRecorder struct {
 	noFleet
-	heard []types.UID
+	recovered []types.UID
 }
 
-func (o *listener) Recovered(uid types.UID, _ time.Time) { o.heard = append(o.heard, uid) }
+func (o *recoveryRecorder) Recovered(uid types.UID, _ time.Time) {
+	o.recovered = append(o.recovered, uid)
+}
 
-type everybodyFails struct{ noFleet }
+// allFail is a Fleet in which most sessions fail.
+type allFail struct{ noFleet }
 
-func (everybodyFails) Common(time.Time) bool { return true }
+func (allFail) Common(time.Time) bool { return true }
 
-// What the next holder must know, whatever happened to the phase on the way.
-func TestWhatMovesWithTheSession(t *testing.T) {
+// What the next holder must know, however the phase was changed between the holders.
+func TestWhatTheNextHolderKnows(t *testing.T) {
 	replaced := Event{Type: EventReplaced}
 	for _, tt := range []struct {
 		name string
-		live func(t *testing.T, l *life)
-		// rests is for how long the next holder makes no attempt; negative: never by itself.
+		run  func(t *testing.T, a *attempts)
+		// rests is how long the next holder makes no attempt; negative: forever.
 		rests  time.Duration
 		phase  v1alpha1.Phase
 		reason string
 	}{
 		{
 			name:  "in quarantine",
-			live:  func(t *testing.T, l *life) { l.fails(t, DefaultQuarantineAfter, "StreamError503") },
+			run:   func(t *testing.T, a *attempts) { a.fail(t, DefaultQuarantineAfter, "StreamError503") },
 			rests: 45 * time.Minute, phase: v1alpha1.PhaseDisconnected, reason: v1alpha1.ReasonQuarantined,
 		},
 		{
 			name:  "some failures",
-			live:  func(t *testing.T, l *life) { l.fails(t, 3, "StreamError503") },
+			run:   func(t *testing.T, a *attempts) { a.fail(t, 3, "StreamError503") },
 			phase: v1alpha1.PhaseConnecting, reason: v1alpha1.ReasonConnecting,
 		},
 		{
 			name: "banned",
-			live: func(t *testing.T, l *life) {
-				l.attempt(t)
-				l.hears(Event{Type: EventBanned, Message: "too much", Until: l.now.Add(time.Hour)})
+			run: func(t *testing.T, a *attempts) {
+				a.attempt(t)
+				a.emit(Event{Type: EventBanned, Message: "too much", Until: a.now.Add(time.Hour)})
 			},
 			rests: time.Hour + banMargin, phase: v1alpha1.PhaseBanned, reason: v1alpha1.ReasonBanned,
 		},
 		{
 			name: "banned without an end",
-			live: func(t *testing.T, l *life) {
-				l.attempt(t)
-				l.hears(Event{Type: EventBanned, Message: "too much"})
+			run: func(t *testing.T, a *attempts) {
+				a.attempt(t)
+				a.emit(Event{Type: EventBanned, Message: "too much"})
 			},
 			rests: -1, phase: v1alpha1.PhaseBanned, reason: v1alpha1.ReasonBanned,
 		},
 		{
 			name: "logged out",
-			live: func(t *testing.T, l *life) {
-				l.attempt(t)
-				l.hears(Event{Type: EventLoggedOut, Message: "unlinked"})
+			run: func(t *testing.T, a *attempts) {
+				a.attempt(t)
+				a.emit(Event{Type: EventLoggedOut, Message: "unlinked"})
 			},
 			rests: -1, phase: v1alpha1.PhaseLoggedOut, reason: v1alpha1.ReasonLoggedOut,
 		},
 		{
-			name: "a ban that is over, and failures after it",
-			live: func(t *testing.T, l *life) {
-				l.attempt(t)
-				l.hears(Event{Type: EventBanned, Message: "too much", Until: l.now.Add(time.Hour)})
-				l.fails(t, 2, "StreamError503")
+			name: "a ban that is over, then failures",
+			run: func(t *testing.T, a *attempts) {
+				a.attempt(t)
+				a.emit(Event{Type: EventBanned, Message: "too much", Until: a.now.Add(time.Hour)})
+				a.fail(t, 2, "StreamError503")
 			},
 			phase: v1alpha1.PhaseConnecting, reason: v1alpha1.ReasonConnecting,
 		},
 		{
 			name: "banned after failures and a replacement",
-			live: func(t *testing.T, l *life) {
-				l.attempt(t)
-				l.hears(replaced)
-				l.fails(t, 3, "StreamError503")
-				l.attempt(t)
-				l.hears(Event{Type: EventBanned, Message: "too much", Until: l.now.Add(time.Hour)})
+			run: func(t *testing.T, a *attempts) {
+				a.attempt(t)
+				a.emit(replaced)
+				a.fail(t, 3, "StreamError503")
+				a.attempt(t)
+				a.emit(Event{Type: EventBanned, Message: "too much", Until: a.now.Add(time.Hour)})
 			},
 			rests: time.Hour + banMargin, phase: v1alpha1.PhaseBanned, reason: v1alpha1.ReasonBanned,
 		},
 		{
 			name:  "replaced for the first time",
-			live:  func(t *testing.T, l *life) { l.attempt(t); l.hears(replaced) },
+			run:   func(t *testing.T, a *attempts) { a.attempt(t); a.emit(replaced) },
 			rests: replacedPause, phase: v1alpha1.PhaseReplaced, reason: v1alpha1.ReasonReplaced,
 		},
 		{
-			name: "replaced after failures: it was not tried yet",
-			live: func(t *testing.T, l *life) {
-				l.fails(t, 3, "StreamError503")
-				l.attempt(t)
-				l.hears(replaced)
+			name: "replaced for the first time, after failures",
+			run: func(t *testing.T, a *attempts) {
+				a.fail(t, 3, "StreamError503")
+				a.attempt(t)
+				a.emit(replaced)
 			},
 			rests: replacedPause, phase: v1alpha1.PhaseReplaced, reason: v1alpha1.ReasonReplaced,
 		},
 		{
-			name: "replaced, tried, replaced",
-			live: func(t *testing.T, l *life) {
-				l.attempt(t)
-				l.hears(replaced)
-				l.attempt(t)
-				l.connects()
-				l.wait(30 * time.Second)
-				l.hears(replaced)
+			name: "replaced, tried, replaced again",
+			run: func(t *testing.T, a *attempts) {
+				a.attempt(t)
+				a.emit(replaced)
+				a.attempt(t)
+				a.connect()
+				a.wait(30 * time.Second)
+				a.emit(replaced)
 			},
 			rests: -1, phase: v1alpha1.PhaseReplaced, reason: v1alpha1.ReasonReplaced,
 		},
 		{
-			name: "replaced, tried, failed otherwise, replaced: it was tried",
-			live: func(t *testing.T, l *life) {
-				l.attempt(t)
-				l.hears(replaced)
-				l.fails(t, 3, EndSocketClosed)
-				l.attempt(t)
-				l.hears(replaced)
+			name: "replaced, tried, failed for another reason, replaced again",
+			run: func(t *testing.T, a *attempts) {
+				a.attempt(t)
+				a.emit(replaced)
+				a.fail(t, 3, EndSocketClosed)
+				a.attempt(t)
+				a.emit(replaced)
 			},
 			rests: -1, phase: v1alpha1.PhaseReplaced, reason: v1alpha1.ReasonReplaced,
 		},
 		{
-			name: "replaced, tried, stable, replaced: that is another time",
-			live: func(t *testing.T, l *life) {
-				l.attempt(t)
-				l.hears(replaced)
-				l.attempt(t)
-				l.connects()
-				l.wait(stableAfter)
-				l.hears(replaced)
+			name: "replaced, tried, stable, replaced: counts as the first time",
+			run: func(t *testing.T, a *attempts) {
+				a.attempt(t)
+				a.emit(replaced)
+				a.attempt(t)
+				a.connect()
+				a.wait(stableAfter)
+				a.emit(replaced)
 			},
 			rests: replacedPause, phase: v1alpha1.PhaseReplaced, reason: v1alpha1.ReasonReplaced,
 		},
 		{
-			name: "replaced, tried, and in quarantine for something else",
-			live: func(t *testing.T, l *life) {
-				l.attempt(t)
-				l.hears(replaced)
-				l.fails(t, DefaultQuarantineAfter, "StreamError503")
+			name: "replaced, tried, then in quarantine",
+			run: func(t *testing.T, a *attempts) {
+				a.attempt(t)
+				a.emit(replaced)
+				a.fail(t, DefaultQuarantineAfter, "StreamError503")
 			},
 			rests: 45 * time.Minute, phase: v1alpha1.PhaseDisconnected, reason: v1alpha1.ReasonQuarantined,
 		},
 	} {
 		for way, on := range map[string][]func(*v1alpha1.WhatsAppSessionStatus){
-			"moved":                     nil,
-			"its worker died":           {workerLost},
-			"nobody could take it long": {noWorker},
-			"suspended and resumed":     {noWorker, suspendedAndResumed},
+			"moved":                            nil,
+			"its worker died":                  {workerLost},
+			"no worker could take it for long": {noWorker},
+			"suspended and resumed":            {noWorker, suspendedAndResumed},
 		} {
 			t.Run(tt.name+", "+way, func(t *testing.T) {
 				g := NewWithT(t)
-				l := newLife()
-				tt.live(t, l)
-				if l.want.Phase == v1alpha1.PhaseReplaced && way == "suspended and resumed" {
+				a := newAttempts()
+				tt.run(t, a)
+				if a.want.Phase == v1alpha1.PhaseReplaced && way == "suspended and resumed" {
 					return // see TestSuspensionAndReplacement
 				}
-				before := l.want
-				next := l.moves(t, on...)
+				before := a.want
+				next := a.move(t, on...)
 				g.Expect(next.want.Phase).To(Equal(tt.phase))
 				g.Expect(next.reason).To(Or(Equal(tt.reason), Equal(v1alpha1.ReasonWorkerLost)))
 				g.Expect(next.want.Failures).To(Equal(before.Failures))
@@ -722,14 +725,14 @@ func TestWhatMovesWithTheSession(t *testing.T) {
 				switch {
 				case tt.rests == 0:
 					g.Expect(next.dialsNow()).To(BeTrue())
-					g.Expect(next.attempts).To(BeEquivalentTo(before.Failures), "the backoff goes on where it was")
+					g.Expect(next.attempts).To(BeEquivalentTo(before.Failures), "the backoff continues")
 				case tt.rests < 0:
 					next.wait(1000 * time.Hour)
 					g.Expect(next.dialsNow()).To(BeFalse())
 				default:
-					g.Expect(next.token).To(BeFalse(), "a login token is not kept for hours")
+					g.Expect(next.token).To(BeFalse(), "no login token is kept during a rest")
 					next.wait(tt.rests - time.Second)
-					g.Expect(next.dialsNow()).To(BeFalse(), "not one attempt before")
+					g.Expect(next.dialsNow()).To(BeFalse(), "no attempt before the end")
 					next.wait(2 * time.Second)
 					g.Expect(next.dialsNow()).To(BeTrue())
 				}
@@ -738,10 +741,9 @@ func TestWhatMovesWithTheSession(t *testing.T) {
 	}
 }
 
-// Whatever the store says when the next holder takes the keys (nothing, that it
-// knows a higher epoch, that it has no record) must not make it forget what the
-// session rests from.
-func TestARestSurvivesAnUnreachableStore(t *testing.T) {
+// When the next holder cannot take the keys (no answer from the store, or no record), it
+// must keep the session's rest.
+func TestARestStaysWhenTheStoreFails(t *testing.T) {
 	g := NewWithT(t)
 	until := metav1.NewTime(noon.Add(time.Hour))
 	for phase, change := range map[v1alpha1.Phase]func(*v1alpha1.WhatsAppSessionStatus){
@@ -749,7 +751,7 @@ func TestARestSurvivesAnUnreachableStore(t *testing.T) {
 		v1alpha1.PhaseReplaced:     func(s *v1alpha1.WhatsAppSessionStatus) { s.Replacements = 2 },
 		v1alpha1.PhaseLoggedOut:    func(*v1alpha1.WhatsAppSessionStatus) {},
 		v1alpha1.PhaseDisconnected: func(s *v1alpha1.WhatsAppSessionStatus) { s.RetryAfter, s.Failures = &until, 8 },
-		// Without an end, or as a version without retryReason wrote them.
+		// Written by a version without retryReason.
 		v1alpha1.PhasePairingExpired: func(*v1alpha1.WhatsAppSessionStatus) {},
 	} {
 		obj := session(func(s *v1alpha1.WhatsAppSession) {
@@ -762,9 +764,9 @@ func TestARestSurvivesAnUnreachableStore(t *testing.T) {
 		held := obj.DeepCopy()
 		heldByMe(held)
 		m.observe(held, noon)
-		m.failed(v1alpha1.ReasonStoreUnavailable, "no answer", noon)
+		m.onFailed(v1alpha1.ReasonStoreUnavailable, "no answer", noon)
 		g.Expect(m.want.Phase).To(Equal(phase))
-		m.refused(v1alpha1.ReasonRecordMissing, "no record", noon)
+		m.onSetupInvalid(v1alpha1.ReasonRecordMissing, "no record", noon)
 		g.Expect(m.want.Phase).To(Equal(phase))
 		m.onTaken(Device{Starts: 1, JID: jid, PhoneNumber: phone}, noon.Add(time.Minute))
 		g.Expect(m.want.Phase).To(Equal(phase))
@@ -773,17 +775,18 @@ func TestARestSurvivesAnUnreachableStore(t *testing.T) {
 	}
 }
 
-// The store refuses the epoch of a session that rests, as after "store restore":
-// the manager places it above, and the next taking rests on until a person asks.
-func TestARestSurvivesARefusedEpoch(t *testing.T) {
+// The store refuses the epoch of a session that rests, as after "store restore". The
+// manager places it with a higher epoch, and the session still rests until a person
+// restarts it.
+func TestARestStaysWhenTheStoreRefusesTheEpoch(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
 		phase v1alpha1.Phase
-		// restarts: restartedAt is acted upon.
+		// restarts: restartedAt has an effect.
 		restarts bool
 	}{
 		{name: "logged out", phase: v1alpha1.PhaseLoggedOut, restarts: true},
-		{name: "nobody scanned", phase: v1alpha1.PhasePairingExpired, restarts: true},
+		{name: "pairing expired", phase: v1alpha1.PhasePairingExpired, restarts: true},
 		{name: "banned without an end", phase: v1alpha1.PhaseBanned, restarts: true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -793,14 +796,14 @@ func TestARestSurvivesARefusedEpoch(t *testing.T) {
 			m.hold = true
 			claimed, _ := m.wantedStatus(noon)
 			m.observe(session(func(s *v1alpha1.WhatsAppSession) { s.Status = claimed }), noon)
-			m.behind(500, noon)
+			m.onEpochBehind(500, noon)
 			for range 3 {
 				_, _ = m.decide(noon)
 			}
 			left, needed := m.wantedStatus(noon)
 			g.Expect(needed).To(BeTrue())
 			g.Expect(left.HeldBy).To(BeEmpty())
-			g.Expect(left.StoredEpoch).To(BeEquivalentTo(500), "all that the manager needs")
+			g.Expect(left.StoredEpoch).To(BeEquivalentTo(500), "the manager needs nothing else")
 			g.Expect(left.Phase).To(Equal(tt.phase))
 
 			above := session(func(s *v1alpha1.WhatsAppSession) { s.Status = left; s.Status.Epoch = 501 })
@@ -814,7 +817,7 @@ func TestARestSurvivesARefusedEpoch(t *testing.T) {
 			g.Expect(op).To(Equal(OpTake))
 			m.onTaken(Device{Starts: 1, JID: jid, PhoneNumber: phone}, noon)
 			_, op = m.decide(noon)
-			g.Expect(op).To(Equal(OpNone), "not one attempt")
+			g.Expect(op).To(Equal(OpNone), "no attempt")
 			g.Expect(m.want.Phase).To(Equal(tt.phase))
 
 			m.observe(session(func(s *v1alpha1.WhatsAppSession) {
@@ -822,30 +825,30 @@ func TestARestSurvivesARefusedEpoch(t *testing.T) {
 				s.Annotations = map[string]string{v1alpha1.RestartedAtAnnotation: "now"}
 			}), noon)
 			_, op = m.decide(noon)
-			g.Expect(op).To(Equal(OpDial), "but a person may ask for one")
+			g.Expect(op).To(Equal(OpDial), "an attempt after a restart")
 			g.Expect(m.want.RetryReason).To(BeEmpty())
 		})
 	}
 }
 
-// Nobody spends a login token on a session that is not to log in soon.
-func TestARestIsTakenWithoutALoginToken(t *testing.T) {
+// A session that will not log in soon needs no login token.
+func TestASessionThatRestsIsClaimedWithoutALoginToken(t *testing.T) {
 	in := func(d time.Duration) *metav1.Time { return &metav1.Time{Time: noon.Add(d)} }
 	for _, tt := range []struct {
-		name   string
-		status v1alpha1.WhatsAppSessionStatus
-		asked  bool // restartedAt has changed
-		token  bool
+		name    string
+		status  v1alpha1.WhatsAppSessionStatus
+		restart bool // restartedAt has changed
+		token   bool
 	}{
 		{name: "logged out", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseLoggedOut}},
-		{name: "logged out, and a person asks", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseLoggedOut}, asked: true, token: true},
+		{name: "logged out, and restarted", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseLoggedOut}, restart: true, token: true},
 		{name: "logged out, and its worker died", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseDisconnected, RetryReason: v1alpha1.ReasonLoggedOut}},
 		{name: "banned for an hour", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseBanned, RetryAfter: in(time.Hour)}},
-		{name: "banned for some seconds more", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseBanned, RetryAfter: in(time.Second)}, token: true},
+		{name: "banned for a few more seconds", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseBanned, RetryAfter: in(time.Second)}, token: true},
 		{name: "in quarantine", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseDisconnected, Failures: 8, RetryAfter: in(time.Hour)}},
 		{name: "replaced twice", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseReplaced, Replacements: 2}},
 		{name: "outdated: another worker may have a newer image", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseOutdated}, token: true},
-		{name: "connected elsewhere", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseConnected}, token: true},
+		{name: "connected by another holder", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseConnected}, token: true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			g := NewWithT(t)
@@ -853,7 +856,7 @@ func TestARestIsTakenWithoutALoginToken(t *testing.T) {
 			m.observe(session(func(s *v1alpha1.WhatsAppSession) {
 				s.Status.Phase, s.Status.RetryReason, s.Status.RetryAfter = tt.status.Phase, tt.status.RetryReason, tt.status.RetryAfter
 				s.Status.Failures, s.Status.Replacements = tt.status.Failures, tt.status.Replacements
-				if tt.asked {
+				if tt.restart {
 					s.Annotations = map[string]string{v1alpha1.RestartedAtAnnotation: "now"}
 				}
 			}), noon)
@@ -864,79 +867,81 @@ func TestARestIsTakenWithoutALoginToken(t *testing.T) {
 	}
 }
 
-// No codes are offered in a quarantine, so its hours do not count against the pairing.
-func TestAQuarantineStopsThePairingDeadline(t *testing.T) {
+// No codes are offered in a quarantine, so its time does not count for the pairing
+// deadline.
+func TestAQuarantineRemovesThePairingDeadline(t *testing.T) {
 	g := NewWithT(t)
-	l := &life{Machine: takenMachine(session(), Device{Starts: 1}), now: noon}
-	l.beginPairing(noon)
+	a := &attempts{Machine: takenMachine(session(), Device{Starts: 1}), now: noon}
+	a.beginPairing(noon)
 	for range DefaultQuarantineAfter {
-		l.wait(max(l.retryAt.Sub(l.now), 0))
-		g.Expect(l.dialsNow()).To(BeTrue())
-		l.onDialed(false, l.dialSpec(), l.now)
-		l.hears(ended("StreamError503"))
+		a.wait(max(a.retryAt.Sub(a.now), 0))
+		g.Expect(a.dialsNow()).To(BeTrue())
+		a.onDialed(false, a.dialSpec(), a.now)
+		a.emit(ended("StreamError503"))
 	}
-	l.verdict()
-	g.Expect(l.quarantined()).To(BeTrue())
-	g.Expect(l.want.PairingDeadline).To(BeNil())
-	l.dialsNow()
-	l.wait(l.retryAt.Sub(l.now))
-	g.Expect(l.dialsNow()).To(BeTrue())
-	l.onDialed(false, l.dialSpec(), l.now)
-	l.hears(Event{Type: EventQR, Codes: []string{"one"}})
-	l.wait(time.Second)
-	g.Expect(l.want.Phase).To(Equal(v1alpha1.PhasePairing))
-	g.Expect(l.want.QR).NotTo(BeNil())
+	a.awaitAssessment()
+	g.Expect(a.quarantined()).To(BeTrue())
+	g.Expect(a.want.PairingDeadline).To(BeNil())
+	a.dialsNow()
+	a.wait(a.retryAt.Sub(a.now))
+	g.Expect(a.dialsNow()).To(BeTrue())
+	a.onDialed(false, a.dialSpec(), a.now)
+	a.emit(Event{Type: EventQR, Codes: []string{"one"}})
+	a.wait(time.Second)
+	g.Expect(a.want.Phase).To(Equal(v1alpha1.PhasePairing))
+	g.Expect(a.want.QR).NotTo(BeNil())
 }
 
 func TestADeletedSessionIsNotTriedDuringABan(t *testing.T) {
 	g := NewWithT(t)
-	l := newLife()
-	l.attempt(t)
-	l.hears(Event{Type: EventBanned, Until: l.now.Add(time.Hour)})
-	gone := l.obj.DeepCopy()
-	gone.DeletionTimestamp = &metav1.Time{Time: l.now}
-	l.observe(gone, l.now)
-	g.Expect(l.want.Phase).To(Equal(v1alpha1.PhaseTerminating))
-	g.Expect(l.dialsNow()).To(BeFalse())
-	l.wait(LogoutTimeout - time.Second)
-	g.Expect(l.dialsNow()).To(BeFalse())
+	a := newAttempts()
+	a.attempt(t)
+	a.emit(Event{Type: EventBanned, Until: a.now.Add(time.Hour)})
+	gone := a.obj.DeepCopy()
+	gone.DeletionTimestamp = &metav1.Time{Time: a.now}
+	a.observe(gone, a.now)
+	g.Expect(a.want.Phase).To(Equal(v1alpha1.PhaseTerminating))
+	g.Expect(a.dialsNow()).To(BeFalse())
+	a.wait(LogoutTimeout - time.Second)
+	g.Expect(a.dialsNow()).To(BeFalse())
 
-	l = newLife(func(s *v1alpha1.WhatsAppSession) { s.DeletionTimestamp = &metav1.Time{Time: noon} })
-	l.attempt(t)
-	l.hears(Event{Type: EventBanned, Message: "too much", Until: l.now.Add(time.Hour)})
-	g.Expect(l.want.Phase).To(Equal(v1alpha1.PhaseTerminating))
-	g.Expect(l.message).To(ContainSubstring("no attempt is made before"))
-	l.wait(time.Minute)
-	g.Expect(l.dialsNow()).To(BeFalse(), "the ban came with the attempt to log out")
+	a = newAttempts(func(s *v1alpha1.WhatsAppSession) { s.DeletionTimestamp = &metav1.Time{Time: noon} })
+	a.attempt(t)
+	a.emit(Event{Type: EventBanned, Message: "too much", Until: a.now.Add(time.Hour)})
+	g.Expect(a.want.Phase).To(Equal(v1alpha1.PhaseTerminating))
+	g.Expect(a.message).To(ContainSubstring("no attempt is made before"))
+	a.wait(time.Minute)
+	g.Expect(a.dialsNow()).To(BeFalse(), "the attempt to log out was answered with a ban")
 }
 
 func TestSuspensionAndReplacement(t *testing.T) {
 	g := NewWithT(t)
-	l := newLife()
+	a := newAttempts()
 	for range 2 {
-		l.attempt(t)
-		l.hears(Event{Type: EventReplaced})
+		a.attempt(t)
+		a.emit(Event{Type: EventReplaced})
 	}
-	suspended := l.obj.DeepCopy()
+	suspended := a.obj.DeepCopy()
 	suspended.Spec.Suspend, suspended.Status.Worker = true, ""
-	l.observe(suspended, l.now)
-	l.dialsNow()
-	g.Expect(l.want.Replacements).To(BeEquivalentTo(1), "who suspends and resumes has looked at it: once more")
-	g.Expect(l.want.RetryAfter).To(BeNil())
+	a.observe(suspended, a.now)
+	a.dialsNow()
+	g.Expect(a.want.Replacements).To(BeEquivalentTo(1), "one more attempt after a suspension")
+	g.Expect(a.want.RetryAfter).To(BeNil())
 
-	// Resumed before the manager has seen it.
-	resumed := l.obj.DeepCopy()
-	l.socket, l.running, l.hold = socketNone, OpNone, false
-	resumed.Status, _ = l.wantedStatus(l.now)
+	// The session is resumed before the manager has seen the suspension.
+	resumed := a.obj.DeepCopy()
+	a.socket, a.running, a.hold = socketNone, OpNone, false
+	resumed.Status, _ = a.wantedStatus(a.now)
 	resumed.Spec.Suspend, resumed.Status.Worker, resumed.Status.Epoch = false, "worker-b", 102
 	next := newMachine("worker-b", "p9", func() float64 { return 0.5 })
-	next.observe(resumed, l.now)
-	g.Expect(next.restsLong(l.now)).To(BeFalse())
+	next.observe(resumed, a.now)
+	g.Expect(next.restsLong(a.now)).To(BeFalse())
 	g.Expect(next.want.Phase).To(Equal(v1alpha1.PhaseConnecting))
 }
 
-// A replaced session as a version before the count of replacements wrote it.
-func TestReplacedByAnOlderVersion(t *testing.T) {
+// The status of a replaced session may be written by a version that did not count
+// replacements.
+func TestAReplacedSessionOfAnOlderVersion(t *testing.T) {
 	g := NewWithT(t)
 	soon := metav1.NewTime(noon.Add(time.Minute))
 	m := takenMachine(session(func(s *v1alpha1.WhatsAppSession) {
@@ -947,7 +952,7 @@ func TestReplacedByAnOlderVersion(t *testing.T) {
 	g.Expect(m.retryAt).To(BeTemporally("==", soon.Time))
 }
 
-// tracked is a fleet whose sessions are counted as a worker counts them.
+// tracked is a Fleet with the FailureTracker of a worker.
 type tracked struct {
 	noFleet
 	*FailureTracker
@@ -957,35 +962,35 @@ func (f tracked) Failed(uid types.UID, now time.Time)  { f.FailureTracker.Failed
 func (f tracked) Recovered(uid types.UID, _ time.Time) { f.FailureTracker.Recovered(uid) }
 func (f tracked) Common(now time.Time) bool            { return f.FailureTracker.Common(now) }
 
-// The first session of many to lose its connection, with the others as the worker counts them.
-func TestManyConnectionsThatEnd(t *testing.T) {
+// A session loses its connection as the first of many, with the FailureTracker of a worker.
+func TestManyConnectionsEnd(t *testing.T) {
 	for name, c := range map[string]struct {
 		end  int
 		want bool
 	}{
-		"no other's": {0, true},
-		"a third":    {4, true},
-		"most":       {9, false},
-		"all":        {12, false},
+		"no other": {0, true},
+		"a third":  {4, true},
+		"most":     {9, false},
+		"all":      {12, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			fleet := tracked{FailureTracker: &FailureTracker{}}
-			l := newLife()
-			l.fleet = fleet
+			a := newAttempts()
+			a.fleet = fleet
 			for i := range 12 {
 				fleet.Connected(types.UID(fmt.Sprint(i)))
 			}
-			l.fails(t, DefaultQuarantineAfter-1, EndSocketClosed)
-			l.attempt(t)
-			l.connects()
-			fleet.Connected(l.obj.UID)
-			l.hears(ended(EndSocketClosed))
-			fleet.Ended(l.obj.UID, l.now)
+			a.fail(t, DefaultQuarantineAfter-1, EndSocketClosed)
+			a.attempt(t)
+			a.connect()
+			fleet.Connected(a.obj.UID)
+			a.emit(ended(EndSocketClosed))
+			fleet.Ended(a.obj.UID, a.now)
 			for i := range c.end {
-				fleet.Ended(types.UID(fmt.Sprint(i)), l.now.Add(assessmentDelay-time.Second))
+				fleet.Ended(types.UID(fmt.Sprint(i)), a.now.Add(assessmentDelay-time.Second))
 			}
-			l.wait(assessmentDelay)
-			NewWithT(t).Expect(l.quarantined()).To(Equal(c.want))
+			a.wait(assessmentDelay)
+			NewWithT(t).Expect(a.quarantined()).To(Equal(c.want))
 		})
 	}
 }

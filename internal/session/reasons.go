@@ -2,12 +2,12 @@ package session
 
 import "strings"
 
-// Why a connection ended, or could not be opened: Event.Reason, for logs, for
-// metrics and for telling one kind of failure from another. The connector uses
-// these names and no others, so that each has its own value of the metrics' label.
+// Why a connection ended or could not be opened: the values of Event.Reason. They are
+// used in logs, as labels of metrics, and to distinguish failures. The connector uses no
+// other names, so that each has its own label.
 const (
-	// EndSocketClosed is that of an end which nobody has explained: the node that would
-	// have done it may be lost.
+	// EndSocketClosed is the reason if WhatsApp named none: the node with the reason may have
+	// been lost.
 	EndSocketClosed       = "SocketClosed"
 	EndSilent             = "Silent"
 	EndKeepAliveTimeout   = "KeepAliveTimeout"
@@ -39,7 +39,7 @@ const (
 	EndHandlerStuck       = "HandlerStuck"
 )
 
-// These carry a code of WhatsApp's after them.
+// These have a code from WhatsApp after them.
 const (
 	EndStreamError        = "StreamError"
 	EndConnectFailure     = "ConnectFailure"
@@ -57,11 +57,11 @@ var (
 	endKinds = []string{EndStreamError, EndConnectFailure, EndTemporaryBan, EndPairingCodeRefused}
 )
 
-// EndOther is the label of a reason that is none of these.
+// EndOther is the label of any other reason.
 const EndOther = "Other"
 
-// EndLabel is a reason as the label of a metric: without its code, and one of
-// about two dozen, whatever came from outside.
+// EndLabel returns the label of a metric for a reason: without its code, and always one
+// of the constants, so that text from outside adds no labels.
 func EndLabel(reason string) string {
 	for _, known := range endReasons {
 		if reason == known {

@@ -6,7 +6,7 @@ import (
 	. "github.com/onsi/gomega"
 )
 
-// Reasons carry codes from outside: they must not make a label each.
+// Reasons may contain codes from outside, which must not add labels.
 func TestEndLabelsAreBounded(t *testing.T) {
 	for reason, want := range map[string]string{
 		"SocketClosed": "SocketClosed", "StreamError515": "StreamError", "StreamErrorUnknown": "StreamError",

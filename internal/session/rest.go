@@ -8,48 +8,47 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
 )
 
-// Quarantined reports whether the session has failed so often that it is left
-// alone until status.retryAfter. Of all that set retryAfter, only a quarantine
-// has failures beside it.
+// Quarantined reports whether the session has failed so often that no attempt is made
+// before status.retryAfter. Nothing else sets both retryAfter and failures.
 func Quarantined(s v1alpha1.WhatsAppSessionStatus, now time.Time) bool {
 	return s.RetryReason == "" && s.Failures > 0 && waits(s, now)
 }
 
-// waits: status.retryAfter is still to come.
+// waits reports whether status.retryAfter is in the future.
 func waits(s v1alpha1.WhatsAppSessionStatus, now time.Time) bool {
 	return s.RetryAfter != nil && now.Before(s.RetryAfter.Time)
 }
 
-// Banned reports whether WhatsApp's ban is not over yet. One without an end is
-// over when a person says so.
+// Banned reports whether the account is banned by WhatsApp. A ban without an end is over
+// when a person restarts the session.
 func Banned(s v1alpha1.WhatsAppSessionStatus, now time.Time) bool {
 	switch s.RetryReason {
 	case v1alpha1.ReasonBanned:
 		return s.RetryAfter == nil || waits(s, now)
-	case "": // as a version without retryReason wrote it: the only wait that counts nothing
+	case "": // written by a version without retryReason: the only wait without any counter
 		return waits(s, now) && (s.Phase == v1alpha1.PhaseBanned || s.Failures == 0 && s.Replacements == 0)
 	default:
 		return false
 	}
 }
 
-// endsItsWorker reports whether the session rests because workers died of it.
+// endsItsWorker reports whether the session rests because it ended workers.
 func endsItsWorker(s v1alpha1.WhatsAppSessionStatus, now time.Time) bool {
 	return s.RetryReason == v1alpha1.ReasonEndsItsWorker && waits(s, now)
 }
 
-// Rest is what a session rests from, by all that its status remembers of it
-// whatever became of its phase; rests is false where an attempt may be made. The
-// facts are a phase, its reason and its message.
+// Rest reports whether the session must rest: whether no attempt may be made. It reads
+// only those fields of the status that survive a change of the phase. The facts are the
+// phase of the rest, its reason and its message.
 func Rest(s v1alpha1.WhatsAppSessionStatus, now time.Time) (f status.Facts, rests bool) {
-	again := ": change the annotation " + v1alpha1.RestartedAtAnnotation + " "
+	restart := ": change the annotation " + v1alpha1.RestartedAtAnnotation + " "
 	switch {
 	case s.RetryReason == v1alpha1.ReasonLoggedOut:
-		return status.Facts{Phase: v1alpha1.PhaseLoggedOut, Reason: s.RetryReason, Message: "the device was unlinked" + again + "and scan again"}, true
+		return status.Facts{Phase: v1alpha1.PhaseLoggedOut, Reason: s.RetryReason, Message: "the device was unlinked" + restart + "and scan again"}, true
 	case s.RetryReason == v1alpha1.ReasonWrongPhone:
-		return status.Facts{Phase: v1alpha1.PhaseLoggedOut, Reason: s.RetryReason, Message: "a phone was linked that spec.pairing.phoneNumber does not allow, and has been logged out" + again + "and scan with the right phone"}, true
+		return status.Facts{Phase: v1alpha1.PhaseLoggedOut, Reason: s.RetryReason, Message: "a phone was linked that spec.pairing.phoneNumber does not allow, and has been logged out" + restart + "and scan with the right phone"}, true
 	case s.RetryReason == v1alpha1.ReasonPairingExpired:
-		return status.Facts{Phase: v1alpha1.PhasePairingExpired, Reason: s.RetryReason, Message: "no phone was linked in time" + again + "to offer codes again"}, true
+		return status.Facts{Phase: v1alpha1.PhasePairingExpired, Reason: s.RetryReason, Message: "no phone was linked in time" + restart + "to offer codes again"}, true
 	case s.RetryReason == v1alpha1.ReasonPairingCodeRefused && waits(s, now):
 		return status.Facts{Phase: v1alpha1.PhasePairing, Reason: s.RetryReason, Message: "WhatsApp gave no pairing code: it is asked again at " + s.RetryAfter.UTC().Format(time.RFC3339)}, true
 	case endsItsWorker(s, now):
@@ -59,7 +58,7 @@ func Rest(s v1alpha1.WhatsAppSessionStatus, now time.Time) (f status.Facts, rest
 	case s.RetryReason == "" && (s.Replacements > 1 || s.Replacements > 0 && waits(s, now)):
 		return status.Facts{Phase: v1alpha1.PhaseReplaced, Reason: v1alpha1.ReasonReplaced, Message: ReplacedMessage(s.Replacements)}, true
 	case Banned(s, now) && s.RetryAfter == nil:
-		return status.Facts{Phase: v1alpha1.PhaseBanned, Reason: v1alpha1.ReasonBanned, Message: "WhatsApp banned the account and did not say until when" + again + "to try"}, true
+		return status.Facts{Phase: v1alpha1.PhaseBanned, Reason: v1alpha1.ReasonBanned, Message: "WhatsApp banned the account and did not say until when" + restart + "to try"}, true
 	case Banned(s, now):
 		return status.Facts{Phase: v1alpha1.PhaseBanned, Reason: v1alpha1.ReasonBanned, Message: "WhatsApp banned the account for a time: no attempt is made before " + s.RetryAfter.UTC().Format(time.RFC3339)}, true
 	default:
@@ -67,23 +66,25 @@ func Rest(s v1alpha1.WhatsAppSessionStatus, now time.Time) (f status.Facts, rest
 	}
 }
 
-// Remember keeps what a phase alone says of a rest, so that the phase may be overwritten.
-func Remember(s v1alpha1.WhatsAppSessionStatus) v1alpha1.WhatsAppSessionStatus {
+// keepRest sets status.retryReason from the phase, so that the rest is still known when
+// the phase is overwritten.
+func keepRest(s v1alpha1.WhatsAppSessionStatus) v1alpha1.WhatsAppSessionStatus {
 	switch {
 	case s.RetryReason != "":
 	case s.Phase == v1alpha1.PhaseLoggedOut && status.Reason(s) == v1alpha1.ReasonWrongPhone:
 		s.RetryReason = v1alpha1.ReasonWrongPhone
 	case s.Phase == v1alpha1.PhaseLoggedOut, s.Phase == v1alpha1.PhasePairingExpired, s.Phase == v1alpha1.PhaseBanned:
-		s.RetryReason = string(s.Phase) // which are reasons, too
+		s.RetryReason = string(s.Phase) // these phases are also reasons
 	}
 	return s
 }
 
-// Suspend is what a suspension makes of the status of a session that nobody
-// holds any more: its time does not count against the pairing, and who suspends
-// and resumes has looked for the other login.
+// Suspend returns the status of a suspended session that no worker holds any more. The
+// time of the suspension does not count for the pairing deadline. After Replaced, a
+// person who suspends and resumes has presumably stopped the other login, so one more
+// attempt is made.
 func Suspend(s v1alpha1.WhatsAppSessionStatus) v1alpha1.WhatsAppSessionStatus {
-	s = Remember(s)
+	s = keepRest(s)
 	s.PairingDeadline = nil
 	if s.Phase == v1alpha1.PhaseReplaced {
 		s.RetryAfter, s.Replacements = nil, min(s.Replacements, 1)
@@ -91,12 +92,12 @@ func Suspend(s v1alpha1.WhatsAppSessionStatus) v1alpha1.WhatsAppSessionStatus {
 	return s
 }
 
-// RestartBannedMessage says why a restart makes no attempt.
+// RestartBannedMessage says why no attempt is made after a restart.
 func RestartBannedMessage(s v1alpha1.WhatsAppSessionStatus) string {
 	return "restartedAt changed, but WhatsApp bans the account until " + s.RetryAfter.UTC().Format(time.RFC3339) + ": no attempt is made before"
 }
 
-// ReplacedMessage says what to do about so many logins elsewhere.
+// ReplacedMessage says what to do after that many replacements by another login.
 func ReplacedMessage(replacements int32) string {
 	if replacements <= 1 {
 		return "another program logged in with the keys of this device: stop it; the session is tried once more after 5 minutes"

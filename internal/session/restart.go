@@ -6,24 +6,23 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 )
 
-// restartInterval bounds how often restartedAt counts.
+// restartInterval is the shortest time between two restarts.
 const restartInterval = time.Minute
 
-// RestartResult is what became of a change of restartedAt.
+// RestartResult is what a change of restartedAt has done.
 type RestartResult string
 
 // The results of Restart.
 const (
-	RestartNone   RestartResult = ""       // nobody has asked
-	RestartWaits  RestartResult = "Waits"  // it is too soon after the last one
-	RestartBanned RestartResult = "Banned" // it was noted, but no attempt is made before the ban ends
-	RestartDone   RestartResult = "Done"   // the session begins anew
+	RestartNone   RestartResult = ""       // restartedAt has not changed
+	RestartWaits  RestartResult = "Waits"  // too soon after the last restart
+	RestartBanned RestartResult = "Banned" // the value is stored, but no attempt is made before the ban ends
+	RestartDone   RestartResult = "Done"   // the session starts again
 )
 
-// Restart acts upon the annotation restartedAt, for the holder and, where nobody
-// holds the session, for the manager. s is the session's status as it is to be
-// written; next is what the restart makes of it, but for the phase. from is when
-// a restart that waits is due.
+// Restart handles the annotation restartedAt, for the holder and, if no worker holds the
+// session, for the manager. s is the status to write, and next the status after the
+// restart, except for the phase. from is when a restart that waits is due.
 func Restart(obj *v1alpha1.WhatsAppSession, s v1alpha1.WhatsAppSessionStatus, now time.Time) (next v1alpha1.WhatsAppSessionStatus, result RestartResult, from time.Time) {
 	if !restartWanted(obj, s) {
 		return s, RestartNone, time.Time{}
@@ -40,14 +39,14 @@ func Restart(obj *v1alpha1.WhatsAppSession, s v1alpha1.WhatsAppSessionStatus, no
 	return s, RestartDone, time.Time{}
 }
 
-// restartWanted: restartedAt has a value that was not acted upon.
+// restartWanted reports whether restartedAt has a value that was not handled yet.
 func restartWanted(obj *v1alpha1.WhatsAppSession, s v1alpha1.WhatsAppSessionStatus) bool {
 	value := obj.RestartedAt()
 	return value != "" && value != s.ObservedRestartedAt
 }
 
-// restartFrom is the earliest time at which restartedAt counts again. A last
-// restart in the future was written by a machine whose clock was ahead: it is ignored.
+// restartFrom is the earliest time of the next restart. A last restart in the future was
+// written by a machine whose clock is ahead, and is ignored.
 func restartFrom(s v1alpha1.WhatsAppSessionStatus, now time.Time) time.Time {
 	if s.RestartedTime == nil || s.RestartedTime.After(now) {
 		return time.Time{}

@@ -6,17 +6,17 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 )
 
-// rule is a line of the table by which a supervisor decides what to do next.
+// rule is a row of the table that decides the next step.
 type rule struct {
 	name string
 	when func(m *Machine, now time.Time) bool
-	// then changes the model and names the operation to begin, if any.
+	// then changes the machine and returns the operation to start; OpNone: none.
 	then func(m *Machine, now time.Time) Operation
 }
 
-// rules are tried in order; the first that applies is carried out. They are
-// level-triggered: whatever was missed or came twice, the same facts lead to
-// the same step.
+// rules are tried in order, and the first one that applies is carried out. They are
+// level-triggered: the same state leads to the same step, even if an input was missed or
+// came twice.
 var rules = []rule{
 	{
 		name: "one operation at a time",
@@ -25,22 +25,22 @@ var rules = []rule{
 	},
 	{
 		name: "a connection that has ended is closed",
-		when: func(m *Machine, _ time.Time) bool { return m.socket == socketOver },
+		when: func(m *Machine, _ time.Time) bool { return m.socket == socketEnded },
 		then: start(OpClose),
 	},
 	{
-		name: "a device that is not held, or not to be held, has no socket",
+		name: "a session that is not held here, or must be released, has no socket",
 		when: func(m *Machine, now time.Time) bool {
 			return m.socket != socketNone && (!m.held() || !m.stays(now))
 		},
 		then: func(m *Machine, now time.Time) Operation {
-			m.leaving(now)
+			m.onLeaving(now)
 			m.drop()
 			return OpClose
 		},
 	},
 	{
-		name: "another proxy means another connection",
+		name: "a new proxy needs a new connection",
 		when: func(m *Machine, _ time.Time) bool {
 			return m.socket != socketNone && m.dialed.ProxySecret != m.dialSpec().ProxySecret
 		},
@@ -52,25 +52,25 @@ var rules = []rule{
 		},
 	},
 	{
-		name: "what is to be told is told before the device is given up, for a moment",
+		name: "pending publications come before the release, for a second at most",
 		when: func(m *Machine, now time.Time) bool {
 			return m.heldHere() && !m.stays(now) && m.hold && m.releaseBy.IsZero()
 		},
 		then: func(m *Machine, now time.Time) Operation {
-			m.leaving(now)
+			m.onLeaving(now)
 			m.releaseBy = now.Add(flushTimeout)
 			return OpNone
 		},
 	},
 	{
-		name: "a taking that ends in order is settled before its device is given up",
+		name: "a taking is settled before the release",
 		when: func(m *Machine, now time.Time) bool {
 			return m.held() && !m.stays(now) && m.hold && m.taken && !m.forgotten && !m.settleAt.IsZero() && !m.settledLast && m.pace.allows(OpSettle, now)
 		},
 		then: func(m *Machine, _ time.Time) Operation { m.settledLast = true; return OpSettle },
 	},
 	{
-		name: "a device that is not to be held is given up",
+		name: "a session that must not be held is released",
 		when: func(m *Machine, now time.Time) bool { return m.heldHere() && !m.stays(now) },
 		then: func(m *Machine, now time.Time) Operation {
 			if m.hold && m.publishing && now.Before(m.releaseBy) {
@@ -91,12 +91,12 @@ var rules = []rule{
 		then: start(OpToken),
 	},
 	{
-		name: "the old holder is waited for",
+		name: "the claim waits until the old holder has released the session",
 		when: func(m *Machine, _ time.Time) bool { return m.obj.Status.HeldBy != "" && !m.heldHere() },
 		then: nothing,
 	},
 	{
-		name: "the claim is written and confirmed before the device is taken",
+		name: "the claim is written and confirmed before the keys are taken",
 		when: func(m *Machine, _ time.Time) bool { return !m.held() || !m.hold },
 		then: func(m *Machine, now time.Time) Operation {
 			if !m.hold && m.pace.allows(claim, now) {
@@ -117,7 +117,7 @@ var rules = []rule{
 		then: nothing,
 	},
 	{
-		name: "a deleted session offers no codes; its record is read again, for a scan may just have succeeded",
+		name: "a deleted session offers no codes; its keys are taken again, because a phone may have scanned one",
 		when: func(m *Machine, _ time.Time) bool {
 			return m.logoutWanted() && m.socket == socketPairing && m.want.JID == ""
 		},
@@ -128,14 +128,14 @@ var rules = []rule{
 		},
 	},
 	{
-		name: "another way of pairing means another connection",
+		name: "a new pairing method needs a new connection",
 		when: func(m *Machine, _ time.Time) bool {
 			return m.want.JID == "" && m.want.Phase == v1alpha1.PhasePairing && m.dialed.PairPhone != m.dialSpec().PairPhone
 		},
 		then: func(m *Machine, now time.Time) Operation {
 			m.awaitCodes(now)
 			m.retryAt, m.want.RetryAfter, m.want.RetryReason = now, nil, ""
-			if m.socket == socketNone { // it may have been waiting after a refusal
+			if m.socket == socketNone { // the session was waiting after WhatsApp refused a code
 				return OpNone
 			}
 			m.drop()
@@ -157,7 +157,7 @@ var rules = []rule{
 		then: start(OpLogout),
 	},
 	{
-		name: "whose account a number is that differs, WhatsApp says",
+		name: "WhatsApp is asked whether a number that differs belongs to the linked account",
 		when: func(m *Machine, now time.Time) bool {
 			return m.socket == socketOpen && m.unverified() && !m.logoutWanted() && !now.Before(m.retryAt)
 		},
@@ -194,7 +194,7 @@ func start(op Operation) func(*Machine, time.Time) Operation {
 	return func(*Machine, time.Time) Operation { return op }
 }
 
-// decide applies the first rule that holds and returns its name and operation.
+// decide carries out the first rule that applies, and returns its name and operation.
 func (m *Machine) decide(now time.Time) (string, Operation) {
 	if m.obj == nil {
 		return "", OpNone
@@ -207,7 +207,7 @@ func (m *Machine) decide(now time.Time) (string, Operation) {
 	return "", OpNone
 }
 
-// cancels reports whether the operation under way is of no use any more.
+// cancels reports whether the operation under way is useless now.
 func (m *Machine) cancels(now time.Time) bool {
 	switch m.running {
 	case OpToken:
@@ -221,12 +221,12 @@ func (m *Machine) cancels(now time.Time) bool {
 	}
 }
 
-// dialIsUseless: what was decided while the dial waited for its turn makes it
-// useless. If it is still wanted, it begins anew with what is so now.
+// dialIsUseless reports whether something that has changed while the dial waited for its
+// turn makes it useless. If a connection is still needed, a new dial starts.
 func (m *Machine) dialIsUseless() bool {
 	spec, unpaired := m.dialSpec(), m.want.JID == ""
 	switch {
-	case m.retryAt.IsZero(): // the time for pairing is over
+	case m.retryAt.IsZero(): // the pairing has expired
 		return true
 	case spec.ProxySecret != m.dialing.ProxySecret:
 		return true
@@ -237,13 +237,14 @@ func (m *Machine) dialIsUseless() bool {
 	}
 }
 
-// leaving says why a session that is to be given up is not connected.
-func (m *Machine) leaving(now time.Time) {
+// onLeaving prepares the status of a session that must be released: it says why the
+// session is not connected.
+func (m *Machine) onLeaving(now time.Time) {
 	m.hideCode()
 	m.stableAt, m.watchdog = time.Time{}, time.Time{}
 	if m.obj.Spec.Suspend {
 		m.want = Suspend(m.want)
-		if m.want.Phase == v1alpha1.PhaseReplaced { // should it be resumed before the manager has seen it
+		if m.want.Phase == v1alpha1.PhaseReplaced { // the session may be resumed before the manager sees this status
 			m.want.Phase = v1alpha1.PhaseDisconnected
 		}
 	}

@@ -12,7 +12,7 @@ import (
 
 func in(d time.Duration) *metav1.Time { return &metav1.Time{Time: noon.Add(d)} }
 
-// What other machines wrote may be from a clock that was ahead.
+// Times that other machines wrote may be from a clock that is ahead.
 func TestTimesInTheFuture(t *testing.T) {
 	const far = 1000 * time.Hour
 	status := func(change func(*v1alpha1.WhatsAppSessionStatus)) v1alpha1.WhatsAppSessionStatus {
@@ -58,7 +58,7 @@ func TestTimesInTheFuture(t *testing.T) {
 			retry: in(replacedPause),
 		},
 		{
-			name: "no code to type",
+			name: "a refused pairing code",
 			status: status(func(s *v1alpha1.WhatsAppSessionStatus) {
 				s.RetryReason, s.RetryAfter = v1alpha1.ReasonPairingCodeRefused, in(far)
 			}),
@@ -76,7 +76,7 @@ func TestTimesInTheFuture(t *testing.T) {
 			status: status(func(s *v1alpha1.WhatsAppSessionStatus) {
 				s.RetryReason, s.RetryAfter = v1alpha1.ReasonBanned, in(100*365*24*time.Hour)
 			}),
-			retry: in(banMost + banMargin),
+			retry: in(banMax + banMargin),
 		},
 		{
 			name: "a ban without an end",
@@ -91,13 +91,13 @@ func TestTimesInTheFuture(t *testing.T) {
 			got := ClampTimes(obj, tt.status, DefaultQuarantineMost, noon)
 			g.Expect(got.PairingDeadline).To(Equal(tt.deadline))
 			g.Expect(got.RetryAfter).To(Equal(tt.retry))
-			g.Expect(ClampTimes(obj, got, DefaultQuarantineMost, noon.Add(time.Minute))).To(Equal(got), "it ends where it was bounded to")
+			g.Expect(ClampTimes(obj, got, DefaultQuarantineMost, noon.Add(time.Minute))).To(Equal(got), "a later call does not extend it")
 
 			obj.Status.PairingDeadline, obj.Status.RetryAfter, obj.Status.RetryReason = tt.status.PairingDeadline, tt.status.RetryAfter, tt.status.RetryReason
 			obj.Status.Phase, obj.Status.Failures, obj.Status.Replacements = tt.status.Phase, tt.status.Failures, tt.status.Replacements
 			m := newMachine(me, process, nil)
 			m.observe(obj, noon)
-			g.Expect(m.want.RetryAfter).To(Equal(tt.retry), "the next holder waits no longer")
+			g.Expect(m.want.RetryAfter).To(Equal(tt.retry), "the next holder waits no longer than that")
 			g.Expect(m.want.PairingDeadline).To(Equal(tt.deadline))
 		})
 	}
@@ -111,17 +111,17 @@ func TestDeletionDeadline(t *testing.T) {
 		want    time.Duration
 	}{
 		{name: "seen at once", deleted: in(0), want: LogoutTimeout},
-		{name: "seen late: the time counts from the deletion", deleted: in(0), seen: time.Minute, want: LogoutTimeout},
-		{name: "seen when the time is over: nobody has tried it, so it is tried for a minute", deleted: in(-time.Hour), want: leastLogout},
-		{name: "seen shortly before that: at least a minute", deleted: in(0), seen: LogoutTimeout - time.Second, want: LogoutTimeout - time.Second + leastLogout},
-		{name: "the API server's clock is ahead: it counts from the moment at which it was seen", deleted: in(10 * time.Hour), want: LogoutTimeout},
+		{name: "seen late: counted from the deletion", deleted: in(0), seen: time.Minute, want: LogoutTimeout},
+		{name: "seen when the time is over: tried for a minute", deleted: in(-time.Hour), want: minLogout},
+		{name: "seen shortly before the time is over: tried for a minute", deleted: in(0), seen: LogoutTimeout - time.Second, want: LogoutTimeout - time.Second + minLogout},
+		{name: "the clock of the API server is ahead: counted from when it was seen", deleted: in(10 * time.Hour), want: LogoutTimeout},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			obj := session(func(s *v1alpha1.WhatsAppSession) { s.DeletionTimestamp = tt.deleted })
 			NewWithT(t).Expect(DeletionDeadline(obj, noon.Add(tt.seen))).To(BeTemporally("==", noon.Add(tt.want)))
 		})
 	}
-	t.Run("the holder gives the session up then", func(t *testing.T) {
+	t.Run("the holder releases the session at the deadline", func(t *testing.T) {
 		g := NewWithT(t)
 		m := connectedMachine()
 		m.observe(session(heldByMe, func(s *v1alpha1.WhatsAppSession) { s.DeletionTimestamp = in(10 * time.Hour) }), noon)
@@ -138,12 +138,12 @@ func TestRestart(t *testing.T) {
 		from     time.Time
 		observed bool
 	}{
-		{name: "asked for", result: RestartDone, observed: true},
-		{name: "acted upon already", status: v1alpha1.WhatsAppSessionStatus{ObservedRestartedAt: "now"}, observed: true},
-		{name: "another value than the one that was acted upon", status: v1alpha1.WhatsAppSessionStatus{ObservedRestartedAt: "before"}, result: RestartDone, observed: true},
-		{name: "too soon after the last", status: v1alpha1.WhatsAppSessionStatus{RestartedTime: in(-45 * time.Second)}, result: RestartWaits, from: noon.Add(15 * time.Second)},
-		{name: "a minute after the last", status: v1alpha1.WhatsAppSessionStatus{RestartedTime: in(-time.Minute)}, result: RestartDone, observed: true},
-		{name: "the last was on a machine whose clock is ahead", status: v1alpha1.WhatsAppSessionStatus{RestartedTime: in(10 * time.Hour)}, result: RestartDone, observed: true},
+		{name: "a new value", result: RestartDone, observed: true},
+		{name: "a value that was handled already", status: v1alpha1.WhatsAppSessionStatus{ObservedRestartedAt: "now"}, observed: true},
+		{name: "another value than the one that was handled", status: v1alpha1.WhatsAppSessionStatus{ObservedRestartedAt: "before"}, result: RestartDone, observed: true},
+		{name: "too soon after the last restart", status: v1alpha1.WhatsAppSessionStatus{RestartedTime: in(-45 * time.Second)}, result: RestartWaits, from: noon.Add(15 * time.Second)},
+		{name: "a minute after the last restart", status: v1alpha1.WhatsAppSessionStatus{RestartedTime: in(-time.Minute)}, result: RestartDone, observed: true},
+		{name: "the last restart is in the future: written by a clock that is ahead", status: v1alpha1.WhatsAppSessionStatus{RestartedTime: in(10 * time.Hour)}, result: RestartDone, observed: true},
 		{name: "during a ban", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseBanned, RetryReason: v1alpha1.ReasonBanned, RetryAfter: in(time.Hour)}, result: RestartBanned, observed: true},
 		{name: "during a ban without an end", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseBanned, RetryReason: v1alpha1.ReasonBanned}, result: RestartDone, observed: true},
 		{name: "after a ban", status: v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseBanned, RetryReason: v1alpha1.ReasonBanned, RetryAfter: in(-time.Hour)}, result: RestartDone, observed: true},
@@ -165,7 +165,7 @@ func TestRestart(t *testing.T) {
 				g.Expect(next.RetryReason).To(BeEmpty())
 				g.Expect(next.Failures).To(BeZero())
 			case RestartBanned:
-				g.Expect(next.RetryAfter).To(Equal(tt.status.RetryAfter), "not one attempt before")
+				g.Expect(next.RetryAfter).To(Equal(tt.status.RetryAfter), "no attempt before the end of the ban")
 			default:
 				g.Expect(next).To(Equal(tt.status))
 			}

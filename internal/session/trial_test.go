@@ -56,7 +56,7 @@ func TestTakingsThatNothingHasSettled(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			g := NewWithT(t)
-			p := newPlay(session(func(s *v1alpha1.WhatsAppSession) {
+			p := newMachineTest(session(func(s *v1alpha1.WhatsAppSession) {
 				if tt.status != nil {
 					tt.status(&s.Status)
 				}
@@ -90,7 +90,7 @@ func TestTakingsThatNothingHasSettled(t *testing.T) {
 
 // goOn carries out what comes before the first connection, and returns what is then to be
 // done, with the size of the group that is to be recorded.
-func (p *play) goOn(device Device) (op Operation, size int32) {
+func (p *machineTest) goOn(device Device) (op Operation, size int32) {
 	for range 10 {
 		d := p.Next(p.now)
 		switch d.Operation {
@@ -128,7 +128,7 @@ func stalledCondition(s v1alpha1.WhatsAppSessionStatus) string {
 func TestATakingIsSettled(t *testing.T) {
 	t.Run("after a minute, and not at once", func(t *testing.T) {
 		g := NewWithT(t)
-		p := newPlay(session(), func() float64 { return 0.5 })
+		p := newMachineTest(session(), func() float64 { return 0.5 })
 		op, _ := p.goOn(paired(1, 0))
 		g.Expect(op).To(Equal(OpDial))
 		p.Step(Dialed{Paired: true}, p.now)
@@ -149,7 +149,7 @@ func TestATakingIsSettled(t *testing.T) {
 	for name, device := range map[string]Device{"at an orderly end": paired(0, 0), "at an orderly end during its trial": paired(2, 0)} {
 		t.Run(name+", after the socket and before the release", func(t *testing.T) {
 			g := NewWithT(t)
-			p := newPlay(session(), func() float64 { return 0.5 })
+			p := newMachineTest(session(), func() float64 { return 0.5 })
 			op, _ := p.goOn(device)
 			if op == OpTrial {
 				p.Step(TrialRecorded{}, p.now)
@@ -172,7 +172,7 @@ func TestATakingIsSettled(t *testing.T) {
 	}
 	t.Run("not while the session rests", func(t *testing.T) {
 		g := NewWithT(t)
-		p := newPlay(session(), func() float64 { return 0.5 })
+		p := newMachineTest(session(), func() float64 { return 0.5 })
 		op, _ := p.goOn(paired(2, 1))
 		g.Expect(op).To(Equal(OpNone))
 		p.now = p.now.Add(20 * time.Minute)
@@ -182,7 +182,7 @@ func TestATakingIsSettled(t *testing.T) {
 
 func TestATrialThatGoesWellIsRecorded(t *testing.T) {
 	g := NewWithT(t)
-	p := newPlay(session(), func() float64 { return 0.5 })
+	p := newMachineTest(session(), func() float64 { return 0.5 })
 	op, _ := p.goOn(paired(2, 0))
 	g.Expect(op).To(Equal(OpTrial))
 	p.Step(TrialRecorded{}, p.now)
@@ -213,7 +213,7 @@ func TestATrialThatGoesWellIsRecorded(t *testing.T) {
 
 func TestARestIsReported(t *testing.T) {
 	g := NewWithT(t)
-	p := newPlay(session(), func() float64 { return 0.5 })
+	p := newMachineTest(session(), func() float64 { return 0.5 })
 	var events []RecordedEvent
 	for range 6 {
 		d := p.Next(p.now)
@@ -243,7 +243,7 @@ func TestARestIsReported(t *testing.T) {
 	g.Expect(p.next()).To(Equal(OpDial))
 	left := p.Object().DeepCopy()
 	left.Status.HolderStart = "died"
-	next := newPlay(left, func() float64 { return 0.5 })
+	next := newMachineTest(left, func() float64 { return 0.5 })
 	op, _ := next.goOn(paired(4, 1))
 	g.Expect(op).To(Equal(OpNone))
 	g.Expect(endsItsWorker(next.want, next.now)).To(BeTrue())
@@ -293,7 +293,7 @@ type farm struct {
 	now       time.Time
 	order     []types.UID
 	sessions  map[types.UID]*v1alpha1.WhatsAppSession
-	machines  map[types.UID]*play
+	machines  map[types.UID]*machineTest
 	unsettled map[types.UID]int32
 	groups    map[types.UID]int32 // the sizes of the groups, as the store has them
 	connected map[types.UID]bool
@@ -334,13 +334,13 @@ func newFarm(t *testing.T, sessions int) *farm {
 // start begins a process that takes all sessions.
 func (f *farm) start() {
 	f.processes++
-	f.trials, f.machines, f.connected, f.connectedAt = Trials{}, map[types.UID]*play{}, map[types.UID]bool{}, time.Time{}
+	f.trials, f.machines, f.connected, f.connectedAt = Trials{}, map[types.UID]*machineTest{}, map[types.UID]bool{}, time.Time{}
 	f.random.Shuffle(len(f.order), func(i, j int) { f.order[i], f.order[j] = f.order[j], f.order[i] })
 	for _, uid := range f.order {
 		s := f.sessions[uid].DeepCopy()
 		s.Status.HeldBy, s.Status.HolderStart, s.Status.Epoch = "", "", s.Status.Epoch+1
 		s.Status.Phase = v1alpha1.PhaseDisconnected
-		p := &play{Machine: New(Config{Worker: me, Process: fmt.Sprint("p", f.processes), Random: f.random.Float64, Fleet: farmFleet{f: f}}), now: f.now, starts: map[Operation][]time.Time{}}
+		p := &machineTest{Machine: New(Config{Worker: me, Process: fmt.Sprint("p", f.processes), Random: f.random.Float64, Fleet: farmFleet{f: f}}), now: f.now, starts: map[Operation][]time.Time{}}
 		p.Step(Observed{Object: s}, f.now)
 		f.machines[uid] = p
 	}
@@ -354,7 +354,7 @@ func (f *farm) second() {
 	f.now = f.now.Add(time.Second)
 }
 
-func (f *farm) turn(uid types.UID, p *play) {
+func (f *farm) turn(uid types.UID, p *machineTest) {
 	p.now = f.now
 	for range 5 {
 		d := p.Next(f.now)

@@ -301,11 +301,11 @@ func (a *Agent) isStale(key types.NamespacedName, obj *v1alpha1.WhatsAppSession)
 func (a *Agent) keepPace(uid types.UID, pace *session.Pace) {
 	now := a.o.Clock.Now()
 	for other, p := range a.paces {
-		if p.Forgotten(now) {
+		if p.Expired(now) {
 			delete(a.paces, other)
 		}
 	}
-	if !pace.Forgotten(now) {
+	if !pace.Expired(now) {
 		a.paces[uid] = pace
 	}
 }

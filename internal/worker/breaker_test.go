@@ -331,7 +331,7 @@ func TestAProbeThatCannotDialIsReplaced(t *testing.T) {
 	fleet.change(func(b *versionBreaker) { b.onRefused("b", 1, noon) })
 	st.emit(session.Event{Type: session.EventDisconnected, Reason: "SocketClosed"})
 	st.Eventually(func() string { st.clock.Step(time.Second); return string(st.running()) }).Should(Equal("dial"))
-	st.Eventually(func() string { return st.message() }).Should(ContainSubstring("newest is tried"))
+	st.Eventually(func() string { return st.message() }).Should(ContainSubstring("tries the newest version"))
 	st.locked(func() { st.dialErr = errDown })
 	fleet.change((*versionBreaker).onRefreshed)
 	st.Eventually(func() bool { ok, _ := fleet.admits("other"); return ok }).Should(BeTrue())

@@ -295,7 +295,7 @@ func (s *supervisor) getToken() func(context.Context) func() session.Input {
 // login describes the session's next attempt for the limiter. The egress is missing,
 // because reading it needs the API server.
 func (s *supervisor) login(pairing bool) Login {
-	return Login{Namespace: s.key.Namespace, Pairing: pairing, Unstable: !pairing && s.machine.Unproven()}
+	return Login{Namespace: s.key.Namespace, Pairing: pairing, Unstable: !pairing && s.machine.Unstable()}
 }
 
 func (s *supervisor) take() func(context.Context) func() session.Input {
