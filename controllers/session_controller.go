@@ -462,6 +462,9 @@ func (r *SessionReconciler) reportIDTaken(ctx context.Context, s *v1alpha1.Whats
 
 // reportStoreUnavailable reports that the session waits for the database.
 func (r *SessionReconciler) reportStoreUnavailable(ctx context.Context, s *v1alpha1.WhatsAppSession) error {
+	if s.Status.HeldBy != "" {
+		return nil // its holder writes the status, and would write it back at once
+	}
 	next := *s.Status.DeepCopy()
 	next.Installation = r.Installation
 	_, err := r.write(ctx, s, status.Summarize(next, status.Facts{

@@ -933,3 +933,24 @@ func (c *countingIDs) Claim(ctx context.Context, claimant Claimant, gone func(ty
 	c.n++
 	return c.IDs.Claim(ctx, claimant, gone)
 }
+
+// TestALostRecordWhileTheDatabaseIsAway: the manager cannot claim the id again, and leaves
+// the status to the holder. Otherwise each would overwrite what the other has written.
+func TestALostRecordWhileTheDatabaseIsAway(t *testing.T) {
+	t.Parallel()
+	w := newEnv(t)
+	w.worker("worker-a")
+	s := w.hold(w.placed(w.apply(w.a, "acme"), "worker-a"), "worker-a")
+	w.ids.fail(errors.New("connection refused"))
+	reported := w.holder(s, v1alpha1.PhaseFailed, v1alpha1.ReasonRecordMissing, func(*v1alpha1.WhatsAppSessionStatus) {})
+	w.Eventually(w.logged, testTimeout, pollInterval).Should(ContainSubstring("connection refused"))
+	w.Consistently(func(g Gomega) {
+		now, err := w.get(s)
+		g.Expect(err).NotTo(HaveOccurred())
+		g.Expect(now.ResourceVersion).To(Equal(reported.ResourceVersion))
+	}, "300ms", pollInterval).Should(Succeed())
+	w.ids.fail(nil)
+	w.ids.forget("acme")
+	w.touch(s)
+	w.Eventually(func() bool { return w.ids.has("acme") }, testTimeout, pollInterval).Should(BeTrue())
+}
