@@ -296,3 +296,20 @@ func TestAServerWhoseCommitsHang(t *testing.T) {
 	standby("")
 	g.Eventually(func() error { return claim("after") }, "30s").Should(Succeed())
 }
+
+// A worker whose database user lost its rights, as after a restore without privileges, can
+// take no session: that is about the worker, not about one session.
+func TestAUserWithoutRights(t *testing.T) {
+	g := NewWithT(t)
+	ctx := t.Context()
+	server := testenv.PostgresServer(t)
+	owner := open(t, server.URL())
+	g.Expect(owner.Migrate(ctx)).To(Succeed())
+	_, err := owner.Claim(ctx, Claimant{SessionID: "s", Namespace: "a", UID: "u"}, never)
+	g.Expect(err).NotTo(HaveOccurred())
+	_, err = owner.db.RawDB.ExecContext(ctx, "CREATE ROLE worker LOGIN")
+	g.Expect(err).NotTo(HaveOccurred())
+	_, err = open(t, strings.Replace(server.URL(), "postgres@", "worker@", 1)).Take(ctx, "u", 1)
+	g.Expect(err).To(MatchError(ContainSubstring("permission denied")))
+	g.Expect(IsUnreachable(err)).To(BeTrue())
+}

@@ -11,6 +11,18 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
+// noTables: this process's user may not use the tables, or they are not there, as after a
+// restore without privileges, or into another schema.
+func noTables(code string) bool {
+	switch code {
+	case "42501", // insufficient_privilege
+		"42P01", // undefined_table
+		"3F000": // invalid_schema_name
+		return true
+	}
+	return false
+}
+
 // IsUnreachable reports whether an error means that the database cannot be reached, or
 // does not serve: not an error that is about what is stored, of which the next session
 // may know nothing.
@@ -25,7 +37,7 @@ func IsUnreachable(err error) bool {
 		return true
 	case errors.As(err, &answer):
 		// Class 53: connections, memory or disk are used up.
-		return leadsElsewhere(answer.Code) || broken(answer.Code) || strings.HasPrefix(answer.Code, "53")
+		return leadsElsewhere(answer.Code) || broken(answer.Code) || strings.HasPrefix(answer.Code, "53") || noTables(answer.Code)
 	}
 	return errors.As(err, &network) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrReadOnly) ||
 		errors.Is(err, ErrNoAnswer) || errors.Is(err, ErrAway) ||

@@ -26,6 +26,8 @@ func TestIsUnreachable(t *testing.T) {
 		"it shuts down":                  {&pgconn.PgError{Code: "57P01"}, true},
 		"it has no connections left":     {&pgconn.PgError{Code: "53300"}, true},
 		"its disk is full":               {&pgconn.PgError{Code: "53100"}, true},
+		"it allows nothing":              {&pgconn.PgError{Code: "42501"}, true},
+		"its tables are gone":            {&pgconn.PgError{Code: "42P01"}, true},
 		"it does not answer":             {context.DeadlineExceeded, true},
 		"it did not answer in time":      {late(expired(), errors.New("timeout")), true},
 		"it did not answer a moment ago": {ErrAway, true},
