@@ -158,7 +158,8 @@ func (s *Store) Clean(ctx context.Context) error {
 }
 
 // DeleteMarked deletes the devices that were marked before that time, and says
-// how many.
+// how many. A record that was retained for them alone goes with the last one: it would
+// keep its id from everybody for good.
 func (s *Store) DeleteMarked(ctx context.Context, before time.Time) (int64, error) {
 	devices, err := s.strings(ctx, "SELECT marked_jid FROM whatsapp_operator_marked_device WHERE marked_at<$1 ORDER BY marked_at", before.UnixMilli())
 	if err != nil {
@@ -166,7 +167,23 @@ func (s *Store) DeleteMarked(ctx context.Context, before time.Time) (int64, erro
 	}
 	var n int64
 	for _, jid := range devices {
-		if err := s.transaction(ctx, func(ctx context.Context) error { return s.deleteDevice(ctx, jid) }); err != nil {
+		err := s.transaction(ctx, func(ctx context.Context) error {
+			sessions, err := s.strings(ctx, "SELECT session_id FROM whatsapp_operator_marked_device WHERE marked_jid=$1 AND session_id IS NOT NULL", jid)
+			if err != nil {
+				return err
+			}
+			if err := s.deleteDevice(ctx, jid); err != nil {
+				return err
+			}
+			for _, id := range sessions {
+				if _, err := s.db.Exec(ctx, `DELETE FROM whatsapp_operator_session WHERE session_id=$1 AND retained_at IS NOT NULL AND jid IS NULL
+					AND NOT EXISTS (SELECT 1 FROM whatsapp_operator_marked_device WHERE session_id=$1)`, id); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
 			return n, fmt.Errorf("deleting marked devices: %w", err)
 		}
 		n++

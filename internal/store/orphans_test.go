@@ -89,3 +89,33 @@ func TestMigrationOfRetainedKeys(t *testing.T) {
 		})
 	}
 }
+
+// TestARetainedRecordGoesWithItsLastKeys: its device was logged out before, so only a marked
+// one was kept, for 30 days. Nobody else could ever use the id.
+func TestARetainedRecordGoesWithItsLastKeys(t *testing.T) {
+	onBoth(t, func(t *testing.T, _ string, s *Store) {
+		g := NewWithT(t)
+		ctx := t.Context()
+		lost := func(id, phone string) {
+			_, d, _ := paired(t, s, id, jidOf(phone))
+			g.Expect(d.Delete(ctx)).To(Succeed())
+		}
+		retain := func(id string) {
+			kept, err := s.Retain(ctx, "uid-"+id)
+			g.Expect(err).NotTo(HaveOccurred())
+			g.Expect(kept).To(BeTrue())
+		}
+		lost("gone", "4915100000001")
+		retain("gone")
+		lost("used", "4915100000002") // its resource exists
+		_, _, _ = paired(t, s, "kept", jidOf("4915100000003"))
+		retain("kept")
+
+		n, err := s.DeleteMarked(ctx, start.Add(time.Hour))
+		g.Expect(err).NotTo(HaveOccurred())
+		g.Expect(n).To(BeEquivalentTo(2))
+		g.Expect(s.Records(ctx)).To(ConsistOf(HaveField("SessionID", "used"), HaveField("SessionID", "kept")))
+		_, err = s.Claim(ctx, Claimant{SessionID: "gone", Namespace: "b", UID: "u"}, never)
+		g.Expect(err).NotTo(HaveOccurred(), "the id is free")
+	})
+}
