@@ -220,7 +220,6 @@ func (d *dependencies) openRedis(ctx context.Context, role redis.Role) error {
 	})
 }
 
-// openStore prepares the connections to the store, which may not answer yet.
 // queueRepaired reports that keys of a queue were deleted, evicted or overwritten.
 func (d *dependencies) queueRepaired(kind delivery.Kind, r batch.Repair) {
 	metrics.QueueRepaired(kind, r.Discarded, r.Restored)
@@ -232,6 +231,7 @@ func (d *dependencies) queueRepaired(kind delivery.Kind, r batch.Repair) {
 	log.Error(nil, "Repaired the queue: keys of it were deleted, evicted or overwritten; the present state of every session is published again")
 }
 
+// openStore prepares the connections to the store, which may not answer yet.
 func (d *dependencies) openStore(ctx context.Context) error {
 	config, err := d.config.storeConfig()
 	if err != nil {

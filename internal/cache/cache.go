@@ -78,7 +78,7 @@ func New(client goredis.UniversalClient, keys redis.Keys, clk clock.PassiveClock
 // SetQR writes a code until it expires and reports whether it is new: not the
 // one that is there, not older than what is there, and not expired. The
 // repetition of a write whose answer was lost is new again, so that the caller
-// goes on as it would have.
+// continues as after the first.
 func (c *Cache) SetQR(ctx context.Context, qr delivery.QRItem) (isNew bool, err error) {
 	w, err := c.qr(qr)
 	if err != nil || w.ttl <= 0 {

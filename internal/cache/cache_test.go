@@ -23,7 +23,7 @@ import (
 
 var start = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 
-type bench struct {
+type fixture struct {
 	t      *testing.T
 	g      *WithT
 	client goredis.UniversalClient
@@ -32,12 +32,12 @@ type bench struct {
 }
 
 // onEach runs a test on a real Redis, on one that is a cluster, and on the embedded one.
-func onEach(t *testing.T, f func(*bench)) {
+func onEach(t *testing.T, f func(*fixture)) {
 	t.Helper()
 	run := func(t *testing.T, client goredis.UniversalClient) {
 		t.Cleanup(func() { _ = client.Close() })
 		clk := testclock.NewFakePassiveClock(start)
-		f(&bench{t: t, g: NewWithT(t), client: client, clock: clk, Cache: New(client, redis.NewKeys("p:"), clk)})
+		f(&fixture{t: t, g: NewWithT(t), client: client, clock: clk, Cache: New(client, redis.NewKeys("p:"), clk)})
 	}
 	t.Run("redis", func(t *testing.T) { run(t, goredis.NewClient(&goredis.Options{Addr: testenv.Redis(t)})) })
 	t.Run("cluster", func(t *testing.T) {
@@ -120,8 +120,8 @@ func status(session, phase string, n delivery.Numbers) delivery.StatusItem {
 const big = int64(1)<<62 + 1
 
 func TestCache(t *testing.T) {
-	onEach(t, func(b *bench) {
-		for name, f := range map[string]func(*bench){"qr": qrRules, "status": statusRules, "delete": deleteRules, "refresh": refreshRules, "races": races} {
+	onEach(t, func(b *fixture) {
+		for name, f := range map[string]func(*fixture){"qr": qrRules, "status": statusRules, "delete": deleteRules, "refresh": refreshRules, "races": races} {
 			b.t.Run(name, func(t *testing.T) {
 				c := *b
 				c.t, c.g = t, NewWithT(t)
@@ -131,7 +131,7 @@ func TestCache(t *testing.T) {
 	})
 }
 
-func qrRules(b *bench) {
+func qrRules(b *fixture) {
 	g, ctx := b.g, b.t.Context()
 	set := func(q delivery.QRItem) bool {
 		b.t.Helper()
@@ -180,7 +180,7 @@ func qrRules(b *bench) {
 	g.Expect(set(qr("qr-3", "x", at(0, 0)))).To(BeTrue())
 }
 
-func statusRules(b *bench) {
+func statusRules(b *fixture) {
 	g, ctx := b.g, b.t.Context()
 	const s = "status-1"
 	g.Expect(b.SetStatus(ctx, status(s, "Connecting", at(1, big)))).To(Equal(Written))
@@ -202,7 +202,7 @@ func statusRules(b *bench) {
 	g.Expect(b.SetConnection(ctx, c)).To(Equal(Stale))
 }
 
-func deleteRules(b *bench) {
+func deleteRules(b *fixture) {
 	g, ctx := b.g, b.t.Context()
 	const s = "deleted-1"
 	g.Expect(b.SetStatus(ctx, status(s, "Connected", at(5, 1)))).To(Equal(Written))
@@ -219,7 +219,7 @@ func deleteRules(b *bench) {
 	g.Expect(b.client.PTTL(ctx, "p:gone:{p:session:deleted-1:status}").Val()).To(BeNumerically(">", 0), "it does not stay for ever")
 }
 
-func refreshRules(b *bench) {
+func refreshRules(b *fixture) {
 	g, ctx := b.g, b.t.Context()
 	var entries []Entry
 	for i := range 700 {
@@ -248,7 +248,7 @@ func refreshRules(b *bench) {
 }
 
 // races: writers of different age at once; the newest wins on every key.
-func races(b *bench) {
+func races(b *fixture) {
 	g, ctx := b.g, b.t.Context()
 	const s, writers, rounds = "race-1", 4, 100
 	var work sync.WaitGroup

@@ -115,7 +115,7 @@ func (c Config) Validate() error {
 		host, port, err := net.SplitHostPort(address)
 		if n, numErr := strconv.Atoi(port); err != nil || host == "" || numErr != nil || n < 1 || n > 65535 {
 			// An address that is a URL may carry a password: it is not repeated.
-			wrong("an address of Redis is not host:port: give the host and the port only, the rest has options of its own")
+			wrong("an address of Redis is not host:port: give the host and the port only, the rest has its own options")
 		}
 	}
 	switch c.mode() {

@@ -17,7 +17,7 @@ type OwnedElsewhereError struct {
 
 // Error says what a person can do.
 func (e *OwnedElsewhereError) Error() string {
-	return fmt.Sprintf("StoreOwnedElsewhere: this Redis belongs to the installation %q: point this one at a Redis of its own or give it a --redis-key-prefix, "+
+	return fmt.Sprintf("StoreOwnedElsewhere: this Redis belongs to the installation %q: use another Redis for this one, or give it a --redis-key-prefix, "+
 		"or, if the other one is gone for good and this one takes its place, say so with `whatsapp-operator store adopt`", e.Found)
 }
 

@@ -12,7 +12,7 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 )
 
-// Role is a part of the installation that has an ACL user of its own in Redis.
+// Role is a part of the installation that has its own ACL user in Redis.
 type Role string
 
 const (
@@ -46,16 +46,16 @@ func (g keyGroup) pattern(k Keys) string {
 
 // probes are keys of the group that nothing else uses: no session id begins with "_".
 func (g keyGroup) probes(k Keys) []string {
-	const nobody = "_check"
+	const unused = "_check"
 	switch g {
 	case sessionKeys:
-		return []string{k.QR(nobody), k.Status(nobody), k.Connection(nobody)}
+		return []string{k.QR(unused), k.Status(unused), k.Connection(unused)}
 	case deletionKeys:
-		return []string{k.Sibling(k.QR(nobody), "gone"), k.Sibling(k.Status(nobody), "gone"), k.Sibling(k.Connection(nobody), "gone")}
+		return []string{k.Sibling(k.QR(unused), "gone"), k.Sibling(k.Status(unused), "gone"), k.Sibling(k.Connection(unused), "gone")}
 	case queueKeys:
-		return []string{k.Queue(delivery.KindQR, nobody), k.Queue(delivery.KindStatus, nobody), k.Key("batch:{queue}:dead:" + nobody)}
+		return []string{k.Queue(delivery.KindQR, unused), k.Queue(delivery.KindStatus, unused), k.Key("batch:{queue}:dead:" + unused)}
 	default:
-		return []string{k.Key("operator:" + nobody)}
+		return []string{k.Key("operator:" + unused)}
 	}
 }
 
@@ -245,8 +245,8 @@ func unchecked(err error) bool {
 
 // CheckAccess tries every command that a role needs, on every group of keys, with arguments
 // that change nothing, on each master of a cluster. An *AccessError says what is missing;
-// any other error that Redis could not be asked. Redis's own answer (ACL DRYRUN, ACL
-// GETUSER) would need a permission that no role has.
+// any other error says that the permissions could not be checked. (ACL DRYRUN and ACL
+// GETUSER would show the same, but need a permission that no role has.)
 func CheckAccess(ctx context.Context, client goredis.UniversalClient, keys Keys, role Role, user string) error {
 	found := &AccessError{Role: role, User: user}
 	if user == "" {
