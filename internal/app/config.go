@@ -76,6 +76,11 @@ func (c *commonConfig) bind(f *pflag.FlagSet) {
 
 // complete fills in what flags cannot hold themselves, and returns all that is wrong.
 func (c *commonConfig) complete() error {
+	return errors.Join(c.completeWithoutStore(), c.checkStore())
+}
+
+// completeWithoutStore is complete for a command that does not use the database.
+func (c *commonConfig) completeWithoutStore() error {
 	c.Redis.Mode, c.Redis.Durability = redis.Mode(c.redisMode), redis.DurabilityMode(c.redisDurability)
 	var p problems
 	p.join(c.Redis.Validate())
@@ -95,6 +100,12 @@ func (c *commonConfig) complete() error {
 	within(&p, "verbosity", c.Verbosity, 0, 10)
 	within(&p, "start-timeout", c.StartTimeout, time.Second, time.Hour)
 	within(&p, "redis-db", c.Redis.DB, 0, 1_000_000)
+	return p.err()
+}
+
+// checkStore returns all that is wrong with how to reach the database.
+func (c *commonConfig) checkStore() error {
+	var p problems
 	within(&p, "store-max-connections", c.StoreConns, 0, 10_000)
 	switch {
 	case c.StoreURL == "" && c.StoreURLFile == "":

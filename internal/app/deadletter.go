@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 
 	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
@@ -18,14 +19,14 @@ import (
 )
 
 func newDeadLetterCommand() *cobra.Command {
-	cmd := &cobra.Command{
+	cmd := group(&cobra.Command{
 		Use:   "deadletter",
 		Short: "Work on the updates that Laravel refused for good",
 		Long: `Work on the updates that Laravel refused for good.
 
 The present state of their sessions is enqueued again by itself when the application
 accepts again: these commands are for what a person wants to see, or wants sooner.`,
-	}
+	})
 	cmd.AddCommand(newLetterListCommand(), newLetterShowCommand(), newLetterReplayCommand(), newLetterDropCommand())
 	return cmd
 }
@@ -42,6 +43,8 @@ type letterFilter struct {
 	kind, sessionID string
 	all             bool
 	ids             []string
+	// mustName: the command changes letters, so it must be said which ones.
+	mustName bool
 }
 
 func (f *letterFilter) bind(cmd *cobra.Command) {
@@ -59,6 +62,15 @@ func (f *letterFilter) kinds() ([]delivery.Kind, error) {
 	default:
 		return nil, fmt.Errorf("there is no kind %q: choose one of %v", f.kind, delivery.Kinds)
 	}
+}
+
+// check returns what is wrong with the filter, before anything is asked.
+func (f *letterFilter) check() error {
+	_, err := f.kinds()
+	if f.mustName {
+		err = errors.Join(err, f.named())
+	}
+	return err
 }
 
 // named reports whether somebody has said which letters are meant.
@@ -80,7 +92,7 @@ func (f *letterFilter) find(ctx context.Context, queue letters) ([]batch.DeadLet
 	missing := slices.Clone(f.ids)
 	for _, kind := range kinds {
 		err := queue.DeadLetters(ctx, kind, func(l batch.DeadLetter) bool {
-			if (f.sessionID == "" || l.SessionID == f.sessionID) && (len(f.ids) == 0 || slices.Contains(f.ids, l.ID)) {
+			if (f.sessionID == "" || strings.EqualFold(l.SessionID, f.sessionID)) && (len(f.ids) == 0 || slices.Contains(f.ids, l.ID)) {
 				found = append(found, l)
 				missing = slices.DeleteFunc(missing, func(id string) bool { return id == l.ID })
 			}
@@ -101,7 +113,8 @@ func letterCommand(cmd *cobra.Command, filter *letterFilter, run func(ctx contex
 	config := &commonConfig{}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		filter.ids = args
-		return prepare(cmd, config.complete, config, func(ctx context.Context, log logr.Logger) (err error) {
+		complete := func() error { return errors.Join(config.completeWithoutStore(), filter.check()) }
+		return prepare(cmd, complete, config, func(ctx context.Context, log logr.Logger) (err error) {
 			d, err := openUnclaimed(ctx, config, redis.Manager, log)
 			if err != nil {
 				return err
@@ -123,7 +136,7 @@ func newLetterListCommand() *cobra.Command {
 	return letterCommand(&cobra.Command{
 		Use:   "list",
 		Short: "List the dead letters",
-		Args:  cobra.NoArgs,
+		Args:  noArguments,
 	}, filter, func(ctx context.Context, queue letters, out io.Writer) error {
 		return listLetters(ctx, queue, filter, out)
 	})
@@ -146,7 +159,7 @@ func newLetterShowCommand() *cobra.Command {
 	return letterCommand(&cobra.Command{
 		Use:   "show ID",
 		Short: "Print a dead letter, with what Laravel was sent and what it answered",
-		Args:  cobra.ExactArgs(1),
+		Args:  oneArgument("the id of a dead letter, as \"deadletter list\" shows it"),
 	}, filter, func(ctx context.Context, queue letters, out io.Writer) error {
 		return showLetter(ctx, queue, filter, out)
 	})
@@ -171,7 +184,7 @@ func showLetter(ctx context.Context, queue letters, filter *letterFilter, out io
 }
 
 func newLetterReplayCommand() *cobra.Command {
-	filter := &letterFilter{}
+	filter := &letterFilter{mustName: true}
 	cmd := letterCommand(&cobra.Command{
 		Use:   "replay [ID...]",
 		Short: "Deliver dead letters again",
@@ -217,7 +230,7 @@ var (
 )
 
 func newLetterDropCommand() *cobra.Command {
-	filter := &letterFilter{}
+	filter := &letterFilter{mustName: true}
 	cmd := letterCommand(&cobra.Command{
 		Use:   "drop [ID...]",
 		Short: "Delete dead letters for good",

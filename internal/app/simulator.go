@@ -24,7 +24,7 @@ Workers are pointed at it with --whatsapp-endpoint and --whatsapp-noise-root (an
 --whatsapp-ca-file with --tls), whose values are printed at the start. The HTTP
 control API scans codes, sends and shows messages, counts logins and doubled
 connections, and injects faults; docs/simulate.md lists its paths.`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := fromEnvironment(cmd.Flags()); err != nil {
 				return err

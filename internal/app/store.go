@@ -21,7 +21,7 @@ import (
 )
 
 func newStoreCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "store", Short: "Work on the store of device keys"}
+	cmd := group(&cobra.Command{Use: "store", Short: "Work on the store of device keys"})
 	cmd.AddCommand(newAdoptCommand(), newMarkedCommand(), newRestoreCommand(), newOrphansCommand(), newPurgeCommand())
 	return cmd
 }
@@ -43,7 +43,7 @@ run end by themselves within seconds, if they reach the store or Redis.
 
 The store remembers whose it was, and the manager takes over the sessions whose
 status.installation says so. The command may be repeated.`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			complete := func() error { return errors.Join(config.complete(), checkInstallationIDs(former)) }
 			return prepare(cmd, complete, config, func(ctx context.Context, log logr.Logger) (err error) {
@@ -114,7 +114,7 @@ func newMarkedCommand() *cobra.Command {
 	return storeCommand(&cobra.Command{
 		Use:   "marked",
 		Short: "List the devices that WhatsApp has logged out and whose keys are still kept",
-		Args:  cobra.NoArgs,
+		Args:  noArguments,
 	}, func(ctx context.Context, d *dependencies, _ []string, out io.Writer) error {
 		marked, err := d.store.Marked(ctx)
 		if err != nil {
@@ -139,7 +139,7 @@ It is of use when the logout was a mistake and WhatsApp still knows the device;
 one that was really unlinked is logged out again at its next login. Afterwards
 change the annotation ` + v1alpha1.RestartedAtAnnotation + ` of the session: it
 then logs in without a scan.`,
-		Args: cobra.ExactArgs(1),
+		Args: oneArgument("the id of a session"),
 	}, func(ctx context.Context, d *dependencies, args []string, _ io.Writer) error {
 		record, err := d.store.Restore(ctx, args[0], jid)
 		if err != nil {
@@ -187,7 +187,7 @@ session is applied again or they are purged.
 The manager does nothing with records whose sessions go missing in implausible
 numbers, and says so by an Event. --confirm says that those sessions are really
 gone: their keys become orphans a day later, if they are not back by then.`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 	}, func(ctx context.Context, d *dependencies, _ []string, out io.Writer) error {
 		if confirm {
 			if err := confirmMissing(ctx, d); err != nil {
@@ -249,7 +249,7 @@ func newPurgeCommand() *cobra.Command {
 30 days have passed, or those that were retained.
 
 Unlink its device on the phone first: without the keys it can be unlinked there only.`,
-		Args: cobra.ExactArgs(1),
+		Args: oneArgument("the id of a session"),
 	}, func(ctx context.Context, d *dependencies, args []string, _ io.Writer) error {
 		if !sure {
 			return fmt.Errorf("the keys of %s would be deleted for good: say --yes if that is meant", args[0])

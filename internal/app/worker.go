@@ -38,7 +38,7 @@ func NewWorkerCommand(accounts worker.Accounts) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "worker",
 		Short: "Hold the connections of the sessions that are placed here",
-		Args:  cobra.NoArgs,
+		Args:  noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return prepare(cmd, config.complete, &config.commonConfig, func(ctx context.Context, log logr.Logger) error {
 				return runWorker(ctx, config, log.WithValues("worker", config.Name))
