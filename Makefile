@@ -15,10 +15,10 @@ ARGS ?=
 TEST_TIMEOUT ?= 10m
 FUZZ_TIME ?= 10s
 
-# Races that the race detector does not report: those within a library.
+# Races within a library, which the race detector does not report.
 export GORACE := suppressions=$(CURDIR)/hack/race-suppressions
 
-# Asked only by the targets that start an API server: finding or building it may take minutes.
+# Only for the targets that start an API server: to find or build it may take minutes.
 assets = KUBEBUILDER_ASSETS="$$(hack/envtest-assets)"
 
 .PHONY: help
@@ -50,20 +50,20 @@ test-one: test-deps ## Run the tests of one package (PKG=./internal/batch RUN=Te
 	@$(assets) && export KUBEBUILDER_ASSETS && set -x && go test -race -timeout $(TEST_TIMEOUT) -count=1 -v -run '$(or $(RUN),.)' $(or $(PKG),$(error PKG is not set; for example PKG=./internal/batch))
 
 .PHONY: test-faults
-test-faults: test-deps ## Break everything and see that no session is lost or doubled (RUN=TestFaults//SIGKILL; half an hour)
+test-faults: test-deps ## Run every named fault, and check that no session is lost or doubled (RUN=TestFaults//SIGKILL; half an hour)
 	@$(assets) && export KUBEBUILDER_ASSETS && set -x && go test -race -tags faults -timeout 90m -count=1 -v -run '$(or $(RUN),.)' ./internal/faults -args $(ARGS)
 
 .PHONY: test-faults-smoke
-test-faults-smoke: test-deps ## The faults that nothing else can show, about 6 minutes (internal/faults lists them)
+test-faults-smoke: test-deps ## Run the faults that no other test replaces, about 6 minutes (internal/faults lists them)
 	@$(assets) && export KUBEBUILDER_ASSETS && set -x && go test -race -tags faults -timeout 20m -count=1 -v -run TestFaults ./internal/faults -args -smoke $(ARGS)
 
 .PHONY: test-chaos
-test-chaos: test-deps ## Break things at random for MINUTES, the same way again with the same SEED
+test-chaos: test-deps ## Run random faults for MINUTES; the same SEED gives the same faults
 	@$(assets) && export KUBEBUILDER_ASSETS && set -x && go test -race -tags faults -timeout 24h -count=1 -v -run TestRandomWalk ./internal/faults \
 		-args -walk=$(or $(MINUTES),20)m $(ARGS)
 
 .PHONY: test-deps
-test-deps: ## Install what the tests start (redis-server, PostgreSQL)
+test-deps: ## Install the servers that the tests start (redis-server, PostgreSQL, PgBouncer)
 	@hack/install-test-deps
 
 .PHONY: fuzz
@@ -89,7 +89,7 @@ $(GOLANGCI_LINT): hack/golangci/go.mod hack/golangci/go.sum hack/golangci/main.g
 		-ldflags "-s -w -X main.version=$$(go list -m -f '{{.Version}}' github.com/golangci/golangci-lint/v2)" -o $(CURDIR)/$@ .
 
 .PHONY: check-generated
-check-generated: generate manifests docs ## Fail if generated files are not what the generators write
+check-generated: generate manifests docs ## Fail if generated files differ from what the generators write
 	git diff --exit-code -- api config docs/reference.md
 	@test -z "$$(git status --porcelain -- api config docs/reference.md)" || { git status --short -- api config docs/reference.md; echo "check-generated: not committed" >&2; exit 1; }
 
@@ -99,15 +99,15 @@ check-generated: generate manifests docs ## Fail if generated files are not what
 bench: bench-delivery bench-worker bench-failover bench-scale ## Run every benchmark
 
 .PHONY: bench-delivery
-bench-delivery: test-deps ## Requests and latency at Laravel, beside the old way (bench/results/delivery.json)
+bench-delivery: test-deps ## Requests and latency at Laravel, compared with the old system (bench/results/delivery.json)
 	go run ./bench/delivery $(ARGS)
 
 .PHONY: bench-worker
-bench-worker: test-deps ## A worker's memory and CPU, beside bare clients (bench/results/worker.json)
+bench-worker: test-deps ## A worker's memory and CPU, compared with bare clients (bench/results/worker.json)
 	@$(assets) && export KUBEBUILDER_ASSETS && set -x && go run ./bench/worker $(ARGS)
 
 .PHONY: bench-failover
-bench-failover: test-deps ## How fast sessions come back from a kill, a restart, a drain, an upgrade (bench/results/failover.json)
+bench-failover: test-deps ## How fast sessions come back after a kill, a restart, a drain, an upgrade (bench/results/failover.json)
 	@$(assets) && export KUBEBUILDER_ASSETS && set -x && go run ./bench/failover $(ARGS)
 
 .PHONY: bench-scale

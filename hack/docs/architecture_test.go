@@ -24,7 +24,7 @@ func read(t *testing.T, path string) string {
 	return string(text)
 }
 
-// TestEveryPackageIsInTheArchitecture checks that the page lists exactly the packages that exist.
+// TestEveryPackageIsInTheArchitecture checks that the page lists exactly the existing packages.
 func TestEveryPackageIsInTheArchitecture(t *testing.T) {
 	g := NewWithT(t)
 	list := exec.CommandContext(t.Context(), "go", "list", "./...")
@@ -47,16 +47,16 @@ func TestEveryPackageIsInTheArchitecture(t *testing.T) {
 		}
 	}
 	for name := range exist {
-		g.Expect(described).To(HaveKey(name), "a package that docs/architecture.md does not describe")
+		g.Expect(described).To(HaveKey(name), "docs/architecture.md does not describe this package")
 	}
 	for name := range described {
 		g.Expect(exist).To(HaveKey(name), "docs/architecture.md describes a package that does not exist")
 	}
 }
 
-// TestCommentsCiteWhatIsInTheRepository: a comment names a page by its path, and a
-// section of it by its headline.
-func TestCommentsCiteWhatIsInTheRepository(t *testing.T) {
+// TestCommentsCiteExistingPages checks that comments cite only pages of the repository, by
+// their path, and their sections, by their headline.
+func TestCommentsCiteExistingPages(t *testing.T) {
 	outside := regexp.MustCompile(`\b(DESIGN|STYLE|WHATSAPP)(\.md| sections?\b)`)
 	cited := regexp.MustCompile(`(docs/[a-zA-Z0-9/_-]+\.md)(?:,\s+(?:(?://|--)\s+)?"([^"\n]+)")?`)
 	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
@@ -91,8 +91,8 @@ func TestCommentsCiteWhatIsInTheRepository(t *testing.T) {
 	}
 }
 
-// TestLinksLeadSomewhere checks the links between pages, with their headlines.
-func TestLinksLeadSomewhere(t *testing.T) {
+// TestLinksAreValid checks the links between pages and to their headlines.
+func TestLinksAreValid(t *testing.T) {
 	pages, err := filepath.Glob(root + "/docs/*.md")
 	if err != nil {
 		t.Fatal(err)
@@ -129,7 +129,7 @@ func TestLinksLeadSomewhere(t *testing.T) {
 	}
 }
 
-// hasAnchor says whether a page has a headline whose anchor, as GitHub makes it, is this.
+// hasAnchor reports whether a page has a headline with this anchor, as GitHub makes it.
 func hasAnchor(page, anchor string) bool {
 	for line := range strings.Lines(page) {
 		if !strings.HasPrefix(line, "#") {

@@ -1,5 +1,5 @@
-// Command docs writes docs/reference.md from the program itself: every command, every
-// flag, every metric. `make docs` runs it, and its test fails where the page is old.
+// Command docs writes docs/reference.md from the program itself: every command, flag and
+// metric. `make docs` runs it, and its test fails if the page is out of date.
 package main
 
 import (
@@ -43,13 +43,13 @@ const introduction = `# Reference: every command, flag and metric
 
 Written by ` + "`make docs`" + ` from the program itself; change the texts there.
 
-Every flag can also be set by a variable: ` + "`--redis-db`" + ` is ` + "`WHATSAPP_OPERATOR_REDIS_DB`" + `. A flag wins over its variable. All flags are checked at the start, and all that is wrong is said at once.
+Every flag can also be set by a variable: ` + "`--redis-db`" + ` is ` + "`WHATSAPP_OPERATOR_REDIS_DB`" + `. A flag has priority over its variable. All flags are checked at the start, and all faults are reported at once.
 `
 
 func reference() (string, error) {
 	var b strings.Builder
 	b.WriteString(introduction)
-	// Defaults that the environment would change.
+	// These variables would change defaults.
 	for _, name := range []string{"KUBECONFIG", "POD_NAMESPACE"} {
 		if err := os.Unsetenv(name); err != nil {
 			return "", fmt.Errorf("clearing a variable: %w", err)
@@ -63,7 +63,7 @@ func reference() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	b.WriteString("\n## Metrics\n\nServed by manager and worker on `--metrics-bind-address`, beside those of [controller-runtime](https://book.kubebuilder.io/reference/metrics-reference) and of the Go runtime. No metric has a label for each session. [operate.md](operate.md#what-to-watch) says which to alert on.\n\n| metric | labels | what it says |\n| --- | --- | --- |\n")
+	b.WriteString("\n## Metrics\n\nServed by manager and worker on `--metrics-bind-address`, together with those of [controller-runtime](https://book.kubebuilder.io/reference/metrics-reference) and of the Go runtime. No metric has a label for each session. [operate.md](operate.md#what-to-watch) says which to alert on.\n\n| metric | labels | meaning |\n| --- | --- | --- |\n")
 	for _, d := range descriptions {
 		labels := "–"
 		if len(d.labels) > 0 {
@@ -74,8 +74,8 @@ func reference() (string, error) {
 	return b.String(), nil
 }
 
-// writeCommands writes a section for each command that does something, and one for the
-// flags that manager and worker share.
+// writeCommands writes a section for each runnable command, and one for the flags that
+// manager and worker share.
 func writeCommands(b *strings.Builder, root *cobra.Command) error {
 	manager, _, err := root.Find([]string{"manager"})
 	if err != nil {
@@ -142,14 +142,14 @@ func defaultOf(f *pflag.Flag) string {
 	}
 	switch {
 	case f.Name == "name":
-		return "the host's name" // of the machine that writes the page
+		return "the host's name" // the real default is that of this machine
 	case value == "" || value == "[]":
 		return ""
 	}
 	return "`" + strings.Trim(value, "[]") + "`"
 }
 
-// short writes a duration as people do: 6h and not 6h0m0s.
+// short writes a duration without zeros at its end: 6h and not 6h0m0s.
 func short(d time.Duration) string {
 	s := d.String()
 	if strings.HasSuffix(s, "m0s") {
@@ -161,7 +161,7 @@ func short(d time.Duration) string {
 	return s
 }
 
-// cell is a text in a table.
+// cell escapes a text for a table.
 func cell(text string) string {
 	return strings.ReplaceAll(strings.ReplaceAll(text, "\n", " "), "|", `\|`)
 }
@@ -171,13 +171,12 @@ type description struct {
 	labels     []string
 }
 
-// describedAs is how a Desc of Prometheus writes itself, which has no other way to ask
-// what it says.
+// describedAs parses the text of a prometheus.Desc, which has no methods to read its fields.
 var describedAs = regexp.MustCompile(`^Desc\{fqName: "([^"]*)", help: "(.*?)",(?: unit: "[^"]*",)? constLabels: \{.*\}, variableLabels: \{(.*)\}\}$`)
 
 // describeMetrics lists the metrics of the product.
 func describeMetrics() ([]description, error) {
-	// These are registered only in a worker that runs.
+	// These metrics are registered only in a running worker.
 	err := errors.Join(
 		metrics.RegisterSessions(func() map[string]int { return nil }),
 		metrics.RegisterLife(func() (time.Duration, int) { return 0, 0 }),
@@ -187,7 +186,7 @@ func describeMetrics() ([]description, error) {
 	}
 	registry, ok := ctrlmetrics.Registry.(prometheus.Collector)
 	if !ok {
-		return nil, errors.New("the registry of metrics does not describe itself")
+		return nil, errors.New("the registry of metrics cannot list its metrics")
 	}
 	descriptions := make(chan *prometheus.Desc)
 	go func() {
@@ -198,7 +197,7 @@ func describeMetrics() ([]description, error) {
 	for d := range descriptions {
 		fields := describedAs.FindStringSubmatch(d.String())
 		if fields == nil {
-			return nil, fmt.Errorf("a metric describes itself in an unknown way: %s", d)
+			return nil, fmt.Errorf("the description of a metric has an unknown form: %s", d)
 		}
 		if !strings.HasPrefix(fields[1], "whatsapp_operator_") {
 			continue

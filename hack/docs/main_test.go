@@ -11,9 +11,9 @@ import (
 	. "github.com/onsi/gomega"
 )
 
-// TestTheReferenceIsNew fails where a command, a flag or a metric is not in the page,
-// and where one is there that does not exist any more.
-func TestTheReferenceIsNew(t *testing.T) {
+// TestReferenceIsUpToDate fails if a command, a flag or a metric is missing in the page, and
+// if the page has one that does not exist any more.
+func TestReferenceIsUpToDate(t *testing.T) {
 	g := NewWithT(t)
 	page, err := reference()
 	g.Expect(err).NotTo(HaveOccurred())
@@ -30,14 +30,14 @@ func TestTheReferenceIsNew(t *testing.T) {
 	}
 	for _, line := range was {
 		if !slices.Contains(is, line) {
-			t.Error("gone:", line)
+			t.Error("does not exist any more:", line)
 		}
 	}
-	t.Error("docs/reference.md is old: run `make docs` and commit it")
+	t.Error("docs/reference.md is out of date: run `make docs` and commit it")
 }
 
-// TestPagesNameWhatExists checks that every other page names only flags and metrics that exist.
-func TestPagesNameWhatExists(t *testing.T) {
+// TestPagesNameExistingFlags checks that the other pages name only existing flags and metrics.
+func TestPagesNameExistingFlags(t *testing.T) {
 	g := NewWithT(t)
 	page, err := reference()
 	g.Expect(err).NotTo(HaveOccurred())

@@ -1,8 +1,8 @@
 // Command golangci-lint is golangci-lint with kube-api-linter compiled in.
 //
-// golangci-lint's own way to add a plugin ("golangci-lint custom") clones its
-// repository with git; this main package does the same from the Go module proxy
-// alone, with every version pinned and summed in this folder's go.mod.
+// To add a plugin, "golangci-lint custom" clones its repository with git. This main package
+// needs only the Go module proxy, and every version is pinned in this folder's go.mod and
+// go.sum.
 package main
 
 import (
@@ -14,7 +14,7 @@ import (
 	_ "sigs.k8s.io/kube-api-linter" // registers the linter "kubeapilinter"
 )
 
-// version is golangci-lint's in go.mod; the Makefile hands it over with -X.
+// version is the version of golangci-lint in go.mod; the Makefile sets it with -X.
 var version = "unknown"
 
 func main() {
