@@ -131,18 +131,18 @@ type Machine struct {
 	// n counts the publications of this taking.
 	n int64
 
-	// unsettled is how many takings before this one nothing has settled, lastTrial the size
-	// of the group in which the session was tried when the last of those processes died;
-	// suspect: it is to be tried. settleAt is when this taking is settled; zero: it is, or
-	// must not be. settledLast: it was tried before the release.
+	// unsettled is how many takings in a row before this one were not settled. lastTrial is
+	// the size of the group in which the session was tried when the last of those processes
+	// died. suspect: the session must be tried. settleAt is when to settle this taking; zero:
+	// it is settled, or must not be. settledLast: the settlement before the release was tried.
 	unsettled   int32
 	lastTrial   int32
 	suspect     bool
 	settleAt    time.Time
 	settledLast bool
-	// trialWanted is the size of the group that the store is asked to record, trialSize the
-	// one that it has recorded for this taking; 0: none. trialUntil is when the trial under
-	// way has gone well; zero: none is under way.
+	// trialWanted is the size of the group that OpTrial records, and trialSize the size that
+	// is recorded for this taking; 0: none. trialUntil is when the trial under way ends if
+	// this process is still alive; zero: none is under way.
 	trialWanted, trialSize int32
 	trialUntil             time.Time
 

@@ -191,12 +191,12 @@ func TestNoInputMakesAHotLoop(t *testing.T) {
 	}
 }
 
-// inputs are what other people and programs may do at any moment.
+// inputs are changes that other people and programs may make at any time.
 var inputs = []func(p *machineTest, r *rand.Rand){
-	func(p *machineTest, _ *rand.Rand) { // an echo of what is known already
+	func(p *machineTest, _ *rand.Rand) { // a new version of the object without any change
 		p.change(func(*v1alpha1.WhatsAppSession) {})
 	},
-	func(p *machineTest, _ *rand.Rand) { // no worker has room any more, or one has
+	func(p *machineTest, _ *rand.Rand) { // no worker has room, or one has room again
 		p.change(func(s *v1alpha1.WhatsAppSession) {
 			if s.Status.Worker == "" {
 				s.Status.Worker = me
@@ -206,7 +206,7 @@ var inputs = []func(p *machineTest, r *rand.Rand){
 			s.Status.Epoch++
 		})
 	},
-	func(p *machineTest, r *rand.Rand) { // moved away, back, or to itself
+	func(p *machineTest, r *rand.Rand) { // moved to another worker, back, or to the same worker
 		p.change(func(s *v1alpha1.WhatsAppSession) {
 			s.Status.Worker = []string{me, me, "worker-b"}[r.IntN(3)]
 			s.Status.Epoch = max(s.Status.Epoch, s.Status.StoredEpoch) + 1
@@ -216,7 +216,7 @@ var inputs = []func(p *machineTest, r *rand.Rand){
 		p.change(func(s *v1alpha1.WhatsAppSession) { s.Status.HeldBy, s.Status.HolderStart = "", ""; s.Status.Epoch++ })
 		p.held = false
 	},
-	func(p *machineTest, _ *rand.Rand) { // suspended or resumed; the manager follows
+	func(p *machineTest, _ *rand.Rand) { // suspended or resumed, and the manager removes or places it
 		p.change(func(s *v1alpha1.WhatsAppSession) {
 			s.Spec.Suspend = !s.Spec.Suspend
 			s.Status.Worker = map[bool]string{false: me, true: ""}[s.Spec.Suspend]

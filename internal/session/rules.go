@@ -172,12 +172,12 @@ var rules = []rule{
 		then: start(OpSettle),
 	},
 	{
-		name: "the process has lived through a trial: that is recorded",
+		name: "the end of a trial is recorded when this process is still alive",
 		when: func(m *Machine, now time.Time) bool { return m.trialOver(now) },
 		then: start(OpTrial),
 	},
 	{
-		name: "a session that may end its worker is tried in a group, which is recorded before",
+		name: "a session that may end its worker is tried in a group, whose size is recorded first",
 		when: func(m *Machine, now time.Time) bool { return m.trialDue(now) },
 		then: (*Machine).beginTrial,
 	},
