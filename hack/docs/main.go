@@ -179,7 +179,7 @@ func describeMetrics() ([]description, error) {
 	// These metrics are registered only in a running worker.
 	err := errors.Join(
 		metrics.RegisterSessions(func() map[string]int { return nil }),
-		metrics.RegisterLife(func() (time.Duration, int) { return 0, 0 }),
+		metrics.RegisterSessionStats(func() (time.Duration, int) { return 0, 0 }),
 	)
 	if duplicate := (prometheus.AlreadyRegisteredError{}); err != nil && !errors.As(err, &duplicate) {
 		return nil, err

@@ -266,7 +266,7 @@ func (d *dependencies) monitors(publishAgain func(), fitness func(problem error)
 		if err == nil {
 			err = report.Err(d.config.Redis.AllowVolatile)
 		}
-		metrics.RedisFit(err == nil)
+		metrics.SetRedisFit(err == nil)
 		if err != nil {
 			d.log.Error(err, "Redis is not fit")
 		}

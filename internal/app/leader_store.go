@@ -23,7 +23,7 @@ const (
 
 // storeGate is what the reconcilers reach the store through.
 func (d *dependencies) storeGate() *store.Gate {
-	return &store.Gate{Ping: d.store.Probe, Log: d.log.WithName("store"), OnChange: metrics.StoreAnswers}
+	return &store.Gate{Ping: d.store.Probe, Log: d.log.WithName("store"), OnChange: metrics.SetStoreAnswers}
 }
 
 // keepStore is the leader's work on the store: the schema, whose it is, and
@@ -220,7 +220,7 @@ func (d *dependencies) orphans(gate *store.Gate, warn func(reason, message strin
 	return &controllers.Orphans{
 		Store: &keyStore{store: d.store, gate: gate}, Reader: d.direct, Clock: d.clock, Log: d.log.WithName("orphans"),
 		Compared: func(c controllers.KeyComparison) {
-			metrics.StoreRecords(c.InUse, c.Missing, c.Orphaned, c.Retained, c.Implausible)
+			metrics.SetStoreRecords(c.InUse, c.Missing, c.Orphaned, c.Retained, c.Implausible)
 		},
 		Implausible: func(message string) { warn(controllers.ReasonRecordsImplausible, message) },
 	}

@@ -63,7 +63,7 @@ func runManager(ctx context.Context, config *managerConfig, log logr.Logger) (er
 	}
 	observer := &membership.Observer{
 		Client: d.direct, Namespace: config.Namespace, Release: config.Release, Keys: redis.NewHeartbeat(d.heartbeat, d.keys),
-		Elapsed: membership.Elapsed, Clock: d.clock, Log: log.WithName("observer"), Visibility: metrics.HeartbeatsVisible,
+		Elapsed: membership.Elapsed, Clock: d.clock, Log: log.WithName("observer"), Visibility: metrics.SetHeartbeatsVisible,
 	}
 	gate := d.storeGate()
 	ids := &ids{store: d.store, gate: gate}

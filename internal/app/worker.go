@@ -158,7 +158,7 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 	}); err != nil {
 		return fmt.Errorf("registering the metrics: %w", err)
 	}
-	if err := metrics.RegisterLife(agent.SessionStats); err != nil {
+	if err := metrics.RegisterSessionStats(agent.SessionStats); err != nil {
 		return fmt.Errorf("registering the metrics: %w", err)
 	}
 	for _, m := range d.monitors(agent.PublishAgain, nil) {

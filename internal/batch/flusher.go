@@ -363,7 +363,7 @@ func (r *run) observe(ctx context.Context, k *kindFlusher, now time.Time) error 
 	if since := p.Since(); !since.IsZero() {
 		age = max(0, now.Sub(since))
 	}
-	metrics.Queue(k.kind, p.Waiting, p.InFlight, p.Unfinished, age)
+	metrics.SetQueue(k.kind, p.Waiting, p.InFlight, p.Unfinished, age)
 	return nil
 }
 
@@ -481,7 +481,7 @@ func (r *run) report(log logr.Logger, batch *delivery.Batch, answer delivery.Ans
 		log.Info("Failed to deliver a batch, repeating it", "answer", reaction.detail, "notBefore", reaction.notBefore)
 	}
 	if reaction.stopped != "" {
-		metrics.DeliveryStopped(batch.Kind, string(reaction.stopped))
+		metrics.SetDeliveryStopped(batch.Kind, string(reaction.stopped))
 		r.opts.OnStopped(batch.Kind, reaction.stopped, reaction.detail)
 	}
 	if reaction.recovered {
@@ -490,7 +490,7 @@ func (r *run) report(log logr.Logger, batch *delivery.Batch, answer delivery.Ans
 }
 
 func (r *run) recovered(log logr.Logger, kind delivery.Kind) {
-	metrics.DeliveryStopped(kind, "")
+	metrics.SetDeliveryStopped(kind, "")
 	log.Info("Resumed delivery")
 	r.opts.OnRecovered(kind)
 }
@@ -505,7 +505,7 @@ func (r *run) deadLettersFull(log logr.Logger, k *kindFlusher, batch *delivery.B
 	const advice = "Laravel refuses an update, and there is no room for another dead letter: list, replay or drop some with \"whatsapp-operator deadletter\""
 	log.Error(ErrDeadLettersFull, "Stopped delivery", "advice", advice)
 	if stopped != "" {
-		metrics.DeliveryStopped(batch.Kind, string(stopped))
+		metrics.SetDeliveryStopped(batch.Kind, string(stopped))
 		r.opts.OnStopped(batch.Kind, stopped, advice)
 	}
 	if s == stepDeadLetter { // the claim is still held
@@ -546,7 +546,7 @@ func (r *run) tryMaintainDeadLetters(ctx context.Context, k *kindFlusher) error 
 		if err != nil {
 			return err
 		}
-		metrics.DeadLettersKept(k.kind, n)
+		metrics.SetDeadLettersKept(k.kind, n)
 	}
 	if k.kind == delivery.KindStatus && !k.deadLettersRead {
 		// An earlier leader may have left some.

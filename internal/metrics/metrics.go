@@ -1,6 +1,6 @@
-// Package metrics holds every metric of the product, in one place: a name, a
-// unit and a bounded set of labels each, and never a label per session. They
-// are served with controller-runtime's own.
+// Package metrics has every metric of the product, in one place. Each has a name, a unit and
+// a bounded set of labels, and none has a label for each session. They are served together
+// with those of controller-runtime.
 package metrics
 
 import (
@@ -14,70 +14,60 @@ import (
 
 const namespace = "whatsapp_operator"
 
+func gauge(name, help string, labels ...string) *prometheus.GaugeVec {
+	return register(prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Name: name, Help: help}, labels))
+}
+
+func counter(name, help string, labels ...string) *prometheus.CounterVec {
+	return register(prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help}, labels))
+}
+
+func histogram(name, help string, buckets []float64, labels ...string) *prometheus.HistogramVec {
+	return register(prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: namespace, Name: name, Help: help, Buckets: buckets}, labels))
+}
+
+func register[C prometheus.Collector](c C) C {
+	metrics.Registry.MustRegister(c)
+	return c
+}
+
+// oneIf is the value of a gauge that says yes or no.
+func oneIf(yes bool) float64 {
+	if yes {
+		return 1
+	}
+	return 0
+}
+
 var (
-	redisFit = prometheus.NewGauge(prometheus.GaugeOpts{
-		Namespace: namespace, Name: "redis_fit",
-		Help: "1 while Redis answers, permits what is needed, does not evict and persists (or may be volatile); 0 otherwise.",
-	})
-	redisRefusals = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Namespace: namespace, Name: "redis_refusals_total",
-		Help: "Commands that Redis has refused, by reason: read_only, loading, cluster_down, try_again, busy, disk_failing, full, not_authenticated, wrong_password, no_permission, master_down, no_replicas, too_many_clients, unknown_command, wrong_database, wrong_mode or protected.",
-	}, []string{"reason"})
-	// Without labels, but not served by those who do not ask.
-	storeAnswers = prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Namespace: namespace, Name: "store_answers",
-		Help: "1 while the database answers the leading manager; 0 otherwise: new sessions and deletions wait.",
-	}, nil)
-	storeRecords = prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Namespace: namespace, Name: "store_records",
-		Help: "Records of session ids in the database, by state: in_use, missing (no session has been found for less than a day), orphaned, retained.",
-	}, []string{"state"})
-	storeRecordsImplausible = prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Namespace: namespace, Name: "store_records_implausible",
-		Help: "1 while so many records are without a session that nothing is done with them; 0 otherwise.",
-	}, nil)
-	queueExpired = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Namespace: namespace, Name: "queue_expired_total",
-		Help: "Updates dropped because they expired before they could be sent.",
-	}, []string{"kind"})
+	redisFit      = gauge("redis_fit", "1 while Redis answers, permits what is needed, does not evict and persists (or may be volatile); 0 otherwise.").WithLabelValues()
+	redisRefusals = counter("redis_refusals_total",
+		"Commands that Redis has refused, by reason: read_only, loading, cluster_down, try_again, busy, disk_failing, full, not_authenticated, wrong_password, no_permission, master_down, no_replicas, too_many_clients, unknown_command, wrong_database, wrong_mode or protected.", "reason")
+	// A vector without labels is not served before it is set: only the leader sets it.
+	storeAnswers = gauge("store_answers", "1 while the database answers the leading manager; 0 otherwise: new sessions and deletions wait.")
+	storeRecords = gauge("store_records",
+		"Records of session ids in the database, by state: in_use, missing (no session has been found for less than a day), orphaned, retained.", "state")
+	storeRecordsImplausible = gauge("store_records_implausible",
+		"1 while so many records are without a session that none of them is changed; 0 otherwise.")
+	queueExpired = counter("queue_expired_total", "Updates dropped because they expired before they could be sent.", "kind")
 )
 
-func init() {
-	metrics.Registry.MustRegister(redisFit, redisRefusals, storeAnswers, storeRecords, storeRecordsImplausible, queueExpired)
-}
+// SetRedisFit publishes whether Redis may hold the updates that wait for Laravel.
+func SetRedisFit(fit bool) { redisFit.Set(oneIf(fit)) }
 
-// RedisFit says whether Redis is fit to hold what waits for Laravel.
-func RedisFit(fit bool) {
-	if fit {
-		redisFit.Set(1)
-	} else {
-		redisFit.Set(0)
-	}
-}
+// SetStoreAnswers publishes whether the database answers the leader.
+func SetStoreAnswers(answers bool) { storeAnswers.WithLabelValues().Set(oneIf(answers)) }
 
 // RedisRefusal counts a command that Redis has refused.
 func RedisRefusal(reason string) { redisRefusals.WithLabelValues(reason).Inc() }
 
-// StoreAnswers says whether the database answers the leader.
-func StoreAnswers(answers bool) {
-	if answers {
-		storeAnswers.WithLabelValues().Set(1)
-	} else {
-		storeAnswers.WithLabelValues().Set(0)
-	}
-}
-
-// StoreRecords counts the records of the database, as the leader has compared them
-// with the sessions.
-func StoreRecords(inUse, missing, orphaned, retained int, implausible bool) {
+// SetStoreRecords publishes how many records the database has in each state, as the leader
+// has compared them with the sessions.
+func SetStoreRecords(inUse, missing, orphaned, retained int, implausible bool) {
 	for state, n := range map[string]int{"in_use": inUse, "missing": missing, "orphaned": orphaned, "retained": retained} {
 		storeRecords.WithLabelValues(state).Set(float64(n))
 	}
-	value := 0.0
-	if implausible {
-		value = 1
-	}
-	storeRecordsImplausible.WithLabelValues().Set(value)
+	storeRecordsImplausible.WithLabelValues().Set(oneIf(implausible))
 }
 
 // QueueExpired counts updates that expired in their queue.
@@ -85,13 +75,14 @@ func QueueExpired(kind delivery.Kind, n int) {
 	queueExpired.WithLabelValues(string(kind)).Add(float64(n))
 }
 
-// sessions collects the number of a worker's sessions by phase when it is asked.
+// sessions collects, at each scrape, the number of a worker's sessions by phase.
 type sessions struct {
 	count func() map[string]int
 	desc  *prometheus.Desc
 }
 
-// RegisterSessions has the worker's sessions counted by phase at each scrape.
+// RegisterSessions registers a count of the worker's sessions by phase, which is called at
+// each scrape.
 func RegisterSessions(count func() map[string]int) error {
 	err := metrics.Registry.Register(&sessions{count: count, desc: prometheus.NewDesc(
 		namespace+"_worker_sessions", "Sessions that this worker supervises, by phase.", []string{"phase"}, nil)})

@@ -9,7 +9,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 )
 
-// gathered is what a scrape shows of a metric, by the value of its label.
+// gathered returns the values of a metric at a scrape, by the value of its label.
 func gathered(t *testing.T, name string) map[string]float64 {
 	t.Helper()
 	families, err := metrics.Registry.Gather()
@@ -30,7 +30,7 @@ func gathered(t *testing.T, name string) map[string]float64 {
 	return values
 }
 
-// Reasons carry codes from outside: they must not make a label each.
+// Reasons contain codes from outside. Each code must not make a label value.
 func TestReasonsAreBounded(t *testing.T) {
 	g := NewWithT(t)
 	for i := range 1000 {
@@ -44,15 +44,15 @@ func TestReasonsAreBounded(t *testing.T) {
 func TestTheStateOfTheBreaker(t *testing.T) {
 	states := []string{"closed", "stale"}
 	for _, state := range states {
-		VersionBreaker(state, states)
+		SetVersionBreaker(state, states)
 	}
 	NewWithT(t).Expect(gathered(t, "worker_version_breaker")).To(Equal(map[string]float64{"closed": 0, "stale": 1}))
 }
 
-func TestSignsOfLife(t *testing.T) {
+func TestSessionStats(t *testing.T) {
 	g := NewWithT(t)
-	g.Expect(RegisterLife(func() (time.Duration, int) { return 42 * time.Second, 3 })).To(Succeed())
+	g.Expect(RegisterSessionStats(func() (time.Duration, int) { return 42 * time.Second, 3 })).To(Succeed())
 	g.Expect(gathered(t, "worker_oldest_sign_of_life_seconds")).To(Equal(map[string]float64{"": 42}))
 	g.Expect(gathered(t, "worker_quarantined_sessions")).To(Equal(map[string]float64{"": 3}))
-	g.Expect(RegisterLife(nil)).NotTo(Succeed(), "once in a process")
+	g.Expect(RegisterSessionStats(nil)).NotTo(Succeed(), "once in a process")
 }

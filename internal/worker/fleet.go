@@ -68,7 +68,7 @@ type fleet struct {
 }
 
 func newFleet(settings Outdated, version Version, clock clock.Clock, log logr.Logger, sessions, placed func() int, retry func(), resume func(map[types.UID]bool)) *fleet {
-	metrics.VersionBreaker(string(breakerClosed), breakerStates)
+	metrics.SetVersionBreaker(string(breakerClosed), breakerStates)
 	f := &fleet{
 		version: version, clock: clock, log: log, sessions: sessions, placed: placed, retry: retry, resume: resume,
 		due: make(chan struct{}, 1), breaker: newVersionBreaker(settings), changed: make(chan struct{}),
@@ -200,7 +200,7 @@ func (f *fleet) change(do func(b *versionBreaker)) {
 		return
 	}
 	f.log.Info("Changed the state of the breaker for an outdated client", "from", state, "to", f.breaker.state)
-	metrics.VersionBreaker(string(f.breaker.state), breakerStates)
+	metrics.SetVersionBreaker(string(f.breaker.state), breakerStates)
 	switch breakerClosed {
 	case state:
 		f.cancelClosed()

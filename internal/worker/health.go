@@ -56,7 +56,7 @@ func (h *Health) Failing() (store, whatsapp bool) {
 func (h *Health) assess(service string, r *reachability) bool {
 	before := r.failing
 	failing := r.assess(h.clock.Now())
-	metrics.Unreached(service, failing)
+	metrics.SetUnreachable(service, failing)
 	switch {
 	case failing && !before:
 		h.log.Info("Failed to reach a service in every attempt of the last minute; reporting it in the lease", "service", service)
