@@ -98,7 +98,7 @@ func writeCommands(b *strings.Builder, root *cobra.Command) error {
 }
 
 func writeCommand(b *strings.Builder, c *cobra.Command, common []*pflag.Flag) {
-	if c.Runnable() {
+	if c.Runnable() && !c.HasSubCommands() {
 		fmt.Fprintf(b, "\n### `%s`\n\n%s\n", strings.TrimSuffix(c.UseLine(), " [flags]"), cmp.Or(c.Long, c.Short+"."))
 		var own []*pflag.Flag
 		shared := 0
