@@ -118,8 +118,8 @@ type KeyComparison struct {
 	// NewlyMissing is how many records have lost their session within orphanWindow, Allowed is
 	// how many may.
 	NewlyMissing, Allowed int
-	// Implausible says that NewlyMissing is more than Allowed. Then no record becomes missing
-	// or an orphan.
+	// Implausible says that NewlyMissing is more than Allowed, and that not all of them are
+	// marked as missing yet. Then no record becomes missing or an orphan.
 	Implausible bool
 	// InUse, Missing, Orphaned and Retained count the records, after the moves.
 	InUse, Missing, Orphaned, Retained int
@@ -132,6 +132,7 @@ type KeyComparison struct {
 func CompareKeys(records []KeyRecord, live LiveSessions, now time.Time, confirmed bool) KeyComparison {
 	c := KeyComparison{Allowed: max(orphanMin, int(orphanShare*float64(len(records))))}
 	var found, lost []KeyMove
+	unmarked := 0 // missing, and not marked so yet
 	for _, r := range records {
 		to := r.State
 		terminating, exists := live.terminating[r.UID]
@@ -149,6 +150,7 @@ func CompareKeys(records []KeyRecord, live LiveSessions, now time.Time, confirme
 			}
 		case r.State.Missing.IsZero():
 			c.NewlyMissing++
+			unmarked++
 			to.Missing = now
 		case inFuture(r.State.Missing, now):
 			to.Missing = now
@@ -165,7 +167,8 @@ func CompareKeys(records []KeyRecord, live LiveSessions, now time.Time, confirme
 			lost = append(lost, KeyMove{KeyRecord: r, To: to})
 		}
 	}
-	c.Implausible = c.NewlyMissing > c.Allowed && !confirmed
+	// Where all are marked already a person has confirmed them.
+	c.Implausible = c.NewlyMissing > c.Allowed && unmarked > 0 && !confirmed
 	c.Moves = found
 	if !c.Implausible {
 		c.Moves = append(c.Moves, lost...)

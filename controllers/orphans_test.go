@@ -3,6 +3,7 @@ package controllers
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -125,6 +126,17 @@ func TestCompareKeysOfManyMissingSessions(t *testing.T) {
 			confirmed := CompareKeys(records, liveSessions(sessions...), now, true)
 			g.Expect(confirmed.Implausible).To(BeFalse())
 			g.Expect(confirmed.Moves).To(HaveLen(tt.missing + 2))
+
+			after := slices.Clone(records)
+			for i := range after {
+				for _, m := range confirmed.Moves {
+					if m.UID == after[i].UID {
+						after[i].State = m.To
+					}
+				}
+			}
+			c = CompareKeys(after, liveSessions(sessions...), now.Add(orphanInterval), false)
+			g.Expect(c.Implausible).To(BeFalse(), "the manager does not doubt what a person has confirmed")
 		})
 	}
 }
