@@ -24,26 +24,42 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/store"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
 
 // hostile is a server that plays malformed nodes to a client, again and again. A panic in
 // any goroutine of the client ends the test's process.
 type hostile struct {
-	w      *world
-	taking *store.Taking
-	// unpaired: the client offers a code to type on a phone.
-	unpaired bool
-	session  *testSession
-	played   int
+	w       *world
+	taking  *store.Taking
+	mode    hostileMode
+	session *testSession
+	played  int
 }
 
-func newHostile(t testing.TB, unpaired bool) *hostile {
+// hostileMode is what the client does.
+type hostileMode int
+
+const (
+	// linkedClient: it is linked.
+	linkedClient hostileMode = iota
+	// scanningClient offers QR codes.
+	scanningClient
+	// typingClient offers a code to type on a phone, of which whatsmeow makes a key: that
+	// takes most of a second under the race detector, at each start and each answer.
+	typingClient
+)
+
+func newHostile(t testing.TB, mode hostileMode) *hostile {
 	t.Helper()
-	w := newWorld(t)
+	w := newWorldOn(t, testenv.Postgres(t))
 	w.hostile = true
-	h := &hostile{w: w, taking: w.take(), unpaired: unpaired}
-	if !unpaired {
+	h := &hostile{w: w, taking: w.take(), mode: mode}
+	if mode == linkedClient {
 		w.pair(h.taking, phone)
+		return h
+	}
+	if mode == scanningClient {
 		return h
 	}
 	w.simulator.AnswerWith(func(*waBinary.Node) *waBinary.Node {
@@ -86,7 +102,10 @@ func (h *hostile) open(g *WithT) *testSession {
 		s.reported = append(s.reported, e)
 	}}
 	kind := EventConnected
-	if h.unpaired {
+	switch h.mode {
+	case scanningClient:
+		kind = EventQR
+	case typingClient:
 		kind, o.PairPhone = EventPairingCode, "+"+phone
 	}
 	s.Connection, err = h.w.factory.New(o)
@@ -111,7 +130,7 @@ const handledTimeout = 100 * time.Second
 func (h *hostile) play(g *WithT, frames ...[]byte) {
 	s := h.connect(g)
 	device := phone
-	if h.unpaired {
+	if h.mode != linkedClient {
 		device = ""
 	}
 	h.played++
@@ -323,14 +342,18 @@ func variants(node waBinary.Node) []waBinary.Node {
 }
 
 // corpus are the frames of FuzzNodes, in groups: the nodes that do not end the
-// connection are many, and are played together.
-func corpus() (together, single [][]byte) {
+// connection are many, and are played together. typed are answers to a typed code.
+func corpus() (together, typed, single [][]byte) {
 	for _, node := range wellFormed() {
+		_, answersCode := node.GetOptionalChildByTag("link_code_companion_reg")
 		ends := node.Tag == "failure" || node.Tag == "stream:error" || node.Tag == "iq" || node.Tag == "success"
 		for _, variant := range append([]waBinary.Node{node}, variants(node)...) {
-			if ends {
+			switch {
+			case ends:
 				single = append(single, encode(variant))
-			} else {
+			case answersCode:
+				typed = append(typed, encode(variant))
+			default:
 				together = append(together, encode(variant))
 			}
 		}
@@ -339,7 +362,7 @@ func corpus() (together, single [][]byte) {
 		text := strconv.Itoa(code)
 		single = append(single, encode(element("failure", attrs{"reason": text})), encode(element("stream:error", attrs{"code": text})))
 	}
-	return together, slices.Concat(single, frames())
+	return together, typed, slices.Concat(single, frames())
 }
 
 // frames are some that are no nodes at all.
@@ -365,7 +388,7 @@ func frames() [][]byte {
 	}
 }
 
-// FuzzNodes plays malformed nodes to a real client that is linked, and to one that offers
+// FuzzNodes plays malformed nodes to a real client that is linked, and to some that offer
 // codes, with answers to what they ask that are malformed too. No panic of the client may
 // end the process; the next node finds it alive.
 //
@@ -376,7 +399,7 @@ func frames() [][]byte {
 // because their panic would end the test. What is not foreseen is left to the rule
 // EndsItsWorker of the worker.
 func FuzzNodes(f *testing.F) {
-	together, single := corpus()
+	together, typed, single := corpus()
 	for i, frame := range single {
 		f.Add(frame, []byte{}, uint64(i))
 	}
@@ -385,13 +408,10 @@ func FuzzNodes(f *testing.F) {
 		f.Add(encode(element("notification", attrs{"from": types.ServerJID, "id": "1", "type": "encrypt"}, element("count", attrs{"value": "1"}))), encode(reply), uint64(0))
 		f.Add(encode(element("success", attrs{"t": "1"})), encode(reply), uint64(0))
 	}
-	linked, offering := newHostile(f, false), newHostile(f, true)
-	f.Cleanup(func() {
-		linked.close()
-		offering.close()
-	})
-	for _, h := range []*hostile{linked, offering} {
-		for frames := range slices.Chunk(together, 25) {
+	linked, scanning, typing := newHostile(f, linkedClient), newHostile(f, scanningClient), newHostile(f, typingClient)
+	for h, all := range map[*hostile][][]byte{linked: slices.Concat(together, typed), scanning: slices.Concat(together, typed), typing: typed} {
+		f.Cleanup(h.close)
+		for frames := range slices.Chunk(all, 25) {
 			h.play(wait(f), frames...)
 		}
 	}
@@ -416,7 +436,7 @@ func FuzzNodes(f *testing.F) {
 		}
 		linked.play(g, played...)
 		if len(reply) == 0 && seed%16 == 0 {
-			offering.play(g, played...)
+			scanning.play(g, played...)
 		}
 	})
 }
@@ -450,7 +470,7 @@ func replies() []waBinary.Node {
 // TestARefusedLoginEndsNoProcess: whatever reason a login is refused with, the end is
 // reported and the process lives.
 func TestARefusedLoginEndsNoProcess(t *testing.T) {
-	h := newHostile(t, false)
+	h := newHostile(t, linkedClient)
 	for _, reason := range []int{400, 401, 402, 403, 405, 406, 409, 413, 414, 415, 418, 500, 501, 503, 599} {
 		t.Run(strconv.Itoa(reason), func(t *testing.T) {
 			g := wait(t)
@@ -468,7 +488,7 @@ func TestARefusedLoginEndsNoProcess(t *testing.T) {
 
 // TestAPairingThatIsMalformedEndsNoProcess: it ends the attempt, and the next one is made.
 func TestAPairingThatIsMalformedEndsNoProcess(t *testing.T) {
-	h := newHostile(t, true)
+	h := newHostile(t, typingClient)
 	answer := func(size int) waBinary.Node {
 		return element("notification", attrs{"from": types.ServerJID, "id": "1", "type": "link_code_companion_reg"}, element("link_code_companion_reg", nil,
 			// The short key is the last thing in the frame: whatsmeow would read on in what follows.
@@ -501,7 +521,7 @@ func TestAPairingThatIsMalformedEndsNoProcess(t *testing.T) {
 // TestSettingsOfThePhoneEndNoProcess: another device of the account may upload what
 // whatsmeow panics over.
 func TestSettingsOfThePhoneEndNoProcess(t *testing.T) {
-	h := newHostile(t, false)
+	h := newHostile(t, linkedClient)
 	s := h.connect(h.w.g)
 	for _, reply := range replies() {
 		h.w.simulator.AnswerWith(func(*waBinary.Node) *waBinary.Node {
@@ -663,7 +683,7 @@ func TestAPanicOfWhatsmeowEndsNoProcess(t *testing.T) {
 // TestTheLastNodeIsNotLost: a server that closes the socket right after it has said why
 // is understood, as often as it does.
 func TestTheLastNodeIsNotLost(t *testing.T) {
-	h := newHostile(t, false)
+	h := newHostile(t, linkedClient)
 	for _, kind := range []simulator.Fault{{Kind: simulator.FaultCloseAtOnce}, {Kind: simulator.FaultFailure, Reason: 418}} {
 		_, err := h.w.simulator.Inject(kind)
 		h.w.g.Expect(err).NotTo(HaveOccurred())
