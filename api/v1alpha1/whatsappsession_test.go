@@ -295,6 +295,8 @@ func TestManifestsThatAreAccepted(t *testing.T) {
 	}{
 		{"nothing but a name", "metadata: {name: bare}", "bare", defaults},
 		{"an empty spec", "metadata: {name: empty}\nspec: {}", "empty", defaults},
+		{"null for the spec", "metadata: {name: nulls}\nspec: null", "nulls", defaults},
+		{"null for parts of the spec", "metadata: {name: null-parts}\nspec: {sessionID: null, pairing: null, messages: null, proxy: null, deletionPolicy: null}", "null-parts", defaults},
 		{"empty parts of the spec", "metadata: {name: parts}\nspec: {pairing: {}, messages: {}}", "parts", defaults},
 		{"a name of 63 letters", "metadata: {name: " + strings.Repeat("b", 63) + "}", strings.Repeat("b", 63), defaults},
 		{
@@ -406,6 +408,8 @@ func TestSessionIDCannotBeChanged(t *testing.T) {
 		{"another id", "{sessionID: one}", "{sessionID: two}", true},
 		{"an id where the name was it", "{}", "{sessionID: two}", true},
 		{"no id where one was", "{sessionID: one}", "{}", true},
+		{"no spec where an id was", "{sessionID: one}", "null", true},
+		{"null where an id was", "{sessionID: one}", "{sessionID: null}", true},
 		{"the same id", "{sessionID: one}", "{sessionID: one, suspend: true}", false},
 		{"no id as before", "{}", "{suspend: true}", false},
 	} {
