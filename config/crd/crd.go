@@ -1,5 +1,5 @@
-// Package crd carries the generated CustomResourceDefinitions inside the binary,
-// for those who start an API server of their own (the demo, tests).
+// Package crd embeds the generated CustomResourceDefinition, for programs that start their own
+// API server (the demo, the tests).
 package crd
 
 import (
@@ -13,7 +13,7 @@ import (
 //go:embed bases/whatsapp-operator.io_whatsappsessions.yaml
 var whatsAppSessions []byte
 
-// WhatsAppSessions is the definition of the resource, as `make manifests` wrote it.
+// WhatsAppSessions returns the definition of the resource, which `make manifests` writes.
 func WhatsAppSessions() (*apiextensionsv1.CustomResourceDefinition, error) {
 	definition := &apiextensionsv1.CustomResourceDefinition{}
 	if err := yaml.UnmarshalStrict(whatsAppSessions, definition); err != nil {

@@ -30,15 +30,15 @@ const killTimeout = 30 * time.Second
 // Server is an API server with an etcd of its own.
 type Server struct {
 	// Config reaches the server as an administrator, without a limit on the rate of
-	// requests; it stays right over restarts.
+	// requests. It is valid after a restart too.
 	Config *rest.Config
 
 	env *envtest.Environment
 	dir string
 }
 
-// Start starts a server from the programs in assets (etcd and kube-apiserver; empty:
-// $KUBEBUILDER_ASSETS). It must be closed.
+// Start starts a server from the programs etcd and kube-apiserver in the folder assets (empty:
+// $KUBEBUILDER_ASSETS). The server must be closed.
 func Start(assets string) (*Server, error) {
 	definition, err := crd.WhatsAppSessions()
 	if err != nil {
@@ -52,7 +52,7 @@ func Start(assets string) (*Server, error) {
 		BinaryAssetsDirectory: assets,
 		CRDs:                  []*apiextensionsv1.CustomResourceDefinition{definition},
 	}}
-	// A folder that envtest chooses is gone after a stop, and the certificates with it.
+	// envtest would delete a folder of its own, with the certificates, after a stop.
 	s.env.ControlPlane.GetAPIServer().CertDir = dir
 	if s.Config, err = s.env.Start(); err != nil {
 		return nil, errors.Join(fmt.Errorf("starting the API server from %q: %w", assets, err), s.Close())
@@ -80,9 +80,8 @@ func (s *Server) WriteKubeconfig(path, hostPort string) error {
 	return nil
 }
 
-// Kill ends the API server as a crash does, and waits for its end; etcd, with
-// all that the API server knew, goes on. An orderly end would wait a minute for
-// clients that do not answer.
+// Kill ends the API server as a crash does, and waits for its end. etcd, which has all the
+// data, continues to run. An orderly end would wait a minute for clients that do not answer.
 func (s *Server) Kill() error {
 	pid, err := s.pid()
 	if err != nil {
@@ -100,7 +99,7 @@ func (s *Server) Kill() error {
 	return nil
 }
 
-// pid finds the process, which envtest does not show, by its folder.
+// pid finds the process, which envtest does not return, by its folder.
 func (s *Server) pid() (int, error) {
 	names, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
@@ -112,7 +111,7 @@ func (s *Server) pid() (int, error) {
 			return strconv.Atoi(filepath.Base(filepath.Dir(name)))
 		}
 	}
-	return 0, errors.New("the API server does not run")
+	return 0, errors.New("the API server is not running")
 }
 
 // Restart starts the server again after a Kill, on the same port with the same
@@ -124,7 +123,7 @@ func (s *Server) Restart() error {
 	return nil
 }
 
-// Close ends the server and etcd for good.
+// Close ends the server and etcd, and deletes their data.
 func (s *Server) Close() error {
 	return errors.Join(s.env.Stop(), os.RemoveAll(s.dir))
 }

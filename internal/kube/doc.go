@@ -1,4 +1,4 @@
-// Package kube is the API server as a worker uses it: the sessions, with claims
-// and releases ahead of reports; the proxies' Secrets; the revision of the
-// worker's Deployment; Events. It implements what internal/worker declares.
+// Package kube implements the interfaces with which internal/worker uses the API server: it
+// reads and writes sessions, with claims and releases before reports; it reads the proxies'
+// Secrets and the revision of the worker's Deployment; and it records Events.
 package kube

@@ -6,7 +6,7 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 )
 
-// Events records Kubernetes Events beside the session that they are about.
+// Events records Kubernetes Events for sessions.
 type Events struct{ Recorder events.EventRecorder }
 
 // Event implements worker.Events.

@@ -15,11 +15,11 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/worker"
 )
 
-// Proxies reads the Secrets that specs name; its client must not read from a
+// Proxies reads the proxies' Secrets that sessions name. Its client must not read from a
 // cache, which would need the right to list Secrets.
 type Proxies struct {
 	Client client.Reader
-	// ServiceAccount is the workers', as NAMESPACE:NAME.
+	// ServiceAccount is the service account of the workers, as NAMESPACE:NAME.
 	ServiceAccount string
 }
 
@@ -45,7 +45,7 @@ func (p *Proxies) Proxy(ctx context.Context, session *v1alpha1.WhatsAppSession) 
 		return nil, fmt.Errorf("reading the proxy's Secret: %w", err)
 	case secret.Type != v1alpha1.ProxySecretType:
 		return nil, &worker.SetupError{Reason: v1alpha1.ReasonProxySecretInvalid, Message: fmt.Sprintf(
-			"the Secret %s is not of type %s: only Secrets of this type are used; create it anew with it", name, v1alpha1.ProxySecretType)}
+			"the Secret %s is not of type %s: only Secrets of this type are used; delete it and create it with this type", name, v1alpha1.ProxySecretType)}
 	}
 	proxy, err := whatsapp.ParseProxy(string(secret.Data[v1alpha1.ProxySecretKey]))
 	if err != nil {

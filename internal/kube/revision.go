@@ -16,15 +16,16 @@ import (
 )
 
 const (
-	// deploymentRevision is where the Deployment controller numbers its ReplicaSets.
+	// deploymentRevision is the annotation with which the Deployment controller numbers its
+	// ReplicaSets.
 	deploymentRevision = "deployment.kubernetes.io/revision"
-	// revisionInterval is how often the number is read again: a rollback gives an old
-	// ReplicaSet, and so pods that run already, the newest number.
+	// revisionInterval is how often the number is read again: a rollback gives the newest
+	// number to an old ReplicaSet, and so to pods that already run.
 	revisionInterval = 30 * time.Second
 )
 
-// Revision is the worker's place in the order of versions: a flag's value, or the
-// revision number of the Deployment that its pod belongs to.
+// Revision is the number that orders the versions of workers: the value of a flag, or the
+// revision of the Deployment that the worker's pod belongs to.
 type Revision struct {
 	client          client.Reader
 	namespace, name string
@@ -53,9 +54,9 @@ func NewRevision(c client.Reader, o RevisionOptions, log logr.Logger) *Revision 
 // Number is the revision that was read last.
 func (r *Revision) Number() int64 { return r.value.Load() }
 
-// First reads the number for the first Lease: a worker of a new revision whose Lease
-// lacks it would be given sessions that must move once more. Where waiting cannot
-// help, the error is logged and the number is 0.
+// First reads the number for the first Lease. Without it a worker of a new revision would be
+// treated as an old one, and its sessions would have to move once more. If trying again cannot
+// help, First logs the error and the number is 0.
 func (r *Revision) First(ctx context.Context) (final bool, err error) {
 	if r.fixed {
 		return true, nil
@@ -70,7 +71,7 @@ func (r *Revision) First(ctx context.Context) (final bool, err error) {
 	return err == nil, err
 }
 
-// refresh reads the number again; without an answer the old one stays.
+// refresh reads the number again. If that fails, the number does not change.
 func (r *Revision) refresh(ctx context.Context) {
 	if r.fixed {
 		return

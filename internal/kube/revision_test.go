@@ -29,11 +29,11 @@ func TestRevision(t *testing.T) {
 		objects []client.Object
 		want    int64
 	}{
-		{name: "the flag wins", flag: 7, inPod: true, objects: []client.Object{pod(owned), set("3")}, want: 7},
-		{name: "no pod", objects: []client.Object{pod(owned), set("3")}, want: 0},
-		{name: "a Deployment's pod", inPod: true, objects: []client.Object{pod(owned), set("3")}, want: 3},
-		{name: "a pod of its own", inPod: true, objects: []client.Object{pod()}, want: 0},
-		{name: "a number that is not one", inPod: true, objects: []client.Object{pod(owned), set("three")}, want: 0},
+		{name: "the flag is set", flag: 7, inPod: true, objects: []client.Object{pod(owned), set("3")}, want: 7},
+		{name: "the worker does not run in a pod", objects: []client.Object{pod(owned), set("3")}, want: 0},
+		{name: "a pod of a Deployment", inPod: true, objects: []client.Object{pod(owned), set("3")}, want: 3},
+		{name: "a pod without a ReplicaSet", inPod: true, objects: []client.Object{pod()}, want: 0},
+		{name: "the annotation is not a number", inPod: true, objects: []client.Object{pod(owned), set("three")}, want: 0},
 		{name: "the ReplicaSet is gone", inPod: true, objects: []client.Object{pod(owned)}, want: 0},
 	}
 	for _, tt := range tests {

@@ -15,29 +15,29 @@ import (
 )
 
 const (
-	// ownerRequests and reportRequests bound a worker's requests to the API server at a
-	// time: when a thousand sessions come back at once, they wait here and not in the API
-	// server, where each would use up its time.
+	// ownerRequests and reportRequests limit how many requests to the API server a worker makes
+	// at a time. When a thousand sessions come back at once, their requests wait here: in the API
+	// server their time-outs would run while they wait.
 	ownerRequests  = 28
 	reportRequests = 4
-	// RequestTimeout bounds one request to the API server, from the moment in which it is sent.
+	// RequestTimeout bounds one request to the API server, from the moment at which it is sent.
 	RequestTimeout = 10 * time.Second
 )
 
 // Sessions reads and writes the sessions of one worker; its client must not read
 // from a cache.
 //
-// Claims and releases go before reports: a report that is late by a second harms
-// nobody, but a session whose claim is late is down. While a claim or a release
-// waits or is under way, there is one report at a time.
+// Claims and releases have priority over reports: a report may be a second late, but a session
+// is down until it is claimed. While a claim or a release waits or is in progress, only one
+// report is sent at a time.
 type Sessions struct {
 	client                 client.Client
 	owner, reports, single *semaphore.Weighted
-	// owning counts the claims, releases and reads that wait or are under way.
+	// owning counts the claims, releases and reads that wait or are in progress.
 	owning atomic.Int64
 }
 
-// NewSessions returns the sessions as the API server has them.
+// NewSessions returns Sessions that use c.
 func NewSessions(c client.Client) *Sessions {
 	return &Sessions{
 		client: c,
@@ -45,14 +45,14 @@ func NewSessions(c client.Client) *Sessions {
 	}
 }
 
-// own calls f, which a claim or a release needs, when it is its turn.
+// own calls f, a request that a claim or a release needs, when it is its turn.
 func (s *Sessions) own(ctx context.Context, f func(context.Context) error) error {
 	s.owning.Add(1)
 	defer s.owning.Add(-1)
 	return request(ctx, s.owner, f)
 }
 
-// report calls f, which only reports what a session does, when it is its turn.
+// report calls f, a request that only reports the state of a session, when it is its turn.
 func (s *Sessions) report(ctx context.Context, f func(context.Context) error) error {
 	many := false
 	err := request(ctx, s.single, func(ctx context.Context) error {
@@ -77,7 +77,7 @@ func request(ctx context.Context, turns *semaphore.Weighted, f func(context.Cont
 	return f(ctx)
 }
 
-// changesOwner says whether the write is a claim or a release.
+// changesOwner reports whether the write is a claim or a release.
 func changesOwner(from, to *v1alpha1.WhatsAppSessionStatus) bool {
 	return from.HeldBy != to.HeldBy || from.HolderStart != to.HolderStart
 }

@@ -18,10 +18,10 @@ func TestClaimsAndReleasesGoBeforeReports(t *testing.T) {
 		from, to v1alpha1.WhatsAppSessionStatus
 		owner    bool
 	}{
-		"a claim":                {v1alpha1.WhatsAppSessionStatus{}, held, true},
-		"a claim by another run": {v1alpha1.WhatsAppSessionStatus{HeldBy: "w", HolderStart: "before"}, held, true},
-		"a release":              {held, v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseDisconnected}, true},
-		"a report":               {held, v1alpha1.WhatsAppSessionStatus{HeldBy: "w", HolderStart: "p", Phase: v1alpha1.PhaseConnected}, false},
+		"a claim":                    {v1alpha1.WhatsAppSessionStatus{}, held, true},
+		"a claim by another process": {v1alpha1.WhatsAppSessionStatus{HeldBy: "w", HolderStart: "before"}, held, true},
+		"a release":                  {held, v1alpha1.WhatsAppSessionStatus{Phase: v1alpha1.PhaseDisconnected}, true},
+		"a report":                   {held, v1alpha1.WhatsAppSessionStatus{HeldBy: "w", HolderStart: "p", Phase: v1alpha1.PhaseConnected}, false},
 	} {
 		NewWithT(t).Expect(changesOwner(&tt.from, &tt.to)).To(Equal(tt.owner), name)
 	}
@@ -55,5 +55,5 @@ func TestClaimsAndReleasesGoBeforeReports(t *testing.T) {
 			})
 		})
 	}
-	g.Expect(meeting.Wait()).To(Succeed(), "two are under way at once")
+	g.Expect(meeting.Wait()).To(Succeed(), "two are in progress at once")
 }

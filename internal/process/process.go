@@ -1,7 +1,6 @@
-// Package process starts programs as child processes and ends them: for the demo,
-// the tests and the benchmarks, which all run manager and workers as processes of
-// their own. No child outlives the process that started it, where the system can
-// see to that (Linux).
+// Package process starts programs as child processes and ends them: for the demo, the tests
+// and the benchmarks, which all run manager and workers as separate processes. On Linux a
+// child is killed when the process that started it ends.
 package process
 
 import (
@@ -18,13 +17,13 @@ import (
 type Options struct {
 	// Name is used in messages.
 	Name string
-	// Program is the path of the program; empty: the one that runs now.
+	// Program is the path of the program; empty: this program.
 	Program string
 	Args    []string
-	// Env is added to the environment of the process that runs now.
+	// Env is added to the environment of this process.
 	Env []string
-	// Output takes standard output and standard error. A file is given to the child
-	// itself and may be closed after Start.
+	// Output receives standard output and standard error. A file is passed to the child and may
+	// be closed after Start.
 	Output io.Writer
 }
 
@@ -36,11 +35,11 @@ type Process struct {
 
 	cmd  *exec.Cmd
 	done chan struct{}
-	err  error // of the end; read it after done
+	err  error // the result of Wait; valid after done
 }
 
-// Start starts a process. It is in a process group of its own, so that Ctrl-C
-// reaches only the process that started it, which then ends its children in order.
+// Start starts a process in a new process group, so that Ctrl-C reaches only the process that
+// started it, which then ends its children in order.
 func Start(o Options) (*Process, error) {
 	if o.Program == "" {
 		self, err := os.Executable()
@@ -64,16 +63,16 @@ func Start(o Options) (*Process, error) {
 	return p, nil
 }
 
-// PID is the process's id.
+// PID returns the process id.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
 
 // Done is closed when the process has ended and all its output has arrived.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
-// State says how the process has ended, once Done is closed.
+// State says how the process ended. It is valid when Done is closed.
 func (p *Process) State() *os.ProcessState { return p.cmd.ProcessState }
 
-// Err is nil after an end with code 0. It may be asked once Done is closed.
+// Err is nil if the process ended with code 0. It is valid when Done is closed.
 func (p *Process) Err() error { return p.err }
 
 // Running returns an error if the process has ended.
@@ -88,7 +87,7 @@ func (p *Process) Running() error {
 
 // Signal sends a signal; to a process that has ended it does nothing.
 func (p *Process) Signal(s os.Signal) {
-	_ = p.cmd.Process.Signal(s) // the only error is that it has ended
+	_ = p.cmd.Process.Signal(s) // the only possible error is that the process has ended
 }
 
 // Kill ends the process as a crash does, and waits for its end.
@@ -97,8 +96,8 @@ func (p *Process) Kill() {
 	<-p.done
 }
 
-// Stop asks the process to end (SIGTERM), waits, and kills it when its time is
-// over, which is an error.
+// Stop sends SIGTERM to the process and waits for its end. After timeout it kills the process
+// and returns an error.
 func (p *Process) Stop(timeout time.Duration) error {
 	p.Signal(syscall.SIGTERM)
 	timer := time.NewTimer(timeout)
@@ -108,7 +107,7 @@ func (p *Process) Stop(timeout time.Duration) error {
 		return nil
 	case <-timer.C:
 		p.Kill()
-		return fmt.Errorf("the %s did not end within %s of being asked to, and was killed", p.Name, timeout)
+		return fmt.Errorf("the %s did not end within %s after SIGTERM, and was killed", p.Name, timeout)
 	}
 }
 

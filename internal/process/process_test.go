@@ -13,22 +13,22 @@ import (
 	"go.uber.org/goleak"
 )
 
-// testRole tells this test binary to be a child of one of its own tests.
+// testRole makes this test binary run as a child process of one of its tests.
 const testRole = "WHATSAPP_OPERATOR_PROCESS_TEST_ROLE"
 
 func TestMain(m *testing.M) {
 	switch os.Getenv(testRole) {
-	case "polite": // ends when it is asked to
-		asked := make(chan os.Signal, 1)
-		signal.Notify(asked, syscall.SIGTERM)
+	case "ends on SIGTERM":
+		received := make(chan os.Signal, 1)
+		signal.Notify(received, syscall.SIGTERM)
 		fmt.Println("line 1\nline 2\nready")
-		<-asked
+		<-received
 		os.Exit(0)
-	case "stubborn": // does not
+	case "ignores SIGTERM":
 		signal.Ignore(syscall.SIGTERM)
 		fmt.Println("ready")
 		select {}
-	case "broken": // ends by itself
+	case "ends by itself":
 		fmt.Println("cannot go on")
 		os.Exit(3)
 	}
@@ -52,27 +52,27 @@ func start(t *testing.T, role string) (p *Process, tail func() []string) {
 
 func TestAProcessRunsUntilItIsStopped(t *testing.T) {
 	g := NewWithT(t)
-	p, tail := start(t, "polite")
+	p, tail := start(t, "ends on SIGTERM")
 	g.Eventually(tail).WithTimeout(30 * time.Second).Should(Equal([]string{"line 2", "ready"}))
 	g.Expect(p.Running()).To(Succeed())
 
 	g.Expect(p.Stop(30 * time.Second)).To(Succeed())
-	g.Expect(p.Err()).NotTo(HaveOccurred(), "it ended as it was asked to")
-	g.Expect(p.Stop(30*time.Second)).To(Succeed(), "a second time there is nothing to stop")
+	g.Expect(p.Err()).NotTo(HaveOccurred(), "it ended in order")
+	g.Expect(p.Stop(30*time.Second)).To(Succeed(), "a second call has nothing to stop")
 }
 
 func TestAProcessThatDoesNotEndIsKilled(t *testing.T) {
 	g := NewWithT(t)
-	p, tail := start(t, "stubborn")
+	p, tail := start(t, "ignores SIGTERM")
 	g.Eventually(tail).WithTimeout(30 * time.Second).Should(Equal([]string{"ready"}))
 	g.Expect(p.Stop(time.Millisecond)).To(MatchError(ContainSubstring("was killed")))
 	g.Expect(p.Done()).To(BeClosed())
 	g.Expect(p.Running()).To(MatchError(ContainSubstring("signal: killed")))
 }
 
-func TestAProcessThatEndsByItselfIsNoticed(t *testing.T) {
+func TestAProcessThatEndsByItselfIsReported(t *testing.T) {
 	g := NewWithT(t)
-	p, tail := start(t, "broken")
+	p, tail := start(t, "ends by itself")
 	g.Eventually(p.Running).WithTimeout(30 * time.Second).Should(MatchError("the worker-1 ended by itself: exit status 3"))
 	g.Expect(tail()).To(Equal([]string{"cannot go on"}))
 }

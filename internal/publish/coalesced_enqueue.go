@@ -11,43 +11,44 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 )
 
-// enqueueTimeout bounds one round trip to the queue. A Redis that answers only
-// after its disk has (WAITAOF) may take a second.
+// enqueueTimeout bounds one round trip to the queue. A Redis that answers only after it has
+// written to its disk (WAITAOF) may take a second.
 const enqueueTimeout = 10 * time.Second
 
-// coalescedEnqueue lets callers that come at the same time share one round trip to the
-// queue: where Redis must reach its disk or a replica before it answers, a
-// thousand sessions must not wait for it one after the other. A few round trips
-// may be under way at a time; their order does not matter, the items' numbers do.
+// coalescedEnqueue lets concurrent calls share one round trip to the queue: where Redis
+// writes to its disk or to a replica before it answers, a thousand sessions must not wait for
+// it one after the other. A few round trips may be in progress at a time. Their order does
+// not matter, because the items have numbers.
 type coalescedEnqueue struct {
 	kind    delivery.Kind
 	enqueue enqueue
-	// turn is taken by who makes a round trip.
+	// turn limits how many round trips are in progress.
 	turn chan struct{}
 
 	mu      sync.Mutex
-	waiting []*joined
+	waiting []*waiter
 }
 
-// enqueue is how a Queue takes items.
+// enqueue puts items into a Queue.
 type enqueue func(ctx context.Context, kind delivery.Kind, items ...delivery.Item) ([]batch.EnqueueResult, error)
 
-type joined struct {
+// waiter is a caller that waits for the result of its item.
+type waiter struct {
 	item delivery.Item
 	done chan struct{}
-	// Valid when done is closed.
+	// result and err are valid when done is closed.
 	result batch.EnqueueResult
 	err    error
 }
 
-func newCoalescedEnqueue(kind delivery.Kind, trips int, how enqueue) *coalescedEnqueue {
-	return &coalescedEnqueue{kind: kind, enqueue: how, turn: make(chan struct{}, trips)}
+func newCoalescedEnqueue(kind delivery.Kind, roundTrips int, enqueue enqueue) *coalescedEnqueue {
+	return &coalescedEnqueue{kind: kind, enqueue: enqueue, turn: make(chan struct{}, roundTrips)}
 }
 
-// Enqueue returns when the queue has answered for the item. After an error it
-// may be there or come there yet; its numbers make that harmless.
+// Enqueue returns when the queue has answered for the item. After an error the item may be
+// in the queue, or may still arrive there; its numbers make that harmless.
 func (t *coalescedEnqueue) Enqueue(ctx context.Context, item delivery.Item) (batch.EnqueueResult, error) {
-	mine := &joined{item: item, done: make(chan struct{})}
+	mine := &waiter{item: item, done: make(chan struct{})}
 	t.mu.Lock()
 	t.waiting = append(t.waiting, mine)
 	t.mu.Unlock()
@@ -56,15 +57,15 @@ func (t *coalescedEnqueue) Enqueue(ctx context.Context, item delivery.Item) (bat
 	case t.turn <- struct{}{}:
 		t.take(ctx)
 		<-t.turn
-		<-mine.done // by us, or by who had the turn before
+		<-mine.done // closed by this call, or by the one that made the round trip before
 	case <-ctx.Done():
 		return batch.EnqueueResult{}, fmt.Errorf("waiting to enqueue: %w", ctx.Err())
 	}
 	return mine.result, mine.err
 }
 
-// take makes the round trip for everyone who waits. It is not cut short by the
-// context of the one whose turn it is.
+// take makes one round trip for all waiters. The end of ctx does not cancel it, because the
+// other waiters depend on it.
 func (t *coalescedEnqueue) take(ctx context.Context) {
 	t.mu.Lock()
 	all := t.waiting
@@ -74,23 +75,23 @@ func (t *coalescedEnqueue) take(ctx context.Context) {
 		return
 	}
 	items := make([]delivery.Item, len(all))
-	for i, j := range all {
-		items[i] = j.item
+	for i, w := range all {
+		items[i] = w.item
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), enqueueTimeout)
 	defer cancel()
 	results, err := t.enqueue(ctx, t.kind, items...)
-	for i, j := range all {
+	for i, w := range all {
 		mine, err := results, err
-		if errors.Is(err, batch.ErrInvalidItem) && len(all) > 1 { // one bad item must not hold up the others
-			mine, err = t.enqueue(ctx, t.kind, j.item)
+		if errors.Is(err, batch.ErrInvalidItem) && len(all) > 1 { // one invalid item must not make the others fail
+			mine, err = t.enqueue(ctx, t.kind, w.item)
 			i = 0
 		}
 		if err != nil {
-			j.err = fmt.Errorf("enqueueing a %s update: %w", t.kind, err)
+			w.err = fmt.Errorf("enqueueing a %s update: %w", t.kind, err)
 		} else {
-			j.result = mine[i]
+			w.result = mine[i]
 		}
-		close(j.done)
+		close(w.done)
 	}
 }

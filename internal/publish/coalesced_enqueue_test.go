@@ -13,7 +13,7 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 )
 
-func TestTogether(t *testing.T) {
+func TestConcurrentCallsShareARoundTrip(t *testing.T) {
 	g := NewWithT(t)
 	hold, trips := make(chan struct{}), make(chan int, 1000)
 	var mu sync.Mutex
@@ -37,11 +37,11 @@ func TestTogether(t *testing.T) {
 	enqueue := func(i int) {
 		all.Go(func() {
 			id := fmt.Sprint(i)
-			g.Expect(q.Enqueue(t.Context(), delivery.Item{SessionID: id})).To(Equal(results[id]), "each gets the answer to its own item")
+			g.Expect(q.Enqueue(t.Context(), delivery.Item{SessionID: id})).To(Equal(results[id]), "each call gets the result of its own item")
 		})
 	}
 	enqueue(0)
-	g.Eventually(trips).Should(Receive(Equal(1)), "one that comes alone goes at once")
+	g.Eventually(trips).Should(Receive(Equal(1)), "a call that is alone is sent at once")
 	for i := 1; i <= 500; i++ {
 		enqueue(i)
 	}
@@ -52,14 +52,14 @@ func TestTogether(t *testing.T) {
 	}).Should(Equal(500))
 	close(hold)
 	all.Wait()
-	g.Expect(trips).To(Receive(Equal(500)), "the others share one round trip")
+	g.Expect(trips).To(Receive(Equal(500)), "the other calls share one round trip")
 	g.Expect(got).To(HaveLen(501))
 	for id, n := range got {
 		g.Expect(n).To(Equal(1), id)
 	}
 }
 
-func TestTogetherTellsEveryoneOfAnError(t *testing.T) {
+func TestEveryCallGetsTheErrorOfItsRoundTrip(t *testing.T) {
 	g := NewWithT(t)
 	down := errors.New("connection refused")
 	q := newCoalescedEnqueue(delivery.KindStatus, 1, func(context.Context, delivery.Kind, ...delivery.Item) ([]batch.EnqueueResult, error) {
@@ -75,25 +75,25 @@ func TestTogetherTellsEveryoneOfAnError(t *testing.T) {
 	all.Wait()
 }
 
-func TestTogetherIsNotHeldUpByOneWhoGivesUp(t *testing.T) {
+func TestACallThatIsCancelledDoesNotCancelTheOthers(t *testing.T) {
 	g := NewWithT(t)
 	hold := make(chan struct{})
 	q := newCoalescedEnqueue(delivery.KindStatus, 1, func(ctx context.Context, _ delivery.Kind, items ...delivery.Item) ([]batch.EnqueueResult, error) {
 		<-hold
 		return make([]batch.EnqueueResult, len(items)), ctx.Err()
 	})
-	impatient, giveUp := context.WithCancel(t.Context())
+	cancelled, cancel := context.WithCancel(t.Context())
 	var all sync.WaitGroup
-	all.Go(func() { // has the turn: its round trip is also the others'
-		g.Expect(q.Enqueue(impatient, delivery.Item{SessionID: "a"})).Error().NotTo(HaveOccurred())
+	all.Go(func() { // makes the round trip for the others too
+		g.Expect(q.Enqueue(cancelled, delivery.Item{SessionID: "a"})).Error().NotTo(HaveOccurred())
 	})
 	g.Eventually(q.turn).Should(HaveLen(1))
 	waits := make(chan error, 1)
 	all.Go(func() {
-		_, err := q.Enqueue(impatient, delivery.Item{SessionID: "b"})
+		_, err := q.Enqueue(cancelled, delivery.Item{SessionID: "b"})
 		waits <- err
 	})
-	giveUp()
+	cancel()
 	g.Eventually(waits).Should(Receive(MatchError(context.Canceled)))
 	all.Go(func() { g.Expect(q.Enqueue(t.Context(), delivery.Item{SessionID: "c"})).Error().NotTo(HaveOccurred()) })
 	close(hold)

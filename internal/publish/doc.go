@@ -1,5 +1,5 @@
-// Package publish brings the state of sessions to Redis: into the coalescing
-// queues, from which Laravel gets it, and into the cache, from which people and
-// Laravel read it. Workers publish the sessions that they hold, the manager those
-// that nobody holds. Callers that come at the same time share a round trip.
+// Package publish writes the state of sessions to Redis: into the coalescing queues, from
+// which it is delivered to Laravel, and into the cache, which people and Laravel read.
+// Workers publish the sessions that they hold, the manager those that no worker holds.
+// Concurrent calls share round trips.
 package publish

@@ -10,16 +10,16 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 )
 
-// Publisher brings a session's state to Redis: the queues first, because
-// Laravel waits, then the cache keys.
+// Publisher writes a session's state to Redis: to the queues first, because Laravel waits for
+// it, then to the cache.
 type Publisher struct {
 	queue           *batch.Queue
 	cache           *cache.Cache
 	statuses, codes *coalescedEnqueue
 }
 
-// roundTrips is how many calls of a kind may wait for Redis at a time: one that
-// waits for the disk must not keep the next change from being sent.
+// roundTrips is how many round trips of a kind may be in progress at a time: one that waits
+// for the disk must not delay the next change.
 const roundTrips = 4
 
 // NewPublisher returns the workers' publisher.
@@ -31,37 +31,36 @@ func NewPublisher(queue *batch.Queue, c *cache.Cache) *Publisher {
 }
 
 // Publish implements worker.Publisher.
-func (a *Publisher) Publish(ctx context.Context, what session.Publication) error {
-	var told error
+func (p *Publisher) Publish(ctx context.Context, what session.Publication) error {
+	var enqueueErr error
 	if what.NewStatus {
-		told = a.enqueue(ctx, what.Status)
+		enqueueErr = p.enqueue(ctx, what.Status)
 	}
-	// People scan from the cache: it does not wait for a queue that fails.
-	return errors.Join(told, a.code(ctx, what), a.cache.RefreshAll(ctx, []cache.Entry{entry(what, false)}))
+	// People scan from the cache: it is written also when the queue fails.
+	return errors.Join(enqueueErr, p.code(ctx, what), p.cache.RefreshAll(ctx, []cache.Entry{entry(what, false)}))
 }
 
 // Refresh implements worker.Publisher.
-func (a *Publisher) Refresh(ctx context.Context, all []session.Publication) error {
+func (p *Publisher) Refresh(ctx context.Context, all []session.Publication) error {
 	entries := make([]cache.Entry, len(all))
 	for i, what := range all {
 		entries[i] = entry(what, true)
 	}
-	return a.cache.RefreshAll(ctx, entries)
+	return p.cache.RefreshAll(ctx, entries)
 }
 
 // enqueue puts a status into its queue.
-func (a *Publisher) enqueue(ctx context.Context, status delivery.StatusItem) error {
+func (p *Publisher) enqueue(ctx context.Context, status delivery.StatusItem) error {
 	item, err := status.Item()
 	if err != nil {
 		return err
 	}
-	_, err = put(ctx, a.statuses, item)
+	_, err = put(ctx, p.statuses, item)
 	return err
 }
 
-// put puts an item into a queue. A *delivery.StaleError says that Redis remembers
-// numbers that the writer's own can never exceed: those of a resource that was restored
-// from a backup, for example.
+// put puts an item into a queue. It returns a *delivery.StaleError if Redis has higher numbers
+// than this writer can ever have, for example because the resource was restored from a backup.
 func put(ctx context.Context, queue *coalescedEnqueue, item delivery.Item) (batch.EnqueueResult, error) {
 	result, err := queue.Enqueue(ctx, item)
 	if err == nil && result.Code == batch.Stale {
@@ -71,17 +70,17 @@ func put(ctx context.Context, queue *coalescedEnqueue, item delivery.Item) (batc
 }
 
 // code writes the QR code to the cache and, if it is new there, into its queue.
-func (a *Publisher) code(ctx context.Context, what session.Publication) error {
+func (p *Publisher) code(ctx context.Context, what session.Publication) error {
 	if what.QR == nil {
 		if !what.QRGone {
 			return nil
 		}
 		return errors.Join(
-			a.cache.ClearQR(ctx, what.Status.SessionID, what.Status.Numbers),
-			a.queue.Withdraw(ctx, delivery.KindQR, what.Status.SessionID, what.Status.Numbers),
+			p.cache.ClearQR(ctx, what.Status.SessionID, what.Status.Numbers),
+			p.queue.Withdraw(ctx, delivery.KindQR, what.Status.SessionID, what.Status.Numbers),
 		)
 	}
-	isNew, err := a.cache.SetQR(ctx, *what.QR)
+	isNew, err := p.cache.SetQR(ctx, *what.QR)
 	if err != nil || !isNew && !what.NewQR {
 		return err
 	}
@@ -89,12 +88,12 @@ func (a *Publisher) code(ctx context.Context, what session.Publication) error {
 	if err != nil {
 		return err
 	}
-	_, err = put(ctx, a.codes, item)
+	_, err = put(ctx, p.codes, item)
 	return err
 }
 
-// entry is what the cache says of a session; a code is rewritten only by a
-// refresh, because Announce must know whether it is new.
+// entry is what the cache has about a session. Only a refresh writes a code again: Publish
+// must find out whether the code is new.
 func entry(what session.Publication, withCode bool) cache.Entry {
 	s := what.Status
 	connection := cache.Connection{
@@ -111,7 +110,7 @@ func entry(what session.Publication, withCode bool) cache.Entry {
 	return e
 }
 
-// ManagerPublisher is the manager's: for sessions that nobody holds.
+// ManagerPublisher is the manager's publisher, for sessions that no worker holds.
 type ManagerPublisher struct {
 	*Publisher
 	updates *coalescedEnqueue
@@ -123,37 +122,37 @@ func NewManagerPublisher(queue *batch.Queue, c *cache.Cache) *ManagerPublisher {
 }
 
 // Update implements controllers.Publisher.
-func (s *ManagerPublisher) Update(ctx context.Context, status delivery.StatusItem) (told bool, err error) {
+func (p *ManagerPublisher) Update(ctx context.Context, status delivery.StatusItem) (published bool, err error) {
 	item, err := status.Item()
 	if err != nil {
 		return false, err
 	}
-	result, err := put(ctx, s.updates, item)
+	result, err := put(ctx, p.updates, item)
 	switch {
 	case err != nil:
 		return false, err
 	case result.Code == batch.Unknown:
 		return false, nil
-	case result.Code == batch.Stale: // the cache's keys may be gone, and would take what is old
+	case result.Code == batch.Stale: // the keys in the cache may have expired, so that it would accept a stale status
 		return true, nil
 	}
-	return true, s.refresh(ctx, status)
+	return true, p.refresh(ctx, status)
 }
 
 // Enqueue implements controllers.Publisher.
-func (s *ManagerPublisher) Enqueue(ctx context.Context, status delivery.StatusItem) error {
-	return errors.Join(s.enqueue(ctx, status), s.refresh(ctx, status))
+func (p *ManagerPublisher) Enqueue(ctx context.Context, status delivery.StatusItem) error {
+	return errors.Join(p.enqueue(ctx, status), p.refresh(ctx, status))
 }
 
-func (s *ManagerPublisher) refresh(ctx context.Context, status delivery.StatusItem) error {
-	return s.cache.RefreshAll(ctx, []cache.Entry{entry(session.Publication{Status: status}, false)})
+func (p *ManagerPublisher) refresh(ctx context.Context, status delivery.StatusItem) error {
+	return p.cache.RefreshAll(ctx, []cache.Entry{entry(session.Publication{Status: status}, false)})
 }
 
 // Deleted implements controllers.Publisher.
-func (s *ManagerPublisher) Deleted(ctx context.Context, status delivery.StatusItem) error {
+func (p *ManagerPublisher) Deleted(ctx context.Context, status delivery.StatusItem) error {
 	return errors.Join(
-		s.enqueue(ctx, status),
-		s.queue.Withdraw(ctx, delivery.KindQR, status.SessionID, status.Numbers),
-		s.cache.Delete(ctx, status.SessionID, status.Numbers),
+		p.enqueue(ctx, status),
+		p.queue.Withdraw(ctx, delivery.KindQR, status.SessionID, status.Numbers),
+		p.cache.Delete(ctx, status.SessionID, status.Numbers),
 	)
 }

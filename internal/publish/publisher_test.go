@@ -19,9 +19,8 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/worker"
 )
 
-// TestTheManagerUpdates is what the manager says of a session that nobody holds,
-// seen in the cache, whose keys are gone after a while without a holder.
-func TestTheManagerUpdates(t *testing.T) {
+// The keys of a session in the cache expire a while after its holder is gone.
+func TestTheManagerUpdatesTheCache(t *testing.T) {
 	g, ctx := NewWithT(t), t.Context()
 	client := goredis.NewClient(&goredis.Options{Addr: testenv.Redis(t)})
 	t.Cleanup(func() { _ = client.Close() })
@@ -43,14 +42,14 @@ func TestTheManagerUpdates(t *testing.T) {
 		return value
 	}
 	update := func(epoch int64, phase string) bool {
-		told, err := s.Update(ctx, status(epoch, phase))
+		published, err := s.Update(ctx, status(epoch, phase))
 		g.ExpectWithOffset(1, err).NotTo(HaveOccurred())
-		return told
+		return published
 	}
 	keysGone := func() {
 		g.ExpectWithOffset(1, client.Del(ctx, keys.Status("acme"), keys.Connection("acme")).Err()).To(Succeed())
 	}
-	g.Expect(update(1, "Pending")).To(BeFalse(), "Redis knows nothing")
+	g.Expect(update(1, "Pending")).To(BeFalse(), "Redis has no status of the session")
 	g.Expect(shown()).To(BeEmpty())
 
 	g.Expect(s.Enqueue(ctx, status(2, "Pending"))).To(Succeed())
@@ -60,16 +59,16 @@ func TestTheManagerUpdates(t *testing.T) {
 
 	keysGone()
 	_, err := s.Update(ctx, status(2, "Pending"))
-	g.Expect(err).To(MatchError(ContainSubstring("epoch 3")), "what is newer was published")
-	g.Expect(shown()).To(BeEmpty(), "and the cache gets nothing older")
-	g.Expect(update(3, "Suspended")).To(BeTrue(), "the answer to the first time was lost")
+	g.Expect(err).To(MatchError(ContainSubstring("epoch 3")), "a newer status was published")
+	g.Expect(shown()).To(BeEmpty(), "an older status is not written to the cache")
+	g.Expect(update(3, "Suspended")).To(BeTrue(), "the answer to the first call was lost")
 	g.Expect(shown()).To(ContainSubstring("Suspended"))
 
-	flying, err := queue.Claim(ctx, delivery.KindStatus, 50, time.Minute)
+	claimed, err := queue.Claim(ctx, delivery.KindStatus, 50, time.Minute)
 	g.Expect(err).NotTo(HaveOccurred())
-	g.Expect(queue.Ack(ctx, flying)).To(Succeed())
+	g.Expect(queue.Ack(ctx, claimed)).To(Succeed())
 	keysGone()
-	g.Expect(update(3, "Suspended")).To(BeTrue(), "also where it was delivered meanwhile")
+	g.Expect(update(3, "Suspended")).To(BeTrue(), "also if it was delivered in between")
 	g.Expect(shown()).To(ContainSubstring("Suspended"))
 
 	g.Expect(client.FlushAll(ctx).Err()).To(Succeed())
@@ -77,11 +76,10 @@ func TestTheManagerUpdates(t *testing.T) {
 	g.Expect(shown()).To(BeEmpty())
 }
 
-// The worker looks for the error that the publisher returns.
+// The worker checks for the error that the publisher returns.
 var _ *worker.StaleError = (*delivery.StaleError)(nil)
 
-// TestAStalePublicationIsReported: who holds a session hears that Redis remembers more
-// than it can exceed, and is not troubled by what is in order.
+// A publisher gets an error if Redis has numbers that it can never exceed, and only then.
 func TestAStalePublicationIsReported(t *testing.T) {
 	g, ctx := NewWithT(t), t.Context()
 	client := goredis.NewClient(&goredis.Options{Addr: testenv.Redis(t)})
@@ -107,8 +105,8 @@ func TestAStalePublicationIsReported(t *testing.T) {
 	}
 	g.Expect(publish(at(100, 3, 5))).To(Succeed())
 	g.Expect(publish(at(100, 3, 5))).To(Succeed(), "a repetition")
-	g.Expect(publish(at(100, 3, 4))).To(Succeed(), "what it published itself is newer")
-	g.Expect(manager.Enqueue(ctx, at(100, 0, 1))).To(Succeed(), "what the holder has published under this epoch is newer")
+	g.Expect(publish(at(100, 3, 4))).To(Succeed(), "it published a newer status itself")
+	g.Expect(manager.Enqueue(ctx, at(100, 0, 1))).To(Succeed(), "the holder has published a newer status with this epoch")
 
 	g.Expect(publish(at(99, 9, 9))).To(stale(100), "a resource that was restored")
 	g.Expect(publish(at(100, 2, 9))).To(stale(100), "a record in the database that was restored")

@@ -1,7 +1,7 @@
-// Package signallog gives libsignal its logger before anybody uses it. The
-// library makes a default one at its first line, without a lock, so that two
-// connections which begin at the same time would race. It is imported for this
-// effect alone by every package that leads to libsignal.
+// Package signallog sets libsignal's logger before the library is used. Without it the
+// library creates a default logger when it logs its first line, without a lock, so that two
+// connections that begin at the same time would race. Every package through which libsignal
+// is used imports this package for that effect only.
 package signallog
 
 import "go.mau.fi/libsignal/logger"
@@ -11,8 +11,7 @@ func init() {
 	logger.Setup(&none)
 }
 
-// quiet drops every line: what matters comes back as an error, and the lines
-// could name keys.
+// quiet drops every line: errors are returned as well, and a line could contain keys.
 type quiet struct{}
 
 func (quiet) Debug(_, _ string)   {}
