@@ -367,7 +367,7 @@ func (m *Machine) onTaken(a Device, now time.Time) {
 	m.taken, m.epoch, m.starts, m.n, m.codePublished = true, m.obj.Status.Epoch, a.Starts, 0, false
 	m.want.JID, m.want.PhoneNumber = a.JID, a.PhoneNumber
 	m.retryAt = now
-	m.takeUnsettled(a.Unsettled, a.Trial, now)
+	m.onUnsettled(a.Unsettled, a.Trial, now)
 	switch {
 	case m.logoutWanted():
 		m.retryAt = m.logoutFrom(now)

@@ -18,20 +18,21 @@ import (
 //
 // A session with too many unsettled takings is a suspect. Suspects are connected in
 // groups (Trials), and the store records the size of the group before the connection
-// is opened (OpTrial with a size). When the process lives on, the size is deleted
-// (OpTrial with 0). When it dies, whoever takes the session next reads the size and
-// tries it in a smaller group: an eighth, until it is tried alone. A session that was
-// tried alone when its process died is the cause and rests for hours
-// (retryReason EndsItsWorker with retryAfter); then it is tried alone again.
+// is opened (OpTrial with a size). If the process survives, the size is deleted (OpTrial
+// with 0). If it dies, the next process that takes the session reads the size and connects
+// it in a group of an eighth of that, and at last alone. A session that was connected
+// alone when its process died is the cause and rests for hours (retryReason
+// EndsItsWorker with retryAfter); then it is connected alone again.
 //
 // So a worker with up to eight sessions finds the cause at the third death and one with a
 // thousand at the seventh. Where workers were killed for another reason, their sessions
 // are back after eight groups; none rests for fewer than five such deaths in a row, and on
-// a worker with up to eight sessions only the one that was tried at the third.
+// a worker with up to eight sessions only the one that was on trial at the third.
 //
-// A trial is short at first: what ends its worker does so at the login, as a rule. Where
-// workers go on dying it lasts as long as a taking needs to be settled. The price: a process
-// that dies of an earlier, short trial is taken for the fault of those that are tried then.
+// A trial is short at first, because a session that ends its worker usually does so at the
+// login. After more deaths it lasts as long as a taking needs to be settled. The price: if a
+// process dies of a session whose short trial has ended, the sessions on trial at that
+// moment are blamed.
 
 const (
 	// suspectAfter is how many takings in a row must not be settled; on a worker with so
@@ -50,8 +51,8 @@ const (
 	trialMargin = 2 * time.Second
 	// trialPoll is how often a suspect asks whether it may begin.
 	trialPoll = time.Second
-	// settleAfter is how long a taking must have lasted; up to half of it is added by chance,
-	// so that not all sessions of a worker write at once.
+	// settleAfter is how long a taking must have lasted. A random time of up to half of it is
+	// added, so that not all sessions of a worker write at the same moment.
 	settleAfter = time.Minute
 	// settleRetry is the pause after a settlement, or a record of a trial, that failed.
 	settleRetry = 30 * time.Second
@@ -122,9 +123,9 @@ func (m *Machine) trialLasts(size int32) time.Duration {
 	}
 }
 
-// takeUnsettled takes note of how many takings before the present one were not settled,
-// and of the trial during which the last of those processes died.
-func (m *Machine) takeUnsettled(unsettled, trial int32, now time.Time) {
+// onUnsettled handles the number of takings before this one that were not settled, and the
+// trial during which the last of those processes died.
+func (m *Machine) onUnsettled(unsettled, trial int32, now time.Time) {
 	m.unsettled, m.lastTrial = unsettled, trial
 	m.trialSize, m.trialUntil, m.settleAt = 0, time.Time{}, time.Time{}
 	m.suspect = unsettled >= suspectAfterAlone && suspected(unsettled, trial, m.fleet.Sessions())
@@ -132,7 +133,7 @@ func (m *Machine) takeUnsettled(unsettled, trial int32, now time.Time) {
 	switch {
 	case m.suspect && trial == 1 && (!rested || waits(m.want, now)):
 		m.restFromEndingWorkers(now)
-	case m.suspect: // its trial is still to come
+	case m.suspect: // it waits for its trial
 	default:
 		m.settleAt = m.settleTime(now)
 		m.forgetRest()
@@ -151,7 +152,7 @@ func (m *Machine) forgetRest() {
 	}
 }
 
-// restFromEndingWorkers has the session rest for hours.
+// restFromEndingWorkers makes the session rest for hours.
 func (m *Machine) restFromEndingWorkers(now time.Time) {
 	failures := m.quarantine.After + int(min(max(m.unsettled-suspectAfter, 0), 16))
 	m.want.RetryReason = v1alpha1.ReasonEndsItsWorker
@@ -178,7 +179,7 @@ func (m *Machine) trialDue(now time.Time) bool {
 	return m.suspect && m.trialSize == 0 && m.dialDue(now)
 }
 
-// beginTrial has the trial recorded when the session's turn has come.
+// beginTrial records the trial as soon as another session may be on trial.
 func (m *Machine) beginTrial(now time.Time) Operation {
 	sessions := m.fleet.Sessions()
 	if !suspected(m.unsettled, m.lastTrial, sessions) { // the worker has been given more sessions since
@@ -190,8 +191,9 @@ func (m *Machine) beginTrial(now time.Time) Operation {
 	if !m.logoutWanted() && m.want.Phase != v1alpha1.PhasePairing && m.message != trialMessage {
 		m.phase(v1alpha1.PhaseConnecting, v1alpha1.ReasonConnecting, trialMessage, now)
 	}
-	// The next process must not take an old rest for the outcome of this trial, nor the
-	// restart that asked for it for a new one: both are written first.
+	// The end of an old rest and the restart that asked for this trial are written first:
+	// the next process must neither mistake the rest for the result of this trial nor act
+	// upon the restart again.
 	if m.obj.Status.RetryReason == v1alpha1.ReasonEndsItsWorker || m.obj.Status.ObservedRestartedAt != m.want.ObservedRestartedAt {
 		return OpNone
 	}
@@ -208,7 +210,7 @@ func (m *Machine) trialOver(now time.Time) bool {
 	return !m.trialUntil.IsZero() && !now.Before(m.trialUntil)
 }
 
-// onTrialRecorded takes note of the result of OpTrial.
+// onTrialRecorded handles the result of OpTrial.
 func (m *Machine) onTrialRecorded(failed bool, now time.Time) {
 	switch {
 	case failed && m.trialOver(now):
@@ -222,20 +224,20 @@ func (m *Machine) onTrialRecorded(failed bool, now time.Time) {
 	}
 }
 
-// onTrial takes note of a suspect's open connection.
+// onTrial handles the open connection of a suspect.
 func (m *Machine) onTrial(now time.Time) {
 	if !m.suspect {
 		return
 	}
 	lasts := m.trialLasts(m.trialSize)
 	m.fleet.Trial(m.obj.UID, m.trialSize, lasts, now)
-	if m.trialUntil.IsZero() { // a connection that ends at once does not put the settlement off again
+	if m.trialUntil.IsZero() { // connections that end at once must not delay the settlement again and again
 		m.settleAt = m.settleTime(now)
 	}
 	m.trialUntil = now.Add(lasts)
 }
 
-// onSettled takes note of a settlement.
+// onSettled handles the result of OpSettle.
 func (m *Machine) onSettled(failed bool, now time.Time) {
 	if failed {
 		m.settleAt = now.Add(settleRetry)

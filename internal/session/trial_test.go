@@ -13,15 +13,15 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 )
 
-// crowd is the other sessions of a worker, which begin no trials.
-type crowd struct {
+// otherSessions is a fleet whose other sessions begin no trials.
+type otherSessions struct {
 	noFleet
 	sessions int
 }
 
-func (c crowd) Sessions() int { return c.sessions }
+func (o otherSessions) Sessions() int { return o.sessions }
 
-// What a taking makes of how many before it nothing has settled.
+// The number of unsettled takings decides what the next taking does.
 func TestTakingsThatNothingHasSettled(t *testing.T) {
 	rest := func(after time.Duration) func(*v1alpha1.WhatsAppSessionStatus) {
 		return func(s *v1alpha1.WhatsAppSessionStatus) {
@@ -61,7 +61,7 @@ func TestTakingsThatNothingHasSettled(t *testing.T) {
 					tt.status(&s.Status)
 				}
 			}), func() float64 { return 0.5 })
-			p.fleet = crowd{sessions: tt.sessions}
+			p.fleet = otherSessions{sessions: tt.sessions}
 			op, size := p.goOn(Device{Starts: 1, JID: jid, PhoneNumber: phone, Unsettled: tt.unsettled, Trial: tt.trial})
 			g.Expect(op).To(Equal(tt.op))
 			g.Expect(size).To(Equal(tt.size))
@@ -180,7 +180,7 @@ func TestATakingIsSettled(t *testing.T) {
 	})
 }
 
-func TestATrialThatGoesWellIsRecorded(t *testing.T) {
+func TestASurvivedTrialIsRecorded(t *testing.T) {
 	g := NewWithT(t)
 	p := newMachineTest(session(), func() float64 { return 0.5 })
 	op, _ := p.goOn(paired(2, 0))
@@ -287,8 +287,8 @@ func TestTrialsAreBounded(t *testing.T) {
 // allGroups is how long eight sessions alone and as many groups may take.
 const allGroups = trialGroups * (trialAlone + trialOfGroup + 2*(trialMargin+2*trialPoll))
 
-// farm is a worker with many sessions, whose processes die.
-type farm struct {
+// dyingWorker is a worker with many sessions, whose processes die.
+type dyingWorker struct {
 	random    *rand.Rand
 	now       time.Time
 	order     []types.UID
@@ -299,26 +299,26 @@ type farm struct {
 	connected map[types.UID]bool
 	trials    Trials
 	processes int
-	culprit   types.UID
-	// connectedAt is when the culprit was connected; zero: it is not.
+	cause     types.UID
+	// connectedAt is when the cause was connected; zero: it is not.
 	connectedAt time.Time
 }
 
-type farmFleet struct {
+type dyingWorkerFleet struct {
 	noFleet
-	f *farm
+	f *dyingWorker
 }
 
-func (f farmFleet) Sessions() int { return len(f.f.sessions) }
+func (f dyingWorkerFleet) Sessions() int { return len(f.f.sessions) }
 
-func (f farmFleet) Trial(uid types.UID, size int32, lasts time.Duration, now time.Time) bool {
+func (f dyingWorkerFleet) Trial(uid types.UID, size int32, lasts time.Duration, now time.Time) bool {
 	return f.f.trials.Begin(uid, size, lasts, now)
 }
 
-func newFarm(t *testing.T, sessions int) *farm {
+func newDyingWorker(t *testing.T, sessions int) *dyingWorker {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
-	f := &farm{
+	f := &dyingWorker{
 		random: rand.New(rand.NewPCG(seed, 0)), now: noon,
 		sessions: map[types.UID]*v1alpha1.WhatsAppSession{}, unsettled: map[types.UID]int32{}, groups: map[types.UID]int32{},
 	}
@@ -332,7 +332,7 @@ func newFarm(t *testing.T, sessions int) *farm {
 }
 
 // start begins a process that takes all sessions.
-func (f *farm) start() {
+func (f *dyingWorker) start() {
 	f.processes++
 	f.trials, f.machines, f.connected, f.connectedAt = Trials{}, map[types.UID]*machineTest{}, map[types.UID]bool{}, time.Time{}
 	f.random.Shuffle(len(f.order), func(i, j int) { f.order[i], f.order[j] = f.order[j], f.order[i] })
@@ -340,21 +340,21 @@ func (f *farm) start() {
 		s := f.sessions[uid].DeepCopy()
 		s.Status.HeldBy, s.Status.HolderStart, s.Status.Epoch = "", "", s.Status.Epoch+1
 		s.Status.Phase = v1alpha1.PhaseDisconnected
-		p := &machineTest{Machine: New(Config{Worker: me, Process: fmt.Sprint("p", f.processes), Random: f.random.Float64, Fleet: farmFleet{f: f}}), now: f.now, starts: map[Operation][]time.Time{}}
+		p := &machineTest{Machine: New(Config{Worker: me, Process: fmt.Sprint("p", f.processes), Random: f.random.Float64, Fleet: dyingWorkerFleet{f: f}}), now: f.now, starts: map[Operation][]time.Time{}}
 		p.Step(Observed{Object: s}, f.now)
 		f.machines[uid] = p
 	}
 }
 
-// second lets all sessions do what is due, in an order of chance.
-func (f *farm) second() {
+// second lets all sessions do what is due, in random order.
+func (f *dyingWorker) second() {
 	for _, uid := range f.order {
 		f.turn(uid, f.machines[uid])
 	}
 	f.now = f.now.Add(time.Second)
 }
 
-func (f *farm) turn(uid types.UID, p *machineTest) {
+func (f *dyingWorker) turn(uid types.UID, p *machineTest) {
 	p.now = f.now
 	for range 5 {
 		d := p.Next(f.now)
@@ -371,7 +371,7 @@ func (f *farm) turn(uid types.UID, p *machineTest) {
 			f.groups[uid] = d.Trial
 			p.Step(TrialRecorded{}, f.now)
 		case OpDial:
-			if uid == f.culprit {
+			if uid == f.cause {
 				f.connectedAt = f.now
 			} else {
 				f.connected[uid] = true
@@ -384,7 +384,7 @@ func (f *farm) turn(uid types.UID, p *machineTest) {
 	f.sessions[uid] = p.Object()
 }
 
-func (f *farm) resting() (uids []types.UID) {
+func (f *dyingWorker) resting() (uids []types.UID) {
 	for uid, s := range f.sessions {
 		if endsItsWorker(s.Status, f.now) {
 			uids = append(uids, uid)
@@ -413,8 +413,8 @@ func TestOnlyTheSessionThatEndsItsWorkersRests(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%d sessions, after %s", tt.sessions, tt.after), func(t *testing.T) {
 			g := NewWithT(t)
-			f := newFarm(t, tt.sessions)
-			f.culprit = "uid-0"
+			f := newDyingWorker(t, tt.sessions)
+			f.cause = "uid-0"
 			lastDeath := noon
 			for f.now.Before(lastDeath.Add(15 * time.Minute)) {
 				f.second()
@@ -427,7 +427,7 @@ func TestOnlyTheSessionThatEndsItsWorkersRests(t *testing.T) {
 				}
 			}
 			g.Expect(f.processes-1).To(BeNumerically("<=", tt.deaths), "processes that died")
-			g.Expect(endsItsWorker(f.sessions[f.culprit].Status, f.now)).To(BeTrue())
+			g.Expect(endsItsWorker(f.sessions[f.cause].Status, f.now)).To(BeTrue())
 			resting := len(f.resting())
 			g.Expect(resting - 1).To(BeNumerically("<=", tt.along))
 			g.Expect(f.connected).To(HaveLen(tt.sessions - resting))
@@ -438,7 +438,7 @@ func TestOnlyTheSessionThatEndsItsWorkersRests(t *testing.T) {
 	}
 }
 
-// A worker that is killed again and again, by whatever it may be, has no session that ends it.
+// A worker that is killed again and again for another reason gets its sessions back.
 func TestAKilledWorkerHasAllItsSessionsBackSoon(t *testing.T) {
 	for _, tt := range []struct{ sessions, kills, rest int }{
 		{sessions: 3, kills: 2},
@@ -450,7 +450,7 @@ func TestAKilledWorkerHasAllItsSessionsBackSoon(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%d sessions, %d kills", tt.sessions, tt.kills), func(t *testing.T) {
 			g := NewWithT(t)
-			f := newFarm(t, tt.sessions)
+			f := newDyingWorker(t, tt.sessions)
 			for range tt.kills {
 				for range 5 + f.random.IntN(40) {
 					f.second()
