@@ -1,6 +1,6 @@
-// Package v1alpha1 is the API that people and programs use to ask for WhatsApp
-// sessions: the WhatsAppSession resource, its conditions, reasons and
-// annotations. It holds nothing but what a client imports.
+// Package v1alpha1 is the API with which people and programs request WhatsApp sessions: the
+// WhatsAppSession resource, its conditions, reasons and annotations. It contains only what a
+// client imports.
 //
 // +kubebuilder:object:generate=true
 // +groupName=whatsapp-operator.io

@@ -1,7 +1,6 @@
 package v1alpha1
 
-// MaxEpoch is the highest epoch: the highest number that JSON, JavaScript and the
-// scripts in Redis all keep exactly. Epochs are Unix seconds, so one that is higher,
-// or near it, was written by a clock or a hand that was wrong; no arithmetic goes
-// above it.
+// MaxEpoch is the highest epoch: the highest integer that JSON, JavaScript and the scripts in
+// Redis all represent exactly. Epochs are Unix seconds, so an epoch near it was written by a
+// wrong clock or by a person. No computed epoch exceeds it.
 const MaxEpoch int64 = 1<<53 - 1

@@ -25,7 +25,7 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 )
 
-// session reads a manifest that gives what stands after apiVersion and kind.
+// session reads a manifest without its first lines, apiVersion and kind.
 func session(t *testing.T, namespace, manifest string) *unstructured.Unstructured {
 	t.Helper()
 	object := &unstructured.Unstructured{}
@@ -43,7 +43,7 @@ func TestManifestsThatAreRefused(t *testing.T) {
 	for _, row := range []struct {
 		name     string
 		manifest string
-		says     string
+		want     string
 	}{
 		{
 			"a name that is too long to be the session's id",
@@ -66,7 +66,7 @@ func TestManifestsThatAreRefused(t *testing.T) {
 			"begin and end with a letter or digit",
 		},
 		{
-			"an id with a line break behind it",
+			"an id followed by a line break",
 			"metadata: {name: bad}\nspec: {sessionID: \"shop\\n\"}",
 			"spec.sessionID must be 1 to 63 letters, digits",
 		},
@@ -101,7 +101,7 @@ func TestManifestsThatAreRefused(t *testing.T) {
 			`spec.pairing.phoneNumber must be in quotes, because YAML reads it as a number and drops the '+': for example "+34600111222"`,
 		},
 		{
-			"a phone number without quotes, for which the method asks",
+			"a phone number without quotes that the method requires",
 			"metadata: {name: bad}\nspec: {pairing: {method: PhoneCode, phoneNumber: +34600111222}}",
 			"spec.pairing.phoneNumber must be in quotes",
 		},
@@ -151,7 +151,7 @@ func TestManifestsThatAreRefused(t *testing.T) {
 			"spec.proxy.secretRef.name: Too long: may not be more than 253",
 		},
 		{
-			"a class of messages that is no word",
+			"a class of messages that is a number",
 			"metadata: {name: bad}\nspec: {messages: {ignore: [1]}}",
 			"spec.messages.ignore[0] in body must be of type string",
 		},
@@ -166,7 +166,7 @@ func TestManifestsThatAreRefused(t *testing.T) {
 			"spec.pairing.phoneNumber must be in E.164 form",
 		},
 		{
-			"a phone number of 16 digits with spaces, longer than any can be",
+			"a phone number of 16 digits with spaces, longer than any phone number",
 			"metadata: {name: bad}\nspec: {pairing: {phoneNumber: '+34 600 111 222 333 4'}}",
 			"spec.pairing.phoneNumber must be in E.164 form",
 		},
@@ -186,7 +186,7 @@ func TestManifestsThatAreRefused(t *testing.T) {
 			"spec.pairing.timeout must be a duration like 90s, 10m or 1h",
 		},
 		{
-			"a pairing timeout that is no duration",
+			"a pairing timeout that is not a duration",
 			"metadata: {name: bad}\nspec: {pairing: {timeout: soon}}",
 			"spec.pairing.timeout must be a duration like 90s, 10m or 1h",
 		},
@@ -221,7 +221,7 @@ func TestManifestsThatAreRefused(t *testing.T) {
 			"spec.proxy.secretRef: Required value",
 		},
 		{
-			"a proxy whose URL stands in the manifest",
+			"a proxy whose URL is in the manifest",
 			"metadata: {name: bad}\nspec: {proxy: {secretRef: {name: 'http://user:secret@proxy'}}}",
 			"spec.proxy.secretRef.name must be the name of a Secret: lower case letters, digits, '-' and '.'",
 		},
@@ -261,7 +261,7 @@ func TestManifestsThatAreRefused(t *testing.T) {
 			`unknown field "spec.suspended"`,
 		},
 		{
-			"suspend as a word",
+			"suspend as a string",
 			"metadata: {name: bad}\nspec: {suspend: 'yes'}",
 			"spec.suspend in body must be of type boolean",
 		},
@@ -269,7 +269,7 @@ func TestManifestsThatAreRefused(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			g := NewWithT(t)
 			err := k8s.Create(context.Background(), session(t, ns, row.manifest))
-			g.Expect(err).To(MatchError(ContainSubstring(row.says)))
+			g.Expect(err).To(MatchError(ContainSubstring(row.want)))
 			g.Expect(apierrors.IsInvalid(err) || apierrors.IsBadRequest(err)).To(BeTrue(), "refused for another reason: %v", err)
 		})
 	}
@@ -293,14 +293,14 @@ func TestManifestsThatAreAccepted(t *testing.T) {
 		id       string
 		want     v1alpha1.WhatsAppSessionSpec
 	}{
-		{"nothing but a name", "metadata: {name: bare}", "bare", defaults},
+		{"only a name", "metadata: {name: bare}", "bare", defaults},
 		{"an empty spec", "metadata: {name: empty}\nspec: {}", "empty", defaults},
 		{"null for the spec", "metadata: {name: nulls}\nspec: null", "nulls", defaults},
 		{"null for parts of the spec", "metadata: {name: null-parts}\nspec: {sessionID: null, pairing: null, messages: null, proxy: null, deletionPolicy: null}", "null-parts", defaults},
 		{"empty parts of the spec", "metadata: {name: parts}\nspec: {pairing: {}, messages: {}}", "parts", defaults},
 		{"a name of 63 letters", "metadata: {name: " + strings.Repeat("b", 63) + "}", strings.Repeat("b", 63), defaults},
 		{
-			"a long name with an id of its own",
+			"a long name with an id",
 			"metadata: {name: " + strings.Repeat("c", 200) + "}\nspec: {sessionID: Tenant_7.main}", "Tenant_7.main",
 			with(func(s *v1alpha1.WhatsAppSessionSpec) { s.SessionID = "Tenant_7.main" }),
 		},
@@ -320,12 +320,12 @@ func TestManifestsThatAreAccepted(t *testing.T) {
 			with(func(s *v1alpha1.WhatsAppSessionSpec) { s.Pairing.Timeout.Duration = 90500 * time.Millisecond }),
 		},
 		{
-			"QR codes, but for one phone only",
+			"QR codes for one phone only",
 			"metadata: {name: fixed}\nspec: {pairing: {phoneNumber: '+34600111222'}}", "fixed",
 			with(func(s *v1alpha1.WhatsAppSessionSpec) { s.Pairing.PhoneNumber = "+34600111222" }),
 		},
 		{
-			"a code to type, and the longest number there is",
+			"a code to type, and the longest possible number",
 			"metadata: {name: code}\nspec: {pairing: {method: PhoneCode, phoneNumber: '+123456789012345'}}", "code",
 			with(func(s *v1alpha1.WhatsAppSessionSpec) {
 				s.Pairing.Method, s.Pairing.PhoneNumber = v1alpha1.PairingPhoneCode, "+123456789012345"
@@ -384,13 +384,13 @@ spec:
 			g.Expect(got.SessionID()).To(Equal(row.id))
 			g.Expect(got.Status.ObservedGeneration).To(Equal(int64(-1)), "kstatus must read a new session as in progress")
 
-			// The manager adds its finalizer with a merge patch of what it read: nothing else may change with it.
+			// The manager adds its finalizer with a merge patch of the object that it read: nothing else may change.
 			before := got.DeepCopy()
 			got.Finalizers = append(got.Finalizers, v1alpha1.Finalizer)
 			g.Expect(k8s.Patch(ctx, &got, client.MergeFrom(before))).To(Succeed())
 			g.Expect(got.Generation).To(Equal(int64(1)), "writing back what was read changed the spec")
 
-			// A program that writes the whole object back loses nothing either.
+			// A program that writes the whole object back does not change it either.
 			g.Expect(k8s.Update(ctx, &got)).To(Succeed())
 			g.Expect(got.Spec).To(Equal(row.want))
 		})
@@ -399,19 +399,19 @@ spec:
 
 func TestSessionIDCannotBeChanged(t *testing.T) {
 	ns := namespace(t)
-	const says = "spec.sessionID cannot be changed: Laravel and Redis know the session by it; delete the session and create one with the other id"
+	const refusal = "spec.sessionID cannot be changed: Laravel and Redis know the session by it; delete the session and create one with the other id"
 	for _, row := range []struct {
 		name          string
 		before, after string // spec
 		refused       bool
 	}{
 		{"another id", "{sessionID: one}", "{sessionID: two}", true},
-		{"an id where the name was it", "{}", "{sessionID: two}", true},
-		{"no id where one was", "{sessionID: one}", "{}", true},
+		{"an id where the name was the id", "{}", "{sessionID: two}", true},
+		{"the id is removed", "{sessionID: one}", "{}", true},
 		{"no spec where an id was", "{sessionID: one}", "null", true},
 		{"null where an id was", "{sessionID: one}", "{sessionID: null}", true},
 		{"the same id", "{sessionID: one}", "{sessionID: one, suspend: true}", false},
-		{"no id as before", "{}", "{suspend: true}", false},
+		{"no id before and after", "{}", "{suspend: true}", false},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			g := NewWithT(t)
@@ -423,7 +423,7 @@ func TestSessionIDCannotBeChanged(t *testing.T) {
 			changed.SetResourceVersion(object.GetResourceVersion())
 			err := k8s.Update(ctx, changed)
 			if row.refused {
-				g.Expect(err).To(MatchError(ContainSubstring(says)))
+				g.Expect(err).To(MatchError(ContainSubstring(refusal)))
 			} else {
 				g.Expect(err).NotTo(HaveOccurred())
 			}
@@ -440,7 +440,7 @@ func TestStatusIsBounded(t *testing.T) {
 	for _, row := range []struct {
 		name  string
 		patch string
-		says  string // empty: accepted
+		want  string // empty: accepted
 	}{
 		{"an unknown phase", `{"phase":"Sleeping"}`, `status.phase: Unsupported value: "Sleeping"`},
 		{"a QR code over 1024 characters", `{"qr":{"code":"` + strings.Repeat("x", 1025) + `","expiresAt":"2026-01-01T00:00:00Z"}}`, "status.qr.code: Too long"},
@@ -456,8 +456,8 @@ func TestStatusIsBounded(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			err := k8s.Status().Patch(context.Background(), object.DeepCopy(), client.RawPatch("application/merge-patch+json", []byte(`{"status":`+row.patch+`}`)))
 			g := NewWithT(t)
-			if row.says != "" {
-				g.Expect(err).To(MatchError(ContainSubstring(row.says)))
+			if row.want != "" {
+				g.Expect(err).To(MatchError(ContainSubstring(row.want)))
 			} else {
 				g.Expect(err).NotTo(HaveOccurred())
 			}
@@ -469,7 +469,7 @@ func condition(message string) string {
 	return `{"conditions":[{"type":"Ready","status":"False","reason":"Placed","lastTransitionTime":"2026-01-01T00:00:00Z","message":"` + message + `"}]}`
 }
 
-// placed makes a session with a status, as a manager and a worker would leave it.
+// placed creates a session with a status as the manager and a worker write it.
 func placed(t *testing.T, ns, name, worker, heldBy string) *v1alpha1.WhatsAppSession {
 	t.Helper()
 	ctx := context.Background()
@@ -551,7 +551,7 @@ func TestColumnsThatKubectlPrints(t *testing.T) {
 	g.Expect(wide).To(Equal([]string{"Reason=Connected", "Session-ID=shop-7", "JID=34600111222.0:7@s.whatsapp.net", "Reconnects=3"}))
 }
 
-func TestNamesThatKubectlKnows(t *testing.T) {
+func TestNamesThatKubectlAccepts(t *testing.T) {
 	g := NewWithT(t)
 	d, err := discovery.NewDiscoveryClientForConfig(restConfig)
 	g.Expect(err).NotTo(HaveOccurred())

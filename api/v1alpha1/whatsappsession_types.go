@@ -8,18 +8,19 @@ import (
 )
 
 const (
-	// Finalizer keeps a deleted session until its device is unlinked or given up.
+	// Finalizer keeps a deleted session until its device is unlinked, or the logout has failed
+	// for too long.
 	Finalizer = "whatsapp-operator.io/session"
 
-	// RestartedAtAnnotation begins anew whenever its value changes: a new pairing
-	// after LoggedOut or PairingExpired, an attempt at once where a session waits.
-	// It counts at most once a minute.
+	// RestartedAtAnnotation restarts the session whenever its value changes: it begins a new
+	// pairing after LoggedOut or PairingExpired, and connects at once if it waits. It counts at
+	// most once a minute.
 	RestartedAtAnnotation = "whatsapp-operator.io/restartedAt"
 
-	// MoveToAnnotation names the worker on which a person wants the session. It moves
-	// there when that worker is live, not draining, of the session's pool, and has room,
-	// at most once a minute; until then an Event says why not. While the annotation is
-	// set, the session is not rebalanced.
+	// MoveToAnnotation names the worker to which the session should move. The session moves, at
+	// most once a minute, when that worker is live, not draining, of the session's pool, and has
+	// room; until then an Event says why it does not. While the annotation is set, the session
+	// is not rebalanced.
 	MoveToAnnotation = "whatsapp-operator.io/move-to"
 
 	// PoolLabel on a Namespace chooses the pool of workers for its sessions.
@@ -28,7 +29,7 @@ const (
 	// DefaultPool serves the namespaces without PoolLabel.
 	DefaultPool = "default"
 
-	// MaxSessionsAnnotation on a Namespace bounds how many of its sessions are placed.
+	// MaxSessionsAnnotation on a Namespace limits how many of its sessions are placed.
 	MaxSessionsAnnotation = "whatsapp-operator.io/max-sessions"
 
 	// ProxySecretType is the only type of Secret that spec.proxy.secretRef may name.
@@ -49,7 +50,7 @@ const (
 	PairingPhoneCode PairingMethod = "PhoneCode"
 )
 
-// DeletionPolicy is what becomes of the linked device when the resource is deleted.
+// DeletionPolicy says what happens to the linked device when the resource is deleted.
 // +kubebuilder:validation:Enum=Logout;Retain
 type DeletionPolicy string
 
@@ -76,14 +77,14 @@ const (
 	IgnoreBroadcasts IgnoredMessages = "Broadcasts"
 )
 
-// WhatsAppSessionSpec is what a person wants of a session.
+// WhatsAppSessionSpec is the desired state of a session.
 //
 // +kubebuilder:validation:XValidation:rule="has(self.sessionID) == has(oldSelf.sessionID) && (!has(self.sessionID) || self.sessionID == oldSelf.sessionID)",message="spec.sessionID cannot be changed: Laravel and Redis know the session by it; delete the session and create one with the other id"
 // +kubebuilder:validation:XValidation:rule="!has(self.pairing) || !has(self.pairing.method) || self.pairing.method != 'PhoneCode' || has(self.pairing.phoneNumber)",message="spec.pairing.phoneNumber is required when spec.pairing.method is PhoneCode: set it to the phone's number, for example \"+34600111222\", in quotes"
 type WhatsAppSessionSpec struct {
-	// sessionID is the id that Laravel and Redis know the session by. It cannot be
-	// changed. Default: metadata.name. Write one of digits alone in quotes: YAML reads it as
-	// a number.
+	// sessionID is the id of the session at Laravel and in Redis. It cannot be changed.
+	// Default: metadata.name. Ids that differ only by upper and lower case are one id. An id of
+	// digits only must be in quotes, because YAML reads it as a number.
 	// +optional
 	// +kubebuilder:validation:XIntOrString
 	// +kubebuilder:validation:Type=""
@@ -102,7 +103,8 @@ type WhatsAppSessionSpec struct {
 	// +optional
 	Suspend bool `json:"suspend,omitempty"`
 
-	// proxy is the way out to WhatsApp. Default: none, the worker's own address.
+	// proxy is the proxy through which the session connects to WhatsApp. Default: none, the
+	// worker connects directly.
 	// +optional
 	Proxy *ProxySpec `json:"proxy,omitempty"`
 
@@ -111,7 +113,7 @@ type WhatsAppSessionSpec struct {
 	// +kubebuilder:default={}
 	Messages MessagesSpec `json:"messages,omitzero"`
 
-	// deletionPolicy is what becomes of the linked device when this resource is deleted.
+	// deletionPolicy says what happens to the linked device when this resource is deleted.
 	// +optional
 	// +kubebuilder:default=Logout
 	DeletionPolicy DeletionPolicy `json:"deletionPolicy,omitempty"`
@@ -132,8 +134,8 @@ type PairingSpec struct {
 	Method PairingMethod `json:"method,omitempty"`
 
 	// phoneNumber is the only phone that may be linked, in E.164 and in quotes
-	// ("+34600111222"): YAML reads it as a number without them. Another phone is logged out
-	// at once. Required for PhoneCode.
+	// ("+34600111222"), because YAML reads it as a number without them. Another phone is logged
+	// out at once. Required for PhoneCode.
 	// +optional
 	// +kubebuilder:validation:XIntOrString
 	// +kubebuilder:validation:Type=""
@@ -152,7 +154,7 @@ type PairingSpec struct {
 	Timeout metav1.Duration `json:"timeout,omitzero"`
 }
 
-// ProxySpec is a way out to WhatsApp.
+// ProxySpec names the proxy through which a session connects to WhatsApp.
 type ProxySpec struct {
 	// secretRef names a Secret of type whatsapp-operator.io/proxy in this namespace; its key
 	// "url" is the URL of an HTTP or SOCKS5 proxy.
@@ -172,7 +174,8 @@ type SecretReference struct {
 
 // MessagesSpec says which messages are forwarded to Laravel.
 type MessagesSpec struct {
-	// ignore lists what is not forwarded. Default: Status. An empty list forwards everything.
+	// ignore lists the classes of messages that are not forwarded. Default: Status. With an
+	// empty list every message is forwarded.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=4
@@ -197,11 +200,11 @@ const (
 	PhaseDisconnected Phase = "Disconnected"
 	// PhaseSuspended is disconnected by spec.suspend.
 	PhaseSuspended Phase = "Suspended"
-	// PhasePairingExpired was not scanned in time; restartedAt begins again.
+	// PhasePairingExpired was not scanned in time; restartedAt begins a new pairing.
 	PhasePairingExpired Phase = "PairingExpired"
 	// PhaseLoggedOut lost its device; restartedAt begins a new pairing.
 	PhaseLoggedOut Phase = "LoggedOut"
-	// PhaseBanned must not try before status.retryAfter.
+	// PhaseBanned must not connect before status.retryAfter.
 	PhaseBanned Phase = "Banned"
 	// PhaseOutdated was refused because the client is too old: the image must be upgraded.
 	PhaseOutdated Phase = "Outdated"
@@ -213,9 +216,8 @@ const (
 	PhaseTerminating Phase = "Terminating"
 )
 
-// WhatsAppSessionStatus is what is known of a session. While heldBy names a
-// worker, that worker writes it; else the manager does. worker and epoch are
-// always the manager's.
+// WhatsAppSessionStatus is the observed state of a session. While heldBy names a worker, that
+// worker writes it; otherwise the manager does. Only the manager writes worker and epoch.
 type WhatsAppSessionStatus struct {
 	// phase is the state in one word.
 	// +optional
@@ -229,8 +231,9 @@ type WhatsAppSessionStatus struct {
 	// +kubebuilder:validation:XValidation:rule="self.all(c, size(c.message) <= 512)",message="the message of a condition must have at most 512 characters"
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
 
-	// observedGeneration is the generation of the spec that this status answers; -1 before
-	// the first look, so that kstatus reads a new session as in progress.
+	// observedGeneration is the generation of the spec that this status is about; -1 until the
+	// session is reconciled for the first time, so that kstatus reads a new session as in
+	// progress.
 	// +optional
 	// +kubebuilder:validation:Minimum=-1
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
@@ -250,7 +253,7 @@ type WhatsAppSessionStatus struct {
 	// +kubebuilder:validation:MaxLength=253
 	Worker string `json:"worker,omitempty"`
 
-	// epoch is the fencing number of the placement; it only rises.
+	// epoch is the fencing number of the placement. It never becomes lower.
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=9007199254740991
@@ -270,45 +273,47 @@ type WhatsAppSessionStatus struct {
 	// +optional
 	RetryAfter *metav1.Time `json:"retryAfter,omitempty"`
 
-	// retryReason is why no attempt is made before retryAfter, or where that is absent, before
-	// the annotation restartedAt changes: LoggedOut, WrongPhone, PairingExpired, Banned,
-	// PairingCodeRefused or EndsItsWorker. Unlike the phase it outlasts a move and a suspension.
+	// retryReason is why no attempt is made before retryAfter or, if that is absent, before the
+	// annotation restartedAt changes: LoggedOut, WrongPhone, PairingExpired, Banned,
+	// PairingCodeRefused or EndsItsWorker. Unlike the phase it is kept during a move and a
+	// suspension.
 	// +optional
 	// +kubebuilder:validation:MaxLength=64
 	RetryReason string `json:"retryReason,omitempty"`
 
-	// failures counts connections that ended in a row in the same way, none of which had lasted
-	// a minute.
+	// failures counts the connections in a row that ended in the same way and lasted less than a
+	// minute.
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	Failures int32 `json:"failures,omitempty"`
 
-	// failureReason is the way in which they failed, in one word.
+	// failureReason is how they ended, in one word.
 	// +optional
 	// +kubebuilder:validation:MaxLength=64
 	FailureReason string `json:"failureReason,omitempty"`
 
 	// replacements counts the logins elsewhere that ended this session's connection, until it
-	// stays connected for a minute: after the first it is tried once more, then no more.
+	// stays connected for a minute. After the first one the session connects once more, after
+	// the second one it does not.
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	Replacements int32 `json:"replacements,omitempty"`
 
-	// pairingDeadline is when the offering of codes ends.
+	// pairingDeadline is until when codes are offered.
 	// +optional
 	PairingDeadline *metav1.Time `json:"pairingDeadline,omitempty"`
 
-	// observedRestartedAt is the value of the annotation restartedAt that was acted upon.
+	// observedRestartedAt is the value of the annotation restartedAt that was acted on last.
 	// +optional
 	// +kubebuilder:validation:MaxLength=64
 	ObservedRestartedAt string `json:"observedRestartedAt,omitempty"`
 
-	// restartedTime is when that value was acted upon: restarts count at most once a minute.
+	// restartedTime is when that value was acted on: restarts count at most once a minute.
 	// +optional
 	RestartedTime *metav1.Time `json:"restartedTime,omitempty"`
 
-	// storedEpoch is the epoch that the store knows when it refused a lower one; the manager
-	// places the session above it.
+	// storedEpoch is the epoch that the store has if it refused this session's lower one; the
+	// manager raises the epoch above it.
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=9007199254740991
@@ -339,7 +344,7 @@ type WhatsAppSessionStatus struct {
 	// +kubebuilder:validation:MaxLength=128
 	PushName string `json:"pushName,omitempty"`
 
-	// lastConnectedTime is when the session was last seen to become connected.
+	// lastConnectedTime is when the session last connected.
 	// +optional
 	LastConnectedTime *metav1.Time `json:"lastConnectedTime,omitempty"`
 
@@ -347,7 +352,7 @@ type WhatsAppSessionStatus struct {
 	// +optional
 	LastDisconnectedTime *metav1.Time `json:"lastDisconnectedTime,omitempty"`
 
-	// lastDisconnectReason is why it ended.
+	// lastDisconnectReason is why that connection ended.
 	// +optional
 	// +kubebuilder:validation:MaxLength=512
 	LastDisconnectReason string `json:"lastDisconnectReason,omitempty"`
@@ -360,13 +365,13 @@ type WhatsAppSessionStatus struct {
 
 // QRStatus is a QR code that waits to be scanned.
 type QRStatus struct {
-	// code is the payload to draw as a QR code.
+	// code is the content of the QR code.
 	// +required
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=1024
 	Code string `json:"code"`
 
-	// expiresAt is when WhatsApp stops accepting it.
+	// expiresAt is when WhatsApp stops accepting the code.
 	// +required
 	ExpiresAt metav1.Time `json:"expiresAt"`
 
@@ -376,8 +381,7 @@ type QRStatus struct {
 	Attempt int32 `json:"attempt,omitempty"`
 }
 
-// WhatsAppSession is one WhatsApp account, linked as a device and kept
-// connected exactly once.
+// WhatsAppSession is one WhatsApp account, linked as a device, with exactly one connection.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
@@ -398,22 +402,22 @@ type QRStatus struct {
 type WhatsAppSession struct {
 	metav1.TypeMeta `json:",inline"`
 
-	// metadata is Kubernetes' own.
+	// metadata is the standard metadata of Kubernetes.
 	// +optional
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
-	// spec is what is wanted.
+	// spec is the desired state.
 	// +optional
 	// +kubebuilder:default={}
 	Spec WhatsAppSessionSpec `json:"spec,omitzero"`
 
-	// status is what is known.
+	// status is the observed state.
 	// +optional
 	// +kubebuilder:default={observedGeneration:-1}
 	Status WhatsAppSessionStatus `json:"status,omitzero"`
 }
 
-// SessionID is the id that Laravel and Redis are to know the session by.
+// SessionID returns the id that the session has, or wants, at Laravel and in Redis.
 func (s *WhatsAppSession) SessionID() string {
 	if s.Spec.SessionID != "" {
 		return s.Spec.SessionID
@@ -421,10 +425,11 @@ func (s *WhatsAppSession) SessionID() string {
 	return s.Name
 }
 
-// RestartedAt is the annotation's value, cut to what status.observedRestartedAt can hold.
+// RestartedAt returns the annotation's value, shortened to the longest value of
+// status.observedRestartedAt.
 func (s *WhatsAppSession) RestartedAt() string {
 	value := s.Annotations[RestartedAtAnnotation]
-	// A cut character would be stored as another one, and never be equal again.
+	// A character that is cut in two would be stored as another one, and never compare equal.
 	return strings.ToValidUTF8(value[:min(len(value), 64)], "")
 }
 
