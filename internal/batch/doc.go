@@ -7,7 +7,7 @@
 // There is one queue per delivery.Kind. For each session it holds only the newest item,
 // by its numbers (epoch, seq), and its due time, from which it may be claimed:
 //
-//	Enqueue ──► items + due ──Claim──► a stored batch ──Ack──► gone
+//	Enqueue ──► items + due ──Claim──► a stored batch ──Ack──► deleted
 //	                 ▲                    │  ▲
 //	                 └── what was         │  └─ Release, or the end of the
 //	                     replaced ◄──Ack──┘     claim: claimed again
@@ -41,7 +41,7 @@
 // Numbers are compared as decimals of a fixed width, byte by byte, because
 // Lua's numbers are exact only up to 2⁵³ and no script re-encodes an item.
 //
-// # When keys are gone
+// # When keys are missing
 //
 // A person may delete a key, Redis may evict it, another program may overwrite it.
 // No script fails because of that: each discards what it cannot read and continues.

@@ -102,7 +102,7 @@ type reaction struct {
 	// recovered: delivery resumes.
 	stopped   StopReason
 	recovered bool
-	// tripped: delivery is stopped, and the breaker has opened once more.
+	// tripped: delivery is stopped, and the breaker has opened again.
 	tripped bool
 	// detail replaces the answer's detail, unless it is empty.
 	detail string
@@ -141,25 +141,25 @@ func (b *circuitBreaker) react(batch *delivery.Batch, answer delivery.Answer, no
 		}
 		if answer.FromProxy {
 			r := b.trip(LaravelMisconfigured, batch, answer, now, random)
-			r.notBefore, r.detail = b.afterOthers(batch), "a single update is too large for what is in front of Laravel: raise its limit for a request's body: "+answer.Detail
+			r.notBefore, r.detail = b.afterOthers(batch), "a single update is too large for the proxy in front of Laravel: raise the proxy's limit for a request's body: "+answer.Detail
 			return r
 		}
 		return b.refuse(batch, reaction{step: stepDeadLetter, reason: TooLarge}, answer, now, random)
 	case delivery.Misconfigured:
 		b.failures++
-		alone := suspect(batch, answer) && b.othersPass(batch)
+		alone := suspect(batch, answer) && b.othersDelivered(batch)
 		if alone && len(batch.Items) > 1 {
 			return reaction{step: stepSplit}
 		}
 		r := b.trip(LaravelMisconfigured, batch, answer, now, random)
 		if alone {
 			r.notBefore = b.until.Add(grown(openBase, openCap, batch.Attempt-1))
-			r.detail = "a single update gets this answer while others pass: does a firewall in front of Laravel block its content? " + answer.Detail
+			r.detail = "a single update gets this answer while others are delivered: does a firewall in front of Laravel block its content? " + answer.Detail
 		}
 		return r
 	default:
 		b.failures++
-		if suspect(batch, answer) && len(batch.Items) > 1 && b.othersPass(batch) {
+		if suspect(batch, answer) && len(batch.Items) > 1 && b.othersDelivered(batch) {
 			return reaction{step: stepSplit}
 		}
 		if answer.StatusCode >= 500 && len(batch.Items) == 1 && b.refusals.poisonous(batch, now) {
@@ -183,9 +183,9 @@ func (b *circuitBreaker) react(batch *delivery.Batch, answer delivery.Answer, no
 	}
 }
 
-// othersPass reports whether a batch that has just failed did so more often than there are
-// failures in a row: others were delivered in between.
-func (b *circuitBreaker) othersPass(batch *delivery.Batch) bool {
+// othersDelivered reports whether a failed batch has failed more often than there are
+// failures in a row: then others were delivered in between.
+func (b *circuitBreaker) othersDelivered(batch *delivery.Batch) bool {
 	return b.passed && b.failures < batch.Attempt
 }
 
@@ -204,7 +204,7 @@ func (b *circuitBreaker) refuse(batch *delivery.Batch, r reaction, answer delive
 	r.notBefore = b.afterOthers(batch)
 	if answer.StatusCode < 300 {
 		// The application may have stored the batch id, and would then answer a repetition
-		// with a success although it has not the items: they need a new batch id.
+		// with a success although it does not have the items: they need a new batch id.
 		r.step, r.notBefore = stepSplit, never
 	}
 	r.detail = fmt.Sprintf("Laravel refuses many updates of several sessions and accepts none: the application seems to be broken, and no more dead letters are made: %s", answer.Detail)

@@ -73,7 +73,7 @@ func TestBreaker(t *testing.T) {
 		{"too large alone", closed, 1, 1, tooLarge, reaction{step: stepDeadLetter, reason: TooLarge}, closed},
 		{"too large alone for a proxy", closed, 1, 1, delivery.Answer{Result: delivery.TooLarge, StatusCode: 413, FromProxy: true, Detail: "413"},
 			reaction{step: stepRelease, notBefore: at(1750 * ms), stopped: LaravelMisconfigured, tripped: true,
-				detail: "a single update is too large for what is in front of Laravel: raise its limit for a request's body: 413"},
+				detail: "a single update is too large for the proxy in front of Laravel: raise the proxy's limit for a request's body: 413"},
 			circuitBreaker{passed: true, until: at(750 * ms), trips: 1, stopped: LaravelMisconfigured}},
 		{"a conflict is repeated", closed, 2, 1, delivery.Answer{Result: delivery.Refused, StatusCode: 409}, reaction{step: stepRelease, notBefore: at(375 * ms)}, closed},
 		{"a conflict is repeated after Retry-After", closed, 1, 9, delivery.Answer{Result: delivery.Refused, StatusCode: 409, RetryAfter: 5 * s}, reaction{step: stepRelease, notBefore: at(5 * s)}, closed},

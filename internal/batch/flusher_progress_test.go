@@ -10,17 +10,18 @@ import (
 	. "github.com/onsi/gomega"
 
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
 
-// progress plays batches through a circuit breaker, one request at a time, in simulated time.
-type progress struct {
+// simulation sends batches through a circuit breaker, one request at a time, in simulated time.
+type simulation struct {
 	now     time.Time
 	breaker circuitBreaker
 	random  *rand.Rand
-	// app answers, and says how long that takes.
+	// app returns the application's answer and how long it takes.
 	app     func(sessions []string) (delivery.Answer, time.Duration)
 	waiting []waitingBatch
-	// delivered and dead have the time at which a session was; requests counts them all.
+	// delivered and dead are the times at which the items of sessions were delivered or became
 	delivered, dead map[string]time.Time
 	requests, ids   int
 }
@@ -30,16 +31,14 @@ type waitingBatch struct {
 	from time.Time
 }
 
-func newProgress(t *testing.T, app func(sessions []string) (delivery.Answer, time.Duration)) *progress {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	return &progress{
-		now: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC), random: rand.New(rand.NewPCG(seed, 0)), app: app,
+func newSimulation(t *testing.T, app func(sessions []string) (delivery.Answer, time.Duration)) *simulation {
+	return &simulation{
+		now: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC), random: rand.New(rand.NewPCG(testenv.Seed(t), 0)), app: app,
 		delivered: map[string]time.Time{}, dead: map[string]time.Time{},
 	}
 }
 
-func (p *progress) add(sessions ...string) {
+func (p *simulation) add(sessions ...string) {
 	p.ids++
 	p.waiting = append(p.waiting, waitingBatch{batchOf(fmt.Sprint(p.ids), sessions...), p.now})
 	p.waiting[len(p.waiting)-1].Attempt = 0
@@ -53,8 +52,8 @@ func sessionsOf(b *delivery.Batch) []string {
 	return sessions
 }
 
-// run plays until a time; now and then a batch of another session comes.
-func (p *progress) run(until time.Time, every time.Duration) {
+// run runs the simulation until a time, and adds a batch of another session every so often.
+func (p *simulation) run(until time.Time, every time.Duration) {
 	for next := p.now; p.now.Before(until); {
 		if every > 0 && !p.now.Before(next) {
 			p.add(fmt.Sprintf("other-%d", p.ids))
@@ -81,7 +80,7 @@ func (p *progress) run(until time.Time, every time.Duration) {
 	}
 }
 
-func (p *progress) send(b *delivery.Batch) {
+func (p *simulation) send(b *delivery.Batch) {
 	b.Attempt++
 	p.requests++
 	answer, took := p.app(sessionsOf(b))
@@ -106,8 +105,8 @@ func (p *progress) send(b *delivery.Batch) {
 	}
 }
 
-// Whatever the application answers over one item or over a large batch, the others are
-// delivered in time, and nothing is a dead letter that the application did not refuse.
+// One bad item, or a large batch, never stops the delivery of the other items, for every
+// answer of the application, and only refused items become dead letters.
 func TestOthersAreDelivered(t *testing.T) {
 	var fifty []string
 	for i := range 50 {
@@ -130,19 +129,19 @@ func TestOthersAreDelivered(t *testing.T) {
 		name  string
 		app   func([]string) (delivery.Answer, time.Duration)
 		every time.Duration
-		// within is when all but the bad one are delivered; dead, whether that is a dead letter then.
+		// within is how soon all items but the bad one are delivered; dead: the bad item is then
 		within time.Duration
 		dead   bool
-		// all: the bad one is delivered as well.
+		// all: the bad item is delivered too.
 		all bool
 	}{
 		{name: "422", app: over(refusedAnswer, time.Millisecond), within: time.Second, dead: true},
 		{name: "409", app: over(conflictAnswer, time.Millisecond), within: 30 * time.Second, dead: true},
 		{name: "409 with a long pause", app: over(conflictLater, time.Millisecond), within: 6 * time.Minute, dead: true},
-		{name: "500 while others pass", app: over(failedAnswer, time.Millisecond), every: time.Second, within: 4 * time.Minute},
-		{name: "a firewall blocks one while others pass", app: over(firewall, time.Millisecond), every: time.Second, within: 4 * time.Minute},
-		{name: "one takes too long while others pass", app: over(timedOut, 15*time.Second), every: time.Second, within: 15 * time.Minute},
-		{name: "a batch takes too long, and nothing else passes", within: 10 * time.Minute, all: true, app: func(sessions []string) (delivery.Answer, time.Duration) {
+		{name: "500 while others are delivered", app: over(failedAnswer, time.Millisecond), every: time.Second, within: 4 * time.Minute},
+		{name: "a firewall blocks one while others are delivered", app: over(firewall, time.Millisecond), every: time.Second, within: 4 * time.Minute},
+		{name: "one takes too long while others are delivered", app: over(timedOut, 15*time.Second), every: time.Second, within: 15 * time.Minute},
+		{name: "a batch takes too long, and nothing else is delivered", within: 10 * time.Minute, all: true, app: func(sessions []string) (delivery.Answer, time.Duration) {
 			if took := time.Duration(len(sessions)) * 600 * time.Millisecond; took < 15*time.Second {
 				return acceptedAnswer, took
 			}
@@ -151,7 +150,7 @@ func TestOthersAreDelivered(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			g := NewWithT(t)
-			p := newProgress(t, row.app)
+			p := newSimulation(t, row.app)
 			p.add(fifty...)
 			start := p.now
 			p.run(start.Add(row.within), row.every)
@@ -169,7 +168,7 @@ func TestOthersAreDelivered(t *testing.T) {
 			if row.every == 0 {
 				return
 			}
-			// What comes afterwards does not wait for the bad one for long.
+			// Later items do not wait long because of the bad one.
 			from := p.now
 			p.run(from.Add(10*time.Minute), row.every)
 			late := 0
@@ -178,7 +177,7 @@ func TestOthersAreDelivered(t *testing.T) {
 					late++
 				}
 			}
-			g.Expect(late).To(BeZero(), "of %d that wait", len(p.waiting))
+			g.Expect(late).To(BeZero(), "of %d waiting batches", len(p.waiting))
 			g.Expect(p.requests).To(BeNumerically("<", 5000))
 		})
 	}

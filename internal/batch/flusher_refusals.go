@@ -33,7 +33,7 @@ const (
 	// conflictCap bounds the pause between two repetitions after a 409.
 	conflictCap = 2 * time.Second
 	// conflictMemory is how long a session's 409 is remembered: longer than the pause that
-	// Laravel may ask for (5 minutes). Otherwise a 409 with a long pause is repeated for ever.
+	// Laravel may ask for (5 minutes). Otherwise a 409 with a long pause is repeated forever.
 	conflictMemory = 15 * time.Minute
 	// A single item that got 5xx poisonAfter times over poisonTimeout, with a delivery of
 	// others before each, is the cause of Laravel's errors.

@@ -66,7 +66,7 @@ const (
 	// Queued: the item waits. A repeated enqueue of an item that still waits also gets
 	// this code.
 	Queued
-	// Replaced: the item waits in place of an older one, which Laravel will not see.
+	// Replaced: the item replaces an older one that waits; Laravel does not get the older one.
 	Replaced
 	// Unknown: the queue knows nothing of the session; nothing was changed.
 	// Only Update returns it.

@@ -145,7 +145,7 @@ type Answer struct {
 	StatusCode int
 	// FromProxy: a TooLarge came from a proxy, not from the application: its body is not a JSON object.
 	FromProxy bool
-	// TimedOut: the request was sent, and no answer, or no whole one, came within its time.
+	// TimedOut: the request was sent, but no complete answer arrived within its time-out.
 	TimedOut bool
 	// Detail is a sentence for people, without secrets and without the body's text beyond 512 bytes.
 	Detail string
@@ -209,7 +209,7 @@ type StatusItem struct {
 	Priority    Priority `json:"priority"`
 	JID         string   `json:"jid,omitempty"`
 	PhoneNumber string   `json:"phone_number,omitempty"`
-	// OccurredAt is when the session came into this status.
+	// OccurredAt is when the session got this status.
 	OccurredAt Time `json:"occurred_at"`
 }
 

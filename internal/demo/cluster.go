@@ -142,7 +142,7 @@ func (c *cluster) apply(ctx context.Context, n int) error {
 	return nil
 }
 
-// kubectl returns the command to type for kubectl: the one beside the API server if no other is installed.
+// kubectl returns the command for kubectl: the one in the API server's folder if no other is installed.
 func (c *cluster) kubectl() string {
 	if _, err := exec.LookPath("kubectl"); err == nil {
 		return "kubectl"
