@@ -243,7 +243,7 @@ func (m *memory) PutDevice(_ context.Context, d *store.Device) error {
 	m.sessions, m.preKeys, m.uploaded = map[string][]byte{}, map[uint32]*keys.PreKey{}, map[uint32]bool{}
 	m.lids, m.pns = map[string]types.JID{}, map[string]types.JID{}
 	d.Identities, d.Sessions, d.PreKeys, d.SenderKeys, d.AppStateKeys, d.AppState = m, m, m, m, m, m
-	d.Contacts, d.ChatSettings, d.MsgSecrets, d.PrivacyTokens, d.EventBuffer, d.LIDs = m, m, m, m, m, m
+	d.Contacts, d.ChatSettings, d.MsgSecrets, d.PrivacyTokens, d.NCTSalt, d.EventBuffer, d.LIDs = m, m, m, m, m, m, m
 	d.Initialized = true
 	return nil
 }

@@ -201,6 +201,12 @@ func (c *conn) handle(frame []byte) error {
 			c.srv.mu.Unlock()
 		}
 	case "chatstate":
+	case "ib":
+		for _, child := range node.GetChildren() {
+			if child.Tag != "unified_session" { // how long the client has been used this week
+				c.srv.countUnknown("ib " + child.Tag)
+			}
+		}
 	default:
 		c.srv.countUnknown(node.Tag)
 	}

@@ -56,6 +56,12 @@ var answers = map[string]func(c *conn, iq *waBinary.Node) (reply, bool){
 	"w:biz/get":                   (*conn).answerBusiness,
 	"w:qr/get":                    always(notFound),
 	"w:qr/set":                    always(notYours),
+	"w:mex/get":                   (*conn).answerGraphQL,
+	"newsletter/get":              always(notFound),
+	"newsletter/set":              always(notFound),
+	"tos/set":                     always(done),
+	"bot/get":                     always(result(waBinary.Node{Tag: "bot", Attrs: waBinary.Attrs{"v": "2"}})),
+	"fb:thrift_iq/get":            always(notFound), // the details of an order
 }
 
 // answersBeforeLogin is the same for a client that is not paired.
@@ -261,6 +267,13 @@ func (c *conn) answerUsync(iq *waBinary.Node) (reply, bool) {
 				jid = a.jid() // whatever way of writing it was asked for
 			}
 		}
+		answer := waBinary.Attrs{"jid": jid}
+		if contact := query.GetChildByTag("contact"); attribute(&contact, "addressing_mode") == "lid" && jid.Server == types.DefaultUserServer {
+			answer = waBinary.Attrs{"pn_jid": jid}
+			if a != nil {
+				answer["jid"] = a.lidJID()
+			}
+		}
 		c.srv.mu.Unlock()
 		slices.Sort(indices)
 		var facts []waBinary.Node
@@ -285,13 +298,13 @@ func (c *conn) answerUsync(iq *waBinary.Node) (reply, bool) {
 				if a != nil {
 					facts = append(facts, waBinary.Node{Tag: "lid", Attrs: waBinary.Attrs{"val": a.lidJID()}})
 				}
-			case "status", "picture", "business", "bot", "disappearing_mode":
+			case "status", "picture", "business", "bot", "disappearing_mode", "username":
 				// No account has one.
 			default:
 				c.srv.countUnknown("usync query " + wanted.Tag)
 			}
 		}
-		users = append(users, waBinary.Node{Tag: "user", Attrs: waBinary.Attrs{"jid": jid}, Content: facts})
+		users = append(users, waBinary.Node{Tag: "user", Attrs: answer, Content: facts})
 	}
 	return result(waBinary.Node{
 		Tag:     "usync",
@@ -369,4 +382,24 @@ func (c *conn) answerBusiness(iq *waBinary.Node) (reply, bool) {
 	return result(waBinary.Node{Tag: "business_profile", Content: []waBinary.Node{
 		{Tag: "profile", Attrs: waBinary.Attrs{"jid": jidAttribute(&profile, "jid")}},
 	}}), true
+}
+
+// graphQL are the answers to questions by their ids (whatsmeow's newsletter.go and user.go).
+// For all others there is nothing.
+var graphQL = map[string]string{
+	"9152604461510864": `{"data":{}}`,                                // sets the text about the account
+	"6388546374527196": `{"data":{"xwa2_newsletter_subscribed":[]}}`, // the channels that it follows
+}
+
+// answerGraphQL answers questions in GraphQL.
+func (c *conn) answerGraphQL(iq *waBinary.Node) (reply, bool) {
+	query, ok := iq.GetOptionalChildByTag("query")
+	if !ok {
+		return reply{}, false
+	}
+	answer, ok := graphQL[attribute(&query, "query_id")]
+	if !ok {
+		return notFound, true
+	}
+	return result(waBinary.Node{Tag: "result", Content: []byte(answer)}), true
 }

@@ -122,12 +122,22 @@ type code struct {
 	noise, identity, adv [32]byte
 }
 
-// parseCode reads "ref,noise,identity,adv", the keys in base64. Its errors never
-// quote the code: with it anybody can take the account.
+// codePrefix begins a code: a phone's camera opens it as a link. Clients until 2025 showed
+// what follows it alone, without the client's type at the end.
+const codePrefix = "https://wa.me/settings/linked_devices#"
+
+// parseCode reads "PREFIXref,noise,identity,adv,type", or "ref,noise,identity,adv" of older
+// clients, the keys in base64. Its errors never quote the code: with it anybody can take
+// the account.
 func parseCode(qr string) (code, error) {
-	parts := strings.Split(strings.TrimSpace(qr), ",")
-	if len(parts) != 4 || parts[0] == "" {
-		return code{}, fmt.Errorf("%w: this is not a WhatsApp QR code (ref,noise key,identity key,adv secret)", ErrBadInput)
+	text, today := strings.CutPrefix(strings.TrimSpace(qr), codePrefix)
+	parts := strings.Split(text, ",")
+	wanted := 4
+	if today {
+		wanted = 5
+	}
+	if len(parts) != wanted || slices.Contains(parts, "") {
+		return code{}, fmt.Errorf("%w: this is not a WhatsApp QR code (%sref,noise key,identity key,adv secret,client type)", ErrBadInput, codePrefix)
 	}
 	c := code{ref: parts[0]}
 	for i, key := range []*[32]byte{&c.noise, &c.identity, &c.adv} {

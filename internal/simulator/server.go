@@ -53,6 +53,9 @@ type Options struct {
 	// error, a failure) and its end (default 300 ms). A client can lose that
 	// node when the socket closes at once; the fault [FaultCloseAtOnce] does that.
 	CloseDelay time.Duration
+	// Compression lets clients that offer it compress websocket messages, both ways and with
+	// what came before as context: 1.2 MB for each such connection.
+	Compression bool
 	// WebVersion is the newest version of WhatsApp Web that the page names
 	// (default: the library's own), see [Server.SetWebVersion].
 	WebVersion uint32
@@ -345,10 +348,17 @@ func (s *Server) accept(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	l, _ := r.Context().Value(socketKey{}).(*pausableConn)
-	ws, err := websocket.Accept(w, r, &websocket.AcceptOptions{
+	options := &websocket.AcceptOptions{
 		// Origin is WhatsApp's page, never our host.
 		InsecureSkipVerify: true,
-	})
+	}
+	if s.opts.Compression {
+		options.CompressionMode = websocket.CompressionContextTakeover
+	}
+	ws, err := websocket.Accept(w, r, options)
+	if err == nil && w.Header().Get("Sec-WebSocket-Extensions") != "" {
+		s.count(func(c *counts) { c.compressed++ })
+	}
 	if err != nil {
 		s.log.V(1).Info("Refused an upgrade", "reason", err.Error())
 		return

@@ -10,10 +10,13 @@ import (
 	"time"
 
 	. "github.com/onsi/gomega"
+	"go.mau.fi/whatsmeow"
+	waBinary "go.mau.fi/whatsmeow/binary"
 	"go.mau.fi/whatsmeow/store"
 	"go.mau.fi/whatsmeow/store/sqlstore"
 	"go.mau.fi/whatsmeow/types"
 	"go.mau.fi/whatsmeow/types/events"
+	"google.golang.org/protobuf/proto"
 	clocktesting "k8s.io/utils/clock/testing"
 	_ "modernc.org/sqlite"
 )
@@ -58,8 +61,8 @@ func TestLifeOfADevice(t *testing.T) {
 			g.Eventually(func() int { return s.Stats().Unacknowledged }).Should(BeZero(), "receipts")
 			c.write(t, m.Info.Chat, "hello yourself")
 			g.Eventually(func() ([]Message, error) { return s.Received(c.jid()) }).Should(ConsistOf(And(
-				HaveField("Text", "hello yourself"), HaveField("To", "15557654321@s.whatsapp.net"), HaveField("Problem", ""))))
-			g.Expect(first[*events.Receipt](t, c).Chat.User).To(Equal("15557654321"), "the contact's phone has got it")
+				HaveField("Text", "hello yourself"), HaveField("To", m.Info.SenderAlt.String()), HaveField("Problem", ""))))
+			g.Expect(first[*events.Receipt](t, c).Chat).To(Equal(m.Info.SenderAlt), "the contact's phone has got it")
 			g.Expect(s.Stats().Undecryptable).To(BeZero())
 
 			// A second process of the same device, after the first has gone.
@@ -178,7 +181,7 @@ func TestMessagesBetweenDevices(t *testing.T) {
 	g.Expect(first[*events.Message](t, b).Message.GetConversation()).To(Equal("from a"))
 	copied := first[*events.Message](t, a2)
 	g.Expect(copied.Info.IsFromMe).To(BeTrue())
-	g.Expect(copied.Info.Chat.User).To(Equal("15552222222"))
+	g.Expect(copied.Info.Chat).To(Equal(b.Store.GetLID().ToNonAD()))
 	b.write(t, types.NewJID("15551111111", types.DefaultUserServer), "from b")
 	g.Expect(first[*events.Message](t, a).Message.GetConversation()).To(Equal("from b"))
 	g.Eventually(func() int { return s.Stats().Unacknowledged }).Should(BeZero())
@@ -230,9 +233,12 @@ func TestScanRefuses(t *testing.T) {
 		{"nothing", "", "", ErrBadInput, "not a WhatsApp QR code"},
 		{"garbage", "https://example.com/menu", "", ErrBadInput, "not a WhatsApp QR code"},
 		{"four parts of garbage", "a,b,c,d", "", ErrBadInput, "its part 2"},
+		{"five parts of garbage", codePrefix + "a,b,c,d,9", "", ErrBadInput, "its part 2"},
+		{"no client type", part(4, ""), "", ErrBadInput, "not a WhatsApp QR code"},
+		{"a client type without the link", strings.TrimPrefix(qr[0], codePrefix), "", ErrBadInput, "not a WhatsApp QR code"},
 		{"a short key", part(3, "AAAA"), "", ErrBadInput, "its part 4"},
 		{"another server's code", foreign, "", ErrBadInput, "not made by this server"},
-		{"a forged ref", part(0, "2@"+base64.StdEncoding.EncodeToString(make([]byte, refLength))), "", ErrBadInput, "not made by this server"},
+		{"a forged ref", part(0, codePrefix+"2@"+base64.StdEncoding.EncodeToString(make([]byte, refLength))), "", ErrBadInput, "not made by this server"},
 		{"somebody else's noise key", part(1, key), "", ErrBadInput, "not those of the client"},
 		{"somebody else's identity key", part(2, key), "", ErrBadInput, "not those of the client"},
 		{"a bad phone number", qr[0], "call me", ErrBadInput, "7 to 15 digits"},
@@ -243,8 +249,8 @@ func TestScanRefuses(t *testing.T) {
 			g := wait(t)
 			g.Expect(err).To(MatchError(row.kind))
 			g.Expect(err).To(MatchError(ContainSubstring(row.sentence)))
-			if len(row.qr) > 20 {
-				g.Expect(err.Error()).NotTo(ContainSubstring(row.qr[:20]), "a code is a secret")
+			if secret := strings.TrimPrefix(row.qr, codePrefix); len(secret) > 20 {
+				g.Expect(err.Error()).NotTo(ContainSubstring(secret[:20]), "a code is a secret")
 			}
 		})
 	}
@@ -263,6 +269,14 @@ func TestScanRefuses(t *testing.T) {
 		_, err := s.Scan(t.Context(), qr[5], "")
 		g.Expect(err).To(MatchError(ErrNotNow))
 		g.Expect(err).To(MatchError(ContainSubstring("gone")))
+	})
+	t.Run("the form of older clients", func(t *testing.T) {
+		g := wait(t)
+		c := newClient(t, other, newDevice())
+		parts := strings.Split(strings.TrimPrefix(codes(t, c)[0], codePrefix), ",")
+		_, err := other.Scan(t.Context(), strings.Join(parts[:4], ","), "")
+		g.Expect(err).NotTo(HaveOccurred())
+		first[*events.Connected](t, c)
 	})
 	t.Run("scanned twice", func(t *testing.T) {
 		g := wait(t)
@@ -366,7 +380,7 @@ func TestQuestions(t *testing.T) {
 	on, err := c.IsOnWhatsApp(ctx, []string{"+15557654321", "+0123"})
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(on).To(ConsistOf(
-		And(HaveField("IsIn", true), HaveField("JID.User", "15557654321"), HaveField("Query", "+15557654321")),
+		And(HaveField("IsIn", true), HaveField("JID.Server", types.HiddenUserServer), HaveField("PhoneNumber.User", "15557654321"), HaveField("Query", "+15557654321")),
 		And(HaveField("IsIn", false), HaveField("Query", "+0123"))))
 	info, err := c.GetUserInfo(ctx, []types.JID{peer, c.Store.GetJID()})
 	g.Expect(err).NotTo(HaveOccurred())
@@ -383,7 +397,7 @@ func TestQuestions(t *testing.T) {
 	g.Expect(err).NotTo(HaveOccurred())
 	_, err = c.GetStatusPrivacy(ctx)
 	g.Expect(err).NotTo(HaveOccurred())
-	g.Expect(c.SetStatusMessage(ctx, "busy")).To(Succeed())
+	g.Expect(c.SetStatusMessage(ctx, types.SetStatusInput{Text: proto.String("busy")})).To(Succeed())
 	_, err = c.GetBlocklist(ctx)
 	g.Expect(err).NotTo(HaveOccurred())
 	_, err = c.UpdateBlocklist(ctx, peer, events.BlocklistChangeActionBlock)
@@ -404,6 +418,19 @@ func TestQuestions(t *testing.T) {
 	g.Expect(err).To(HaveOccurred())
 	_, err = c.GetServerPushNotificationConfig(ctx)
 	g.Expect(err).NotTo(HaveOccurred())
+	newsletters, err := c.GetSubscribedNewsletters(ctx)
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(newsletters).To(BeEmpty())
+	_, err = c.GetNewsletterInfo(ctx, types.NewJID("1", types.NewsletterServer))
+	g.Expect(err).To(HaveOccurred())
+	_, err = c.NewsletterSubscribeLiveUpdates(ctx, types.NewJID("1", types.NewsletterServer))
+	g.Expect(err).To(HaveOccurred())
+	g.Expect(c.AcceptTOSNotice(ctx, "1", "5")).To(Succeed())
+	bots, err := c.GetBotListV2(ctx)
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(bots).To(BeEmpty())
+	_, err = c.GetOrderDetails(ctx, "1", "token")
+	g.Expect(err).To(HaveOccurred())
 	media, err := c.DangerousInternals().RefreshMediaConn(ctx, true) //nolint:staticcheck // the only way to ask for it alone
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(media.Hosts).To(ConsistOf(HaveField("Hostname", s.address())))
@@ -420,9 +447,11 @@ func TestUnknownQuestionsAreCounted(t *testing.T) {
 	g := wait(t)
 	s := serve(t)
 	c := paired(t, s, "")
-	_, err := c.GetSubscribedNewsletters(t.Context())
+	_, err := c.DangerousInternals().SendIQ(t.Context(), whatsmeow.DangerousInfoQuery{ //nolint:staticcheck // the only way to ask it
+		Namespace: "w:strange", Type: "get", To: types.ServerJID, Content: []waBinary.Node{{Tag: "question"}},
+	})
 	g.Expect(err).To(MatchError(ContainSubstring("501")))
-	g.Expect(s.Stats().Unknown).To(Equal(map[string]int64{"w:mex/get/query": 1}))
+	g.Expect(s.Stats().Unknown).To(Equal(map[string]int64{"w:strange/get/question": 1}))
 	s.mu.Lock()
 	clear(s.unknown) // or the end of the test fails, as it must
 	s.mu.Unlock()

@@ -5,6 +5,7 @@ import "maps"
 // counts are the counters of Stats; guarded by Server.mu.
 type counts struct {
 	logins, pairings, logouts, refused, replaced, doubled int64
+	compressed                                            int64
 	sent, redelivered, received, retries, undecryptable   int64
 }
 
@@ -28,6 +29,8 @@ type Stats struct {
 	// again, Doubled those among them that were alive.
 	Replaced int64 `json:"replaced"`
 	Doubled  int64 `json:"doubled"`
+	// Compressed counts connections with compressed messages, see [Options.Compression].
+	Compressed int64 `json:"compressed"`
 	// Sent counts messages to devices, Redelivered those sent again at a login,
 	// Retries the requests to encrypt one again.
 	Sent        int64 `json:"sent"`
@@ -49,7 +52,8 @@ func (s *Server) Stats() Stats {
 		Pairing: len(s.pairings),
 		Logins:  s.counts.logins, Pairings: s.counts.pairings, Logouts: s.counts.logouts,
 		Refused: s.counts.refused, Replaced: s.counts.replaced, Doubled: s.counts.doubled,
-		Sent: s.counts.sent, Redelivered: s.counts.redelivered, Retries: s.counts.retries,
+		Compressed: s.counts.compressed,
+		Sent:       s.counts.sent, Redelivered: s.counts.redelivered, Retries: s.counts.retries,
 		Received: s.counts.received, Undecryptable: s.counts.undecryptable,
 		Unknown: maps.Clone(s.unknown),
 	}

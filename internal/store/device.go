@@ -2,8 +2,11 @@ package store
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -68,7 +71,7 @@ func (f *device) wrap(d *store.Device) {
 	c := cleaned{f}
 	d.Identities, d.Sessions, d.PreKeys, d.SenderKeys = f, f, f, f
 	d.AppStateKeys, d.AppState, d.Contacts, d.ChatSettings = c, f, c, c
-	d.MsgSecrets, d.PrivacyTokens, d.EventBuffer, d.LIDs = c, c, f, f
+	d.MsgSecrets, d.PrivacyTokens, d.NCTSalt, d.EventBuffer, d.LIDs = c, c, c, c, f
 	d.Container = f
 }
 
@@ -161,7 +164,7 @@ func (f *device) PutDevice(ctx context.Context, d *store.Device) error {
 	if d.ID == nil {
 		return sqlstore.ErrDeviceIDMustBeSet
 	}
-	for _, name := range []*string{&d.PushName, &d.BusinessName, &d.Platform} {
+	for _, name := range []*string{&d.PushName, &d.BusinessName, &d.Platform, &d.CompanionMetaNonce} {
 		if fit := text(*name); fit != *name {
 			*name = fit
 		}
@@ -490,6 +493,10 @@ func (f *device) GetAppStateSyncKey(ctx context.Context, id []byte) (*store.AppS
 	return read(ctx, f, func(ctx context.Context) (*store.AppStateSyncKey, error) { return f.keys.GetAppStateSyncKey(ctx, id) })
 }
 
+func (f *device) GetAllAppStateSyncKeys(ctx context.Context) ([]*store.AppStateSyncKey, error) {
+	return read(ctx, f, func(ctx context.Context) ([]*store.AppStateSyncKey, error) { return f.keys.GetAllAppStateSyncKeys(ctx) })
+}
+
 func (f *device) GetLatestAppStateSyncKeyID(ctx context.Context) ([]byte, error) {
 	return read(ctx, f, func(ctx context.Context) ([]byte, error) { return f.keys.GetLatestAppStateSyncKeyID(ctx) })
 }
@@ -498,14 +505,24 @@ func (f *device) PutAppStateVersion(ctx context.Context, name string, version ui
 	return f.write(ctx, func(ctx context.Context) error { return f.keys.PutAppStateVersion(ctx, name, version, hash) })
 }
 
+// GetAppStateVersion returns 0 where nothing usable is stored. whatsmeow fails over a stored
+// version 0, which a malformed snapshot can leave; the database has not failed then, and
+// settings without a version are read anew.
 func (f *device) GetAppStateVersion(ctx context.Context, name string) (version uint64, hash [128]byte, err error) {
 	if err := f.usable(); err != nil {
 		return 0, hash, err
 	}
-	if version, hash, err = f.keys.GetAppStateVersion(ctx, name); err != nil {
-		return 0, [128]byte{}, f.lose(err)
+	ctx, cancel := within(ctx, answerTimeout)
+	defer cancel()
+	if version, hash, err = f.keys.GetAppStateVersion(ctx, name); err == nil {
+		return version, hash, nil
 	}
-	return version, hash, nil
+	var stored int64
+	row := f.store.db.QueryRow(ctx, "SELECT version FROM whatsmeow_app_state_version WHERE jid=$1 AND name=$2", f.jid, name)
+	if again := row.Scan(&stored); again == nil && stored == 0 {
+		return 0, [128]byte{}, nil
+	}
+	return 0, [128]byte{}, f.lose(late(ctx, err))
 }
 
 func (f *device) DeleteAppStateVersion(ctx context.Context, name string) error {
@@ -560,11 +577,36 @@ func (f *device) GetMessageSecret(ctx context.Context, chat, sender types.JID, i
 	return secret, realSender, nil
 }
 
+// PutPrivacyTokens stores one token for each contact, the newest: PostgreSQL refuses a
+// statement that would change a row twice.
 func (f *device) PutPrivacyTokens(ctx context.Context, tokens ...store.PrivacyToken) error {
-	if len(tokens) == 0 { // no statement for whatsmeow
+	newest := make(map[types.JID]store.PrivacyToken, len(tokens))
+	for _, token := range tokens {
+		user := token.User.ToNonAD()
+		if other, ok := newest[user]; !ok || !token.Timestamp.Before(other.Timestamp) {
+			newest[user] = token
+		}
+	}
+	if len(newest) == 0 { // no statement for whatsmeow
 		return nil
 	}
-	return f.write(ctx, func(ctx context.Context) error { return f.keys.PutPrivacyTokens(ctx, tokens...) })
+	return f.write(ctx, func(ctx context.Context) error {
+		return f.keys.PutPrivacyTokens(ctx, slices.Collect(maps.Values(newest))...)
+	})
+}
+
+// DeleteExpiredPrivacyTokens writes only where there is such a token: whatsmeow calls it at
+// every login.
+func (f *device) DeleteExpiredPrivacyTokens(ctx context.Context, cutoff time.Time) (int64, error) {
+	found, err := read(ctx, f, func(ctx context.Context) (found bool, err error) {
+		err = f.store.db.QueryRow(ctx, "SELECT EXISTS (SELECT 1 FROM whatsmeow_privacy_tokens WHERE our_jid=$1 AND timestamp<$2)",
+			f.jid, cutoff.Unix()).Scan(&found)
+		return found, err
+	})
+	if err != nil || !found {
+		return 0, err
+	}
+	return writeAndRead(ctx, f, func(ctx context.Context) (int64, error) { return f.keys.DeleteExpiredPrivacyTokens(ctx, cutoff) })
 }
 
 func (f *device) GetPrivacyToken(ctx context.Context, user types.JID) (*store.PrivacyToken, error) {
@@ -579,4 +621,51 @@ func (f *device) PutBufferedEvent(ctx context.Context, ciphertextHash [32]byte, 
 
 func (f *device) ClearBufferedEventPlaintext(ctx context.Context, ciphertextHash [32]byte) error {
 	return f.write(ctx, func(ctx context.Context) error { return f.keys.ClearBufferedEventPlaintext(ctx, ciphertextHash) })
+}
+
+func (f *device) PutNCTSalt(ctx context.Context, salt []byte) error {
+	return f.write(ctx, func(ctx context.Context) error { return f.keys.PutNCTSalt(ctx, salt) })
+}
+
+func (f *device) GetNCTSalt(ctx context.Context) ([]byte, error) {
+	return read(ctx, f, func(ctx context.Context) ([]byte, error) { return f.keys.GetNCTSalt(ctx) })
+}
+
+func (f *device) DeleteNCTSalt(ctx context.Context) error {
+	return f.write(ctx, func(ctx context.Context) error { return f.keys.DeleteNCTSalt(ctx) })
+}
+
+func (f *device) AddOutgoingEvent(ctx context.Context, chat types.JID, id types.MessageID, format string, plaintext []byte) error {
+	return f.write(ctx, func(ctx context.Context) error {
+		return f.keys.AddOutgoingEvent(ctx, chat, id, format, plaintext)
+	})
+}
+
+// GetOutgoingEvent returns sql.ErrNoRows, as whatsmeow's own does, for a message that is not
+// stored: the database has not failed then.
+func (f *device) GetOutgoingEvent(ctx context.Context, chat, otherChat types.JID, id types.MessageID) (format string, plaintext []byte, err error) {
+	type event struct {
+		format    string
+		plaintext []byte
+	}
+	found, err := read(ctx, f, func(ctx context.Context) (*event, error) {
+		var e event
+		var err error
+		e.format, e.plaintext, err = f.keys.GetOutgoingEvent(ctx, chat, otherChat, id)
+		if errors.Is(err, sql.ErrNoRows) {
+			return nil, nil
+		}
+		return &e, err
+	})
+	switch {
+	case err != nil:
+		return "", nil, err
+	case found == nil:
+		return "", nil, sql.ErrNoRows
+	}
+	return found.format, found.plaintext, nil
+}
+
+func (f *device) DeleteOldOutgoingEvents(ctx context.Context) error {
+	return f.write(ctx, func(ctx context.Context) error { return f.keys.DeleteOldOutgoingEvents(ctx) })
 }

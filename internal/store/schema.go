@@ -16,10 +16,7 @@ var upgradeFiles embed.FS
 
 var (
 	// schema are our own tables; its length is the version that this build needs.
-	schema = func() (table dbutil.UpgradeTable) {
-		table.RegisterFSPath(upgradeFiles, "upgrades")
-		return table
-	}()
+	schema          = dbutil.BuildUpgradeTable().WithFSPath(upgradeFiles, "upgrades").Finish()
 	whatsmeowSchema = upgrades.Table
 )
 

@@ -2,9 +2,12 @@ package store
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"path/filepath"
+	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -17,6 +20,7 @@ import (
 	"go.mau.fi/whatsmeow/proto/waAdv"
 	"go.mau.fi/whatsmeow/store"
 	"go.mau.fi/whatsmeow/types"
+	waLog "go.mau.fi/whatsmeow/util/log"
 	clocktesting "k8s.io/utils/clock/testing"
 
 	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
@@ -133,7 +137,9 @@ func fill(t *testing.T, d *store.Device) {
 	g.Expect(d.ChatSettings.PutPinned(ctx, other, true)).To(Succeed())
 	g.Expect(d.MsgSecrets.PutMessageSecret(ctx, other, other, "id\x00", []byte("secret"))).To(Succeed())
 	g.Expect(d.PrivacyTokens.PutPrivacyTokens(ctx, store.PrivacyToken{User: other, Token: []byte("token"), Timestamp: start})).To(Succeed())
+	g.Expect(d.NCTSalt.PutNCTSalt(ctx, []byte("salt"))).To(Succeed())
 	g.Expect(d.EventBuffer.PutBufferedEvent(ctx, [32]byte{7}, []byte("plain"), start)).To(Succeed())
+	g.Expect(d.EventBuffer.AddOutgoingEvent(ctx, other, "id\x00", "wa", []byte("plain"))).To(Succeed())
 	g.Expect(d.LIDs.PutLIDMapping(ctx, types.JID{User: "77", Server: types.HiddenUserServer}, other)).To(Succeed())
 }
 
@@ -143,6 +149,7 @@ var tables = map[string]string{
 	"whatsmeow_sender_keys": "our_jid", "whatsmeow_app_state_sync_keys": "jid", "whatsmeow_app_state_version": "jid",
 	"whatsmeow_app_state_mutation_macs": "jid", "whatsmeow_contacts": "our_jid", "whatsmeow_chat_settings": "our_jid",
 	"whatsmeow_message_secrets": "our_jid", "whatsmeow_privacy_tokens": "our_jid", "whatsmeow_event_buffer": "our_jid",
+	"whatsmeow_retry_buffer": "our_jid", "whatsmeow_nct_salt": "our_jid",
 }
 
 // rows counts the rows that match in every table of a device.
@@ -409,7 +416,17 @@ func TestEveryWriteIsFenced(t *testing.T) {
 			"PutPrivacyTokens": func(d *store.Device) error {
 				return d.PrivacyTokens.PutPrivacyTokens(ctx, store.PrivacyToken{User: jid, Token: []byte{1}})
 			},
+			"DeleteExpiredPrivacyTokens": func(d *store.Device) error {
+				_, err := d.PrivacyTokens.DeleteExpiredPrivacyTokens(ctx, start)
+				return err
+			},
+			"PutNCTSalt":       func(d *store.Device) error { return d.NCTSalt.PutNCTSalt(ctx, []byte{1}) },
+			"DeleteNCTSalt":    func(d *store.Device) error { return d.NCTSalt.DeleteNCTSalt(ctx) },
 			"PutBufferedEvent": func(d *store.Device) error { return d.EventBuffer.PutBufferedEvent(ctx, [32]byte{}, nil, start) },
+			"AddOutgoingEvent": func(d *store.Device) error {
+				return d.EventBuffer.AddOutgoingEvent(ctx, jid, "i", "wa", []byte{1})
+			},
+			"DeleteOldOutgoingEvents": func(d *store.Device) error { return d.EventBuffer.DeleteOldOutgoingEvents(ctx) },
 			"ClearBufferedEventPlaintext": func(d *store.Device) error {
 				return d.EventBuffer.ClearBufferedEventPlaintext(ctx, [32]byte{})
 			},
@@ -425,7 +442,16 @@ func TestEveryWriteIsFenced(t *testing.T) {
 			"PutDevice":    func(d *store.Device) error { return d.Container.PutDevice(ctx, d) },
 			"DeleteDevice": func(d *store.Device) error { return d.Container.DeleteDevice(ctx, d) },
 		}
-		taking, _, _ := paired(t, s, "id", jid)
+		for _, name := range storeMethods(t) {
+			if _, writes := writes[name]; !writes && !slices.Contains(reads, name) {
+				t.Errorf("whatsmeow's %s is neither known to read only nor tested to be fenced", name)
+			}
+		}
+		taking, d, _ := paired(t, s, "id", jid)
+		expired := store.PrivacyToken{User: types.JID{User: "1", Server: types.HiddenUserServer}, Token: []byte{1}, Timestamp: start.Add(-time.Hour)}
+		if err := d.PrivacyTokens.PutPrivacyTokens(ctx, expired); err != nil {
+			t.Fatal(err)
+		}
 		for name, write := range writes {
 			t.Run(name, func(t *testing.T) {
 				g := NewWithT(t)
@@ -439,6 +465,102 @@ func TestEveryWriteIsFenced(t *testing.T) {
 				taking = &Taking{Record: next.Record, store: s}
 			})
 		}
+	})
+}
+
+// reads are the methods of whatsmeow's stores that change nothing. DeleteOldBufferedHashes is
+// the janitor's here, and does nothing.
+var reads = []string{
+	"IsTrustedIdentity", "GetSession", "HasSession", "GetManySessions", "GetPreKey", "UploadedPreKeyCount", "GetSenderKey",
+	"GetAppStateSyncKey", "GetAllAppStateSyncKeys", "GetLatestAppStateSyncKeyID", "GetAppStateVersion", "GetAppStateMutationMAC",
+	"GetContact", "GetAllContacts", "GetChatSettings", "GetMessageSecret", "GetPrivacyToken", "GetNCTSalt",
+	"GetBufferedEvent", "GetOutgoingEvent", "DeleteOldBufferedHashes", "GetPNForLID", "GetLIDForPN", "GetManyLIDsForPNs",
+}
+
+// storeMethods are the methods of every store in whatsmeow's device.
+func storeMethods(t *testing.T) []string {
+	t.Helper()
+	var methods []string
+	for field := range reflect.TypeFor[store.Device]().Fields() {
+		if field.Type.Kind() != reflect.Interface || field.Type == reflect.TypeFor[waLog.Logger]() {
+			continue
+		}
+		for method := range field.Type.Methods() {
+			methods = append(methods, method.Name)
+		}
+	}
+	if len(methods) < len(reads) {
+		t.Fatalf("whatsmeow's device has the methods %q only", methods)
+	}
+	return methods
+}
+
+// A new store of whatsmeow's that is not wrapped would write without the fence.
+func TestEveryStoreIsWrapped(t *testing.T) {
+	onBoth(t, func(t *testing.T, _ string, s *Store) {
+		g := NewWithT(t)
+		ctx := t.Context()
+		_, err := s.Claim(ctx, Claimant{SessionID: "id", Namespace: "a", UID: "u"}, never)
+		g.Expect(err).NotTo(HaveOccurred())
+		taking, err := s.Take(ctx, "u", 1)
+		g.Expect(err).NotTo(HaveOccurred())
+		check := func(d *store.Device, when string) {
+			for field, value := range reflect.ValueOf(d).Elem().Fields() {
+				if field.Type.Kind() != reflect.Interface || field.Type == reflect.TypeFor[waLog.Logger]() {
+					continue
+				}
+				g.Expect(value.Interface()).To(Or(BeAssignableToTypeOf(&device{}), BeAssignableToTypeOf(cleaned{})), "%s of a device %s", field.Name, when)
+			}
+		}
+		d, err := taking.Open(ctx, func(err error) { t.Error(err) })
+		g.Expect(err).NotTo(HaveOccurred())
+		check(d, "that no phone has linked")
+		link(d, jidOf("4915100000001"))
+		g.Expect(d.Save(ctx)).To(Succeed())
+		check(d, "that a phone has just linked")
+		d, err = taking.Open(ctx, func(err error) { t.Error(err) })
+		g.Expect(err).NotTo(HaveOccurred())
+		check(d, "that was read")
+		g.Expect(d.Save(ctx)).To(Succeed())
+		check(d, "that was stored again")
+	})
+}
+
+// What whatsmeow takes for an error is not always a failure of the database.
+func TestAnswersThatAreNoFailure(t *testing.T) {
+	onBoth(t, func(t *testing.T, _ string, s *Store) {
+		g := NewWithT(t)
+		ctx := t.Context()
+		_, d, f := paired(t, s, "id", jidOf("4915100000001"))
+
+		_, _, err := d.EventBuffer.GetOutgoingEvent(ctx, jidOf("1"), jidOf("2"), "unknown")
+		g.Expect(err).To(MatchError(sql.ErrNoRows))
+		g.Expect(d.EventBuffer.AddOutgoingEvent(ctx, jidOf("1"), "id", "wa", []byte("text"))).To(Succeed())
+		format, text, err := d.EventBuffer.GetOutgoingEvent(ctx, jidOf("2"), jidOf("1"), "id")
+		g.Expect(err).NotTo(HaveOccurred())
+		g.Expect(format + string(text)).To(Equal("watext"))
+
+		g.Expect(d.AppState.PutAppStateVersion(ctx, "regular", 0, [128]byte{1})).To(Succeed())
+		version, hash, err := d.AppState.GetAppStateVersion(ctx, "regular")
+		g.Expect(err).NotTo(HaveOccurred())
+		g.Expect(version).To(BeZero())
+		g.Expect(hash).To(BeZero())
+
+		user := types.JID{User: "7", Server: types.HiddenUserServer}
+		g.Expect(d.PrivacyTokens.PutPrivacyTokens(ctx,
+			store.PrivacyToken{User: user, Token: []byte("new"), Timestamp: start},
+			store.PrivacyToken{User: user, Token: []byte("old"), Timestamp: start.Add(-time.Hour)})).To(Succeed())
+		token, err := d.PrivacyTokens.GetPrivacyToken(ctx, user)
+		g.Expect(err).NotTo(HaveOccurred())
+		g.Expect(token.Token).To(Equal([]byte("new")))
+		n, err := d.PrivacyTokens.DeleteExpiredPrivacyTokens(ctx, start)
+		g.Expect(err).NotTo(HaveOccurred())
+		g.Expect(n).To(BeZero())
+		n, err = d.PrivacyTokens.DeleteExpiredPrivacyTokens(ctx, start.Add(time.Second))
+		g.Expect(err).NotTo(HaveOccurred())
+		g.Expect(n).To(BeEquivalentTo(1))
+
+		g.Expect(f.all()).To(BeEmpty())
 	})
 }
 
@@ -578,6 +700,7 @@ func TestALogoutOnlyMarks(t *testing.T) {
 		// The connection ends at the same moment.
 		ended, cancel := context.WithCancel(ctx)
 		cancel()
+		stores := d.Container
 		g.Expect(d.Delete(ended)).To(Succeed())
 		g.Expect(rows(t, s, jid.String())).To(BeEmpty())
 		g.Expect(rows(t, s, "4915100000001:3@marked.%")).To(Equal(before), "every row is kept under another name")
@@ -586,9 +709,10 @@ func TestALogoutOnlyMarks(t *testing.T) {
 		g.Expect(r.JID).To(BeEmpty())
 		g.Expect(s.Counts(ctx)).To(Equal(Counts{Sessions: 1, Marked: 1}))
 
-		// whatsmeow would write the old device under its old name.
+		// whatsmeow does not use a deleted device any more; the fence would refuse it too.
+		g.Expect(d.Save(ctx)).To(MatchError(store.ErrDeviceDeleted))
 		link(d, jid)
-		g.Expect(d.Save(ctx)).To(MatchError(ErrFenced))
+		g.Expect(stores.PutDevice(ctx, d)).To(MatchError(ErrFenced))
 		g.Expect(f.all()).To(HaveLen(1))
 
 		// The same number is linked again, with keys of its own.

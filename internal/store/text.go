@@ -110,3 +110,15 @@ func (c cleaned) PutPrivacyTokens(ctx context.Context, tokens ...store.PrivacyTo
 func (c cleaned) GetPrivacyToken(ctx context.Context, user types.JID) (*store.PrivacyToken, error) {
 	return c.device.GetPrivacyToken(ctx, textJID(user))
 }
+
+func (c cleaned) PutNCTSalt(ctx context.Context, salt []byte) error {
+	return c.device.PutNCTSalt(ctx, some(salt))
+}
+
+func (c cleaned) AddOutgoingEvent(ctx context.Context, chat types.JID, id types.MessageID, format string, plaintext []byte) error {
+	return c.device.AddOutgoingEvent(ctx, textJID(chat), text(id), format, some(plaintext))
+}
+
+func (c cleaned) GetOutgoingEvent(ctx context.Context, chat, otherChat types.JID, id types.MessageID) (format string, plaintext []byte, err error) {
+	return c.device.GetOutgoingEvent(ctx, textJID(chat), textJID(otherChat), text(id))
+}

@@ -43,6 +43,7 @@ func TestBadContentsLoseNoDevice(t *testing.T) {
 			reflect.TypeFor[store.ChatSettingsStore]():    d.ChatSettings,
 			reflect.TypeFor[store.MsgSecretStore]():       d.MsgSecrets,
 			reflect.TypeFor[store.PrivacyTokenStore]():    d.PrivacyTokens,
+			reflect.TypeFor[store.NCTSaltStore]():         d.NCTSalt,
 			reflect.TypeFor[store.LIDStore]():             d.LIDs,
 		} {
 			for i := range of.NumMethod() {
@@ -64,7 +65,7 @@ func TestBadContentsLoseNoDevice(t *testing.T) {
 		g.Expect(err).NotTo(HaveOccurred())
 		g.Expect(contact).To(Equal(types.ContactInfo{Found: true, FirstName: "a\uFFFDb\uFFFD", FullName: "a\uFFFDb\uFFFD",
 			PushName: "a\uFFFDb\uFFFD", BusinessName: "a\uFFFDb\uFFFD", RedactedPhone: "a\uFFFDb\uFFFD"}))
-		for _, name := range []*string{&d.PushName, &d.BusinessName, &d.Platform} {
+		for _, name := range []*string{&d.PushName, &d.BusinessName, &d.Platform, &d.CompanionMetaNonce} {
 			*name = badText
 		}
 		g.Expect(d.Save(context.WithoutCancel(ctx))).To(Succeed())

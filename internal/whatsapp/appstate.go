@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime/debug"
 	"slices"
+	"sync"
 
 	"go.mau.fi/whatsmeow/appstate"
 	"go.mau.fi/whatsmeow/store"
@@ -23,10 +24,13 @@ var errAppStateDone = errors.New("the connector has synchronised it itself")
 type appStates struct {
 	store.AppStateStore
 	connection *Connection
+	// mu is held while it synchronises: whatsmeow holds its own lock for all questions but
+	// the one for a copy of the settings that the phone has sent.
+	mu sync.Mutex
 }
 
-// guardAppState puts the guard around a device's stores.
-func (c *Connection) guardAppState(d *store.Device) {
+// guardStores puts the guards around a device's stores.
+func (c *Connection) guardStores(d *store.Device) {
 	if d.AppState == nil {
 		return
 	}
@@ -50,6 +54,8 @@ func (k appStateKeys) PutAppStateSyncKey(ctx context.Context, id []byte, key sto
 
 // GetAppStateVersion implements store.AppStateStore.
 func (a *appStates) GetAppStateVersion(ctx context.Context, name string) (uint64, [128]byte, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	err := a.synchronise(ctx, appstate.WAPatchName(name))
 	if err != nil {
 		a.connection.options.Log().V(1).Info("Failed to synchronise the phone's settings", "settings", name, "reason", err.Error())
@@ -84,8 +90,11 @@ func (a *appStates) synchronise(ctx context.Context, name appstate.WAPatchName) 
 	}
 	for more, first := true, true; more; first = false {
 		patches, err := internals.FetchAppStatePatches(ctx, name, state.Version, full && first)
-		if err != nil {
+		switch {
+		case err != nil:
 			return err
+		case patches.Snapshot != nil && (!full || !first):
+			return errors.New("all of them came, which was not asked for")
 		}
 		more = patches.HasMorePatches
 		before := state.Version
@@ -97,7 +106,7 @@ func (a *appStates) synchronise(ctx context.Context, name appstate.WAPatchName) 
 		}
 	}
 	if full {
-		changes = append(changes, &events.AppStateSyncComplete{Name: name})
+		changes = append(changes, &events.AppStateSyncComplete{Name: name, Version: state.Version})
 	}
 	for _, change := range changes {
 		internals.DispatchEvent(change)

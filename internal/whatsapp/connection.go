@@ -100,6 +100,11 @@ type Connection struct {
 	// what was received and is being handled, see receiver.go.
 	websocket *http.Client
 	stream    atomic.Pointer[stream]
+	// handshaken is called when whatsmeow has read the last frame that it reads itself.
+	handshaken func()
+	// received counts the frames that were received; taken has one when it has grown.
+	received  atomic.Int64
+	taken     chan struct{}
 	queue     nodeQueue
 	tasks     atomic.Int32
 	malformed atomic.Bool // a frame could not be decoded
@@ -152,17 +157,18 @@ func (f *Factory) New(o Options) (*Connection, error) {
 	if o.Log == nil {
 		o.Log = logr.Discard
 	}
-	c := &Connection{factory: f, options: o, pushName: o.Device.PushName, deleted: make(chan struct{}), pairEnded: make(chan struct{}), gone: make(chan struct{})}
+	c := &Connection{factory: f, options: o, pushName: o.Device.PushName,
+		taken: make(chan struct{}, 1), deleted: make(chan struct{}), pairEnded: make(chan struct{}), gone: make(chan struct{})}
 	if o.Device.ID != nil {
 		c.jid = *o.Device.ID
 	}
 	c.container = &watchedContainer{DeviceContainer: o.Device.Container, connection: c}
 	o.Device.Container = c.container
-	c.guardAppState(o.Device)
+	c.guardStores(o.Device)
 
 	client := whatsmeow.NewClient(o.Device, newClientLog(o.Log()))
 	websocket, media := f.clients(o.Proxy, c.dial)
-	websocket.Transport = &streamed{inner: websocket.Transport, opened: c.newStream}
+	websocket.Transport = &streamed{inner: websocket.Transport, opened: c.openStream, compressed: !c.Paired()}
 	c.websocket = websocket
 	client.SetPreLoginHTTPClient(websocket)
 	client.SetWebsocketHTTPClient(websocket)
@@ -196,9 +202,8 @@ func setCallbacks(client *whatsmeow.Client) {
 // payload is what the client says of itself. It is the library's own but for the
 // version and the device's name, which the library keeps for the whole process.
 func (c *Connection) payload() *waWa6.ClientPayload {
-	// The last that whatsmeow reads itself has come: what follows waits for the receiver.
-	if s := c.stream.Load(); s != nil {
-		s.hold()
+	if c.handshaken != nil {
+		c.handshaken()
 	}
 	p := c.options.Device.GetClientPayload()
 	version := c.factory.webVersion()
@@ -348,10 +353,14 @@ func (c *Connection) report(e Event) {
 
 // end closes the socket and everything that hangs on it.
 func (c *Connection) end(cause error) {
+	c.closeSocket()
+	c.cancel(cause)
+}
+
+func (c *Connection) closeSocket() {
 	if l := c.socket.Load(); l != nil {
 		_ = l.Close() // it may be closed already
 	}
-	c.cancel(cause)
 }
 
 // Close ends the connection; its socket is closed when Close returns. No event comes after it. It may be called
@@ -400,7 +409,7 @@ func (c *Connection) Logout(ctx context.Context) error {
 	c.over = true
 	c.forgetLife()
 	c.mu.Unlock()
-	if err := c.container.DeleteDevice(ctx, c.options.Device); err != nil && !errors.Is(err, errDeleting) {
+	if err := c.container.DeleteDevice(ctx, c.options.Device); !errors.Is(err, errMarked) && !errors.Is(err, errDeleting) {
 		// The keys are of no use any more; they are deleted with the session.
 		c.options.Log().Info("Failed to mark the keys of an unlinked device", "reason", err.Error())
 	}
@@ -534,6 +543,11 @@ func silent(e *events.KeepAliveTimeout, seen, now time.Time) bool {
 // errDeleting: the device is being deleted, or is deleted, by another goroutine.
 var errDeleting = errors.New("the device is deleted already")
 
+// errMarked: the device has been deleted, or marked, as was asked. As an answer to whatsmeow
+// it is an error, because after a success whatsmeow replaces the stores of the device, which
+// others read at that moment (its store/store.go, Device.Delete). It only logs the error.
+var errMarked = errors.New("the device is deleted, and its stores stay in place until the connection has ended")
+
 // watchedContainer knows when the library deletes the device.
 type watchedContainer struct {
 	store.DeviceContainer
@@ -546,15 +560,19 @@ func (w *watchedContainer) PutDevice(ctx context.Context, d *store.Device) error
 	if d.Container != w { // the inner one has put itself there, and its own stores
 		d.Container = w
 	}
-	w.connection.guardAppState(d)
+	w.connection.guardStores(d)
 	return err
 }
 
-// DeleteDevice implements store.DeviceContainer.
+// DeleteDevice implements store.DeviceContainer. It always returns an error; errMarked is a
+// success.
 func (w *watchedContainer) DeleteDevice(ctx context.Context, d *store.Device) error {
 	if !w.connection.deleting.CompareAndSwap(false, true) {
 		return errDeleting // the library would empty the device a second time
 	}
 	defer w.connection.deletedOnce.Do(func() { close(w.connection.deleted) })
-	return w.DeviceContainer.DeleteDevice(ctx, d)
+	if err := w.DeviceContainer.DeleteDevice(ctx, d); err != nil {
+		return err
+	}
+	return errMarked
 }

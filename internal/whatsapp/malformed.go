@@ -27,9 +27,6 @@ func guard(s *serialize.Serializer) {
 	s.PreKeySignalMessage = guarded[protocol.PreKeySignalMessageStructure]{s.PreKeySignalMessage, func(m *protocol.PreKeySignalMessageStructure) [][]byte {
 		return [][]byte{m.BaseKey, m.IdentityKey}
 	}}
-	s.SenderKeyMessage = guarded[protocol.SenderKeyMessageStructure]{s.SenderKeyMessage, func(*protocol.SenderKeyMessageStructure) [][]byte {
-		return nil
-	}}
 	s.SenderKeyDistributionMessage = guarded[protocol.SenderKeyDistributionMessageStructure]{
 		s.SenderKeyDistributionMessage, func(m *protocol.SenderKeyDistributionMessageStructure) [][]byte { return [][]byte{m.SigningKey} },
 	}

@@ -18,9 +18,6 @@ type monitoredConn struct {
 	// that is set does not make a live connection look dead.
 	seen atomic.Int64
 	born time.Time
-	// steps orders what was done before a write and what is done after a read: whatsmeow
-	// reads its websocket field without a lock when it sends, and drops it when reading fails.
-	steps atomic.Uint64
 	// closed is called once, after isClosed is set.
 	closed   func()
 	isClosed atomic.Bool
@@ -38,7 +35,6 @@ func (m *monitoredConn) lastSeen() time.Time { return m.born.Add(time.Duration(m
 // Read implements net.Conn.
 func (m *monitoredConn) Read(b []byte) (int, error) {
 	n, err := m.Conn.Read(b)
-	m.steps.Add(1)
 	if n > 0 {
 		m.seen.Store(int64(m.now().Sub(m.born)))
 	}
@@ -50,7 +46,6 @@ func (m *monitoredConn) Write(b []byte) (int, error) {
 	if err := m.allowed(); err != nil {
 		return 0, errors.Join(err, m.Close())
 	}
-	m.steps.Add(1)
 	return m.Conn.Write(b)
 }
 

@@ -123,16 +123,30 @@ func (c *Connection) open(ctx context.Context) (err error) {
 	internals := c.internals()
 	internals.ResetExpectedDisconnect()
 	frames := socket.NewFrameSocket(newClientLog(c.options.Log()), c.websocket)
-	if err := frames.Connect(ctx); err != nil {
+	// The connection's context ends the dialling, and later closes the socket. It must not be
+	// the one of the frames: what takes them ends with that, and the reader of the socket
+	// would wait for ever to hand one over.
+	reading, stop := context.WithCancel(context.WithoutCancel(ctx))
+	dialled := context.AfterFunc(ctx, stop)
+	if err := frames.Connect(reading); err != nil {
+		stop()
 		frames.Close(0)
 		return err
 	}
+	dialled()
+	context.AfterFunc(ctx, c.closeSocket)
 	s := c.stream.Load()
 	defer s.release()
-	if err := c.shakeHands(internals, frames, s); err != nil {
+	if err := c.shakeHands(internals, frames, s, stop); err != nil {
+		if frames.Frames == nil {
+			frames.Frames = make(chan []byte)
+		}
 		s.release()
 		frames.Close(0)
-		go c.drain(frames.Frames)
+		go func() {
+			c.drain(frames.Frames)
+			stop()
+		}()
 		return fmt.Errorf("noise handshake failed: %w", err)
 	}
 	go func() {
@@ -157,29 +171,28 @@ func (c *Connection) drain(frames <-chan []byte) {
 }
 
 // shakeHands has whatsmeow do the handshake, and derives the keys once more for receiving.
-func (c *Connection) shakeHands(internals *whatsmeow.DangerousInternalClient, frames *socket.FrameSocket, s *stream) error {
+// ended is called when the socket's reader has ended.
+func (c *Connection) shakeHands(internals *whatsmeow.DangerousInternalClient, frames *socket.FrameSocket, s *stream, ended func()) error {
 	ephemeral := keys.NewKeyPair()
-	// Without a context whatsmeow starts nothing that takes the frames (socket/noisesocket.go,
-	// consumeFrames); it is used for that alone.
-	if err := internals.DoHandshake(nil, frames, *ephemeral); err != nil { //nolint:staticcheck // see above
+	// whatsmeow starts a goroutine that takes the frames from the channel that is there when it
+	// is done (socket/noisesocket.go). It finds none, and waits until the socket is closed. The
+	// last frame that whatsmeow reads itself has come when it asks for the payload, and the
+	// stream holds back what follows.
+	c.handshaken = func() { frames.Frames = nil }
+	if _, err := internals.DoHandshake(frames, *ephemeral); err != nil {
 		return err
 	}
+	frames.Frames = make(chan []byte)
 	handshake, err := replay(s.takeFirstFrame(), ephemeral, c.options.Device.NoiseKey)
 	if err != nil {
 		return err
 	}
-	// What takes the frames ends when the socket's reader has ended, not with the
-	// connection's context: the reader would wait for ever to hand one over.
-	ctx, stop := context.WithCancel(context.Background())
-	ended := frames.OnDisconnect
-	_, err = handshake.Finish(ctx, frames, c.receive, func(ctx context.Context, _ *socket.NoiseSocket, remote bool) {
-		c.settle(frames.Frames)
-		stop()
-		ended(ctx, remote)
+	disconnected := frames.OnDisconnect
+	_, err = handshake.Finish(frames, c.receive, func(ctx context.Context, _ *socket.NoiseSocket, remote bool) {
+		c.settle(s)
+		ended()
+		disconnected(ctx, remote)
 	})
-	if err != nil {
-		stop()
-	}
 	return err
 }
 
@@ -212,17 +225,24 @@ func replay(hello []byte, ephemeral, static *keys.KeyPair) (*socket.NoiseHandsha
 	return h, err
 }
 
-// newStream is called with the socket of an opened websocket.
-func (c *Connection) newStream(body io.ReadWriteCloser) *stream {
-	s := &stream{ReadWriteCloser: body, malformed: func(err error) {
+// openStream is called with the socket of an opened websocket.
+func (c *Connection) openStream(body io.ReadWriteCloser) *stream {
+	s := newStream(body, func(err error) {
 		c.report(over(EventDisconnected, session.EndMalformedFrame, "%v: another version of the operator may know them", err))
-	}}
+	})
 	c.stream.Store(s)
 	return s
 }
 
 // receive is called with the plaintext of each frame, one after another.
 func (c *Connection) receive(_ context.Context, plaintext []byte) {
+	defer func() {
+		c.received.Add(1)
+		select {
+		case c.taken <- struct{}{}:
+		default:
+		}
+	}()
 	defer c.recovered("a frame", true)
 	if c.ctx.Err() != nil {
 		return
@@ -272,23 +292,26 @@ func (c *Connection) handleQueued() {
 
 // settle waits, for a moment, until what was received before the end has been handled:
 // the last node says why the connection ended.
-func (c *Connection) settle(frames chan<- []byte) {
+func (c *Connection) settle(s *stream) {
 	timer := c.factory.clock.NewTimer(explainTimeout)
 	defer timer.Stop()
-	// An empty frame, which is ignored, is taken when all before it have been queued.
-	select {
-	case frames <- nil:
-	case <-timer.C():
-		return
-	case <-c.ctx.Done():
-		return
-	}
-	for changed := c.queue.wait(); changed != nil; changed = c.queue.wait() {
+	wait := func(changed <-chan struct{}) bool {
 		select {
 		case <-changed:
+			return true
 		case <-timer.C():
-			return
 		case <-c.ctx.Done():
+		}
+		return false
+	}
+	// A frame that cannot be decrypted is never received: the timer ends the wait for it.
+	for c.received.Load() < s.framed.Load() {
+		if !wait(c.taken) {
+			return
+		}
+	}
+	for changed := c.queue.wait(); changed != nil; changed = c.queue.wait() {
+		if !wait(changed) {
 			return
 		}
 	}
@@ -302,6 +325,7 @@ var handlers = map[string]*struct {
 	explains, ends bool
 }{
 	"message":      {handle: inner((*whatsmeow.DangerousInternalClient).HandleEncryptedMessage)},
+	"status":       {handle: inner((*whatsmeow.DangerousInternalClient).HandleUnencryptedMessage)},
 	"appdata":      {handle: inner((*whatsmeow.DangerousInternalClient).HandleEncryptedMessage)},
 	"receipt":      {handle: (*Connection).handleReceipt},
 	"call":         {handle: inner((*whatsmeow.DangerousInternalClient).HandleCallEvent)},
@@ -337,7 +361,7 @@ func (c *Connection) handleNode(node *waBinary.Node) {
 	defer func() {
 		if r := recover(); r != nil {
 			c.panicked(r, "<"+node.Tag+">", h.ends)
-			if node.Tag == "message" {
+			if node.Tag == "message" || node.Tag == "status" {
 				c.internals().SendAck(c.ctx, node, nackUnhandled)
 			}
 		}
@@ -364,38 +388,48 @@ func (c *Connection) panicked(cause any, what string, ends bool) {
 // something; but one after another, because some share what they change. When there are
 // too many, the queue waits.
 func (c *Connection) task(what string, ends bool, f func()) {
-	guarded := func() {
-		c.taskMu.Lock()
-		defer c.taskMu.Unlock()
-		defer c.tasks.Add(-1)
-		defer c.recovered(what, ends)
-		if c.ctx.Err() == nil {
-			f()
-		}
-	}
 	if c.tasks.Add(1) > maxTasks {
-		guarded()
+		defer c.tasks.Add(-1)
+		c.alone(what, ends, f)
 		return
 	}
-	go guarded()
+	go func() {
+		defer c.tasks.Add(-1)
+		c.alone(what, ends, f)
+	}()
 }
 
-// handleReceipt is whatsmeow's handleReceipt (receipt.go), but for its goroutine.
+// alone runs a handler while no task runs.
+func (c *Connection) alone(what string, ends bool, f func()) {
+	c.taskMu.Lock()
+	defer c.taskMu.Unlock()
+	defer c.recovered(what, ends)
+	if c.ctx.Err() == nil {
+		f()
+	}
+}
+
+// handleReceipt is whatsmeow's handleReceipt (receipt.go), but for its goroutines.
 func (c *Connection) handleReceipt(node *waBinary.Node) {
 	internals, refused := c.internals(), false
-	defer internals.MaybeDeferredAck(c.ctx, node)(&refused)
-	receipt, err := internals.ParseReceipt(node)
-	if err != nil || receipt == nil {
+	receipt, groups, err := internals.ParseReceipt(node)
+	if err != nil {
+		internals.SendAck(c.ctx, node, whatsmeow.NackParsingError)
 		return
 	}
-	if receipt.Type == types.ReceiptTypeRetry {
-		c.task("a retry receipt", false, func() {
-			if err := internals.HandleRetryReceipt(c.ctx, receipt, node); err != nil {
-				c.options.Log().V(1).Info("Failed to send a message again", "reason", err.Error())
-			}
-		})
+	if groups == nil && receipt.Type == types.ReceiptTypeRetry {
+		// The receipt is acknowledged when the message was sent again.
+		c.task("a retry receipt", false, func() { internals.TryHandleRetryReceipt(c.ctx, receipt, node) })
+		internals.DispatchEvent(receipt)
+		return
 	}
-	refused = internals.DispatchEvent(receipt)
+	defer internals.MaybeDeferredAck(c.ctx, node)(&refused)
+	if groups == nil {
+		refused = internals.DispatchEvent(receipt)
+	}
+	for i := range groups {
+		refused = internals.HandleGroupedReceipt(*receipt, &groups[i]) || refused
+	}
 }
 
 // notifications are the kinds that whatsmeow handles beside the queue (notification.go,
@@ -408,13 +442,22 @@ var notifications = map[string]*struct {
 	"server_sync":             {handle: (*whatsmeow.DangerousInternalClient).HandleAppStateNotification},
 	"account_sync":            {handle: (*whatsmeow.DangerousInternalClient).HandleAccountSyncNotification},
 	"link_code_companion_reg": {handle: (*whatsmeow.DangerousInternalClient).TryHandleCodePairNotification, ends: true},
+	"crsc_continuation":       {handle: (*whatsmeow.DangerousInternalClient).TryHandlePasskeyContinuationNotification, ends: true},
 }
+
+// renewals are the notifications that replace the secret of a pairing. They are handled in
+// the queue, before what follows, and never while a task reads the secret.
+var renewals = map[string]bool{"companion_reg_refresh": true, "passkey_prologue_request": true}
 
 func (c *Connection) handleNotification(node *waBinary.Node) {
 	internals := c.internals()
 	kind, _ := node.Attrs["type"].(string)
 	n := notifications[kind]
-	if n == nil {
+	switch {
+	case renewals[kind]:
+		c.alone("a notification of the type "+kind, true, func() { internals.HandleNotification(c.ctx, node) })
+		return
+	case n == nil:
 		internals.HandleNotification(c.ctx, node)
 		return
 	}
@@ -452,7 +495,7 @@ func (c *Connection) handleIQ(node *waBinary.Node) {
 	}
 	switch children[0].Tag {
 	case "pair-device":
-		internals.HandlePairDevice(c.ctx, node)
+		c.alone("the codes of a pairing", true, func() { internals.HandlePairDevice(c.ctx, node) })
 	case "pair-success":
 		id, _ := node.Attrs["id"].(string)
 		device := children[0].GetChildByTag("device")
@@ -470,6 +513,7 @@ func (c *Connection) handleIQ(node *waBinary.Node) {
 				internals.DispatchEvent(&events.PairError{ID: jid, LID: lid, BusinessName: business, Platform: platform, Error: err})
 				return
 			}
+			internals.SendUnifiedSession()
 			internals.DispatchEvent(&events.PairSuccess{ID: jid, LID: lid, BusinessName: business, Platform: platform})
 		})
 	}

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"sync"
+	"sync/atomic"
 
 	"go.mau.fi/whatsmeow/socket"
 )
@@ -30,39 +32,63 @@ var errMalformedStream = errors.New("WhatsApp's frames are malformed")
 //   - It ends a connection whose frames whatsmeow would panic over or hold without bound.
 //   - It keeps the server's first frame, of which the keys are derived once more, see
 //     receiver.go.
-//   - It holds back what is received while the connection is being set up: whatsmeow sets
-//     its callbacks without a lock, and a socket that closes meanwhile would race with it.
+//   - It holds back what follows the first frame until the connection is set up: whatsmeow
+//     sets its callbacks without a lock, and a socket that closes meanwhile would race with it.
 type stream struct {
 	io.ReadWriteCloser
 	// malformed is called, once at most, before the read that fails.
 	malformed func(error)
 
+	// ready is closed by release.
+	ready    chan struct{}
+	released sync.Once
+
 	mu sync.Mutex
-	// held is closed by release; nil: nothing is held back.
-	held chan struct{}
 	// hello is the server's first frame.
 	hello []byte
 
-	// The reader's own.
+	// framed is how many frames have come since the first one.
+	framed atomic.Int64
+
+	// The reader's own. rest has come after the first frame, together with it.
 	framing framing
+	rest    []byte
+}
+
+func newStream(body io.ReadWriteCloser, malformed func(error)) *stream {
+	return &stream{ReadWriteCloser: body, malformed: malformed, ready: make(chan struct{})}
 }
 
 // Read implements io.Reader.
 func (s *stream) Read(p []byte) (int, error) {
-	n, err := s.ReadWriteCloser.Read(p)
-	s.mu.Lock()
-	held := s.held
-	s.mu.Unlock()
-	if held != nil {
-		<-held
+	if s.framing.greeted {
+		<-s.ready
 	}
-	if wrong := s.framing.read(p[:n]); wrong != nil {
-		wrong = fmt.Errorf("%w: %w", errMalformedStream, wrong)
+	var n int
+	var err error
+	if len(s.rest) > 0 {
+		n = copy(p, s.rest)
+		if s.rest = s.rest[n:]; len(s.rest) == 0 {
+			s.rest = nil
+		}
+	} else {
+		n, err = s.ReadWriteCloser.Read(p)
+	}
+	followed, wrong := s.framing.read(p[:n])
+	if wrong != nil {
+		n, err = 0, fmt.Errorf("%w: %w", errMalformedStream, wrong)
+	}
+	if errors.Is(err, errMalformedStream) {
 		if s.malformed != nil {
-			s.malformed(wrong)
+			s.malformed(err)
 			s.malformed = nil
 		}
-		return 0, wrong
+		return n, err
+	}
+	s.framed.Store(s.framing.frames)
+	if followed < n { // once: the first frame ends there
+		s.rest = append(slices.Clone(p[followed:n]), s.rest...)
+		n, err = followed, nil // an error comes again
 	}
 	if s.framing.hello != nil {
 		s.mu.Lock()
@@ -72,24 +98,8 @@ func (s *stream) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// hold keeps back what is received from now on, until release.
-func (s *stream) hold() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.held == nil {
-		s.held = make(chan struct{})
-	}
-}
-
-// release hands on what was held back. It may be called more than once.
-func (s *stream) release() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.held != nil {
-		close(s.held)
-		s.held = nil
-	}
-}
+// release hands on what is held back. It may be called more than once.
+func (s *stream) release() { s.released.Do(func() { close(s.ready) }) }
 
 // takeFirstFrame returns the server's first frame and forgets it; nil: it has not come.
 func (s *stream) takeFirstFrame() []byte {
@@ -118,6 +128,9 @@ type framing struct {
 	// message is how much of a binary message has come; continued says that it goes on.
 	message   int
 	continued bool
+	// inMessage are the frames that have ended in this message; frames are those in whole
+	// messages after the first one.
+	inMessage, frames int64
 
 	length []byte // of WhatsApp's frame, as far as it has come
 	need   int    // of that frame
@@ -125,15 +138,17 @@ type framing struct {
 	collecting []byte // the first frame, as far as it has come
 	collected  bool
 	hello      []byte // the first frame, until it is taken
+	greeted    bool   // the message with the first frame has ended
 }
 
-// read follows what has come, and returns what is wrong with it.
-func (f *framing) read(data []byte) error {
-	for len(data) > 0 {
+// read follows what has come, and returns what is wrong with it. It stops behind the
+// message with the first frame, and says how much it has followed.
+func (f *framing) read(data []byte) (followed int, err error) {
+	all, greeted := len(data), f.greeted
+	for len(data) > 0 && f.greeted == greeted {
 		if f.left == 0 {
-			var err error
 			if data, err = f.readHeader(data); err != nil {
-				return err
+				return 0, err
 			}
 			continue
 		}
@@ -141,13 +156,15 @@ func (f *framing) read(data []byte) error {
 		data = data[len(part):]
 		f.left -= uint64(len(part))
 		if f.binary {
-			f.readPayload(part)
+			if err := f.readPayload(part); err != nil {
+				return 0, err
+			}
 		}
 		if err := f.ended(); err != nil {
-			return err
+			return 0, err
 		}
 	}
-	return nil
+	return all - len(data), nil
 }
 
 // readHeader takes as much as there is of a websocket frame's header off the front of data.
@@ -203,28 +220,41 @@ func (f *framing) ended() error {
 	if f.need > 0 || len(f.length) > 0 {
 		return errors.New("a frame that is split over two websocket messages")
 	}
+	if f.greeted {
+		f.frames += f.inMessage
+	}
+	f.greeted, f.inMessage = f.greeted || f.collected, 0
 	return nil
 }
 
 // readPayload follows WhatsApp's frames in a part of a message.
-func (f *framing) readPayload(part []byte) {
+func (f *framing) readPayload(part []byte) error {
 	f.message += len(part)
 	for len(part) > 0 {
 		if f.need == 0 {
+			if f.collected && !f.greeted {
+				return errors.New("something after the first frame in its message")
+			}
 			f.length, part = append(f.length, part[0]), part[1:]
 			if len(f.length) < socket.FrameLengthSize {
 				continue
 			}
 			f.need = int(f.length[0])<<16 | int(f.length[1])<<8 | int(f.length[2])
 			f.length = f.length[:0]
+			if f.need == 0 {
+				f.inMessage++
+			}
 			f.collect(nil)
 			continue
 		}
 		n := min(f.need, len(part))
-		f.need -= n
+		if f.need -= n; f.need == 0 {
+			f.inMessage++
+		}
 		f.collect(part[:n])
 		part = part[n:]
 	}
+	return nil
 }
 
 // collect keeps the first frame.
@@ -246,10 +276,16 @@ func (f *framing) collect(part []byte) {
 type streamed struct {
 	inner  http.RoundTripper
 	opened func(io.ReadWriteCloser) *stream
+	// compressed: the server may compress what it sends, see compression.go.
+	compressed bool
 }
 
 // RoundTrip implements http.RoundTripper.
 func (s *streamed) RoundTrip(req *http.Request) (*http.Response, error) {
+	if !s.compressed {
+		req = req.Clone(req.Context())
+		req.Header.Del(extensionsHeader)
+	}
 	resp, err := s.inner.RoundTrip(req)
 	if err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
 		return resp, err
@@ -257,6 +293,11 @@ func (s *streamed) RoundTrip(req *http.Request) (*http.Response, error) {
 	body, ok := resp.Body.(io.ReadWriteCloser)
 	if !ok {
 		return nil, errors.Join(errors.New("the upgraded connection cannot be written to"), resp.Body.Close())
+	}
+	if s.compressed {
+		if body, err = decompress(body, resp.Header); err != nil {
+			return nil, errors.Join(err, body.Close())
+		}
 	}
 	resp.Body = s.opened(body)
 	return resp, nil
