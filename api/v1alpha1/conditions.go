@@ -65,6 +65,8 @@ const (
 	ReasonPaired = "Paired"
 	// ReasonPairingFailed: the phone's answer was refused; scan the next code.
 	ReasonPairingFailed = "PairingFailed"
+	// ReasonCodeReplaced: WhatsApp does not accept the former QR code any more; scan the new one, also with a phone that has scanned the former one.
+	ReasonCodeReplaced = "CodeReplaced"
 	// ReasonPairingExpired: no phone was linked in time; change restartedAt to start again.
 	ReasonPairingExpired = "PairingExpired"
 	// ReasonWrongPhone: another phone than spec.pairing.phoneNumber was linked and has been logged out; change restartedAt and scan with the right phone.

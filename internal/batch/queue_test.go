@@ -55,6 +55,7 @@ var scenarios = []struct {
 	{"QR batch without its expired codes", Options{}, qrBatchWithoutExpiredCodes},
 	{"many expired codes", Options{}, manyExpiredCodes},
 	{"withdraw", Options{}, withdraw},
+	{"codes that replace invalid ones", Options{}, codesThatReplaceInvalidOnes},
 	{"dead letters", Options{DeadLetters: 2}, deadLetters},
 	{"replay", Options{}, replay},
 	{"old records of deliveries are deleted", Options{NumbersTTL: time.Hour}, oldRecordsAreDeleted},
@@ -414,6 +415,25 @@ func withdraw(b *environment) {
 	g.Expect(b.Ack(b.ctx, claimed)).To(Succeed())
 	g.Expect(b.enqueue(kind, code("c", 7, valid), code("c", 8, valid))).To(Equal([]EnqueueCode{Repeated, Queued}))
 	g.Expect(b.pending(kind).NextDue).To(Equal(start.Add(DefaultQRInterval)), "Laravel has the code that was in flight")
+}
+
+// A code that replaces one which WhatsApp accepts no more does not wait.
+func codesThatReplaceInvalidOnes(b *environment) {
+	g, kind, valid := b.g, delivery.KindQR, start.Add(time.Hour)
+	urgent := func(item delivery.Item) delivery.Item {
+		item.Priority = delivery.High
+		return item
+	}
+	b.enqueue(kind, code("a", 1, valid))
+	g.Expect(b.Ack(b.ctx, b.claim(kind, 50))).To(Succeed())
+	b.enqueue(kind, code("a", 2, valid))
+	g.Expect(b.claim(kind, 50)).To(BeNil(), "Laravel has a valid code")
+	b.enqueue(kind, urgent(code("a", 3, valid)))
+	claimed := b.claim(kind, 50)
+	g.Expect(seqs(claimed)).To(Equal([]string{"a/3"}))
+	b.enqueue(kind, urgent(code("a", 4, valid)))
+	g.Expect(b.Ack(b.ctx, claimed)).To(Succeed())
+	g.Expect(seqs(b.claim(kind, 50))).To(Equal([]string{"a/4"}), "it came while the other was in flight")
 }
 
 func update(b *environment) {

@@ -90,7 +90,8 @@ func (n Numbers) Stale(newest Numbers) error {
 type Item struct {
 	SessionID string
 	Numbers
-	// Priority decides how long the item may wait; it counts for KindStatus only.
+	// Priority decides how long the item may wait. A QR code with High does not wait until
+	// the one that Laravel has expires.
 	Priority Priority
 	// ExpiresAt is when the item becomes useless; zero: never.
 	ExpiresAt time.Time
@@ -187,6 +188,9 @@ type QRItem struct {
 	Attempt     int32 `json:"attempt"`
 	GeneratedAt Time  `json:"generated_at"`
 	ExpiresAt   Time  `json:"expires_at"`
+	// ReplacesInvalid: WhatsApp accepts the code before it no more, although its time is not
+	// over. So it does not wait until that has expired.
+	ReplacesInvalid bool `json:"-"`
 }
 
 // Item wraps q for the queue.
@@ -195,7 +199,11 @@ func (q QRItem) Item() (Item, error) {
 	if err != nil {
 		return Item{}, fmt.Errorf("encoding a QR item: %w", err)
 	}
-	return Item{SessionID: q.SessionID, Numbers: q.Numbers, Priority: Normal, ExpiresAt: q.ExpiresAt.Time, Payload: payload}, nil
+	priority := Normal
+	if q.ReplacesInvalid {
+		priority = High
+	}
+	return Item{SessionID: q.SessionID, Numbers: q.Numbers, Priority: priority, ExpiresAt: q.ExpiresAt.Time, Payload: payload}, nil
 }
 
 // StatusItem is a session's status: an element of POST /whatsapp/status/batch, and

@@ -9,6 +9,9 @@ const (
 	// EventQR has the QR codes of an unpaired connection. They are shown one after the
 	// other, the first for 60 s, the others for 20 s (whatsmeow's qrchan.go).
 	EventQR EventType = "QR"
+	// EventCodesReplaced has all codes of EventQR again, with another secret in them: WhatsApp
+	// does not accept the former ones any more. A phone that has scanned one must scan again.
+	EventCodesReplaced EventType = "CodesReplaced"
 	// EventPairingCode has the code of a connection that asked for one (DialSpec.PairPhone).
 	// It can be typed on that phone until Until.
 	EventPairingCode EventType = "PairingCode"
@@ -43,7 +46,8 @@ const (
 // that the type does not use are zero.
 type Event struct {
 	Type EventType
-	// Codes are the QR payloads of EventQR, in the order in which they are shown.
+	// Codes are the QR payloads of EventQR and EventCodesReplaced, in the order in which they
+	// are shown.
 	Codes []string
 	// Code is the code to type on the phone (EventPairingCode).
 	Code string

@@ -576,6 +576,22 @@ func (m *Machine) showNext(now time.Time) bool {
 	return true
 }
 
+// replaceCodes shows the code in the place of the one that is shown, for the rest of its
+// time. Laravel gets it at once, because the one that it has is of no use.
+func (m *Machine) replaceCodes(codes []string, now time.Time) {
+	shown := len(codes) - len(m.codes) - 1
+	if m.code == nil || shown < 0 || !now.Before(m.codeUntil) {
+		return // the time of the codes is over
+	}
+	m.codes = codes[shown+1:]
+	m.codeCount++
+	qr, code := *m.want.QR, *m.code
+	qr.Code, qr.Attempt = codes[shown], m.codeCount
+	code.QR, code.Attempt, code.GeneratedAt, code.ReplacesInvalid = codes[shown], m.codeCount, delivery.Time{Time: now}, true
+	m.want.QR, m.code = &qr, &code
+	m.recordEvent(corev1.EventTypeNormal, v1alpha1.ReasonCodeReplaced, "WhatsApp has replaced the code: a phone that has scanned it must scan the new one")
+}
+
 func (m *Machine) hideCode() {
 	m.codes, m.code, m.codeUntil, m.want.QR, m.want.PairingCode = nil, nil, time.Time{}, nil, ""
 }
@@ -742,6 +758,10 @@ func (m *Machine) onEvent(e Event, now time.Time) {
 		if m.showNext(now) {
 			m.onCodes(now)
 			m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonWaitingForScan, "scan status.qr with the phone: Linked devices, Link a device", now)
+		}
+	case EventCodesReplaced:
+		if m.want.JID == "" {
+			m.replaceCodes(e.Codes, now)
 		}
 	case EventPairingCode:
 		if m.want.JID != "" {

@@ -505,6 +505,39 @@ func TestEndings(t *testing.T) {
 	}
 }
 
+// A code that WhatsApp has replaced is shown for the rest of the time of the one before.
+func TestReplacedCodes(t *testing.T) {
+	g := NewWithT(t)
+	m := takenMachine(session(), Device{Starts: 1})
+	m.onDialed(false, m.dialSpec(), noon)
+	m.onEvent(Event{Type: EventQR, Codes: []string{"one", "two", "three"}}, noon)
+	now := noon.Add(firstCode)
+	m.tick(now)
+	g.Expect(m.want.QR.Code).To(Equal("two"))
+	published, _ := m.publication(now)
+	g.Expect(published.QR.ReplacesInvalid).To(BeFalse())
+
+	later := now.Add(time.Second)
+	m.onEvent(Event{Type: EventCodesReplaced, Codes: []string{"uno", "dos", "tres"}}, later)
+	g.Expect(m.want.QR.Code).To(Equal("dos"))
+	g.Expect(m.want.QR.Attempt).To(BeEquivalentTo(3))
+	g.Expect(m.want.QR.ExpiresAt.Time).To(BeTemporally("==", now.Add(laterCode)), "its time goes on")
+	published, changed := m.publication(later)
+	g.Expect(changed).To(BeTrue())
+	g.Expect(published.QR.QR).To(Equal("dos"))
+	g.Expect(published.QR.ReplacesInvalid).To(BeTrue(), "Laravel gets it at once")
+	g.Expect(m.events).To(ContainElement(HaveField("Reason", v1alpha1.ReasonCodeReplaced)))
+
+	m.tick(now.Add(laterCode))
+	g.Expect(m.want.QR.Code).To(Equal("tres"))
+	m.onEvent(Event{Type: EventCodesReplaced, Codes: nil}, now.Add(laterCode))
+	g.Expect(m.want.QR.Code).To(Equal("tres"), "fewer than were shown")
+	m.tick(now.Add(2 * laterCode))
+	g.Expect(m.want.QR).To(BeNil())
+	m.onEvent(Event{Type: EventCodesReplaced, Codes: []string{"1", "2", "3"}}, now.Add(2*laterCode))
+	g.Expect(m.want.QR).To(BeNil(), "the time of the codes is over")
+}
+
 func TestPairing(t *testing.T) {
 	g := NewWithT(t)
 	m := takenMachine(session(), Device{Starts: 1})

@@ -57,6 +57,9 @@ const (
 	// that a client must refuse.
 	FaultBadHMAC      FaultKind = "bad-hmac"
 	FaultBadSignature FaultKind = "bad-signature"
+	// FaultRetireCode retires the code that a phone scans: the client is informed that its
+	// codes need another secret, and the phone must scan again.
+	FaultRetireCode FaultKind = "retire-code"
 	// FaultRefuseCode refuses clients a code to type on the phone, with Fault.Reason:
 	// 429 (asked too often), 400 (malformed), or another.
 	FaultRefuseCode FaultKind = "refuse-code"
@@ -154,7 +157,7 @@ func (f Fault) check() (target types.JID, once bool, err error) {
 		if f.Version == 0 {
 			return bad("%s needs a version", f.Kind)
 		}
-	case FaultBadHMAC, FaultBadSignature:
+	case FaultBadHMAC, FaultBadSignature, FaultRetireCode:
 		if f.Device != "" {
 			return bad("%s concerns all scans: there is no device yet", f.Kind)
 		}

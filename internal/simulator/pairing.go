@@ -48,7 +48,9 @@ type pairing struct {
 
 	// Guarded by Server.mu.
 	scan *scan
-	link *linkCode // nil unless the client shows a code to type
+	// retired is the secret of the code that was scanned and retired.
+	retired [32]byte
+	link    *linkCode // nil unless the client shows a code to type
 }
 
 // scan is a code that was scanned (or typed), until the client has answered.
@@ -172,11 +174,46 @@ func (s *Server) Scan(ctx context.Context, qr, phone string) (string, error) {
 			return "", err
 		}
 	}
+	if err := s.retire(c, id); err != nil {
+		return "", err
+	}
 	p, found, err := s.beginScan(c, id, index, phone)
 	if err != nil {
 		return "", err
 	}
 	return s.complete(ctx, c.adv, p, found)
+}
+
+// retire does what FaultRetireCode says with a code that is scanned, once for each secret:
+// the code that the client shows then is accepted.
+func (s *Server) retire(c code, id pairingID) error {
+	_, wanted := s.active(FaultRetireCode, nil)
+	s.mu.Lock()
+	p := s.pairings[id]
+	if p == nil {
+		s.mu.Unlock()
+		return nil
+	}
+	again, first := p.retired == c.adv, p.retired == [32]byte{}
+	if wanted && first {
+		p.retired = c.adv
+	}
+	s.mu.Unlock()
+	switch {
+	case again:
+		return fmt.Errorf("%w: this QR code was retired: scan the one that the client shows now", ErrNotNow)
+	case !wanted || !first:
+		return nil
+	}
+	notification := newID()
+	if err := p.conn.send(waBinary.Node{
+		Tag:     "notification",
+		Attrs:   fromServer(waBinary.Attrs{"type": "companion_reg_refresh", "id": notification, "t": s.seconds()}),
+		Content: []waBinary.Node{{Tag: "companion_reg_refresh"}},
+	}); err != nil {
+		return fmt.Errorf("%w: the client is gone: %w", ErrNotNow, err)
+	}
+	return fmt.Errorf("%w: this QR code is retired: scan the one that the client shows next", ErrNotNow)
 }
 
 // complete tells a client who it is from now on, and waits until it has agreed.

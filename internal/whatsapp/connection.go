@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -109,6 +110,10 @@ type Connection struct {
 	tasks     atomic.Int32
 	malformed atomic.Bool // a frame could not be decoded
 	taskMu    sync.Mutex
+
+	// codes are those to scan; only the library's events read and change them, one at a time
+	// while a pairing is handled alone.
+	codes []string
 
 	// asked: a code to type was asked for.
 	asked atomic.Bool
@@ -456,10 +461,23 @@ func (c *Connection) handle(evt any) (taken bool) {
 	case *events.QR:
 		// The connection is complete now, which a code to type needs too.
 		if c.options.PairPhone == "" {
+			c.codes = e.Codes
 			c.translate(e, now)
 		} else if c.asked.CompareAndSwap(false, true) {
 			go c.askForCode(now)
 		}
+	case *events.RotateADVSecret:
+		if len(c.codes) > 0 {
+			c.codes = withSecret(c.codes, e.OldSecret, e.NewSecret)
+			if replaced, ok := Translate(&events.QR{Codes: c.codes}, now); ok {
+				replaced.Type = EventCodesReplaced
+				c.report(replaced)
+			}
+		}
+	case *events.PairPasskeyRequest:
+		c.pairEndedOnce.Do(func() { close(c.pairEnded) })
+		c.report(Event{Type: EventPairError, Reason: session.EndPairingRefused, Message: passkeyWanted})
+		c.report(over(EventDisconnected, session.EndPairingRefused, passkeyWanted))
 	case *events.PairSuccess:
 		c.translate(e, now)
 		c.pairEndedOnce.Do(func() { close(c.pairEnded) })
@@ -478,6 +496,23 @@ func (c *Connection) handle(evt any) (taken bool) {
 		c.translate(e, now)
 	}
 	return c.ctx.Err() == nil
+}
+
+// passkeyWanted: whatsmeow has replaced the secret of the codes without an event, so none of
+// them can be scanned any more.
+const passkeyWanted = "WhatsApp asks this account for a passkey, which this version cannot give"
+
+// withSecret puts another secret into codes: it is the part before the last (whatsmeow's
+// pair.go, makeQRData).
+func withSecret(codes []string, before, after string) []string {
+	replaced := make([]string, len(codes))
+	for i, code := range codes {
+		if at := strings.LastIndex(code, ","+before+","); at >= 0 {
+			code = code[:at] + "," + after + code[at+1+len(before):]
+		}
+		replaced[i] = code
+	}
+	return replaced
 }
 
 func (c *Connection) translate(evt any, now time.Time) {

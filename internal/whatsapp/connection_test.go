@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -17,6 +18,7 @@ import (
 	. "github.com/onsi/gomega"
 	"go.mau.fi/whatsmeow"
 	wastore "go.mau.fi/whatsmeow/store"
+	"go.mau.fi/whatsmeow/types"
 	"go.mau.fi/whatsmeow/types/events"
 	"go.uber.org/goleak"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -343,6 +345,43 @@ func TestEnds(t *testing.T) {
 			s.Close()
 		})
 	}
+}
+
+// WhatsApp retires a code when a phone has scanned it: the new one is reported at once, and
+// links the device.
+func TestACodeThatIsRetired(t *testing.T) {
+	w := newWorld(t)
+	s := w.connect(w.take())
+	before := s.event(EventQR).Codes
+	_, err := w.simulator.Inject(simulator.Fault{Kind: simulator.FaultRetireCode})
+	w.g.Expect(err).NotTo(HaveOccurred())
+	_, err = w.simulator.Scan(t.Context(), before[0], phone)
+	w.g.Expect(err).To(MatchError(simulator.ErrNotNow))
+	after := s.event(EventCodesReplaced).Codes
+	w.g.Expect(after).To(HaveLen(len(before)))
+	for i := range after {
+		old, renewed := strings.Split(before[i], ","), strings.Split(after[i], ",")
+		w.g.Expect(renewed[3]).NotTo(Equal(old[3]))
+		w.g.Expect(renewed[3]).To(Equal(strings.Split(after[0], ",")[3]), "one secret in all")
+		renewed[3] = old[3]
+		w.g.Expect(renewed).To(Equal(old), "nothing else changes")
+	}
+	_, err = w.simulator.Scan(t.Context(), before[0], phone)
+	w.g.Expect(err).To(MatchError(simulator.ErrNotNow), "the phone scans the retired one again")
+	jid, err := w.simulator.Scan(t.Context(), after[0], phone)
+	w.g.Expect(err).NotTo(HaveOccurred())
+	w.g.Expect(s.event(EventPairSuccess).JID).To(Equal(jid))
+}
+
+// A request for a passkey ends the attempt with a sentence: the codes are of no use any more.
+func TestAPasskeyThatIsAskedFor(t *testing.T) {
+	w := newWorld(t)
+	s := w.connect(w.take())
+	s.event(EventQR)
+	w.g.Expect(w.simulator.Play("", encode(element("notification", attrs{"from": types.ServerJID, "id": "1", "type": "passkey_prologue_request"},
+		leaf("passkey_request_options", []byte(`{"challenge":"AAAA"}`)))))).To(Succeed())
+	w.g.Expect(s.event(EventDisconnected).Message).To(ContainSubstring("passkey"))
+	w.g.Expect(s.event(EventPairError).Message).To(ContainSubstring("passkey"))
 }
 
 func TestPairingByCode(t *testing.T) {

@@ -11,16 +11,17 @@ type (
 
 // The types of events.
 const (
-	EventQR           = session.EventQR
-	EventPairingCode  = session.EventPairingCode
-	EventCodeRefused  = session.EventCodeRefused
-	EventPairSuccess  = session.EventPairSuccess
-	EventPairError    = session.EventPairError
-	EventConnected    = session.EventConnected
-	EventDisconnected = session.EventDisconnected
-	EventLoggedOut    = session.EventLoggedOut
-	EventReplaced     = session.EventReplaced
-	EventBanned       = session.EventBanned
-	EventOutdated     = session.EventOutdated
-	EventPushName     = session.EventPushName
+	EventQR            = session.EventQR
+	EventCodesReplaced = session.EventCodesReplaced
+	EventPairingCode   = session.EventPairingCode
+	EventCodeRefused   = session.EventCodeRefused
+	EventPairSuccess   = session.EventPairSuccess
+	EventPairError     = session.EventPairError
+	EventConnected     = session.EventConnected
+	EventDisconnected  = session.EventDisconnected
+	EventLoggedOut     = session.EventLoggedOut
+	EventReplaced      = session.EventReplaced
+	EventBanned        = session.EventBanned
+	EventOutdated      = session.EventOutdated
+	EventPushName      = session.EventPushName
 )

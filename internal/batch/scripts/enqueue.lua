@@ -21,7 +21,7 @@ for i = 6, #ARGV, 5 do
     end
   elseif not last or numbers > numbers_of(last) then
     if not old or numbers > numbers_of(old) then
-      local flight, due = flight_of(sid), due_at(last)
+      local flight, due = flight_of(sid), due_at(last, class)
       result = 1
       if old and not (flight and numbers_of(flight) == numbers_of(old)) then
         -- The old item still waits: the new one gets its due time and its class if they are

@@ -110,8 +110,9 @@ end
 -- the flusher, which considers all sessions together. A QR code is due when the
 -- interval since the last one is over or the code that Laravel has expires,
 -- whichever comes first: a code that replaces an expired one is sent with the next batch.
-local function due_at(last)
-  if KIND ~= 'qr' or not last then
+-- So is one with a high class: WhatsApp accepts the code that Laravel has no more.
+local function due_at(last, class)
+  if KIND ~= 'qr' or class == 'h' or not last then
     return NOW
   end
   -- A time of delivery in the future was written before the clock was set back.
@@ -177,7 +178,7 @@ local function end_flight(id, sid, sent)
   else
     local due = due_of(item)
     if KIND == 'qr' then
-      due = due_at(last_of(sid))
+      due = due_at(last_of(sid), class_of(item))
     end
     wait(sid, item, class_of(item), due)
   end
