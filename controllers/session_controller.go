@@ -805,6 +805,9 @@ func (r *SessionReconciler) reportDeletion(ctx context.Context, s *v1alpha1.What
 	if next.HeldBy == "" {
 		if record != nil {
 			// A device that was linked but not written into the status is logged out too.
+			if next.JID != record.JID {
+				next.LID = "" // the record has none
+			}
 			next.JID, next.PhoneNumber = record.JID, record.PhoneNumber
 		}
 		next.QR, next.PairingCode = nil, ""

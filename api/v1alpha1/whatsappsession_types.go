@@ -334,6 +334,12 @@ type WhatsAppSessionStatus struct {
 	// +kubebuilder:validation:MaxLength=128
 	JID string `json:"jid,omitempty"`
 
+	// lid is the device's other address at WhatsApp, for example 123456789012345:3@lid. It hides
+	// the phone number: its digits are no phone number. Contacts are addressed like this first.
+	// +optional
+	// +kubebuilder:validation:MaxLength=128
+	LID string `json:"lid,omitempty"`
+
 	// phoneNumber of the linked phone, in E.164.
 	// +optional
 	// +kubebuilder:validation:MaxLength=32

@@ -53,6 +53,9 @@ type Event struct {
 	Code string
 	// JID is the device's address (EventPairSuccess, EventConnected).
 	JID string
+	// LID is the device's address that hides the phone number (EventPairSuccess,
+	// EventConnected); empty: WhatsApp has not given one.
+	LID string
 	// PhoneNumber is the account's, in E.164 (EventPairSuccess, EventConnected).
 	PhoneNumber string
 	// PushName is the account's own name (EventConnected, EventPushName); empty: unknown.

@@ -365,7 +365,8 @@ func (m *Machine) restart(now time.Time) {
 // onTaken handles the result of OpTake.
 func (m *Machine) onTaken(a Device, now time.Time) {
 	m.taken, m.epoch, m.starts, m.n, m.codePublished = true, m.obj.Status.Epoch, a.Starts, 0, false
-	m.want.JID, m.want.PhoneNumber = a.JID, a.PhoneNumber
+	m.setAddress(a.JID, "")
+	m.want.PhoneNumber = a.PhoneNumber
 	m.retryAt = now
 	m.onUnsettled(a.Unsettled, a.Trial, now)
 	switch {
@@ -527,11 +528,20 @@ func (m *Machine) onEpochBehind(stored int64, now time.Time) {
 	}
 }
 
+// setAddress sets the two addresses of the device. An empty lid keeps the known one of the
+// same device.
+func (m *Machine) setAddress(jid, lid string) {
+	if lid != "" || jid != m.want.JID {
+		m.want.LID = lid
+	}
+	m.want.JID = jid
+}
+
 // onLoggedOut handles the success of a logout that this process requested.
 func (m *Machine) onLoggedOut(now time.Time) {
 	m.drop()
 	phone := m.want.PhoneNumber
-	m.want.JID = ""
+	m.setAddress("", "")
 	if m.logoutWanted() {
 		m.loggedOut, m.retryAt = true, now
 		return
@@ -723,7 +733,7 @@ var endings = map[EventType]func(m *Machine, e Event, now time.Time){
 		m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonPairingCodeRefused, e.Message, now)
 	},
 	EventLoggedOut: func(m *Machine, e Event, now time.Time) {
-		m.want.JID = ""
+		m.setAddress("", "")
 		m.rest(v1alpha1.ReasonLoggedOut)
 		message := e.Message + ": change the annotation " + v1alpha1.RestartedAtAnnotation + " and scan again"
 		m.recordEvent(corev1.EventTypeWarning, v1alpha1.ReasonLoggedOut, message)
@@ -775,7 +785,8 @@ func (m *Machine) onEvent(e Event, now time.Time) {
 			"type status.pairingCode on the phone "+m.dialed.PairPhone+": Linked devices, Link a device, Link with phone number instead", now)
 	case EventPairSuccess:
 		m.hideCode()
-		m.want.JID, m.want.PhoneNumber = e.JID, e.PhoneNumber
+		m.setAddress(e.JID, e.LID)
+		m.want.PhoneNumber = e.PhoneNumber
 		m.want.PairingDeadline, m.codeCount = nil, 0
 		m.watchdog = now.Add(pairedTimeout)
 		m.phase(v1alpha1.PhaseConnecting, v1alpha1.ReasonPaired, "the phone "+e.PhoneNumber+" linked the device", now)
@@ -795,7 +806,8 @@ func (m *Machine) onEvent(e Event, now time.Time) {
 // onConnected handles a successful login.
 func (m *Machine) onConnected(e Event, now time.Time) {
 	m.socket, m.watchdog = socketOpen, time.Time{}
-	m.want.JID, m.want.PhoneNumber = e.JID, e.PhoneNumber
+	m.setAddress(e.JID, e.LID)
+	m.want.PhoneNumber = e.PhoneNumber
 	if e.PushName != "" {
 		m.want.PushName = e.PushName
 	}

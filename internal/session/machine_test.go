@@ -538,6 +538,27 @@ func TestReplacedCodes(t *testing.T) {
 	g.Expect(m.want.QR).To(BeNil(), "the time of the codes is over")
 }
 
+// The LID is that of the device in status.jid, and outlives what does not know it.
+func TestLID(t *testing.T) {
+	g := NewWithT(t)
+	const lid = "123456789012345:3@lid"
+	m := takenMachine(session(), Device{Starts: 1})
+	m.onDialed(false, m.dialSpec(), noon)
+	m.onEvent(Event{Type: EventPairSuccess, JID: jid, LID: lid, PhoneNumber: phone}, noon)
+	g.Expect(m.want.LID).To(Equal(lid))
+	m.onTaken(Device{Starts: 2, JID: jid, PhoneNumber: phone}, noon)
+	g.Expect(m.want.LID).To(Equal(lid), "the store does not say it")
+	m.onDialed(true, m.dialSpec(), noon)
+	m.onEvent(Event{Type: EventConnected, JID: jid, PhoneNumber: phone}, noon)
+	g.Expect(m.want.LID).To(Equal(lid))
+	m.onTaken(Device{Starts: 3, JID: "another:1@s.whatsapp.net"}, noon)
+	g.Expect(m.want.LID).To(BeEmpty(), "another device")
+	m.onDialed(true, m.dialSpec(), noon)
+	m.onEvent(Event{Type: EventConnected, JID: jid, LID: lid, PhoneNumber: phone}, noon)
+	m.onEvent(Event{Type: EventLoggedOut, Reason: EndLoggedOut, Message: "unlinked"}, noon)
+	g.Expect(m.want.JID + m.want.LID).To(BeEmpty())
+}
+
 func TestPairing(t *testing.T) {
 	g := NewWithT(t)
 	m := takenMachine(session(), Device{Starts: 1})

@@ -521,7 +521,7 @@ func (c *Connection) translate(evt any, now time.Time) {
 		return
 	}
 	if e.Type == EventConnected {
-		e.JID, e.PhoneNumber, e.PushName = address(c.jid), phoneNumber(c.jid), status.Clean(c.pushName, maxName)
+		e.JID, e.LID, e.PhoneNumber, e.PushName = address(c.jid), address(c.options.Device.GetLID()), phoneNumber(c.jid), status.Clean(c.pushName, maxName)
 	}
 	c.report(e)
 }

@@ -246,7 +246,9 @@ func TestFromTheCodeToTheFirstMessage(t *testing.T) {
 			jid, err := w.simulator.Scan(t.Context(), codes[0], "+"+phone)
 			w.g.Expect(err).NotTo(HaveOccurred())
 			scanned := s.event(EventPairSuccess)
-			w.g.Expect(scanned).To(Equal(Event{Type: EventPairSuccess, JID: jid, PhoneNumber: "+" + phone}))
+			lid := w.simulator.Devices()[0].LID
+			w.g.Expect(lid).To(HaveSuffix(":1@lid"))
+			w.g.Expect(scanned).To(Equal(Event{Type: EventPairSuccess, JID: jid, LID: lid, PhoneNumber: "+" + phone}))
 			w.g.Expect(s.event(EventDisconnected).Reason).To(Equal("StreamError515"))
 			s.Close()
 			r, err := w.store.Record(t.Context(), "u")
@@ -255,7 +257,7 @@ func TestFromTheCodeToTheFirstMessage(t *testing.T) {
 
 			s = w.connect(taking)
 			w.g.Expect(s.Paired()).To(BeTrue())
-			w.g.Expect(s.event(EventConnected)).To(Equal(Event{Type: EventConnected, JID: jid, PhoneNumber: "+" + phone}))
+			w.g.Expect(s.event(EventConnected)).To(Equal(Event{Type: EventConnected, JID: jid, LID: lid, PhoneNumber: "+" + phone}))
 			_, err = w.simulator.Send(t.Context(), phone, "", "hello")
 			w.g.Expect(err).NotTo(HaveOccurred())
 			w.g.Eventually(s.texts).Should(Equal([]string{"hello"}))
@@ -403,7 +405,7 @@ func TestPairingByCode(t *testing.T) {
 
 	jid, err := w.simulator.EnterCode(t.Context(), phone, shown.Code)
 	w.g.Expect(err).NotTo(HaveOccurred())
-	w.g.Expect(s.event(EventPairSuccess)).To(Equal(Event{Type: EventPairSuccess, JID: jid, PhoneNumber: "+" + phone}))
+	w.g.Expect(s.event(EventPairSuccess)).To(Equal(Event{Type: EventPairSuccess, JID: jid, LID: w.simulator.Devices()[0].LID, PhoneNumber: "+" + phone}))
 	w.g.Expect(s.event(EventDisconnected).Reason).To(Equal("StreamError515"))
 	s.Close()
 

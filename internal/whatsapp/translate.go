@@ -39,7 +39,7 @@ func Translate(evt any, now time.Time) (Event, bool) {
 		}
 		return Event{Type: EventQR, Codes: codes}, len(codes) > 0
 	case *events.PairSuccess:
-		return Event{Type: EventPairSuccess, JID: address(e.ID), PhoneNumber: phoneNumber(e.ID)}, true
+		return Event{Type: EventPairSuccess, JID: address(e.ID), LID: address(e.LID), PhoneNumber: phoneNumber(e.ID)}, true
 	case *events.PairError:
 		return Event{Type: EventPairError, Reason: session.EndPairingRefused, Message: sentence("the pairing was refused: %v", e.Error)}, true
 	case *events.QRScannedWithoutMultidevice:
@@ -136,7 +136,12 @@ func reasonPart(code string) string {
 	return code[:min(len(code), maxReason/2)]
 }
 
-func address(jid types.JID) string { return status.Clean(jid.String(), maxJID) }
+func address(jid types.JID) string {
+	if jid.IsEmpty() {
+		return ""
+	}
+	return status.Clean(jid.String(), maxJID)
+}
 
 // phoneNumber is the account's number in E.164; empty for an address that holds none.
 func phoneNumber(jid types.JID) string { return status.PhoneNumber(jid.String()) }

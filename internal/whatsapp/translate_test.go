@@ -36,7 +36,8 @@ func TestTranslate(t *testing.T) {
 			want: Event{Type: EventQR, Codes: []string{"ok"}},
 		},
 		"no code":         {in: &events.QR{}, not: true},
-		"a phone scanned": {in: &events.PairSuccess{ID: device, BusinessName: "x"}, want: Event{Type: EventPairSuccess, JID: "4915112345678:7@s.whatsapp.net", PhoneNumber: "+4915112345678"}},
+		"a phone scanned": {in: &events.PairSuccess{ID: device, LID: types.JID{User: "123456789012345", Device: 7, Server: types.HiddenUserServer}, BusinessName: "x"},
+			want: Event{Type: EventPairSuccess, JID: "4915112345678:7@s.whatsapp.net", LID: "123456789012345:7@lid", PhoneNumber: "+4915112345678"}},
 		"a scanned device whose number is none": {
 			in:   &events.PairSuccess{ID: types.JID{User: "evil\nname", Server: types.DefaultUserServer}},
 			want: Event{Type: EventPairSuccess, JID: "evil name@s.whatsapp.net"},
