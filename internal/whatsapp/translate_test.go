@@ -35,7 +35,7 @@ func TestTranslate(t *testing.T) {
 			in:   &events.QR{Codes: []string{"a\x1b[2J", strings.Repeat("x", 1025), "", "ok"}},
 			want: Event{Type: EventQR, Codes: []string{"ok"}},
 		},
-		"no code":         {in: &events.QR{}, not: true},
+		"no code": {in: &events.QR{}, not: true},
 		"a phone scanned": {in: &events.PairSuccess{ID: device, LID: types.JID{User: "123456789012345", Device: 7, Server: types.HiddenUserServer}, BusinessName: "x"},
 			want: Event{Type: EventPairSuccess, JID: "4915112345678:7@s.whatsapp.net", LID: "123456789012345:7@lid", PhoneNumber: "+4915112345678"}},
 		"a scanned device whose number is none": {
