@@ -286,8 +286,9 @@ func (b *circuitBreaker) release(r reaction, batch *delivery.Batch, answer deliv
 	case b.until.IsZero():
 		backoff := grown(backoffBase, backoffCap, batch.Attempt-1)
 		r.notBefore = now.Add(time.Duration(random() * float64(backoff)))
-	case suspect(batch, answer):
-		// If this batch is the cause of the errors, the next probe must be another batch.
+	case suspect(batch, answer), answer.Result == delivery.Misconfigured && batch.Attempt > 1:
+		// The batch may be the cause, so the next probe is another one. A firewall that blocks
+		// one batch stops delivery at once, so this must not wait for many attempts.
 		r.notBefore = b.until.Add(time.Second)
 	default:
 		// A little earlier, because the queue has another clock: this batch must be claimable for the probe.
