@@ -15,9 +15,6 @@ ARGS ?=
 TEST_TIMEOUT ?= 10m
 FUZZ_TIME ?= 10s
 
-# Races within a library, which the race detector does not report.
-export GORACE := suppressions=$(CURDIR)/hack/race-suppressions
-
 # Only for the targets that start an API server: to find or build it may take minutes.
 assets = KUBEBUILDER_ASSETS="$$(hack/envtest-assets)"
 
