@@ -259,7 +259,7 @@ var inputs = []func(p *machineTest, r *rand.Rand){
 	func(p *machineTest, _ *rand.Rand) { p.Step(PublishAgain{}, p.now) },
 	func(p *machineTest, r *rand.Rand) { // an event of the connection
 		kinds := []EventType{
-			EventQR, EventPairingCode, EventCodeRefused, EventPairSuccess, EventPairError, EventConnected, EventConnected,
+			EventQR, EventCodesReplaced, EventPairingCode, EventCodeRefused, EventPairSuccess, EventPairError, EventConnected, EventConnected,
 			EventDisconnected, EventDisconnected, EventLoggedOut, EventReplaced, EventBanned, EventOutdated, EventPushName,
 		}
 		e := Event{Type: kinds[r.IntN(len(kinds))], JID: jid, PhoneNumber: phone, Code: "ABCD-1234", Codes: []string{strconv.Itoa(r.Int())}}
