@@ -37,6 +37,7 @@ func (c *Connection) guardStores(d *store.Device) {
 	if _, guarded := d.AppState.(*appStates); !guarded {
 		d.AppState = &appStates{AppStateStore: d.AppState, connection: c}
 		d.AppStateKeys = appStateKeys{d.AppStateKeys}
+		d.EventBuffer = vettedContents{d.EventBuffer}
 	}
 }
 

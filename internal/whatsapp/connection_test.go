@@ -157,8 +157,7 @@ func (s *testSession) event(kind EventType) (found Event) {
 	return found
 }
 
-// settled waits until nothing is on its way: whatsmeow has a data race between
-// the sending of a receipt and the end of its socket (socket/framesocket.go, conn).
+// settled waits until every message has its receipt.
 func (w *world) settled() {
 	w.t.Helper()
 	w.g.Eventually(func() int { return w.simulator.Stats().Unacknowledged }).Should(BeZero())

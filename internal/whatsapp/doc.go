@@ -4,9 +4,9 @@
 //
 // [Setup] is called once in a process and returns the [Factory] of all
 // connections. A [Connection] is one login of one device, or one attempt at
-// pairing, and is never used twice: whatsmeow's queue of received nodes outlives
-// a reconnect and would hand over what was queued before what is redelivered. So
-// also the login after a pairing is a new connection.
+// pairing, and is never used twice: whatsmeow itself tries to log in after a pairing
+// only once and only logs a failure, and a store that has failed stays closed. So also
+// the login after a pairing is a new connection, with the device read anew.
 //
 // # What ends a connection
 //
@@ -39,19 +39,22 @@
 // hold is bounded: headers to 64 KB, a websocket message to 8 MB, a decompressed
 // node to 16 MB, 64 levels and 200,000 parts, nodes that wait to be handled to
 // 2,048 and 16 MB together, handlers beside the queue to 32, a download to 64 MB.
-// Beyond these the connection ends with a reason, or the server has to wait.
+// Beyond these the connection ends with a reason, or the server has to wait. A message
+// with more than 64 KB of compressed settings is refused (contents.go).
 //
-// Five things run in goroutines of whatsmeow's own that have nothing of ours on their
+// Some things run in goroutines of whatsmeow's own that have nothing of ours on their
 // stack: the names of senders, the count and upload of prekeys after a login,
-// receipts for messages of the own phone, the request for keys of settings, and the
-// reading of the websocket. What they read was checked before.
+// receipts for messages of the own phone, the request for keys of settings, the deletion
+// and issuing of privacy tokens, and the reading of the websocket. What they read was
+// checked before.
 //
 // # The files
 //
 // setup.go: what is set once; connection.go: one connection; translate.go: the
 // table of events; monitoredconn.go: the socket; stream.go: the bytes of the
-// websocket; node.go: what is decoded of them; receiver.go: what is done with it;
-// appstate.go: the phone's settings; account.go: whose account a number is; life.go: the proof of life; proxy.go: proxies
-// and downloads; errors.go: messages for failed attempts; log.go: the library's log;
+// websocket; compression.go: their compression; node.go: what is decoded of them;
+// receiver.go: what is done with it; appstate.go: the phone's settings; contents.go:
+// what is decrypted; account.go: whose account a number is; life.go: the proof of life;
+// proxy.go: proxies and downloads; errors.go: messages for failed attempts; log.go: the library's log;
 // malformed.go: what is refused before the library would panic over it.
 package whatsapp
