@@ -65,7 +65,7 @@ func TestMigrationFromTheFormerRelease(t *testing.T) {
 
 // The product is rolled back: the former release finds the tables as this one has left them.
 // It works with them as long as they are compatible with the version that it knows. If this
-// test fails for a new version of whatsmeow, docs/upgrade.md has to say so.
+// test fails for a new version of whatsmeow, docs/operate.md has to say so.
 func TestARollBack(t *testing.T) {
 	onBoth(t, func(t *testing.T, url string, s *Store) {
 		g := NewWithT(t)
