@@ -476,8 +476,8 @@ func (c *Connection) handle(evt any) (taken bool) {
 		}
 	case *events.PairPasskeyRequest:
 		c.pairEndedOnce.Do(func() { close(c.pairEnded) })
-		c.report(Event{Type: EventPairError, Reason: session.EndPairingRefused, Message: passkeyWanted})
-		c.report(over(EventDisconnected, session.EndPairingRefused, passkeyWanted))
+		c.report(Event{Type: EventPairError, Reason: session.EndPairingRefused, Message: unansweredRequest})
+		c.report(over(EventDisconnected, session.EndPairingRefused, unansweredRequest))
 	case *events.PairSuccess:
 		c.translate(e, now)
 		c.pairEndedOnce.Do(func() { close(c.pairEnded) })
@@ -498,9 +498,9 @@ func (c *Connection) handle(evt any) (taken bool) {
 	return c.ctx.Err() == nil
 }
 
-// passkeyWanted: whatsmeow has replaced the secret of the codes without an event, so none of
+// unansweredRequest is a request for a passkey: whatsmeow has replaced the secret of the codes without an event, so none of
 // them can be scanned any more.
-const passkeyWanted = "WhatsApp asks this account for a passkey, which this version cannot give"
+const unansweredRequest = "WhatsApp asks this account for a passkey, which this version cannot give"
 
 // withSecret puts another secret into codes: it is the part before the last (whatsmeow's
 // pair.go, makeQRData).

@@ -40,9 +40,8 @@ func vetContent(plaintext []byte) error {
 	}
 	padding := int(plaintext[len(plaintext)-1]) // whatsmeow's message.go, unpadMessage
 	var m waE2E.Message
-	if err := proto.Unmarshal(plaintext[:max(0, len(plaintext)-padding)], &m); err != nil {
-		return nil // whatsmeow cannot read it either
-	}
+	// Where it cannot be read, whatsmeow cannot read it either.
+	_ = proto.Unmarshal(plaintext[:max(0, len(plaintext)-padding)], &m)
 	for _, message := range []*waE2E.Message{&m, m.GetDeviceSentMessage().GetMessage()} {
 		for _, result := range message.GetProtocolMessage().GetPeerDataOperationRequestResponseMessage().GetPeerDataOperationResult() {
 			if len(result.GetSyncdSnapshotFatalRecoveryResponse().GetCollectionSnapshot()) > maxCompressed {
