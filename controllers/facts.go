@@ -84,7 +84,8 @@ func afterWorkerLoss(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionS
 
 // afterHolderLoss does the same for any cause, which why names.
 func afterHolderLoss(s *v1alpha1.WhatsAppSession, next v1alpha1.WhatsAppSessionStatus, why string, now time.Time) v1alpha1.WhatsAppSessionStatus {
-	next.HeldBy, next.HolderStart, next.QR, next.PairingCode = "", "", nil, ""
+	next.HeldBy, next.HolderStart = "", ""
+	next.HideCodes()
 	if next.Phase == v1alpha1.PhaseConnected {
 		next.LastDisconnectedTime = &metav1.Time{Time: now.Truncate(time.Second)}
 		next.LastDisconnectReason = status.Clean(why, maxReason)

@@ -146,7 +146,7 @@ func (r *SessionReconciler) takeOver(ctx context.Context, s *v1alpha1.WhatsAppSe
 	if next.HeldBy != "" {
 		next = afterHolderLoss(s, next, "worker "+next.HeldBy+" of the former installation "+from+" held the session", now)
 	}
-	next.QR, next.PairingCode = nil, ""
+	next.HideCodes()
 	if held || !s.DeletionTimestamp.IsZero() {
 		next = unheldStatus(s, next, now)
 	} else {

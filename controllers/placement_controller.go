@@ -414,8 +414,7 @@ func (r *placementReconciler) placedAt(s *v1alpha1.WhatsAppSession, now time.Tim
 func isUnconnected(s *v1alpha1.WhatsAppSession, now time.Time) bool {
 	waits := s.Status.RetryAfter != nil && now.Before(s.Status.RetryAfter.Time) ||
 		status.Kept(s.Status.Phase) || meta.IsStatusConditionTrue(s.Status.Conditions, v1alpha1.ConditionStalled)
-	offersCodes := s.Status.QR != nil || s.Status.PairingCode != ""
-	return s.Status.Phase != v1alpha1.PhaseConnected && !offersCodes && !waits
+	return s.Status.Phase != v1alpha1.PhaseConnected && !s.Status.OffersCodes() && !waits
 }
 
 // connectedSince is when the session connected; zero: it is not connected.

@@ -292,6 +292,9 @@ func (r *SessionReconciler) reconcile(ctx context.Context, s *v1alpha1.WhatsAppS
 	if !mine {
 		return ctrl.Result{RequeueAfter: idRetryInterval}, r.reportIDTaken(ctx, s)
 	}
+	if err := r.removePasskeyAnnotations(ctx, s); err != nil {
+		return ctrl.Result{}, err
+	}
 	again, err := r.updateStatus(ctx, s)
 	if err != nil {
 		return ctrl.Result{}, err
@@ -309,6 +312,32 @@ func (r *SessionReconciler) addFinalizer(ctx context.Context, s *v1alpha1.WhatsA
 		return fmt.Errorf("adding the finalizer: %w", err)
 	}
 	r.rememberWrite(s)
+	return nil
+}
+
+// removePasskeyAnnotations removes what a person gave for a passkey when the holder has
+// used or refused it, and what nobody asks for. Workers may not write annotations.
+func (r *SessionReconciler) removePasskeyAnnotations(ctx context.Context, s *v1alpha1.WhatsAppSession) error {
+	p := s.Status.Passkey
+	base := s.DeepCopy()
+	if response := s.PasskeyResponse(); response != "" && (p == nil || p.ObservedResponse == session.Digest(response)) {
+		delete(s.Annotations, v1alpha1.PasskeyResponseAnnotation)
+	}
+	if code := s.PasskeyConfirmation(); code != "" && (p == nil || p.ObservedConfirmation == session.Digest(code)) {
+		delete(s.Annotations, v1alpha1.PasskeyConfirmAnnotation)
+	}
+	if len(s.Annotations) == len(base.Annotations) {
+		return nil
+	}
+	if err := r.client.Patch(ctx, s, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); err != nil {
+		return fmt.Errorf("removing the annotations of a passkey: %w", err)
+	}
+	r.rememberWrite(s)
+	if p == nil && s.Status.JID == "" {
+		r.recordEvent(ctx, s, corev1.EventTypeWarning, v1alpha1.ReasonPasskeyRefused,
+			"WhatsApp does not ask for a passkey at present, so the annotations "+v1alpha1.PasskeyResponseAnnotation+" and "+v1alpha1.PasskeyConfirmAnnotation+
+				" were removed: give them while status.passkey is present")
+	}
 	return nil
 }
 
@@ -810,7 +839,7 @@ func (r *SessionReconciler) reportDeletion(ctx context.Context, s *v1alpha1.What
 			}
 			next.JID, next.PhoneNumber = record.JID, record.PhoneNumber
 		}
-		next.QR, next.PairingCode = nil, ""
+		next.HideCodes()
 		next = status.Summarize(next, unheldFacts(s, next, lastUnplaced(s), now), now)
 		next = supersede(s, next, now)
 	}
@@ -851,7 +880,7 @@ func (r *SessionReconciler) finishDeletion(ctx context.Context, s *v1alpha1.What
 		now := r.Clock.Now()
 		next := *s.Status.DeepCopy()
 		next.SessionID, next.Installation, next.Worker = s.SessionID(), r.Installation, ""
-		next.QR, next.PairingCode = nil, ""
+		next.HideCodes()
 		next = status.Summarize(next, status.Facts{
 			Generation: s.Generation, Phase: v1alpha1.PhaseTerminating, Reason: e.reason, Message: e.message,
 		}, now)

@@ -61,6 +61,14 @@ const (
 	ReasonWaitingForCode = "WaitingForCode"
 	// ReasonPairingCodeRefused: WhatsApp gives no code for this number; correct spec.pairing.phoneNumber, wait, or set spec.pairing.method to QRCode.
 	ReasonPairingCodeRefused = "PairingCodeRefused"
+	// ReasonPasskeyRequired: WhatsApp asks for the account's passkey; answer status.passkey.requestOptions in a browser (docs/pair.md) and give the answer as the annotation passkey-response, then, where status.passkey.confirmationCode appears, that code as passkey-confirm.
+	ReasonPasskeyRequired = "PasskeyRequired"
+	// ReasonPasskeyRefused: the annotation passkey-response or passkey-confirm was not used; the message says why. Give another one before status.passkey.expiresAt.
+	ReasonPasskeyRefused = "PasskeyRefused"
+	// ReasonPasskeyExpired: the passkey was not answered in time, or its request was lost with the worker's process; scan the next code.
+	ReasonPasskeyExpired = "PasskeyExpired"
+	// ReasonPasskeyFailed: WhatsApp's request cannot be used, or it did not accept the confirmation; the message says why. Scan the next code.
+	ReasonPasskeyFailed = "PasskeyFailed"
 	// ReasonPaired: a phone has linked the device; nothing to do.
 	ReasonPaired = "Paired"
 	// ReasonPairingFailed: the phone's answer was refused; scan the next code.

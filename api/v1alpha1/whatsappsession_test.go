@@ -445,6 +445,8 @@ func TestStatusIsBounded(t *testing.T) {
 		{"an unknown phase", `{"phase":"Sleeping"}`, `status.phase: Unsupported value: "Sleeping"`},
 		{"a QR code over 1024 characters", `{"qr":{"code":"` + strings.Repeat("x", 1025) + `","expiresAt":"2026-01-01T00:00:00Z"}}`, "status.qr.code: Too long"},
 		{"a QR code without its end", `{"qr":{"code":"x"}}`, "status.qr.expiresAt: Required value"},
+		{"a passkey's request over 8192 characters", `{"passkey":{"requestOptions":"` + strings.Repeat("x", 8193) + `","expiresAt":"2026-01-01T00:00:00Z"}}`, "status.passkey.requestOptions: Too long"},
+		{"a passkey's request without its end", `{"passkey":{"requestOptions":"{}"}}`, "status.passkey.expiresAt: Required value"},
 		{"a push name over 128 characters", `{"pushName":"` + strings.Repeat("x", 129) + `"}`, "status.pushName: Too long"},
 		{"a negative epoch", `{"epoch":-1}`, "epoch in body should be greater than or equal to 0"},
 		{"a condition's message over 512 characters", condition(strings.Repeat("x", 513)), "the message of a condition must have at most 512 characters"},

@@ -23,6 +23,15 @@ const (
 	// is not rebalanced.
 	MoveToAnnotation = "whatsapp-operator.io/move-to"
 
+	// PasskeyResponseAnnotation is the answer of the account's passkey to
+	// status.passkey.requestOptions, as PublicKeyCredential.toJSON writes it. It is removed
+	// when it was used or refused.
+	PasskeyResponseAnnotation = "whatsapp-operator.io/passkey-response"
+
+	// PasskeyConfirmAnnotation is status.passkey.confirmationCode, when it is the code that
+	// the phone shows. It is removed when it was used or refused.
+	PasskeyConfirmAnnotation = "whatsapp-operator.io/passkey-confirm"
+
 	// PoolLabel on a Namespace chooses the pool of workers for its sessions.
 	PoolLabel = "whatsapp-operator.io/pool"
 
@@ -329,6 +338,11 @@ type WhatsAppSessionStatus struct {
 	// +kubebuilder:validation:MaxLength=16
 	PairingCode string `json:"pairingCode,omitempty"`
 
+	// passkey is what the account's passkey is asked, which some accounts need to be linked;
+	// absent when nothing is asked.
+	// +optional
+	Passkey *PasskeyStatus `json:"passkey,omitempty"`
+
 	// jid is the device's address at WhatsApp.
 	// +optional
 	// +kubebuilder:validation:MaxLength=128
@@ -387,6 +401,37 @@ type QRStatus struct {
 	Attempt int32 `json:"attempt,omitempty"`
 }
 
+// PasskeyStatus is what the passkey of an account is asked while a device is being linked.
+type PasskeyStatus struct {
+	// requestOptions is the request as JSON, which PublicKeyCredential.parseRequestOptionsFromJSON
+	// takes in a browser, on a page of https://web.whatsapp.com. The answer goes into the annotation
+	// passkey-response.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=8192
+	RequestOptions string `json:"requestOptions"`
+
+	// expiresAt is when the request is given up and the pairing begins anew.
+	// +required
+	ExpiresAt metav1.Time `json:"expiresAt"`
+
+	// confirmationCode must be the code that the phone shows; then it goes into the annotation
+	// passkey-confirm. Absent where WhatsApp asks for no confirmation.
+	// +optional
+	// +kubebuilder:validation:MaxLength=16
+	ConfirmationCode string `json:"confirmationCode,omitempty"`
+
+	// observedResponse is the digest of the annotation passkey-response that was used or refused.
+	// +optional
+	// +kubebuilder:validation:MaxLength=64
+	ObservedResponse string `json:"observedResponse,omitempty"`
+
+	// observedConfirmation is the digest of the annotation passkey-confirm that was used or refused.
+	// +optional
+	// +kubebuilder:validation:MaxLength=64
+	ObservedConfirmation string `json:"observedConfirmation,omitempty"`
+}
+
 // WhatsAppSession is one WhatsApp account, linked as a device, with exactly one connection.
 //
 // +kubebuilder:object:root=true
@@ -437,6 +482,23 @@ func (s *WhatsAppSession) RestartedAt() string {
 	value := s.Annotations[RestartedAtAnnotation]
 	// A character that is cut in two would be stored as another one, and never compare equal.
 	return strings.ToValidUTF8(value[:min(len(value), 64)], "")
+}
+
+// PasskeyResponse is the value of the annotation passkey-response; empty: there is none.
+func (s *WhatsAppSession) PasskeyResponse() string { return s.Annotations[PasskeyResponseAnnotation] }
+
+// PasskeyConfirmation is the value of the annotation passkey-confirm; empty: there is none.
+func (s *WhatsAppSession) PasskeyConfirmation() string {
+	return s.Annotations[PasskeyConfirmAnnotation]
+}
+
+// HideCodes removes what can be used to link a phone only while the connection lives that
+// brought it: the QR code, the pairing code and the passkey's request.
+func (s *WhatsAppSessionStatus) HideCodes() { s.QR, s.PairingCode, s.Passkey = nil, "", nil }
+
+// OffersCodes reports whether the session waits for a person to link a phone.
+func (s *WhatsAppSessionStatus) OffersCodes() bool {
+	return s.QR != nil || s.PairingCode != "" || s.Passkey != nil
 }
 
 // WhatsAppSessionList is a list of sessions.

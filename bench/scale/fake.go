@@ -50,6 +50,12 @@ type connection struct{ events sync.WaitGroup }
 func (*connection) Paired() bool                 { return true }
 func (*connection) Logout(context.Context) error { return nil }
 
+// AnswerPasskey implements worker.Connection.
+func (*connection) AnswerPasskey(context.Context, string) error { return nil }
+
+// ConfirmPasskey implements worker.Connection.
+func (*connection) ConfirmPasskey(context.Context) error { return nil }
+
 // SameAccount implements worker.Connection.
 func (*connection) SameAccount(context.Context, string) (bool, error) { return true, nil }
 

@@ -355,6 +355,22 @@ func qrQueue(b *environment) {
 	b.pass(15 * time.Second)
 	g.Expect(b.claim(kind, 50)).NotTo(BeNil())
 
+	// An item that replaces a code which is useless now does not wait, nor does its
+	// successor.
+	b.enqueue(kind, code("u", 1, at(300*time.Second)))
+	b.pass(0)
+	g.Expect(b.Ack(b.ctx, b.claim(kind, 50))).To(Succeed())
+	urgent := code("u", 2, at(300*time.Second))
+	urgent.Priority = delivery.High
+	b.enqueue(kind, urgent, code("u", 3, at(300*time.Second)))
+	inFlight := b.claim(kind, 50)
+	g.Expect(seqs(inFlight)).To(Equal([]string{"u/3"}))
+	urgent = code("u", 4, at(300*time.Second))
+	urgent.Priority = delivery.High
+	b.enqueue(kind, urgent) // while the one before is in flight
+	g.Expect(b.Ack(b.ctx, inFlight)).To(Succeed())
+	g.Expect(seqs(b.claim(kind, 50))).To(Equal([]string{"u/4"}))
+
 	// An expired code is not sent.
 	b.enqueue(kind, code("b", 1, at(97*time.Second)), code("c", 1, at(200*time.Second)))
 	b.pass(time.Second)

@@ -158,12 +158,12 @@ func (w write) args() []any {
 }
 
 func (c *Cache) qr(qr delivery.QRItem) (write, error) {
-	code, err := json.Marshal(qr.QR)
+	content, err := qr.Content()
 	if err != nil {
-		return write{}, fmt.Errorf("encoding a QR code: %w", err)
+		return write{}, err
 	}
 	w, err := valueWrite(c.keys.QR(qr.SessionID), qr.Numbers, qr, qr.ExpiresAt.Sub(c.clock.Now()))
-	w.same = `"qr":` + string(code)
+	w.same = content
 	return w, err
 }
 

@@ -90,7 +90,7 @@ func (n Numbers) Stale(newest Numbers) error {
 type Item struct {
 	SessionID string
 	Numbers
-	// Priority decides how long the item may wait. A QR code with High does not wait until
+	// Priority decides how long the item may wait. A QR item with High does not wait until
 	// the one that Laravel has expires.
 	Priority Priority
 	// ExpiresAt is when the item becomes useless; zero: never.
@@ -176,32 +176,66 @@ func (t *Time) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// QRItem is a QR code that waits to be scanned: an element of POST /qr/batch, and
-// the value of the cache key session:<sid>:qr. The numbers come first, because the
-// cache's script reads them at the beginning of the text.
+// QRItem is what a person needs to link a session: an element of POST /qr/batch, and
+// the value of the cache key session:<sid>:qr. It has one of QR, PairingCode and
+// Passkey. The numbers come first, because the cache's script reads them at the
+// beginning of the text.
 type QRItem struct {
 	Numbers
 	SessionID string `json:"session_id"`
 	// QR is the text that the picture shows.
-	QR string `json:"qr"`
+	QR string `json:"qr,omitempty"`
+	// PairingCode is typed on the phone.
+	PairingCode string `json:"pairing_code,omitempty"`
+	// Passkey is what the account's passkey is asked.
+	Passkey *Passkey `json:"passkey,omitempty"`
 	// Attempt counts the codes of this pairing, from 1.
 	Attempt     int32 `json:"attempt"`
 	GeneratedAt Time  `json:"generated_at"`
 	ExpiresAt   Time  `json:"expires_at"`
-	// ReplacesInvalid: WhatsApp accepts the code before it no more, although its time is not
-	// over. So it does not wait until that has expired.
+	// ReplacesInvalid: WhatsApp does not accept the code before it any more, although that has
+	// not expired. So this one does not wait until it has.
 	ReplacesInvalid bool `json:"-"`
+}
+
+// Passkey is what the passkey of an account is asked while a device is being linked.
+type Passkey struct {
+	// RequestOptions are the options of navigator.credentials.get, as
+	// PublicKeyCredential.parseRequestOptionsFromJSON takes them.
+	RequestOptions json.RawMessage `json:"request_options"`
+	// ConfirmationCode must be the one that the phone shows; empty: WhatsApp asks for no confirmation.
+	ConfirmationCode string `json:"confirmation_code,omitempty"`
+}
+
+// Content is the field of q's JSON that a person uses, with its name: two items with the
+// same content are the same code.
+func (q QRItem) Content() (string, error) {
+	var name string
+	var value any
+	switch {
+	case q.Passkey != nil:
+		name, value = "passkey", q.Passkey
+	case q.PairingCode != "":
+		name, value = "pairing_code", q.PairingCode
+	default:
+		name, value = "qr", q.QR
+	}
+	text, err := json.Marshal(value)
+	if err != nil {
+		return "", fmt.Errorf("encoding a QR item: %w", err)
+	}
+	return `"` + name + `":` + string(text), nil
 }
 
 // Item wraps q for the queue.
 func (q QRItem) Item() (Item, error) {
-	payload, err := json.Marshal(q)
-	if err != nil {
-		return Item{}, fmt.Errorf("encoding a QR item: %w", err)
-	}
 	priority := Normal
 	if q.ReplacesInvalid {
 		priority = High
+	}
+	payload, err := json.Marshal(q)
+	if err != nil {
+		return Item{}, fmt.Errorf("encoding a QR item: %w", err)
 	}
 	return Item{SessionID: q.SessionID, Numbers: q.Numbers, Priority: priority, ExpiresAt: q.ExpiresAt.Time, Payload: payload}, nil
 }

@@ -54,6 +54,22 @@ func TestJSONForLaravel(t *testing.T) {
 	g.Expect(string(item.Payload)).To(MatchJSON(`{"session_id":"shop","qr":"code","attempt":1,
 		"generated_at":"2026-03-01T12:00:00.001Z","expires_at":"2026-03-01T12:01:00.001Z","epoch":100,"seq":1}`))
 	g.Expect(item.ExpiresAt).To(BeTemporally("==", at.Add(time.Minute)))
+	g.Expect(item.Priority).To(Equal(Normal))
+
+	item, err = QRItem{SessionID: "shop", PairingCode: "ABCD-1234", Attempt: 1, GeneratedAt: at, ExpiresAt: at, ReplacesInvalid: true}.Item()
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(string(item.Payload)).To(MatchJSON(`{"session_id":"shop","pairing_code":"ABCD-1234","attempt":1,
+		"generated_at":"2026-03-01T12:00:00.001Z","expires_at":"2026-03-01T12:00:00.001Z","epoch":0,"seq":0}`))
+	g.Expect(item.Priority).To(Equal(High))
+
+	passkey := QRItem{SessionID: "shop", Passkey: &Passkey{RequestOptions: json.RawMessage(`{"challenge": "AAAA"}`)}, Attempt: 1, GeneratedAt: at, ExpiresAt: at}
+	item, err = passkey.Item()
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(string(item.Payload)).To(MatchJSON(`{"session_id":"shop","passkey":{"request_options":{"challenge":"AAAA"}},"attempt":1,
+		"generated_at":"2026-03-01T12:00:00.001Z","expires_at":"2026-03-01T12:00:00.001Z","epoch":0,"seq":0}`))
+	content, err := passkey.Content()
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(string(item.Payload)).To(ContainSubstring(content), "the cache looks for it in the stored text")
 }
 
 func FuzzTime(f *testing.F) {

@@ -25,6 +25,9 @@ const (
 	OpSettle Operation = "settle" // record that the session has not ended its worker
 	OpTrial  Operation = "trial"  // record Decision.Trial
 	OpVerify Operation = "verify" // ask WhatsApp whether Decision.Phone is the linked account
+
+	OpPasskeyAnswer  Operation = "passkeyAnswer"  // send Decision.PasskeyResponse
+	OpPasskeyConfirm Operation = "passkeyConfirm" // confirm that the code on the phone is the right one
 )
 
 // DialSpec has the parts of the spec that a connection depends on. PairPhone is the
@@ -43,6 +46,8 @@ type Decision struct {
 	HasToken bool
 	// Phone belongs to OpVerify.
 	Phone string
+	// PasskeyResponse belongs to OpPasskeyAnswer.
+	PasskeyResponse string
 	// Trial belongs to OpTrial: the size of the group in which the session is about to be
 	// connected; 0: the process has lived through its trial.
 	Trial int32
@@ -90,6 +95,9 @@ func (m *Machine) Next(now time.Time) Decision {
 	}
 	if d.Operation == OpTrial && !m.trialOver(now) {
 		d.Trial = m.trialWanted
+	}
+	if d.Operation == OpPasskeyAnswer {
+		d.PasskeyResponse = m.passkey.answer
 	}
 	if d.Operation == OpVerify {
 		d.Phone = m.obj.Spec.Pairing.PhoneNumber
@@ -225,7 +233,7 @@ func (m *Machine) publication(now time.Time) (Publication, bool) {
 	item := status.Update(s, delivery.Numbers{}, time.Time{})
 	code := ""
 	if m.code != nil {
-		code = m.code.QR
+		code, _ = m.code.Content()
 	}
 	newStatus, newCode := item != m.published, code != m.publishedQR
 	if !newStatus && !newCode && !m.publishAll {

@@ -22,6 +22,14 @@ const (
 	// EventPairSuccess: a phone has linked the device and its keys are stored. WhatsApp then
 	// ends the connection with 515, and the device logs in on a new one.
 	EventPairSuccess EventType = "PairSuccess"
+	// EventPasskeyRequest: WhatsApp asks for the account's passkey (PasskeyOptions), until Until.
+	// The codes of the connection cannot be used any more.
+	EventPasskeyRequest EventType = "PasskeyRequest"
+	// EventPasskeyConfirmation: WhatsApp has accepted the passkey's answer. Code is what a
+	// person is to compare with the phone; empty: WhatsApp asks for no confirmation.
+	EventPasskeyConfirmation EventType = "PasskeyConfirmation"
+	// EventPasskeyFailed: the passkey cannot be asked, or WhatsApp's continuation cannot be used.
+	EventPasskeyFailed EventType = "PasskeyFailed"
 	// EventPairError: the phone's answer was refused (bad HMAC or signature).
 	EventPairError EventType = "PairError"
 	// EventConnected: the device is logged in.
@@ -49,8 +57,11 @@ type Event struct {
 	// Codes are the QR payloads of EventQR and EventCodesReplaced, in the order in which they
 	// are shown.
 	Codes []string
-	// Code is the code to type on the phone (EventPairingCode).
+	// Code is the code to type on the phone (EventPairingCode), or to compare with the one
+	// that the phone shows (EventPasskeyConfirmation).
 	Code string
+	// PasskeyOptions is the request as JSON, of at most MostPasskeyJSON bytes (EventPasskeyRequest).
+	PasskeyOptions string
 	// JID is the device's address (EventPairSuccess, EventConnected).
 	JID string
 	// LID is the device's address that hides the phone number (EventPairSuccess,
@@ -63,14 +74,14 @@ type Event struct {
 	// Reason is one of the End constants, some of which have a code after them, e.g.
 	// StreamError515 (all events that end the connection).
 	Reason string
-	// Message is a sentence for people (EventPairError, and all events that end the
-	// connection).
+	// Message is a sentence for people (EventPairError, EventPasskeyFailed, and all events
+	// that end the connection).
 	Message string
 	// Ours: this process ended the connection for a reason of its own, which says nothing
 	// about the session (EventDisconnected).
 	Ours bool
 	// Until is when the ban ends (EventBanned; zero: WhatsApp did not say), or when the code
-	// expires (EventPairingCode).
+	// (EventPairingCode) or the request (EventPasskeyRequest; zero: WhatsApp did not say) expires.
 	Until time.Time
 }
 

@@ -209,6 +209,24 @@ func (VerifyFailed) apply(m *Machine, now time.Time) {
 	}
 }
 
+// PasskeyAnswered is the result of OpPasskeyAnswer. Why says why WhatsApp did not
+// accept the answer; empty: it did.
+type PasskeyAnswered struct{ Why string }
+
+func (r PasskeyAnswered) apply(m *Machine, now time.Time) {
+	m.running = OpNone
+	m.onPasskeyAnswered(r.Why, now)
+}
+
+// PasskeyConfirmed is the result of OpPasskeyConfirm. Why says why WhatsApp did not
+// accept the confirmation; empty: it did.
+type PasskeyConfirmed struct{ Why string }
+
+func (r PasskeyConfirmed) apply(m *Machine, now time.Time) {
+	m.running = OpNone
+	m.onPasskeyConfirmed(r.Why, now)
+}
+
 // TrialRecorded is the result of OpTrial.
 type TrialRecorded struct{ Failed bool }
 

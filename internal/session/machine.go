@@ -184,6 +184,10 @@ type Machine struct {
 	codeCount int32
 	// codePublished: a code was published since the keys were taken.
 	codePublished bool
+	// passkey is the request of the account's passkey; passkeyLost: one was lost with the
+	// process before.
+	passkey     passkey
+	passkeyLost bool
 	// logoutBegun: the first attempt to unlink the device was scheduled.
 	logoutBegun bool
 	// loggedOut: WhatsApp has confirmed the logout that this process requested.
@@ -302,7 +306,8 @@ func (m *Machine) stalled() bool { return m.reason == v1alpha1.ReasonQuarantined
 // inherit computes the status for the claim from the last written status.
 func (m *Machine) inherit(now time.Time) {
 	m.want = *m.obj.Status.DeepCopy()
-	m.want.QR, m.want.PairingCode = nil, ""
+	m.want.HideCodes()
+	m.passkeyLost = m.passkeyLost || m.obj.Status.Passkey != nil
 	m.want = ClampTimes(m.obj, m.want, m.quarantine.Most, now)
 	m.attempts = int(m.want.Failures)
 	if m.want.StoredEpoch < m.obj.Status.Epoch {
@@ -369,6 +374,7 @@ func (m *Machine) onTaken(a Device, now time.Time) {
 	m.want.PhoneNumber = a.PhoneNumber
 	m.retryAt = now
 	m.onUnsettled(a.Unsettled, a.Trial, now)
+	m.passkeyInterrupted()
 	switch {
 	case m.logoutWanted():
 		m.retryAt = m.logoutFrom(now)
@@ -570,8 +576,8 @@ func (m *Machine) showNext(now time.Time) bool {
 		m.hideCode()
 		return false
 	}
-	lifetime := laterCode
-	if m.code == nil {
+	lifetime, first := laterCode, m.code == nil
+	if first {
 		lifetime = firstCode
 	}
 	code := m.codes[0]
@@ -582,15 +588,16 @@ func (m *Machine) showNext(now time.Time) bool {
 	m.code = &delivery.QRItem{
 		SessionID: m.obj.Status.SessionID, QR: code, Attempt: m.codeCount,
 		GeneratedAt: delivery.Time{Time: now}, ExpiresAt: delivery.Time{Time: m.codeUntil},
+		ReplacesInvalid: first, // WhatsApp does not accept those of an earlier connection
 	}
 	return true
 }
 
-// replaceCodes shows the code in the place of the one that is shown, for the rest of its
-// time. Laravel gets it at once, because the one that it has is of no use.
+// replaceCodes shows a code in place of the present one, until that would have expired.
+// Laravel gets it with the next batch, because WhatsApp does not accept the one before.
 func (m *Machine) replaceCodes(codes []string, now time.Time) {
 	shown := len(codes) - len(m.codes) - 1
-	if m.code == nil || shown < 0 || !now.Before(m.codeUntil) {
+	if m.code == nil || m.want.QR == nil || shown < 0 || !now.Before(m.codeUntil) {
 		return // the time of the codes is over
 	}
 	m.codes = codes[shown+1:]
@@ -603,7 +610,8 @@ func (m *Machine) replaceCodes(codes []string, now time.Time) {
 }
 
 func (m *Machine) hideCode() {
-	m.codes, m.code, m.codeUntil, m.want.QR, m.want.PairingCode = nil, nil, time.Time{}, nil, ""
+	m.codes, m.code, m.codeUntil, m.passkey = nil, nil, time.Time{}, passkey{}
+	m.want.HideCodes()
 }
 
 // tick does what is due at the time now.
@@ -637,11 +645,12 @@ func (m *Machine) tick(now time.Time) {
 func (m *Machine) tickPairing(now time.Time) {
 	switch {
 	case m.want.JID != "": // a phone has scanned a code; WhatsApp ends the connection soon
+	case !m.passkey.until.IsZero():
+		m.tickPasskey(now)
 	case m.pairingOver(now) && !m.logoutWanted():
 		m.drop()
 		m.expirePairing(now)
-	case m.code != nil && !now.Before(m.codeUntil) && !m.showNext(now),
-		m.want.PairingCode != "" && !now.Before(m.codeUntil):
+	case m.code != nil && !now.Before(m.codeUntil) && !m.showNext(now):
 		// The connection has no more codes. The next one has new ones.
 		m.drop()
 		m.retryAt = now
@@ -669,7 +678,7 @@ func (m *Machine) wakeTimes(now time.Time) []time.Time {
 	if m.gone {
 		return nil
 	}
-	times := []time.Time{m.releaseBy, m.settleAt, m.trialUntil, m.retryAt, m.assessAt, m.stableAt, m.watchdog, m.codeUntil}
+	times := []time.Time{m.releaseBy, m.settleAt, m.trialUntil, m.retryAt, m.assessAt, m.stableAt, m.watchdog, m.codeUntil, m.passkey.until}
 	if m.want.PairingDeadline != nil && m.want.Phase == v1alpha1.PhasePairing {
 		times = append(times, m.want.PairingDeadline.Time)
 	}
@@ -763,7 +772,8 @@ func (m *Machine) onEvent(e Event, now time.Time) {
 		if m.want.JID != "" {
 			return
 		}
-		m.codes, m.code, m.watchdog = e.Codes, nil, time.Time{}
+		m.hideCode()
+		m.codes, m.watchdog = e.Codes, time.Time{}
 		m.beginPairing(now)
 		if m.showNext(now) {
 			m.onCodes(now)
@@ -780,7 +790,13 @@ func (m *Machine) onEvent(e Event, now time.Time) {
 		m.beginPairing(now)
 		m.watchdog = time.Time{}
 		m.onCodes(now)
+		m.hideCode()
 		m.want.PairingCode, m.codeUntil = e.Code, e.Until
+		m.codeCount++
+		m.code = &delivery.QRItem{
+			SessionID: m.obj.Status.SessionID, PairingCode: e.Code, Attempt: m.codeCount, ReplacesInvalid: true,
+			GeneratedAt: delivery.Time{Time: now}, ExpiresAt: delivery.Time{Time: e.Until},
+		}
 		m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonWaitingForCode,
 			"type status.pairingCode on the phone "+m.dialed.PairPhone+": Linked devices, Link a device, Link with phone number instead", now)
 	case EventPairSuccess:
@@ -791,6 +807,14 @@ func (m *Machine) onEvent(e Event, now time.Time) {
 		m.watchdog = now.Add(pairedTimeout)
 		m.phase(v1alpha1.PhaseConnecting, v1alpha1.ReasonPaired, "the phone "+e.PhoneNumber+" linked the device", now)
 		m.recordEvent(corev1.EventTypeNormal, v1alpha1.ReasonPaired, "the phone "+e.PhoneNumber+" linked the device")
+	case EventPasskeyRequest:
+		m.onPasskeyRequest(e, now)
+	case EventPasskeyConfirmation:
+		m.onPasskeyConfirmation(e, now)
+	case EventPasskeyFailed:
+		if m.want.JID == "" {
+			m.passkeyFailed(e.Message, now)
+		}
 	case EventPairError:
 		m.recordEvent(corev1.EventTypeWarning, v1alpha1.ReasonPairingFailed, e.Message)
 		m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonPairingFailed, e.Message, now)

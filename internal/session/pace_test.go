@@ -1,10 +1,12 @@
 package session
 
 import (
+	"encoding/base64"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -228,6 +230,16 @@ var inputs = []func(p *machineTest, r *rand.Rand){
 			s.Annotations = map[string]string{v1alpha1.RestartedAtAnnotation: strconv.Itoa(r.Int())}
 		})
 	},
+	func(p *machineTest, r *rand.Rand) { // a passkey's answer, and a confirmation
+		clientData := base64.RawURLEncoding.EncodeToString([]byte(`{"type":"webauthn.get","challenge":"AAAA","origin":"https://web.whatsapp.com"}`))
+		p.change(func(s *v1alpha1.WhatsAppSession) {
+			s.Annotations = map[string]string{
+				v1alpha1.PasskeyResponseAnnotation: `{"rawId":"AAAA","type":"public-key","response":{"clientDataJSON":"` + clientData + `","authenticatorData":"AAAA","signature":"AAAA"}}` +
+					strings.Repeat(" ", r.IntN(3)),
+				v1alpha1.PasskeyConfirmAnnotation: []string{"ABCD-1234", "other"}[r.IntN(2)],
+			}
+		})
+	},
 	func(p *machineTest, r *rand.Rand) { // another proxy
 		p.change(func(s *v1alpha1.WhatsAppSession) {
 			s.Spec.Proxy = &v1alpha1.ProxySpec{SecretRef: v1alpha1.SecretReference{Name: fmt.Sprint("proxy-", r.IntN(3))}}
@@ -261,8 +273,9 @@ var inputs = []func(p *machineTest, r *rand.Rand){
 		kinds := []EventType{
 			EventQR, EventCodesReplaced, EventPairingCode, EventCodeRefused, EventPairSuccess, EventPairError, EventConnected, EventConnected,
 			EventDisconnected, EventDisconnected, EventLoggedOut, EventReplaced, EventBanned, EventOutdated, EventPushName,
+			EventPasskeyRequest, EventPasskeyConfirmation, EventPasskeyFailed,
 		}
-		e := Event{Type: kinds[r.IntN(len(kinds))], JID: jid, PhoneNumber: phone, Code: "ABCD-1234", Codes: []string{strconv.Itoa(r.Int())}}
+		e := Event{Type: kinds[r.IntN(len(kinds))], JID: jid, PhoneNumber: phone, Code: "ABCD-1234", PasskeyOptions: `{"challenge":"AAAA"}`, Codes: []string{strconv.Itoa(r.Int())}}
 		e.Until = p.now.Add(time.Duration(r.IntN(120)-30) * time.Second)
 		e.Reason, e.Ours = []string{EndSocketClosed, "StreamError503"}[r.IntN(2)], r.IntN(3) == 0
 		p.Step(e, p.now)
@@ -303,6 +316,10 @@ func result(op Operation, p *machineTest, r *rand.Rand) Input {
 		return LogoutResult{Failed: !ok}
 	case OpSettle:
 		return Settled{Failed: !ok}
+	case OpPasskeyAnswer:
+		return PasskeyAnswered{Why: []string{"", "refused"}[r.IntN(2)]}
+	case OpPasskeyConfirm:
+		return PasskeyConfirmed{Why: []string{"", "refused"}[r.IntN(2)]}
 	case OpTrial:
 		return TrialRecorded{Failed: !ok}
 	case OpVerify:

@@ -167,6 +167,16 @@ var rules = []rule{
 		},
 	},
 	{
+		name: "the answer of the passkey is sent",
+		when: func(m *Machine, _ time.Time) bool { return m.socket == socketPairing && m.passkey.answer != "" },
+		then: start(OpPasskeyAnswer),
+	},
+	{
+		name: "the confirmation of the passkey is sent",
+		when: func(m *Machine, _ time.Time) bool { return m.socket == socketPairing && m.passkey.confirmed },
+		then: start(OpPasskeyConfirm),
+	},
+	{
 		name: "a taking that has lasted a minute is settled",
 		when: func(m *Machine, now time.Time) bool { return !m.settleAt.IsZero() && !now.Before(m.settleAt) },
 		then: start(OpSettle),

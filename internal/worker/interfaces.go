@@ -80,6 +80,10 @@ type Connection interface {
 	// SameAccount asks WhatsApp whether a phone number, in E.164, belongs to the account
 	// whose device is connected. Without a clear answer it returns an error.
 	SameAccount(ctx context.Context, phone string) (bool, error)
+	// AnswerPasskey gives WhatsApp the answer of the account's passkey, and ConfirmPasskey says
+	// that a person has compared the codes. The error is a sentence for people.
+	AnswerPasskey(ctx context.Context, response string) error
+	ConfirmPasskey(ctx context.Context) error
 	// Logout unlinks the device at WhatsApp. It succeeds if the device is unlinked already.
 	Logout(ctx context.Context) error
 	// Close ends the connection and waits, for a few seconds at most, until its socket is closed.

@@ -27,6 +27,8 @@ const (
 	// settleTimeout bounds the settlement of a taking, for which a release waits, and the
 	// recording of a trial.
 	settleTimeout = time.Second
+	// passkeyTimeout bounds a step of a passkey's exchange: two questions to WhatsApp.
+	passkeyTimeout = 60 * time.Second
 	// verifyTimeout bounds one request to WhatsApp that asks which account a number belongs to.
 	verifyTimeout = 30 * time.Second
 	// logoutTimeout bounds one attempt at a logout.
@@ -262,6 +264,10 @@ func (s *supervisor) begin(opsCtx context.Context, d session.Decision) {
 		perform = s.logout()
 	case session.OpForget:
 		perform = s.forget()
+	case session.OpPasskeyAnswer:
+		perform = s.answerPasskey(d.PasskeyResponse)
+	case session.OpPasskeyConfirm:
+		perform = s.confirmPasskey()
 	case session.OpSettle:
 		perform = s.settle()
 	case session.OpTrial:
@@ -513,6 +519,41 @@ func (s *supervisor) settle() func(context.Context) func() session.Input {
 			return session.Settled{Failed: err != nil}
 		}
 	}
+}
+
+func (s *supervisor) answerPasskey(response string) func(context.Context) func() session.Input {
+	conn := s.conn
+	return func(ctx context.Context) func() session.Input {
+		ctx, cancel := context.WithTimeout(ctx, passkeyTimeout)
+		defer cancel()
+		err := conn.AnswerPasskey(ctx, response)
+		return func() session.Input {
+			return session.PasskeyAnswered{Why: s.passkeyResult(err, "Gave WhatsApp the answer of the passkey", "Failed to give WhatsApp the answer of the passkey")}
+		}
+	}
+}
+
+func (s *supervisor) confirmPasskey() func(context.Context) func() session.Input {
+	conn := s.conn
+	return func(ctx context.Context) func() session.Input {
+		ctx, cancel := context.WithTimeout(ctx, passkeyTimeout)
+		defer cancel()
+		err := conn.ConfirmPasskey(ctx)
+		return func() session.Input {
+			return session.PasskeyConfirmed{Why: s.passkeyResult(err, "Confirmed the passkey", "Failed to confirm the passkey")}
+		}
+	}
+}
+
+// passkeyResult logs what came of a step of a passkey's exchange, and returns why it failed.
+func (s *supervisor) passkeyResult(err error, done, failed string) string {
+	epoch := s.machine.Object().Status.Epoch
+	if err != nil {
+		s.log().Error(err, failed, "epoch", epoch)
+		return status.Clean(err.Error(), 200)
+	}
+	s.log().Info(done, "epoch", epoch)
+	return ""
 }
 
 func (s *supervisor) recordTrial(size int32) func(context.Context) func() session.Input {

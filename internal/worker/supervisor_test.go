@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/url"
@@ -189,6 +190,20 @@ type liveConnection struct {
 }
 
 func (c *liveConnection) Paired() bool { return c.paired }
+
+func (c *liveConnection) AnswerPasskey(_ context.Context, response string) error {
+	c.env.mu.Lock()
+	defer c.env.mu.Unlock()
+	c.env.record("passkey %d", len(response))
+	return nil
+}
+
+func (c *liveConnection) ConfirmPasskey(context.Context) error {
+	c.env.mu.Lock()
+	defer c.env.mu.Unlock()
+	c.env.record("confirm passkey")
+	return nil
+}
 
 func (c *liveConnection) SameAccount(_ context.Context, number string) (bool, error) {
 	c.env.mu.Lock()
@@ -589,6 +604,26 @@ func TestASessionThatEndsItsWorkerIsNotConnected(t *testing.T) {
 	st.locked(func() { st.Expect(st.settled).To(BeEmpty()) })
 }
 
+func TestAPasskeyIsAnsweredAndConfirmed(t *testing.T) {
+	const request = `{"challenge":"AAAA"}`
+	clientData := base64.RawURLEncoding.EncodeToString([]byte(`{"type":"webauthn.get","challenge":"AAAA","origin":"https://web.whatsapp.com"}`))
+	response := `{"rawId":"AAAA","type":"public-key","response":{"clientDataJSON":"` + clientData + `","authenticatorData":"AAAA","signature":"AAAA"}}`
+	st := newSupervisorTest(t, newSession(), account{})
+	st.eventuallyDials(1)
+	st.emit(session.Event{Type: session.EventPasskeyRequest, PasskeyOptions: request})
+	st.Eventually(func() *v1alpha1.PasskeyStatus { return st.status().Passkey }).ShouldNot(BeNil())
+	st.change(func(s *v1alpha1.WhatsAppSession) {
+		s.Annotations = map[string]string{v1alpha1.PasskeyResponseAnnotation: response}
+	})
+	st.Eventually(st.calls).Should(ContainElement(fmt.Sprintf("passkey %d", len(response))))
+	st.emit(session.Event{Type: session.EventPasskeyConfirmation, Code: "ABCD-1234"})
+	st.Eventually(func() string { return st.status().Passkey.ConfirmationCode }).Should(Equal("ABCD-1234"))
+	st.change(func(s *v1alpha1.WhatsAppSession) {
+		s.Annotations = map[string]string{v1alpha1.PasskeyConfirmAnnotation: "ABCD-1234"}
+	})
+	st.Eventually(st.calls).Should(ContainElement("confirm passkey"))
+}
+
 func TestATrialIsRecordedBeforeTheConnection(t *testing.T) {
 	st := newSupervisorTest(t, newSession(), account{jid: jid, phone: phone, unsettled: 4, trial: 100})
 	st.connect()
@@ -671,6 +706,12 @@ func TestFromAPhoneCodeToConnected(t *testing.T) {
 		return states[len(states)-1]
 	}).Should(Equal("active/Connected"))
 	st.locked(func() {
-		st.Expect(slices.ContainsFunc(st.published, func(a session.Publication) bool { return a.QR != nil || a.NewQR })).To(BeFalse(), "a pairing code is never published to Laravel")
+		var codes []string
+		for _, p := range st.published {
+			if p.QR != nil && p.NewQR {
+				codes = append(codes, p.QR.PairingCode)
+			}
+		}
+		st.Expect(codes).To(Equal([]string{pairingCode, "WXYZ-9876"}))
 	})
 }

@@ -110,7 +110,7 @@ end
 -- the flusher, which considers all sessions together. A QR code is due when the
 -- interval since the last one is over or the code that Laravel has expires,
 -- whichever comes first: a code that replaces an expired one is sent with the next batch.
--- So is one with a high class: WhatsApp accepts the code that Laravel has no more.
+-- So is one with a high class: WhatsApp does not accept the code that Laravel has.
 local function due_at(last, class)
   if KIND ~= 'qr' or class == 'h' or not last then
     return NOW

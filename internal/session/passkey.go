@@ -1,0 +1,294 @@
+package session
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
+)
+
+// After a scan, or a code that was typed, WhatsApp may ask for the account's passkey, on
+// the same connection: EventPasskeyRequest. A person asks the passkey in a browser and
+// gives its answer as an annotation, which is sent (OpPasskeyAnswer). WhatsApp then
+// confirms it by itself, or wants a person to compare a code with the one on the phone
+// (EventPasskeyConfirmation, OpPasskeyConfirm). Then it links the device as without a
+// passkey. The connection's keys are part of the exchange, so it begins anew with a scan
+// when the connection ends or another process takes the session.
+
+const (
+	// passkeyTimeout is how long WhatsApp's request is waited for at most: the time-out
+	// that WhatsApp's own client is given.
+	passkeyTimeout = 10 * time.Minute
+	// mostPasskeyRequests is how often a connection may ask.
+	mostPasskeyRequests = 3
+	// MostPasskeyJSON bounds a request and an answer, in bytes: the maximum of
+	// status.passkey.requestOptions.
+	MostPasskeyJSON = 8192
+
+	// whatsAppOrigin is the page on which the passkey is asked.
+	whatsAppOrigin = "https://web.whatsapp.com"
+)
+
+// passkey is what this process knows of the request that waits. The zero value: none does.
+type passkey struct {
+	// until is when the request expires; zero: there is none.
+	until time.Time
+	// requests counts those of this connection.
+	requests int
+	// answer waits to be sent; sent: one was.
+	answer string
+	sent   bool
+	// code is what a person is to confirm; confirmed: it may be sent that it was.
+	code      string
+	confirmed bool
+}
+
+// onPasskeyRequest takes note that WhatsApp asks for the account's passkey.
+func (m *Machine) onPasskeyRequest(e Event, now time.Time) {
+	if m.socket != socketPairing || m.want.JID != "" {
+		return
+	}
+	if len(e.PasskeyOptions) > MostPasskeyJSON || !json.Valid([]byte(e.PasskeyOptions)) {
+		m.passkeyFailed("WhatsApp's request for the passkey cannot be used", now)
+		return
+	}
+	requests, until := m.passkey.requests+1, now.Add(passkeyTimeout)
+	if e.Until.After(now) && e.Until.Before(until) {
+		until = e.Until
+	}
+	if requests > 1 && m.passkey.until.Before(until) { // asking again is no reason to wait longer
+		until = m.passkey.until
+	}
+	if requests > mostPasskeyRequests {
+		m.passkeyFailed(fmt.Sprintf("WhatsApp asked for the passkey %d times on one connection", requests), now)
+		return
+	}
+	m.hideCode() // the codes cannot be scanned any more: the client has a new secret
+	m.passkey = passkey{until: until, requests: requests}
+	m.watchdog, m.codeUntil = time.Time{}, until
+	m.want.Passkey = &v1alpha1.PasskeyStatus{RequestOptions: e.PasskeyOptions, ExpiresAt: metav1.NewTime(until.Truncate(time.Second))}
+	m.showPasskey(now)
+	message := "WhatsApp asks for the account's passkey: answer status.passkey.requestOptions in a browser before " +
+		until.UTC().Format(time.RFC3339) + " (docs/pair.md says how) and give the answer as the annotation " + v1alpha1.PasskeyResponseAnnotation
+	m.recordEvent(corev1.EventTypeNormal, v1alpha1.ReasonPasskeyRequired, message)
+	m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonPasskeyRequired, message, now)
+}
+
+// showPasskey makes the request what Redis and Laravel get in place of a code.
+func (m *Machine) showPasskey(now time.Time) {
+	m.code = &delivery.QRItem{
+		SessionID: m.obj.Status.SessionID, Attempt: max(m.codeCount, 1), ReplacesInvalid: true,
+		Passkey:     &delivery.Passkey{RequestOptions: json.RawMessage(m.want.Passkey.RequestOptions), ConfirmationCode: m.want.Passkey.ConfirmationCode},
+		GeneratedAt: delivery.Time{Time: now}, ExpiresAt: delivery.Time{Time: m.passkey.until},
+	}
+}
+
+// onPasskeyConfirmation takes note that WhatsApp has accepted the answer.
+func (m *Machine) onPasskeyConfirmation(e Event, now time.Time) {
+	if m.want.Passkey == nil {
+		return
+	}
+	m.passkey.sent = true
+	if e.Code == "" { // WhatsApp has seen that the passkey is the phone's that scanned the code
+		m.passkey.confirmed = true
+		return
+	}
+	m.passkey.code, m.want.Passkey.ConfirmationCode = e.Code, e.Code
+	m.showPasskey(now)
+	message := "compare status.passkey.confirmationCode with the code on the phone, and if they are equal give it as the annotation " + v1alpha1.PasskeyConfirmAnnotation
+	m.recordEvent(corev1.EventTypeNormal, v1alpha1.ReasonPasskeyRequired, message)
+	m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonPasskeyRequired, message, now)
+}
+
+// passkeyFailed ends a pairing whose passkey cannot be asked or was not accepted.
+func (m *Machine) passkeyFailed(why string, now time.Time) {
+	m.drop()
+	message := status.Clean(why, 300) + ": the pairing begins anew, scan the next code"
+	m.recordEvent(corev1.EventTypeWarning, v1alpha1.ReasonPasskeyFailed, message)
+	m.onFailed(v1alpha1.ReasonPasskeyFailed, message, now)
+}
+
+// tickPasskey acts upon the time and the annotations while a passkey is asked for.
+func (m *Machine) tickPasskey(now time.Time) {
+	if !now.Before(m.passkey.until) {
+		m.drop()
+		m.retryAt = now
+		const message = "the passkey was not answered in time: the pairing begins anew, scan the next code"
+		m.recordEvent(corev1.EventTypeWarning, v1alpha1.ReasonPasskeyExpired, message)
+		m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonPasskeyExpired, message, now)
+		return
+	}
+	if response := m.obj.PasskeyResponse(); response != "" && m.want.Passkey.ObservedResponse != Digest(response) {
+		m.want.Passkey.ObservedResponse = Digest(response)
+		m.takePasskeyResponse(response, now)
+	}
+	if code := m.obj.PasskeyConfirmation(); code != "" && m.want.Passkey.ObservedConfirmation != Digest(code) {
+		m.want.Passkey.ObservedConfirmation = Digest(code)
+		m.takePasskeyConfirmation(code, now)
+	}
+}
+
+func (m *Machine) takePasskeyResponse(response string, now time.Time) {
+	err := CheckPasskeyResponse(m.want.Passkey.RequestOptions, response)
+	if err == nil && (m.passkey.sent || m.passkey.answer != "") {
+		err = errors.New("an answer was given before; wait for what WhatsApp says")
+	}
+	if err != nil {
+		m.refusePasskey(v1alpha1.PasskeyResponseAnnotation, err, now)
+		return
+	}
+	m.passkey.answer = response
+	m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonPasskeyRequired, "the answer of the passkey is sent to WhatsApp", now)
+}
+
+func (m *Machine) takePasskeyConfirmation(code string, now time.Time) {
+	switch {
+	case m.passkey.code == "":
+		m.refusePasskey(v1alpha1.PasskeyConfirmAnnotation, errors.New("WhatsApp has not asked for a confirmation"), now)
+	case !strings.EqualFold(strings.TrimSpace(code), m.passkey.code):
+		m.refusePasskey(v1alpha1.PasskeyConfirmAnnotation, errors.New("it is not status.passkey.confirmationCode"), now)
+	default:
+		m.passkey.confirmed = true
+		m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonPasskeyRequired, "the confirmation is sent to WhatsApp", now)
+	}
+}
+
+// refusePasskey says why an annotation was not used. The request stays.
+func (m *Machine) refusePasskey(annotation string, why error, now time.Time) {
+	message := status.Clean("the annotation "+annotation+" was not used: "+why.Error(), 512)
+	m.recordEvent(corev1.EventTypeWarning, v1alpha1.ReasonPasskeyRefused, message)
+	m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonPasskeyRequired, message, now)
+}
+
+// onPasskeyAnswered takes note of the result of OpPasskeyAnswer.
+func (m *Machine) onPasskeyAnswered(why string, now time.Time) {
+	m.passkey.answer = ""
+	switch {
+	case m.want.Passkey == nil: // the request is over
+	case why == "":
+		m.passkey.sent = true
+		if m.passkey.code == "" {
+			m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonPasskeyRequired, "WhatsApp has the answer of the passkey; it links the device or asks for a confirmation", now)
+		}
+	case !m.passkey.sent:
+		m.refusePasskey(v1alpha1.PasskeyResponseAnnotation, fmt.Errorf("WhatsApp did not accept it (%s); ask the passkey again and give the new answer", why), now)
+	}
+}
+
+// onPasskeyConfirmed takes note of the result of OpPasskeyConfirm.
+func (m *Machine) onPasskeyConfirmed(why string, now time.Time) {
+	m.passkey.confirmed = false
+	if why != "" && m.want.Passkey != nil {
+		m.passkeyFailed("WhatsApp did not accept the confirmation ("+why+")", now)
+	}
+}
+
+// passkeyInterrupted says that a request was lost with the process that had it.
+func (m *Machine) passkeyInterrupted() {
+	if !m.passkeyLost {
+		return
+	}
+	m.passkeyLost = false
+	if m.want.JID == "" && !m.logoutWanted() {
+		m.recordEvent(corev1.EventTypeWarning, v1alpha1.ReasonPasskeyExpired,
+			"the session moved to another worker process while its passkey was asked for: the pairing begins anew, scan the next code")
+	}
+}
+
+// Digest is what a status keeps of an annotation that was dealt with: the first half of
+// its SHA-256, in hexadecimal.
+func Digest(annotation string) string {
+	sum := sha256.Sum256([]byte(annotation))
+	return hex.EncodeToString(sum[:16])
+}
+
+type passkeyRequest struct {
+	Challenge        string `json:"challenge"`
+	AllowCredentials []struct {
+		ID string `json:"id"`
+	} `json:"allowCredentials"`
+}
+
+type passkeyResponse struct {
+	RawID    string `json:"rawId"`
+	Type     string `json:"type"`
+	Response struct {
+		ClientDataJSON    string `json:"clientDataJSON"`
+		AuthenticatorData string `json:"authenticatorData"`
+		Signature         string `json:"signature"`
+	} `json:"response"`
+}
+
+type clientData struct {
+	Type      string `json:"type"`
+	Challenge string `json:"challenge"`
+	Origin    string `json:"origin"`
+}
+
+// CheckPasskeyResponse reports why a text cannot be the answer to the request with those
+// options; nil: WhatsApp may be given it. The form is that of PublicKeyCredential.toJSON
+// (Web Authentication Level 3, section 5.1); the signature is WhatsApp's to verify. The
+// error contains nothing of the text.
+func CheckPasskeyResponse(options, response string) error {
+	const ask = "; ask the passkey again with the present status.passkey.requestOptions"
+	if len(response) > MostPasskeyJSON {
+		return fmt.Errorf("it has more than %d characters", MostPasskeyJSON)
+	}
+	var request passkeyRequest
+	if err := json.Unmarshal([]byte(options), &request); err != nil {
+		return errors.New("status.passkey.requestOptions cannot be read")
+	}
+	var r passkeyResponse
+	if err := json.Unmarshal([]byte(response), &r); err != nil {
+		return errors.New("it is not the JSON that a browser makes of the passkey's answer: copy the whole answer of the passkey helper")
+	}
+	for _, field := range []struct{ name, value string }{
+		{"rawId", r.RawID}, {"response.clientDataJSON", r.Response.ClientDataJSON},
+		{"response.authenticatorData", r.Response.AuthenticatorData}, {"response.signature", r.Response.Signature},
+	} {
+		if decoded, err := decodeURL(field.value); err != nil || len(decoded) == 0 {
+			return fmt.Errorf("its field %s is missing or is not base64url: copy the whole answer of the passkey helper", field.name)
+		}
+	}
+	if r.Type != "public-key" {
+		return errors.New("its type is not public-key")
+	}
+	var client clientData
+	text, _ := decodeURL(r.Response.ClientDataJSON)
+	if err := json.Unmarshal(text, &client); err != nil || client.Type != "webauthn.get" {
+		return errors.New("its response.clientDataJSON is not that of a passkey's answer")
+	}
+	if !equalURL(client.Challenge, request.Challenge) {
+		return errors.New("it answers another request" + ask)
+	}
+	if client.Origin != whatsAppOrigin {
+		return errors.New("it was made on another page than " + whatsAppOrigin + ask)
+	}
+	if len(request.AllowCredentials) > 0 && !slices.ContainsFunc(request.AllowCredentials, func(c struct {
+		ID string `json:"id"`
+	}) bool {
+		return equalURL(c.ID, r.RawID)
+	}) {
+		return errors.New("the passkey of another account has answered: choose the one of the phone that was linked")
+	}
+	return nil
+}
+
+func decodeURL(s string) ([]byte, error) {
+	return base64.RawURLEncoding.DecodeString(strings.TrimRight(s, "="))
+}
+
+// equalURL reports whether two texts in base64url are of the same bytes.
+func equalURL(a, b string) bool { return strings.TrimRight(a, "=") == strings.TrimRight(b, "=") }
