@@ -60,7 +60,7 @@ type Event struct {
 	// Code is the code to type on the phone (EventPairingCode), or to compare with the one
 	// that the phone shows (EventPasskeyConfirmation).
 	Code string
-	// PasskeyOptions is the request as JSON, of at most MostPasskeyJSON bytes (EventPasskeyRequest).
+	// PasskeyOptions is the request as JSON, of at most MaxPasskeyJSON bytes (EventPasskeyRequest).
 	PasskeyOptions string
 	// JID is the device's address (EventPairSuccess, EventConnected).
 	JID string

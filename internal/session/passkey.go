@@ -31,11 +31,11 @@ const (
 	// passkeyTimeout is how long WhatsApp's request is waited for at most: the time-out
 	// that WhatsApp's own client is given.
 	passkeyTimeout = 10 * time.Minute
-	// mostPasskeyRequests is how often a connection may ask.
-	mostPasskeyRequests = 3
-	// MostPasskeyJSON bounds a request and an answer, in bytes: the maximum of
+	// maxPasskeyRequests is how often a connection may ask.
+	maxPasskeyRequests = 3
+	// MaxPasskeyJSON bounds a request and an answer, in bytes: the maximum of
 	// status.passkey.requestOptions.
-	MostPasskeyJSON = 8192
+	MaxPasskeyJSON = 8192
 
 	// whatsAppOrigin is the page on which the passkey is asked.
 	whatsAppOrigin = "https://web.whatsapp.com"
@@ -60,7 +60,7 @@ func (m *Machine) onPasskeyRequest(e Event, now time.Time) {
 	if m.socket != socketPairing || m.want.JID != "" {
 		return
 	}
-	if len(e.PasskeyOptions) > MostPasskeyJSON || !json.Valid([]byte(e.PasskeyOptions)) {
+	if len(e.PasskeyOptions) > MaxPasskeyJSON || !json.Valid([]byte(e.PasskeyOptions)) {
 		m.passkeyFailed("WhatsApp's request for the passkey cannot be used", now)
 		return
 	}
@@ -71,7 +71,7 @@ func (m *Machine) onPasskeyRequest(e Event, now time.Time) {
 	if requests > 1 && m.passkey.until.Before(until) { // asking again is no reason to wait longer
 		until = m.passkey.until
 	}
-	if requests > mostPasskeyRequests {
+	if requests > maxPasskeyRequests {
 		m.passkeyFailed(fmt.Sprintf("WhatsApp asked for the passkey %d times on one connection", requests), now)
 		return
 	}
@@ -243,8 +243,8 @@ type clientData struct {
 // error contains nothing of the text.
 func CheckPasskeyResponse(options, response string) error {
 	const ask = "; ask the passkey again with the present status.passkey.requestOptions"
-	if len(response) > MostPasskeyJSON {
-		return fmt.Errorf("it has more than %d characters", MostPasskeyJSON)
+	if len(response) > MaxPasskeyJSON {
+		return fmt.Errorf("it has more than %d characters", MaxPasskeyJSON)
 	}
 	var request passkeyRequest
 	if err := json.Unmarshal([]byte(options), &request); err != nil {

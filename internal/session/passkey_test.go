@@ -242,7 +242,7 @@ func TestAPasskeyThatIsNotAnswered(t *testing.T) {
 			p.now = p.now.Add(time.Minute)
 		}, v1alpha1.ReasonPasskeyExpired, "not answered in time"},
 		"though WhatsApp asks again and again": {func(_ Gomega, p *machineTest) {
-			for range mostPasskeyRequests {
+			for range maxPasskeyRequests {
 				p.Step(Event{Type: EventPasskeyRequest, PasskeyOptions: request}, p.now)
 			}
 		}, v1alpha1.ReasonPasskeyFailed, "asked for the passkey 4 times"},
@@ -274,7 +274,7 @@ func TestAPasskeyThatIsNotAnswered(t *testing.T) {
 		g := NewWithT(t)
 		p := asked(t, request)
 		p.now = p.now.Add(passkeyTimeout - time.Minute)
-		for range mostPasskeyRequests - 1 {
+		for range maxPasskeyRequests - 1 {
 			p.Step(Event{Type: EventPasskeyRequest, PasskeyOptions: request}, p.now)
 		}
 		g.Expect(p.next()).To(Equal(OpNone))

@@ -18,6 +18,8 @@ import (
 	"go.mau.fi/libsignal/util/optional"
 	waBinary "go.mau.fi/whatsmeow/binary"
 	"go.mau.fi/whatsmeow/types"
+
+	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator/passkey"
 )
 
 // What a caller can distinguish. The errors of this package wrap one of them, or
@@ -38,6 +40,7 @@ type account struct {
 	lid      string // the number that hides the phone number
 	identity *ecc.ECKeyPair
 	handset  *handset
+	passkey  *passkey.Passkey
 
 	// Guarded by Server.mu.
 	name      string // what recipients see
@@ -218,6 +221,9 @@ func (s *Server) accountLocked(phone string) (*account, error) {
 		return nil, fmt.Errorf("make an account's key: %w", err)
 	}
 	a := &account{phone: phone, identity: identity, name: "Contact " + phone, devices: map[uint16]*device{}, handset: newHandset(identity)}
+	if a.passkey, err = passkey.New(); err != nil {
+		return nil, err
+	}
 	for a.lid == "" || s.byLID[a.lid] != nil {
 		n, err := rand.Int(rand.Reader, big.NewInt(9e14))
 		if err != nil {

@@ -64,6 +64,20 @@ func (c Control) EnterCode(ctx context.Context, phone, code string) (string, err
 	return out.JID, err
 }
 
+// AnswerPasskey is what a browser gives for a request, on WhatsApp's page, when the account
+// with that phone number has the passkey.
+func (c Control) AnswerPasskey(ctx context.Context, phone string, request []byte) ([]byte, error) {
+	out, err := call[passkeyAnswer](ctx, c, http.MethodPost, "/passkey", passkeyRequest{Phone: phone, Request: string(request)})
+	return []byte(out.Answer), err
+}
+
+// ConfirmationCode is what the phone with that number shows while a device is linked with
+// its passkey.
+func (c Control) ConfirmationCode(ctx context.Context, phone string) (string, error) {
+	out, err := call[confirmationAnswer](ctx, c, http.MethodGet, "/confirmation-code?"+url.Values{"phone": {phone}}.Encode(), nil)
+	return out.Code, err
+}
+
 // SetAlias makes alias another way to write an account's number.
 func (c Control) SetAlias(ctx context.Context, phone, alias string) error {
 	_, err := call[aliasBody](ctx, c, http.MethodPost, "/alias", aliasBody{Phone: phone, Alias: alias})

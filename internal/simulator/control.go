@@ -37,6 +37,17 @@ type (
 	scanAnswer struct {
 		JID string `json:"jid"`
 	}
+	passkeyRequest struct {
+		Phone string `json:"phone"`
+		// Request is the JSON of the options, as a text.
+		Request string `json:"request"`
+	}
+	passkeyAnswer struct {
+		Answer string `json:"answer"`
+	}
+	confirmationAnswer struct {
+		Code string `json:"code"`
+	}
 	sendRequest struct {
 		Device string `json:"device"`
 		From   string `json:"from,omitempty"`
@@ -90,6 +101,14 @@ func (s *Server) controlHandler() http.Handler {
 		jid, err := s.EnterCode(r.Context(), in.Phone, in.Code)
 		return scanAnswer{JID: jid}, err
 	}))
+	mux.HandleFunc("POST /passkey", post(func(_ *http.Request, in passkeyRequest) (any, error) {
+		answer, err := s.AnswerPasskey(in.Phone, []byte(in.Request))
+		return passkeyAnswer{Answer: string(answer)}, err
+	}))
+	get("/confirmation-code", func(r *http.Request) (any, error) {
+		code, err := s.ConfirmationCode(r.URL.Query().Get("phone"))
+		return confirmationAnswer{Code: code}, err
+	})
 	mux.HandleFunc("POST /send", post(func(r *http.Request, in sendRequest) (any, error) {
 		id, err := s.Send(r.Context(), in.Device, in.From, in.Text)
 		return sendAnswer{ID: id}, err

@@ -60,6 +60,8 @@ const (
 	// FaultRetireCode retires the code that a phone scans: the client is informed that its
 	// codes need another secret, and the phone must scan again.
 	FaultRetireCode FaultKind = "retire-code"
+	// FaultPasskey asks the accounts that scan or type a code for their passkey.
+	FaultPasskey FaultKind = "passkey"
 	// FaultRefuseCode refuses clients a code to type on the phone, with Fault.Reason:
 	// 429 (asked too often), 400 (malformed), or another.
 	FaultRefuseCode FaultKind = "refuse-code"
@@ -157,7 +159,7 @@ func (f Fault) check() (target types.JID, once bool, err error) {
 		if f.Version == 0 {
 			return bad("%s needs a version", f.Kind)
 		}
-	case FaultBadHMAC, FaultBadSignature, FaultRetireCode:
+	case FaultBadHMAC, FaultBadSignature, FaultRetireCode, FaultPasskey:
 		if f.Device != "" {
 			return bad("%s concerns all scans: there is no device yet", f.Kind)
 		}

@@ -66,7 +66,8 @@ var answers = map[string]func(c *conn, iq *waBinary.Node) (reply, bool){
 
 // answersBeforeLogin is the same for a client that is not paired.
 var answersBeforeLogin = map[string]func(c *conn, iq *waBinary.Node) (reply, bool){
-	"md/set": (*conn).answerLinkCode,
+	"md/get": (*conn).answerPairingGet,
+	"md/set": (*conn).answerPairingSet,
 }
 
 // privacySettings are those of a new account.

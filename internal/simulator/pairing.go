@@ -51,6 +51,8 @@ type pairing struct {
 	// retired is the secret of the code that was scanned and retired.
 	retired [32]byte
 	link    *linkCode // nil unless the client shows a code to type
+	// companion is the exchange about the account's passkey; nil: there is none.
+	companion *companion
 }
 
 // scan is a code that was scanned (or typed), until the client has answered.
@@ -156,7 +158,8 @@ func parseCode(qr string) (code, error) {
 // the account with that phone number (digits with the country code; one is made
 // up if it is empty), and returns the JID of the new device. It waits for the
 // client's own signature, until ctx ends. Each code of a client counts, from
-// when the client is offered it until its time is over.
+// when the client is offered it until its time is over. With FaultPasskey it returns when the
+// account's passkey was asked for.
 //
 // A code that is none is ErrBadInput; one that has expired, was scanned before
 // or whose client is gone is ErrNotNow, as is a client that refuses the pairing.
@@ -216,8 +219,15 @@ func (s *Server) retire(c code, id pairingID) error {
 	return fmt.Errorf("%w: this QR code is retired: scan the one that the client shows next", ErrNotNow)
 }
 
-// complete tells a client who it is from now on, and waits until it has agreed.
+// complete tells a client who it is from now on, and waits until it has agreed. Where the
+// account's passkey is asked for it does not wait: a person has to answer.
 func (s *Server) complete(ctx context.Context, adv [32]byte, p *pairing, found *scan) (string, error) {
+	if _, wanted := s.active(FaultPasskey, nil); wanted {
+		if err := s.askPasskey(adv, p, found); err != nil {
+			return "", err
+		}
+		return found.device.jid().String(), nil
+	}
 	pairSuccess, err := s.sign(adv, p, found)
 	if err != nil {
 		return "", err

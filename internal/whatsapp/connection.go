@@ -474,10 +474,6 @@ func (c *Connection) handle(evt any) (taken bool) {
 				c.report(replaced)
 			}
 		}
-	case *events.PairPasskeyRequest:
-		c.pairEndedOnce.Do(func() { close(c.pairEnded) })
-		c.report(Event{Type: EventPairError, Reason: session.EndPairingRefused, Message: unansweredRequest})
-		c.report(over(EventDisconnected, session.EndPairingRefused, unansweredRequest))
 	case *events.PairSuccess:
 		c.translate(e, now)
 		c.pairEndedOnce.Do(func() { close(c.pairEnded) })
@@ -497,10 +493,6 @@ func (c *Connection) handle(evt any) (taken bool) {
 	}
 	return c.ctx.Err() == nil
 }
-
-// unansweredRequest is a request for a passkey: whatsmeow has replaced the secret of the codes without an event, so none of
-// them can be scanned any more.
-const unansweredRequest = "WhatsApp asks this account for a passkey, which this version cannot give"
 
 // withSecret puts another secret into codes: it is the part before the last (whatsmeow's
 // pair.go, makeQRData).

@@ -18,7 +18,6 @@ import (
 	. "github.com/onsi/gomega"
 	"go.mau.fi/whatsmeow"
 	wastore "go.mau.fi/whatsmeow/store"
-	"go.mau.fi/whatsmeow/types"
 	"go.mau.fi/whatsmeow/types/events"
 	"go.uber.org/goleak"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -372,17 +371,6 @@ func TestACodeThatIsRetired(t *testing.T) {
 	jid, err := w.simulator.Scan(t.Context(), after[0], phone)
 	w.g.Expect(err).NotTo(HaveOccurred())
 	w.g.Expect(s.event(EventPairSuccess).JID).To(Equal(jid))
-}
-
-// A request for a passkey ends the attempt with a sentence: the codes are of no use any more.
-func TestAPasskeyThatIsAskedFor(t *testing.T) {
-	w := newWorld(t)
-	s := w.connect(w.take())
-	s.event(EventQR)
-	w.g.Expect(w.simulator.Play("", encode(element("notification", attrs{"from": types.ServerJID, "id": "1", "type": "passkey_prologue_request"},
-		leaf("passkey_request_options", []byte(`{"challenge":"AAAA"}`)))))).To(Succeed())
-	w.g.Expect(s.event(EventDisconnected).Message).To(ContainSubstring("passkey"))
-	w.g.Expect(s.event(EventPairError).Message).To(ContainSubstring("passkey"))
 }
 
 func TestPairingByCode(t *testing.T) {

@@ -24,4 +24,8 @@ const (
 	EventBanned        = session.EventBanned
 	EventOutdated      = session.EventOutdated
 	EventPushName      = session.EventPushName
+
+	EventPasskeyRequest      = session.EventPasskeyRequest
+	EventPasskeyConfirmation = session.EventPasskeyConfirmation
+	EventPasskeyFailed       = session.EventPasskeyFailed
 )

@@ -42,6 +42,15 @@ func Translate(evt any, now time.Time) (Event, bool) {
 		return Event{Type: EventPairSuccess, JID: address(e.ID), LID: address(e.LID), PhoneNumber: phoneNumber(e.ID)}, true
 	case *events.PairError:
 		return Event{Type: EventPairError, Reason: session.EndPairingRefused, Message: sentence("the pairing was refused: %v", e.Error)}, true
+	case *events.PairPasskeyRequest:
+		return passkeyRequest(e.PublicKey, now), true
+	case *events.PairPasskeyConfirmation:
+		if e.SkipHandoffUX {
+			return Event{Type: EventPasskeyConfirmation}, true
+		}
+		return Event{Type: EventPasskeyConfirmation, Code: status.Clean(e.Code, maxCode)}, true
+	case *events.PairPasskeyError:
+		return Event{Type: EventPasskeyFailed, Message: sentence("the passkey cannot be used: %v", e.Error)}, true
 	case *events.QRScannedWithoutMultidevice:
 		return Event{Type: EventPairError, Reason: session.EndNoMultidevice, Message: "the phone's WhatsApp does not know linked devices: update it and scan again"}, true
 	case *events.Connected:
