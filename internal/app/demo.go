@@ -30,6 +30,7 @@ func newDemoCommand() *cobra.Command {
 	f.StringVar(&options.Redis, "redis", options.Redis, "host:port of a Redis to use instead of the embedded one")
 	f.DurationVar(&options.Timeout, "timeout", options.Timeout, "how long --exit waits")
 	f.DurationVar(&options.ScanAfter, "scan-after", options.ScanAfter, "how long a code is shown before the simulated phone scans it")
+	f.BoolVar(&options.Passkey, "passkey", options.Passkey, "WhatsApp asks each account for its passkey after the scan")
 	f.StringVar(&options.Assets, "assets", options.Assets, "folder with etcd and kube-apiserver; empty: $KUBEBUILDER_ASSETS")
 	return cmd
 }

@@ -37,7 +37,9 @@ import (
 	"github.com/alicebob/miniredis/v2"
 	"github.com/go-logr/logr"
 	"golang.org/x/sync/errgroup"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/klog/v2"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
@@ -78,6 +80,8 @@ type Options struct {
 	Timeout time.Duration
 	// ScanAfter is how long a code is shown before the simulated phone scans it.
 	ScanAfter time.Duration
+	// Passkey: WhatsApp asks each account for its passkey after the scan.
+	Passkey bool
 	// Assets is the folder with etcd and kube-apiserver; default: $KUBEBUILDER_ASSETS.
 	Assets string
 	// Out is where the output goes; default: standard output.
@@ -97,6 +101,9 @@ func (o Options) Validate() error {
 	}
 	if o.WhatsApp != Simulated && o.WhatsApp != Real {
 		problems = append(problems, fmt.Errorf("--whatsapp must be %s or %s", Simulated, Real))
+	}
+	if o.Passkey && o.WhatsApp == Real {
+		problems = append(problems, errors.New("--passkey needs --whatsapp=simulated: the real WhatsApp decides which accounts it asks"))
 	}
 	if o.Timeout <= 0 {
 		problems = append(problems, errors.New("--timeout must be positive"))
@@ -316,7 +323,12 @@ func (d *demo) startWhatsApp(ctx context.Context) ([]string, error) {
 		}
 		return nil
 	})
-	d.phones = newPhones(server, d.ScanAfter)
+	if d.Passkey {
+		if _, err := server.Inject(simulator.Fault{Kind: simulator.FaultPasskey}); err != nil {
+			return nil, fmt.Errorf("making the accounts ask for their passkeys: %w", err)
+		}
+	}
+	d.phones = newPhones(server, d.ScanAfter, d.givePasskey)
 	d.closers = append(d.closers, d.phones.close)
 	info := server.Info()
 	return []string{"--whatsapp-endpoint=" + info.Endpoint, "--whatsapp-noise-root=" + info.NoiseRoot}, nil
@@ -376,6 +388,21 @@ func (d *demo) watch(ctx context.Context) error {
 				return err
 			}
 		}
+	}
+}
+
+// givePasskey does what a person does with the answer of a passkey, and prints the steps.
+func (d *demo) givePasskey(ctx context.Context, s *v1alpha1.WhatsAppSession, answer string) {
+	base := s.DeepCopy()
+	metav1.SetMetaDataAnnotation(&s.ObjectMeta, v1alpha1.PasskeyResponseAnnotation, answer)
+	d.screen.println(
+		"",
+		"WhatsApp asks for the passkey of the phone that scanned "+s.Name+": status.passkey.requestOptions has the request.",
+		"A browser on https://web.whatsapp.com asks the passkey; here the simulated phone answers. Then:",
+		"  "+d.cluster.kubectl()+" annotate wa "+s.Name+" "+v1alpha1.PasskeyResponseAnnotation+"='"+answer[:min(len(answer), 40)]+"…'",
+	)
+	if err := d.cluster.client.Patch(ctx, s, client.MergeFrom(base)); err != nil {
+		d.screen.println("The answer could not be given: " + err.Error())
 	}
 }
 

@@ -227,10 +227,17 @@ func describeStates(items []delivery.StatusItem) string {
 
 // describeCodes summarizes the sessions of a batch of codes.
 func describeCodes(items []delivery.QRItem) string {
-	if len(items) == 1 {
-		return "a QR code of " + items[0].SessionID
+	if len(items) > 1 {
+		return fmt.Sprintf("codes of %d sessions", len(items))
 	}
-	return fmt.Sprintf("QR codes of %d sessions", len(items))
+	switch i := items[0]; {
+	case i.Passkey != nil:
+		return "a request for the passkey of " + i.SessionID
+	case i.PairingCode != "":
+		return "a pairing code of " + i.SessionID
+	default:
+		return "a QR code of " + i.SessionID
+	}
 }
 
 // list writes counts as "2 active, 1 pending", in the order of their names.

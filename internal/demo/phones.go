@@ -3,6 +3,7 @@ package demo
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"time"
 
@@ -22,12 +23,16 @@ const (
 type scanner interface {
 	Scan(ctx context.Context, qr, phone string) (jid string, err error)
 	EnterCode(ctx context.Context, phone, code string) (jid string, err error)
+	// AnswerPasskey is what a browser gives for the request of an account's passkey.
+	AnswerPasskey(phone string, request []byte) (answer []byte, err error)
 }
 
 // phones scan (or type) the code of each session a while after its first code was shown.
 type phones struct {
 	whatsApp scanner
-	after    time.Duration
+	// give gives the answer of a passkey to a session.
+	give  func(ctx context.Context, s *v1alpha1.WhatsAppSession, answer string)
+	after time.Duration
 	now      func() time.Time
 
 	ctx    context.Context //nolint:containedctx // a scan may run longer than the call that started it
@@ -37,10 +42,14 @@ type phones struct {
 	mu    sync.Mutex
 	since map[string]time.Time // when the session's first code was seen
 	tried map[string]string    // session → the code that was scanned last
+	by    map[string]string    // session → the number of the phone that scanned it
 }
 
-func newPhones(whatsApp scanner, after time.Duration) *phones {
-	p := &phones{whatsApp: whatsApp, after: after, now: time.Now, since: map[string]time.Time{}, tried: map[string]string{}}
+func newPhones(whatsApp scanner, after time.Duration, give func(context.Context, *v1alpha1.WhatsAppSession, string)) *phones {
+	p := &phones{
+		whatsApp: whatsApp, give: give, after: after, now: time.Now,
+		since: map[string]time.Time{}, tried: map[string]string{}, by: map[string]string{},
+	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.group.SetLimit(scansAtOnce)
 	return p
@@ -56,13 +65,21 @@ func (p *phones) scan(ctx context.Context, sessions []v1alpha1.WhatsAppSession) 
 			code = s.Status.QR.Code
 			link = func(ctx context.Context, phone, qr string) (string, error) { return p.whatsApp.Scan(ctx, qr, phone) }
 		}
+		if s.Status.Passkey != nil {
+			code, link = s.Status.Passkey.RequestOptions, p.answer(s)
+		}
 		if code == "" || ctx.Err() != nil || !p.due(s.Name, code) {
 			continue
 		}
 		started := p.group.TryGo(func() error {
 			ctx, cancel := context.WithTimeout(p.ctx, scanTimeout)
 			defer cancel()
-			_, _ = link(ctx, phone, code) // the session's status shows the result
+			jid, err := link(ctx, phone, code) // the session's status shows the result
+			if number, _, ok := strings.Cut(jid, ":"); err == nil && ok {
+				p.mu.Lock()
+				p.by[s.Name] = number
+				p.mu.Unlock()
+			}
 			return nil
 		})
 		if !started {
@@ -71,6 +88,20 @@ func (p *phones) scan(ctx context.Context, sessions []v1alpha1.WhatsAppSession) 
 		p.mu.Lock()
 		p.tried[s.Name] = code
 		p.mu.Unlock()
+	}
+}
+
+// answer returns what asks the passkey of the phone that has scanned the session's code.
+func (p *phones) answer(s *v1alpha1.WhatsAppSession) func(ctx context.Context, phone, request string) (string, error) {
+	return func(ctx context.Context, _, request string) (string, error) {
+		p.mu.Lock()
+		number := p.by[s.Name]
+		p.mu.Unlock()
+		answer, err := p.whatsApp.AnswerPasskey(number, []byte(request))
+		if err == nil {
+			p.give(ctx, s, string(answer))
+		}
+		return "", err
 	}
 }
 

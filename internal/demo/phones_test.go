@@ -29,6 +29,10 @@ func (w *whatsApp) EnterCode(ctx context.Context, phone, code string) (string, e
 	return w.Scan(ctx, phone+" types "+code, phone)
 }
 
+func (w *whatsApp) AnswerPasskey(phone string, request []byte) ([]byte, error) {
+	return []byte(phone + " answers " + string(request)), nil
+}
+
 func (w *whatsApp) scanned() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -47,7 +51,7 @@ func showing(name, code string) v1alpha1.WhatsAppSession {
 func TestPhonesScanEachCodeOnce(t *testing.T) {
 	g := NewWithT(t)
 	w := &whatsApp{}
-	p := newPhones(w, 4*time.Second)
+	p := newPhones(w, 4*time.Second, nil)
 	now := time.Unix(0, 0)
 	p.now = func() time.Time { return now }
 	scan := func(code string) {
@@ -73,7 +77,7 @@ func TestPhonesScanEachCodeOnce(t *testing.T) {
 func TestPhonesTypeCodesToo(t *testing.T) {
 	g := NewWithT(t)
 	w := &whatsApp{}
-	p := newPhones(w, 0)
+	p := newPhones(w, 0, nil)
 	s := showing("a", "")
 	s.Spec.Pairing.PhoneNumber, s.Status.PairingCode = "+34600111222", "ABCD-1234"
 	p.scan(context.Background(), []v1alpha1.WhatsAppSession{s})
@@ -81,9 +85,32 @@ func TestPhonesTypeCodesToo(t *testing.T) {
 	g.Expect(p.close()).To(Succeed())
 }
 
+// linking is a WhatsApp that accepts each code and asks for the passkey.
+type linking struct{ whatsApp }
+
+func (*linking) Scan(context.Context, string, string) (string, error) {
+	return "15551000001:1@s.whatsapp.net", nil
+}
+
+func TestPhonesAnswerForTheirPasskeys(t *testing.T) {
+	g := NewWithT(t)
+	given := make(chan string, 2)
+	p := newPhones(&linking{}, 0, func(_ context.Context, s *v1alpha1.WhatsAppSession, answer string) { given <- s.Name + ": " + answer })
+	p.scan(context.Background(), []v1alpha1.WhatsAppSession{showing("a", "code")})
+	g.Eventually(func() string { p.mu.Lock(); defer p.mu.Unlock(); return p.by["a"] }).Should(Equal("15551000001"))
+	asked := showing("a", "")
+	asked.Status.Passkey = &v1alpha1.PasskeyStatus{RequestOptions: "the request"}
+	for range 2 {
+		p.scan(context.Background(), []v1alpha1.WhatsAppSession{asked})
+	}
+	g.Eventually(given).Should(Receive(Equal("a: 15551000001 answers the request")))
+	g.Expect(p.close()).To(Succeed())
+	g.Expect(given).To(BeEmpty(), "once for a request")
+}
+
 func TestPhonesEndWithTheDemo(t *testing.T) {
 	g := NewWithT(t)
-	p := newPhones(waiting{}, 0)
+	p := newPhones(waiting{}, 0, nil)
 	p.scan(context.Background(), []v1alpha1.WhatsAppSession{showing("a", "code")})
 	g.Expect(p.close()).To(Succeed())
 }
@@ -95,6 +122,8 @@ func (waiting) Scan(ctx context.Context, _, _ string) (string, error) {
 	<-ctx.Done()
 	return "", ctx.Err()
 }
+
+func (waiting) AnswerPasskey(string, []byte) ([]byte, error) { return nil, errors.New("no passkey") }
 
 func (w waiting) EnterCode(ctx context.Context, phone, code string) (string, error) {
 	return w.Scan(ctx, code, phone)
