@@ -33,7 +33,7 @@ type phones struct {
 	// give gives the answer of a passkey to a session.
 	give  func(ctx context.Context, s *v1alpha1.WhatsAppSession, answer string)
 	after time.Duration
-	now      func() time.Time
+	now   func() time.Time
 
 	ctx    context.Context //nolint:containedctx // a scan may run longer than the call that started it
 	cancel context.CancelFunc
