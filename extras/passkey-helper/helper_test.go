@@ -97,7 +97,7 @@ func newPage(t *testing.T, host string, keys ...*passkey.Passkey) context.Contex
 	return ctx
 }
 
-func paste(t *testing.T, ctx context.Context) {
+func paste(ctx context.Context, t *testing.T) {
 	t.Helper()
 	code, err := os.ReadFile("passkey.js")
 	NewWithT(t).Expect(err).NotTo(HaveOccurred())
@@ -106,7 +106,7 @@ func paste(t *testing.T, ctx context.Context) {
 }
 
 // click does what a click on the extension's button does: it calls the listener with the tab.
-func click(t *testing.T, ctx context.Context) {
+func click(ctx context.Context, t *testing.T) {
 	t.Helper()
 	g := NewWithT(t)
 	var worker *target.Info
@@ -128,7 +128,7 @@ func click(t *testing.T, ctx context.Context) {
 }
 
 // ask gives the request to the helper and returns its answer and what it says.
-func ask(t *testing.T, ctx context.Context, request string) (answer, status string) {
+func ask(ctx context.Context, t *testing.T, request string) (answer, status string) {
 	t.Helper()
 	g := NewWithT(t)
 	g.Expect(chromedp.Do(ctx,
@@ -147,7 +147,7 @@ func ask(t *testing.T, ctx context.Context, request string) (answer, status stri
 }
 
 func TestTheAnswerSatisfiesWhatsApp(t *testing.T) {
-	for name, open := range map[string]func(*testing.T, context.Context){"pasted into the console": paste, "as an extension": click} {
+	for name, open := range map[string]func(context.Context, *testing.T){"pasted into the console": paste, "as an extension": click} {
 		t.Run(name, func(t *testing.T) {
 			g := NewWithT(t)
 			key, err := passkey.New()
@@ -158,8 +158,8 @@ func TestTheAnswerSatisfiesWhatsApp(t *testing.T) {
 			g.Expect(err).NotTo(HaveOccurred())
 
 			ctx := newPage(t, "web.whatsapp.com", key)
-			open(t, ctx)
-			answer, status := ask(t, ctx, string(request))
+			open(ctx, t)
+			answer, status := ask(ctx, t, string(request))
 			g.Expect(status).To(ContainSubstring("whatsapp-operator.io/passkey-response"))
 			g.Expect(key.Verify(challenge, []byte(answer))).To(Succeed())
 		})
@@ -185,8 +185,8 @@ func TestARequestThatCannotBeAnswered(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			g := NewWithT(t)
-			paste(t, ctx)
-			answer, status := ask(t, ctx, tt.request)
+			paste(ctx, t)
+			answer, status := ask(ctx, t, tt.request)
 			g.Expect(status).To(ContainSubstring(tt.want))
 			g.Expect(answer).To(BeEmpty())
 		})
@@ -209,7 +209,7 @@ func TestOnAnotherPageTheHelperSaysWhereToGo(t *testing.T) {
 		said <- message
 		closed <- err
 	}()
-	paste(t, ctx)
+	paste(ctx, t)
 	g.Eventually(said).WithTimeout(browserTimeout).Should(Receive(ContainSubstring("Open https://web.whatsapp.com")))
 	g.Eventually(closed).WithTimeout(browserTimeout).Should(Receive(BeNil()))
 }

@@ -2,7 +2,6 @@ package app
 
 import (
 	"fmt"
-	"strings"
 	"testing"
 
 	. "github.com/onsi/gomega"
@@ -23,27 +22,6 @@ func (s *environment) code(name, before string) string {
 		return code
 	}).ShouldNot(BeElementOf("", before))
 	return code
-}
-
-// everything is all that Redis holds, as text.
-func (s *environment) everything() string {
-	var all strings.Builder
-	ctx := s.t.Context()
-	for _, key := range s.redis.Keys(ctx, "*").Val() {
-		fmt.Fprintln(&all, key)
-		switch kind := s.redis.Type(ctx, key).Val(); kind {
-		case "string":
-			fmt.Fprintln(&all, s.redis.Get(ctx, key).Val())
-		case "hash":
-			fmt.Fprintln(&all, s.redis.HGetAll(ctx, key).Val())
-		case "zset":
-			fmt.Fprintln(&all, s.redis.ZRange(ctx, key, 0, -1).Val())
-		case "none": // it has expired meanwhile
-		default:
-			s.t.Errorf("the test cannot read the Redis key %s of type %s", key, kind)
-		}
-	}
-	return all.String()
 }
 
 // TestPhoneCode links phones by codes that are typed on them.
@@ -79,16 +57,18 @@ func TestPhoneCode(t *testing.T) {
 	fresh := s.code("shop", code)
 	s.Expect(enter(right, code)).To(MatchError(simulator.ErrBadInput))
 
-	t.Log("the code is in the resource and nowhere else")
+	t.Log("Laravel and Redis have the code, and no log and no Event does")
+	s.Eventually(func() string { return s.laravel.Code("shop").PairingCode }).Should(Equal(fresh))
+	s.Expect(s.laravel.Code("shop").QR).To(BeEmpty())
+	s.Eventually(func() string { return s.redis.Get(t.Context(), "session:shop:qr").Val() }).Should(ContainSubstring(fresh))
 	var events eventsv1.EventList
 	s.Expect(s.client.List(t.Context(), &events, client.InNamespace(s.namespace))).To(Succeed())
 	for place, content := range map[string]string{
-		"Redis": s.everything(), "the manager's log": manager.output(), "the worker's log": worker.output(), "an Event": fmt.Sprint(events.Items),
+		"the manager's log": manager.output(), "the worker's log": worker.output(), "an Event": fmt.Sprint(events.Items),
 	} {
 		s.Expect(content).NotTo(ContainSubstring(code), place)
 		s.Expect(content).NotTo(ContainSubstring(fresh), place)
 	}
-	s.Expect(s.laravel.Code("shop")).To(BeZero(), "the batch of QR codes has no place for it")
 
 	t.Log("the right code on the right phone")
 	s.Expect(enter(right, fresh)).To(Succeed())

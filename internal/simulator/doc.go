@@ -35,6 +35,8 @@
 //	GET    /devices                  list of [Device]
 //	POST   /scan      {"qr","phone"} {"jid"}: scan a code as a phone; without a number one is made up
 //	POST   /enter-code {"phone","code"}  {"jid"}: type a pairing code on that phone
+//	POST   /passkey {"phone","request"}  {"answer"}: what a browser gives for a passkey's request
+//	GET    /confirmation-code?phone=     {"code"}: what that phone shows while it is linked with its passkey
 //	POST   /send      {"device","from","text"}  {"id"}: a contact writes to a device
 //	GET    /received  ?device=       list of [Message]: what devices sent, as the recipient's phone decrypted it
 //	GET    /doubled                  list of [Doubled]: second logins while the first connection was alive

@@ -24,9 +24,10 @@ import (
 )
 
 const (
-	// RelyingParty is who the passkeys of WhatsApp are for, and Origin the page that may ask them.
+	// RelyingParty is the domain that the passkeys of WhatsApp are for.
 	RelyingParty = "whatsapp.com"
-	Origin       = "https://web.whatsapp.com"
+	// Origin is the page that may ask them.
+	Origin = "https://web.whatsapp.com"
 	// userPresent and userVerified are flags of the authenticator data.
 	userPresent, userVerified = 0x01, 0x04
 )
