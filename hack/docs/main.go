@@ -180,6 +180,7 @@ func describeMetrics() ([]description, error) {
 	err := errors.Join(
 		metrics.RegisterSessions(func() map[string]int { return nil }),
 		metrics.RegisterSessionStats(func() (time.Duration, int) { return 0, 0 }),
+		metrics.RegisterLibraryAge(time.Time{}, time.Now),
 	)
 	if duplicate := (prometheus.AlreadyRegisteredError{}); err != nil && !errors.As(err, &duplicate) {
 		return nil, err

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/clock"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -57,6 +58,17 @@ func (c *workerConfig) or(accounts worker.Accounts) worker.Accounts {
 	return accounts
 }
 
+// reportLibrary logs and publishes how old the WhatsApp client library is.
+func reportLibrary(clk clock.PassiveClock, log logr.Logger) error {
+	version, built, err := whatsapp.Library()
+	if err != nil {
+		log.Info("Failed to find out the age of the WhatsApp client library", "version", version, "reason", err.Error())
+		return nil
+	}
+	log.Info("Using the WhatsApp client library", "version", version, "ageDays", int(clk.Since(built).Hours()/24))
+	return metrics.RegisterLibraryAge(built, clk.Now)
+}
+
 func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err error) {
 	if _, set := os.LookupEnv("GOGC"); !set {
 		debug.SetGCPercent(config.GCPercent)
@@ -82,6 +94,9 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 	}
 	if err := d.store.SetInstallation(ctx, d.installation); err != nil {
 		return fmt.Errorf("asking the store whose it is: %w", err)
+	}
+	if err := reportLibrary(d.clock, log); err != nil {
+		return err
 	}
 	connector, err := whatsapp.Setup(config.WhatsApp, log.WithName("whatsapp"))
 	if err != nil {

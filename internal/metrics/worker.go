@@ -23,6 +23,19 @@ var (
 		"1 for a service (database, WhatsApp) that this worker cannot reach, by all attempts of the last minute. Its Lease says so too.", "service")
 )
 
+// RegisterLibraryAge registers the age of the WhatsApp client library, computed at each
+// scrape from the time of its last commit.
+func RegisterLibraryAge(built time.Time, now func() time.Time) error {
+	err := metrics.Registry.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Namespace: namespace, Name: "worker_whatsapp_library_age_days",
+		Help: "The age of the WhatsApp client library in this build, in days. WhatsApp refuses clients that are too old: upgrade the image when it is above 90.",
+	}, func() float64 { return now().Sub(built).Hours() / 24 }))
+	if err != nil {
+		return fmt.Errorf("registering the age of the client library: %w", err)
+	}
+	return nil
+}
+
 // SetUnreachable publishes whether a service cannot be reached by this worker.
 func SetUnreachable(service string, unreachable bool) {
 	unreached.WithLabelValues(service).Set(oneIf(unreachable))

@@ -305,6 +305,18 @@ func TestAFewRefusalsRefreshTheVersion(t *testing.T) {
 	ft.Expect(ft.HoldsBack()).To(BeFalse())
 }
 
+func TestTheVersionIsRequestedDaily(t *testing.T) {
+	ft := newFleetTest(t)
+	ft.page.answer <- errors.New("the page cannot be reached")
+	for requests := 1; requests < 4; requests++ {
+		ft.Eventually(ft.page.requestCount).Should(Equal(requests))
+		ft.Eventually(ft.clock.HasWaiters).Should(BeTrue())
+		ft.clock.Step(dailyInterval)
+		ft.page.answer <- errNotNewer
+	}
+	ft.Expect(ft.retryCount()).To(BeZero(), "no session was refused")
+}
+
 func TestTheBreakerHoldsASessionBackUntilItIsTheProbe(t *testing.T) {
 	st := newSupervisorTest(t, newSession(), account{jid: jid, phone: phone})
 	st.eventuallyDials(1)

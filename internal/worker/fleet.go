@@ -14,6 +14,9 @@ import (
 )
 
 const (
+	// dailyInterval is how often the newest version is requested although no session was
+	// refused: WhatsApp refuses old ones in the end.
+	dailyInterval = 24 * time.Hour
 	// refreshTimeout bounds one request for the newest version.
 	refreshTimeout = 30 * time.Second
 	// refreshInterval is the shortest time between two requests for the newest version
@@ -77,8 +80,8 @@ func newFleet(settings Outdated, version Version, clock clock.Clock, log logr.Lo
 	return f
 }
 
-// run requests the newest version once at the start, and whenever the breaker needs
-// it, until ctx ends.
+// run requests the newest version at the start and once a day, and whenever the breaker
+// needs it, until ctx ends.
 func (f *fleet) run(ctx context.Context) {
 	f.refreshVersion(ctx)
 	timer := f.clock.NewTimer(time.Hour)
@@ -92,6 +95,9 @@ func (f *fleet) run(ctx context.Context) {
 		f.change(func(b *versionBreaker) {
 			b.tick(now)
 			state, pauseEnd, refreshAt = b.state, b.pauseEnd, f.refreshAt
+			if daily := f.refreshedAt.Add(dailyInterval); f.version != nil && (refreshAt.IsZero() || daily.Before(refreshAt)) {
+				refreshAt = daily
+			}
 			toResume, f.toResume = f.toResume, nil
 		})
 		if toResume != nil {
