@@ -373,15 +373,16 @@ func TestProxyOfTheEnvironment(t *testing.T) {
 		NewWithT(t).Expect(err).NotTo(HaveOccurred(), string(out))
 		return string(out)
 	}
-	status := http.StatusProxyAuthRequired
-	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) }))
+	var status atomic.Int32
+	status.Store(http.StatusProxyAuthRequired)
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(int(status.Load())) }))
 	t.Cleanup(proxy.Close)
 	withPassword := strings.Replace(proxy.URL, "://", "://me:hunter2@", 1)
 	g := NewWithT(t)
 	out := through(withPassword)
 	g.Expect(out).To(ContainSubstring("Misconfigured: the HTTP proxy of the environment (HTTPS_PROXY) asks for a password"))
 	g.Expect(out).NotTo(ContainSubstring("hunter2"))
-	status = http.StatusBadGateway
+	status.Store(http.StatusBadGateway)
 	g.Expect(through(withPassword)).To(ContainSubstring("Retry: the HTTP proxy of the environment (HTTPS_PROXY) does not connect to Laravel: it answers 502"))
 	proxy.Close()
 	out = through(withPassword)
