@@ -22,28 +22,29 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator/passkey"
 )
 
-// What a caller can distinguish. The errors of this package wrap one of them, or
-// say that the server or a context ended.
+// The kinds of errors. An error of this package wraps one of them, or says that
+// the server or a context ended.
 var (
-	// ErrBadInput is input that can never be right: a QR code that is none.
+	// ErrBadInput is input that is never valid, for example a malformed QR code.
 	ErrBadInput = errors.New("bad input")
 	// ErrNotFound is a device that does not exist.
 	ErrNotFound = errors.New("not found")
-	// ErrNotNow is what cannot be done in the present state: a code that has expired.
+	// ErrNotNow is a request that is not possible in the present state, for example
+	// with a code that has expired.
 	ErrNotNow = errors.New("not possible now")
 )
 
-// account is a phone and its number: the main device of a person. Those whom
-// nobody scans a code for are the contacts that write to the others.
+// account is a phone and its number: the main device of a person. Accounts without
+// linked devices are the contacts that write to the others.
 type account struct {
 	phone    string // digits only
-	lid      string // the number that hides the phone number
+	lid      string // the number that WhatsApp shows instead of the phone number
 	identity *ecc.ECKeyPair
 	handset  *handset
 	passkey  *passkey.Passkey
 
 	// Guarded by Server.mu.
-	name      string // what recipients see
+	name      string // the name that recipients see
 	devices   map[uint16]*device
 	lastIndex uint16
 }
@@ -51,8 +52,7 @@ type account struct {
 func (a *account) jid() types.JID    { return types.NewJID(a.phone, types.DefaultUserServer) }
 func (a *account) lidJID() types.JID { return types.NewJID(a.lid, types.HiddenUserServer) }
 
-// device is a linked device: what a client becomes by pairing. It outlives its
-// connections.
+// device is a linked device: a client that was paired. It outlives its connections.
 type device struct {
 	account      *account
 	index        uint16
@@ -76,7 +76,7 @@ type device struct {
 	received []Message
 }
 
-// maxReceived bounds what is kept of a device's messages.
+// maxReceived limits how many messages of a device are kept.
 const maxReceived = 1000
 
 func (d *device) jid() types.JID {
@@ -99,7 +99,8 @@ const (
 	// maxPreKeys is how many one-time keys of a device are kept. A client uploads
 	// 812 at first (30 KB), which is too much memory to hold for thousands.
 	maxPreKeys = 64
-	// lowPreKeys is when a client is asked for more; whatsmeow looks for fewer than 5.
+	// lowPreKeys is the number of keys left at which a client is asked for more;
+	// whatsmeow checks for fewer than 5.
 	lowPreKeys = 4
 	// maxDevice is the highest device number that the wire's JIDs can hold.
 	maxDevice = 255
@@ -109,9 +110,9 @@ const (
 type Device struct {
 	JID string `json:"jid"`
 	LID string `json:"lid"`
-	// Connected says that it has a connection that is logged in.
+	// Connected is true if the device has a connection that is logged in.
 	Connected bool `json:"connected"`
-	// Remote is where that connection comes from.
+	// Remote is the client's address of that connection.
 	Remote string `json:"remote,omitempty"`
 	Logins int64  `json:"logins"`
 	// LoggedIn is the last login.
@@ -148,7 +149,7 @@ func (s *Server) Devices() []Device {
 	return out
 }
 
-// parsePhone takes the digits of an international number, with or without the
+// parsePhone returns the digits of an international number, with or without the
 // plus sign.
 func parsePhone(phone string) (string, error) {
 	digits := strings.TrimPrefix(phone, "+")
@@ -158,8 +159,8 @@ func parsePhone(phone string) (string, error) {
 	return digits, nil
 }
 
-// validPhone says whether the digits can be a number: no country code begins
-// with a zero (ITU-T E.164). To clients, exactly these numbers are on WhatsApp.
+// validPhone reports whether the digits can be a number: no country code begins
+// with a zero (ITU-T E.164). Clients see exactly these numbers as on WhatsApp.
 func validPhone(digits string) bool {
 	if len(digits) < 7 || len(digits) > 15 || digits[0] == '0' {
 		return false
@@ -168,11 +169,11 @@ func validPhone(digits string) bool {
 }
 
 // SetAlias makes alias another way to write the number of the account with that
-// phone, which is made if there is none. WhatsApp has such: it knows Brazilian
-// numbers by eight digits, which people write with a ninth, and Mexican ones with a 1
-// after the country code, which people leave out. Asked whose number the alias is, the
-// server names the account by its own number. An alias that is an account's own number
-// is ErrNotNow.
+// phone; the account is created if it does not exist. WhatsApp has such aliases: it
+// knows Brazilian numbers by eight digits, which people write with a ninth, and Mexican
+// ones with a 1 after the country code, which people leave out. When a client looks up
+// the alias, the server returns the account's own number. An alias that is an
+// account's own number is ErrNotNow.
 func (s *Server) SetAlias(phone, alias string) error {
 	phone, err := parsePhone(phone)
 	if err != nil {
@@ -194,7 +195,7 @@ func (s *Server) SetAlias(phone, alias string) error {
 	return nil
 }
 
-// numberLocked is the account's own number where an alias is given. The caller holds s.mu.
+// numberLocked replaces an alias by the account's own number. The caller holds s.mu.
 func (s *Server) numberLocked(phone string) string {
 	if own, ok := s.aliases[phone]; ok {
 		return own
@@ -202,8 +203,8 @@ func (s *Server) numberLocked(phone string) string {
 	return phone
 }
 
-// accountLocked is the account with that number or alias, made if there is none. An
-// empty number makes a new one up. The caller holds s.mu.
+// accountLocked returns the account with that number or alias, and creates it if it
+// does not exist. For an empty number it chooses a new one. The caller holds s.mu.
 func (s *Server) accountLocked(phone string) (*account, error) {
 	phone = s.numberLocked(phone)
 	for phone == "" {
@@ -235,8 +236,8 @@ func (s *Server) accountLocked(phone string) (*account, error) {
 	return a, nil
 }
 
-// accountOfLocked is the account that a JID of either kind means, made if it is
-// a number that can be on WhatsApp; nil otherwise. The caller holds s.mu.
+// accountOfLocked returns the account of a JID of either kind. It creates the account
+// of a valid phone number, and returns nil otherwise. The caller holds s.mu.
 func (s *Server) accountOfLocked(jid types.JID) *account {
 	switch jid.Server {
 	case types.HiddenUserServer:
@@ -246,7 +247,7 @@ func (s *Server) accountOfLocked(jid types.JID) *account {
 		if !validPhone(phone) {
 			return nil
 		}
-		a, _ := s.accountLocked(phone) // an error is a broken source of randomness
+		a, _ := s.accountLocked(phone) // fails only if the source of randomness fails
 		return a
 	default:
 		return nil
@@ -298,8 +299,8 @@ func parseDeviceName(name string) (types.JID, error) {
 	return jid, nil
 }
 
-// newIndexLocked is a number for one more device, the ones of unlinked devices
-// again only when all have been used. The caller holds s.mu.
+// newIndexLocked returns the number of a new device. It reuses the numbers of
+// unlinked devices only after all have been used. The caller holds s.mu.
 func (a *account) newIndexLocked() (uint16, error) {
 	for range maxDevice {
 		a.lastIndex = a.lastIndex%maxDevice + 1
@@ -319,8 +320,8 @@ func (s *Server) unlink(d *device) {
 	}
 }
 
-// bundleLocked is what a sender needs to write to the device for the first
-// time. It uses up a one-time key, if one is left. The caller holds Server.mu.
+// bundleLocked returns the keys that a sender needs to write to the device for the
+// first time. It uses up a one-time key, if one is left. The caller holds Server.mu.
 func (d *device) bundleLocked() *prekey.Bundle {
 	key := ecc.NewDjbECPublicKey(d.signed.public)
 	id := identity.NewKey(ecc.NewDjbECPublicKey(d.identity))
@@ -333,8 +334,8 @@ func (d *device) bundleLocked() *prekey.Bundle {
 		ecc.NewDjbECPublicKey(once.public), key, d.signed.signature, id)
 }
 
-// bundleNodesLocked is the same as an answer to another client. The caller holds
-// Server.mu.
+// bundleNodesLocked returns the same keys as the nodes of an answer to another
+// client. The caller holds Server.mu.
 func (d *device) bundleNodesLocked() []waBinary.Node {
 	nodes := bundleNodes(d.registration, d.identity[:])
 	if len(d.preKeys) > 0 {
@@ -363,7 +364,7 @@ func preKeyNode(tag string, k preKey) waBinary.Node {
 	return waBinary.Node{Tag: tag, Content: children}
 }
 
-// readPreKey reads what preKeyNode writes.
+// readPreKey decodes a node of preKeyNode.
 func readPreKey(node waBinary.Node) (preKey, bool) {
 	var k preKey
 	id, public := content(&node, "id"), content(&node, "value")

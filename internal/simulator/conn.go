@@ -21,8 +21,8 @@ import (
 
 // conn is one connection of a client, from the upgrade to its end.
 //
-// One goroutine reads it, decodes what comes and answers. Others send through
-// it, and end it.
+// One goroutine reads it, decodes the nodes and answers. Other goroutines send
+// through it, and end it.
 type conn struct {
 	srv    *Server
 	ws     *websocket.Conn
@@ -32,9 +32,9 @@ type conn struct {
 	once   sync.Once
 	closed chan struct{}
 
-	// The reader's own.
-	greeted     bool   // the header has come
-	rest        []byte // the beginning of a frame that has not all come
+	// Used only by the reader.
+	greeted     bool   // the header has arrived
+	rest        []byte // the beginning of an incomplete frame
 	readKey     cipher.AEAD
 	readCounter uint32
 	static      [32]byte // the client's noise key
@@ -56,10 +56,10 @@ type conn struct {
 // keep a slice of it.
 var buffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 
-// maxPooled is the size from which a buffer is not worth keeping.
+// maxPooled is the size up to which a buffer is reused.
 const maxPooled = 64 << 10
 
-// serve is the connection's life.
+// serve handles the connection from the handshake to its end.
 func (c *conn) serve() {
 	defer c.srv.wg.Done()
 	defer c.close()
@@ -110,11 +110,11 @@ func (c *conn) handshake() (*waWa6.ClientPayload, error) {
 
 var errEnded = errors.New("the connection was ended")
 
-// next waits for a websocket message that ends a frame, and hands the frames to
-// use one after another. use must not keep the frame.
+// next waits for a websocket message that completes a frame, and passes the frames
+// to use one after another. use must not keep the frame.
 func (c *conn) next(use func(frame []byte) error) error {
 	for {
-		// A context that cannot end costs the library nothing; close ends the read.
+		// A context that cannot end costs the library no goroutine or timer; close ends the read.
 		kind, r, err := c.ws.Reader(context.Background())
 		if err != nil {
 			return err
@@ -203,7 +203,7 @@ func (c *conn) handle(frame []byte) error {
 	case "chatstate":
 	case "ib":
 		for _, child := range node.GetChildren() {
-			if child.Tag != "unified_session" { // how long the client has been used this week
+			if child.Tag != "unified_session" { // reports how long the client has been used this week
 				c.srv.countUnknown("ib " + child.Tag)
 			}
 		}
@@ -214,7 +214,7 @@ func (c *conn) handle(frame []byte) error {
 }
 
 // decode turns the plaintext of a frame into a node. The library's decoder
-// asserts types without checks, so what is malformed can panic.
+// asserts types without checks, so malformed input can make it panic.
 func decode(plaintext []byte) (node *waBinary.Node, err error) {
 	defer func() {
 		if r := recover(); r != nil {
@@ -247,7 +247,7 @@ func (c *conn) sendPlaintext(payload []byte) error {
 	return c.writeFrame(frame)
 }
 
-// write sends data as one frame, unencrypted; the handshake's own.
+// write sends data as one unencrypted frame. Only the handshake uses it.
 func (c *conn) write(data []byte) error {
 	c.sendMu.Lock()
 	defer c.sendMu.Unlock()
@@ -255,7 +255,7 @@ func (c *conn) write(data []byte) error {
 }
 
 // writeFrame fills in the length and sends the frame in one websocket message:
-// whatsmeow puts a frame that is split over two together wrongly.
+// whatsmeow reassembles a frame that is split over two messages wrongly.
 func (c *conn) writeFrame(frame []byte) error {
 	length := len(frame) - socket.FrameLengthSize
 	frame[0], frame[1], frame[2] = byte(length>>16), byte(length>>8), byte(length)
@@ -268,7 +268,7 @@ func (c *conn) writeFrame(frame []byte) error {
 }
 
 // end sends the last node of the connection (nil for none) and closes it after
-// the delay that the options and the faults say.
+// the delay that the options and the faults set.
 func (c *conn) end(last *waBinary.Node) {
 	c.srv.mu.Lock()
 	c.ending = true
@@ -289,8 +289,8 @@ func (c *conn) end(last *waBinary.Node) {
 	c.closeAfter(c.srv.opts.CloseDelay)
 }
 
-// closeAfter closes the connection in d, unless stopTimer or another
-// closeAfter comes first.
+// closeAfter closes the connection after d, unless stopTimer or closeAfter is
+// called before.
 func (c *conn) closeAfter(d time.Duration) {
 	timer := c.srv.after(d, c.close)
 	c.srv.mu.Lock()
@@ -310,7 +310,7 @@ func (c *conn) stopTimer() {
 	c.srv.mu.Unlock()
 }
 
-// wait waits for d; false when the connection or the server ended before.
+// wait waits for d. It returns false if the connection or the server ends before.
 func (c *conn) wait(d time.Duration) bool {
 	timer := c.srv.clock.NewTimer(d)
 	defer timer.Stop()
@@ -331,7 +331,7 @@ func (c *conn) close() {
 		close(c.closed)
 		c.srv.forget(c)
 		if c.socket != nil && c.socket.paused() {
-			// TLS would wait to send its close through the paused connection.
+			// Otherwise TLS waits to send its close message through the paused connection.
 			_ = c.socket.Close()
 		}
 		_ = c.ws.CloseNow()
@@ -357,13 +357,13 @@ func (s *Server) forget(c *conn) {
 	}
 }
 
-// attribute is a string attribute of a node, empty if it has none.
+// attribute returns a string attribute of a node, empty if the node does not have it.
 func attribute(node *waBinary.Node, name string) string {
 	value, _ := node.Attrs[name].(string)
 	return value
 }
 
-// jidAttribute is an attribute that holds a JID; empty if it has none.
+// jidAttribute returns an attribute that holds a JID, empty if the node does not have it.
 func jidAttribute(node *waBinary.Node, name string) types.JID {
 	switch value := node.Attrs[name].(type) {
 	case types.JID:
@@ -376,18 +376,18 @@ func jidAttribute(node *waBinary.Node, name string) types.JID {
 	}
 }
 
-// content is the bytes that a child of a node holds; nil if it holds none. They
-// are valid only until the frame has been handled.
+// content returns the bytes in a child of a node, or nil. They are valid only until
+// the frame has been handled.
 func content(node *waBinary.Node, tags ...string) []byte {
 	child := node.GetChildByTag(tags...)
 	data, _ := child.Content.([]byte)
 	return data
 }
 
-// seconds is a time as WhatsApp writes it.
+// seconds is the present time as WhatsApp writes it.
 func (s *Server) seconds() string { return strconv.FormatInt(s.clock.Now().Unix(), 10) }
 
-// fromServer are the attributes of a node that the server itself sends.
+// fromServer adds the server as the sender to the attributes of a node.
 func fromServer(attrs waBinary.Attrs) waBinary.Attrs {
 	attrs["from"] = types.ServerJID
 	return attrs

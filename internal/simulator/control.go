@@ -8,7 +8,7 @@ import (
 	"net/http"
 )
 
-// Info is how to reach the server; a client's options are made of it.
+// Info says how to reach the server; a client's options contain these values.
 type Info struct {
 	// Endpoint is ws://host:port or wss://host:port.
 	Endpoint string `json:"endpoint"`
@@ -24,7 +24,7 @@ func (s *Server) Info() Info {
 	return Info{Endpoint: s.Endpoint(), NoiseRoot: hex.EncodeToString(root[:]), CA: string(s.ca)}
 }
 
-// The bodies of the control API that are no types of their own.
+// Bodies of the control API without an exported type.
 type (
 	scanRequest struct {
 		QR    string `json:"qr"`
@@ -39,7 +39,7 @@ type (
 	}
 	passkeyRequest struct {
 		Phone string `json:"phone"`
-		// Request is the JSON of the options, as a text.
+		// Request is the JSON of the options, as a string.
 		Request string `json:"request"`
 	}
 	passkeyAnswer struct {
@@ -74,7 +74,7 @@ type (
 	}
 )
 
-// maxBody bounds a request to the control API.
+// maxBody limits the body of a request to the control API.
 const maxBody = 1 << 20
 
 // controlHandler serves the control API; the package's documentation lists it.
@@ -132,7 +132,7 @@ func (s *Server) controlHandler() http.Handler {
 	return mux
 }
 
-// post decodes a body strictly: a field that does not exist is a mistake.
+// post decodes a body strictly: an unknown field is an error.
 func post[T any](answer func(*http.Request, T) (any, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		var in T
@@ -164,5 +164,5 @@ func respond(w http.ResponseWriter, body any, err error) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(body) // the caller has gone
+	_ = json.NewEncoder(w).Encode(body) // fails only if the caller has closed the connection
 }

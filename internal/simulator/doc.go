@@ -4,9 +4,9 @@
 // It speaks the real protocol, as the whatsmeow library understands it: a
 // websocket, frames of a three-byte length, a Noise_XX handshake with a
 // certificate chain, binary XML nodes, the pairing with its signatures, and
-// messages encrypted with the Signal protocol. A client needs two settings
-// only: where the server is ([Server.Endpoint]) and which root signs its
-// certificates ([Server.NoiseRoot]). What it keeps, it keeps in memory.
+// messages encrypted with the Signal protocol. A client needs only two
+// settings: the server's address ([Server.Endpoint]) and the root that signs its
+// certificates ([Server.NoiseRoot]). The server keeps all data in memory.
 //
 // # The parts
 //
@@ -14,13 +14,14 @@
 //     connection that can be paused; tls.go: the self-signed authority.
 //   - noise.go: the responder's side of the handshake; conn.go: one connection.
 //   - pairing.go: QR codes and their scan; phonecode.go: codes that are typed on
-//     the phone; login.go: logins, refusals, and the count of doubled
-//     connections.
-//   - iq.go: the answers to the questions that a client asks; account.go: phones
+//     the phone; companion.go: pairing with a passkey; login.go: logins, refusals,
+//     and the count of doubled connections.
+//   - iq.go: the answers to a client's iq requests; account.go: phones
 //     and the devices linked to them; handset.go: a phone's Signal keys;
-//     messages.go: messages both ways, with what waits for a receipt.
-//   - web.go: the page that names the newest web version, and clients too old.
-//   - fault.go: everything that can be made to go wrong.
+//     messages.go: messages both ways, and the queue of those without a receipt.
+//   - web.go: the page that names the newest web version, and the check for
+//     outdated clients.
+//   - fault.go: the faults that can be injected.
 //   - control.go: the HTTP API below; client.go: [Control], its Go client.
 //
 // # The control API
@@ -28,33 +29,33 @@
 // JSON over HTTP at [Server.ControlURL]. It has no authentication: it listens
 // on the loopback interface by default. An error is answered
 // as {"error": "a sentence"}: 400 for bad input, 404 for a device that does not
-// exist, 409 for what cannot be done now (a code that has expired).
+// exist, 409 for a request that is not possible now (a code that has expired).
 //
 //	GET    /info                     {"endpoint","noise_root","ca"}
 //	GET    /stats                    [Stats]
 //	GET    /devices                  list of [Device]
-//	POST   /scan      {"qr","phone"} {"jid"}: scan a code as a phone; without a number one is made up
+//	POST   /scan      {"qr","phone"} {"jid"}: scan a code as a phone; without a number the server chooses one
 //	POST   /enter-code {"phone","code"}  {"jid"}: type a pairing code on that phone
-//	POST   /passkey {"phone","request"}  {"answer"}: what a browser gives for a passkey's request
-//	GET    /confirmation-code?phone=     {"code"}: what that phone shows while it is linked with its passkey
+//	POST   /passkey {"phone","request"}  {"answer"}: the answer of a browser to a passkey request
+//	GET    /confirmation-code?phone=     {"code"}: the code that the phone shows while a device is linked with its passkey
 //	POST   /send      {"device","from","text"}  {"id"}: a contact writes to a device
-//	GET    /received  ?device=       list of [Message]: what devices sent, as the recipient's phone decrypted it
+//	GET    /received  ?device=       list of [Message]: messages that devices sent, as the recipient's phone decrypted them
 //	GET    /doubled                  list of [Doubled]: second logins while the first connection was alive
-//	GET    /unknown                  {"name": count}: what clients asked that the simulator does not know
+//	GET    /unknown                  {"name": count}: requests of clients that the simulator does not know
 //	POST   /alias     {"phone","alias"}  make alias another way to write an account's number
-//	GET    /version                  {"web_version"}: what the page of WhatsApp Web names
-//	POST   /version   {"web_version"} have it name another version; 0 is the library's own
-//	POST   /fault     [Fault]        {"connections"}: make something go wrong
+//	GET    /version                  {"web_version"}: the version that the page of WhatsApp Web names
+//	POST   /version   {"web_version"} set the version that the page names; 0 is the library's own
+//	POST   /fault     [Fault]        {"connections"}: inject a fault
 //	GET    /fault                    list of the active faults
-//	DELETE /fault     ?kind=&device= {"cleared"}: end active faults (all of them without parameters)
+//	DELETE /fault     ?kind=&device= {"cleared"}: end active faults (without parameters: all)
 //
 // A device is named by its JID ("15551234567:1@s.whatsapp.net") or by its phone
-// number, which stands for the newest device linked to it (in a fault: for all
-// of them).
+// number, which means the newest device linked to it (in a fault: all of them).
 //
 // # What it leaves out
 //
 // Groups, channels, media files, and the phone's history and its settings.
-// Questions about those are refused with an error a client can handle, never left
-// open, and those that the simulator does not know are counted.
+// Requests about those are refused with an error that a client can handle, and
+// never left without an answer. Requests that the simulator does not know are
+// counted.
 package simulator

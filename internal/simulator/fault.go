@@ -12,14 +12,14 @@ import (
 // FaultKind says what goes wrong.
 type FaultKind string
 
-// Faults that happen once, to the connections of the moment.
+// Faults that happen once, to the present connections.
 const (
 	// FaultDrop closes the socket without an explanation.
 	FaultDrop FaultKind = "drop"
-	// FaultFreeze makes the connection half-open: nothing comes or goes, and neither
-	// end is informed. It ends after Fault.For, or with [Server.Clear].
+	// FaultFreeze makes the connection half-open: no data passes in either direction,
+	// and neither end is informed. It ends after Fault.For, or with [Server.Clear].
 	FaultFreeze FaultKind = "freeze"
-	// FaultStreamError ends the connection with Fault.Code: 515 (come back), 503
+	// FaultStreamError ends the connection with Fault.Code: 515 (reconnect), 503
 	// (the server restarts), device_removed (unlinked on the phone, and here),
 	// replaced (a second login).
 	FaultStreamError FaultKind = "stream-error"
@@ -34,7 +34,7 @@ const (
 	// comes before the login's answer.
 	FaultSlowHandshake FaultKind = "slow-handshake"
 	// FaultSlowUpgrade makes the websocket's upgrade take Fault.Delay longer. It
-	// concerns all: who it is is not known yet.
+	// applies to all: the device is not known yet.
 	FaultSlowUpgrade FaultKind = "slow-upgrade"
 	// FaultRefuse drops the connections and refuses new ones: the upgrade with
 	// status 503, or, for a named device, the login with a closed socket.
@@ -44,21 +44,21 @@ const (
 	// outdated), 406 (banned), or another.
 	FaultFailure FaultKind = "failure"
 	// FaultMinVersion refuses clients that name a web version below Fault.Version
-	// with 405 (client outdated): their logins, and, for all, their pairings.
+	// with 405 (client outdated): their logins and, without a device, their pairings.
 	// Open connections are left alone.
 	FaultMinVersion FaultKind = "min-version"
 	// FaultCloseAtOnce closes a connection right after its last node (a stream
-	// error, a failure), which the client can then lose.
+	// error, a failure), so that the client can lose that node.
 	FaultCloseAtOnce FaultKind = "close-at-once"
-	// FaultLoseEnd closes a connection without its last node: the client has
-	// certainly lost it. With it a client that has just paired hears no 515.
+	// FaultLoseEnd closes a connection without sending its last node. A client that
+	// has just paired then receives no 515.
 	FaultLoseEnd FaultKind = "lose-end"
 	// FaultBadHMAC and FaultBadSignature make scans answer with a device identity
 	// that a client must refuse.
 	FaultBadHMAC      FaultKind = "bad-hmac"
 	FaultBadSignature FaultKind = "bad-signature"
-	// FaultRetireCode retires the code that a phone scans: the client is informed that its
-	// codes need another secret, and the phone must scan again.
+	// FaultRetireCode invalidates the code that a phone scans: the client is informed that
+	// its codes need another secret, and the phone must scan again.
 	FaultRetireCode FaultKind = "retire-code"
 	// FaultPasskey asks the accounts that scan or type a code for their passkey.
 	FaultPasskey FaultKind = "passkey"
@@ -68,21 +68,21 @@ const (
 	// FaultSenderOffline leaves requests for a message that could not be decrypted
 	// without an answer.
 	FaultSenderOffline FaultKind = "sender-offline"
-	// FaultMalformed makes what contacts write malformed, by Fault.Code: keys (an
+	// FaultMalformed makes the messages of contacts malformed, by Fault.Code: keys (an
 	// encrypted message with empty keys), sender-key (a message in a group with an
 	// empty sender key).
 	FaultMalformed FaultKind = "malformed"
 )
 
-// Fault is something that is made to go wrong.
+// Fault is a failure that the server simulates.
 type Fault struct {
 	Kind FaultKind `json:"kind"`
 	// Device is a JID, or a phone number for all its devices; empty for all. It
 	// need not be linked yet.
 	Device string `json:"device,omitempty"`
-	// For bounds a lasting fault, and a freeze; 0 is until it is cleared.
+	// For is how long a lasting fault or a freeze lasts; 0: until it is cleared.
 	For metav1.Duration `json:"for,omitzero"`
-	// Delay is for the slow ones.
+	// Delay is for [FaultSlowHandshake] and [FaultSlowUpgrade].
 	Delay metav1.Duration `json:"delay,omitzero"`
 	// Reason is for [FaultFailure] and [FaultRefuseCode].
 	Reason int `json:"reason,omitempty"`
@@ -112,7 +112,7 @@ type activeFault struct {
 	until  time.Time // the zero value until it is cleared
 }
 
-// check validates f, and returns whom it concerns.
+// check validates f, and returns the device that it concerns.
 func (f Fault) check() (target types.JID, once bool, err error) {
 	bad := func(format string, args ...any) (types.JID, bool, error) {
 		return types.JID{}, false, fmt.Errorf("%w: "+format, append([]any{ErrBadInput}, args...)...)
@@ -170,8 +170,8 @@ func (f Fault) check() (target types.JID, once bool, err error) {
 	return target, once, nil
 }
 
-// concerns says whether a fault with that target concerns a device; one for
-// named devices does not concern a connection without any.
+// concerns reports whether a fault with that target concerns a device. A fault for a
+// named device does not concern a connection without a device.
 func concerns(target types.JID, d *device) bool {
 	switch {
 	case target.User == "":
@@ -185,8 +185,8 @@ func concerns(target types.JID, d *device) bool {
 	}
 }
 
-// Inject makes something go wrong, and returns how many connections it concerned at
-// once. An active fault of the same kind and device is replaced.
+// Inject starts a fault, and returns how many connections it affected
+// immediately. An active fault of the same kind and device is replaced.
 func (s *Server) Inject(f Fault) (int, error) {
 	target, once, err := f.check()
 	if err != nil {
@@ -195,11 +195,11 @@ func (s *Server) Inject(f Fault) (int, error) {
 	s.mu.Lock()
 	if !once {
 		s.faults = slices.DeleteFunc(s.faults, func(x activeFault) bool { return x.Kind == f.Kind && x.target == target })
-		standing := activeFault{Fault: f, target: target}
+		added := activeFault{Fault: f, target: target}
 		if f.For.Duration > 0 {
-			standing.until = s.clock.Now().Add(f.For.Duration)
+			added.until = s.clock.Now().Add(f.For.Duration)
 		}
-		s.faults = append(s.faults, standing)
+		s.faults = append(s.faults, added)
 	}
 	hit := s.concernedLocked(target)
 	s.mu.Unlock()
@@ -241,8 +241,8 @@ func thaw(conns []*conn) int {
 	return n
 }
 
-// concernedLocked are the connections that a fault with that target concerns and
-// that have a cipher to write with. The caller holds s.mu.
+// concernedLocked returns the connections that a fault with that target concerns and
+// that have a write key. The caller holds s.mu.
 func (s *Server) concernedLocked(target types.JID) []*conn {
 	var out []*conn
 	for c := range s.conns {
@@ -253,7 +253,7 @@ func (s *Server) concernedLocked(target types.JID) []*conn {
 	return out
 }
 
-// standing looks for an active fault that concerns the device, or all.
+// active finds an active fault that concerns the device, or all devices.
 func (s *Server) active(kind FaultKind, d *device) (Fault, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -291,8 +291,8 @@ func (s *Server) Faults() []Fault {
 }
 
 // Clear ends the faults of that kind for that device, and thaws its connections;
-// an empty kind is every kind, an empty device is every device. It returns how
-// many faults and frozen connections there were.
+// an empty kind means every kind, an empty device every device. It returns the number
+// of faults that it ended and connections that it thawed.
 func (s *Server) Clear(kind FaultKind, device string) (int, error) {
 	var target types.JID
 	if device != "" {

@@ -28,33 +28,33 @@ type Options struct {
 	Logger logr.Logger
 	// Clock drives every delay and expiry; the real one by default.
 	Clock clock.WithDelayedExecution
-	// Listen is where clients connect (default 127.0.0.1:0, a free port), and
-	// ControlListen where the control API is (default 127.0.0.1:0).
+	// Listen is the address for clients (default 127.0.0.1:0, a free port), and
+	// ControlListen the address of the control API (default 127.0.0.1:0).
 	Listen, ControlListen string
 	// TLS serves wss:// with a certificate of a new authority, see [Server.CA].
 	TLS bool
-	// Hosts are further names or addresses that the TLS certificate is for. The
-	// first is what [Server.Endpoint] names when Listen is on all interfaces.
+	// Hosts are further names or addresses that the TLS certificate is for. [Server.Endpoint]
+	// names the first one when Listen is on all interfaces.
 	Hosts []string
 	// RootKey is the private key (Curve25519) of the root that signs the noise
 	// certificates, for a server that clients must recognise after a restart.
-	// Without it the root is new.
+	// Without it the server generates a new root.
 	RootKey *[32]byte
-	// RefLifetime is how long a QR code can be scanned after its turn has come
-	// (default 20 s). The first of the six lasts three times as long, and after
+	// RefLifetime is how long a QR code can be scanned after the client starts to
+	// show it (default 20 s). The first of the six lasts three times as long, and after
 	// the last one the connection is closed, as at WhatsApp.
 	RefLifetime time.Duration
 	// CodeLifetime is how long a code can be typed on the phone after the client has
 	// asked for it (default 160 s). WhatsApp's own time is not documented; whatsmeow
-	// says that a code ends with its connection at the latest, which is when the six
-	// QR codes of that have run out.
+	// says that a code ends with its connection at the latest, that is, when the six
+	// QR codes of the connection have expired.
 	CodeLifetime time.Duration
 	// CloseDelay is the time between the last node of a connection (a stream
 	// error, a failure) and its end (default 300 ms). A client can lose that
 	// node when the socket closes at once; the fault [FaultCloseAtOnce] does that.
 	CloseDelay time.Duration
 	// Compression lets clients that offer it compress websocket messages, both ways and with
-	// what came before as context: 1.2 MB for each such connection.
+	// context takeover (earlier messages are the context): 1.2 MB for each such connection.
 	Compression bool
 	// WebVersion is the newest version of WhatsApp Web that the page names
 	// (default: the library's own), see [Server.SetWebVersion].
@@ -64,16 +64,16 @@ type Options struct {
 const (
 	defaultRefLifetime = 20 * time.Second
 	defaultCloseDelay  = 300 * time.Millisecond
-	// defaultCodeLifetime is that of six refs by default, see Server.expiry.
+	// defaultCodeLifetime is the default lifetime of six refs, see Server.expiry.
 	defaultCodeLifetime = (refCount + 2) * defaultRefLifetime
 	// handshakeTimeout bounds the time from the upgrade to the login, without
 	// the faults that slow it down; whatsmeow itself gives up after 20 s.
 	handshakeTimeout = 30 * time.Second
 	// writeTimeout bounds a write to a client that does not read.
 	writeTimeout = 10 * time.Second
-	// chatPath is where WhatsApp's websocket is.
+	// chatPath is the path of WhatsApp's websocket.
 	chatPath = "/ws/chat"
-	// pagePath is WhatsApp's page, and nothing else.
+	// pagePath is the pattern of WhatsApp's page; it matches no other path.
 	pagePath = "GET /{$}"
 )
 
@@ -90,33 +90,33 @@ type Server struct {
 	control   net.Listener
 	refKey    [32]byte // proves that a QR code's ref is ours, see pairing.go
 
-	// script answers questions in the server's place, see AnswerWith.
+	// script answers iq requests instead of the server, see AnswerWith.
 	script atomic.Pointer[func(*waBinary.Node) *waBinary.Node]
 
 	done chan struct{} // closed when the server ends
 	wg   sync.WaitGroup
 
-	// mu guards everything below and the fields of accounts, devices and
-	// connections that say so. Nothing is sent and nothing is encrypted under it.
+	// mu guards everything below, and the fields of accounts, devices and
+	// connections whose comments name it. Do not send or encrypt while holding it.
 	mu        sync.Mutex
 	closed    bool
 	conns     map[*conn]struct{}
 	pairings  map[pairingID]*pairing
-	byCode    map[string]*pairing // who shows a code to type, by the phone that it is for
+	byCode    map[string]*pairing // clients that show a code to type, by the phone number that the code is for
 	byPhone   map[string]*account
-	aliases   map[string]string // the own numbers of accounts, by other ways to write them
+	aliases   map[string]string // numbers of accounts, by other ways to write them
 	byLID     map[string]*account
 	lastPhone int
 	faults    []activeFault
-	// webVersion is what the page names, see web.go.
+	// webVersion is the version that the page names, see web.go.
 	webVersion uint32
 	doubled    []Doubled
 	counts     counts
 	unknown    map[string]int64
 }
 
-// New binds the two listeners and makes the server's keys. The server answers
-// once [Server.Run] runs; one that will never run must be closed.
+// New binds the two listeners and generates the server's keys. The server answers
+// once [Server.Run] runs. Close a server that will not run.
 func New(opts Options) (*Server, error) {
 	if opts.Clock == nil {
 		opts.Clock = clock.RealClock{}
@@ -169,7 +169,7 @@ func New(opts Options) (*Server, error) {
 		return nil, fmt.Errorf("listen for the control API: %w", err)
 	}
 	if opts.TLS {
-		// The name of the real server as well, for clients that are brought here by DNS.
+		// Include the name of the real server, for clients that DNS directs here.
 		hosts := append([]string{"127.0.0.1", "::1", "localhost", "web.whatsapp.com", s.host()}, opts.Hosts...)
 		if s.tls, s.ca, err = newTLS(hosts, s.clock.Now()); err != nil {
 			_ = s.Close()
@@ -196,7 +196,7 @@ func (s *Server) address() string {
 	return net.JoinHostPort(s.host(), fmt.Sprint(s.listener.Addr().(*net.TCPAddr).Port))
 }
 
-// Endpoint is what takes the place of wss://web.whatsapp.com for a client:
+// Endpoint replaces wss://web.whatsapp.com in a client's settings:
 // "ws://host:port", or "wss://host:port" with TLS.
 func (s *Server) Endpoint() string {
 	if s.tls != nil {
@@ -205,8 +205,8 @@ func (s *Server) Endpoint() string {
 	return "ws://" + s.address()
 }
 
-// NoiseRoot is the public key that signs the server's noise certificates, in
-// the place of whatsmeow's WACertPubKey.
+// NoiseRoot is the public key that signs the server's noise certificates. It
+// replaces whatsmeow's WACertPubKey.
 func (s *Server) NoiseRoot() [32]byte { return s.authority.root }
 
 // CA is the authority of the TLS certificate, in PEM; nil without TLS.
@@ -215,11 +215,11 @@ func (s *Server) CA() []byte { return s.ca }
 // ControlURL is the base of the control API.
 func (s *Server) ControlURL() string { return "http://" + s.control.Addr().String() }
 
-// socketKey is the key of a connection's socket in the context of its requests.
+// socketKey is the context key of a connection's socket in its requests.
 type socketKey struct{}
 
 // Run serves until ctx ends or a listener fails, then closes every connection
-// and waits for all that it started.
+// and waits for all goroutines that it started.
 func (s *Server) Run(ctx context.Context) error {
 	errorLog := slog.NewLogLogger(logr.ToSlogHandler(s.log.V(1)), slog.LevelDebug)
 	mux := http.NewServeMux()
@@ -279,7 +279,7 @@ func (s *Server) Run(ctx context.Context) error {
 }
 
 // Close closes the listeners and every connection, and waits for their
-// goroutines. Run does it by itself when its context ends.
+// goroutines. Run calls it when its context ends.
 func (s *Server) Close() error {
 	s.mu.Lock()
 	if !s.closed {
@@ -300,8 +300,8 @@ func (s *Server) Close() error {
 	return nil
 }
 
-// start counts a goroutine that Close waits for; false once the server ends.
-// A caller that got true must call s.wg.Done.
+// start counts a goroutine that Close waits for. It returns false once the server
+// ends. If it returns true, the caller must call s.wg.Done.
 func (s *Server) start() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -316,15 +316,15 @@ func (s *Server) startLocked() bool {
 	return true
 }
 
-// after runs f in d. It has a goroutine of its own, because the clock of the
-// tests calls back under its lock, which f may need.
+// after runs f in a new goroutine after d: the test clock calls back while it
+// holds its lock, which f may need.
 func (s *Server) after(d time.Duration, f func()) clock.Timer {
 	return s.clock.AfterFunc(d, func() { go f() })
 }
 
-// accept upgrades a request to a websocket. The connection then lives in a
-// goroutine of its own: the one of net/http, with its grown stack, its request
-// and its headers, can go.
+// accept upgrades a request to a websocket. A new goroutine then serves the
+// connection, so that the goroutine of net/http, with its grown stack, its request
+// and its headers, can end.
 func (s *Server) accept(w http.ResponseWriter, r *http.Request) {
 	if !s.start() {
 		http.Error(w, "the simulator is ending", http.StatusServiceUnavailable)
