@@ -12,12 +12,12 @@ import (
 	"time"
 )
 
-// controlTimeout is longer than a scan takes: it waits for the client's signature.
+// controlTimeout is longer than a scan, which waits for the client's signature.
 const controlTimeout = time.Minute
 
 // Control drives a simulator that runs in another process, over its control
-// API. Its methods do what those of [Server] of the same name do, with the same
-// kinds of errors.
+// API. Its methods do the same as the methods of [Server] with the same name, with the
+// same kinds of errors.
 type Control struct {
 	// URL is the base of the API, see [Server.ControlURL].
 	URL string
@@ -30,7 +30,7 @@ func (c Control) Info(ctx context.Context) (Info, error) {
 	return call[Info](ctx, c, http.MethodGet, "/info", nil)
 }
 
-// Stats is the server in numbers.
+// Stats returns the server's counters.
 func (c Control) Stats(ctx context.Context) (Stats, error) {
 	return call[Stats](ctx, c, http.MethodGet, "/stats", nil)
 }
@@ -45,7 +45,7 @@ func (c Control) Doubled(ctx context.Context) ([]Doubled, error) {
 	return call[[]Doubled](ctx, c, http.MethodGet, "/doubled", nil)
 }
 
-// Unknown counts what the simulator did not know, by name.
+// Unknown counts the requests that the simulator did not know, by name.
 func (c Control) Unknown(ctx context.Context) (map[string]int64, error) {
 	return call[map[string]int64](ctx, c, http.MethodGet, "/unknown", nil)
 }
@@ -64,15 +64,15 @@ func (c Control) EnterCode(ctx context.Context, phone, code string) (string, err
 	return out.JID, err
 }
 
-// AnswerPasskey is what a browser gives for a request, on WhatsApp's page, when the account
-// with that phone number has the passkey.
+// AnswerPasskey returns the answer of a browser on WhatsApp's page to a request for the
+// passkey of the account with that phone number.
 func (c Control) AnswerPasskey(ctx context.Context, phone string, request []byte) ([]byte, error) {
 	out, err := call[passkeyAnswer](ctx, c, http.MethodPost, "/passkey", passkeyRequest{Phone: phone, Request: string(request)})
 	return []byte(out.Answer), err
 }
 
-// ConfirmationCode is what the phone with that number shows while a device is linked with
-// its passkey.
+// ConfirmationCode returns the code that the phone with that number shows while a device is
+// linked with its passkey.
 func (c Control) ConfirmationCode(ctx context.Context, phone string) (string, error) {
 	out, err := call[confirmationAnswer](ctx, c, http.MethodGet, "/confirmation-code?"+url.Values{"phone": {phone}}.Encode(), nil)
 	return out.Code, err
@@ -84,13 +84,13 @@ func (c Control) SetAlias(ctx context.Context, phone, alias string) error {
 	return err
 }
 
-// Send lets a contact write to a device, and returns the message's id.
+// Send sends a text from a contact to a device, and returns the message's id.
 func (c Control) Send(ctx context.Context, device, from, text string) (string, error) {
 	out, err := call[sendAnswer](ctx, c, http.MethodPost, "/send", sendRequest{Device: device, From: from, Text: text})
 	return out.ID, err
 }
 
-// Received lists what a device sent, or all if it is empty.
+// Received lists the messages of a device, or of all devices if device is empty.
 func (c Control) Received(ctx context.Context, device string) ([]Message, error) {
 	return call[[]Message](ctx, c, http.MethodGet, "/received?"+url.Values{"device": {device}}.Encode(), nil)
 }
@@ -101,13 +101,13 @@ func (c Control) WebVersion(ctx context.Context) (uint32, error) {
 	return out.WebVersion, err
 }
 
-// SetWebVersion has the page name another version; 0 is the library's own again.
+// SetWebVersion sets the version that the page names; 0 restores the library's own.
 func (c Control) SetWebVersion(ctx context.Context, version uint32) error {
 	_, err := call[versionBody](ctx, c, http.MethodPost, "/version", versionBody{WebVersion: version})
 	return err
 }
 
-// Inject makes something go wrong, and returns how many connections it concerned.
+// Inject starts a fault, and returns how many connections it affected immediately.
 func (c Control) Inject(ctx context.Context, f Fault) (int, error) {
 	out, err := call[faultAnswer](ctx, c, http.MethodPost, "/fault", f)
 	return out.Connections, err
@@ -125,7 +125,7 @@ func (c Control) Clear(ctx context.Context, kind FaultKind, device string) (int,
 	return out.Cleared, err
 }
 
-// maxAnswer bounds an answer of the control API.
+// maxAnswer limits an answer of the control API.
 const maxAnswer = 64 << 20
 
 func call[T any](ctx context.Context, c Control, method, path string, body any) (T, error) {
@@ -165,7 +165,7 @@ func call[T any](ctx context.Context, c Control, method, path string, body any) 
 	return out, nil
 }
 
-// answerError is the error of the server's side, of the same kind.
+// answerError turns an error answer into an error of the same kind.
 func answerError(status int, data []byte) error {
 	var in errorAnswer
 	if json.Unmarshal(data, &in) != nil || in.Error == "" {

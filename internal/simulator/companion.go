@@ -21,13 +21,13 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator/passkey"
 )
 
-// Pairing with a passkey (FaultPasskey). After a scan, or a code that was typed, the
-// server asks for the account's passkey. The client gives its answer together with a
-// commitment to an ephemeral key (passkey_prologue). The phone answers with a key of its
-// own (crsc_continuation), and the client opens its commitment (companion_nonce). Both
-// now share a key and a code that a person can compare. Under that key the client sends
-// its keys and a new adv secret (encrypted_pairing_request), and from there on it is a
-// scan. The layouts are those of whatsmeow's pair-passkey.go.
+// Pairing with a passkey (FaultPasskey). After a scan, or after a code was typed, the
+// server asks for the account's passkey. The client sends its answer together with a
+// commitment to an ephemeral key (passkey_prologue). The phone answers with its own key
+// (crsc_continuation), and the client opens its commitment (companion_nonce). Both
+// now share a key and a code that a person can compare. Encrypted with that key, the
+// client sends its keys and a new adv secret (encrypted_pairing_request). The remaining
+// steps are those of a scan. The layouts are those of whatsmeow's pair-passkey.go.
 
 const (
 	passkeyTimeout = 10 * time.Minute
@@ -55,8 +55,8 @@ type companion struct {
 	code       string
 }
 
-// AnswerPasskey is what a browser gives for a request, on WhatsApp's page, when the
-// account with that phone number has the passkey.
+// AnswerPasskey returns the answer of a browser on WhatsApp's page to a request for the
+// passkey of the account with that phone number.
 func (s *Server) AnswerPasskey(phone string, request []byte) ([]byte, error) {
 	phone, err := parsePhone(phone)
 	if err != nil {
@@ -97,7 +97,7 @@ func (s *Server) askPasskey(adv [32]byte, p *pairing, found *scan) error {
 	return nil
 }
 
-// answerPairingGet answers what a client asks while its passkey is asked for.
+// answerPairingGet answers a client's requests while the server waits for its passkey.
 func (c *conn) answerPairingGet(iq *waBinary.Node) (reply, bool) {
 	m := c.companion()
 	if m == nil {
@@ -116,7 +116,7 @@ func (c *conn) answerPairingGet(iq *waBinary.Node) (reply, bool) {
 	return reply{}, false
 }
 
-// answerPairingSet takes the client's steps of a pairing by code or with a passkey.
+// answerPairingSet handles the client's steps of a pairing by code or with a passkey.
 func (c *conn) answerPairingSet(iq *waBinary.Node) (reply, bool) {
 	m := c.companion()
 	for tag, take := range map[string]func(*conn, *companion, *waBinary.Node) reply{
@@ -140,9 +140,9 @@ func (c *conn) companion() *companion {
 	return c.pairing.companion
 }
 
-// refusePasskey counts an answer that WhatsApp does not accept.
-func (c *conn) refusePasskey(why string) reply {
-	c.srv.log.Info("Refused the answer of a passkey", "why", why)
+// refusePasskey logs and refuses an answer that WhatsApp does not accept.
+func (c *conn) refusePasskey(reason string) reply {
+	c.srv.log.Info("Refused the answer of a passkey", "reason", reason)
 	return reply{code: 401, text: "not-authorized"}
 }
 
@@ -262,8 +262,8 @@ func (c *conn) encryptedPairingRequest(m *companion, node *waBinary.Node) reply 
 	}}
 }
 
-// ConfirmationCode is what the phone with that number shows while a device is linked with
-// its passkey; ErrNotNow: no exchange has come that far.
+// ConfirmationCode returns the code that the phone with that number shows while a device
+// is linked with its passkey. It returns ErrNotNow if no exchange has reached that step.
 func (s *Server) ConfirmationCode(phone string) (string, error) {
 	phone, err := parsePhone(strings.TrimSpace(phone))
 	if err != nil {

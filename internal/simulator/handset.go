@@ -23,8 +23,8 @@ import (
 // and never compare it.
 const handsetRegistration = 1
 
-// handset is the Signal part of a phone: its keys, and its sessions with the
-// linked devices of others and of its own. It is safe for use by any goroutine.
+// handset is the Signal part of a phone: its keys, and its sessions with its own
+// linked devices and those of others. It is safe for concurrent use.
 type handset struct {
 	mu   sync.Mutex
 	keys signalKeys
@@ -38,7 +38,7 @@ func newHandset(key *ecc.ECKeyPair) *handset {
 	}}
 }
 
-// bundle is what a client needs to write to this phone for the first time.
+// bundle returns the keys that a client needs to write to this phone for the first time.
 func (h *handset) bundle() ([]waBinary.Node, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -122,7 +122,7 @@ func (h *handset) decrypt(d *device, kind string, ciphertext []byte) ([]byte, er
 	return unpad(plaintext)
 }
 
-// pad adds 1 to 15 bytes that each say how many they are.
+// pad appends 1 to 15 bytes, each with their number as its value.
 func pad(plaintext []byte) []byte {
 	var b [1]byte
 	_, _ = rand.Read(b[:]) // never fails
@@ -142,7 +142,7 @@ func unpad(padded []byte) ([]byte, error) {
 	return padded[:len(padded)-int(padded[len(padded)-1])], nil
 }
 
-// signalKeys is libsignal's view of a handset. Sessions are kept serialized, so
+// signalKeys is libsignal's store of a handset. Sessions are kept serialized, so
 // that a decryption that fails changes nothing.
 type signalKeys struct {
 	identity   *identity.KeyPair
@@ -154,8 +154,8 @@ type signalKeys struct {
 
 var _ store.SignalProtocol = (*signalKeys)(nil)
 
-// errNotKept is what libsignal asks of a group's member or a maintainer of
-// keys, which a simulated phone is not.
+// errNotKept is returned for data that libsignal needs only for groups and for the
+// maintenance of keys; a simulated phone does neither.
 var errNotKept = errors.New("a simulated phone does not keep this")
 
 // GetIdentityKeyPair implements libsignal's store.
@@ -193,7 +193,7 @@ func (k *signalKeys) RemovePreKey(_ context.Context, id uint32) error {
 	return nil
 }
 
-// LoadSession implements libsignal's store: a fresh record where there is none.
+// LoadSession implements libsignal's store. It returns a new record if there is none.
 func (k *signalKeys) LoadSession(_ context.Context, address *protocol.SignalAddress) (*record.Session, error) {
 	serializer := waStore.SignalProtobufSerializer
 	raw := k.sessions[address.String()]

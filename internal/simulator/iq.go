@@ -9,16 +9,16 @@ import (
 	"go.mau.fi/whatsmeow/types"
 )
 
-// A question of a client (an iq) is answered with the children of a result, or
-// with an error. What no function here knows is answered with error 501, so that
-// no client waits for ever, and counted.
+// The server answers a client's request (an iq) with the children of a result, or
+// with an error. It answers unknown requests with error 501, so that no client waits
+// forever, and counts them.
 
 // reply is an answer; a code other than 0 makes it an error.
 type reply struct {
 	children []waBinary.Node
 	code     int
 	text     string
-	// after is done when the answer has been sent.
+	// after runs when the answer has been sent.
 	after func() error
 }
 
@@ -29,8 +29,8 @@ var (
 	notYours = reply{code: 403, text: "forbidden"}
 )
 
-// answers maps "namespace/type" to the function that answers; false is a
-// question that it does not know either. All of them need a login.
+// answers maps "namespace/type" to the function that answers; the function returns
+// false for a request that it does not know. All of them need a login.
 var answers = map[string]func(c *conn, iq *waBinary.Node) (reply, bool){
 	"encrypt/get":                 (*conn).answerKeys,
 	"encrypt/set":                 (*conn).answerUpload,
@@ -64,13 +64,13 @@ var answers = map[string]func(c *conn, iq *waBinary.Node) (reply, bool){
 	"fb:thrift_iq/get":            always(notFound), // the details of an order
 }
 
-// answersBeforeLogin is the same for a client that is not paired.
+// answersBeforeLogin is the same map for a client that is not paired.
 var answersBeforeLogin = map[string]func(c *conn, iq *waBinary.Node) (reply, bool){
 	"md/get": (*conn).answerPairingGet,
 	"md/set": (*conn).answerPairingSet,
 }
 
-// privacySettings are those of a new account.
+// privacySettings are the settings of a new account.
 var privacySettings = func() []waBinary.Node {
 	var out []waBinary.Node
 	for _, name := range []types.PrivacySettingType{
@@ -89,7 +89,7 @@ func always(r reply) func(*conn, *waBinary.Node) (reply, bool) {
 	return func(*conn, *waBinary.Node) (reply, bool) { return r, true }
 }
 
-// handleIQ answers a question, or takes the answer to one of ours.
+// handleIQ answers a request, or handles the answer to a request of the server.
 func (c *conn) handleIQ(iq *waBinary.Node) error {
 	kind, id, namespace := attribute(iq, "type"), attribute(iq, "id"), attribute(iq, "xmlns")
 	if kind == "result" || kind == "error" {
@@ -148,7 +148,7 @@ func (c *conn) handleIQ(iq *waBinary.Node) error {
 	return nil
 }
 
-// answerKeys counts a device's one-time keys, or hands out the keys of others.
+// answerKeys returns the number of a device's one-time keys, or the keys of others.
 func (c *conn) answerKeys(iq *waBinary.Node) (reply, bool) {
 	s := c.srv
 	if _, ok := iq.GetOptionalChildByTag("count"); ok {
@@ -172,7 +172,7 @@ func (c *conn) answerKeys(iq *waBinary.Node) (reply, bool) {
 	return result(waBinary.Node{Tag: "list", Content: list}), true
 }
 
-// keysOf is the bundle of a phone or of a linked device; nil without one.
+// keysOf returns the key bundle of a phone or of a linked device, or nil.
 func (s *Server) keysOf(jid types.JID) ([]waBinary.Node, error) {
 	s.mu.Lock()
 	a := s.accountOfLocked(jid)
@@ -198,7 +198,7 @@ func (s *Server) keysOf(jid types.JID) ([]waBinary.Node, error) {
 	return nodes, nil
 }
 
-// answerUpload takes the keys that others need to write to the device.
+// answerUpload stores the keys that others need to write to the device.
 func (c *conn) answerUpload(iq *waBinary.Node) (reply, bool) {
 	list, ok := iq.GetOptionalChildByTag("list")
 	if !ok {
@@ -226,7 +226,7 @@ func (c *conn) answerUpload(iq *waBinary.Node) (reply, bool) {
 	return done, true
 }
 
-// answerPassive begins the delivery of messages, or halts it.
+// answerPassive starts or stops the delivery of messages.
 func (c *conn) answerPassive(iq *waBinary.Node) (reply, bool) {
 	if _, ok := iq.GetOptionalChildByTag("active"); ok {
 		return reply{after: c.activate}, true
@@ -240,7 +240,7 @@ func (c *conn) answerPassive(iq *waBinary.Node) (reply, bool) {
 	return reply{}, false
 }
 
-// answerUsync says who is on WhatsApp, with which devices and which hidden number.
+// answerUsync returns which numbers are on WhatsApp, with their devices and LIDs.
 func (c *conn) answerUsync(iq *waBinary.Node) (reply, bool) {
 	question, ok := iq.GetOptionalChildByTag("usync")
 	if !ok {
@@ -265,7 +265,7 @@ func (c *conn) answerUsync(iq *waBinary.Node) (reply, bool) {
 				indices = append(indices, index)
 			}
 			if jid.Server != types.HiddenUserServer {
-				jid = a.jid() // whatever way of writing it was asked for
+				jid = a.jid() // the account's own number, even if the request has an alias
 			}
 		}
 		answer := waBinary.Attrs{"jid": jid}
@@ -300,7 +300,7 @@ func (c *conn) answerUsync(iq *waBinary.Node) (reply, bool) {
 					facts = append(facts, waBinary.Node{Tag: "lid", Attrs: waBinary.Attrs{"val": a.lidJID()}})
 				}
 			case "status", "picture", "business", "bot", "disappearing_mode", "username":
-				// No account has one.
+				// No account has any of these.
 			default:
 				c.srv.countUnknown("usync query " + wanted.Tag)
 			}
@@ -314,7 +314,7 @@ func (c *conn) answerUsync(iq *waBinary.Node) (reply, bool) {
 	}), true
 }
 
-// answerRemoveDevice unlinks the device that asks (a logout).
+// answerRemoveDevice unlinks the requesting device (a logout).
 func (c *conn) answerRemoveDevice(iq *waBinary.Node) (reply, bool) {
 	node, ok := iq.GetOptionalChildByTag("remove-companion-device")
 	if !ok {
@@ -331,8 +331,8 @@ func (c *conn) answerRemoveDevice(iq *waBinary.Node) (reply, bool) {
 	}}, true
 }
 
-// answerAppState says that nothing has changed in a collection of the phone's
-// settings; changes are taken and not kept.
+// answerAppState reports no changes in a collection of the phone's settings. It
+// accepts changes and does not store them.
 func (c *conn) answerAppState(iq *waBinary.Node) (reply, bool) {
 	sync, ok := iq.GetOptionalChildByTag("sync")
 	if !ok {
@@ -349,8 +349,8 @@ func (c *conn) answerAppState(iq *waBinary.Node) (reply, bool) {
 	return result(waBinary.Node{Tag: "sync", Content: collections}), true
 }
 
-// answerMediaConn names this server as the host for media. It stores none: the
-// point is that a client under test does not turn to WhatsApp's own hosts.
+// answerMediaConn names this server as the host for media. The server stores
+// no media; the answer keeps a client under test from using WhatsApp's own hosts.
 func (c *conn) answerMediaConn(iq *waBinary.Node) (reply, bool) {
 	if _, ok := iq.GetOptionalChildByTag("media_conn"); !ok {
 		return reply{}, false
@@ -366,7 +366,7 @@ func (c *conn) answerMediaConn(iq *waBinary.Node) (reply, bool) {
 	}), true
 }
 
-// answerGroups says that the account is in no group.
+// answerGroups returns no groups.
 func (c *conn) answerGroups(iq *waBinary.Node) (reply, bool) {
 	if _, ok := iq.GetOptionalChildByTag("participating"); ok {
 		return result(waBinary.Node{Tag: "groups"}), true
@@ -374,7 +374,7 @@ func (c *conn) answerGroups(iq *waBinary.Node) (reply, bool) {
 	return notFound, true
 }
 
-// answerBusiness is the empty profile of an account without a business.
+// answerBusiness returns the empty profile of an account without a business.
 func (c *conn) answerBusiness(iq *waBinary.Node) (reply, bool) {
 	profile, ok := iq.GetOptionalChildByTag("business_profile", "profile")
 	if !ok {
@@ -385,14 +385,14 @@ func (c *conn) answerBusiness(iq *waBinary.Node) (reply, bool) {
 	}}), true
 }
 
-// graphQL are the answers to questions by their ids (whatsmeow's newsletter.go and user.go).
-// For all others there is nothing.
+// graphQL maps the ids of queries to answers (whatsmeow's newsletter.go and user.go).
+// Other queries have no answer.
 var graphQL = map[string]string{
 	"9152604461510864": `{"data":{}}`,                                // sets the text about the account
 	"6388546374527196": `{"data":{"xwa2_newsletter_subscribed":[]}}`, // the channels that it follows
 }
 
-// answerGraphQL answers questions in GraphQL.
+// answerGraphQL answers GraphQL queries.
 func (c *conn) answerGraphQL(iq *waBinary.Node) (reply, bool) {
 	query, ok := iq.GetOptionalChildByTag("query")
 	if !ok {

@@ -10,20 +10,20 @@ import (
 	"go.mau.fi/whatsmeow/proto/waWa6"
 )
 
-// doubledTimeout is how long the older connection of a device may take to
-// answer a ping and still be called alive.
+// doubledTimeout is how long the older connection of a device may take to answer a
+// ping and still count as alive.
 const doubledTimeout = time.Second
 
-// maxDoubled bounds what is kept of doubled connections; Stats counts them all.
+// maxDoubled limits how many doubled connections are kept; Stats counts all of them.
 const maxDoubled = 1000
 
-// Doubled is a login of a device while its older connection was alive: it still
-// answered a websocket ping within a second, so a process was reading it. One
-// that was ending, stopped, unreachable or frozen does not count.
+// Doubled is a login of a device while its older connection was alive: the older one
+// still answered a websocket ping within a second, so a process was reading it. An
+// older connection that was ending, stopped, unreachable or frozen does not count.
 type Doubled struct {
 	Device string    `json:"device"`
 	At     time.Time `json:"at"`
-	// Older and Newer are the addresses the two connections came from.
+	// Older and Newer are the client addresses of the two connections.
 	Older string `json:"older"`
 	Newer string `json:"newer"`
 }
@@ -35,7 +35,7 @@ func (s *Server) Doubled() []Doubled {
 	return append([]Doubled{}, s.doubled...)
 }
 
-// login lets a paired client in, or says why not.
+// login accepts the login of a paired client, or refuses it with a reason.
 func (c *conn) login(payload *waWa6.ClientPayload) error {
 	s := c.srv
 	s.mu.Lock()
@@ -44,7 +44,7 @@ func (c *conn) login(payload *waWa6.ClientPayload) error {
 		d = a.devices[uint16(payload.GetDevice())]
 	}
 	if d != nil && d.noise != c.static {
-		d = nil // another client under its name, or the device before this one
+		d = nil // another client with the same JID, or an earlier device with this number
 	}
 	slow, isSlow := s.activeLocked(FaultSlowHandshake, d)
 	_, refuse := s.activeLocked(FaultRefuse, d)
@@ -55,7 +55,7 @@ func (c *conn) login(payload *waWa6.ClientPayload) error {
 	}
 	if refuse {
 		s.count(func(c *counts) { c.refused++ })
-		// A frame before the end: the library is not ready for a socket that closes
+		// Send a frame before the end: the library cannot handle a socket that closes
 		// right after the handshake (it sets its callbacks without a lock).
 		_ = c.send(waBinary.Node{Tag: "xmlstreamend"})
 		return errors.New("refused, as a fault says")
@@ -85,7 +85,7 @@ func (c *conn) login(payload *waWa6.ClientPayload) error {
 	if !d.lost.IsZero() {
 		d.away, d.lost = d.away+d.loggedIn.Sub(d.lost), time.Time{}
 	}
-	d.queue.next = 0 // what has no receipt is sent again
+	d.queue.next = 0 // stanzas without a receipt are sent again
 	s.counts.logins++
 	s.mu.Unlock()
 	if older != nil {
@@ -99,7 +99,7 @@ func (c *conn) login(payload *waWa6.ClientPayload) error {
 }
 
 // fail refuses a login with the fault's reason; see events.ConnectFailureReason
-// in whatsmeow for what each means to a client.
+// in whatsmeow for the meaning of each reason.
 func (c *conn) fail(f Fault) error {
 	attrs := waBinary.Attrs{"reason": strconv.Itoa(f.Reason), "location": "sim"}
 	if f.Reason == 402 {
@@ -109,14 +109,14 @@ func (c *conn) fail(f Fault) error {
 	c.srv.count(func(c *counts) { c.refused++ })
 	c.end(&waBinary.Node{Tag: "failure", Attrs: attrs})
 	for {
-		if err := c.next(func([]byte) error { return nil }); err != nil { // until the end comes
+		if err := c.next(func([]byte) error { return nil }); err != nil { // until the connection ends
 			return err
 		}
 	}
 }
 
-// displace ends a connection whose device has logged in again, and first finds
-// out whether anybody is still behind it.
+// displace ends a connection after its device has logged in again. Before that it
+// checks whether a process still reads the connection.
 func (c *conn) displace(newer *conn) {
 	s := c.srv
 	defer s.wg.Done()
@@ -133,13 +133,13 @@ func (c *conn) displace(newer *conn) {
 		})
 		s.doubled = s.doubled[max(0, len(s.doubled)-maxDoubled):]
 		s.mu.Unlock()
-		s.log.Info("Saw a doubled connection", "device", newer.device.jid().String(), "older", c.remote, "newer", newer.remote)
+		s.log.Info("Detected a doubled connection", "device", newer.device.jid().String(), "older", c.remote, "newer", newer.remote)
 	}
 	s.count(func(c *counts) { c.replaced++ })
 	c.end(streamError("replaced"))
 }
 
-// streamError is the last node of a connection, by the codes that a fault can name.
+// streamError returns the last node of a connection for a code of FaultStreamError.
 func streamError(code string) *waBinary.Node {
 	node := &waBinary.Node{Tag: "stream:error", Attrs: waBinary.Attrs{"code": code}}
 	switch code {

@@ -21,7 +21,7 @@ import (
 // DefaultContact is the sender of messages when none is named.
 const DefaultContact = "15550000001"
 
-// Message is what a device sent, as the phone of the recipient decrypted it.
+// Message is a message that a device sent, as the recipient's phone decrypted it.
 type Message struct {
 	ID     string `json:"id"`
 	Device string `json:"device"`
@@ -35,7 +35,7 @@ type Message struct {
 	Problem string `json:"problem,omitempty"`
 }
 
-// stanza is something for a device that it must acknowledge.
+// stanza is a node that a device must acknowledge.
 type stanza struct {
 	tag, id string
 	node    waBinary.Node
@@ -45,11 +45,11 @@ type stanza struct {
 	ignore int
 }
 
-// queue is what a device has not acknowledged, the oldest first. It is guarded
-// by Server.mu.
+// queue holds the stanzas that a device has not acknowledged, the oldest first. It is
+// guarded by Server.mu.
 type queue struct {
 	waiting []*stanza
-	// next is the first that has not been sent on the present connection.
+	// next is the index of the first stanza not yet sent on the present connection.
 	next int
 	// sent are the newest messages in plaintext, for devices that could not decrypt them.
 	sent []sentMessage
@@ -61,11 +61,11 @@ type sentMessage struct {
 	plaintext []byte
 }
 
-// maxSent bounds the plaintexts that are kept for a device; a client asks for a
-// message again at once or never.
+// maxSent limits the plaintexts that are kept for a device; a client asks for a
+// message again immediately or never.
 const maxSent = 64
 
-// messages counts the messages among what waits.
+// messages counts the messages among the waiting stanzas.
 func (q *queue) messages() int {
 	n := 0
 	for _, s := range q.waiting {
@@ -76,7 +76,7 @@ func (q *queue) messages() int {
 	return n
 }
 
-// remove takes out what has been acknowledged; false if it is not there.
+// remove removes an acknowledged stanza. It returns false if there is none.
 func (q *queue) remove(tag, id string, force bool) bool {
 	i := slices.IndexFunc(q.waiting, func(s *stanza) bool { return s.tag == tag && s.id == id })
 	if i < 0 {
@@ -88,7 +88,7 @@ func (q *queue) remove(tag, id string, force bool) bool {
 	}
 	if i == 0 {
 		q.waiting[0] = nil
-		q.waiting = q.waiting[1:] // in order, nearly always
+		q.waiting = q.waiting[1:] // the usual case: acknowledged in order
 	} else {
 		q.waiting = slices.Delete(q.waiting, i, i+1)
 	}
@@ -98,7 +98,7 @@ func (q *queue) remove(tag, id string, force bool) bool {
 	return true
 }
 
-// enqueue adds a stanza for a device and sends it if the device is there.
+// enqueue adds a stanza for a device and sends it if the device is connected.
 func (s *Server) enqueue(d *device, st *stanza) {
 	s.mu.Lock()
 	st.queued = s.clock.Now()
@@ -107,8 +107,8 @@ func (s *Server) enqueue(d *device, st *stanza) {
 	s.deliver(d)
 }
 
-// deliver sends a device what has not been sent on its present connection, in
-// order. What then has no receipt waits for the next login.
+// deliver sends a device, in order, the stanzas that have not been sent on its
+// present connection. Stanzas without a receipt are sent again at the next login.
 func (s *Server) deliver(d *device) {
 	d.delivering.Lock()
 	defer d.delivering.Unlock()
@@ -132,12 +132,12 @@ func (s *Server) deliver(d *device) {
 		st.sent = true
 		s.mu.Unlock()
 		if c.send(node) != nil {
-			return // the reader notices as well and ends the connection
+			return // the reader sees the failure too and ends the connection
 		}
 	}
 }
 
-// activate begins the delivery of messages to a connection, as a client asks
+// activate starts the delivery of messages to a connection, which a client requests
 // after its login.
 func (c *conn) activate() error {
 	d := c.device
@@ -158,11 +158,11 @@ func (c *conn) activate() error {
 	}}})
 }
 
-// Send lets a contact write a text to a device, encrypted with the device's own
+// Send sends a text from a contact to a device, encrypted with the device's own
 // keys, and returns the message's id. The contact is named by its phone number
-// and made if it does not exist ([DefaultContact] if from is empty). A device
-// that is away gets the message at its next login, and every message again at
-// each login until it sends a receipt.
+// and created if it does not exist ([DefaultContact] if from is empty). A device
+// that is not connected gets the message at its next login. Each message is sent
+// again at each login until the device sends a receipt.
 func (s *Server) Send(ctx context.Context, deviceName, from, text string) (string, error) {
 	if err := ctx.Err(); err != nil {
 		return "", err
@@ -186,9 +186,9 @@ func (s *Server) Send(ctx context.Context, deviceName, from, text string) (strin
 	return s.sendTo(d, sender, message)
 }
 
-// push encrypts a message of a contact and queues it. A count says that it is
-// the answer to the device's count-th request to have it again; such a message
-// begins a new session.
+// push encrypts a message of a contact and queues it. With a count it answers the
+// device's count-th request to send the message again; such a message begins a new
+// session.
 func (s *Server) push(d *device, sender *account, id string, plaintext []byte, count string, ignore int) error {
 	low := false
 	kind, ciphertext, err := sender.handset.encrypt(d, plaintext, func() *prekey.Bundle {
@@ -233,7 +233,7 @@ func (s *Server) push(d *device, sender *account, id string, plaintext []byte, c
 // malformedGroup is the group of the messages with a malformed sender key.
 var malformedGroup = types.NewJID("120363000000000001", types.GroupServer)
 
-// emptyKeys is an encrypted message whose keys are there, but empty.
+// emptyKeys is an encrypted message whose keys are present, but empty.
 func emptyKeys() ([]byte, error) {
 	content, err := proto.Marshal(&serialize.PreKeySignalMessage{
 		RegistrationId: proto.Uint32(1), PreKeyId: proto.Uint32(1), SignedPreKeyId: proto.Uint32(1),
@@ -242,10 +242,10 @@ func emptyKeys() ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode a malformed message: %w", err)
 	}
-	return append([]byte{3<<4 | 3}, content...), nil // the version, twice
+	return append([]byte{3<<4 | 3}, content...), nil // the version, in both halves of the byte
 }
 
-// askForPreKeys informs a device that its one-time keys run out.
+// askForPreKeys informs a device that few of its one-time keys are left.
 func (s *Server) askForPreKeys(d *device) {
 	id := newID()
 	s.enqueue(d, &stanza{tag: "notification", id: id, node: waBinary.Node{
@@ -255,7 +255,7 @@ func (s *Server) askForPreKeys(d *device) {
 	}})
 }
 
-// handleAck takes an acknowledgement.
+// handleAck handles an acknowledgement.
 func (c *conn) handleAck(node *waBinary.Node) {
 	if c.device == nil {
 		return
@@ -265,8 +265,8 @@ func (c *conn) handleAck(node *waBinary.Node) {
 	c.srv.mu.Unlock()
 }
 
-// handleReceipt takes the receipt of one or more messages, and passes it on when
-// the sender is a linked device.
+// handleReceipt handles the receipt of one or more messages, and forwards it if the
+// sender is a linked device.
 func (c *conn) handleReceipt(node *waBinary.Node) error {
 	d := c.device
 	if d == nil {
@@ -312,7 +312,7 @@ func (c *conn) handleReceipt(node *waBinary.Node) error {
 	return c.send(waBinary.Node{Tag: "ack", Attrs: ack})
 }
 
-// retry is the contact's answer to a device that could not decrypt a message: it
+// retry handles the receipt of a device that could not decrypt a message. The contact
 // encrypts the message again in a new session, unless the contact is offline.
 func (s *Server) retry(d *device, receipt *waBinary.Node) error {
 	id := attribute(receipt, "id")
@@ -329,13 +329,13 @@ func (s *Server) retry(d *device, receipt *waBinary.Node) error {
 	message := d.queue.sent[i]
 	ignore := 0
 	if d.queue.remove("message", id, true) {
-		ignore = 1 // the client acknowledges what it could not read, and that ack is still to come
+		ignore = 1 // the client also acknowledges the message that it could not read, and that ack arrives later
 	}
 	s.mu.Unlock()
 	return s.push(d, message.from, id, message.plaintext, count, ignore)
 }
 
-// part is one of the copies that a message is encrypted in.
+// part is one encrypted copy of a message.
 type part struct {
 	to  types.JID
 	enc waBinary.Node
@@ -354,8 +354,8 @@ func parts(node *waBinary.Node) []part {
 	return out
 }
 
-// handleMessage takes a message from a device: phones decrypt their copies,
-// other linked devices get theirs, the device gets its acknowledgement.
+// handleMessage handles a message from a device: phones decrypt their copies, other
+// linked devices receive theirs, and the device receives an acknowledgement.
 func (c *conn) handleMessage(node *waBinary.Node) error {
 	d, s := c.device, c.srv
 	if d == nil {
@@ -398,7 +398,7 @@ func (c *conn) handleMessage(node *waBinary.Node) error {
 			}
 		}
 	}
-	if attribute(node, "category") != "peer" { // those are for the account's own phone
+	if attribute(node, "category") != "peer" { // peer messages are for the account's own phone
 		s.mu.Lock()
 		s.counts.received++
 		d.received = append(d.received, message)
@@ -418,7 +418,7 @@ func (c *conn) handleMessage(node *waBinary.Node) error {
 	return nil
 }
 
-// readMessage decrypts a copy and takes the text out of it.
+// readMessage decrypts a copy and returns its text.
 func readMessage(h *handset, from *device, kind string, ciphertext []byte) (string, error) {
 	plaintext, err := h.decrypt(from, kind, ciphertext)
 	if err != nil {
@@ -429,7 +429,7 @@ func readMessage(h *handset, from *device, kind string, ciphertext []byte) (stri
 		return "", fmt.Errorf("decode a message: %w", err)
 	}
 	inner := &m
-	if sent := m.GetDeviceSentMessage(); sent != nil { // what a device sends to the account's own phone
+	if sent := m.GetDeviceSentMessage(); sent != nil { // the copy for the account's own phone
 		inner = sent.GetMessage()
 	}
 	if text := inner.GetConversation(); text != "" {
@@ -438,7 +438,7 @@ func readMessage(h *handset, from *device, kind string, ciphertext []byte) (stri
 	return inner.GetExtendedTextMessage().GetText(), nil
 }
 
-// forward passes a copy on to another linked device.
+// forward sends a copy to another linked device.
 func (s *Server) forward(from, to *device, node *waBinary.Node, p part) {
 	s.mu.Lock()
 	name := from.account.name
@@ -460,7 +460,7 @@ func (s *Server) forward(from, to *device, node *waBinary.Node, p part) {
 }
 
 // Received lists the messages that a device sent, the oldest first, at most the
-// newest 1,000 of a device; without a device those of all.
+// newest 1,000 of a device; without a device, the messages of all devices.
 func (s *Server) Received(deviceName string) ([]Message, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -498,7 +498,7 @@ func cloneNode(n waBinary.Node) waBinary.Node {
 	return n
 }
 
-// newID is an id as phones make them: 32 hexadecimal digits.
+// newID returns an id in the format of phones: 32 hexadecimal digits.
 func newID() string {
 	var b [16]byte
 	_, _ = rand.Read(b[:]) // never fails

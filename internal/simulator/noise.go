@@ -28,8 +28,8 @@ const (
 	leafSerial         = 2
 )
 
-// authority is who the server is in the Noise handshake: its static key, and
-// the chain that proves it, signed by a root that the client is told.
+// authority is the server's identity in the Noise handshake: its static key, and
+// the certificate chain for it, signed by a root that the client is configured with.
 type authority struct {
 	root   [32]byte
 	static *ecdh.PrivateKey
@@ -37,7 +37,7 @@ type authority struct {
 }
 
 // newAuthority makes the chain root → intermediate → leaf. Without rootKey (32
-// bytes, a Curve25519 private key) the root is new as well.
+// bytes, a Curve25519 private key) it generates the root too.
 func newAuthority(rootKey *[32]byte, now time.Time) (*authority, error) {
 	root, err := ecc.GenerateKeyPair()
 	if err != nil {
@@ -84,9 +84,9 @@ func newAuthority(rootKey *[32]byte, now time.Time) (*authority, error) {
 	return &authority{root: root.PublicKey().PublicKey(), static: static, chain: chain}, nil
 }
 
-// responder is the state of Noise_XX_25519_AESGCM_SHA256 on the side that is
-// connected to (noiseprotocol.org, section 7.5). The library's NoiseHandshake
-// plays the initiator only.
+// responder is the state of the responder in Noise_XX_25519_AESGCM_SHA256
+// (noiseprotocol.org, section 7.5). The library's NoiseHandshake implements only the
+// initiator.
 type responder struct {
 	hash      [32]byte
 	salt      []byte
@@ -97,7 +97,7 @@ type responder struct {
 
 func newResponder() *responder {
 	h := &responder{salt: []byte(socket.NoiseStartPattern)}
-	copy(h.hash[:], socket.NoiseStartPattern) // 32 bytes, so it is its own hash
+	copy(h.hash[:], socket.NoiseStartPattern) // not hashed, because it is 32 bytes long
 	h.mixHash(socket.WAConnHeader)
 	return h
 }
@@ -163,7 +163,7 @@ func nonce(n uint32) []byte {
 	return iv
 }
 
-// errHandshake is a client that does not keep to the handshake.
+// errHandshake means that a client does not follow the handshake.
 var errHandshake = errors.New("not a valid noise handshake")
 
 // hello answers the client's first message.
@@ -194,8 +194,8 @@ func (h *responder) hello(a *authority, message []byte) ([]byte, error) {
 	}})
 }
 
-// finish reads the client's second message: its static key, what it has to say
-// about itself, and the keys of the two directions.
+// finish reads the client's second message. It returns the client's static key, its
+// payload, and the keys of the two directions.
 func (h *responder) finish(message []byte) (static [32]byte, payload *waWa6.ClientPayload, read, write cipher.AEAD, err error) {
 	fail := func(err error) ([32]byte, *waWa6.ClientPayload, cipher.AEAD, cipher.AEAD, error) {
 		return [32]byte{}, nil, nil, nil, fmt.Errorf("%w: %w", errHandshake, err)

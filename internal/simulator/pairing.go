@@ -27,8 +27,8 @@ import (
 const refCount = 6
 
 // A ref is "2@" and the base64 of 66 bytes, as long as WhatsApp's own: the
-// pairing's id, the ref's index, and a proof that it is ours. So nothing has to
-// be kept for each ref.
+// pairing's id, the ref's index, and a proof that this server made it. So the server
+// stores nothing for each ref.
 const (
 	refPrefix = "2@"
 	refLength = 66
@@ -51,7 +51,7 @@ type pairing struct {
 	// retired is the secret of the code that was scanned and retired.
 	retired [32]byte
 	link    *linkCode // nil unless the client shows a code to type
-	// companion is the exchange about the account's passkey; nil: there is none.
+	// companion is the exchange about the account's passkey, or nil.
 	companion *companion
 }
 
@@ -71,7 +71,7 @@ func (s *Server) ref(id pairingID, index byte) string {
 	return refPrefix + base64.StdEncoding.EncodeToString(proof.Sum(raw)[:refLength])
 }
 
-// refParts is the reverse of ref; false for what ref did not make.
+// refParts is the reverse of ref. It returns false if ref did not make the text.
 func (s *Server) refParts(ref string) (id pairingID, index byte, ok bool) {
 	raw, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(ref, refPrefix))
 	if err != nil || len(raw) != refLength {
@@ -82,7 +82,7 @@ func (s *Server) refParts(ref string) (id pairingID, index byte, ok bool) {
 	return id, index, hmac.Equal([]byte(ref), []byte(s.ref(id, index)))
 }
 
-// expiry is when the ref with that index is no longer accepted.
+// expiry returns the time from which the ref with that index is no longer accepted.
 func (s *Server) expiry(p *pairing, index byte) time.Time {
 	return p.started.Add(time.Duration(3+int(index)) * s.opts.RefLifetime)
 }
@@ -120,19 +120,19 @@ func (c *conn) offerCodes(data *waWa6.ClientPayload_DevicePairingRegistrationDat
 	})
 }
 
-// code is what a QR code says.
+// code is the content of a QR code.
 type code struct {
 	ref                  string
 	noise, identity, adv [32]byte
 }
 
 // codePrefix begins a code: a phone's camera opens it as a link. Clients until 2025 showed
-// what follows it alone, without the client's type at the end.
+// the code without this prefix and without the client's type at the end.
 const codePrefix = "https://wa.me/settings/linked_devices#"
 
 // parseCode reads "PREFIXref,noise,identity,adv,type", or "ref,noise,identity,adv" of older
-// clients, the keys in base64. Its errors never quote the code: with it anybody can take
-// the account.
+// clients, the keys in base64. Its errors never quote the code: anyone who has it can link
+// a device to the account.
 func parseCode(qr string) (code, error) {
 	text, today := strings.CutPrefix(strings.TrimSpace(qr), codePrefix)
 	parts := strings.Split(text, ",")
@@ -155,14 +155,15 @@ func parseCode(qr string) (code, error) {
 }
 
 // Scan does what a phone does with a client's QR code: it links the client to
-// the account with that phone number (digits with the country code; one is made
-// up if it is empty), and returns the JID of the new device. It waits for the
-// client's own signature, until ctx ends. Each code of a client counts, from
-// when the client is offered it until its time is over. With FaultPasskey it returns when the
-// account's passkey was asked for.
+// the account with that phone number (digits with the country code; if it is
+// empty, the server chooses one), and returns the JID of the new device. It waits for
+// the client's own signature, until ctx ends. Each code of a client is valid from the
+// time when the client receives it until it expires. With FaultPasskey, Scan returns
+// when the server has asked for the account's passkey.
 //
-// A code that is none is ErrBadInput; one that has expired, was scanned before
-// or whose client is gone is ErrNotNow, as is a client that refuses the pairing.
+// A malformed code is ErrBadInput. A code that has expired, was scanned before or
+// belongs to a client that has disconnected is ErrNotNow, as is a client that refuses
+// the pairing.
 func (s *Server) Scan(ctx context.Context, qr, phone string) (string, error) {
 	c, err := parseCode(qr)
 	if err != nil {
@@ -187,8 +188,8 @@ func (s *Server) Scan(ctx context.Context, qr, phone string) (string, error) {
 	return s.complete(ctx, c.adv, p, found)
 }
 
-// retire does what FaultRetireCode says with a code that is scanned, once for each secret:
-// the code that the client shows then is accepted.
+// retire applies FaultRetireCode to a scanned code, once for each pairing: the code
+// that the client shows next is accepted.
 func (s *Server) retire(c code, id pairingID) error {
 	_, wanted := s.active(FaultRetireCode, nil)
 	s.mu.Lock()
@@ -219,8 +220,8 @@ func (s *Server) retire(c code, id pairingID) error {
 	return fmt.Errorf("%w: this QR code is retired: scan the one that the client shows next", ErrNotNow)
 }
 
-// complete tells a client who it is from now on, and waits until it has agreed. Where the
-// account's passkey is asked for it does not wait: a person has to answer.
+// complete sends a client its identity, and waits until the client has accepted it. If the
+// server asks for the account's passkey, it does not wait, because a person has to answer.
 func (s *Server) complete(ctx context.Context, adv [32]byte, p *pairing, found *scan) (string, error) {
 	if _, wanted := s.active(FaultPasskey, nil); wanted {
 		if err := s.askPasskey(adv, p, found); err != nil {
@@ -256,7 +257,7 @@ func (s *Server) complete(ctx context.Context, adv [32]byte, p *pairing, found *
 	}
 }
 
-// beginScan finds who offered the code and gives the client its account and number.
+// beginScan finds the client that showed the code and assigns it an account and a device number.
 func (s *Server) beginScan(c code, id pairingID, index byte, phone string) (*pairing, *scan, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -279,7 +280,7 @@ func (s *Server) beginScan(c code, id pairingID, index byte, phone string) (*pai
 	return p, found, err
 }
 
-// newScanLocked gives a client the next number of an account. The caller holds s.mu.
+// newScanLocked assigns a client the next device number of an account. The caller holds s.mu.
 func (s *Server) newScanLocked(p *pairing, a *account) (*scan, error) {
 	number, err := a.newIndexLocked()
 	if err != nil {
@@ -299,7 +300,7 @@ func (s *Server) newScanLocked(p *pairing, a *account) (*scan, error) {
 
 // sign makes the phone's answer to a code: the device's identity, signed by the
 // account, under an HMAC with the adv secret that only the code holds. The layout is
-// that which whatsmeow verifies (pair.go, handlePair).
+// the one that whatsmeow verifies (pair.go, handlePair).
 func (s *Server) sign(adv [32]byte, p *pairing, found *scan) (waBinary.Node, error) {
 	private := found.account.identity.PrivateKey()
 	public := found.account.identity.PublicKey().PublicKey()
@@ -349,8 +350,8 @@ func (s *Server) sign(adv [32]byte, p *pairing, found *scan) (waBinary.Node, err
 	}, nil
 }
 
-// finishScan takes the client's answer to pair-success. When it is right the
-// device is linked, and the client is sent away to come back and log in.
+// finishScan handles the client's answer to pair-success. If the answer is valid, the
+// device is linked, and the server ends the connection so that the client logs in.
 func (c *conn) finishScan(iq *waBinary.Node, found *scan) {
 	if attribute(iq, "type") != "result" {
 		problem := iq.GetChildByTag("error")
@@ -382,6 +383,6 @@ func (c *conn) finishScan(iq *waBinary.Node, found *scan) {
 	c.srv.mu.Unlock()
 	c.srv.log.V(1).Info("Linked a device", "device", found.device.jid().String())
 	found.result <- nil
-	// "Restart required": the client comes back and logs in.
+	// "Restart required": the client reconnects and logs in.
 	c.end(&waBinary.Node{Tag: "stream:error", Attrs: waBinary.Attrs{"code": "515"}})
 }

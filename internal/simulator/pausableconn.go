@@ -6,11 +6,11 @@ import (
 	"time"
 )
 
-// pausableConn is a network connection that can be paused: while it is, nothing that
-// the peer sends arrives and nothing that we send leaves, as on a network whose
-// packets are lost. What is written meanwhile is sent after the resumption, as TCP
-// would send it again. It sits below TLS and the websocket, so that not even
-// their answers to pings and closes get through.
+// pausableConn is a network connection that can be paused: during a pause, no data
+// arrives from the peer and no data is sent to it, as on a network that loses all
+// packets. Data written during a pause is sent after it, as TCP would send it again.
+// It is below TLS and the websocket, so that their answers to pings and closes are
+// paused too.
 type pausableConn struct {
 	net.Conn
 
@@ -20,7 +20,7 @@ type pausableConn struct {
 	held    []byte
 }
 
-// pause reports whether the connection was not paused and not closed.
+// pause pauses the connection. It returns false if it was paused or closed already.
 func (p *pausableConn) pause() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -31,7 +31,7 @@ func (p *pausableConn) pause() bool {
 	return true
 }
 
-// resume reports whether the connection was paused.
+// resume ends a pause. It returns false if the connection was not paused.
 func (p *pausableConn) resume() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -39,7 +39,7 @@ func (p *pausableConn) resume() bool {
 		return false
 	}
 	if len(p.held) > 0 {
-		// A peer that does not read must not hold the lock that Close needs.
+		// Close needs the lock, so a peer that does not read must not block here.
 		_ = p.SetWriteDeadline(time.Now().Add(writeTimeout))
 		_, _ = p.Conn.Write(p.held)
 		_ = p.SetWriteDeadline(time.Time{})
@@ -56,7 +56,7 @@ func (p *pausableConn) paused() bool {
 	return p.resumed != nil
 }
 
-// Read hands over what arrives, after the resumption if it arrives during a pause.
+// Read returns received data; data that arrives during a pause only after the pause.
 func (p *pausableConn) Read(b []byte) (int, error) {
 	n, err := p.Conn.Read(b)
 	for {
@@ -73,7 +73,7 @@ func (p *pausableConn) Read(b []byte) (int, error) {
 	}
 }
 
-// Write sends b, or keeps it while the connection is paused.
+// Write sends b. During a pause it stores b, to be sent after the pause.
 func (p *pausableConn) Write(b []byte) (int, error) {
 	p.mu.Lock()
 	if p.resumed != nil && !p.closed {
@@ -100,7 +100,7 @@ func (p *pausableConn) Close() error {
 	return p.Conn.Close()
 }
 
-// pausableListener makes a pausableConn of every connection it accepts.
+// pausableListener wraps each accepted connection in a pausableConn.
 type pausableListener struct{ net.Listener }
 
 // Accept waits for the next connection.

@@ -24,46 +24,47 @@ import (
 // Pairing by a code that is typed on the phone. The client makes the code and
 // never sends it: it sends an ephemeral key that is encrypted with it
 // (companion_hello), and shows the code. The phone on which it is typed decrypts
-// that key and answers with one of its own, encrypted in the same way
+// that key and answers with its own key, encrypted in the same way
 // (primary_hello). The client then sends a bundle under the secret that the two
 // keys agree upon (companion_finish), which a phone opens only if the code was
-// right. Out of it comes the adv secret, which a QR code would have shown, and
-// from there on it is a scan. The layouts are those of whatsmeow's pair-code.go.
+// right. Both derive the adv secret from it, which a QR code would contain. The
+// remaining steps are those of a scan. The layouts are those of whatsmeow's pair-code.go.
 
 const (
-	// linkAlphabet is what a code is made of: base32 without 0, I, O and U.
+	// linkAlphabet holds the characters of a code: base32 without 0, I, O and U.
 	linkAlphabet   = "123456789ABCDEFGHJKLMNPQRSTVWXYZ"
 	linkCodeLength = 8
-	// linkIterations are the rounds from a code to a key.
+	// linkIterations is the number of PBKDF2 iterations that derive a key from a code.
 	linkIterations = 2 << 16
 	// A wrapped key is a salt, an initial vector and the encrypted key.
 	wrappedSalt, wrappedIV, wrappedLength = 32, 16, 80
 	// A wrapped bundle is a salt, a nonce, and the sealed bundle: the client's identity
 	// key, the phone's, and the randomness of the adv secret.
 	bundleSalt, bundleNonce, bundleLength = 32, 12, 3 * 32
-	// bundleInfo and advInfo are what the two keys are derived for.
+	// bundleInfo and advInfo are the HKDF info strings of the two keys.
 	bundleInfo = "link_code_pairing_key_bundle_encryption_key"
 	advInfo    = "adv_secret"
 )
 
-// browsers is what a client may call itself; WhatsApp refuses other names.
+// browsers matches the display names that WhatsApp accepts from a client.
 var browsers = regexp.MustCompile(`^(Chrome|Edge|Firefox|IE|Opera|Safari) \((Android|Linux|Mac OS|Ubuntu|Windows)\)$`)
 
-// linkCode is a code that a client shows, as far as anybody but the client knows it.
+// linkCode holds what the server knows of a code that a client shows; only the client
+// knows the code.
 type linkCode struct {
 	phone   string
 	ref     string
 	wrapped []byte // the client's ephemeral key
 	until   time.Time
 
-	// Guarded by Server.mu. entry takes the client's answer while a phone waits for it.
+	// Guarded by Server.mu. entry receives the client's answer while a phone waits for it.
 	entry chan finish
 }
 
 // finish is a client's companion_finish.
 type finish struct{ bundle, identity []byte }
 
-// answerLinkCode takes the client's two steps of a pairing by code.
+// answerLinkCode handles the client's two steps of a pairing by code.
 func (c *conn) answerLinkCode(iq *waBinary.Node) (reply, bool) {
 	node, ok := iq.GetOptionalChildByTag("link_code_companion_reg")
 	if !ok || c.pairing == nil {
@@ -79,8 +80,8 @@ func (c *conn) answerLinkCode(iq *waBinary.Node) (reply, bool) {
 	}
 }
 
-// companionHello takes note of a code. A newer code for the same number takes
-// the place of an older one, whichever client shows it.
+// companionHello records a code. A newer code for the same number replaces an older
+// one, even if another client shows it.
 func (c *conn) companionHello(node *waBinary.Node) reply {
 	s := c.srv
 	if f, ok := s.active(FaultRefuseCode, nil); ok {
@@ -106,10 +107,10 @@ func (c *conn) companionHello(node *waBinary.Node) reply {
 	})
 }
 
-// linkRefusals are WhatsApp's words for the codes of [FaultRefuseCode].
+// linkRefusals are WhatsApp's error texts for the codes of [FaultRefuseCode].
 var linkRefusals = map[int]string{400: "bad-request", 403: "forbidden", 404: "item-not-found", 429: "rate-overlimit", 503: "service-unavailable"}
 
-// companionFinish hands the client's bundle to the phone that waits for it.
+// companionFinish passes the client's bundle to the phone that waits for it.
 func (c *conn) companionFinish(node *waBinary.Node) reply {
 	f := finish{
 		bundle:   slices.Clone(content(node, "link_code_pairing_wrapped_key_bundle")),
@@ -137,7 +138,8 @@ func (s *Server) forgetCodeLocked(p *pairing) {
 }
 
 // parseLinkCode reads a code as people type it: in either case, with or without
-// the dash. Its error does not quote the code: with it anybody can take the account.
+// the dash. Its error does not quote the code: anyone who has it can link a device to
+// the account.
 func parseLinkCode(typed string) (string, error) {
 	typed = strings.ToUpper(strings.NewReplacer("-", "", " ", "").Replace(typed))
 	if len(typed) != linkCodeLength || strings.Trim(typed, linkAlphabet) != "" {
@@ -151,10 +153,10 @@ func parseLinkCode(typed string) (string, error) {
 // JID of the new device. As with [Server.Scan] it waits for the client until ctx
 // ends.
 //
-// What cannot be a code, and a code that is not the one shown, is ErrBadInput; the
-// right one may be typed after it. A code that has expired or was used, and a
-// number for which no client shows a code, is ErrNotNow: a code is for the phone
-// that the client named, and no other.
+// A malformed code, and a code other than the one shown, is ErrBadInput; the right
+// one may be typed afterwards. A code that has expired or was used, and a number for
+// which no client shows a code, is ErrNotNow: a code is valid only on the phone that
+// the client named.
 func (s *Server) EnterCode(ctx context.Context, phone, code string) (string, error) {
 	phone, err := parsePhone(phone)
 	if err != nil {
@@ -179,8 +181,8 @@ func (s *Server) EnterCode(ctx context.Context, phone, code string) (string, err
 	return s.complete(ctx, adv, p, found)
 }
 
-// beginEntry finds who shows a code for the number, and keeps others from typing
-// it at the same time.
+// beginEntry finds the client that shows a code for the number, and prevents a second
+// entry of the code at the same time.
 func (s *Server) beginEntry(phone string) (*pairing, *linkCode, *account, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -209,7 +211,7 @@ func (s *Server) endEntry(l *linkCode) {
 	l.entry = nil
 }
 
-// finishEntry gives the client its number, unless it was scanned meanwhile.
+// finishEntry assigns the client its device number, unless it was scanned meanwhile.
 func (s *Server) finishEntry(p *pairing, a *account) (*scan, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -219,10 +221,10 @@ func (s *Server) finishEntry(p *pairing, a *account) (*scan, error) {
 	return s.newScanLocked(p, a)
 }
 
-// agree exchanges keys with the client under the code, and returns the adv
-// secret that both have then.
+// agree exchanges keys with the client, encrypted with the code, and returns the adv
+// secret that both then have.
 func (s *Server) agree(ctx context.Context, p *pairing, l *linkCode, a *account, code string) (adv [32]byte, err error) {
-	// With a wrong code these are 32 random bytes, and neither side knows yet.
+	// With a wrong code these are 32 random bytes, which neither side can detect yet.
 	theirs, err := wrapKey(code, l.wrapped[:wrappedSalt], l.wrapped[wrappedSalt:wrappedSalt+wrappedIV], l.wrapped[wrappedSalt+wrappedIV:])
 	if err != nil {
 		return adv, err
@@ -280,11 +282,11 @@ func wrapKey(code string, salt, iv, key []byte) ([]byte, error) {
 	return out, nil
 }
 
-// errWrongCode is all that a phone learns of a code that is not the one shown.
+// errWrongCode is the only information that a phone gets about a wrong code.
 var errWrongCode = fmt.Errorf("%w: this is not the code that the client shows for this number", ErrBadInput)
 
-// openBundle opens what the client has sent under the agreed secret, and derives
-// the adv secret from it.
+// openBundle decrypts the client's bundle with the agreed secret, and derives the adv
+// secret from it.
 func openBundle(answer finish, ours *ecdh.PrivateKey, theirs []byte, a *account, p *pairing) (adv [32]byte, err error) {
 	if len(answer.bundle) <= bundleSalt+bundleNonce || len(answer.identity) != len(p.identity) {
 		return adv, fmt.Errorf("%w: the client's keys are malformed", ErrNotNow)
@@ -330,7 +332,7 @@ func openBundle(answer finish, ours *ecdh.PrivateKey, theirs []byte, a *account,
 	return [32]byte(secret), nil
 }
 
-// agreeUpon is X25519.
+// agreeUpon computes the X25519 shared secret.
 func agreeUpon(private *ecdh.PrivateKey, public []byte) ([]byte, error) {
 	key, err := ecdh.X25519().NewPublicKey(public)
 	if err != nil {
@@ -339,8 +341,8 @@ func agreeUpon(private *ecdh.PrivateKey, public []byte) ([]byte, error) {
 	return private.ECDH(key)
 }
 
-// text is the content of a node that holds text: the wire packs what is short or
-// common, so that it comes as a string.
+// text returns the text of a node. The encoding packs short or common texts, and the
+// decoder returns those as a string instead of bytes.
 func text(node *waBinary.Node) string {
 	switch value := node.Content.(type) {
 	case []byte:

@@ -10,11 +10,11 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// What tests of a client play to it: nodes that this server would never send by itself.
+// Methods for tests of a client: they send nodes that this server never sends on its own.
 
-// Play sends a frame with that plaintext (a flag byte and an encoded node, or what looks
-// like them) to a device's connection, or, without a device, to each client that is not
-// paired. ErrNotNow: there is no connection.
+// Play sends a frame with that plaintext (a flag byte and an encoded node, possibly
+// malformed) to a device's connection or, without a device, to each client that is not
+// paired. It returns ErrNotNow if there is no connection.
 func (s *Server) Play(device string, plaintext []byte) error {
 	var conns []*conn
 	s.mu.Lock()
@@ -43,9 +43,9 @@ func (s *Server) Play(device string, plaintext []byte) error {
 	return errors.Join(errs...)
 }
 
-// AnswerWith has f answer the questions (iq) of all clients, until it is called again; nil:
-// the server's own answers. A node that f does not answer with one (nil) gets the
-// server's own. The question's id is put into the answer.
+// AnswerWith makes f answer the requests (iq) of all clients, until AnswerWith is called
+// again; nil restores the server's own answers. If f returns nil for a request, the server
+// answers it. AnswerWith sets the request's id in the answer.
 func (s *Server) AnswerWith(f func(question *waBinary.Node) (answer *waBinary.Node)) {
 	if f == nil {
 		s.script.Store(nil)
@@ -54,7 +54,7 @@ func (s *Server) AnswerWith(f func(question *waBinary.Node) (answer *waBinary.No
 	s.script.Store(&f)
 }
 
-// scripted is the answer that AnswerWith has for a question.
+// scripted returns the answer of AnswerWith's function to a request, or nil.
 func (s *Server) scripted(question *waBinary.Node) *waBinary.Node {
 	f := s.script.Load()
 	if f == nil {
@@ -70,8 +70,8 @@ func (s *Server) scripted(question *waBinary.Node) *waBinary.Node {
 	return answer
 }
 
-// SendMessage is [Server.Send] for any message. From may be the device's own phone too,
-// whose messages change a device's settings.
+// SendMessage is [Server.Send] for any message. From may also be the device's own phone,
+// whose messages change the device's settings.
 func (s *Server) SendMessage(ctx context.Context, device, from string, message *waE2E.Message) (string, error) {
 	if err := ctx.Err(); err != nil {
 		return "", err
@@ -83,7 +83,7 @@ func (s *Server) SendMessage(ctx context.Context, device, from string, message *
 	return s.sendTo(d, sender, message)
 }
 
-// correspondents are a device and the account that writes to it.
+// correspondents returns a device and the account that writes to it.
 func (s *Server) correspondents(device, from string) (*device, *account, error) {
 	if from == "" {
 		from = DefaultContact

@@ -9,7 +9,7 @@ type counts struct {
 	sent, redelivered, received, retries, undecryptable   int64
 }
 
-// Stats is the server in numbers; those in the lower part count since the start.
+// Stats are the server's counters; those from Logins on count since the start.
 type Stats struct {
 	// Connected counts the connections that are logged in, Pairing those that
 	// show a code.
@@ -40,11 +40,11 @@ type Stats struct {
 	// phone could not read.
 	Received      int64 `json:"received"`
 	Undecryptable int64 `json:"undecryptable"`
-	// Unknown are the questions that the simulator did not know, by name.
+	// Unknown counts the requests that the simulator did not know, by name.
 	Unknown map[string]int64 `json:"unknown"`
 }
 
-// Stats counts.
+// Stats returns the server's counters.
 func (s *Server) Stats() Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -77,7 +77,7 @@ func (s *Server) count(add func(*counts)) {
 	add(&s.counts)
 }
 
-// maxUnknown and maxName bound what a client can make the server remember.
+// maxUnknown and maxName limit how much a client can make the server store.
 const (
 	maxUnknown = 1000
 	maxName    = 100
@@ -91,5 +91,5 @@ func (s *Server) countUnknown(name string) {
 		name = "others"
 	}
 	s.unknown[name]++
-	s.log.V(1).Info("Received an unknown question", "name", name)
+	s.log.V(1).Info("Received an unknown request", "name", name)
 }

@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// certificateLife is far longer than any test runs; nothing renews it.
+// certificateLife is far longer than any test; the certificate is not renewed.
 const certificateLife = 10 * 365 * 24 * time.Hour
 
 // newTLS makes an authority and a certificate for hosts (names or addresses),

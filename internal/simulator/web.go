@@ -8,11 +8,11 @@ import (
 	"go.mau.fi/whatsmeow/store"
 )
 
-// page answers for WhatsApp's own page, of which clients read only the number of
-// the newest web version (GetLatestVersion of whatsmeow).
+// page serves a replacement of WhatsApp's page. Clients read only the number of the
+// newest web version from it (GetLatestVersion of whatsmeow).
 func (s *Server) page(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	_, _ = fmt.Fprintf(w, "<!DOCTYPE html><title>Simulated WhatsApp</title>\n<script>{\"client_revision\":%d,\"simulated\":true}</script>\n", s.WebVersion()) // the caller has gone
+	_, _ = fmt.Fprintf(w, "<!DOCTYPE html><title>Simulated WhatsApp</title>\n<script>{\"client_revision\":%d,\"simulated\":true}</script>\n", s.WebVersion()) // fails only if the client has closed the connection
 }
 
 // WebVersion is the version that the page names: the last of its three numbers.
@@ -22,7 +22,7 @@ func (s *Server) WebVersion() uint32 {
 	return s.webVersion
 }
 
-// SetWebVersion has the page name another version; 0 is the library's own again.
+// SetWebVersion sets the version that the page names; 0 restores the library's own.
 func (s *Server) SetWebVersion(version uint32) {
 	if version == 0 {
 		version = store.GetWAVersion()[2]
@@ -32,7 +32,7 @@ func (s *Server) SetWebVersion(version uint32) {
 	s.webVersion = version
 }
 
-// outdated looks for a fault that refuses clients as old as this one.
+// outdated reports whether a fault refuses clients of this version.
 func (s *Server) outdated(payload *waWa6.ClientPayload, d *device) bool {
 	f, ok := s.active(FaultMinVersion, d)
 	return ok && payload.GetUserAgent().GetAppVersion().GetTertiary() < f.Version

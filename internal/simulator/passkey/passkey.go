@@ -1,6 +1,5 @@
-// Package passkey is the passkey of a simulated WhatsApp account: the requests that
-// WhatsApp makes of it, the answers that a browser gives, and WhatsApp's verification of
-// them. The fields are those of WhatsApp's passkey_prologue_request (whatsmeow,
+// Package passkey implements the passkey of a simulated WhatsApp account: WhatsApp's
+// requests, the answers of a browser, and WhatsApp's verification of the answers. The fields are those of WhatsApp's passkey_prologue_request (whatsmeow,
 // types/passkey.go) and of Web Authentication Level 3.
 package passkey
 
@@ -26,15 +25,15 @@ import (
 const (
 	// RelyingParty is the domain that the passkeys of WhatsApp are for.
 	RelyingParty = "whatsapp.com"
-	// Origin is the page that may ask them.
+	// Origin is the page that may request them.
 	Origin = "https://web.whatsapp.com"
 	// userPresent and userVerified are flags of the authenticator data.
 	userPresent, userVerified = 0x01, 0x04
 )
 
-// Passkey is that of one account, with its private key. It is safe for concurrent use.
+// Passkey is the passkey of one account, with its private key. It is safe for concurrent use.
 type Passkey struct {
-	// ID is the credential's id, UserHandle what it says of the account.
+	// ID is the credential's id, UserHandle identifies the account.
 	ID, UserHandle []byte
 	// Key is on the P-256 curve.
 	Key *ecdsa.PrivateKey
@@ -70,7 +69,7 @@ type request struct {
 	Extensions       map[string]any `json:"extensions"`
 }
 
-// Request is the JSON of the options with which WhatsApp asks the passkey.
+// Request returns the JSON of the options with which WhatsApp requests the passkey.
 func (p *Passkey) Request(challenge []byte, timeout time.Duration) ([]byte, error) {
 	options, err := json.Marshal(request{
 		Challenge: encode(challenge), Timeout: timeout.Milliseconds(), RelyingParty: RelyingParty,
@@ -97,8 +96,8 @@ type assertionResponse struct {
 	UserHandle        string `json:"userHandle"`
 }
 
-// Answer is what a browser gives on that page for the request's options, as
-// PublicKeyCredential.toJSON writes it.
+// Answer returns the answer of a browser on that page to the request's options, in
+// the format of PublicKeyCredential.toJSON.
 func (p *Passkey) Answer(options []byte, origin string) ([]byte, error) {
 	var r request
 	if err := json.Unmarshal(options, &r); err != nil {
@@ -129,8 +128,8 @@ func (p *Passkey) Answer(options []byte, origin string) ([]byte, error) {
 	return answer, nil
 }
 
-// Verify verifies an answer as WhatsApp does: that this passkey has signed this
-// challenge, for WhatsApp, on WhatsApp's page, after the person was recognised.
+// Verify verifies an answer as WhatsApp does: this passkey must have signed this
+// challenge, for WhatsApp, on WhatsApp's page, after user verification.
 func (p *Passkey) Verify(challenge, answer []byte) error {
 	parsed, err := protocol.ParseCredentialRequestResponseBytes(answer)
 	if err != nil {
@@ -151,7 +150,7 @@ func (p *Passkey) Verify(challenge, answer []byte) error {
 	return nil
 }
 
-// publicKey is the public key as COSE writes it.
+// publicKey returns the public key in COSE format.
 func (p *Passkey) publicKey() ([]byte, error) {
 	point, err := p.Key.PublicKey.Bytes() // 4, x, y
 	if err != nil {
@@ -167,7 +166,7 @@ func (p *Passkey) publicKey() ([]byte, error) {
 	return key, nil
 }
 
-// detailed adds what the library keeps beside an error's text.
+// detailed adds the library's DevInfo to an error's text.
 func detailed(err error) error {
 	if e := (*protocol.Error)(nil); errors.As(err, &e) && e.DevInfo != "" {
 		return fmt.Errorf("%w (%s)", err, e.DevInfo)
