@@ -26,12 +26,12 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// testRoot is the root of every server of the tests: the client's idea of it is
-// a global variable.
+// testRoot is the root key of every test server: the client library keeps its root
+// in a global variable.
 var testRoot = [32]byte{1, 2, 3}
 
 func TestMain(m *testing.M) {
-	// Globals of the library, read by goroutines of its clients: set once, before the first.
+	// The library's clients read these global variables in goroutines: set them once, before the first client.
 	a, err := newAuthority(&testRoot, time.Now())
 	if err != nil {
 		panic(err)
@@ -40,24 +40,24 @@ func TestMain(m *testing.M) {
 	whatsmeow.KeepAliveIntervalMin = 100 * time.Millisecond
 	whatsmeow.KeepAliveIntervalMax = 200 * time.Millisecond
 	whatsmeow.KeepAliveResponseDeadline = 400 * time.Millisecond
-	// The library's reader of a socket stays for ever where a frame arrives after
-	// its consumer was stopped (socket/framesocket.go, frameComplete).
+	// The library's socket reader blocks forever if a frame arrives after its
+	// consumer was stopped (socket/framesocket.go, frameComplete).
 	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("go.mau.fi/whatsmeow/socket.(*FrameSocket).frameComplete"))
 }
 
-// patience is how long tests wait for what must happen.
-const patience = 20 * time.Second
+// waitTimeout is how long tests wait for an expected state.
+const waitTimeout = 20 * time.Second
 
 func wait(t *testing.T) *WithT {
 	t.Helper()
 	g := NewWithT(t)
-	g.SetDefaultEventuallyTimeout(patience)
+	g.SetDefaultEventuallyTimeout(waitTimeout)
 	g.SetDefaultEventuallyPollingInterval(5 * time.Millisecond)
 	return g
 }
 
 // serve runs a server until the end of the test, which fails if a client asked
-// it anything that it does not know.
+// it for something that it does not know.
 func serve(t *testing.T, change ...func(*Options)) *Server {
 	t.Helper()
 	g := wait(t)
@@ -71,20 +71,20 @@ func serve(t *testing.T, change ...func(*Options)) *Server {
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(ctx) }()
 	t.Cleanup(func() {
-		g.Expect(s.Stats().Unknown).To(BeEmpty(), "questions that the simulator does not know")
+		g.Expect(s.Stats().Unknown).To(BeEmpty(), "requests that the simulator does not know")
 		cancel()
 		g.Eventually(ended).Should(Receive(BeNil()))
 	})
 	return s
 }
 
-// client is a bare whatsmeow client, and what it has told.
+// client is a bare whatsmeow client that records its events.
 type client struct {
 	*whatsmeow.Client
 	mu     sync.Mutex
 	events []any
-	// deaf makes the handler refuse messages: then the client sends no receipt.
-	deaf bool
+	// noReceipts makes the handler refuse messages: then the client sends no receipt.
+	noReceipts bool
 }
 
 // newClient makes a client of s with that device.
@@ -97,7 +97,7 @@ func newClient(t *testing.T, s *Server, device *store.Device) *client {
 		defer c.mu.Unlock()
 		c.events = append(c.events, evt)
 		_, message := evt.(*events.Message)
-		return !message || !c.deaf
+		return !message || !c.noReceipts
 	})
 	transport := &http.Transport{}
 	if ca := s.CA(); ca != nil {
@@ -107,7 +107,7 @@ func newClient(t *testing.T, s *Server, device *store.Device) *client {
 	}
 	endpoint, err := url.Parse(s.Endpoint())
 	wait(t).Expect(err).NotTo(HaveOccurred())
-	h := &http.Client{Transport: redirected{to: endpoint, inner: transport}, Timeout: patience}
+	h := &http.Client{Transport: redirected{to: endpoint, inner: transport}, Timeout: waitTimeout}
 	c.SetPreLoginHTTPClient(h)
 	c.SetWebsocketHTTPClient(h)
 	c.SetMediaHTTPClient(h)
@@ -118,7 +118,7 @@ func newClient(t *testing.T, s *Server, device *store.Device) *client {
 	return c
 }
 
-// redirected sends requests for WhatsApp's hosts to another.
+// redirected sends requests for WhatsApp's hosts to another host.
 type redirected struct {
 	to    *url.URL
 	inner http.RoundTripper
@@ -132,7 +132,7 @@ func (r redirected) RoundTrip(request *http.Request) (*http.Response, error) {
 	return r.inner.RoundTrip(request)
 }
 
-// of are the events of one type that the client has told.
+// of returns the client's recorded events of one type.
 func of[T any](c *client) []T {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -158,10 +158,10 @@ func (c *client) forget() {
 	c.events = nil
 }
 
-func (c *client) setDeaf(deaf bool) {
+func (c *client) setNoReceipts(on bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.deaf = deaf
+	c.noReceipts = on
 }
 
 // codes connects a client that is not paired and waits for its QR codes.
@@ -192,7 +192,7 @@ func pair(t *testing.T, s *Server, c *client, phone string) *client {
 	return c
 }
 
-// texts are the messages that the client got.
+// texts returns the texts that the client received.
 func texts(c *client) []string {
 	var out []string
 	for _, m := range of[*events.Message](c) {
@@ -210,8 +210,8 @@ func (c *client) write(t *testing.T, to types.JID, text string) {
 	wait(t).Expect(err).NotTo(HaveOccurred())
 }
 
-// memory is a device's store in memory: SQLite takes most of a test's time
-// otherwise, and the simulator is what is tested here.
+// memory is a device's store in memory. SQLite would take most of a test's time, and
+// these tests are for the simulator only.
 type memory struct {
 	store.NoopStore
 	mu       sync.Mutex
@@ -294,7 +294,7 @@ func (m *memory) MigratePNToLID(_ context.Context, pn, lid types.JID) error {
 	return nil
 }
 
-// dropSessions forgets every Signal session, as a database of yesterday would.
+// dropSessions removes every Signal session, like a database restored from a backup.
 func (m *memory) dropSessions() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -303,7 +303,7 @@ func (m *memory) dropSessions() {
 
 func (m *memory) GetOrGenPreKeys(ctx context.Context, count uint32) ([]*keys.PreKey, error) {
 	var out []*keys.PreKey
-	for range min(count, 30) { // the client takes what it gets; 812 take their time
+	for range min(count, 30) { // the client accepts fewer keys; 812 take a long time
 		k, _ := m.GenOnePreKey(ctx)
 		out = append(out, k)
 	}

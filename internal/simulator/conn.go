@@ -114,7 +114,7 @@ var errEnded = errors.New("the connection was ended")
 // to use one after another. use must not keep the frame.
 func (c *conn) next(use func(frame []byte) error) error {
 	for {
-		// A context that cannot end costs the library no goroutine or timer; close ends the read.
+		// A context that cannot end costs the library nothing; close ends the read.
 		kind, r, err := c.ws.Reader(context.Background())
 		if err != nil {
 			return err

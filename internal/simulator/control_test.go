@@ -13,7 +13,7 @@ import (
 	"go.mau.fi/whatsmeow/types/events"
 )
 
-// Everything that the Go API does, another process can do.
+// Another process can use every function of the Go API.
 func TestControl(t *testing.T) {
 	g := wait(t)
 	s := serve(t)

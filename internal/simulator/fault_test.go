@@ -13,10 +13,10 @@ import (
 
 func d(x time.Duration) metav1.Duration { return metav1.Duration{Duration: x} }
 
-// Each fault, as the client sees it. Every row is tried for all, and for the
-// device by its name while another device notices nothing.
+// Each fault, as the client sees it. Every row runs for all devices, and for one named
+// device while another device is not affected.
 func TestFaultsOfAConnection(t *testing.T) {
-	back := func(t *testing.T, c *client) { // it comes back by itself
+	reconnects := func(t *testing.T, c *client) { // it reconnects automatically
 		wait(t).Eventually(func() []*events.Connected { return of[*events.Connected](c) }).ShouldNot(BeEmpty())
 	}
 	for _, row := range []struct {
@@ -26,7 +26,7 @@ func TestFaultsOfAConnection(t *testing.T) {
 	}{
 		{"drop", Fault{Kind: FaultDrop}, func(t *testing.T, _ *Server, c *client) {
 			first[*events.Disconnected](t, c)
-			back(t, c)
+			reconnects(t, c)
 		}},
 		{"freeze", Fault{Kind: FaultFreeze}, func(t *testing.T, s *Server, c *client) {
 			first[*events.KeepAliveTimeout](t, c)
@@ -50,19 +50,19 @@ func TestFaultsOfAConnection(t *testing.T) {
 			first[*events.KeepAliveRestored](t, c)
 		}},
 		{"515", Fault{Kind: FaultStreamError, Code: "515"}, func(t *testing.T, _ *Server, c *client) {
-			back(t, c)
+			reconnects(t, c)
 			wait(t).Expect(of[*events.Disconnected](c)).To(BeEmpty())
 		}},
 		{"503", Fault{Kind: FaultStreamError, Code: "503"}, func(t *testing.T, _ *Server, c *client) {
 			first[*events.Disconnected](t, c)
-			back(t, c)
+			reconnects(t, c)
 		}},
 		{"replaced", Fault{Kind: FaultStreamError, Code: "replaced"}, func(t *testing.T, _ *Server, c *client) {
 			first[*events.StreamReplaced](t, c)
 		}},
 		{"device removed", Fault{Kind: FaultStreamError, Code: "device_removed"}, func(t *testing.T, s *Server, c *client) {
 			wait(t).Expect(first[*events.LoggedOut](t, c).OnConnect).To(BeFalse())
-			wait(t).Expect(s.Devices()).To(HaveLen(1), "the other one")
+			wait(t).Expect(s.Devices()).To(HaveLen(1), "the other device")
 		}},
 		{"failure 401", Fault{Kind: FaultFailure, Reason: 401}, loggedOut(events.ConnectFailureLoggedOut)},
 		{"failure 403", Fault{Kind: FaultFailure, Reason: 403}, loggedOut(events.ConnectFailureMainDeviceGone)},
@@ -74,12 +74,12 @@ func TestFaultsOfAConnection(t *testing.T) {
 			first[*events.ClientOutdated](t, c)
 		}},
 		{"failure 503", Fault{Kind: FaultFailure, Reason: 503, For: d(time.Second)}, func(t *testing.T, s *Server, c *client) {
-			back(t, c)
+			reconnects(t, c)
 			wait(t).Expect(s.Stats().Refused).NotTo(BeZero())
 		}},
 		{"refuse for a time", Fault{Kind: FaultRefuse, For: d(time.Second)}, func(t *testing.T, s *Server, c *client) {
 			first[*events.Disconnected](t, c)
-			back(t, c)
+			reconnects(t, c)
 			wait(t).Expect(s.Stats().Refused).NotTo(BeZero())
 		}},
 	} {
@@ -120,7 +120,7 @@ func TestFaultsForAll(t *testing.T) {
 	g.Eventually(func() int { return s.Stats().Connected }).Should(Equal(2))
 }
 
-// TLS has nothing to say through a frozen link, and the server's end does not
+// TLS sends nothing through a frozen connection, and the end of the server does not
 // wait for it.
 func TestFreezeUnderTLS(t *testing.T) {
 	g := wait(t)
@@ -143,7 +143,7 @@ func TestFreezeUnderTLS(t *testing.T) {
 	g.Expect(err).NotTo(HaveOccurred())
 }
 
-// The slow faults hold the client until their time has come.
+// The slow faults delay the client by the configured time.
 func TestSlowFaults(t *testing.T) {
 	for _, row := range []struct {
 		name  string
@@ -184,7 +184,7 @@ func TestSlowFaults(t *testing.T) {
 	}
 }
 
-// handshakes counts the connections whose end is timed.
+// handshakes counts the connections with a running timer.
 func handshakes(s *Server) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -197,7 +197,7 @@ func handshakes(s *Server) int {
 	return n
 }
 
-// A slow server that is ended lets go of those who wait.
+// A slow server that ends releases the waiting clients.
 func TestEndDuringSlowFaults(t *testing.T) {
 	for _, kind := range []FaultKind{FaultSlowUpgrade, FaultSlowHandshake} {
 		t.Run(string(kind), func(t *testing.T) {
@@ -222,8 +222,8 @@ func TestEndDuringSlowFaults(t *testing.T) {
 	}
 }
 
-// The end of a pairing can be lost: then the client is paired and has no
-// connection, and nothing tells it.
+// The last node of a pairing can be lost: then the client is paired and has no
+// connection, and it receives no event for that.
 func TestLostEndOfPairing(t *testing.T) {
 	g := wait(t)
 	s := serve(t)
@@ -268,7 +268,7 @@ func TestBadFaults(t *testing.T) {
 		"malformed without a code":    {Kind: FaultMalformed},
 		"no minimum version":          {Kind: FaultMinVersion},
 		"a negative time":             {Kind: FaultMute, For: d(-1)},
-		"a device that is none":       {Kind: FaultDrop, Device: "nobody"},
+		"an invalid device name":      {Kind: FaultDrop, Device: "nobody"},
 		"a group":                     {Kind: FaultDrop, Device: "123@g.us"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -279,13 +279,13 @@ func TestBadFaults(t *testing.T) {
 	wait(t).Expect(s.Faults()).To(BeEmpty())
 }
 
-func TestStandingFaultsEnd(t *testing.T) {
+func TestLastingFaultsEnd(t *testing.T) {
 	g := wait(t)
 	clock := clocktesting.NewFakeClock(time.Now())
 	s := serve(t, func(o *Options) { o.Clock = clock })
 	for _, f := range []Fault{
 		{Kind: FaultMute, For: d(time.Minute)},
-		{Kind: FaultMute, For: d(time.Hour)}, // takes the place of the first
+		{Kind: FaultMute, For: d(time.Hour)}, // replaces the first
 		{Kind: FaultMute, Device: "15551234567"},
 		{Kind: FaultRefuse, For: d(time.Minute)},
 	} {

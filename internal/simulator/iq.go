@@ -242,11 +242,11 @@ func (c *conn) answerPassive(iq *waBinary.Node) (reply, bool) {
 
 // answerUsync returns which numbers are on WhatsApp, with their devices and LIDs.
 func (c *conn) answerUsync(iq *waBinary.Node) (reply, bool) {
-	question, ok := iq.GetOptionalChildByTag("usync")
+	request, ok := iq.GetOptionalChildByTag("usync")
 	if !ok {
 		return reply{}, false
 	}
-	query, list := question.GetChildByTag("query"), question.GetChildByTag("list")
+	query, list := request.GetChildByTag("query"), request.GetChildByTag("list")
 	users := []waBinary.Node{}
 	for _, user := range list.GetChildrenByTag("user") {
 		jid := jidAttribute(&user, "jid")
@@ -309,7 +309,7 @@ func (c *conn) answerUsync(iq *waBinary.Node) (reply, bool) {
 	}
 	return result(waBinary.Node{
 		Tag:     "usync",
-		Attrs:   waBinary.Attrs{"sid": attribute(&question, "sid"), "mode": attribute(&question, "mode"), "context": attribute(&question, "context"), "index": "0", "last": "true"},
+		Attrs:   waBinary.Attrs{"sid": attribute(&request, "sid"), "mode": attribute(&request, "mode"), "context": attribute(&request, "context"), "index": "0", "last": "true"},
 		Content: []waBinary.Node{{Tag: "result"}, {Tag: "list", Content: users}},
 	}), true
 }

@@ -131,8 +131,8 @@ type code struct {
 const codePrefix = "https://wa.me/settings/linked_devices#"
 
 // parseCode reads "PREFIXref,noise,identity,adv,type", or "ref,noise,identity,adv" of older
-// clients, the keys in base64. Its errors never quote the code: anyone who has it can link
-// a device to the account.
+// clients, the keys in base64. Its errors never quote the code: anyone who has it can take
+// over the account.
 func parseCode(qr string) (code, error) {
 	text, today := strings.CutPrefix(strings.TrimSpace(qr), codePrefix)
 	parts := strings.Split(text, ",")

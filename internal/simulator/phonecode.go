@@ -138,8 +138,8 @@ func (s *Server) forgetCodeLocked(p *pairing) {
 }
 
 // parseLinkCode reads a code as people type it: in either case, with or without
-// the dash. Its error does not quote the code: anyone who has it can link a device to
-// the account.
+// the dash. Its error does not quote the code: anyone who has it can take over the
+// account.
 func parseLinkCode(typed string) (string, error) {
 	typed = strings.ToUpper(strings.NewReplacer("-", "", " ", "").Replace(typed))
 	if len(typed) != linkCodeLength || strings.Trim(typed, linkAlphabet) != "" {

@@ -15,12 +15,12 @@ import (
 
 const (
 	codePhone = "15551234567"
-	// browser is a name that WhatsApp takes.
+	// browser is a display name that WhatsApp accepts.
 	browser = "Chrome (Linux)"
 )
 
-// shown connects a client that is not paired and has it show a code for the phone.
-func shown(t *testing.T, c *client, phone string) string {
+// showCode connects a client that is not paired and makes it show a code for the phone.
+func showCode(t *testing.T, c *client, phone string) string {
 	t.Helper()
 	codes(t, c)
 	code, err := c.PairPhone(t.Context(), phone, true, whatsmeow.PairClientChrome, browser)
@@ -28,7 +28,7 @@ func shown(t *testing.T, c *client, phone string) string {
 	return code
 }
 
-// wrong is a code of the right form that is not the one given.
+// wrong returns a different code in the right format.
 func wrong(code string) string {
 	first := "1"
 	if code[0] == '1' {
@@ -46,7 +46,7 @@ func TestPairingByCode(t *testing.T) {
 	t.Cleanup(inner.CloseIdleConnections)
 	control := Control{URL: s.ControlURL(), HTTP: &http.Client{Transport: inner}}
 	c := newClient(t, s, newDevice())
-	code := shown(t, c, "+"+codePhone)
+	code := showCode(t, c, "+"+codePhone)
 	g.Expect(code).To(MatchRegexp(`^[1-9A-HJ-NP-TV-Z]{4}-[1-9A-HJ-NP-TV-Z]{4}$`))
 
 	for range 2 {
@@ -55,9 +55,9 @@ func TestPairingByCode(t *testing.T) {
 		g.Expect(err).To(MatchError(ContainSubstring("not the code that the client shows")))
 	}
 	g.Expect(s.Devices()).To(BeEmpty())
-	g.Expect(of[*events.PairError](c)).To(BeEmpty(), "the client learns nothing of a wrong code")
+	g.Expect(of[*events.PairError](c)).To(BeEmpty(), "the client is not informed of a wrong code")
 
-	// In the way that people type.
+	// As people type it.
 	jid, err := control.EnterCode(t.Context(), "+"+codePhone, " "+strings.ToLower(strings.Replace(code, "-", " ", 1)))
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(jid).To(Equal(codePhone + ":1@s.whatsapp.net"))
@@ -78,7 +78,7 @@ func TestEnterCodeRefuses(t *testing.T) {
 	clock := clocktesting.NewFakeClock(time.Now())
 	s := serve(t, func(o *Options) { o.Clock, o.CodeLifetime = clock, time.Minute })
 	c := newClient(t, s, newDevice())
-	code := shown(t, c, codePhone)
+	code := showCode(t, c, codePhone)
 	for _, row := range []struct {
 		name, phone, code string
 		kind              error
@@ -88,7 +88,7 @@ func TestEnterCodeRefuses(t *testing.T) {
 		{"too short", codePhone, "WXYZ-987", ErrBadInput, "8 letters and digits"},
 		{"letters that no code has", codePhone, "OOOO-IIII", ErrBadInput, "8 letters and digits"},
 		{"a QR code", codePhone, "2@ref,noise,identity,adv", ErrBadInput, "8 letters and digits"},
-		{"a number that is none", "call me", code, ErrBadInput, "7 to 15 digits"},
+		{"an invalid number", "call me", code, ErrBadInput, "7 to 15 digits"},
 		{"no number", "", code, ErrBadInput, "7 to 15 digits"},
 		{"another phone", "15557654321", code, ErrNotNow, "no client shows a code for this number"},
 		{"another code", codePhone, wrong(code), ErrBadInput, "not the code that the client shows"},
@@ -104,7 +104,7 @@ func TestEnterCodeRefuses(t *testing.T) {
 			g.Expect(s.Devices()).To(BeEmpty())
 		})
 	}
-	t.Run("a newer code takes the place of the old one", func(t *testing.T) {
+	t.Run("a newer code replaces the old one", func(t *testing.T) {
 		g := wait(t)
 		newer, err := c.PairPhone(t.Context(), codePhone, true, whatsmeow.PairClientChrome, browser)
 		g.Expect(err).NotTo(HaveOccurred())
@@ -119,7 +119,7 @@ func TestEnterCodeRefuses(t *testing.T) {
 		g.Expect(err).To(MatchError(ErrNotNow))
 		g.Expect(err).To(MatchError(ContainSubstring("expired")))
 	})
-	t.Run("a client that is gone", func(t *testing.T) {
+	t.Run("a disconnected client", func(t *testing.T) {
 		g := wait(t)
 		c.Disconnect()
 		g.Eventually(func() int { return s.Stats().Pairing }).Should(BeZero())
@@ -129,7 +129,7 @@ func TestEnterCodeRefuses(t *testing.T) {
 	})
 }
 
-// What goes wrong while a code is being typed ends the typing, and nothing else.
+// A failure during the entry of a code ends only that entry.
 func TestEnterCodeInterrupted(t *testing.T) {
 	for _, row := range []struct {
 		name string
@@ -144,7 +144,7 @@ func TestEnterCodeInterrupted(t *testing.T) {
 			_, err = s.EnterCode(ctx, codePhone, code)
 			return err
 		}, context.DeadlineExceeded},
-		{"the identity is not the promised one", func(g *WithT, s *Server, _ *client, code string) error {
+		{"the identity has a bad HMAC", func(g *WithT, s *Server, _ *client, code string) error {
 			_, err := s.Inject(Fault{Kind: FaultBadHMAC})
 			g.Expect(err).NotTo(HaveOccurred())
 			_, err = s.EnterCode(context.Background(), codePhone, code)
@@ -162,7 +162,7 @@ func TestEnterCodeInterrupted(t *testing.T) {
 			s := serve(t)
 			c := newClient(t, s, newDevice())
 			c.EnableAutoReconnect, c.DisableLoginAutoReconnect = false, true
-			code := shown(t, c, codePhone)
+			code := showCode(t, c, codePhone)
 			g.Expect(row.act(g, s, c, code)).To(MatchError(row.kind))
 			_, err := s.Clear("", "")
 			g.Expect(err).NotTo(HaveOccurred())
@@ -170,7 +170,7 @@ func TestEnterCodeInterrupted(t *testing.T) {
 	}
 }
 
-// What WhatsApp refuses a client, with the words that clients know.
+// WhatsApp refuses codes with the error texts that clients know.
 func TestCodesAreRefused(t *testing.T) {
 	s := serve(t)
 	c := newClient(t, s, newDevice())
@@ -181,10 +181,10 @@ func TestCodesAreRefused(t *testing.T) {
 		want                 error
 	}{
 		{name: "asked too often", phone: codePhone, display: browser, fault: 429, want: whatsmeow.ErrIQRateOverLimit},
-		{name: "a number that nobody can have", phone: "1555123456789012", display: browser, want: whatsmeow.ErrIQBadRequest},
-		{name: "no browser", phone: codePhone, display: "Shop of Sevilla", want: whatsmeow.ErrIQBadRequest},
-		{name: "an unheard-of system", phone: codePhone, display: "Chrome (TempleOS)", want: whatsmeow.ErrIQBadRequest},
-		{name: "all is well", phone: codePhone, display: "Safari (Mac OS)"},
+		{name: "a number that cannot exist", phone: "1555123456789012", display: browser, want: whatsmeow.ErrIQBadRequest},
+		{name: "not a browser", phone: codePhone, display: "Shop of Sevilla", want: whatsmeow.ErrIQBadRequest},
+		{name: "an unknown system", phone: codePhone, display: "Chrome (TempleOS)", want: whatsmeow.ErrIQBadRequest},
+		{name: "accepted", phone: codePhone, display: "Safari (Mac OS)"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			g := wait(t)
@@ -216,7 +216,7 @@ func FuzzParseLinkCode(f *testing.F) {
 		case err == nil && (len(code) != linkCodeLength || strings.Trim(code, linkAlphabet) != ""):
 			t.Errorf("%q became %q", typed, code)
 		case err != nil && err.Error() != want.Error():
-			t.Errorf("what is said of %q depends on it: %v", typed, err)
+			t.Errorf("the error for %q depends on the input: %v", typed, err)
 		}
 	})
 }

@@ -46,7 +46,7 @@ func (s *Server) Play(device string, plaintext []byte) error {
 // AnswerWith makes f answer the requests (iq) of all clients, until AnswerWith is called
 // again; nil restores the server's own answers. If f returns nil for a request, the server
 // answers it. AnswerWith sets the request's id in the answer.
-func (s *Server) AnswerWith(f func(question *waBinary.Node) (answer *waBinary.Node)) {
+func (s *Server) AnswerWith(f func(request *waBinary.Node) (answer *waBinary.Node)) {
 	if f == nil {
 		s.script.Store(nil)
 		return
@@ -55,17 +55,17 @@ func (s *Server) AnswerWith(f func(question *waBinary.Node) (answer *waBinary.No
 }
 
 // scripted returns the answer of AnswerWith's function to a request, or nil.
-func (s *Server) scripted(question *waBinary.Node) *waBinary.Node {
+func (s *Server) scripted(request *waBinary.Node) *waBinary.Node {
 	f := s.script.Load()
 	if f == nil {
 		return nil
 	}
-	answer := (*f)(question)
+	answer := (*f)(request)
 	if answer != nil {
 		if answer.Attrs == nil {
 			answer.Attrs = waBinary.Attrs{}
 		}
-		answer.Attrs["id"] = question.Attrs["id"]
+		answer.Attrs["id"] = request.Attrs["id"]
 	}
 	return answer
 }

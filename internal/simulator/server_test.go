@@ -22,8 +22,8 @@ import (
 	_ "modernc.org/sqlite"
 )
 
-// The whole life of a device, on the store that the library brings.
-func TestLifeOfADevice(t *testing.T) {
+// The whole life cycle of a device, with the store of the library.
+func TestDeviceLifecycle(t *testing.T) {
 	for name, withTLS := range map[string]bool{"ws": false, "wss": true} {
 		t.Run(name, func(t *testing.T) {
 			g := wait(t)
@@ -45,7 +45,7 @@ func TestLifeOfADevice(t *testing.T) {
 			// QR, scan, 515, login.
 			c := pairedOn(t, s, device, "+15551234567")
 			g.Expect(c.jid()).To(Equal("15551234567:1@s.whatsapp.net"))
-			g.Expect(of[*events.Disconnected](c)).To(BeEmpty(), "the reconnect after 515 is not a loss")
+			g.Expect(of[*events.Disconnected](c)).To(BeEmpty(), "the reconnect after 515 is not reported as a disconnect")
 			stats := s.Stats()
 			g.Expect(stats.Pairings).To(BeEquivalentTo(1))
 			g.Expect(stats.Logins).To(BeEquivalentTo(1))
@@ -63,10 +63,10 @@ func TestLifeOfADevice(t *testing.T) {
 			c.write(t, m.Info.Chat, "hello yourself")
 			g.Eventually(func() ([]Message, error) { return s.Received(c.jid()) }).Should(ConsistOf(And(
 				HaveField("Text", "hello yourself"), HaveField("To", m.Info.SenderAlt.String()), HaveField("Problem", ""))))
-			g.Expect(first[*events.Receipt](t, c).Chat).To(Equal(m.Info.SenderAlt), "the contact's phone has got it")
+			g.Expect(first[*events.Receipt](t, c).Chat).To(Equal(m.Info.SenderAlt), "the contact's phone has received it")
 			g.Expect(s.Stats().Undecryptable).To(BeZero())
 
-			// A second process of the same device, after the first has gone.
+			// A second process of the same device, after the first has ended.
 			g.Eventually(func() int { return waiting(s, c) }).Should(BeZero())
 			c.Disconnect()
 			g.Eventually(func() int { return s.Stats().Connected }).Should(BeZero())
@@ -79,7 +79,7 @@ func TestLifeOfADevice(t *testing.T) {
 			g.Expect(first[*events.OfflineSyncCompleted](t, c).Count).To(Equal(1))
 			g.Expect(s.Stats().Doubled).To(BeZero())
 
-			// Logout: the device is unlinked, and its keys are no use any more.
+			// Logout: the device is unlinked, and its keys are no longer valid.
 			noise := *c.Store
 			c.Store.Container = keptContainer{c.Store.Container}
 			g.Expect(c.Logout(t.Context())).To(MatchError(errKept))
@@ -91,15 +91,15 @@ func TestLifeOfADevice(t *testing.T) {
 	}
 }
 
-// keptContainer deletes nothing: the library would take the stores from a deleted device,
-// which goroutines of its own still read (whatsmeow's store/store.go, Device.Delete).
+// keptContainer deletes nothing: the library would clear the stores of a deleted device
+// while its goroutines still read them (whatsmeow's store/store.go, Device.Delete).
 type keptContainer struct{ store.DeviceContainer }
 
 var errKept = errors.New("the device is kept")
 
 func (keptContainer) DeleteDevice(context.Context, *store.Device) error { return errKept }
 
-// database is the store that the library brings.
+// database is the library's own store.
 func database(t *testing.T) *sqlstore.Container {
 	t.Helper()
 	g := wait(t)
@@ -112,7 +112,7 @@ func database(t *testing.T) *sqlstore.Container {
 	return container
 }
 
-// waiting counts what a client has not acknowledged, receipts included.
+// waiting counts the stanzas that a client has not acknowledged, receipts included.
 func waiting(s *Server, c *client) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -123,12 +123,12 @@ func waiting(s *Server, c *client) int {
 	return len(d.queue.waiting)
 }
 
-// What has no receipt is sent again at the next login, and not before.
-func TestMessageWithoutReceiptComesAgain(t *testing.T) {
+// A message without a receipt is sent again at the next login, and not before.
+func TestMessageWithoutReceiptIsSentAgain(t *testing.T) {
 	g := wait(t)
 	s := serve(t)
 	c := paired(t, s, "15551234567")
-	c.setDeaf(true)
+	c.setNoReceipts(true)
 	for _, text := range []string{"one", "two"} {
 		_, err := s.Send(t.Context(), c.jid(), "", text)
 		g.Expect(err).NotTo(HaveOccurred())
@@ -138,10 +138,10 @@ func TestMessageWithoutReceiptComesAgain(t *testing.T) {
 	g.Expect(s.Devices()[0].Waiting).To(Equal(2))
 	g.Expect(s.Stats().Redelivered).To(BeZero())
 
-	// The client knows them by their counters, drops them and sends the receipts.
+	// The client recognises them by their counters, drops them and sends the receipts.
 	c.Disconnect()
 	c.forget()
-	c.setDeaf(false)
+	c.setNoReceipts(false)
 	g.Expect(c.Connect()).To(Succeed())
 	g.Eventually(func() int64 { return s.Stats().Redelivered }).Should(BeEquivalentTo(2))
 	g.Eventually(func() int { return s.Stats().Unacknowledged }).Should(BeZero())
@@ -179,8 +179,8 @@ func TestRetry(t *testing.T) {
 	}
 }
 
-// Two linked devices write to each other, and a device's copy goes to the other
-// devices of its own account.
+// Two linked devices write to each other, and the other devices of the sender's account
+// receive a copy.
 func TestMessagesBetweenDevices(t *testing.T) {
 	g := wait(t)
 	s := serve(t)
@@ -200,7 +200,7 @@ func TestMessagesBetweenDevices(t *testing.T) {
 	g.Expect(all).To(HaveLen(2))
 }
 
-// A device whose one-time keys run out is asked for more.
+// A device with few one-time keys left is asked for more.
 func TestPreKeysAreRefilled(t *testing.T) {
 	g := wait(t)
 	s := serve(t)
@@ -249,8 +249,8 @@ func TestScanRefuses(t *testing.T) {
 		{"a short key", part(3, "AAAA"), "", ErrBadInput, "its part 4"},
 		{"another server's code", foreign, "", ErrBadInput, "not made by this server"},
 		{"a forged ref", part(0, codePrefix+"2@"+base64.StdEncoding.EncodeToString(make([]byte, refLength))), "", ErrBadInput, "not made by this server"},
-		{"somebody else's noise key", part(1, key), "", ErrBadInput, "not those of the client"},
-		{"somebody else's identity key", part(2, key), "", ErrBadInput, "not those of the client"},
+		{"another noise key", part(1, key), "", ErrBadInput, "not those of the client"},
+		{"another identity key", part(2, key), "", ErrBadInput, "not those of the client"},
 		{"a bad phone number", qr[0], "call me", ErrBadInput, "7 to 15 digits"},
 		{"a number without a country code", qr[0], "0155512345", ErrBadInput, "7 to 15 digits"},
 	} {
@@ -271,7 +271,7 @@ func TestScanRefuses(t *testing.T) {
 		g.Expect(err).To(MatchError(ErrNotNow))
 		g.Expect(err).To(MatchError(ContainSubstring("expired")))
 	})
-	t.Run("the codes have run out", func(t *testing.T) {
+	t.Run("all codes have expired", func(t *testing.T) {
 		g := wait(t)
 		clock.Step(100 * time.Second)
 		g.Eventually(func() int { return s.Stats().Pairing }).Should(BeZero())
@@ -280,7 +280,7 @@ func TestScanRefuses(t *testing.T) {
 		g.Expect(err).To(MatchError(ErrNotNow))
 		g.Expect(err).To(MatchError(ContainSubstring("gone")))
 	})
-	t.Run("the form of older clients", func(t *testing.T) {
+	t.Run("the format of older clients", func(t *testing.T) {
 		g := wait(t)
 		c := newClient(t, other, newDevice())
 		parts := strings.Split(strings.TrimPrefix(codes(t, c)[0], codePrefix), ",")
@@ -314,8 +314,8 @@ func TestScanRefuses(t *testing.T) {
 	})
 }
 
-// A client must not let itself be paired with an identity that is not the one
-// that its code promised.
+// A client must refuse a pairing with an identity that its code does not
+// authenticate.
 func TestClientRefusesBadIdentity(t *testing.T) {
 	for kind, sentence := range map[FaultKind]string{
 		FaultBadHMAC:      "hmac-mismatch",
@@ -345,7 +345,7 @@ func TestDoubledConnections(t *testing.T) {
 		doubled int64
 	}{
 		{"the first is alive", func(*WithT, *Server, *client) {}, 1},
-		{"the first has gone", func(_ *WithT, _ *Server, c *client) { c.Disconnect() }, 0},
+		{"the first has disconnected", func(_ *WithT, _ *Server, c *client) { c.Disconnect() }, 0},
 		{"the first is unreachable", func(g *WithT, s *Server, _ *client) {
 			n, err := s.Inject(Fault{Kind: FaultFreeze})
 			g.Expect(err).NotTo(HaveOccurred())
@@ -379,8 +379,8 @@ func TestDoubledConnections(t *testing.T) {
 	}
 }
 
-// Everything that the library can ask, and the product might, has an answer.
-func TestQuestions(t *testing.T) {
+// The server answers every request of the library that the operator might use.
+func TestRequests(t *testing.T) {
 	g := wait(t)
 	s := serve(t)
 	c := paired(t, s, "15551234567")
@@ -441,7 +441,7 @@ func TestQuestions(t *testing.T) {
 	g.Expect(bots).To(BeEmpty())
 	_, err = c.GetOrderDetails(ctx, "1", "token")
 	g.Expect(err).To(HaveOccurred())
-	media, err := c.DangerousInternals().RefreshMediaConn(ctx, true) //nolint:staticcheck // the only way to ask for it alone
+	media, err := c.DangerousInternals().RefreshMediaConn(ctx, true) //nolint:staticcheck // the only way to request it separately
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(media.Hosts).To(ConsistOf(HaveField("Hostname", s.address())))
 	g.Expect(c.SetPassive(ctx, true)).To(Succeed())
@@ -452,17 +452,17 @@ func TestQuestions(t *testing.T) {
 	g.Expect(c.MarkRead(ctx, []types.MessageID{"A", "B"}, time.Now(), peer, peer)).To(Succeed())
 }
 
-// What it does not know is refused, so that no client waits, and counted.
-func TestUnknownQuestionsAreCounted(t *testing.T) {
+// Unknown requests are refused, so that no client waits, and counted.
+func TestUnknownRequestsAreCounted(t *testing.T) {
 	g := wait(t)
 	s := serve(t)
 	c := paired(t, s, "")
-	_, err := c.DangerousInternals().SendIQ(t.Context(), whatsmeow.DangerousInfoQuery{ //nolint:staticcheck // the only way to ask it
+	_, err := c.DangerousInternals().SendIQ(t.Context(), whatsmeow.DangerousInfoQuery{ //nolint:staticcheck // the only way to send this request
 		Namespace: "w:strange", Type: "get", To: types.ServerJID, Content: []waBinary.Node{{Tag: "question"}},
 	})
 	g.Expect(err).To(MatchError(ContainSubstring("501")))
 	g.Expect(s.Stats().Unknown).To(Equal(map[string]int64{"w:strange/get/question": 1}))
 	s.mu.Lock()
-	clear(s.unknown) // or the end of the test fails, as it must
+	clear(s.unknown) // otherwise serve fails the test at its end
 	s.mu.Unlock()
 }

@@ -12,8 +12,8 @@ import (
 	"go.mau.fi/whatsmeow/types/events"
 )
 
-// The library reads the newest web version from the page, as from WhatsApp's.
-func TestTheWebVersion(t *testing.T) {
+// The library reads the newest web version from the page, as from WhatsApp's page.
+func TestWebVersion(t *testing.T) {
 	g := wait(t)
 	s := serve(t)
 	inner := &http.Transport{}
@@ -35,8 +35,8 @@ func TestTheWebVersion(t *testing.T) {
 	}
 }
 
-// named has a client say that it is of that web version.
-func (c *client) named(version uint32) {
+// setWebVersion makes a client report that web version.
+func (c *client) setWebVersion(version uint32) {
 	c.GetClientPayload = func() *waWa6.ClientPayload {
 		p := c.Store.GetClientPayload()
 		p.UserAgent.AppVersion.Tertiary = &version
@@ -44,18 +44,18 @@ func (c *client) named(version uint32) {
 	}
 }
 
-func TestClientsThatAreTooOld(t *testing.T) {
+func TestOutdatedClientsAreRefused(t *testing.T) {
 	g := wait(t)
 	s := serve(t)
 	other, c := paired(t, s, "15557654321"), paired(t, s, "15551234567")
 	_, err := s.Inject(Fault{Kind: FaultMinVersion, Device: "15551234567", Version: 100})
 	g.Expect(err).NotTo(HaveOccurred())
-	g.Expect(s.Stats().Connected).To(Equal(2), "what stands is left alone")
+	g.Expect(s.Stats().Connected).To(Equal(2), "open connections stay")
 	again := func(c *client, version uint32) {
 		c.Disconnect()
 		g.Eventually(func() int { return s.Stats().Connected }).Should(BeNumerically("<", 2))
 		c.forget()
-		c.named(version)
+		c.setWebVersion(version)
 		g.Expect(c.Connect()).To(Succeed())
 	}
 	again(c, 99)
@@ -68,10 +68,10 @@ func TestClientsThatAreTooOld(t *testing.T) {
 	_, err = s.Inject(Fault{Kind: FaultMinVersion, Version: 100})
 	g.Expect(err).NotTo(HaveOccurred())
 	unpaired := newClient(t, s, newDevice())
-	unpaired.named(99)
+	unpaired.setWebVersion(99)
 	g.Expect(unpaired.Connect()).To(Succeed())
 	first[*events.ClientOutdated](t, unpaired)
 	unpaired.Disconnect()
-	unpaired.named(100)
+	unpaired.setWebVersion(100)
 	codes(t, unpaired)
 }

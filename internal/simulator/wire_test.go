@@ -13,8 +13,8 @@ import (
 	clocktesting "k8s.io/utils/clock/testing"
 )
 
-// A client that does not speak the protocol is closed, and harms no other.
-func TestGarbageOnTheWire(t *testing.T) {
+// The server closes the connection of a client that does not speak the protocol.
+func TestMalformedDataClosesTheConnection(t *testing.T) {
 	header := string(socket.WAConnHeader)
 	for _, row := range []struct {
 		name     string
@@ -24,7 +24,7 @@ func TestGarbageOnTheWire(t *testing.T) {
 		{"a text message", websocket.MessageText, []string{"hello"}},
 		{"another header", websocket.MessageBinary, []string{"WA\x06\x02\x00\x00\x01x"}},
 		{"an empty message", websocket.MessageBinary, []string{""}},
-		{"a hello that is no protobuf", websocket.MessageBinary, []string{header + "\x00\x00\x04\xff\xff\xff\xff"}},
+		{"a hello that is not protobuf", websocket.MessageBinary, []string{header + "\x00\x00\x04\xff\xff\xff\xff"}},
 		{"a hello without a key", websocket.MessageBinary, []string{header + "\x00\x00\x00"}},
 		{"a frame in two messages", websocket.MessageBinary, []string{header + "\x00\x00", "\x04\xff\xff\xff\xff"}},
 	} {
@@ -44,8 +44,8 @@ func TestGarbageOnTheWire(t *testing.T) {
 	}
 }
 
-// A client that connects and sends nothing is closed in the end.
-func TestSilenceOnTheWire(t *testing.T) {
+// The server closes the connection of a client that sends nothing, after a timeout.
+func TestSilentClientTimesOut(t *testing.T) {
 	g := wait(t)
 	clock := clocktesting.NewFakeClock(time.Now())
 	s := serve(t, func(o *Options) { o.Clock = clock })
@@ -60,11 +60,11 @@ func TestSilenceOnTheWire(t *testing.T) {
 
 func TestNewRefusesBadOptions(t *testing.T) {
 	for name, opts := range map[string]Options{
-		"a negative lifetime":   {RefLifetime: -1},
-		"a code of the past":    {CodeLifetime: -1},
-		"a negative delay":      {CloseDelay: -1},
-		"an address for nobody": {Listen: "nowhere"},
-		"a control for nobody":  {ControlListen: "nowhere"},
+		"a negative lifetime":      {RefLifetime: -1},
+		"a negative code lifetime": {CodeLifetime: -1},
+		"a negative delay":         {CloseDelay: -1},
+		"a bad address":            {Listen: "nowhere"},
+		"a bad control address":    {ControlListen: "nowhere"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := New(opts)
@@ -111,10 +111,10 @@ func FuzzParseCode(f *testing.F) {
 			return
 		}
 		if n := strings.Count(qr, ","); n != 3 && n != 4 || c.ref == "" {
-			t.Errorf("%q was taken for a code", qr)
+			t.Errorf("%q was accepted as a code", qr)
 		}
 		if id, index, ok := s.refParts(c.ref); ok && c.ref != s.ref(id, index) {
-			t.Errorf("%q was taken for a ref of ours", c.ref)
+			t.Errorf("%q was accepted as a ref of this server", c.ref)
 		}
 	})
 }

@@ -47,7 +47,7 @@ func TestVerify(t *testing.T) {
 	}
 	for name, tt := range map[string]struct {
 		answer func(t *testing.T) []byte
-		want   string // part of the error; empty: none
+		want   string // part of the error; empty: no error
 	}{
 		"right":           {answer: func(t *testing.T) []byte { return answer(t, key, challenge, passkey.Origin) }},
 		"other challenge": {func(t *testing.T) []byte { return answer(t, key, other, passkey.Origin) }, "challenge"},
