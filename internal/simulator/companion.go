@@ -151,7 +151,7 @@ func (c *conn) passkeyPrologue(m *companion, node *waBinary.Node) reply {
 		return c.refusePasskey(err.Error())
 	}
 	if !slices.Equal(content(node, "credential_id"), m.found.account.passkey.ID) {
-		return c.refusePasskey("credential_id is not that of the passkey")
+		return c.refusePasskey("credential_id does not match the passkey")
 	}
 	payload := content(node, "prologue_payload")
 	if proof := content(node, "pairing_handoff_proof"); proof != nil {
@@ -162,7 +162,7 @@ func (c *conn) passkeyPrologue(m *companion, node *waBinary.Node) reply {
 		mac := hmac.New(sha256.New, key)
 		mac.Write(payload)
 		if !hmac.Equal(proof, mac.Sum(nil)) {
-			return c.refusePasskey("pairing_handoff_proof is not that of the code that was scanned")
+			return c.refusePasskey("pairing_handoff_proof does not match the scanned code")
 		}
 	}
 	var prologue waCompanionReg.ProloguePayload

@@ -120,7 +120,7 @@ func (c *conn) next(use func(frame []byte) error) error {
 			return err
 		}
 		if kind != websocket.MessageBinary {
-			return errors.New("a message that is not binary")
+			return errors.New("the message is not binary")
 		}
 		if used, err := c.frames(r, use); err != nil || used {
 			return err
@@ -223,7 +223,7 @@ func decode(plaintext []byte) (node *waBinary.Node, err error) {
 	}()
 	// The first byte says whether the rest is compressed, which clients never do.
 	if len(plaintext) == 0 || plaintext[0] != 0 {
-		return nil, errors.New("an empty or a compressed frame")
+		return nil, errors.New("the frame is empty or compressed")
 	}
 	return waBinary.Unmarshal(plaintext[1:])
 }

@@ -16,7 +16,7 @@ func d(x time.Duration) metav1.Duration { return metav1.Duration{Duration: x} }
 // Each fault, as the client sees it. Every row runs for all devices, and for one named
 // device while another device is not affected.
 func TestFaultsOfAConnection(t *testing.T) {
-	reconnects := func(t *testing.T, c *client) { // it reconnects automatically
+	reconnects := func(t *testing.T, c *client) {
 		wait(t).Eventually(func() []*events.Connected { return of[*events.Connected](c) }).ShouldNot(BeEmpty())
 	}
 	for _, row := range []struct {

@@ -117,7 +117,7 @@ func (h *handset) decrypt(d *device, kind string, ciphertext []byte) ([]byte, er
 			return nil, fmt.Errorf("decrypt a message: %w", err)
 		}
 	default:
-		return nil, fmt.Errorf("an encryption of type %q", kind)
+		return nil, fmt.Errorf("unknown encryption type %q", kind)
 	}
 	return unpad(plaintext)
 }

@@ -58,7 +58,7 @@ func (c *conn) login(payload *waWa6.ClientPayload) error {
 		// Send a frame before the end: the library cannot handle a socket that closes
 		// right after the handshake (it sets its callbacks without a lock).
 		_ = c.send(waBinary.Node{Tag: "xmlstreamend"})
-		return errors.New("refused, as a fault says")
+		return errors.New("a fault refuses the login")
 	}
 	if d == nil {
 		return c.fail(Fault{Reason: 401})
@@ -91,7 +91,7 @@ func (c *conn) login(payload *waWa6.ClientPayload) error {
 	if older != nil {
 		go older.displace(c)
 	}
-	s.log.V(1).Info("Logged a device in", "device", d.jid().String(), "remote", c.remote)
+	s.log.V(1).Info("Logged in a device", "device", d.jid().String(), "remote", c.remote)
 	return c.send(waBinary.Node{Tag: "success", Attrs: waBinary.Attrs{
 		"t": s.seconds(), "lid": d.lidJID(), "location": "sim", "props": "2",
 		"creation": strconv.FormatInt(d.linked.Unix(), 10),

@@ -101,7 +101,7 @@ func (c *conn) offerCodes(data *waWa6.ClientPayload_DevicePairingRegistrationDat
 	copy(p.signed.public[:], data.GetESkeyVal())
 	copy(p.signed.signature[:], data.GetESkeySig())
 	if !ecc.VerifySignature(ecc.NewDjbECPublicKey(p.identity), ecc.NewDjbECPublicKey(p.signed.public).Serialize(), p.signed.signature) {
-		return errors.New("the signed prekey of a device is not signed by it")
+		return errors.New("the signature of the device's signed prekey is not valid")
 	}
 	c.srv.mu.Lock()
 	c.pairing = p
@@ -370,7 +370,7 @@ func (c *conn) finishScan(iq *waBinary.Node, found *scan) {
 	if err == nil && !ecc.VerifySignature(ecc.NewDjbECPublicKey(found.device.identity),
 		slices.Concat(whatsmeow.AdvDeviceSignaturePrefix, found.signed, found.device.identity[:], public[:]),
 		[64]byte(answer.GetDeviceSignature())) {
-		err = errors.New("it does not fit the device's key")
+		err = errors.New("it does not match the device's key")
 	}
 	if err != nil {
 		found.result <- fmt.Errorf("%w: the client's signature is not valid: %w", ErrNotNow, err)

@@ -271,11 +271,11 @@ func (s *Server) agree(ctx context.Context, p *pairing, l *linkCode, a *account,
 func wrapKey(code string, salt, iv, key []byte) ([]byte, error) {
 	secret, err := pbkdf2.Key(sha256.New, code, salt, linkIterations, 32)
 	if err != nil {
-		return nil, fmt.Errorf("derive a key of a code: %w", err)
+		return nil, fmt.Errorf("derive a key from a code: %w", err)
 	}
 	block, err := aes.NewCipher(secret)
 	if err != nil {
-		return nil, fmt.Errorf("derive a key of a code: %w", err)
+		return nil, fmt.Errorf("derive a key from a code: %w", err)
 	}
 	out := make([]byte, len(key))
 	cipher.NewCTR(block, iv).XORKeyStream(out, key)

@@ -9,7 +9,7 @@ type counts struct {
 	sent, redelivered, received, retries, undecryptable   int64
 }
 
-// Stats are the server's counters; those from Logins on count since the start.
+// Stats are the server's counters. The fields from Logins on count since the start.
 type Stats struct {
 	// Connected counts the connections that are logged in, Pairing those that
 	// show a code.
