@@ -32,7 +32,7 @@ const (
 
 // mark keeps a device's rows under another name, so that a device with the same
 // JID can be linked, and takes the device from the session that has it. The
-// foreign keys carry the other tables along.
+// foreign keys update the other tables.
 func (s *Store) mark(ctx context.Context, jid, reason string) error {
 	var random [8]byte
 	if _, err := rand.Read(random[:]); err != nil {
@@ -46,9 +46,9 @@ func (s *Store) mark(ctx context.Context, jid, reason string) error {
 		args  []any
 	}{
 		{"UPDATE whatsmeow_device SET jid=$2 WHERE jid=$1", []any{jid, marked}},
-		// The one table of whatsmeow without a foreign key.
+		// This table of whatsmeow alone has no foreign key.
 		{"UPDATE whatsmeow_privacy_tokens SET our_jid=$2 WHERE our_jid=$1", []any{jid, marked}},
-		// The session's row has followed the device.
+		// The foreign key has updated the session's row.
 		{`INSERT INTO whatsapp_operator_marked_device (marked_jid, jid, session_id, reason, marked_at)
 			VALUES ($1, $2, (SELECT session_id FROM whatsapp_operator_session WHERE jid=$1), $3, $4)`, []any{marked, jid, reason, s.now()}},
 		{"UPDATE whatsapp_operator_session SET jid=NULL, updated_at=$2 WHERE jid=$1", []any{marked, s.now()}},
@@ -60,10 +60,10 @@ func (s *Store) mark(ctx context.Context, jid, reason string) error {
 	return nil
 }
 
-// lockHolder waits for the writes of the session that has the device, and keeps
-// it from beginning others until the transaction ends. The renaming of a device
-// takes the device's row first and the session's second; a write in flight has
-// the session's and asks for the device's, so each would wait for the other.
+// lockHolder waits for the writes of the session that has the device, and prevents
+// new ones until the transaction ends. Renaming a device locks the device's row
+// first and the session's row second; a write in flight has locked the session's
+// row and then locks the device's row. Without lockHolder they could deadlock.
 func (s *Store) lockHolder(ctx context.Context, jid string) error {
 	if s.postgres == nil {
 		return nil
@@ -72,9 +72,9 @@ func (s *Store) lockHolder(ctx context.Context, jid string) error {
 	return err
 }
 
-// DeleteSession deletes the keys and the record of a session for good, those of
-// its marked devices included, even if a process has taken it: the caller must know
-// that no worker holds it. A session without a record is a success.
+// DeleteSession permanently deletes the record and the keys of a session, including
+// those of its marked devices, even if a process has taken the session: the caller
+// must know that no worker holds it. A session without a record is a success.
 func (s *Store) DeleteSession(ctx context.Context, uid string) error {
 	err := s.transaction(ctx, func(ctx context.Context) error { return s.deleteSession(ctx, uid) })
 	if err != nil {
@@ -101,7 +101,7 @@ func (s *Store) deleteSession(ctx context.Context, uid string) error {
 	return nil
 }
 
-// deleteDevice deletes a device's rows, its mark included.
+// deleteDevice deletes a device's rows, including its mark.
 func (s *Store) deleteDevice(ctx context.Context, jid string) error {
 	if _, err := s.db.Exec(ctx, "DELETE FROM whatsmeow_privacy_tokens WHERE our_jid=$1", jid); err != nil {
 		return err
@@ -115,9 +115,9 @@ func (s *Store) strings(ctx context.Context, query string, args ...any) ([]strin
 	return dbutil.NewRowIterWithError(rows, dbutil.ScanSingleColumn[string], err).AsList()
 }
 
-// Retain keeps the keys of a session whose resource goes with the policy
-// Retain until it is applied again or purged, and says whether there are any: a
-// record without keys is deleted, so that its id is free.
+// Retain keeps the keys of a session whose resource is deleted with the policy
+// Retain, until the session is applied again or purged. It reports whether there are
+// keys: a record without keys is deleted, so that its id is free.
 func (s *Store) Retain(ctx context.Context, uid string) (kept bool, err error) {
 	err = s.transaction(ctx, func(ctx context.Context) error {
 		if kept, err = s.hasKeys(ctx, uid); err != nil {
@@ -135,7 +135,7 @@ func (s *Store) Retain(ctx context.Context, uid string) (kept bool, err error) {
 	return kept, nil
 }
 
-// hasKeys says whether a session has a device, a marked one included.
+// hasKeys reports whether a session has a device; a marked device counts.
 func (s *Store) hasKeys(ctx context.Context, uid string) (has bool, err error) {
 	err = s.db.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM whatsapp_operator_session WHERE uid=$1 AND jid IS NOT NULL)
 		OR EXISTS (SELECT 1 FROM whatsapp_operator_marked_device
@@ -143,9 +143,9 @@ func (s *Store) hasKeys(ctx context.Context, uid string) (has bool, err error) {
 	return has, err
 }
 
-// Clean is the janitor's round: it deletes marked devices after KeepMarked,
+// Clean is one run of the janitor: it deletes marked devices after KeepMarked,
 // orphans after KeepOrphans, and the hashes of messages that WhatsApp does not
-// deliver again. One process does it, a few times a day.
+// deliver again. One process calls it, a few times a day.
 func (s *Store) Clean(ctx context.Context) error {
 	now := s.clock.Now()
 	marked, errMarked := s.DeleteMarked(ctx, now.Add(-KeepMarked))
@@ -157,9 +157,9 @@ func (s *Store) Clean(ctx context.Context) error {
 	return errors.Join(errMarked, errOrphans, errEvents)
 }
 
-// DeleteMarked deletes the devices that were marked before that time, and says
-// how many. A record that was retained for them alone goes with the last one: it would
-// keep its id from everybody for good.
+// DeleteMarked deletes the devices that were marked before that time, and returns
+// their number. A record that was retained only for them is deleted with the last one:
+// otherwise no other session could ever use its id.
 func (s *Store) DeleteMarked(ctx context.Context, before time.Time) (int64, error) {
 	devices, err := s.strings(ctx, "SELECT marked_jid FROM whatsapp_operator_marked_device WHERE marked_at<$1 ORDER BY marked_at", before.UnixMilli())
 	if err != nil {
@@ -192,7 +192,7 @@ func (s *Store) DeleteMarked(ctx context.Context, before time.Time) (int64, erro
 }
 
 // PurgeOrphans deletes keys and records that became orphans before that time,
-// and says how many.
+// and returns their number.
 func (s *Store) PurgeOrphans(ctx context.Context, before time.Time) (int64, error) {
 	uids, err := s.strings(ctx, "SELECT uid FROM whatsapp_operator_session WHERE orphaned_at<$1", before.UnixMilli())
 	if err != nil {
@@ -201,7 +201,7 @@ func (s *Store) PurgeOrphans(ctx context.Context, before time.Time) (int64, erro
 	var n int64
 	for _, uid := range uids {
 		err := s.transaction(ctx, func(ctx context.Context) error {
-			// It may have found a resource again.
+			// A resource may have claimed it again.
 			query := selectRecord + " WHERE uid=$1 AND orphaned_at<$2"
 			if s.postgres != nil {
 				query += " FOR UPDATE"
@@ -222,8 +222,9 @@ func (s *Store) PurgeOrphans(ctx context.Context, before time.Time) (int64, erro
 	return n, nil
 }
 
-// cleanEvents deletes one slice: the rows are found by the index on the time, and
-// deleted by their place, so that a slice costs the same in a buffer of any size.
+// cleanEvents is the statement that deletes one slice: it finds the rows by the index on
+// the time and deletes them by their physical location, so that a slice costs the same
+// in a buffer of any size.
 func (s *Store) cleanEvents() string {
 	place, list := "rowid", "IN (%s)"
 	if s.postgres != nil {
@@ -233,9 +234,9 @@ func (s *Store) cleanEvents() string {
 	return "DELETE FROM whatsmeow_event_buffer WHERE " + place + " " + fmt.Sprintf(list, found)
 }
 
-// CleanEventBuffer deletes what whatsmeow remembers of messages decrypted before
-// that time, in slices, and says how many there were. whatsmeow would have every
-// client do it at its first message.
+// CleanEventBuffer deletes what whatsmeow stores of messages decrypted before
+// that time, in slices, and returns the number of rows. whatsmeow itself would do it
+// in every client at its first message.
 func (s *Store) CleanEventBuffer(ctx context.Context, before time.Time) (int64, error) {
 	var n int64
 	for {
@@ -252,7 +253,7 @@ func (s *Store) CleanEventBuffer(ctx context.Context, before time.Time) (int64, 
 			return n, fmt.Errorf("cleaning the event buffer: %w", err)
 		}
 		n += deleted
-		// A slice may be short before the end: PostgreSQL passes over a row that another
+		// A slice before the last one may be short: PostgreSQL skips a row that another
 		// transaction has changed meanwhile.
 		if deleted == 0 {
 			return n, nil

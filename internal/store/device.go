@@ -17,25 +17,26 @@ import (
 	"go.mau.fi/whatsmeow/util/keys"
 )
 
-// device wraps whatsmeow's stores of one device, for one connection: it is every store of that store.Device and its container. It
-// fences the writes and, after the first failure, refuses everything.
+// device wraps whatsmeow's stores of one device, for one connection: it replaces every store
+// of that store.Device and its container. It fences the writes and, after the first failure,
+// refuses every call.
 type device struct {
 	store         *Store
 	uid           string
 	epoch, starts int64
 	fail          func(error)
-	// opened is when it was opened, to the shared memory of LIDs.
+	// opened is the moment when the device was opened, in the order of the shared memory of LIDs.
 	opened moment
 
 	lost atomic.Pointer[lostError]
 
-	// keys are whatsmeow's own stores, of the device jid; nil until a phone has linked it.
+	// keys are whatsmeow's own stores of the device jid; nil until a phone has linked the device.
 	keys *sqlstore.SQLStore
 	jid  string
 
-	// contacts is held around whatsmeow's contact cache, whose own mutex is held over a
-	// query: a reader that holds it and waits for a connection would otherwise wait for
-	// the writers that have the connections and wait for it.
+	// contacts is held around calls of whatsmeow's contact cache, which holds its mutex
+	// during a query. Otherwise a reader that holds that mutex and waits for a connection
+	// and the writers that have the connections and wait for the mutex would deadlock.
 	contacts sync.Mutex
 
 	migratedMu sync.Mutex
@@ -47,23 +48,23 @@ var (
 	_ store.DeviceContainer = (*device)(nil)
 )
 
-// lostError is what every call gets after the first failure. It is
-// context.Canceled, for only then does whatsmeow not acknowledge the message
-// that it could not store.
+// lostError is the error of every call after the first failure. It is
+// context.Canceled, because whatsmeow acknowledges a message that it could not
+// store after any other error.
 type lostError struct{ cause error }
 
 func (e *lostError) Error() string {
 	return fmt.Sprintf("the connection has lost its device store: %v", e.cause)
 }
 
-// Unwrap makes the error both.
+// Unwrap makes the error context.Canceled and its cause.
 func (e *lostError) Unwrap() []error { return []error{context.Canceled, e.cause} }
 
 // errNotLinked: whatsmeow asked for keys of a device that no phone has linked.
 var errNotLinked = errors.New("no phone has linked the device yet")
 
-// wrap puts f in the place of every store of d. whatsmeow's container sets them
-// anew when it reads a device and when it stores one for the first time.
+// wrap replaces every store of d by f. whatsmeow's container sets the stores
+// again when it reads a device and when it stores a device for the first time.
 func (f *device) wrap(d *store.Device) {
 	if inner, ok := d.Identities.(*sqlstore.SQLStore); ok {
 		f.keys, f.jid = inner, inner.JID
@@ -75,7 +76,7 @@ func (f *device) wrap(d *store.Device) {
 	d.Container = f
 }
 
-// lose ends the use of the device; it returns the error of every later call.
+// lose ends the use of the device and returns the error of every later call.
 func (f *device) lose(cause error) error {
 	lost := &lostError{cause: cause}
 	if f.lost.CompareAndSwap(nil, lost) {
@@ -85,7 +86,7 @@ func (f *device) lose(cause error) error {
 	return f.lost.Load()
 }
 
-// usable refuses after a failure.
+// usable returns an error after a failure.
 func (f *device) usable() error {
 	if lost := f.lost.Load(); lost != nil {
 		return lost
@@ -102,7 +103,7 @@ func read[T any](ctx context.Context, f *device, fn func(ctx context.Context) (T
 	if err := f.usable(); err != nil {
 		return none, err
 	}
-	if !nested(ctx) { // a transaction has its own bound
+	if !nested(ctx) { // a transaction has a time-out already
 		var cancel context.CancelFunc
 		ctx, cancel = within(ctx, answerTimeout)
 		defer cancel()
@@ -142,7 +143,7 @@ func (f *device) write(ctx context.Context, fn func(ctx context.Context) error) 
 	return nil
 }
 
-// writeAndRead changes keys and returns something of them.
+// writeAndRead changes keys and returns a result.
 func writeAndRead[T any](ctx context.Context, f *device, fn func(ctx context.Context) (T, error)) (got T, err error) {
 	err = f.write(ctx, func(ctx context.Context) (err error) {
 		got, err = fn(ctx)
@@ -195,8 +196,8 @@ func (f *device) PutDevice(ctx context.Context, d *store.Device) error {
 		return err
 	})
 	if linking {
-		// Also after a failure: the device has whatsmeow's own stores then. A device that
-		// was linked before keeps ours, which others read at this moment.
+		// Also after a failure: the device then has whatsmeow's own stores. A device that
+		// was linked before keeps our stores, which other goroutines may be reading now.
 		f.wrap(d)
 	}
 	if err != nil {
@@ -205,7 +206,7 @@ func (f *device) PutDevice(ctx context.Context, d *store.Device) error {
 	return nil
 }
 
-// DeleteDevice only marks the device: whatsmeow calls it whenever WhatsApp says
+// DeleteDevice only marks the device: whatsmeow calls it whenever WhatsApp reports
 // that the device was logged out.
 func (f *device) DeleteDevice(ctx context.Context, _ *store.Device) error {
 	if err := f.usable(); err != nil {
@@ -223,7 +224,7 @@ func (f *device) DeleteDevice(ctx context.Context, _ *store.Device) error {
 }
 
 // DoDecryptionTxn is the transaction of a whole message. An error of fn that no
-// store has caused is Signal's: the message is bad, not the store.
+// store has caused comes from Signal: the message is bad, the store has not failed.
 func (f *device) DoDecryptionTxn(ctx context.Context, fn func(context.Context) error) error {
 	if err := f.usable(); err != nil {
 		return err
@@ -245,7 +246,7 @@ func (f *device) DoDecryptionTxn(ctx context.Context, fn func(context.Context) e
 	return f.lose(err)
 }
 
-// recovered makes a panic an error: one bad message must not end the process.
+// recovered turns a panic into an error: one bad message must not end the process.
 func recovered(fn func() error) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
@@ -255,10 +256,10 @@ func recovered(fn func() error) (err error) {
 	return fn()
 }
 
-// GetBufferedEvent returns what a message that was decrypted before became.
-// whatsmeow hands that over, or acknowledges what was handed over, before it
-// writes anything: a process that has lost the session must do neither, so the fence is
-// asked where there is such a message.
+// GetBufferedEvent returns the content of a message that was decrypted before.
+// whatsmeow delivers that content, or acknowledges a message that was delivered, before
+// it writes anything. A process that has lost the session must do neither, so the fence
+// is checked if there is such a message.
 func (f *device) GetBufferedEvent(ctx context.Context, ciphertextHash [32]byte) (*store.BufferedEvent, error) {
 	event, err := read(ctx, f, func(ctx context.Context) (*store.BufferedEvent, error) {
 		return f.keys.GetBufferedEvent(ctx, ciphertextHash)
@@ -272,7 +273,7 @@ func (f *device) GetBufferedEvent(ctx context.Context, ciphertextHash [32]byte) 
 	return event, nil
 }
 
-// DeleteOldBufferedHashes does nothing: it is the janitor's, see Store.Clean.
+// DeleteOldBufferedHashes does nothing: the janitor deletes them, see Store.Clean.
 func (f *device) DeleteOldBufferedHashes(context.Context) error { return nil }
 
 // MigratePNToLID moves a contact's keys to its other address, once per connection.
@@ -280,7 +281,7 @@ func (f *device) MigratePNToLID(ctx context.Context, pn, lid types.JID) error {
 	if err := f.usable(); err != nil {
 		return err
 	}
-	// whatsmeow asks for each message, and remembers by the same key.
+	// whatsmeow calls this for each message, and caches by the same key.
 	key := types.JID{User: pn.User, Server: pn.Server, RawAgent: pn.RawAgent}
 	f.migratedMu.Lock()
 	_, done := f.migrated[key]
@@ -359,8 +360,8 @@ func (f *device) GetAllContacts(ctx context.Context) (map[types.JID]types.Contac
 	return read(ctx, f, func(ctx context.Context) (map[types.JID]types.ContactInfo, error) { return f.keys.GetAllContacts(ctx) })
 }
 
-// The map between phone numbers and LIDs is the store's, shared by all sessions
-// (lids.go). A device that was lost must neither ask nor change it.
+// The map between phone numbers and LIDs belongs to the store, and all sessions share it
+// (lids.go). A device that was lost must neither read nor change it.
 
 func (f *device) PutLIDMapping(ctx context.Context, lid, pn types.JID) error {
 	return f.PutManyLIDMappings(ctx, []store.LIDMapping{{LID: lid, PN: pn}})
@@ -380,14 +381,14 @@ func (f *device) PutManyLIDMappings(ctx context.Context, mappings []store.LIDMap
 }
 
 func (f *device) GetPNForLID(ctx context.Context, lid types.JID) (types.JID, error) {
-	if lid.Server != types.HiddenUserServer { // the question is bad, not the store
+	if lid.Server != types.HiddenUserServer { // the argument is bad, the store has not failed
 		return f.store.lids.pnOf(ctx, f.opened, lid)
 	}
 	return read(ctx, f, func(ctx context.Context) (types.JID, error) { return f.store.lids.pnOf(ctx, f.opened, lid) })
 }
 
 func (f *device) GetLIDForPN(ctx context.Context, pn types.JID) (types.JID, error) {
-	if pn.Server != types.DefaultUserServer { // the question is bad, not the store
+	if pn.Server != types.DefaultUserServer { // the argument is bad, the store has not failed
 		return f.store.lids.lidOf(ctx, f.opened, pn)
 	}
 	return read(ctx, f, func(ctx context.Context) (types.JID, error) { return f.store.lids.lidOf(ctx, f.opened, pn) })
@@ -399,7 +400,7 @@ func (f *device) GetManyLIDsForPNs(ctx context.Context, pns []types.JID) (map[ty
 	})
 }
 
-// What follows only fences.
+// The methods below only add the fence.
 
 func (f *device) PutIdentity(ctx context.Context, address string, key [32]byte) error {
 	return f.write(ctx, func(ctx context.Context) error { return f.keys.PutIdentity(ctx, address, key) })
@@ -505,9 +506,9 @@ func (f *device) PutAppStateVersion(ctx context.Context, name string, version ui
 	return f.write(ctx, func(ctx context.Context) error { return f.keys.PutAppStateVersion(ctx, name, version, hash) })
 }
 
-// GetAppStateVersion returns 0 where nothing usable is stored. whatsmeow fails over a stored
+// GetAppStateVersion returns 0 if nothing usable is stored. whatsmeow fails on a stored
 // version 0, which a malformed snapshot can leave; the database has not failed then, and
-// settings without a version are read anew.
+// settings without a version are read again from the beginning.
 func (f *device) GetAppStateVersion(ctx context.Context, name string) (version uint64, hash [128]byte, err error) {
 	if err := f.usable(); err != nil {
 		return 0, hash, err
@@ -595,7 +596,7 @@ func (f *device) PutPrivacyTokens(ctx context.Context, tokens ...store.PrivacyTo
 	})
 }
 
-// DeleteExpiredPrivacyTokens writes only where there is such a token: whatsmeow calls it at
+// DeleteExpiredPrivacyTokens writes only if there is such a token: whatsmeow calls it at
 // every login.
 func (f *device) DeleteExpiredPrivacyTokens(ctx context.Context, cutoff time.Time) (int64, error) {
 	found, err := read(ctx, f, func(ctx context.Context) (found bool, err error) {
@@ -641,8 +642,8 @@ func (f *device) AddOutgoingEvent(ctx context.Context, chat types.JID, id types.
 	})
 }
 
-// GetOutgoingEvent returns sql.ErrNoRows, as whatsmeow's own does, for a message that is not
-// stored: the database has not failed then.
+// GetOutgoingEvent returns sql.ErrNoRows, like whatsmeow's implementation, for a message that
+// is not stored: the database has not failed then.
 func (f *device) GetOutgoingEvent(ctx context.Context, chat, otherChat types.JID, id types.MessageID) (format string, plaintext []byte, err error) {
 	type event struct {
 		format    string

@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// dialer makes connections that find out when the other side is lost.
+// dialer makes connections that detect a lost peer.
 func dialer(timeout time.Duration) *net.Dialer {
 	return &net.Dialer{
 		Timeout:         timeout,

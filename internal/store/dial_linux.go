@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// boundPeer bounds how long what was sent may stay unacknowledged.
+// boundPeer limits how long sent data may stay unacknowledged.
 func boundPeer(network, _ string, c syscall.RawConn) error {
 	if !strings.HasPrefix(network, "tcp") {
 		return nil

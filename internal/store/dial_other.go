@@ -4,5 +4,5 @@ package store
 
 import "syscall"
 
-// boundPeer bounds nothing: only Linux can.
+// boundPeer does nothing: only Linux has this option.
 func boundPeer(_, _ string, _ syscall.RawConn) error { return nil }

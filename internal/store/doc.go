@@ -16,22 +16,22 @@
 // writes of an earlier owner that are in flight. From then on the earlier owner
 // cannot write any more: every write of a device's keys runs in one transaction
 // that first reads and locks the record and stops if the numbers or the JID in
-// it are not the writer's own.
+// it are not those of the writer.
 //
 // [Taking.Open] reads the device and wraps it: the container and every store of
 // a whatsmeow store.Device are replaced by one object (device.go) that fences
-// its writes. It is read and wrapped afresh for every connection.
+// its writes. The device is read and wrapped again for every connection.
 //
 // # Failing
 //
 // whatsmeow acknowledges a message when its store fails, and WhatsApp then
 // forgets it. It does not acknowledge when the context is cancelled or the
-// error is context.Canceled. So the first error of the store, a refusal by the
-// fence included, is passed to the function given to Open, which must cancel the
-// connection's context, and from then on every call of that device, reads
-// included, fails with an error that is context.Canceled.
+// error is context.Canceled. So the first error of the store, or a refusal by the
+// fence, is passed to the function given to Open, which must cancel the
+// connection's context. From then on every call of that device, also a read,
+// fails with an error that is context.Canceled.
 //
-// # Nothing is lost by mistake
+// # Keys are not deleted by mistake
 //
 // A device that WhatsApp logs out is only marked: its rows are renamed and kept
 // for 30 days. Keys whose resource does not exist any more are orphans, kept as
@@ -41,7 +41,7 @@
 // # The files
 //
 // store.go opens the database, postgres.go makes connections to PostgreSQL,
-// timeouts.go has every time-out, schema.go the migration, record.go the records,
+// timeouts.go sets every time-out, schema.go the migration, record.go the records,
 // installation.go the installation, take.go the taking, device.go the fence,
 // clean.go the deletions, orphans.go the keys without a resource, restore.go the
 // devices that were logged out, gate.go what protects the manager from a database

@@ -11,26 +11,24 @@ import (
 )
 
 const (
-	// slowCall is how long a call may take until the gate asks whether the database
-	// answers at all.
+	// slowCall is how long a call may take before the gate probes the database.
 	slowCall = 500 * time.Millisecond
-	// probeTimeout bounds that question.
+	// probeTimeout is the time-out of a probe.
 	probeTimeout = time.Second
-	// probeInterval is how often a database that did not answer is asked again.
+	// probeInterval is how often a database that did not answer is probed again.
 	probeInterval = time.Second
 )
 
-// ErrAway: the database did not answer a moment ago, so nothing was asked of it.
+// ErrAway: the database did not answer the last probe, so no query was sent.
 var ErrAway = errors.New("the database does not answer")
 
 // Gate keeps the manager's reconcilers from waiting for a database that does not
-// answer: a few dozen of them lead all sessions, and most of what they do needs
-// no database. When a call fails or is slow, the gate asks whether the database
-// answers at all. If it does not, the calls under way end, and later ones fail at
-// once with ErrAway until it answers again. A single call that waits for a lock
-// closes nothing.
+// answer: a few dozen of them reconcile all sessions, and most of their work needs
+// no database. When a call fails or is slow, the gate probes the database. If it does
+// not answer, the calls in flight end, and later calls fail at once with ErrAway until
+// it answers again. A single call that waits for a lock does not close the gate.
 type Gate struct {
-	// Ping asks whether the database answers, writes included.
+	// Ping checks whether the database answers and takes writes.
 	Ping func(ctx context.Context) error
 	Log  logr.Logger
 	// OnChange is called when the gate opens or closes; it may be nil.
@@ -38,15 +36,15 @@ type Gate struct {
 
 	mu      sync.Mutex
 	decided chan struct{} // closed when the gate has been opened or closed for the first time
-	// period lasts while the gate is open; nil: it is closed.
+	// period ends when the gate closes; nil: the gate is closed.
 	period context.Context
 	end    context.CancelCauseFunc
 	reason error
-	// probing is closed when the probe that is under way has ended; nil: there is none.
+	// probing is closed when the running probe has ended; nil: no probe is running.
 	probing chan struct{}
 }
 
-// first is closed by the first decision. It is called with mu held.
+// first returns the channel that the first decision closes. It is called with mu held.
 func (g *Gate) first() chan struct{} {
 	if g.decided == nil {
 		g.decided = make(chan struct{})
@@ -54,7 +52,7 @@ func (g *Gate) first() chan struct{} {
 	return g.decided
 }
 
-// Open lets calls through.
+// Open allows calls.
 func (g *Gate) Open() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -68,7 +66,7 @@ func (g *Gate) Open() {
 	g.change(true)
 }
 
-// Close ends the calls under way and refuses later ones.
+// Close ends the calls in flight and refuses later ones.
 func (g *Gate) Close(reason error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -84,7 +82,7 @@ func (g *Gate) Close(reason error) {
 	g.change(false)
 }
 
-// change is called with mu held.
+// change reports that the gate was opened or closed. It is called with mu held.
 func (g *Gate) change(open bool) {
 	select {
 	case <-g.first():
@@ -96,7 +94,7 @@ func (g *Gate) change(open bool) {
 	}
 }
 
-// Do calls fn if the gate is open. Before the first decision it waits for that.
+// Do calls fn if the gate is open. It waits for the first decision.
 func (g *Gate) Do(ctx context.Context, fn func(ctx context.Context) error) error {
 	g.mu.Lock()
 	decided := g.first()
@@ -126,7 +124,7 @@ func (g *Gate) Do(ctx context.Context, fn func(ctx context.Context) error) error
 	if cause := context.Cause(bounded); errors.Is(cause, ErrAway) {
 		return fmt.Errorf("%w (%s)", cause, err.Error())
 	}
-	err = late(bounded, err) // before the probe: if that closes the gate, it ends bounded, too
+	err = late(bounded, err) // before the probe: if the probe closes the gate, bounded ends too
 	if !isAnswer(err) {
 		<-g.probe(period)
 	}
@@ -138,8 +136,8 @@ func isAnswer(err error) bool {
 	return errors.Is(err, ErrNoRecord) || errors.Is(err, ErrTaken)
 }
 
-// probe asks whether the database answers, and closes the gate if it does not.
-// What it returns is closed when that is known.
+// probe checks whether the database answers, and closes the gate if it does not.
+// The returned channel is closed when the probe has ended.
 func (g *Gate) probe(period context.Context) <-chan struct{} {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -19,7 +19,7 @@ var (
 
 // OwnedElsewhereError says which installation a store belongs to.
 type OwnedElsewhereError struct {
-	// Stored is the installation that the store remembers, Own the one that asked.
+	// Stored is the installation that the store records, Own the one that asked.
 	Stored, Own string
 }
 
@@ -65,8 +65,9 @@ func (s *Store) CheckInstallation(ctx context.Context, id string) error {
 	return nil
 }
 
-// SetInstallation makes the store that of the installation, if it has none.
-// An *OwnedElsewhereError says that it is another's: then nothing in it may be used.
+// SetInstallation assigns the store to the installation, if it belongs to none.
+// An *OwnedElsewhereError says that it belongs to another one: then the caller must not
+// use the store.
 func (s *Store) SetInstallation(ctx context.Context, id string) error {
 	if id == "" {
 		return errors.New("an installation needs an id")
@@ -87,16 +88,16 @@ func (s *Store) SetInstallation(ctx context.Context, id string) error {
 	return nil
 }
 
-// Adopt makes the store that of the installation, also if it is another's, and returns
-// whose it was. Only a person may ask for it. The store remembers whose it was,
-// and the ids in more, so that the sessions which carry such an id are taken
+// Adopt assigns the store to the installation, also if it belongs to another one, and
+// returns the previous installation. Only a person may request it. The store records the
+// previous id and the ids in more, so that the sessions with such an id are taken
 // over; a second call changes nothing.
 func (s *Store) Adopt(ctx context.Context, id string, more ...string) (previous string, err error) {
 	if id == "" {
 		return "", errors.New("an installation needs an id")
 	}
 	err = s.transaction(ctx, func(ctx context.Context) error {
-		if s.postgres != nil { // of two people who adopt at once, the second takes over from the first
+		if s.postgres != nil { // if two people adopt at once, the second takes over from the first
 			if _, err := s.db.Exec(ctx, "LOCK TABLE whatsapp_operator_installation IN SHARE ROW EXCLUSIVE MODE"); err != nil {
 				return err
 			}

@@ -17,29 +17,28 @@ import (
 )
 
 const (
-	// lidEntries bounds what a process remembers of the map, about 8 MB: for each of a
-	// thousand sessions both directions of the sixteen contacts that write the most.
+	// lidEntries is the maximum number of cached answers of a process, about 8 MB: for each of
+	// a thousand sessions both directions of the sixteen contacts that write the most.
 	lidEntries = 32 << 10
-	// lidKnown is how long a mapping is kept in memory. Another process may change it, which
-	// happens when a number passes to another account.
+	// lidKnown is how long a mapping is cached. Another process may change it, which
+	// happens when a number moves to another account.
 	lidKnown = 10 * time.Minute
-	// lidUnknown is how long it is remembered that a contact has none. Another process may learn
-	// it any moment.
+	// lidUnknown is how long it is cached that a contact has no mapping. Another process may
+	// learn it at any moment.
 	lidUnknown = time.Minute
-	// lidAttempts is how often a write is tried that meets another's.
+	// lidAttempts is how often a write that conflicts with another process's is tried.
 	lidAttempts = 5
 )
 
-// lids is the map between phone numbers and LIDs, in the place of whatsmeow's
-// own, which never forgets and holds its lock over its queries. All sessions
+// lids is the map between phone numbers and LIDs. It replaces whatsmeow's map,
+// which never evicts entries and holds its lock during queries. All sessions
 // share it: it holds facts about WhatsApp, not keys of a device, and all
 // sessions write the same facts.
 //
-// Which of a contact's addresses its messages are decrypted under depends on it,
-// and moves for good with the first message under the other one: a device must
-// never see an older map than its keys were written with. So the answers that
-// it gets were read after it was opened, and are never older than those that it
-// got before.
+// The map decides under which of a contact's addresses its messages are decrypted, and
+// the keys move permanently with the first message under the other address. So a device
+// must never see an older map than the one its keys were written with: its answers were
+// read after it was opened, and are never older than its earlier answers.
 //
 // No lock is held during a query, so a slow one delays no other caller, and a
 // query may run inside a transaction.
@@ -49,7 +48,7 @@ type lids struct {
 }
 
 // phone and hidden are the users of the two addresses of a contact, as keys of
-// what is remembered; the value is the other's user, empty where there is none.
+// the cache; the value is the user of the other address, empty if there is none.
 type (
 	phone  string
 	hidden string
@@ -62,7 +61,7 @@ func newLIDs(s *Store, c clock.PassiveClock) *lids {
 	return &lids{store: s, memory: newMemory(utilcache.NewLRUExpireCacheWithClock(lidEntries, c))}
 }
 
-// lidOf returns the LID of a phone number, the empty JID where none is known.
+// lidOf returns the LID of a phone number, the empty JID if none is known.
 func (l *lids) lidOf(ctx context.Context, opened moment, pn types.JID) (types.JID, error) {
 	if pn.Server != types.DefaultUserServer {
 		return types.EmptyJID, fmt.Errorf("%s is not the address of a phone number", pn)
@@ -71,7 +70,7 @@ func (l *lids) lidOf(ctx context.Context, opened moment, pn types.JID) (types.JI
 	return addressed(users[pn.User], pn.Device, types.HiddenUserServer), err
 }
 
-// pnOf returns the phone number of a LID, the empty JID where none is known.
+// pnOf returns the phone number of a LID, the empty JID if none is known.
 func (l *lids) pnOf(ctx context.Context, opened moment, lid types.JID) (types.JID, error) {
 	if lid.Server != types.HiddenUserServer {
 		return types.EmptyJID, fmt.Errorf("%s is not a LID", lid)
@@ -108,15 +107,15 @@ func addressed(user string, device uint16, server string) types.JID {
 	return types.JID{User: user, Device: device, Server: server}
 }
 
-// lookUp returns the other users of those in the column, "pn" or "lid", as the map
-// was at some time after the moment.
+// lookUp returns, for users in the column "pn" or "lid", the users in the other column,
+// as the map was at some time after the moment.
 func (l *lids) lookUp(ctx context.Context, opened moment, column string, users []string) (map[string]string, error) {
 	found := make(map[string]string, len(users))
-	// A transaction sees its own changes, which others must not see yet.
+	// A transaction sees its uncommitted changes, which others must not see yet.
 	remembers := !nested(ctx)
 	missing := make([]string, 0, len(users))
 	for _, user := range users {
-		if text(user) != user { // no database has it, and PostgreSQL would refuse the question
+		if text(user) != user { // no database has it, and PostgreSQL would refuse the query
 			continue
 		}
 		if remembers {
@@ -152,7 +151,7 @@ func (l *lids) lookUp(ctx context.Context, opened moment, column string, users [
 			case remembers:
 				l.answered(asked, keys[i], found[user])
 			case err == nil:
-				// Also if another's change is what the transaction has seen: it will go by it.
+				// Also if the transaction has seen a change of another process: it will use it.
 				l.changed(keys[i])
 			}
 		}
@@ -209,9 +208,9 @@ func (l *lids) put(ctx context.Context, opened moment, mappings []store.LIDMappi
 	}
 }
 
-// latest drops what is not a mapping, and all but the last of those that
-// contradict each other. What is left is in one order for all processes, so that
-// two that store the same do not wait for each other.
+// latest drops invalid mappings, and all but the last of those that contradict
+// each other. The result has the same order in all processes, so that two that
+// store the same mappings do not deadlock.
 func latest(mappings []store.LIDMapping) []pair {
 	pairs := make([]pair, 0, len(mappings))
 	lids, pns := map[string]bool{}, map[string]bool{}
@@ -233,7 +232,7 @@ func contradicted(err error) bool {
 	return errors.As(err, &pg) && pg.Code == "40P01" // deadlock_detected
 }
 
-// replace puts pairs in the place of those that contradict them, inside a transaction.
+// replace stores pairs and deletes the mappings that contradict them, inside a transaction.
 func (l *lids) replace(ctx context.Context, pairs []pair) error {
 	args := make([]any, 0, 2*len(pairs))
 	lidNumbers, pnNumbers, rows := make([]string, 0, len(pairs)), make([]string, 0, len(pairs)), make([]string, 0, len(pairs))
@@ -255,7 +254,7 @@ func (l *lids) replace(ctx context.Context, pairs []pair) error {
 	for _, p := range append(displaced, pairs...) {
 		keys = append(keys, hidden(p.lid), phone(p.pn))
 	}
-	// What was stored is not remembered: another process may have changed it since the commit.
+	// The stored mappings are not cached: another process may have changed them since the commit.
 	afterCommit(ctx, func() { l.changed(keys...) })
 	return nil
 }

@@ -6,19 +6,19 @@ import (
 	utilcache "k8s.io/apimachinery/pkg/util/cache"
 )
 
-// moment is a place in the order of what happens to a memory. Clocks cannot say for
-// certain which of two events came first.
+// moment is a position in the order of a memory's events. Clocks cannot reliably say
+// which of two events came first.
 type moment uint64
 
-// memory is what a process remembers of the map between phone numbers and LIDs:
-// a bounded number of answers, each for a bounded time. All sessions share it,
-// but a session that was moved here may have changed the map elsewhere: its device
-// uses only what was read after it was opened.
+// memory is a process's cache of the map between phone numbers and LIDs:
+// a limited number of answers, each for a limited time. All sessions share it,
+// but a session that was moved here may have changed the map in another process: its
+// device uses only answers that were read after it was opened.
 //
-// What is remembered of a user is never older than an answer that was given before,
-// because its receiver may have moved keys by it. Several queries may run at the same
-// time, and which answer is the later one cannot be known: where they differ, or
-// the map is changed meanwhile, none is remembered, which costs one more query.
+// The cached answer for a user is never older than an earlier answer, because the
+// receiver of that answer may have moved keys because of it. Several queries may run at
+// the same time, and it is unknown which answer is the later one: if they differ, or the
+// map is changed meanwhile, none is cached, which costs one more query.
 type memory struct {
 	known *utilcache.LRUExpireCache
 
@@ -66,8 +66,8 @@ func (m *memory) recall(key any, opened moment) (other string, ok bool) {
 	return known.(answer).other, true
 }
 
-// ask is called before the database is asked, and answered or unanswered for
-// each of the keys after it.
+// ask is called before the database is queried, and answered or unanswered for
+// each of the keys after the query.
 func (m *memory) ask(keys []any) (asked moment) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -80,7 +80,7 @@ func (m *memory) ask(keys []any) (asked moment) {
 	return m.now
 }
 
-// answered remembers what the database said, if that can be.
+// answered caches the answer of the database, unless it may be older than another one.
 func (m *memory) answered(asked moment, key any, other string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -99,21 +99,22 @@ func (m *memory) answered(asked moment, key any, other string) {
 	m.known.Add(key, answer{other: other, asked: asked}, ttl)
 }
 
-// unanswered takes back a question that has failed.
+// unanswered removes a question that has failed.
 func (m *memory) unanswered(key any) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.leave(key, m.pending[key])
 }
 
-// leave is called with mu held.
+// leave removes one asker of the question. It is called with mu held.
 func (m *memory) leave(key any, q *question) {
 	if q.askers--; q.askers == 0 {
 		delete(m.pending, key)
 	}
 }
 
-// changed forgets what a change has made old, and what is being asked meanwhile.
+// changed removes the answers that a change has made stale, and prevents the caching of
+// answers to queries in flight.
 func (m *memory) changed(keys ...any) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -16,14 +16,14 @@ import (
 type Keeping struct {
 	// Missing is since when no resource has been found.
 	Missing time.Time
-	// Orphaned is when the keys became those of no resource: they are kept for KeepOrphans.
+	// Orphaned is when the keys became orphans: they are kept for KeepOrphans.
 	Orphaned time.Time
-	// Retained is when the resource went with the policy Retain: the keys are kept until
-	// it is applied again, or a person purges them.
+	// Retained is when the resource was deleted with the policy Retain: the keys are kept
+	// until it is applied again, or a person purges them.
 	Retained time.Time
 }
 
-// stamp is a time as the tables keep it; NULL: none.
+// stamp is a time as the tables store it; NULL: none.
 func stamp(t time.Time) sql.NullInt64 {
 	return sql.NullInt64{Int64: t.UnixMilli(), Valid: !t.IsZero()}
 }
@@ -55,13 +55,13 @@ func (s *Store) Unused(ctx context.Context) ([]Record, error) {
 	return all, nil
 }
 
-// KeepingChange is what is to become of a record that was read before.
+// KeepingChange is a change of a record that was read before.
 type KeepingChange struct {
 	UID      string
 	From, To Keeping
 }
 
-// ChangeKeeping changes records, each only where it is still as it was read:
+// ChangeKeeping changes records, each only if it is unchanged since it was read:
 // meanwhile the session may have been deleted with the policy Retain, or applied
 // again.
 func (s *Store) ChangeKeeping(ctx context.Context, changes []KeepingChange) error {
@@ -91,8 +91,8 @@ func orZero(t time.Time) int64 {
 	return t.UnixMilli()
 }
 
-// OrphanMissing makes an orphan of a record that has been missing since that
-// time, and returns it. A record without keys is deleted. ErrNoRecord says that
+// OrphanMissing marks a record that has been missing since that time as an
+// orphan, and returns it. A record without keys is deleted. ErrNoRecord says that
 // it is not missing any more.
 func (s *Store) OrphanMissing(ctx context.Context, uid string, since time.Time) (r Record, err error) {
 	err = s.transaction(ctx, func(ctx context.Context) error {
@@ -112,9 +112,9 @@ func (s *Store) OrphanMissing(ctx context.Context, uid string, since time.Time) 
 	return r, nil
 }
 
-// MarkOrphan keeps the keys of a session whose resource goes without a
-// confirmed logout, for KeepOrphans, and returns the record, whose JID is what
-// a person must unlink by hand. A record without keys is deleted; ErrNoRecord
+// MarkOrphan keeps the keys of a session whose resource is deleted without a
+// confirmed logout, for KeepOrphans, and returns the record. A person must unlink
+// the JID in it by hand. A record without keys is deleted; ErrNoRecord
 // says that there was none.
 func (s *Store) MarkOrphan(ctx context.Context, uid string) (r Record, err error) {
 	err = s.transaction(ctx, func(ctx context.Context) error {
@@ -147,12 +147,13 @@ func (s *Store) markOrphan(ctx context.Context, r Record) (Record, error) {
 	return r, err
 }
 
-// ErrInUse: the session's keys are those of a resource.
+// ErrInUse: a resource uses the session's keys.
 var ErrInUse = errors.New("the session's keys are in use")
 
-// Purge deletes the keys and the record of a session that has no resource for
-// good, and returns what was deleted. inUse says of the record whether it has one
-// all the same. The error is ErrNoRecord or ErrInUse where it cannot be done.
+// Purge permanently deletes the keys and the record of a session that has no
+// resource, and returns the deleted record. inUse reports whether the record has a
+// resource nevertheless. The error is ErrNoRecord or ErrInUse if the session cannot
+// be purged.
 func (s *Store) Purge(ctx context.Context, sessionID string, inUse func(Record) bool) (r Record, err error) {
 	err = s.transaction(ctx, func(ctx context.Context) error {
 		if r, err = s.lockByID(ctx, sessionID); err != nil {

@@ -17,34 +17,34 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 )
 
-// ErrReadOnly is a server that takes no writes: a standby, or a primary that was
+// ErrReadOnly: the server takes no writes. It is a standby, or a primary that was
 // set to read only.
 var ErrReadOnly = errors.New("the database server takes no writes: the address names a standby, or the server is set to read only")
 
 // postgresConnector makes the connections to PostgreSQL.
 //
-// Each is one to a server that takes writes. When a server says that it does not
-// (any more), or ends a connection, the other connections of the pool lead to the
-// same server and are not used again either: after a fail-over each of them would
-// otherwise fail once.
+// Each connection is to a server that takes writes. When a server reports that it takes
+// none, or ends a connection, the other connections of the pool, which lead to the
+// same server, are not used again either: otherwise each of them would fail once after
+// a fail-over.
 //
 // A pooler such as PgBouncer may run each transaction on another server
-// connection. Then no statement is given a name, and nothing is set for longer
-// than a transaction.
+// connection. Then statements have no names, and settings last for one
+// transaction only.
 type postgresConnector struct {
 	log logr.Logger
-	// read returns the URL anew; nil: it does not change.
+	// read returns the current URL; nil: it does not change.
 	read func() (string, error)
-	// pooled: a pooler is between here and the server.
+	// pooled: there is a pooler between this process and the server.
 	pooled atomic.Bool
-	// generation counts how often the connections were given up; those of an earlier one
-	// are not used again.
+	// generation counts how often all connections were discarded; those of an earlier
+	// generation are not used again.
 	generation atomic.Int64
 
 	mu     sync.Mutex
 	url    string
 	config *pgx.ConnConfig
-	// problem is the last one with the URL that was logged.
+	// problem is the last problem with the URL that was logged.
 	problem string
 }
 
@@ -76,7 +76,7 @@ func parsePostgres(dsn string) (*pgx.ConnConfig, error) {
 // Driver implements driver.Connector.
 func (c *postgresConnector) Driver() driver.Driver { return stdlib.GetDefaultDriver() }
 
-// errPooled: the connection would give names to statements, and has found a pooler.
+// errPooled: the connection would use named statements, and has detected a pooler.
 var errPooled = errors.New("there is a pooler between here and the database")
 
 // Connect implements driver.Connector.
@@ -127,9 +127,9 @@ func (c *postgresConnector) connect(ctx context.Context, config *pgx.ConnConfig)
 	).Connect(ctx)
 }
 
-// prepare finds out whether there is a pooler: the server process behind the
-// connection is then not the one that was named when it began. Where there is
-// none the connection's transactions get their time-out once for all.
+// prepare detects a pooler: the server process of the connection is then not the one
+// that was named when the connection was made. Without a pooler it sets the time-out of
+// the connection's transactions once.
 func (c *postgresConnector) prepare(ctx context.Context, conn *pgx.Conn) error {
 	result, err := conn.PgConn().Exec(ctx, fmt.Sprintf(
 		"SELECT CASE WHEN pg_backend_pid()=%d THEN set_config('idle_in_transaction_session_timeout', '%d', false) END",
@@ -144,7 +144,7 @@ func (c *postgresConnector) prepare(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-// begin is what every transaction begins with.
+// begin runs at the beginning of every transaction.
 func (c *postgresConnector) begin(ctx context.Context, exec func(ctx context.Context, query string) error) error {
 	if !c.pooled.Load() {
 		return nil
@@ -152,7 +152,7 @@ func (c *postgresConnector) begin(ctx context.Context, exec func(ctx context.Con
 	return exec(ctx, fmt.Sprintf("SET LOCAL idle_in_transaction_session_timeout=%d", idleTimeout.Milliseconds()))
 }
 
-// leadsElsewhere: the server is not the one to write to any more, or ends all its
+// leadsElsewhere: the server does not take writes any more, or ends all its
 // connections.
 func leadsElsewhere(code string) bool {
 	switch code {
@@ -165,7 +165,7 @@ func leadsElsewhere(code string) bool {
 	return false
 }
 
-// broken: the connection is of no further use, though the error may not be fatal.
+// broken: the connection is useless, although the error may not be fatal.
 func broken(code string) bool {
 	switch code {
 	case "26000", // invalid_sql_statement_name: a pooler that was put in between has another server connection
@@ -174,15 +174,16 @@ func broken(code string) bool {
 		"25P04": // transaction_timeout
 		return true
 	}
-	// Connection exceptions, operator interventions but for a query that was cancelled,
-	// errors of the system and of PostgreSQL itself.
+	// Connection exceptions, operator interventions except a cancelled query, errors of
+	// the system and of PostgreSQL itself.
 	return code != "57014" && slices.ContainsFunc([]string{"08", "57", "58", "XX"}, func(class string) bool {
 		return strings.HasPrefix(code, class)
 	})
 }
 
-// current is how to connect now. The URL is read again for each connection, and
-// so are the files that it names; where it cannot be used the one before is.
+// current returns the configuration of a new connection. The URL is read again for each
+// connection, and so are the files that it names; if it is unusable, the previous one
+// is used.
 func (c *postgresConnector) current() *pgx.ConnConfig {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -13,29 +13,29 @@ import (
 )
 
 var (
-	// ErrNoRecord: the store knows no such session.
+	// ErrNoRecord: the store has no record of the session.
 	ErrNoRecord = errors.New("the store has no record of this session")
 	// ErrTaken: another session holds the id. It does not say which.
 	ErrTaken = errors.New("another session holds this session id")
 )
 
-// Record is what the store knows of a session.
+// Record is the store's entry of a session.
 type Record struct {
 	SessionID string
 	// Namespace and UID name the object that holds the id.
 	Namespace, UID string
-	// JID is the linked device's address; empty while there is none.
+	// JID is the linked device's address; empty while no device is linked.
 	JID string
 	// Epoch and Starts are those of the last taking.
 	Epoch, Starts int64
-	// Unsettled counts the takings in a row, each by another process, that nothing has
-	// settled; the last one is among them.
+	// Unsettled counts the consecutive takings, each by another process, that were not
+	// settled, including the last one.
 	Unsettled int64
 	// Trial is the size of the group in which the session was last tried, because it may
 	// end its process; 0: the process has lived through it, or there was no trial.
 	Trial int64
-	// Duplicate: another record has the same id but for upper and lower case, from before
-	// these were one id. No process can take this one.
+	// Duplicate: another record has an id that differs only by upper and lower case, from
+	// before these were one id. No process can take this one.
 	Duplicate bool
 	// Keeping says why the record is kept without a resource.
 	Keeping
@@ -43,10 +43,10 @@ type Record struct {
 }
 
 // PhoneNumber is the linked account's number in E.164; empty while there is none, or
-// while only an address is known that hides it.
+// while only an address that hides it is known.
 func (r Record) PhoneNumber() string { return status.PhoneNumber(r.JID) }
 
-// recordColumns are those that scanRecord reads.
+// recordColumns are the columns that scanRecord reads.
 const recordColumns = "session_id, namespace, uid, jid, epoch, starts, unsettled, trial, duplicate, missing_since, orphaned_at, retained_at, created_at, updated_at"
 
 const selectRecord = "SELECT " + recordColumns + " FROM whatsapp_operator_session"
@@ -74,13 +74,13 @@ func (s *Store) Record(ctx context.Context, uid string) (Record, error) {
 
 // RecordByID returns the record that holds the session id, or ErrNoRecord. Ids
 // that differ only by upper and lower case are one id: most applications'
-// databases compare so, and one tenant could write into another's row there.
+// databases compare ids like this, and one tenant could write into another's row there.
 func (s *Store) RecordByID(ctx context.Context, sessionID string) (Record, error) {
 	return scanRecord(s.db.QueryRow(ctx, selectRecord+" WHERE NOT duplicate AND "+s.sameID("session_id", "$1"), sessionID))
 }
 
-// sameID is the condition for two ids to be one, as the index has it. Ids are
-// ASCII, so neither a locale nor Unicode has a say.
+// sameID is the condition for two ids to be one, as in the index. Ids are ASCII, so
+// neither the locale nor Unicode matters.
 func (s *Store) sameID(a, b string) string {
 	if s.postgres != nil {
 		return fmt.Sprintf(`lower(%s COLLATE "C")=lower(%s::text COLLATE "C")`, a, b)
@@ -88,8 +88,8 @@ func (s *Store) sameID(a, b string) string {
 	return fmt.Sprintf("lower(%s)=lower(%s)", a, b)
 }
 
-// Duplicates lists the records whose id another record holds under other upper
-// and lower case.
+// Duplicates lists the records with an id that another record holds in different
+// upper and lower case.
 func (s *Store) Duplicates(ctx context.Context) ([]Record, error) {
 	rows, err := s.db.Query(ctx, selectRecord+" WHERE duplicate ORDER BY session_id")
 	all, err := dbutil.NewRowIterWithError(rows, scanRecord, err).AsList()
@@ -103,12 +103,12 @@ func (s *Store) Duplicates(ctx context.Context) ([]Record, error) {
 type Claimant struct{ SessionID, Namespace, UID string }
 
 // Claim gives the id to c, unless another holds it (ErrTaken). A record of the
-// same namespace passes on from an older object only when gone says that no
-// live object has its UID. A second call changes nothing. Ids that differ only by
+// same namespace moves from an older object only if gone reports that no live
+// object has that UID. A second call changes nothing. Ids that differ only by
 // upper and lower case are one id.
 //
-// Which of several objects may claim an id without a holder (the oldest) is
-// for the caller to decide.
+// The caller decides which of several objects may claim an id without a holder
+// (the oldest).
 func (s *Store) Claim(ctx context.Context, c Claimant, gone func(ctx context.Context, uid string) (bool, error)) (Record, error) {
 	if c.SessionID == "" || c.Namespace == "" || c.UID == "" {
 		return Record{}, errors.New("claiming a session id: id, namespace and UID must be given")
@@ -155,8 +155,9 @@ func (s *Store) Claim(ctx context.Context, c Claimant, gone func(ctx context.Con
 	return r, nil
 }
 
-// newRecord makes a record for an id that has none. A duplicate of the claimant's
-// namespace, whose rival is gone, comes first: it has the keys.
+// newRecord makes a record for an id that has none. If the claimant's namespace has a
+// duplicate and the other record is gone, the duplicate becomes the record: it has
+// the keys.
 func (s *Store) newRecord(ctx context.Context, c Claimant) error {
 	return s.transaction(ctx, func(ctx context.Context) error {
 		if _, err := s.db.Exec(ctx, "UPDATE whatsapp_operator_session SET duplicate=$1, updated_at=$2 WHERE duplicate AND session_id=$3 AND namespace=$4 AND NOT EXISTS "+

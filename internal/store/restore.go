@@ -12,11 +12,11 @@ import (
 )
 
 var (
-	// ErrNoMark: no such device of the session was logged out, or it was kept long enough.
+	// ErrNoMark: no such device of the session was logged out, or it was deleted after KeepMarked.
 	ErrNoMark = errors.New("the store keeps no such device that WhatsApp has logged out")
-	// ErrHasDevice: the session has a device; another one cannot be given back to it.
+	// ErrHasDevice: the session has a device, so no other one can be restored.
 	ErrHasDevice = errors.New("the session has a device")
-	// ErrLinkedElsewhere: WhatsApp has given the device's address to another one since.
+	// ErrLinkedElsewhere: WhatsApp has given the device's address to another device since.
 	ErrLinkedElsewhere = errors.New("another device has the address of this one now")
 )
 
@@ -29,15 +29,15 @@ func (e *AmbiguousError) Error() string {
 
 // Marked is a device that WhatsApp has logged out and whose keys are kept.
 type Marked struct {
-	// SessionID is the session that had it; empty: none had.
+	// SessionID is the session that had the device; empty: no session had it.
 	SessionID string
-	// JID is the address that it had.
+	// JID is the address that the device had.
 	JID string
 	// Reason says why it was marked.
 	Reason string
-	// At is when; Until is how long it is kept.
+	// At is when it was marked; Until is how long it is kept.
 	At, Until time.Time
-	// name is what its rows are kept under.
+	// name is the name of its rows in the tables.
 	name string
 }
 
@@ -63,12 +63,12 @@ func (s *Store) Marked(ctx context.Context) ([]Marked, error) {
 }
 
 // Restore gives a device that was logged out back to its session: the one with
-// that JID, or, where jid is empty, the only one that the session has lost. Of
-// several with one JID it is the newest. A process that has taken the session
+// that JID, or, if jid is empty, the only one that the session has lost. If several
+// have one JID, it is the newest. A process that has taken the session
 // cannot write any more and must take it again.
 //
 // The error is ErrNoRecord, ErrHasDevice, ErrNoMark, ErrLinkedElsewhere or an
-// *AmbiguousError where it cannot be done.
+// *AmbiguousError if the device cannot be restored.
 func (s *Store) Restore(ctx context.Context, sessionID, jid string) (r Record, err error) {
 	err = s.transaction(ctx, func(ctx context.Context) error {
 		if r, err = s.lockByID(ctx, sessionID); err != nil {
@@ -98,7 +98,7 @@ func (s *Store) Restore(ctx context.Context, sessionID, jid string) (r Record, e
 		if _, err := s.db.Exec(ctx, "UPDATE whatsmeow_privacy_tokens SET our_jid=$2 WHERE our_jid=$1", m.name, m.JID); err != nil {
 			return err
 		}
-		// The mark has followed the device.
+		// The foreign key has updated the mark.
 		if _, err := s.db.Exec(ctx, "DELETE FROM whatsapp_operator_marked_device WHERE marked_jid=$1", m.JID); err != nil {
 			return err
 		}
@@ -136,8 +136,8 @@ func (s *Store) lost(ctx context.Context, sessionID, jid string) (Marked, error)
 	return all[0], nil
 }
 
-// lockByID reads the record of a session id and keeps others from changing or
-// using it until the transaction ends.
+// lockByID reads and locks the record of a session id, so that no one else changes or
+// uses it until the transaction ends.
 func (s *Store) lockByID(ctx context.Context, sessionID string) (Record, error) {
 	// A duplicate is found by its exact id only.
 	query := selectRecord + " WHERE session_id=$1 OR NOT duplicate AND " + s.sameID("session_id", "$1") + " ORDER BY session_id<>$1 LIMIT 1"

@@ -21,14 +21,14 @@ var (
 )
 
 const (
-	// migrationLock is the key of PostgreSQL's lock; it only has to be ours.
+	// migrationLock is the key of PostgreSQL's lock; any key that nothing else uses will do.
 	migrationLock = 0x77610001
 	// schemaInterval is how often a worker reads the version of the schema.
 	schemaInterval = 500 * time.Millisecond
 )
 
-// ErrSchemaTooNew is a database that a newer release has migrated beyond what
-// this one can work with.
+// ErrSchemaTooNew: a newer release has migrated the database to a version that
+// this release cannot use.
 var ErrSchemaTooNew = errors.New("a newer release has migrated the store: upgrade this process")
 
 // Migrate brings the tables of whatsmeow and our own to the version that this
@@ -55,7 +55,7 @@ func (s *Store) Migrate(ctx context.Context) error {
 	return s.reportDuplicates(ctx)
 }
 
-// reportDuplicates says which sessions cannot go on, because their ids differ from
+// reportDuplicates logs which sessions cannot continue, because their ids differ from
 // those of others only by case.
 func (s *Store) reportDuplicates(ctx context.Context) error {
 	duplicates, err := s.Duplicates(ctx)

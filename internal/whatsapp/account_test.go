@@ -30,7 +30,7 @@ func TestSameAccount(t *testing.T) {
 		"not a number that WhatsApp can know":    {phone: "34600111222", ask: "+123"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w := newWorld(t)
+			w := newEnvironment(t)
 			for _, alias := range row.alias {
 				w.g.Expect(w.simulator.SetAlias(row.phone, alias)).To(Succeed())
 			}
@@ -109,7 +109,7 @@ func TestOwnAccount(t *testing.T) {
 // TestACodeForTheNumberAsPeopleWriteIt: the phone that the spec names with a ninth
 // digit is the one that WhatsApp knows without it.
 func TestACodeForTheNumberAsPeopleWriteIt(t *testing.T) {
-	w := newWorld(t)
+	w := newEnvironment(t)
 	w.g.Expect(w.simulator.SetAlias("551187654321", "5511987654321")).To(Succeed())
 	s := w.connect(w.take(), func(o *Options) { o.PairPhone = "+5511987654321" })
 	_, err := w.simulator.EnterCode(t.Context(), "551187654321", s.event(EventPairingCode).Code)

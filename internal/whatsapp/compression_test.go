@@ -17,7 +17,7 @@ import (
 
 // Only a connection that offers codes has its messages compressed, and all works with it.
 func TestCompressionWhileUnpaired(t *testing.T) {
-	w := newWorld(t, func(o *simulator.Options) { o.Compression = true })
+	w := newEnvironment(t, func(o *simulator.Options) { o.Compression = true })
 	taking := w.take()
 	s := w.connect(taking)
 	codes := s.event(EventQR).Codes

@@ -46,8 +46,8 @@ func wait(t testing.TB) *WithT {
 	return g
 }
 
-// world is a simulated WhatsApp, a store and a factory.
-type world struct {
+// environment is a simulated WhatsApp, a store and a factory.
+type environment struct {
 	t         testing.TB
 	g         *WithT
 	simulator *simulator.Server
@@ -61,15 +61,15 @@ type world struct {
 	hostile bool
 }
 
-func newWorld(t testing.TB, change ...func(*simulator.Options)) *world {
+func newEnvironment(t testing.TB, change ...func(*simulator.Options)) *environment {
 	t.Helper()
-	return newWorldOn(t, filepath.Join(t.TempDir(), "keys.db"), change...)
+	return newEnvironmentOn(t, filepath.Join(t.TempDir(), "keys.db"), change...)
 }
 
-// newWorldOn is newWorld with the keys in another database.
-func newWorldOn(t testing.TB, url string, change ...func(*simulator.Options)) *world {
+// newEnvironmentOn is newEnvironment with the keys in another database.
+func newEnvironmentOn(t testing.TB, url string, change ...func(*simulator.Options)) *environment {
 	t.Helper()
-	w := &world{t: t, g: wait(t), url: url, log: logr.Discard()}
+	w := &environment{t: t, g: wait(t), url: url, log: logr.Discard()}
 	options := simulator.Options{RootKey: &rootKey, CloseDelay: 200 * time.Millisecond}
 	for _, f := range change {
 		f(&options)
@@ -106,7 +106,7 @@ func newWorldOn(t testing.TB, url string, change ...func(*simulator.Options)) *w
 }
 
 // newFactory makes another factory, which no goroutine of an older connection reads.
-func (w *world) newFactory(change func(*Factory)) {
+func (w *environment) newFactory(change func(*Factory)) {
 	w.t.Helper()
 	factory, err := Setup(w.config, logr.Discard())
 	w.g.Expect(err).NotTo(HaveOccurred())
@@ -122,7 +122,7 @@ func root(s *simulator.Server) string {
 // testSession is a connection with its events and messages.
 type testSession struct {
 	*Connection
-	w  *world
+	w  *environment
 	mu sync.Mutex
 	// reported are the events, messages the texts that were accepted.
 	reported []Event
@@ -157,13 +157,13 @@ func (s *testSession) event(kind EventType) (found Event) {
 }
 
 // settled waits until every message has its receipt.
-func (w *world) settled() {
+func (w *environment) settled() {
 	w.t.Helper()
 	w.g.Eventually(func() int { return w.simulator.Stats().Unacknowledged }).Should(BeZero())
 }
 
 // take makes the test the owner of the session.
-func (w *world) take() *store.Taking {
+func (w *environment) take() *store.Taking {
 	w.t.Helper()
 	r, err := w.store.Record(w.t.Context(), "u")
 	w.g.Expect(err).NotTo(HaveOccurred())
@@ -173,7 +173,7 @@ func (w *world) take() *store.Taking {
 }
 
 // prepare makes a connection as the worker does, without connecting it.
-func (w *world) prepare(taking *store.Taking, change ...func(*Options)) (*testSession, context.Context) {
+func (w *environment) prepare(taking *store.Taking, change ...func(*Options)) (*testSession, context.Context) {
 	w.t.Helper()
 	ctx, cancel := context.WithCancelCause(context.Background())
 	device, err := taking.Open(w.t.Context(), cancel)
@@ -202,7 +202,7 @@ func (w *world) prepare(taking *store.Taking, change ...func(*Options)) (*testSe
 }
 
 // connect makes a connection and opens it.
-func (w *world) connect(taking *store.Taking, change ...func(*Options)) *testSession {
+func (w *environment) connect(taking *store.Taking, change ...func(*Options)) *testSession {
 	w.t.Helper()
 	s, ctx := w.prepare(taking, change...)
 	w.g.Expect(s.Connect(ctx)).To(Succeed())
@@ -210,7 +210,7 @@ func (w *world) connect(taking *store.Taking, change ...func(*Options)) *testSes
 }
 
 // pair links a device and ends the connection that did it.
-func (w *world) pair(taking *store.Taking, phone string, change ...func(*Options)) {
+func (w *environment) pair(taking *store.Taking, phone string, change ...func(*Options)) {
 	w.t.Helper()
 	s := w.connect(taking, change...)
 	_, err := w.simulator.Scan(w.t.Context(), s.event(EventQR).Codes[0], phone)
@@ -220,9 +220,9 @@ func (w *world) pair(taking *store.Taking, phone string, change ...func(*Options
 }
 
 // linked is a session that has been paired and is connected.
-func linked(t *testing.T, change ...func(*simulator.Options)) (*world, *store.Taking, *testSession) {
+func linked(t *testing.T, change ...func(*simulator.Options)) (*environment, *store.Taking, *testSession) {
 	t.Helper()
-	w := newWorld(t, change...)
+	w := newEnvironment(t, change...)
 	taking := w.take()
 	w.pair(taking, phone)
 	s := w.connect(taking)
@@ -235,7 +235,7 @@ const phone = "15551234567"
 func TestFromTheCodeToTheFirstMessage(t *testing.T) {
 	for name, withTLS := range map[string]bool{"ws": false, "wss": true} {
 		t.Run(name, func(t *testing.T) {
-			w := newWorld(t, func(o *simulator.Options) { o.TLS = withTLS })
+			w := newEnvironment(t, func(o *simulator.Options) { o.TLS = withTLS })
 			taking := w.take()
 			s := w.connect(taking)
 			w.g.Expect(s.Paired()).To(BeFalse())
@@ -350,7 +350,7 @@ func TestEnds(t *testing.T) {
 // WhatsApp retires a code when a phone has scanned it: the new one is reported at once, and
 // links the device.
 func TestACodeThatIsRetired(t *testing.T) {
-	w := newWorld(t)
+	w := newEnvironment(t)
 	s := w.connect(w.take())
 	before := s.event(EventQR).Codes
 	_, err := w.simulator.Inject(simulator.Fault{Kind: simulator.FaultRetireCode})
@@ -374,7 +374,7 @@ func TestACodeThatIsRetired(t *testing.T) {
 }
 
 func TestPairingByCode(t *testing.T) {
-	w := newWorld(t)
+	w := newEnvironment(t)
 	taking := w.take()
 	byCode := func(o *Options) { o.PairPhone = "+" + phone }
 	s := w.connect(taking, byCode)
@@ -407,7 +407,7 @@ func TestPairingByCode(t *testing.T) {
 
 // A code that WhatsApp does not give is the end of the connection, with a sentence.
 func TestNoPairingCode(t *testing.T) {
-	w := newWorld(t)
+	w := newEnvironment(t)
 	taking := w.take()
 	for name, row := range map[string]struct {
 		phone  string
@@ -441,7 +441,7 @@ func TestNoPairingCode(t *testing.T) {
 
 // Our own trouble must not be taken for WhatsApp's, which would count against the session.
 func TestTheStoreFailsWhileACodeIsAskedFor(t *testing.T) {
-	w := newWorld(t)
+	w := newEnvironment(t)
 	var fail context.CancelCauseFunc
 	opened := make(chan struct{})
 	s, ctx := w.prepare(w.take(), func(o *Options) {
@@ -476,7 +476,7 @@ func TestAPanicWhileACodeIsAskedFor(t *testing.T) {
 }
 
 func TestDroppedWhileACodeIsShown(t *testing.T) {
-	w := newWorld(t)
+	w := newEnvironment(t)
 	s := w.connect(w.take(), func(o *Options) { o.PairPhone = "+" + phone })
 	s.event(EventPairingCode)
 	_, err := w.simulator.Inject(simulator.Fault{Kind: simulator.FaultDrop})
@@ -486,7 +486,7 @@ func TestDroppedWhileACodeIsShown(t *testing.T) {
 
 // Nothing waits for a code after Close; the check for leaks is in TestMain.
 func TestClosedWhileACodeIsAskedFor(t *testing.T) {
-	w := newWorld(t)
+	w := newEnvironment(t)
 	taking := w.take()
 	for range 5 {
 		s := w.connect(taking, func(o *Options) { o.PairPhone = "+" + phone })
@@ -499,7 +499,7 @@ func TestClosedWhileACodeIsAskedFor(t *testing.T) {
 
 // whatsmeow tells nothing when the last node of a pairing is lost with its socket.
 func TestALost515IsAnEnd(t *testing.T) {
-	w := newWorld(t)
+	w := newEnvironment(t)
 	_, err := w.simulator.Inject(simulator.Fault{Kind: simulator.FaultLoseEnd})
 	w.g.Expect(err).NotTo(HaveOccurred())
 	taking := w.take()
@@ -515,7 +515,7 @@ func TestALost515IsAnEnd(t *testing.T) {
 }
 
 func TestCodesRunOut(t *testing.T) {
-	w := newWorld(t, func(o *simulator.Options) { o.RefLifetime = 20 * time.Millisecond })
+	w := newEnvironment(t, func(o *simulator.Options) { o.RefLifetime = 20 * time.Millisecond })
 	s := w.connect(w.take())
 	s.event(EventQR)
 	w.g.Expect(s.event(EventDisconnected).Reason).To(Equal("SocketClosed"))
@@ -527,7 +527,7 @@ func TestABadPairingIsRefused(t *testing.T) {
 		simulator.FaultBadSignature: "invalid device signature",
 	} {
 		t.Run(string(kind), func(t *testing.T) {
-			w := newWorld(t)
+			w := newEnvironment(t)
 			_, err := w.simulator.Inject(simulator.Fault{Kind: kind})
 			w.g.Expect(err).NotTo(HaveOccurred())
 			s := w.connect(w.take())
@@ -602,7 +602,7 @@ func TestARefusedMessage(t *testing.T) {
 		"with a panic":  func() error { panic("a bug") },
 	} {
 		t.Run(name, func(t *testing.T) {
-			w := newWorld(t)
+			w := newEnvironment(t)
 			taking := w.take()
 			w.pair(taking, phone)
 			var mu sync.Mutex
@@ -665,7 +665,7 @@ func TestCloseDoesNotWaitForADeadPeer(t *testing.T) {
 }
 
 func TestTheEndOfItsContextClosesTheSocket(t *testing.T) {
-	w := newWorld(t)
+	w := newEnvironment(t)
 	taking := w.take()
 	w.pair(taking, phone)
 	s, _ := w.prepare(taking)
@@ -680,7 +680,7 @@ func TestTheEndOfItsContextClosesTheSocket(t *testing.T) {
 }
 
 func TestAServerThatRefuses(t *testing.T) {
-	w := newWorld(t)
+	w := newEnvironment(t)
 	_, err := w.simulator.Inject(simulator.Fault{Kind: simulator.FaultRefuse})
 	w.g.Expect(err).NotTo(HaveOccurred())
 	s, ctx := w.prepare(w.take())
@@ -693,7 +693,7 @@ func TestAServerThatRefuses(t *testing.T) {
 }
 
 func TestAnotherRootIsRefused(t *testing.T) {
-	w := newWorld(t)
+	w := newEnvironment(t)
 	other := newSimulator(t, &[32]byte{9})
 	_, err := Setup(Config{Endpoint: other.Endpoint(), NoiseRoot: root(other)}, logr.Discard())
 	w.g.Expect(err).To(MatchError(ContainSubstring("trusts another")))
@@ -723,7 +723,7 @@ func newSimulator(t *testing.T, key *[32]byte) *simulator.Server {
 }
 
 func TestAnotherAuthorityIsRefused(t *testing.T) {
-	w := newWorld(t, func(o *simulator.Options) { o.TLS = true })
+	w := newEnvironment(t, func(o *simulator.Options) { o.TLS = true })
 	var err error
 	w.factory, err = Setup(Config{Endpoint: w.simulator.Endpoint(), NoiseRoot: root(w.simulator)}, logr.Discard())
 	w.g.Expect(err).NotTo(HaveOccurred())
@@ -732,7 +732,7 @@ func TestAnotherAuthorityIsRefused(t *testing.T) {
 }
 
 func TestTheLogHoldsNoSecret(t *testing.T) {
-	w := newWorld(t)
+	w := newEnvironment(t)
 	var mu sync.Mutex
 	var lines string
 	w.log = funcr.New(func(prefix, args string) {
@@ -761,7 +761,7 @@ func TestTheLogHoldsNoSecret(t *testing.T) {
 }
 
 func TestTheNameThatThePhoneShows(t *testing.T) {
-	w := newWorld(t)
+	w := newEnvironment(t)
 	device, err := w.take().Open(t.Context(), func(error) {})
 	w.g.Expect(err).NotTo(HaveOccurred())
 	for want, name := range map[string]string{"Test": "", "Shop 1": "Shop 1"} {

@@ -30,7 +30,7 @@ import (
 // hostile is a server that plays malformed nodes to a client, again and again. A panic in
 // any goroutine of the client ends the test's process.
 type hostile struct {
-	w       *world
+	w       *environment
 	taking  *store.Taking
 	mode    hostileMode
 	session *testSession
@@ -52,7 +52,7 @@ const (
 
 func newHostile(t testing.TB, mode hostileMode) *hostile {
 	t.Helper()
-	w := newWorldOn(t, testenv.Postgres(t))
+	w := newEnvironmentOn(t, testenv.Postgres(t))
 	w.hostile = true
 	h := &hostile{w: w, taking: w.take(), mode: mode}
 	if mode == linkedClient {

@@ -18,7 +18,7 @@ import (
 func TestSilenceIsTheEnd(t *testing.T) {
 	for _, fault := range []simulator.FaultKind{simulator.FaultMute, simulator.FaultFreeze} {
 		t.Run(string(fault), func(t *testing.T) {
-			w := newWorld(t)
+			w := newEnvironment(t)
 			taking := w.take()
 			w.pair(taking, phone)
 			clock := clocktesting.NewFakeClock(time.Now())
@@ -81,7 +81,7 @@ func TestTheAgeOfTheLastByteIsASpan(t *testing.T) {
 // whichever moment: the connection is over and the device can log in.
 func TestAClose515IsAnEnd(t *testing.T) {
 	for range 2 { // the library loses the node in most runs, not in all
-		w := newWorld(t)
+		w := newEnvironment(t)
 		_, err := w.simulator.Inject(simulator.Fault{Kind: simulator.FaultCloseAtOnce})
 		w.g.Expect(err).NotTo(HaveOccurred())
 		taking := w.take()
@@ -106,7 +106,7 @@ func TestALostReplacedIsAnEnd(t *testing.T) {
 }
 
 func TestTheNewestVersion(t *testing.T) {
-	w := newWorld(t, func(o *simulator.Options) { o.TLS = true })
+	w := newEnvironment(t, func(o *simulator.Options) { o.TLS = true })
 	taking := w.take()
 	w.pair(taking, phone)
 	newest := wastore.GetWAVersion()[2] + 10
@@ -125,7 +125,7 @@ func TestTheNewestVersion(t *testing.T) {
 }
 
 func TestAPageThatIsAway(t *testing.T) {
-	w := newWorld(t)
+	w := newEnvironment(t)
 	w.factory.endpoint.Host = "127.0.0.1:1"
 	_, err := w.factory.RefreshVersion(t.Context())
 	w.g.Expect(err).To(MatchError(ContainSubstring("asking for WhatsApp's web version")))
@@ -133,7 +133,7 @@ func TestAPageThatIsAway(t *testing.T) {
 
 // What the library would do by itself and must not.
 func TestWhatIsLeftToOthers(t *testing.T) {
-	w := newWorld(t)
+	w := newEnvironment(t)
 	device, err := w.take().Open(t.Context(), func(error) {})
 	w.g.Expect(err).NotTo(HaveOccurred())
 	c, err := w.factory.New(Options{Device: device, Events: func(Event) {}})

@@ -17,7 +17,7 @@ import (
 func TestPairingWithAPasskey(t *testing.T) {
 	for _, method := range []string{"after a scan", "after a code was typed"} {
 		t.Run(method, func(t *testing.T) {
-			w := newWorld(t)
+			w := newEnvironment(t)
 			_, err := w.simulator.Inject(simulator.Fault{Kind: simulator.FaultPasskey})
 			w.g.Expect(err).NotTo(HaveOccurred())
 			taking := w.take()
@@ -65,7 +65,7 @@ func TestPairingWithAPasskey(t *testing.T) {
 
 // Each request is reported, the one that replaces another too.
 func TestAPasskeyIsAskedForTwice(t *testing.T) {
-	w := newWorld(t)
+	w := newEnvironment(t)
 	s := w.connect(w.take())
 	s.event(EventQR)
 	ask := func(challenge string) {
@@ -119,7 +119,7 @@ func TestPasskeyRequest(t *testing.T) {
 
 // A continuation that nobody asked for, and steps without a request, end no process.
 func TestPasskeyStepsOutOfOrder(t *testing.T) {
-	w := newWorld(t)
+	w := newEnvironment(t)
 	s := w.connect(w.take())
 	s.event(EventQR)
 	w.g.Expect(w.simulator.Play("", encode(element("notification", attrs{"from": types.ServerJID, "id": "1", "type": "crsc_continuation"},

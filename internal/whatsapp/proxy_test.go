@@ -187,7 +187,7 @@ func TestThroughAProxy(t *testing.T) {
 	for _, withTLS := range []bool{false, true} {
 		for _, scheme := range []string{"http", "socks5", "socks5h"} {
 			t.Run(fmt.Sprintf("%s, TLS %t", scheme, withTLS), func(t *testing.T) {
-				w := newWorld(t, func(o *simulator.Options) { o.TLS = withTLS })
+				w := newEnvironment(t, func(o *simulator.Options) { o.TLS = withTLS })
 				endpoint, err := url.Parse(w.simulator.Endpoint())
 				w.g.Expect(err).NotTo(HaveOccurred())
 				var seen targets
@@ -260,7 +260,7 @@ func TestWhatIsWrongWithAProxy(t *testing.T) {
 				if withTLS && strings.HasPrefix(row.url, "https") {
 					continue
 				}
-				w := newWorld(t, func(o *simulator.Options) { o.TLS = withTLS })
+				w := newEnvironment(t, func(o *simulator.Options) { o.TLS = withTLS })
 				proxy, err := ParseProxy(row.url)
 				w.g.Expect(err).NotTo(HaveOccurred())
 				s, ctx := w.prepare(w.take(), func(o *Options) { o.Proxy = proxy })

@@ -35,17 +35,17 @@ import (
 )
 
 // onBoth runs a test with the keys in each kind of database.
-func onBoth(t *testing.T, test func(t *testing.T, w *world)) {
+func onBoth(t *testing.T, test func(t *testing.T, w *environment)) {
 	for kind, url := range map[string]func(t *testing.T) string{
 		"PostgreSQL": func(t *testing.T) string { return testenv.Postgres(t) },
 		"SQLite":     func(t *testing.T) string { return filepath.Join(t.TempDir(), "keys.db") },
 	} {
-		t.Run(kind, func(t *testing.T) { test(t, newWorldOn(t, url(t))) })
+		t.Run(kind, func(t *testing.T) { test(t, newEnvironmentOn(t, url(t))) })
 	}
 }
 
-// db is the world's database, past its store.
-func (w *world) db() *sql.DB {
+// db is the environment's database, past its store.
+func (w *environment) db() *sql.DB {
 	w.t.Helper()
 	driver := "sqlite"
 	if strings.HasPrefix(w.url, "postgres") {
@@ -58,7 +58,7 @@ func (w *world) db() *sql.DB {
 }
 
 // ratchets are the keys that a message moves, as they are stored.
-func ratchets(w *world, db *sql.DB) map[string]string {
+func ratchets(w *environment, db *sql.DB) map[string]string {
 	w.t.Helper()
 	found := map[string]string{}
 	for table, query := range map[string]string{
@@ -83,7 +83,7 @@ func ratchets(w *world, db *sql.DB) map[string]string {
 	return found
 }
 
-func (w *world) send(text string) {
+func (w *environment) send(text string) {
 	w.t.Helper()
 	_, err := w.simulator.Send(w.t.Context(), phone, "", text)
 	w.g.Expect(err).NotTo(HaveOccurred())
@@ -195,7 +195,7 @@ func (v *valve) pass(n int) {
 
 // stopped is a connection of a process that stops in the moment in which a
 // message has come to it. wake has it go on with that message alone.
-func (w *world) stopped(taking *store.Taking, text string) (s *testSession, wake func()) {
+func (w *environment) stopped(taking *store.Taking, text string) (s *testSession, wake func()) {
 	w.t.Helper()
 	v := newValve(w.t, w.simulator.Endpoint())
 	factory, err := Setup(Config{Endpoint: v.endpoint(), NoiseRoot: root(w.simulator)}, logr.Discard())
@@ -222,7 +222,7 @@ func (w *world) stopped(taking *store.Taking, text string) (s *testSession, wake
 // has logged in and while the server would still hear it: it moves no key and
 // acknowledges nothing, and the message is the successor's.
 func TestADeadOwnerWakesUpWithAMessage(t *testing.T) {
-	onBoth(t, func(_ *testing.T, w *world) {
+	onBoth(t, func(_ *testing.T, w *environment) {
 		taking := w.take()
 		w.pair(taking, phone)
 		db := w.db()
@@ -256,11 +256,11 @@ func TestADeadOwnerWakesUpWithAMessage(t *testing.T) {
 // The session is deleted while its holder is cut off: what comes to the holder
 // afterwards brings no key back.
 func TestADeletionWhileTheHolderIsCutOff(t *testing.T) {
-	for name, remove := range map[string]func(w *world) error{
-		"by the manager": func(w *world) error { return w.store.DeleteSession(w.t.Context(), "u") },
-		"by a successor": func(w *world) error { return w.take().Forget(w.t.Context()) },
+	for name, remove := range map[string]func(w *environment) error{
+		"by the manager": func(w *environment) error { return w.store.DeleteSession(w.t.Context(), "u") },
+		"by a successor": func(w *environment) error { return w.take().Forget(w.t.Context()) },
 		"as an orphan":   orphanAndPurge,
-		"and claimed anew": func(w *world) error {
+		"and claimed anew": func(w *environment) error {
 			if err := w.store.DeleteSession(w.t.Context(), "u"); err != nil {
 				return err
 			}
@@ -269,7 +269,7 @@ func TestADeletionWhileTheHolderIsCutOff(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			onBoth(t, func(t *testing.T, w *world) {
+			onBoth(t, func(t *testing.T, w *environment) {
 				taking := w.take()
 				w.pair(taking, phone)
 				old, wake := w.stopped(taking, "too late")
@@ -286,7 +286,7 @@ func TestADeletionWhileTheHolderIsCutOff(t *testing.T) {
 	}
 }
 
-func orphanAndPurge(w *world) error {
+func orphanAndPurge(w *environment) error {
 	if _, err := w.store.MarkOrphan(w.t.Context(), "u"); err != nil {
 		return err
 	}
@@ -317,7 +317,7 @@ func TestPostgreSQLGoesAwayInTheMiddleOfAMessage(t *testing.T) {
 		"cut off, before the fence":              {table: "whatsapp_operator_session", end: cutOff},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w := newWorldOn(t, fresh(t, server))
+			w := newEnvironmentOn(t, fresh(t, server))
 			taking := w.take()
 			w.pair(taking, phone)
 			s := w.connect(taking)
@@ -373,19 +373,19 @@ func fresh(t *testing.T, server *testenv.PostgresProcess) string {
 // A send while the store refuses is an error, and nothing leaves: whatsmeow
 // would skip the recipient and report success.
 func TestASendWhileTheStoreRefuses(t *testing.T) {
-	for name, refuse := range map[string]func(w *world, db *sql.DB){
-		"the session was taken": func(w *world, _ *sql.DB) { w.take() },
-		"the keys cannot be read": func(w *world, db *sql.DB) {
+	for name, refuse := range map[string]func(w *environment, db *sql.DB){
+		"the session was taken": func(w *environment, _ *sql.DB) { w.take() },
+		"the keys cannot be read": func(w *environment, db *sql.DB) {
 			_, err := db.ExecContext(w.t.Context(), "ALTER TABLE whatsmeow_sessions RENAME COLUMN session TO gone")
 			w.g.Expect(err).NotTo(HaveOccurred())
 		},
-		"the identities cannot be read": func(w *world, db *sql.DB) {
+		"the identities cannot be read": func(w *environment, db *sql.DB) {
 			_, err := db.ExecContext(w.t.Context(), "ALTER TABLE whatsmeow_identity_keys RENAME COLUMN identity TO gone")
 			w.g.Expect(err).NotTo(HaveOccurred())
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			onBoth(t, func(_ *testing.T, w *world) {
+			onBoth(t, func(_ *testing.T, w *environment) {
 				taking := w.take()
 				w.pair(taking, phone)
 				s := w.connect(taking)
@@ -411,7 +411,7 @@ func TestASendWhileTheStoreRefuses(t *testing.T) {
 // TestTextThatPostgreSQLRefuses: what a stranger or another device of the account wrote
 // into names and addresses ends no connection.
 func TestTextThatPostgreSQLRefuses(t *testing.T) {
-	onBoth(t, func(t *testing.T, w *world) {
+	onBoth(t, func(t *testing.T, w *environment) {
 		const bad, clean = "Ann\x00\xff", "Ann\uFFFD\uFFFD"
 		w.hostile = true
 		taking := w.take()
@@ -490,7 +490,7 @@ func (settingsStore) GetAppStateMutationMAC(context.Context, string, []byte) ([]
 }
 
 // settingsPatch is a server's answer with the first change of the phone's settings.
-func settingsPatch(w *world, key wastore.AppStateSyncKey, info appstate.PatchInfo) waBinary.Node {
+func settingsPatch(w *environment, key wastore.AppStateSyncKey, info appstate.PatchInfo) waBinary.Node {
 	w.t.Helper()
 	kept := settingsStore{key: key}
 	encoded, err := appstate.NewProcessor(&wastore.Device{AppStateKeys: kept, AppState: kept}, waLog.Noop).
