@@ -14,8 +14,8 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/worker"
 )
 
-// accounts joins the store and the connector: a device is read from the one
-// and connected by the other.
+// accounts joins the store and the connector: the store reads a device, and the
+// connector connects it.
 type accounts struct {
 	store     *store.Store
 	connector *whatsapp.Factory
@@ -30,7 +30,7 @@ func (a *accounts) Take(ctx context.Context, uid types.UID, epoch int64) (worker
 	defer cancel()
 	taking, err := a.store.Take(ctx, string(uid), epoch)
 	if err != nil {
-		return nil, inWorkersWords(err)
+		return nil, toWorkerError(err)
 	}
 	return &account{accounts: a, taking: taking}, nil
 }
@@ -46,24 +46,24 @@ func (a *account) Trial() int32        { return a.taking.Trial() }
 func (a *account) JID() string         { return a.taking.Record.JID }
 func (a *account) PhoneNumber() string { return a.taking.Record.PhoneNumber() }
 
-// Settle says that the session has not ended this process.
+// Settle records that the session has not ended this process.
 func (a *account) Settle(ctx context.Context) error {
-	return inWorkersWords(a.taking.Settle(ctx))
+	return toWorkerError(a.taking.Settle(ctx))
 }
 
 // RecordTrial implements worker.Account.
 func (a *account) RecordTrial(ctx context.Context, size int32) error {
-	return inWorkersWords(a.taking.RecordTrial(ctx, size))
+	return toWorkerError(a.taking.RecordTrial(ctx, size))
 }
 
 // Forget implements worker.Account.
 func (a *account) Forget(ctx context.Context) error {
-	return inWorkersWords(a.taking.Forget(ctx))
+	return toWorkerError(a.taking.Forget(ctx))
 }
 
 // Dial implements worker.Account. When the store fails, the connection's
-// context ends before anything can be acknowledged; the connector then tells
-// that the connection is over.
+// context ends before anything can be acknowledged; the connector then reports
+// that the connection has ended.
 func (a *account) Dial(ctx context.Context, o worker.DialOptions) (worker.Connection, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	reading, done := context.WithTimeout(ctx, store.TakeTimeout)
@@ -71,7 +71,7 @@ func (a *account) Dial(ctx context.Context, o worker.DialOptions) (worker.Connec
 	done()
 	if err != nil {
 		cancel(err)
-		return nil, inWorkersWords(err)
+		return nil, toWorkerError(err)
 	}
 	conn, err := a.connector.New(whatsapp.Options{
 		Device: device, DeviceName: o.DeviceName, PairPhone: o.PairPhone, Proxy: o.Proxy, Events: o.Events, Allowed: a.allowed,
@@ -100,7 +100,8 @@ func (c *connection) Close() {
 	c.cancel(context.Canceled)
 }
 
-func inWorkersWords(err error) error {
+// toWorkerError converts an error of the store into the worker's error for the same case.
+func toWorkerError(err error) error {
 	var behind *store.EpochBehindError
 	switch {
 	case errors.As(err, &behind):

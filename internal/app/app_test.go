@@ -26,8 +26,8 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
 
-// TestASessionAllTheWay is the product's first promise, on each database.
-func TestASessionAllTheWay(t *testing.T) {
+// TestSessionLifecycle follows sessions from their creation to their deletion, on each database.
+func TestSessionLifecycle(t *testing.T) {
 	databases := map[string]func(*testing.T) string{
 		"SQLite":     func(*testing.T) string { return "" },
 		"PostgreSQL": func(t *testing.T) string { return testenv.Postgres(t) },
@@ -57,7 +57,7 @@ func TestASessionAllTheWay(t *testing.T) {
 				s.Expect(obj.Status.QR).To(BeNil(), "a used code is cleared")
 				s.Expect(obj.Status.HeldBy).To(Equal(obj.Status.Worker))
 				s.Expect(meta.IsStatusConditionTrue(obj.Status.Conditions, v1alpha1.ConditionReady)).To(BeTrue())
-				last := s.hears(name, delivery.Active, v1alpha1.PhaseConnected)
+				last := s.expectPublished(name, delivery.Active, v1alpha1.PhaseConnected)
 				s.Expect(last.JID).To(Equal(obj.Status.JID))
 				s.Expect(last.Epoch).To(Equal(obj.Status.Epoch))
 				s.Eventually(func() (string, error) { return s.redis.Get(t.Context(), "session:"+name+":connection").Result() }).
@@ -78,7 +78,7 @@ func TestASessionAllTheWay(t *testing.T) {
 			for _, name := range names {
 				s.Eventually(func() string { return s.get(name).Status.HeldBy }).Should(Equal("worker-2"))
 				s.phase(name, v1alpha1.PhaseConnected)
-				s.hears(name, delivery.Active, v1alpha1.PhaseConnected)
+				s.expectPublished(name, delivery.Active, v1alpha1.PhaseConnected)
 			}
 			s.Expect(s.simulator.Stats().Logins-logins).To(BeNumerically("<=", len(names)), "each session moves at most once")
 
@@ -87,17 +87,17 @@ func TestASessionAllTheWay(t *testing.T) {
 			obj := s.phase("a", v1alpha1.PhaseSuspended)
 			s.Expect(obj.Status.HeldBy).To(BeEmpty())
 			s.Expect(obj.Status.JID).NotTo(BeEmpty(), "the keys are kept")
-			s.hears("a", delivery.Inactive, v1alpha1.PhaseSuspended)
+			s.expectPublished("a", delivery.Inactive, v1alpha1.PhaseSuspended)
 			s.change("a", func(o *v1alpha1.WhatsAppSession) { o.Spec.Suspend = false })
 			s.phase("a", v1alpha1.PhaseConnected)
-			s.hears("a", delivery.Active, v1alpha1.PhaseConnected)
+			s.expectPublished("a", delivery.Active, v1alpha1.PhaseConnected)
 
 			t.Log("deleted with Logout: the device is unlinked")
 			devices := s.simulator.Stats().Devices
 			s.Expect(s.client.Delete(t.Context(), s.get("a"))).To(Succeed())
 			s.gone("a")
 			s.Expect(s.simulator.Stats().Devices).To(Equal(devices - 1))
-			s.hears("a", delivery.Inactive, v1alpha1.PhaseTerminating)
+			s.expectPublished("a", delivery.Inactive, v1alpha1.PhaseTerminating)
 			s.Expect(s.redis.Keys(t.Context(), "session:a:*").Val()).To(BeEmpty())
 
 			t.Log("deleted with Retain and applied again: connected without a scan")
@@ -105,12 +105,12 @@ func TestASessionAllTheWay(t *testing.T) {
 			before := s.get("b")
 			s.Expect(s.client.Delete(t.Context(), before)).To(Succeed())
 			s.gone("b")
-			s.hears("b", delivery.Inactive, v1alpha1.PhaseTerminating)
+			s.expectPublished("b", delivery.Inactive, v1alpha1.PhaseTerminating)
 			s.apply("b")
 			obj = s.phase("b", v1alpha1.PhaseConnected)
 			s.Expect(obj.Status.JID).To(Equal(before.Status.JID))
 			s.Expect(obj.Status.Epoch).To(BeNumerically(">", before.Status.Epoch))
-			s.hears("b", delivery.Active, v1alpha1.PhaseConnected)
+			s.expectPublished("b", delivery.Active, v1alpha1.PhaseConnected)
 		})
 	}
 }
@@ -146,8 +146,8 @@ func restart(value string) func(*v1alpha1.WhatsAppSession) {
 	}
 }
 
-// TestWhatWhatsAppSays has the servers end sessions in each way.
-func TestWhatWhatsAppSays(t *testing.T) {
+// TestSessionsEndedByWhatsApp has the servers end sessions in each way.
+func TestSessionsEndedByWhatsApp(t *testing.T) {
 	s := newEnvironment(t, "")
 	s.manager()
 	s.worker("worker-1")
@@ -163,7 +163,7 @@ func TestWhatWhatsAppSays(t *testing.T) {
 	device := func(name string) string { return s.get(name).Status.JID }
 	for _, name := range names[:5] {
 		s.phase(name, v1alpha1.PhaseConnected)
-		s.hears(name, delivery.Active, v1alpha1.PhaseConnected)
+		s.expectPublished(name, delivery.Active, v1alpha1.PhaseConnected)
 	}
 	inject := func(f simulator.Fault) {
 		t.Helper()
@@ -175,43 +175,43 @@ func TestWhatWhatsAppSays(t *testing.T) {
 		inject(simulator.Fault{Kind: simulator.FaultDrop, Device: device("dropped")})
 		s.Eventually(func() int64 { return s.get("dropped").Status.Reconnects }).Should(BeEquivalentTo(1))
 		s.phase("dropped", v1alpha1.PhaseConnected)
-		s.hears("dropped", delivery.Active, v1alpha1.PhaseConnected)
+		s.expectPublished("dropped", delivery.Active, v1alpha1.PhaseConnected)
 	})
 	t.Run("unlinked on the phone: logged out, and scanned again on request", func(*testing.T) {
 		inject(simulator.Fault{Kind: simulator.FaultStreamError, Code: "device_removed", Device: device("unlinked")})
 		obj := s.phase("unlinked", v1alpha1.PhaseLoggedOut)
 		s.Expect(meta.IsStatusConditionTrue(obj.Status.Conditions, v1alpha1.ConditionStalled)).To(BeTrue())
-		s.hears("unlinked", delivery.Inactive, v1alpha1.PhaseLoggedOut)
+		s.expectPublished("unlinked", delivery.Inactive, v1alpha1.PhaseLoggedOut)
 		s.Expect(s.event("unlinked", v1alpha1.ReasonLoggedOut)).To(ContainSubstring(v1alpha1.RestartedAtAnnotation))
 		s.change("unlinked", restart("again"))
 		s.scan("unlinked", "+34700111221")
 		s.phase("unlinked", v1alpha1.PhaseConnected)
-		s.hears("unlinked", delivery.Active, v1alpha1.PhaseConnected)
+		s.expectPublished("unlinked", delivery.Active, v1alpha1.PhaseConnected)
 	})
 	t.Run("banned until", func(*testing.T) {
 		inject(simulator.Fault{Kind: simulator.FaultFailure, Reason: 402, Expire: metav1.Duration{Duration: time.Hour}, Device: device("banned")})
 		obj := s.phase("banned", v1alpha1.PhaseBanned)
 		s.Expect(obj.Status.RetryAfter.Time).To(BeTemporally("~", time.Now().Add(time.Hour), 5*time.Minute))
-		s.hears("banned", delivery.Inactive, v1alpha1.PhaseBanned)
+		s.expectPublished("banned", delivery.Inactive, v1alpha1.PhaseBanned)
 		s.event("banned", v1alpha1.ReasonBanned)
 	})
 	t.Run("outdated", func(*testing.T) {
 		inject(simulator.Fault{Kind: simulator.FaultFailure, Reason: 405, Device: device("outdated")})
 		s.phase("outdated", v1alpha1.PhaseOutdated)
-		s.hears("outdated", delivery.Inactive, v1alpha1.PhaseOutdated)
+		s.expectPublished("outdated", delivery.Inactive, v1alpha1.PhaseOutdated)
 		s.event("outdated", v1alpha1.ReasonOutdated)
 	})
 	t.Run("replaced is not fought", func(*testing.T) {
 		inject(simulator.Fault{Kind: simulator.FaultStreamError, Code: "replaced", Device: device("replaced")})
 		obj := s.phase("replaced", v1alpha1.PhaseReplaced)
 		s.Expect(obj.Status.RetryAfter.Time).To(BeTemporally("~", time.Now().Add(5*time.Minute), 2*time.Minute))
-		s.hears("replaced", delivery.Inactive, v1alpha1.PhaseReplaced)
+		s.expectPublished("replaced", delivery.Inactive, v1alpha1.PhaseReplaced)
 		s.event("replaced", v1alpha1.ReasonReplaced)
 	})
 	t.Run("the wrong phone is logged out", func(*testing.T) {
 		s.phase("wrong", v1alpha1.PhaseLoggedOut)
 		s.Expect(s.event("wrong", v1alpha1.ReasonWrongPhone)).To(ContainSubstring("+34999999999"))
-		last := s.hears("wrong", delivery.Inactive, v1alpha1.PhaseLoggedOut)
+		last := s.expectPublished("wrong", delivery.Inactive, v1alpha1.PhaseLoggedOut)
 		s.Expect(last.Reason).To(Equal(v1alpha1.ReasonWrongPhone))
 		for _, d := range s.simulator.Devices() {
 			s.Expect(d.JID).NotTo(ContainSubstring("34700111225"))
@@ -286,12 +286,12 @@ func TestBadInput(t *testing.T) {
 			}}
 		})
 		s.laravel.AnswerWith(nil)
-		s.hears("html", delivery.Active, v1alpha1.PhaseConnected)
+		s.expectPublished("html", delivery.Active, v1alpha1.PhaseConnected)
 	})
 }
 
-// TestRedisForgets: what is present is told again, and the cache is there again.
-func TestRedisForgets(t *testing.T) {
+// TestRedisLosesData: the present state is published again, and the cache is filled again.
+func TestRedisLosesData(t *testing.T) {
 	s := newEnvironment(t, "")
 	server := testenv.RedisServer(t)
 	s.redisAddr = server.Addr()
@@ -300,10 +300,10 @@ func TestRedisForgets(t *testing.T) {
 	s.apply("a")
 	s.scan("a", "+34600111220")
 	s.phase("a", v1alpha1.PhaseConnected)
-	before := s.hears("a", delivery.Active, v1alpha1.PhaseConnected)
+	before := s.expectPublished("a", delivery.Active, v1alpha1.PhaseConnected)
 	server.RestartEmpty()
 	s.Eventually(func() bool { return s.laravel.Status("a").Newer(before.Numbers) }).Should(BeTrue())
-	s.hears("a", delivery.Active, v1alpha1.PhaseConnected)
+	s.expectPublished("a", delivery.Active, v1alpha1.PhaseConnected)
 	s.Expect(s.get("a").Status.Reconnects).To(BeZero(), "a Redis outage drops no connection")
 }
 
@@ -336,7 +336,7 @@ func TestRestartInPlace(t *testing.T) {
 	for _, name := range []string{"a", "b"} {
 		s.Eventually(func() int64 { return s.get(name).Status.Reconnects }).Should(BeEquivalentTo(1))
 		s.phase(name, v1alpha1.PhaseConnected)
-		s.hears(name, delivery.Active, v1alpha1.PhaseConnected)
+		s.expectPublished(name, delivery.Active, v1alpha1.PhaseConnected)
 	}
 	after := s.get("a").Status
 	s.Expect(after.Worker).To(Equal("worker-1"))
@@ -347,8 +347,8 @@ func TestRestartInPlace(t *testing.T) {
 	s.phase("unscanned", v1alpha1.PhaseConnected)
 }
 
-// TestLaravelIsAwayAtFirst: what happened meanwhile is told when it is there.
-func TestLaravelIsAwayAtFirst(t *testing.T) {
+// TestLaravelUnreachableAtStart: updates from before are delivered when it answers.
+func TestLaravelUnreachableAtStart(t *testing.T) {
 	s := newEnvironment(t, "")
 	s.laravel.AnswerWith(func(laraveltest.Request) laraveltest.Answer {
 		return laraveltest.Refuse(http.StatusServiceUnavailable, "")
@@ -362,67 +362,67 @@ func TestLaravelIsAwayAtFirst(t *testing.T) {
 	}
 	s.laravel.AnswerWith(nil)
 	for _, name := range []string{"a", "b", "c"} {
-		s.hears(name, delivery.Active, v1alpha1.PhaseConnected)
+		s.expectPublished(name, delivery.Active, v1alpha1.PhaseConnected)
 	}
 }
 
-// TestStartIsRefused with a sentence that says what to change.
+// TestStartIsRefused: the program refuses to start with an error that says what to change.
 func TestStartIsRefused(t *testing.T) {
 	s := newEnvironment(t, "")
 	volatile := testenv.Redis(t, "--maxmemory-policy", "allkeys-lru", "--appendonly", "no", "--save", "")
 	tests := []struct {
 		name string
 		run  func() *process
-		says []string
+		want []string
 	}{
 		{
 			name: "every error of the configuration at once",
 			run: func() *process {
 				return s.start("manager", "--redis=nonsense", "--store=postgres://u:hunter2@h/d", "--laravel-url=gopher://x", "--namespace=x")
 			},
-			says: []string{"host:port", "--store-file", "Laravel"},
+			want: []string{"host:port", "--store-file", "Laravel"},
 		},
 		{
 			name: "a database's URL that is none, and a bound below zero",
 			run: func() *process {
 				return s.start("manager", "--redis=nonsense", "--store=mysql://h/d", "--store-max-connections=-1", "--laravel-url=gopher://x", "--namespace=x")
 			},
-			says: []string{"host:port", "the URL of the store must be", "--store-max-connections is -1", "Laravel"},
+			want: []string{"host:port", "the URL of the store must be", "--store-max-connections is -1", "Laravel"},
 		},
 		{
 			name: "a file with a database's URL that is none",
 			run: func() *process {
 				return s.refused(s.redisAddr, "--store=", "--store-file="+s.file("bad", "postgres://u:hunter2@h:port/d"), "--capacity=0")
 			},
-			says: []string{"the URL of the store must be", "--capacity"},
+			want: []string{"the URL of the store must be", "--capacity"},
 		},
 		{
 			name: "Redis is not there",
 			run: func() *process {
 				return s.refused("127.0.0.1:1", "--start-timeout=2s")
 			},
-			says: []string{"Redis cannot be reached"},
+			want: []string{"Redis cannot be reached"},
 		},
 		{
 			name: "a Redis that evicts",
 			run: func() *process {
 				return s.refused(volatile)
 			},
-			says: []string{"noeviction", "--allow-volatile-redis"},
+			want: []string{"noeviction", "--allow-volatile-redis"},
 		},
 		{
 			name: "a Redis user without two commands and the channel",
 			run: func() *process {
 				return s.refused(s.redisAddr, s.redisUser(redis.Worker, "-type", "-zadd", "resetchannels")...)
 			},
-			says: []string{"worker", "TYPE, ZADD", "batch:{queue}:wake", "redis-acl"},
+			want: []string{"worker", "TYPE, ZADD", "batch:{queue}:wake", "redis-acl"},
 		},
 		{
 			name: "the database is not there",
 			run: func() *process {
 				return s.refused(s.redisAddr, "--store=", "--start-timeout=2s", "--store-file="+s.file("store", "postgres://u:hunter2@127.0.0.1:1/d"))
 			},
-			says: []string{"the store cannot be reached"},
+			want: []string{"the store cannot be reached"},
 		},
 		{
 			name: "Redis belongs to another installation",
@@ -431,7 +431,7 @@ func TestStartIsRefused(t *testing.T) {
 				t.Cleanup(func() { s.redis.Del(context.Background(), "operator:installation") })
 				return s.refused(s.redisAddr)
 			},
-			says: []string{"cluster-x/prod/whatsapp-operator", "store adopt"},
+			want: []string{"cluster-x/prod/whatsapp-operator", "store adopt"},
 		},
 		{
 			name: "the store belongs to another installation",
@@ -449,13 +449,13 @@ func TestStartIsRefused(t *testing.T) {
 				other.stop()
 				return s.refused(s.redisAddr)
 			},
-			says: []string{"StoreOwnedElsewhere", "/other", "store adopt"},
+			want: []string{"StoreOwnedElsewhere", "/other", "store adopt"},
 		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(*testing.T) {
 			out := tt.run().fails()
-			for _, sentence := range tt.says {
+			for _, sentence := range tt.want {
 				s.Expect(out).To(ContainSubstring(sentence))
 			}
 			s.Expect(out).NotTo(ContainSubstring("hunter2"))

@@ -24,7 +24,7 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/worker"
 )
 
-// environmentPrefix stands before the name of every variable: --redis-db is
+// environmentPrefix is the prefix of every variable: --redis-db is
 // WHATSAPP_OPERATOR_REDIS_DB. A flag wins over its variable.
 const environmentPrefix = "WHATSAPP_OPERATOR_"
 
@@ -52,12 +52,12 @@ func (c *commonConfig) bind(f *pflag.FlagSet) {
 	f.StringVar(&c.MetricsAddress, "metrics-bind-address", "127.0.0.1:8080", "address of the metrics; 0: none")
 	f.StringVar(&c.HealthAddress, "health-bind-address", ":8081", "address of /healthz and /readyz; 0: none")
 	f.IntVarP(&c.Verbosity, "verbosity", "v", 0, "how much is logged: 0 what happened, 1 each step of each session, 2 the WhatsApp client's own log")
-	f.DurationVar(&c.StartTimeout, "start-timeout", 30*time.Second, "how long Redis and the store may be unreachable at the start before the process exits with a sentence")
+	f.DurationVar(&c.StartTimeout, "start-timeout", 30*time.Second, "how long Redis and the store may be unreachable at the start before the process exits with an error")
 
 	r := &c.Redis
 	f.StringSliceVar(&r.Addresses, "redis", []string{"127.0.0.1:6379"}, "host:port of Redis, of the Sentinels, or of some nodes of the cluster")
 	f.StringVar(&c.redisMode, "redis-mode", string(redis.Standalone), "standalone, sentinel or cluster")
-	f.StringVar(&r.MasterName, "redis-master-name", "", "what the Sentinels call the master")
+	f.StringVar(&r.MasterName, "redis-master-name", "", "name of the master at the Sentinels")
 	f.IntVar(&r.DB, "redis-db", 0, "number of the database")
 	f.StringVar(&r.Username, "redis-username", "", "ACL user")
 	f.StringVar(&r.PasswordFile, "redis-password-file", "", "file with the password; read again for each connection")
@@ -65,7 +65,7 @@ func (c *commonConfig) bind(f *pflag.FlagSet) {
 	f.StringVar(&r.SentinelPasswordFile, "redis-sentinel-password-file", "", "file with the password for the Sentinels")
 	f.BoolVar(&r.TLS, "redis-tls", false, "encrypt the connections to Redis")
 	f.StringVar(&r.CAFile, "redis-ca-file", "", "PEM file with the authorities to trust instead of the system's")
-	f.StringVar(&r.KeyPrefix, "redis-key-prefix", "", "stands in front of every key")
+	f.StringVar(&r.KeyPrefix, "redis-key-prefix", "", "prefix of every key")
 	f.BoolVar(&r.AllowVolatile, "allow-volatile-redis", false, "accept a Redis that evicts or does not persist: what waits for Laravel can be lost with it")
 	f.StringVar(&c.redisDurability, "redis-durability", string(redis.DurabilityAuto), "when something counts as in Redis: auto, none, replica or fsync")
 
@@ -74,7 +74,7 @@ func (c *commonConfig) bind(f *pflag.FlagSet) {
 	f.IntVar(&c.StoreConns, "store-max-connections", 0, "bound on this process's connections to the database; 0: 16 for PostgreSQL, 4 for SQLite")
 }
 
-// complete fills in what flags cannot hold themselves, and returns all that is wrong.
+// complete sets the fields that are derived from flags, and returns all mistakes.
 func (c *commonConfig) complete() error {
 	return errors.Join(c.completeWithoutStore(), c.checkStore())
 }
@@ -124,7 +124,8 @@ func (c *commonConfig) checkStore() error {
 	return p.err()
 }
 
-// holdsPassword errs on the side of caution: what cannot be parsed and has an @ may hold one.
+// holdsPassword reports whether a URL may hold a password: one that cannot be parsed and
+// has an @ counts as one that does.
 func holdsPassword(text string) bool {
 	if strings.Contains(strings.ToLower(text), "password=") {
 		return true
@@ -157,8 +158,8 @@ func (c *commonConfig) storeConfig() (store.Config, error) {
 	return store.Config{URL: url, ReadURL: c.storeURL, MaxConns: c.StoreConns}, err
 }
 
-// rest is the way to the API server. Its own priority and fairness bound the
-// requests, so the client does not.
+// rest configures the client of the API server. The server's priority and fairness
+// limit the requests, so the client does not.
 func (c *commonConfig) rest() (*rest.Config, error) {
 	config, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
 	if err != nil {
@@ -200,7 +201,7 @@ func (c *managerConfig) bind(f *pflag.FlagSet) {
 	f.BoolVar(&l.InsecureHTTP, "insecure-laravel-http", false, "allow http:// to an address that is not loopback: codes and numbers cross the network in the clear")
 	f.IntVar(&c.BatchSize, "batch-size", 50, "most items in a batch")
 	f.IntVar(&c.Parallel, "laravel-max-requests", 4, "most requests at Laravel at a time; QR batches take at most half")
-	f.BoolVar(&c.Rebalance, "rebalance", true, "move sessions from workers that have more to do than others, slowly, while nothing else is under way")
+	f.BoolVar(&c.Rebalance, "rebalance", true, "slowly move sessions from workers with a higher load than others, while no other move is in progress")
 	f.DurationVar(&c.RebalanceInterval, "rebalance-interval", 10*time.Second, "one session of a pool is rebalanced in this time at most")
 	f.DurationVar(&c.RebalanceAfter, "rebalance-after", 5*time.Minute, "how long a worker must have been up before sessions of others are moved to it")
 }
@@ -241,7 +242,7 @@ type workerConfig struct {
 	Quarantine     session.Quarantine
 	Outdated       worker.Outdated
 	WhatsApp       whatsapp.Config
-	// accounts take the place of WhatsApp's where they are set.
+	// accounts replace those of WhatsApp where they are set.
 	accounts worker.Accounts
 }
 
@@ -254,7 +255,7 @@ func (c *workerConfig) bind(f *pflag.FlagSet) {
 	f.StringVar(&c.Pool, "pool", "default", "pool of workers that this one belongs to")
 	f.IntVar(&c.Capacity, "capacity", 1000, "most sessions that are placed here")
 	f.Int64Var(&c.Revision, "revision", 0, "orders the versions of the workers: a newer one takes the sessions over; 0: the revision of the Deployment that the pod belongs to")
-	f.StringVar(&c.PodUID, "pod-uid", "", "UID of the pod: the kubelet's word on this pod's end is then believed at once")
+	f.StringVar(&c.PodUID, "pod-uid", "", "UID of the pod: the worker then counts as dead as soon as the kubelet reports that this pod has ended")
 	f.DurationVar(&c.DrainTimeout, "drain-timeout", 25*time.Second, "how long handing over all sessions may take at shutdown; shorter than the pod's terminationGracePeriodSeconds")
 	f.IntVar(&c.GCPercent, "gc-percent", 50, "garbage collector's GOGC: many idle connections want memory more than CPU; the variable GOGC wins")
 	f.Float64Var(&c.Pace.LoginsPerSecond, "logins-per-second", 200, "pace of logins by one egress")

@@ -24,15 +24,15 @@ var takesAnything = map[string]string{
 // wrongValue is a value that a command must refuse at its start.
 type wrongValue struct {
 	flag, value string
-	// says is part of the sentence; empty: the name of the flag.
-	says string
+	// want is part of the sentence; empty: the name of the flag.
+	want string
 	// with are other flags that the value is wrong with.
 	with []string
 }
 
 var wrongForBoth = []wrongValue{
 	{flag: "kubeconfig", value: "/does/not/exist"},
-	{flag: "namespace", value: "", says: "set --namespace"},
+	{flag: "namespace", value: "", want: "set --namespace"},
 	{flag: "namespace", value: "Not_A_Namespace"},
 	{flag: "release", value: ""},
 	{flag: "release", value: "My Release"},
@@ -45,47 +45,47 @@ var wrongForBoth = []wrongValue{
 	{flag: "verbosity", value: "11"},
 	{flag: "start-timeout", value: "0s"},
 	{flag: "start-timeout", value: "2h"},
-	{flag: "redis", value: "redis://user:hunter2@host", says: "host:port"},
-	{flag: "redis", value: "host", says: "host:port"},
-	{flag: "redis", value: "host:0", says: "host:port"},
-	{flag: "redis-mode", value: "single", says: "standalone, sentinel or cluster"},
-	{flag: "redis-mode", value: "sentinel", says: "the name by which the Sentinels know the master"},
-	{flag: "redis-master-name", value: "main", says: "mode sentinel"},
-	{flag: "redis-db", value: "-1", says: "negative"},
+	{flag: "redis", value: "redis://user:hunter2@host", want: "host:port"},
+	{flag: "redis", value: "host", want: "host:port"},
+	{flag: "redis", value: "host:0", want: "host:port"},
+	{flag: "redis-mode", value: "single", want: "standalone, sentinel or cluster"},
+	{flag: "redis-mode", value: "sentinel", want: "the name by which the Sentinels know the master"},
+	{flag: "redis-master-name", value: "main", want: "mode sentinel"},
+	{flag: "redis-db", value: "-1", want: "negative"},
 	{flag: "redis-db", value: "1000001"},
-	{flag: "redis-db", value: "1", says: "database 0", with: []string{"--redis-mode=cluster"}},
-	{flag: "redis-username", value: "app", says: "password file"},
-	{flag: "redis-password-file", value: "/does/not/exist", says: "/does/not/exist"},
-	{flag: "redis-sentinel-username", value: "app", says: "Sentinels"},
-	{flag: "redis-sentinel-password-file", value: "/does/not/exist", says: "/does/not/exist"},
-	{flag: "redis-ca-file", value: "/does/not/exist", says: "/does/not/exist"},
-	{flag: "redis-key-prefix", value: "two words", says: "key prefix"},
-	{flag: "redis-key-prefix", value: "a{b}", says: "key prefix"},
-	{flag: "redis-durability", value: "always", says: "auto, none, replica or fsync"},
-	{flag: "store", value: "", says: "set --store or --store-file"},
-	{flag: "store", value: "mysql://host/db", says: "the URL of the store must be"},
-	{flag: "store", value: "postgres://user:hunter2@host/db", says: "--store holds a password"},
+	{flag: "redis-db", value: "1", want: "database 0", with: []string{"--redis-mode=cluster"}},
+	{flag: "redis-username", value: "app", want: "password file"},
+	{flag: "redis-password-file", value: "/does/not/exist", want: "/does/not/exist"},
+	{flag: "redis-sentinel-username", value: "app", want: "Sentinels"},
+	{flag: "redis-sentinel-password-file", value: "/does/not/exist", want: "/does/not/exist"},
+	{flag: "redis-ca-file", value: "/does/not/exist", want: "/does/not/exist"},
+	{flag: "redis-key-prefix", value: "two words", want: "key prefix"},
+	{flag: "redis-key-prefix", value: "a{b}", want: "key prefix"},
+	{flag: "redis-durability", value: "always", want: "auto, none, replica or fsync"},
+	{flag: "store", value: "", want: "set --store or --store-file"},
+	{flag: "store", value: "mysql://host/db", want: "the URL of the store must be"},
+	{flag: "store", value: "postgres://user:hunter2@host/db", want: "--store holds a password"},
 	{flag: "store-file", value: "/does/not/exist", with: []string{"--store="}},
-	{flag: "store-file", value: "/does/not/exist", says: "both given"},
+	{flag: "store-file", value: "/does/not/exist", want: "both given"},
 	{flag: "store-max-connections", value: "-1"},
 	{flag: "store-max-connections", value: "10001"},
 }
 
 var wrongForManager = []wrongValue{
-	{flag: "laravel-url", value: "", says: "URL of Laravel"},
-	{flag: "laravel-url", value: "gopher://host", says: "URL of Laravel"},
-	{flag: "laravel-url", value: "http://example.com", says: "https"},
-	{flag: "laravel-url", value: "https://user:hunter2@host", says: "holds a user or a password"},
-	{flag: "laravel-qr-path", value: "qr", says: "a path of Laravel"},
-	{flag: "laravel-qr-path", value: "/whatsapp/status/batch", says: "are the same"},
-	{flag: "laravel-status-path", value: "//host/x", says: "a path of Laravel"},
-	{flag: "laravel-token-file", value: "", says: "bearer token"},
-	{flag: "laravel-token-file", value: "/does/not/exist", says: "/does/not/exist"},
-	{flag: "laravel-signing-secret-file", value: "/does/not/exist", says: "/does/not/exist"},
+	{flag: "laravel-url", value: "", want: "URL of Laravel"},
+	{flag: "laravel-url", value: "gopher://host", want: "URL of Laravel"},
+	{flag: "laravel-url", value: "http://example.com", want: "https"},
+	{flag: "laravel-url", value: "https://user:hunter2@host", want: "holds a user or a password"},
+	{flag: "laravel-qr-path", value: "qr", want: "a path of Laravel"},
+	{flag: "laravel-qr-path", value: "/whatsapp/status/batch", want: "are the same"},
+	{flag: "laravel-status-path", value: "//host/x", want: "a path of Laravel"},
+	{flag: "laravel-token-file", value: "", want: "bearer token"},
+	{flag: "laravel-token-file", value: "/does/not/exist", want: "/does/not/exist"},
+	{flag: "laravel-signing-secret-file", value: "/does/not/exist", want: "/does/not/exist"},
 	{flag: "laravel-timeout", value: "-1s"},
 	{flag: "laravel-timeout", value: "1ms"},
 	{flag: "laravel-timeout", value: "1h"},
-	{flag: "laravel-ca-file", value: "/does/not/exist", says: "/does/not/exist"},
+	{flag: "laravel-ca-file", value: "/does/not/exist", want: "/does/not/exist"},
 	{flag: "batch-size", value: "0"},
 	{flag: "batch-size", value: "1001"},
 	{flag: "laravel-max-requests", value: "0"},
@@ -126,8 +126,8 @@ var wrongForWorker = []wrongValue{
 	{flag: "pairing-burst", value: "100001"},
 	{flag: "quarantine-after", value: "0"},
 	{flag: "quarantine-first", value: "0s"},
-	{flag: "quarantine-first", value: "48h", says: "--quarantine-most is"},
-	{flag: "quarantine-most", value: "1s", says: "--quarantine-most is"},
+	{flag: "quarantine-first", value: "48h", want: "--quarantine-most is"},
+	{flag: "quarantine-most", value: "1s", want: "--quarantine-most is"},
 	{flag: "quarantine-most", value: "10000h"},
 	{flag: "outdated-sessions", value: "0"},
 	{flag: "outdated-within", value: "0s"},
@@ -137,7 +137,7 @@ var wrongForWorker = []wrongValue{
 	{flag: "device-name", value: strings.Repeat("x", 51)},
 	{flag: "whatsapp-endpoint", value: "https://host"},
 	{flag: "whatsapp-noise-root", value: "00"},
-	{flag: "whatsapp-ca-file", value: "/does/not/exist", says: "--whatsapp-ca-file is only for"},
+	{flag: "whatsapp-ca-file", value: "/does/not/exist", want: "--whatsapp-ca-file is only for"},
 }
 
 // TestEveryFlagIsChecked walks the flags of both commands: each is refused with a
@@ -186,14 +186,14 @@ func TestEveryFlagIsChecked(t *testing.T) {
 			var together []string
 			for _, wrong := range command.wrong {
 				tried[wrong.flag] = true
-				says := wrong.says
-				if says == "" {
-					says = "--" + wrong.flag
+				want := wrong.want
+				if want == "" {
+					want = "--" + wrong.flag
 				}
 				err := complete(append([]string{"--" + wrong.flag + "=" + wrong.value}, wrong.with...)...)
-				g.Expect(err).To(MatchError(ContainSubstring(says)), "--%s=%s", wrong.flag, wrong.value)
+				g.Expect(err).To(MatchError(ContainSubstring(want)), "--%s=%s", wrong.flag, wrong.value)
 				g.Expect(err.Error()).NotTo(ContainSubstring("hunter2"))
-				if wrong.says == "" && wrong.with == nil {
+				if wrong.want == "" && wrong.with == nil {
 					together = append(together, "--"+wrong.flag+"="+wrong.value)
 				}
 			}

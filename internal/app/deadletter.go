@@ -24,36 +24,36 @@ func newDeadLetterCommand() *cobra.Command {
 		Short: "Work on the updates that Laravel refused for good",
 		Long: `Work on the updates that Laravel refused for good.
 
-The present state of their sessions is enqueued again by itself when the application
-accepts again: these commands are for what a person wants to see, or wants sooner.`,
+The present state of their sessions is enqueued again automatically when the application
+accepts again: use these commands to inspect dead letters, or to deliver them sooner.`,
 	})
-	cmd.AddCommand(newLetterListCommand(), newLetterShowCommand(), newLetterReplayCommand(), newLetterDropCommand())
+	cmd.AddCommand(newDeadLetterListCommand(), newDeadLetterShowCommand(), newDeadLetterReplayCommand(), newDeadLetterDropCommand())
 	return cmd
 }
 
-// letters are the dead letters as the commands need them; *batch.Queue is one.
-type letters interface {
+// deadLetterQueue is what the commands need of *batch.Queue.
+type deadLetterQueue interface {
 	DeadLetters(ctx context.Context, kind delivery.Kind, visit func(batch.DeadLetter) bool) error
 	Replay(ctx context.Context, kind delivery.Kind, id string) (batch.ReplayResult, error)
 	Drop(ctx context.Context, kind delivery.Kind, ids ...string) (int, error)
 }
 
-// letterFilter says which dead letters are meant.
-type letterFilter struct {
+// deadLetterFilter selects dead letters.
+type deadLetterFilter struct {
 	kind, sessionID string
 	all             bool
 	ids             []string
-	// mustName: the command changes letters, so it must be said which ones.
+	// mustName: the command changes dead letters, so the user must select them.
 	mustName bool
 }
 
-func (f *letterFilter) bind(cmd *cobra.Command) {
+func (f *deadLetterFilter) bind(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.kind, "kind", "", "only those of this kind: qr or status")
 	cmd.Flags().StringVar(&f.sessionID, "session", "", "only those of this session id")
 }
 
-// kinds are the kinds that are meant.
-func (f *letterFilter) kinds() ([]delivery.Kind, error) {
+// kinds returns the selected kinds.
+func (f *deadLetterFilter) kinds() ([]delivery.Kind, error) {
 	switch {
 	case f.kind == "":
 		return delivery.Kinds, nil
@@ -64,8 +64,8 @@ func (f *letterFilter) kinds() ([]delivery.Kind, error) {
 	}
 }
 
-// check returns what is wrong with the filter, before anything is asked.
-func (f *letterFilter) check() error {
+// check returns the mistakes in the filter, before any request is sent.
+func (f *deadLetterFilter) check() error {
 	_, err := f.kinds()
 	if f.mustName {
 		err = errors.Join(err, f.named())
@@ -73,17 +73,17 @@ func (f *letterFilter) check() error {
 	return err
 }
 
-// named reports whether somebody has said which letters are meant.
-func (f *letterFilter) named() error {
+// named returns an error where the user has selected no dead letters.
+func (f *deadLetterFilter) named() error {
 	if len(f.ids) == 0 && f.sessionID == "" && !f.all {
 		return errors.New("no dead letter is named: give ids as \"deadletter list\" shows them, --session, or --all")
 	}
 	return nil
 }
 
-// find returns the letters that are meant, the oldest of each kind first. An id of
-// which there is no letter is an error.
-func (f *letterFilter) find(ctx context.Context, queue letters) ([]batch.DeadLetter, error) {
+// find returns the selected dead letters, the oldest of each kind first. An id that no
+// dead letter has is an error.
+func (f *deadLetterFilter) find(ctx context.Context, queue deadLetterQueue) ([]batch.DeadLetter, error) {
 	kinds, err := f.kinds()
 	if err != nil {
 		return nil, err
@@ -108,8 +108,8 @@ func (f *letterFilter) find(ctx context.Context, queue letters) ([]batch.DeadLet
 	return found, nil
 }
 
-// letterCommand completes a command that works on this installation's queue.
-func letterCommand(cmd *cobra.Command, filter *letterFilter, run func(ctx context.Context, queue letters, out io.Writer) error) *cobra.Command {
+// deadLetterCommand completes a command that works on this installation's queue.
+func deadLetterCommand(cmd *cobra.Command, filter *deadLetterFilter, run func(ctx context.Context, queue deadLetterQueue, out io.Writer) error) *cobra.Command {
 	config := &commonConfig{}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		filter.ids = args
@@ -131,18 +131,18 @@ func letterCommand(cmd *cobra.Command, filter *letterFilter, run func(ctx contex
 	return cmd
 }
 
-func newLetterListCommand() *cobra.Command {
-	filter := &letterFilter{}
-	return letterCommand(&cobra.Command{
+func newDeadLetterListCommand() *cobra.Command {
+	filter := &deadLetterFilter{}
+	return deadLetterCommand(&cobra.Command{
 		Use:   "list",
 		Short: "List the dead letters",
 		Args:  noArguments,
-	}, filter, func(ctx context.Context, queue letters, out io.Writer) error {
-		return listLetters(ctx, queue, filter, out)
+	}, filter, func(ctx context.Context, queue deadLetterQueue, out io.Writer) error {
+		return listDeadLetters(ctx, queue, filter, out)
 	})
 }
 
-func listLetters(ctx context.Context, queue letters, filter *letterFilter, out io.Writer) error {
+func listDeadLetters(ctx context.Context, queue deadLetterQueue, filter *deadLetterFilter, out io.Writer) error {
 	found, err := filter.find(ctx, queue)
 	if err != nil {
 		return err
@@ -154,18 +154,18 @@ func listLetters(ctx context.Context, queue letters, filter *letterFilter, out i
 	return table(out, []string{"ID", "KIND", "SESSION-ID", "SINCE", "REASON", "ANSWER"}, rows)
 }
 
-func newLetterShowCommand() *cobra.Command {
-	filter := &letterFilter{}
-	return letterCommand(&cobra.Command{
+func newDeadLetterShowCommand() *cobra.Command {
+	filter := &deadLetterFilter{}
+	return deadLetterCommand(&cobra.Command{
 		Use:   "show ID",
 		Short: "Print a dead letter, with what Laravel was sent and what it answered",
 		Args:  oneArgument("the id of a dead letter, as \"deadletter list\" shows it"),
-	}, filter, func(ctx context.Context, queue letters, out io.Writer) error {
-		return showLetter(ctx, queue, filter, out)
+	}, filter, func(ctx context.Context, queue deadLetterQueue, out io.Writer) error {
+		return showDeadLetters(ctx, queue, filter, out)
 	})
 }
 
-func showLetter(ctx context.Context, queue letters, filter *letterFilter, out io.Writer) error {
+func showDeadLetters(ctx context.Context, queue deadLetterQueue, filter *deadLetterFilter, out io.Writer) error {
 	found, err := filter.find(ctx, queue)
 	if err != nil {
 		return err
@@ -183,23 +183,23 @@ func showLetter(ctx context.Context, queue letters, filter *letterFilter, out io
 	return nil
 }
 
-func newLetterReplayCommand() *cobra.Command {
-	filter := &letterFilter{mustName: true}
-	cmd := letterCommand(&cobra.Command{
+func newDeadLetterReplayCommand() *cobra.Command {
+	filter := &deadLetterFilter{mustName: true}
+	cmd := deadLetterCommand(&cobra.Command{
 		Use:   "replay [ID...]",
 		Short: "Deliver dead letters again",
 		Long: `Deliver dead letters again, with the numbers that they had.
 
-A letter is kept, and the command says so, where the session has something newer, which
-is delivered by itself, or where the QR code has expired.`,
-	}, filter, func(ctx context.Context, queue letters, out io.Writer) error {
-		return replayLetters(ctx, queue, filter, out)
+A dead letter is kept, and the command reports it, where the session has a newer update,
+which is delivered automatically, or where the QR code has expired.`,
+	}, filter, func(ctx context.Context, queue deadLetterQueue, out io.Writer) error {
+		return replayDeadLetters(ctx, queue, filter, out)
 	})
 	cmd.Flags().BoolVar(&filter.all, "all", false, "all of them")
 	return cmd
 }
 
-func replayLetters(ctx context.Context, queue letters, filter *letterFilter, out io.Writer) error {
+func replayDeadLetters(ctx context.Context, queue deadLetterQueue, filter *deadLetterFilter, out io.Writer) error {
 	if err := filter.named(); err != nil {
 		return err
 	}
@@ -213,35 +213,35 @@ func replayLetters(ctx context.Context, queue letters, filter *letterFilter, out
 		if err != nil {
 			return errors.Join(err, table(out, replayHead, rows))
 		}
-		rows = append(rows, []string{l.ID, string(l.Kind), l.SessionID, replayWords[result]})
+		rows = append(rows, []string{l.ID, string(l.Kind), l.SessionID, replayResults[result]})
 	}
 	return table(out, replayHead, rows)
 }
 
 var (
-	replayHead  = []string{"ID", "KIND", "SESSION-ID", "RESULT"}
-	replayWords = map[batch.ReplayResult]string{
+	replayHead    = []string{"ID", "KIND", "SESSION-ID", "RESULT"}
+	replayResults = map[batch.ReplayResult]string{
 		batch.Replayed:   "replayed: it waits for its delivery",
-		batch.Superseded: "not replayed, superseded: the session has something newer",
+		batch.Superseded: "not replayed, superseded: the session has a newer update",
 		batch.Expired:    "not replayed, expired: the code cannot be scanned any more",
 		batch.NotFound:   "gone: it was replayed or dropped meanwhile",
 		batch.Unreadable: "not replayed: an older version wrote it without what a replay needs; drop it",
 	}
 )
 
-func newLetterDropCommand() *cobra.Command {
-	filter := &letterFilter{mustName: true}
-	cmd := letterCommand(&cobra.Command{
+func newDeadLetterDropCommand() *cobra.Command {
+	filter := &deadLetterFilter{mustName: true}
+	cmd := deadLetterCommand(&cobra.Command{
 		Use:   "drop [ID...]",
 		Short: "Delete dead letters for good",
-	}, filter, func(ctx context.Context, queue letters, out io.Writer) error {
-		return dropLetters(ctx, queue, filter, out)
+	}, filter, func(ctx context.Context, queue deadLetterQueue, out io.Writer) error {
+		return dropDeadLetters(ctx, queue, filter, out)
 	})
 	cmd.Flags().BoolVar(&filter.all, "all", false, "all of them")
 	return cmd
 }
 
-func dropLetters(ctx context.Context, queue letters, filter *letterFilter, out io.Writer) error {
+func dropDeadLetters(ctx context.Context, queue deadLetterQueue, filter *deadLetterFilter, out io.Writer) error {
 	if err := filter.named(); err != nil {
 		return err
 	}

@@ -15,10 +15,10 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 )
 
-// fakeLetters are dead letters in memory. Those of the session "old" are superseded.
-type fakeLetters struct{ kept []batch.DeadLetter }
+// fakeDeadLetterQueue holds dead letters in memory. Those of the session "old" are superseded.
+type fakeDeadLetterQueue struct{ kept []batch.DeadLetter }
 
-func (f *fakeLetters) DeadLetters(_ context.Context, kind delivery.Kind, visit func(batch.DeadLetter) bool) error {
+func (f *fakeDeadLetterQueue) DeadLetters(_ context.Context, kind delivery.Kind, visit func(batch.DeadLetter) bool) error {
 	for _, l := range f.kept {
 		if l.Kind == kind && !visit(l) {
 			break
@@ -27,7 +27,7 @@ func (f *fakeLetters) DeadLetters(_ context.Context, kind delivery.Kind, visit f
 	return nil
 }
 
-func (f *fakeLetters) Replay(ctx context.Context, kind delivery.Kind, id string) (batch.ReplayResult, error) {
+func (f *fakeDeadLetterQueue) Replay(ctx context.Context, kind delivery.Kind, id string) (batch.ReplayResult, error) {
 	if slices.ContainsFunc(f.kept, func(l batch.DeadLetter) bool { return l.ID == id && l.SessionID == "old" }) {
 		return batch.Superseded, nil
 	}
@@ -35,7 +35,7 @@ func (f *fakeLetters) Replay(ctx context.Context, kind delivery.Kind, id string)
 	return batch.Replayed, err
 }
 
-func (f *fakeLetters) Drop(_ context.Context, kind delivery.Kind, ids ...string) (int, error) {
+func (f *fakeDeadLetterQueue) Drop(_ context.Context, kind delivery.Kind, ids ...string) (int, error) {
 	before := len(f.kept)
 	f.kept = slices.DeleteFunc(f.kept, func(l batch.DeadLetter) bool { return l.Kind == kind && slices.Contains(ids, l.ID) })
 	return before - len(f.kept), nil
@@ -43,7 +43,7 @@ func (f *fakeLetters) Drop(_ context.Context, kind delivery.Kind, ids ...string)
 
 func TestDeadLetterCommands(t *testing.T) {
 	g, ctx := NewWithT(t), t.Context()
-	queue := &fakeLetters{}
+	queue := &fakeDeadLetterQueue{}
 	for i, session := range []string{"shop", "old", "shop"} {
 		kind := delivery.KindStatus
 		if i == 2 {
@@ -54,41 +54,41 @@ func TestDeadLetterCommands(t *testing.T) {
 			BatchID: "msg_1", Reason: batch.Refused, Answer: "422 no such tenant", Payload: json.RawMessage(`{"phase":"Connected"}`),
 		})
 	}
-	run := func(what func(context.Context, letters, *letterFilter, *bytes.Buffer) error, f letterFilter) string {
+	run := func(what func(context.Context, deadLetterQueue, *deadLetterFilter, *bytes.Buffer) error, f deadLetterFilter) string {
 		out := &bytes.Buffer{}
 		if err := what(ctx, queue, &f, out); err != nil {
 			return "error: " + err.Error()
 		}
 		return out.String()
 	}
-	list := func(ctx context.Context, q letters, f *letterFilter, out *bytes.Buffer) error {
-		return listLetters(ctx, q, f, out)
+	list := func(ctx context.Context, q deadLetterQueue, f *deadLetterFilter, out *bytes.Buffer) error {
+		return listDeadLetters(ctx, q, f, out)
 	}
-	show := func(ctx context.Context, q letters, f *letterFilter, out *bytes.Buffer) error {
-		return showLetter(ctx, q, f, out)
+	show := func(ctx context.Context, q deadLetterQueue, f *deadLetterFilter, out *bytes.Buffer) error {
+		return showDeadLetters(ctx, q, f, out)
 	}
-	replay := func(ctx context.Context, q letters, f *letterFilter, out *bytes.Buffer) error {
-		return replayLetters(ctx, q, f, out)
+	replay := func(ctx context.Context, q deadLetterQueue, f *deadLetterFilter, out *bytes.Buffer) error {
+		return replayDeadLetters(ctx, q, f, out)
 	}
-	drop := func(ctx context.Context, q letters, f *letterFilter, out *bytes.Buffer) error {
-		return dropLetters(ctx, q, f, out)
+	drop := func(ctx context.Context, q deadLetterQueue, f *deadLetterFilter, out *bytes.Buffer) error {
+		return dropDeadLetters(ctx, q, f, out)
 	}
 
-	g.Expect(run(list, letterFilter{})).To(And(
+	g.Expect(run(list, deadLetterFilter{})).To(And(
 		MatchRegexp(`ID +KIND +SESSION-ID +SINCE +REASON +ANSWER`), MatchRegexp(`0-0 +status +shop +2026-03-01T12:00:00Z +Refused +422 no such tenant`), ContainSubstring("2-0")))
-	g.Expect(run(list, letterFilter{kind: "qr"})).To(And(ContainSubstring("2-0"), Not(ContainSubstring("0-0"))))
-	g.Expect(run(list, letterFilter{sessionID: "old"})).To(And(ContainSubstring("1-0"), Not(ContainSubstring("2-0"))))
-	g.Expect(run(list, letterFilter{kind: "status,qr"})).To(ContainSubstring("choose one of"))
-	g.Expect(run(show, letterFilter{ids: []string{"0-0"}})).To(And(ContainSubstring(`"phase": "Connected"`), ContainSubstring("no such tenant")))
-	g.Expect(run(show, letterFilter{ids: []string{"9-9"}})).To(ContainSubstring("there is no dead letter"))
-	g.Expect(run(replay, letterFilter{})).To(ContainSubstring("no dead letter is named"))
-	g.Expect(run(drop, letterFilter{})).To(ContainSubstring("no dead letter is named"))
-	g.Expect(run(drop, letterFilter{ids: []string{"0-0", "9-9"}})).To(ContainSubstring("there is no dead letter"))
+	g.Expect(run(list, deadLetterFilter{kind: "qr"})).To(And(ContainSubstring("2-0"), Not(ContainSubstring("0-0"))))
+	g.Expect(run(list, deadLetterFilter{sessionID: "old"})).To(And(ContainSubstring("1-0"), Not(ContainSubstring("2-0"))))
+	g.Expect(run(list, deadLetterFilter{kind: "status,qr"})).To(ContainSubstring("choose one of"))
+	g.Expect(run(show, deadLetterFilter{ids: []string{"0-0"}})).To(And(ContainSubstring(`"phase": "Connected"`), ContainSubstring("no such tenant")))
+	g.Expect(run(show, deadLetterFilter{ids: []string{"9-9"}})).To(ContainSubstring("there is no dead letter"))
+	g.Expect(run(replay, deadLetterFilter{})).To(ContainSubstring("no dead letter is named"))
+	g.Expect(run(drop, deadLetterFilter{})).To(ContainSubstring("no dead letter is named"))
+	g.Expect(run(drop, deadLetterFilter{ids: []string{"0-0", "9-9"}})).To(ContainSubstring("there is no dead letter"))
 	g.Expect(queue.kept).To(HaveLen(3), "a mistaken id drops nothing")
 
-	g.Expect(run(replay, letterFilter{all: true})).To(And(
+	g.Expect(run(replay, deadLetterFilter{all: true})).To(And(
 		MatchRegexp(`0-0 +status +shop +replayed`), MatchRegexp(`1-0 +status +old +not replayed, superseded`), MatchRegexp(`2-0 +qr +shop +replayed`)))
 	g.Expect(queue.kept).To(HaveLen(1))
-	g.Expect(run(drop, letterFilter{sessionID: "old"})).To(Equal("dropped 1\n"))
+	g.Expect(run(drop, deadLetterFilter{sessionID: "old"})).To(Equal("dropped 1\n"))
 	g.Expect(queue.kept).To(BeEmpty())
 }

@@ -38,7 +38,7 @@ type dependencies struct {
 	direct       client.Client // reads from the API server itself
 	installation string
 	redis        goredis.UniversalClient
-	// heartbeat has connections of its own: the workers' heartbeats must not wait behind the
+	// heartbeat has separate connections: the workers' heartbeats must not wait behind the
 	// requests of a thousand sessions.
 	heartbeat  goredis.UniversalClient
 	keys       redis.Keys

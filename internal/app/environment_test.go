@@ -54,8 +54,8 @@ const (
 	waitTimeout = 2 * time.Minute
 )
 
-// environment is everything around the program: API server, Redis, a database, the
-// simulator, Laravel, and a namespace of its own for operator and sessions.
+// environment is what the program runs in: API server, Redis, a database, the
+// simulator, Laravel, and a separate namespace for operator and sessions.
 type environment struct {
 	*WithT
 	t         *testing.T
@@ -112,7 +112,7 @@ func newEnvironment(t *testing.T, store string) *environment {
 		}
 		stats := s.simulator.Stats()
 		if len(stats.Unknown) > 0 {
-			t.Errorf("the simulator was asked what it does not know: %v", stats.Unknown)
+			t.Errorf("the simulator got requests that it does not know: %v", stats.Unknown)
 		}
 		if stats.Doubled > 0 {
 			t.Errorf("doubled connections: %d", stats.Doubled)
@@ -215,7 +215,7 @@ func (p *process) stop() {
 	if err := p.Stop(waitTimeout); err != nil {
 		p.s.t.Error(err)
 	} else if p.Err() != nil {
-		p.s.t.Errorf("%s was asked to end, and ended with an error: %v", p.Name, p.Err())
+		p.s.t.Errorf("%s ended with an error at its shutdown: %v", p.Name, p.Err())
 	}
 }
 
@@ -273,13 +273,13 @@ func (s *environment) scan(name, phone string) {
 	}).Should(Succeed())
 }
 
-// hears waits until the last that Laravel has heard of a session is this.
-func (s *environment) hears(sessionID string, word delivery.Status, phase v1alpha1.Phase) delivery.StatusItem {
+// expectPublished waits until the last status that Laravel received of a session is this one.
+func (s *environment) expectPublished(sessionID string, want delivery.Status, phase v1alpha1.Phase) delivery.StatusItem {
 	s.t.Helper()
 	var last delivery.StatusItem
 	s.Eventually(func() string {
 		last = s.laravel.Status(sessionID)
 		return string(last.Status) + "/" + last.Phase
-	}).Should(Equal(string(word) + "/" + string(phase)))
+	}).Should(Equal(string(want) + "/" + string(phase)))
 	return last
 }

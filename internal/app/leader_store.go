@@ -15,21 +15,21 @@ import (
 )
 
 const (
-	// cleanInterval is how often the janitor deletes what the store has kept long enough.
+	// cleanInterval is how often data whose retention time has passed is deleted from the store.
 	cleanInterval = 6 * time.Hour
 	// prepareInterval is how often a new leader tries to prepare a store that does not answer.
 	prepareInterval = 2 * time.Second
 )
 
-// storeGate is what the reconcilers reach the store through.
+// storeGate returns the gate through which the reconcilers reach the store.
 func (d *dependencies) storeGate() *store.Gate {
 	return &store.Gate{Ping: d.store.Probe, Log: d.log.WithName("store"), OnChange: metrics.SetStoreAnswers}
 }
 
-// keepStore is the leader's work on the store: the schema, whose it is, and
-// the janitor's rounds. A store that does not answer ends no leader, because
-// neither placement nor delivery needs it; one that this process must not use
-// does.
+// keepStore is the leader's work on the store: it migrates the schema, claims the
+// store for this installation, and cleans it at intervals. A store that does not
+// answer does not end the leader, because neither placement nor delivery needs it.
+// A store that this process must not use does.
 func (d *dependencies) keepStore(ctx context.Context, gate *store.Gate) error {
 	again := d.clock.NewTicker(prepareInterval)
 	defer again.Stop()
@@ -70,8 +70,8 @@ func (d *dependencies) keepStore(ctx context.Context, gate *store.Gate) error {
 	}
 }
 
-// prepareStore migrates the store and makes it this installation's. What waits
-// for it is told when it takes longer than a question may.
+// prepareStore migrates the store and claims it for this installation. When that takes
+// longer than a query may, the gate closes, so the waiting reconcilers get an error.
 func (d *dependencies) prepareStore(ctx context.Context, gate *store.Gate) error {
 	slow := time.AfterFunc(store.QueryTimeout, func() { gate.Close(errors.New("the store is being prepared")) })
 	defer slow.Stop()
@@ -81,15 +81,15 @@ func (d *dependencies) prepareStore(ctx context.Context, gate *store.Gate) error
 	if err != nil {
 		return err
 	}
-	// Nobody migrates another installation's store.
+	// Never migrate another installation's store.
 	if err := d.store.CheckInstallation(ctx, d.installation); err != nil && !errors.Is(err, store.ErrOwnedByNobody) {
-		return fmt.Errorf("asking the store whose it is: %w", err)
+		return fmt.Errorf("checking which installation owns the store: %w", err)
 	}
 	if err := d.store.Migrate(ctx); err != nil {
 		return err
 	}
 	if err := d.store.SetInstallation(ctx, d.installation); err != nil {
-		return fmt.Errorf("asking the store whose it is: %w", err)
+		return fmt.Errorf("checking which installation owns the store: %w", err)
 	}
 	return nil
 }
@@ -159,7 +159,7 @@ func (i *ids) Release(ctx context.Context, uid types.UID, how controllers.Releas
 	return err
 }
 
-// keyStoreTimeout bounds a comparison's questions, which read and write all records.
+// keyStoreTimeout is the timeout of a comparison's queries, which read and write all records.
 const keyStoreTimeout = time.Minute
 
 // keyStore is the store as the comparison of records and sessions knows it.
@@ -169,7 +169,7 @@ type keyStore struct {
 	gate *store.Gate
 }
 
-// await fails at once while the leader's store is away.
+// await fails at once while the leader's store is unreachable.
 func (k *keyStore) await(ctx context.Context) error {
 	if k.gate == nil {
 		return nil
@@ -215,7 +215,7 @@ func (k *keyStore) Move(ctx context.Context, moves []controllers.KeyMove) error 
 	return k.store.ChangeKeeping(ctx, changes)
 }
 
-// orphans finds the keys whose session is gone.
+// orphans finds the keys of sessions that no longer exist.
 func (d *dependencies) orphans(gate *store.Gate, warn func(reason, message string)) *controllers.Orphans {
 	return &controllers.Orphans{
 		Store: &keyStore{store: d.store, gate: gate}, Reader: d.direct, Clock: d.clock, Log: d.log.WithName("orphans"),

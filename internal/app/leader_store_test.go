@@ -15,8 +15,8 @@ import (
 )
 
 // The leader needs the database neither for placement nor for delivery: one that
-// is away when a leader begins, or later, ends no leader and holds no reconciler.
-func TestALeaderWhoseDatabaseIsAway(t *testing.T) {
+// is unreachable when a leader starts, or later, ends no leader and blocks no reconciler.
+func TestLeaderWithoutDatabase(t *testing.T) {
 	for name, away := range map[string]func(*testenv.TCPProxy){
 		"it refuses": (*testenv.TCPProxy).Cut,
 		"it hangs":   (*testenv.TCPProxy).Hang,
@@ -64,8 +64,8 @@ func TestALeaderWhoseDatabaseIsAway(t *testing.T) {
 	}
 }
 
-// What no time mends still ends the process, with a sentence.
-func TestALeaderWhoseDatabaseIsAnothers(t *testing.T) {
+// A permanent failure still ends the process, with an error.
+func TestLeaderWithDatabaseOfAnotherInstallation(t *testing.T) {
 	g := NewWithT(t)
 	opened, err := store.Open(t.Context(), store.Config{URL: testenv.Postgres(t)}, logr.Discard())
 	g.Expect(err).NotTo(HaveOccurred())

@@ -33,7 +33,7 @@ func newManagerCommand() *cobra.Command {
 	config := &managerConfig{}
 	cmd := &cobra.Command{
 		Use:   "manager",
-		Short: "Place the sessions, lead them through their life, and tell Laravel",
+		Short: "Place the sessions on workers, manage their lifecycle, and deliver updates to Laravel",
 		Args:  noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return prepare(cmd, config.complete, &config.commonConfig, func(ctx context.Context, log logr.Logger) error {
@@ -96,7 +96,7 @@ func runManager(ctx context.Context, config *managerConfig, log logr.Logger) (er
 	}
 	publishAgain := func() {
 		if err := sessions.PublishAgain(ctx); err != nil && ctx.Err() == nil {
-			log.Error(err, "Failed to publish the sessions that nobody holds again")
+			log.Error(err, "Failed to publish again the sessions that no worker holds")
 		}
 	}
 	fitness := func(problem error) {
@@ -125,7 +125,7 @@ func runManager(ctx context.Context, config *managerConfig, log logr.Logger) (er
 	return nil
 }
 
-// sweepWorkers is the leader's round among the heartbeats of dead workers.
+// sweepWorkers removes the heartbeats of dead workers at intervals. It runs on the leader.
 func (d *dependencies) sweepWorkers(ctx context.Context, observer *membership.Observer) error {
 	ticker := d.clock.NewTicker(sweepInterval)
 	defer ticker.Stop()
@@ -136,12 +136,12 @@ func (d *dependencies) sweepWorkers(ctx context.Context, observer *membership.Ob
 		case <-ticker.C():
 		}
 		if err := observer.Sweep(ctx); err != nil && ctx.Err() == nil {
-			d.log.Error(err, "The heartbeats of dead workers could not be removed; it is tried again", "after", sweepInterval.String())
+			d.log.Error(err, "Failed to remove the heartbeats of dead workers, trying again", "after", sweepInterval.String())
 		}
 	}
 }
 
-// managerPod is what an Event is about that is about no session.
+// managerPod is the object of the Events that concern no session: this manager's pod.
 func managerPod(config *managerConfig) *corev1.Pod {
 	pod, _ := os.Hostname() // a pod's host name is its name; without it the Event names nothing
 	return &corev1.Pod{
@@ -150,8 +150,8 @@ func managerPod(config *managerConfig) *corev1.Pod {
 	}
 }
 
-// newFlusher joins the queue and Laravel. When delivery stops, an Event beside
-// the manager's pod says so, too.
+// newFlusher joins the queue and Laravel. An Event of the manager's pod reports
+// when delivery stops and when it resumes.
 func newFlusher(config *managerConfig, d *dependencies, mgr manager.Manager) (*batch.Flusher, func(), error) {
 	client, err := laravel.New(config.Laravel, d.clock, d.log.WithName("laravel"))
 	if err != nil {
@@ -165,7 +165,7 @@ func newFlusher(config *managerConfig, d *dependencies, mgr manager.Manager) (*b
 			recorder.Eventf(about, nil, corev1.EventTypeWarning, string(reason), "Deliver", "delivery of %s updates has stopped, nothing is lost: %s", kind, detail)
 		},
 		OnRecovered: func(kind delivery.Kind) {
-			recorder.Eventf(about, nil, corev1.EventTypeNormal, "LaravelRecovered", "Deliver", "delivery of %s updates goes on", kind)
+			recorder.Eventf(about, nil, corev1.EventTypeNormal, "LaravelRecovered", "Deliver", "delivery of %s updates has resumed", kind)
 		},
 	}
 	options.MaxItems = config.BatchSize

@@ -12,24 +12,24 @@ import (
 )
 
 const (
-	// ownershipInterval is how often a process asks whether store and Redis are still its
-	// installation's: a person may say `store adopt` while the former installation runs.
+	// ownershipInterval is how often a process checks that its installation still owns the
+	// store and Redis: a person may run `store adopt` while the former installation runs.
 	ownershipInterval = 5 * time.Second
-	// ownershipTimeout bounds one such question.
+	// ownershipTimeout is the timeout of one check.
 	ownershipTimeout = 2 * time.Second
-	// ownershipExitTimeout is how long a process that has lost its store may take to end in
-	// order. With the two above it is shorter than the time that the manager of the new
+	// ownershipExitTimeout is how long a process that has lost its store may take to shut
+	// down. With the two above it is shorter than the time that the manager of the new
 	// installation leaves a former holder.
 	ownershipExitTimeout = 5 * time.Second
 )
 
-// checkOwnership returns an error where store or Redis belong to another
-// installation. What cannot be asked now is asked again later: unknown has the
-// reason.
+// checkOwnership returns in elsewhere that the store or Redis belong to another
+// installation, and in unknown why one of them could not be asked. The caller
+// checks again later.
 func (d *dependencies) checkOwnership(ctx context.Context) (elsewhere, unknown error) {
 	ctx, cancel := context.WithTimeout(ctx, ownershipTimeout)
 	defer cancel()
-	answers := make(chan error, 2) // side by side: one that hangs must not hide the other's answer
+	answers := make(chan error, 2) // in parallel: a server that hangs must not hide the other's answer
 	go func() { answers <- redis.CheckInstallation(ctx, d.redis, d.keys, d.installation) }()
 	go func() { answers <- d.store.CheckInstallation(ctx, d.installation) }()
 	for range cap(answers) {
@@ -46,9 +46,9 @@ func (d *dependencies) checkOwnership(ctx context.Context) (elsewhere, unknown e
 	return elsewhere, unknown
 }
 
-// watchOwnership ends the process when store or Redis have become another
-// installation's: whoever holds connections on must give them up, because the
-// manager of the other one takes the sessions over.
+// watchOwnership ends the process when the store or Redis belong to another
+// installation: a worker must then close its connections, because the manager of
+// the other installation takes the sessions over.
 func (d *dependencies) watchOwnership(ctx context.Context) error {
 	ticker := d.clock.NewTicker(ownershipInterval)
 	defer ticker.Stop()
@@ -58,11 +58,11 @@ func (d *dependencies) watchOwnership(ctx context.Context) error {
 		case ctx.Err() != nil:
 			return nil
 		case elsewhere != nil:
-			d.log.Error(elsewhere, "The store has been taken over: this process ends")
+			d.log.Error(elsewhere, "Another installation owns the store or Redis now, ending this process")
 			time.AfterFunc(ownershipExitTimeout, func() { os.Exit(1) })
-			return fmt.Errorf("asking whose store and Redis are: %w", elsewhere)
+			return fmt.Errorf("checking which installation owns the store and Redis: %w", elsewhere)
 		case unknown != nil:
-			d.log.V(1).Info("Failed to ask whose store and Redis are; it is asked again", "reason", unknown.Error())
+			d.log.V(1).Info("Failed to check which installation owns the store and Redis, trying again", "reason", unknown.Error())
 		}
 		select {
 		case <-ctx.Done():

@@ -22,11 +22,11 @@ func TestAStoreMovesToAnotherReleaseAndBack(t *testing.T) {
 	s.phase("idle", v1alpha1.PhaseSuspended)
 
 	for _, release := range []string{"other", "whatsapp-operator"} {
-		s.Expect(s.asked(0, "adopt", "--release="+release)).To(ContainSubstring("Adopted"))
+		s.Expect(s.runStore(0, "adopt", "--release="+release)).To(ContainSubstring("Adopted"))
 		for _, former := range []*process{m, w} {
 			s.Expect(former.fails()).To(And(ContainSubstring("StoreOwnedElsewhere"), ContainSubstring("/"+release), ContainSubstring("store adopt")))
 		}
-		s.Expect(s.asked(0, "adopt", "--release="+release)).To(ContainSubstring("Adopted"), "it may be said twice")
+		s.Expect(s.runStore(0, "adopt", "--release="+release)).To(ContainSubstring("Adopted"), "the command may be repeated")
 		m, w = s.manager("--release="+release), s.worker("worker-1", "--release="+release)
 		for _, name := range []string{"shop", "idle"} {
 			s.Eventually(func() string { return s.get(name).Status.Installation }).Should(HaveSuffix("/" + release))
@@ -37,7 +37,7 @@ func TestAStoreMovesToAnotherReleaseAndBack(t *testing.T) {
 		s.phase("idle", v1alpha1.PhaseSuspended)
 		before = after
 	}
-	s.Expect(s.asked(1, "adopt", "--former=nonsense")).To(ContainSubstring("CLUSTER/NAMESPACE/RELEASE"))
+	s.Expect(s.runStore(1, "adopt", "--former=nonsense")).To(ContainSubstring("CLUSTER/NAMESPACE/RELEASE"))
 
 	s.Expect(s.client.Delete(t.Context(), s.get("shop"))).To(Succeed())
 	s.gone("shop")

@@ -83,7 +83,7 @@ func TestPasskey(t *testing.T) {
 	s.Expect(obj.Status.PhoneNumber).To(Equal(phone))
 	s.Expect(obj.Status.Passkey).To(BeNil())
 	s.Expect(obj.Status.LID).To(HaveSuffix("@lid"))
-	s.hears("shop", delivery.Active, v1alpha1.PhaseConnected)
+	s.expectPublished("shop", delivery.Active, v1alpha1.PhaseConnected)
 	s.Eventually(func() string { return s.get("shop").PasskeyResponse() }).Should(BeEmpty())
 
 	t.Log("after a code that was typed")

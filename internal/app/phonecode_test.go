@@ -43,7 +43,7 @@ func TestPhoneCode(t *testing.T) {
 	code := s.code("shop", "")
 	obj := s.phase("shop", v1alpha1.PhasePairing)
 	s.Expect(obj.Status.QR).To(BeNil())
-	last := s.hears("shop", delivery.Pending, v1alpha1.PhasePairing)
+	last := s.expectPublished("shop", delivery.Pending, v1alpha1.PhasePairing)
 	s.Expect(last.Reason).To(Equal(v1alpha1.ReasonWaitingForCode))
 
 	t.Log("another phone cannot, nor can the right one with another code")
@@ -75,7 +75,7 @@ func TestPhoneCode(t *testing.T) {
 	obj = s.phase("shop", v1alpha1.PhaseConnected)
 	s.Expect(obj.Status.PhoneNumber).To(Equal(right))
 	s.Expect(obj.Status.PairingCode).To(BeEmpty(), "a used code is cleared")
-	s.Expect(s.hears("shop", delivery.Active, v1alpha1.PhaseConnected).PhoneNumber).To(Equal(right))
+	s.Expect(s.expectPublished("shop", delivery.Active, v1alpha1.PhaseConnected).PhoneNumber).To(Equal(right))
 	_, err = s.simulator.Send(t.Context(), obj.Status.JID, "", "hello")
 	s.Expect(err).NotTo(HaveOccurred())
 	s.Eventually(func() int { return s.simulator.Stats().Unacknowledged }).Should(BeZero())
@@ -93,5 +93,5 @@ func TestPhoneCode(t *testing.T) {
 	s.change("till", byCode(other)) // is not made to wait for the other number's refusal
 	s.Expect(enter(other, s.code("till", ""))).To(Succeed())
 	s.Expect(s.phase("till", v1alpha1.PhaseConnected).Status.PhoneNumber).To(Equal(other))
-	s.hears("till", delivery.Active, v1alpha1.PhaseConnected)
+	s.expectPublished("till", delivery.Active, v1alpha1.PhaseConnected)
 }

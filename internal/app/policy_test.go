@@ -22,7 +22,7 @@ func TestQuarantine(t *testing.T) {
 	s.apply("shop")
 	s.scan("shop", "+34700222111")
 	device := s.phase("shop", v1alpha1.PhaseConnected).Status.JID
-	s.hears("shop", delivery.Active, v1alpha1.PhaseConnected)
+	s.expectPublished("shop", delivery.Active, v1alpha1.PhaseConnected)
 
 	_, err := s.simulator.Inject(simulator.Fault{Kind: simulator.FaultRefuse, Device: device})
 	s.Expect(err).NotTo(HaveOccurred())
@@ -38,7 +38,7 @@ func TestQuarantine(t *testing.T) {
 		return status
 	}
 	before := quarantined("worker-1")
-	s.Expect(s.hears("shop", delivery.Inactive, v1alpha1.PhaseDisconnected).Reason).To(Equal(v1alpha1.ReasonQuarantined))
+	s.Expect(s.expectPublished("shop", delivery.Inactive, v1alpha1.PhaseDisconnected).Reason).To(Equal(v1alpha1.ReasonQuarantined))
 	s.Expect(s.event("shop", v1alpha1.ReasonQuarantined)).To(ContainSubstring("SocketClosed"))
 	refused := s.simulator.Stats().Refused
 
@@ -54,12 +54,12 @@ func TestQuarantine(t *testing.T) {
 	status := s.phase("shop", v1alpha1.PhaseConnected).Status
 	s.Expect(status.Failures).To(BeZero())
 	s.Expect(status.RetryAfter).To(BeNil())
-	s.hears("shop", delivery.Active, v1alpha1.PhaseConnected)
+	s.expectPublished("shop", delivery.Active, v1alpha1.PhaseConnected)
 }
 
-// WhatsApp refuses the version of the client one day: the worker asks for the
-// newest, tries it with one session, and all come back.
-func TestAVersionThatGrowsOld(t *testing.T) {
+// WhatsApp refuses the version of the client as outdated: the worker asks for the
+// newest, tries it with one session, and all connect again.
+func TestOutdatedClientVersion(t *testing.T) {
 	s := newEnvironment(t, "")
 	s.manager()
 	s.worker("worker-1", "--outdated-pause=1s")
@@ -85,7 +85,7 @@ func TestAVersionThatGrowsOld(t *testing.T) {
 	s.simulator.SetWebVersion(newest)
 	for _, name := range names {
 		s.phase(name, v1alpha1.PhaseConnected)
-		s.hears(name, delivery.Active, v1alpha1.PhaseConnected)
+		s.expectPublished(name, delivery.Active, v1alpha1.PhaseConnected)
 	}
 }
 

@@ -35,10 +35,10 @@ func (s *environment) redisUser(role redis.Role, rules ...string) []string {
 	return []string{"--redis-username=" + string(role), "--redis-password-file=" + s.file("redis-"+string(role), "hunter2")}
 }
 
-// TestARedisThatRemembersMore: Redis and Laravel have something of a session that is newer
-// than its resource: after the restore of a backup, for example. The epoch rises above it,
-// and Laravel hears from the session again. Each process uses the ACL user of its role.
-func TestARedisThatRemembersMore(t *testing.T) {
+// TestRedisNewerThanResources: Redis and Laravel have a newer state of a session than its
+// resource, for example after the restore of a backup. The epoch rises above it,
+// and Laravel receives updates of the session again. Each process uses the ACL user of its role.
+func TestRedisNewerThanResources(t *testing.T) {
 	s := newEnvironment(t, "")
 	processes := []*process{
 		s.manager(s.redisUser(redis.Manager)...),
@@ -67,17 +67,17 @@ func TestARedisThatRemembersMore(t *testing.T) {
 		s.apply("connected")
 		s.scan("connected", "+34600111230")
 		s.phase("connected", v1alpha1.PhaseConnected)
-		s.hears("connected", delivery.Active, v1alpha1.PhaseConnected)
+		s.expectPublished("connected", delivery.Active, v1alpha1.PhaseConnected)
 		statusAhead("connected")
 		_, err := s.simulator.Inject(simulator.Fault{Kind: simulator.FaultDrop, Device: s.get("connected").Status.JID})
 		s.Expect(err).NotTo(HaveOccurred())
-		s.Expect(s.hears("connected", delivery.Active, v1alpha1.PhaseConnected).Epoch).To(BeNumerically(">", ahead))
+		s.Expect(s.expectPublished("connected", delivery.Active, v1alpha1.PhaseConnected).Epoch).To(BeNumerically(">", ahead))
 	})
 	t.Run("a session that is applied again", func(*testing.T) {
 		statusAhead("again")
 		s.apply("again")
 		s.scan("again", "+34600111231")
-		s.Expect(s.hears("again", delivery.Active, v1alpha1.PhaseConnected).Epoch).To(BeNumerically(">", ahead))
+		s.Expect(s.expectPublished("again", delivery.Active, v1alpha1.PhaseConnected).Epoch).To(BeNumerically(">", ahead))
 	})
 	t.Run("the codes alone", func(*testing.T) {
 		item, err := delivery.QRItem{

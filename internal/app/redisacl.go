@@ -51,7 +51,7 @@ that of the deadletter and store commands; laravel's may only read the session c
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&config.KeyPrefix, "redis-key-prefix", "", "stands in front of every key")
+	f.StringVar(&config.KeyPrefix, "redis-key-prefix", "", "prefix of every key")
 	f.StringVar(&mode, "redis-mode", string(redis.Standalone), "standalone, sentinel or cluster")
 	f.IntVar(&config.DB, "redis-db", 0, "number of the database")
 	f.BoolVar(&waitAOF, "waitaof", false, "permit WAITAOF too; servers before Redis 7.2 do not know it and would refuse the user")

@@ -55,7 +55,7 @@ connections, and injects faults; docs/simulate.md lists its paths.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&options.Listen, "listen", "127.0.0.1:7070", "address that workers connect to")
-	f.StringVar(&options.ControlListen, "control-listen", "127.0.0.1:7071", "address of the control API; whoever reaches it controls every simulated phone")
+	f.StringVar(&options.ControlListen, "control-listen", "127.0.0.1:7071", "address of the control API; everyone who can reach it controls every simulated phone")
 	f.BoolVar(&options.TLS, "tls", false, "serve wss:// with a certificate of a new authority")
 	f.StringSliceVar(&options.Hosts, "host", nil, "name or address that the certificate is for; the first is the one in the endpoint")
 	f.StringVar(&caOut, "ca-out", "", "file that the new authority's certificate is written to")

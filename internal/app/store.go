@@ -26,8 +26,8 @@ func newStoreCommand() *cobra.Command {
 	return cmd
 }
 
-// newAdoptCommand makes store and Redis this installation's, after a person has
-// made sure that the former owner is gone.
+// newAdoptCommand makes this installation the owner of the store and Redis, after a
+// person has made sure that the former owner is gone.
 func newAdoptCommand() *cobra.Command {
 	config := &commonConfig{}
 	var former []string
@@ -41,8 +41,8 @@ installation is gone for good: stop its manager and its workers first, because
 two connections of one account push each other out. Processes of it that still
 run end by themselves within seconds, if they reach the store or Redis.
 
-The store remembers whose it was, and the manager takes over the sessions whose
-status.installation says so. The command may be repeated.`,
+The store remembers its former owners, and the manager takes over the sessions whose
+status.installation names one of them. The command may be repeated.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			complete := func() error { return errors.Join(config.complete(), checkInstallationIDs(former)) }
@@ -58,7 +58,7 @@ status.installation says so. The command may be repeated.`,
 				if err := d.awaitStore(ctx); err != nil {
 					return err
 				}
-				if err := d.store.Migrate(ctx); err != nil { // no manager of ours has done it: it may not before this
+				if err := d.store.Migrate(ctx); err != nil { // this installation's manager may not migrate the store before it is adopted
 					return err
 				}
 				previous, err := d.store.Adopt(ctx, d.installation, former...)
@@ -82,7 +82,7 @@ status.installation says so. The command may be repeated.`,
 	return cmd
 }
 
-// checkInstallationIDs refuses what can be no installation's id.
+// checkInstallationIDs refuses ids that no installation can have.
 func checkInstallationIDs(ids []string) error {
 	var errs []error
 	for _, id := range ids {
@@ -153,7 +153,7 @@ then logs in without a scan.`,
 	return cmd
 }
 
-// restoreRefused says what a person may do.
+// restoreRefused adds to the error what a person can do.
 func restoreRefused(err error) error {
 	var ambiguous *store.AmbiguousError
 	switch {
@@ -185,7 +185,7 @@ session that was deleted with deletionPolicy Retain; they are kept until the
 session is applied again or they are purged.
 
 The manager does nothing with records whose sessions go missing in implausible
-numbers, and says so by an Event. --confirm says that those sessions are really
+numbers, and records an Event. --confirm states that those sessions are really
 gone: their keys become orphans a day later, if they are not back by then.`,
 		Args: noArguments,
 	}, func(ctx context.Context, d *dependencies, _ []string, out io.Writer) error {
@@ -241,7 +241,7 @@ func confirmMissing(ctx context.Context, d *dependencies) error {
 }
 
 func newPurgeCommand() *cobra.Command {
-	var sure bool
+	var confirmed bool
 	cmd := storeCommand(&cobra.Command{
 		Use:   "purge SESSION_ID",
 		Short: "Delete the keys of a session that does not exist for good",
@@ -251,8 +251,8 @@ func newPurgeCommand() *cobra.Command {
 Unlink its device on the phone first: without the keys it can be unlinked there only.`,
 		Args: oneArgument("the id of a session"),
 	}, func(ctx context.Context, d *dependencies, args []string, _ io.Writer) error {
-		if !sure {
-			return fmt.Errorf("the keys of %s would be deleted for good: say --yes if that is meant", args[0])
+		if !confirmed {
+			return fmt.Errorf("the keys of %s would be deleted for good: add --yes to confirm", args[0])
 		}
 		record, err := d.purge(ctx, args[0])
 		switch {
@@ -264,7 +264,7 @@ Unlink its device on the phone first: without the keys it can be unlinked there 
 		d.log.Info("Purged", "sessionID", record.SessionID, "namespace", record.Namespace, "jid", record.JID)
 		return nil
 	})
-	cmd.Flags().BoolVar(&sure, "yes", false, "delete them")
+	cmd.Flags().BoolVar(&confirmed, "yes", false, "delete them")
 	return cmd
 }
 
@@ -280,10 +280,10 @@ func (d *dependencies) purge(ctx context.Context, sessionID string) (store.Recor
 	})
 }
 
-// stamp is a time as tables show it.
+// stamp formats a time for a table.
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
-// table prints rows in columns; what is empty is a dash.
+// table prints rows in columns; an empty cell is printed as a dash.
 func table(out io.Writer, head []string, rows [][]string) error {
 	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
 	for _, row := range append([][]string{head}, rows...) {

@@ -14,8 +14,8 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
 
-// asked runs a store command to its end and returns what it printed.
-func (s *environment) asked(code int, args ...string) string {
+// runStore runs a store command to its end and returns what it printed.
+func (s *environment) runStore(code int, args ...string) string {
 	s.t.Helper()
 	p := s.start("store", append(args, s.common()...)...)
 	s.Eventually(p.Done()).Should(BeClosed())
@@ -23,10 +23,10 @@ func (s *environment) asked(code int, args ...string) string {
 	return p.output()
 }
 
-// TestALogoutThatWasAMistake: WhatsApp says that the device was logged out, a
+// TestRestoreAfterMistakenLogout: WhatsApp says that the device was logged out, a
 // person has its keys given back, and it logs in without a scan, although the
-// worker that heard the logout still holds the session.
-func TestALogoutThatWasAMistake(t *testing.T) {
+// worker that saw the logout still holds the session.
+func TestRestoreAfterMistakenLogout(t *testing.T) {
 	s := newEnvironment(t, testenv.Postgres(t))
 	s.manager()
 	s.worker("worker-1")
@@ -34,7 +34,7 @@ func TestALogoutThatWasAMistake(t *testing.T) {
 	s.scan("shop", "+34611000001")
 	before := s.phase("shop", v1alpha1.PhaseConnected)
 	jid := before.Status.JID
-	s.Expect(s.asked(1, "restore", "shop")).To(And(ContainSubstring("the session has a device"), ContainSubstring("cannot have two")))
+	s.Expect(s.runStore(1, "restore", "shop")).To(And(ContainSubstring("the session has a device"), ContainSubstring("cannot have two")))
 
 	inject := func(f simulator.Fault) {
 		f.Device = jid
@@ -48,11 +48,11 @@ func TestALogoutThatWasAMistake(t *testing.T) {
 	s.Expect(err).NotTo(HaveOccurred())
 	devices := s.simulator.Stats().Devices
 
-	s.Expect(s.asked(0, "marked")).To(MatchRegexp(`SESSION-ID +JID +REASON +SINCE +KEPT-UNTIL\nshop +%s +LoggedOut +20`, jid))
-	s.Expect(s.asked(1, "restore", "nobody")).To(ContainSubstring("store marked"))
-	s.Expect(s.asked(1, "restore", "shop", "--jid=1:1@s.whatsapp.net")).To(ContainSubstring("store marked"))
-	s.Expect(s.asked(0, "restore", "shop", "--jid="+jid)).To(ContainSubstring(v1alpha1.RestartedAtAnnotation))
-	s.Expect(s.asked(0, "marked")).NotTo(ContainSubstring(jid))
+	s.Expect(s.runStore(0, "marked")).To(MatchRegexp(`SESSION-ID +JID +REASON +SINCE +KEPT-UNTIL\nshop +%s +LoggedOut +20`, jid))
+	s.Expect(s.runStore(1, "restore", "nobody")).To(ContainSubstring("store marked"))
+	s.Expect(s.runStore(1, "restore", "shop", "--jid=1:1@s.whatsapp.net")).To(ContainSubstring("store marked"))
+	s.Expect(s.runStore(0, "restore", "shop", "--jid="+jid)).To(ContainSubstring(v1alpha1.RestartedAtAnnotation))
+	s.Expect(s.runStore(0, "marked")).NotTo(ContainSubstring(jid))
 
 	s.change("shop", restart("1"))
 	after := s.phase("shop", v1alpha1.PhaseConnected)
@@ -69,7 +69,7 @@ func TestKeysWithoutASessionAreListedAndPurged(t *testing.T) {
 	s.apply("shop")
 	s.scan("shop", "+34611000002")
 	jid := s.phase("shop", v1alpha1.PhaseConnected).Status.JID
-	s.Expect(s.asked(1, "purge", "shop", "--yes")).To(ContainSubstring("in use"))
+	s.Expect(s.runStore(1, "purge", "shop", "--yes")).To(ContainSubstring("in use"))
 	w.stop()
 	m.stop()
 
@@ -79,21 +79,21 @@ func TestKeysWithoutASessionAreListedAndPurged(t *testing.T) {
 	uid := string(s.get("shop").UID)
 	retained := time.Now().Truncate(time.Millisecond)
 	s.Expect(opened.ChangeKeeping(t.Context(), []store.KeepingChange{{UID: uid, To: store.Keeping{Retained: retained}}})).To(Succeed())
-	s.Expect(s.asked(1, "purge", "shop", "--yes")).To(ContainSubstring("in use"), "the store has not been compared yet, as after a migration")
-	s.Expect(s.asked(0, "orphans")).To(MatchRegexp(`shop +%s +%s +Retained +20\S+ +-`, s.namespace, jid))
-	s.Expect(s.asked(0, "orphans", "--confirm")).NotTo(ContainSubstring(jid), "it is compared")
+	s.Expect(s.runStore(1, "purge", "shop", "--yes")).To(ContainSubstring("in use"), "the store has not been compared yet, as after a migration")
+	s.Expect(s.runStore(0, "orphans")).To(MatchRegexp(`shop +%s +%s +Retained +20\S+ +-`, s.namespace, jid))
+	s.Expect(s.runStore(0, "orphans", "--confirm")).NotTo(ContainSubstring(jid), "it is compared")
 
 	s.change("shop", func(obj *v1alpha1.WhatsAppSession) { obj.Finalizers = nil })
 	s.Expect(s.client.Delete(t.Context(), s.get("shop"))).To(Succeed())
-	s.Expect(s.asked(0, "orphans", "--confirm")).To(MatchRegexp(`shop +%s +%s +Missing +20\S+ +-`, s.namespace, jid))
+	s.Expect(s.runStore(0, "orphans", "--confirm")).To(MatchRegexp(`shop +%s +%s +Missing +20\S+ +-`, s.namespace, jid))
 	_, err = opened.MarkOrphan(t.Context(), uid)
 	s.Expect(err).NotTo(HaveOccurred())
-	s.Expect(s.asked(0, "orphans")).To(MatchRegexp(`shop +%s +%s +Orphaned +20\S+ +20`, s.namespace, jid))
-	s.Expect(s.asked(1, "purge", "shop")).To(ContainSubstring("--yes"))
-	s.Expect(s.asked(0, "orphans")).To(ContainSubstring(jid), "nothing without a confirmation")
-	s.Expect(s.asked(0, "purge", "shop", "--yes")).To(ContainSubstring("Purged"))
-	s.Expect(s.asked(0, "orphans")).NotTo(ContainSubstring(jid))
-	s.Expect(s.asked(1, "purge", "shop", "--yes")).To(ContainSubstring("store orphans"))
+	s.Expect(s.runStore(0, "orphans")).To(MatchRegexp(`shop +%s +%s +Orphaned +20\S+ +20`, s.namespace, jid))
+	s.Expect(s.runStore(1, "purge", "shop")).To(ContainSubstring("--yes"))
+	s.Expect(s.runStore(0, "orphans")).To(ContainSubstring(jid), "nothing without a confirmation")
+	s.Expect(s.runStore(0, "purge", "shop", "--yes")).To(ContainSubstring("Purged"))
+	s.Expect(s.runStore(0, "orphans")).NotTo(ContainSubstring(jid))
+	s.Expect(s.runStore(1, "purge", "shop", "--yes")).To(ContainSubstring("store orphans"))
 }
 
 // A command that is given the wrong store says so and changes nothing in it.
@@ -105,15 +105,15 @@ func TestStoreCommandsClaimNoStore(t *testing.T) {
 	s.Expect(opened.Migrate(t.Context())).To(Succeed())
 	commands := [][]string{{"marked"}, {"restore", "shop"}, {"orphans"}, {"purge", "shop", "--yes"}}
 	for _, command := range commands {
-		s.Expect(s.asked(1, command...)).To(And(ContainSubstring("belongs to no installation yet"), ContainSubstring("--store")))
+		s.Expect(s.runStore(1, command...)).To(And(ContainSubstring("belongs to no installation yet"), ContainSubstring("--store")))
 		s.Expect(opened.Installation(t.Context())).To(BeEmpty(), "%v", command)
 	}
 
 	s.Expect(opened.SetInstallation(t.Context(), "another")).To(Succeed())
 	for _, command := range commands {
-		s.Expect(s.asked(1, command...)).To(And(ContainSubstring("StoreOwnedElsewhere"), ContainSubstring("store adopt")))
+		s.Expect(s.runStore(1, command...)).To(And(ContainSubstring("StoreOwnedElsewhere"), ContainSubstring("store adopt")))
 		s.Expect(opened.Installation(t.Context())).To(Equal("another"), "%v", command)
 	}
-	s.asked(0, "adopt")
-	s.Expect(s.asked(0, "marked")).To(ContainSubstring("SESSION-ID"))
+	s.runStore(0, "adopt")
+	s.Expect(s.runStore(0, "marked")).To(ContainSubstring("SESSION-ID"))
 }

@@ -32,8 +32,8 @@ import (
 
 func newWorkerCommand() *cobra.Command { return NewWorkerCommand(nil) }
 
-// NewWorkerCommand is the worker with these accounts in place of WhatsApp's (nil:
-// those): a benchmark holds more sessions than one machine can hold connections.
+// NewWorkerCommand is the worker command with these accounts instead of WhatsApp's (nil:
+// WhatsApp's): a benchmark holds more sessions than one machine can hold connections.
 func NewWorkerCommand(accounts worker.Accounts) *cobra.Command {
 	config := &workerConfig{accounts: accounts}
 	cmd := &cobra.Command{
@@ -50,8 +50,8 @@ func NewWorkerCommand(accounts worker.Accounts) *cobra.Command {
 	return cmd
 }
 
-// or is accounts, unless others take their place.
-func (c *workerConfig) or(accounts worker.Accounts) worker.Accounts {
+// accountsOr returns the configured accounts, or else these.
+func (c *workerConfig) accountsOr(accounts worker.Accounts) worker.Accounts {
 	if c.accounts != nil {
 		return c.accounts
 	}
@@ -62,7 +62,7 @@ func (c *workerConfig) or(accounts worker.Accounts) worker.Accounts {
 func reportLibrary(clk clock.PassiveClock, log logr.Logger) error {
 	version, built, err := whatsapp.Library()
 	if err != nil {
-		log.Info("Failed to find out the age of the WhatsApp client library", "version", version, "reason", err.Error())
+		log.Info("Failed to determine the age of the WhatsApp client library", "version", version, "reason", err.Error())
 		return nil
 	}
 	log.Info("Using the WhatsApp client library", "version", version, "ageDays", int(clk.Since(built).Hours()/24))
@@ -93,7 +93,7 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 		return fmt.Errorf("waiting for the store's schema: %w", err)
 	}
 	if err := d.store.SetInstallation(ctx, d.installation); err != nil {
-		return fmt.Errorf("asking the store whose it is: %w", err)
+		return fmt.Errorf("checking which installation owns the store: %w", err)
 	}
 	if err := reportLibrary(d.clock, log); err != nil {
 		return err
@@ -104,7 +104,7 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 	}
 
 	mgr, err := manager.New(d.rest, manager.Options{
-		Scheme: d.scheme, Logger: log, Cache: sessionsOf(config.Name), Metrics: d.metricsOptions(),
+		Scheme: d.scheme, Logger: log, Cache: cacheOptions(config.Name), Metrics: d.metricsOptions(),
 		HealthProbeBindAddress: config.HealthAddress,
 	})
 	if err != nil {
@@ -133,7 +133,7 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 			Keys: redis.NewHeartbeat(d.heartbeat, d.keys), SelfFence: fence,
 		},
 		Sessions:   kube.NewSessions(d.direct),
-		Accounts:   config.or(&accounts{store: d.store, connector: connector, allowed: fence.Check, log: log.WithName("whatsapp")}),
+		Accounts:   config.accountsOr(&accounts{store: d.store, connector: connector, allowed: fence.Check, log: log.WithName("whatsapp")}),
 		Proxies:    &kube.Proxies{Client: d.direct, ServiceAccount: config.Namespace + ":" + config.ServiceAccount},
 		Publisher:  publish.NewPublisher(d.queue, d.cache),
 		Health:     health,
@@ -148,13 +148,13 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 	if err := agent.SetupWithManager(mgr, mgr.GetCache()); err != nil {
 		return err
 	}
-	// What feeds the agent must outlive the signal to end: an agent that hands its sessions
-	// over learns from it who takes them.
-	life, end := context.WithCancel(context.WithoutCancel(ctx))
-	defer end()
+	// The caches must run until the agent has stopped, not only until the signal to shut down:
+	// while the agent hands its sessions over, it learns from them which workers take them.
+	mgrCtx, stopManager := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopManager()
 	for _, r := range []everywhere{
 		{func(ctx context.Context) error {
-			defer end()
+			defer stopManager()
 			return agent.Start(ctx)
 		}},
 		{func(ctx context.Context) error { return exitWhenLost(ctx, fence.Lost(), log) }},
@@ -191,18 +191,18 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 		return err
 	}
 	log.Info("Starting", "incarnation", incarnation.ID, "restarted", incarnation.Restarted, "installation", d.installation, "pool", config.Pool, "capacity", config.Capacity)
-	if err := mgr.Start(life); err != nil {
+	if err := mgr.Start(mgrCtx); err != nil {
 		return fmt.Errorf("running the worker: %w", err)
 	}
 	return nil
 }
 
-// exitTimeout is how long a worker that must take itself for declared dead may
-// take to end in order (docs/architecture.md, "Ownership"). Its sockets are closed by then.
+// exitTimeout is how long a worker may take to shut down once it must assume that it was
+// declared dead (docs/architecture.md, "Ownership"). Its sockets are closed by then.
 const exitTimeout = 1500 * time.Millisecond
 
-// exitWhenLost ends the process when its right to hold connections has ended,
-// whatever still waits for a database or a server that does not answer.
+// exitWhenLost ends the process when it may no longer hold connections, even while
+// requests still wait for a database or a server that does not answer.
 func exitWhenLost(ctx context.Context, lost <-chan struct{}, log logr.Logger) error {
 	select {
 	case <-ctx.Done():
@@ -217,10 +217,10 @@ func exitWhenLost(ctx context.Context, lost <-chan struct{}, log logr.Logger) er
 	return nil
 }
 
-// sessionsOf caches the sessions that are placed on the worker, without what
-// only the API server needs. Nobody changes what is read from it, so no reader
-// gets a copy of its own.
-func sessionsOf(name string) cache.Options {
+// cacheOptions caches the sessions that are placed on the worker, without their managed
+// fields, which only the API server needs. No reader changes an object of the cache, so
+// none needs a deep copy.
+func cacheOptions(name string) cache.Options {
 	return cache.Options{ByObject: map[client.Object]cache.ByObject{
 		&v1alpha1.WhatsAppSession{}: {
 			Field:     fields.OneTermEqualSelector("status.worker", name),
