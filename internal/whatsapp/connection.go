@@ -91,6 +91,8 @@ type Connection struct {
 	// the device is logged out.
 	jid      types.JID
 	pushName string
+	// lid is the device's, as WhatsApp said last.
+	lid atomic.Pointer[types.JID]
 
 	// ctx is the connection's life; it and cancel are set by Connect.
 	ctx    context.Context
@@ -167,6 +169,8 @@ func (f *Factory) New(o Options) (*Connection, error) {
 	if o.Device.ID != nil {
 		c.jid = *o.Device.ID
 	}
+	lid := o.Device.LID
+	c.lid.Store(&lid)
 	c.container = &watchedContainer{DeviceContainer: o.Device.Container, connection: c}
 	o.Device.Container = c.container
 	c.guardStores(o.Device)
@@ -513,7 +517,7 @@ func (c *Connection) translate(evt any, now time.Time) {
 		return
 	}
 	if e.Type == EventConnected {
-		e.JID, e.LID, e.PhoneNumber, e.PushName = address(c.jid), address(c.options.Device.GetLID()), phoneNumber(c.jid), status.Clean(c.pushName, maxName)
+		e.JID, e.LID, e.PhoneNumber, e.PushName = address(c.jid), address(*c.lid.Load()), phoneNumber(c.jid), status.Clean(c.pushName, maxName)
 	}
 	c.report(e)
 }

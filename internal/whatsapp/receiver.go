@@ -332,7 +332,7 @@ var handlers = map[string]*struct {
 	"chatstate":    {handle: inner((*whatsmeow.DangerousInternalClient).HandleChatState)},
 	"presence":     {handle: inner((*whatsmeow.DangerousInternalClient).HandlePresence)},
 	"notification": {handle: (*Connection).handleNotification},
-	"success":      {handle: inner((*whatsmeow.DangerousInternalClient).HandleConnectSuccess), ends: true},
+	"success":      {handle: (*Connection).handleSuccess, ends: true},
 	"failure":      {handle: (*Connection).handleFailure, explains: true, ends: true},
 	"stream:error": {handle: (*Connection).handleStreamError, explains: true, ends: true},
 	"iq":           {handle: (*Connection).handleIQ, ends: true},
@@ -448,6 +448,15 @@ var notifications = map[string]*struct {
 // renewals are the notifications that replace the secret of a pairing. They are handled in
 // the queue, before what follows, and never while a task reads the secret.
 var renewals = map[string]bool{"companion_reg_refresh": true, "passkey_prologue_request": true}
+
+// handleSuccess remembers the device's LID before whatsmeow, which writes it into the device
+// while another goroutine reports the login.
+func (c *Connection) handleSuccess(node *waBinary.Node) {
+	if lid := node.AttrGetter().OptionalJIDOrEmpty("lid"); !lid.IsEmpty() {
+		c.lid.Store(&lid)
+	}
+	c.internals().HandleConnectSuccess(c.ctx, node)
+}
 
 func (c *Connection) handleNotification(node *waBinary.Node) {
 	internals := c.internals()
