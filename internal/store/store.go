@@ -35,18 +35,18 @@ type Config struct {
 	// URL is "postgres://…", "sqlite:PATH", or the path of an SQLite file, which is made
 	// if it does not exist. It may hold a password and is in no error and no log.
 	URL string
-	// ReadURL returns the URL anew for each new connection to PostgreSQL, whose password may
-	// change; nil: it is always URL. A URL that names another server or database is not
-	// used before the process is restarted.
+	// ReadURL returns the current URL for each new connection to PostgreSQL, because the
+	// password may change; nil: it is always URL. A URL that names another server or database
+	// is not used before the process is restarted.
 	ReadURL func() (string, error)
-	// MaxConns bounds the connections of this process; 0: 16 for PostgreSQL, 4 for SQLite.
+	// MaxConns is the maximum number of connections of this process; 0: 16 for PostgreSQL, 4 for SQLite.
 	MaxConns int
-	// Clock stamps records and marks; nil: the real one.
+	// Clock is the clock for the times of records and marks; nil: the real one.
 	Clock clock.WithTicker
 }
 
-// Validate returns everything that is wrong, in the words of the flags. It shows
-// nothing of the URL.
+// Validate returns all errors, with the names of the flags. They do not contain any
+// part of the URL.
 func (c Config) Validate() error {
 	var errs []error
 	if c.MaxConns < 0 {
@@ -71,20 +71,21 @@ type Store struct {
 	db        *dbutil.Database
 	own       *dbutil.Database // the same database, with our own schema's version
 	container *sqlstore.Container
-	lids      *lids // in the place of the container's own map, which is never used
+	lids      *lids // replaces the container's map, which is never used
 	clock     clock.WithTicker
 	log       logr.Logger
-	// process is a random name of this process: a session that it takes twice has not ended it.
+	// process is a random name of this process: a session that it takes twice has not ended
+	// this process.
 	process string
 	// postgres makes the connections; nil for SQLite.
 	postgres *postgresConnector
 	// writer is held by the one transaction that writes: SQLite has one writer, and
 	// waiting in a queue is fairer and cheaper than SQLite's polling. nil for PostgreSQL.
 	writer chan struct{}
-	// prekeys is held while a device's one-time keys are made or read, as many at a time
-	// as there are processors: 812 scalar multiplications between two statements. Were they
-	// as many as connections on a busy machine, each one's transaction would be idle for so
-	// long that PostgreSQL ends it, and the next login begins it again.
+	// prekeys is a semaphore with one slot for each processor, held while a device's one-time
+	// keys are made or read: 812 scalar multiplications between two statements. With one for
+	// each connection on a busy machine, each transaction would be idle for so long that
+	// PostgreSQL ends it, and the next login starts it again.
 	prekeys chan struct{}
 }
 
@@ -92,8 +93,8 @@ type Store struct {
 var ErrBadURL = errors.New("the URL of the store must be postgres://USER:PASSWORD@HOST/DATABASE, sqlite:PATH or a path (it is not shown, because it may hold a password)")
 
 // Open prepares the connections to the database, which may not answer yet: see
-// [Store.Ping]. It changes nothing in it but, for SQLite, that the file exists
-// and has a write-ahead log.
+// [Store.Ping]. It does not change the database, except that it creates the file of
+// SQLite with a write-ahead log.
 func Open(ctx context.Context, cfg Config, log logr.Logger) (*Store, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
@@ -159,8 +160,8 @@ func openSQLite(ctx context.Context, dsn string) (*sql.DB, error) {
 	if path, err = filepath.Abs(path); err != nil {
 		return nil, fmt.Errorf("the path of the store: %w", err)
 	}
-	// Immediate: a transaction that begins by reading its record must not find, at its
-	// first write, that another has written meanwhile.
+	// Immediate: a transaction that first reads its record must not fail at its first
+	// write because another transaction has written meanwhile.
 	name := (&url.URL{Scheme: "file", Path: path, RawQuery: url.Values{
 		"_busy_timeout": {fmt.Sprint(sqliteBusyTimeout.Milliseconds())},
 		"_foreign_keys": {"on"},
@@ -192,7 +193,7 @@ func openSQLite(ctx context.Context, dsn string) (*sql.DB, error) {
 	}
 }
 
-// Close closes the connections to the database. Nothing may use the store after it.
+// Close closes the connections to the database. The store must not be used after it.
 func (s *Store) Close() error { return s.db.Close() }
 
 // Ping checks that the database answers.
@@ -203,14 +204,14 @@ func (s *Store) Ping(ctx context.Context) error {
 	return nil
 }
 
-// Probe checks that the database answers and also takes a write. Where a standby has to
+// Probe checks that the database answers and also takes a write. If a standby must
 // confirm each commit and is lost (synchronous_standby_names), every read is answered and
 // every commit waits for ever.
 func (s *Store) Probe(ctx context.Context) error {
 	if s.postgres == nil {
 		return s.Ping(ctx)
 	}
-	// The row is there: only an installation that has claimed the store has sessions in it.
+	// The row exists: only an installation that has claimed the store has sessions in it.
 	if err := s.exec(ctx, "UPDATE whatsapp_operator_installation SET id=id WHERE one=1"); err != nil {
 		return fmt.Errorf("the store takes no write: %w", err)
 	}
@@ -219,13 +220,13 @@ func (s *Store) Probe(ctx context.Context) error {
 
 func (s *Store) now() int64 { return s.clock.Now().UnixMilli() }
 
-// txn is what a transaction carries in its context.
+// txn is the state of a transaction, stored in its context.
 type txn struct{ after []func() }
 
 type inTransaction struct{}
 
-// transaction runs fn in one transaction, or in the one that ctx carries. A
-// panic of fn is an error, so that the transaction ends with it.
+// transaction runs fn in one transaction, or in that of ctx. A panic of fn
+// becomes an error, so that the transaction ends.
 func (s *Store) transaction(ctx context.Context, fn func(ctx context.Context) error) error {
 	return s.transactionWithin(ctx, answerTimeout, fn)
 }
@@ -270,16 +271,16 @@ func (s *Store) transactionWithin(ctx context.Context, timeout time.Duration, fn
 	return nil
 }
 
-// ErrNoAnswer is a database that has not answered in time.
+// ErrNoAnswer: the database has not answered in time.
 var ErrNoAnswer = errors.New("the database did not answer in time")
 
-// within bounds what is asked of the database.
+// within sets the time-out of calls of the database.
 func within(ctx context.Context, timeout time.Duration) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, timeout, ErrNoAnswer)
 }
 
-// late returns an ErrNoAnswer where the time of within is over. It hides the error of
-// the context, which would be taken for the end of the caller's own.
+// late returns an ErrNoAnswer if the time-out of within has passed. It hides the error of
+// the context, which would be mistaken for the end of the caller's context.
 func late(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); errors.Is(cause, ErrNoAnswer) {
 		return fmt.Errorf("%w (%s)", cause, err.Error())
@@ -289,7 +290,7 @@ func late(ctx context.Context, err error) error {
 
 func nested(ctx context.Context) bool { return ctx.Value(inTransaction{}) != nil }
 
-// afterCommit has fn called when the transaction of ctx is committed. It must be
+// afterCommit calls fn when the transaction of ctx is committed. It must be
 // called by the goroutine that runs the transaction.
 func afterCommit(ctx context.Context, fn func()) {
 	t := ctx.Value(inTransaction{}).(*txn)

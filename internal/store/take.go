@@ -13,8 +13,8 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 )
 
-// EpochBehindError says that a session was taken under a number that is not
-// below one's own any more.
+// EpochBehindError says that the caller's taking is outdated: the session was taken
+// again.
 type EpochBehindError struct {
 	// Stored is the epoch of the last taking.
 	Stored int64
@@ -27,17 +27,17 @@ func (e *EpochBehindError) Error() string {
 // Taking is a process's right to write a session's keys. It ends when the
 // session is taken again: no signal says so, but every later write is refused.
 type Taking struct {
-	// Record is the record as the taking left it. A pairing later on does not change it.
+	// Record is the record right after the taking. A later pairing does not change it.
 	Record Record
 	store  *Store
 }
 
 // Take makes the caller the only writer of the keys of the object with that
-// UID. It waits for the writes of the owner before, which are refused from then
-// on, and counts the record's starts up. It counts the taking as not settled
-// until [Taking.Settle]. The error is an *EpochBehindError where a higher epoch
-// has taken the session, ErrNoRecord where there is none, and ErrTaken where
-// another session holds the id under other upper and lower case.
+// UID. It waits for the writes of the previous owner, which are refused from then
+// on, and increments the record's starts. It counts the taking as not settled
+// until [Taking.Settle]. The error is an *EpochBehindError if a higher epoch
+// has taken the session, ErrNoRecord if it has no record, and ErrTaken if
+// another session holds the id in different upper and lower case.
 func (s *Store) Take(ctx context.Context, uid string, epoch int64) (*Taking, error) {
 	if epoch < 0 || epoch > v1alpha1.MaxEpoch {
 		return nil, fmt.Errorf("taking a session: the epoch is %d, and must be between 0 and %d", epoch, v1alpha1.MaxEpoch)
@@ -70,17 +70,17 @@ func (s *Store) Take(ctx context.Context, uid string, epoch int64) (*Taking, err
 // Starts counts the takings of the session up to this one.
 func (t *Taking) Starts() int64 { return t.Record.Starts }
 
-// Unsettled is how many takings in a row before this one were not settled: as
-// many processes have taken the session and may have been ended by it. A process
+// Unsettled is the number of consecutive takings before this one that were not settled:
+// that many processes have taken the session and may have been ended by it. A process
 // that takes a session again, because the answer to its taking was lost or its
-// epoch has risen, lives, so it counts once.
+// epoch has risen, is alive, so it counts once.
 func (t *Taking) Unsettled() int32 {
 	return int32(min(max(t.Record.Unsettled-1, 0), math.MaxInt32))
 }
 
 // Settle records that the session has not ended the process that took it: the next
-// taking counts from zero. It does nothing where the session was
-// taken again or has no record any more.
+// taking counts from zero. It does nothing if the session was taken again or
+// has no record any more.
 func (t *Taking) Settle(ctx context.Context) error {
 	err := t.store.exec(ctx, "UPDATE whatsapp_operator_session SET unsettled=0, trial=0, taken_by=NULL WHERE uid=$1 AND epoch=$2 AND starts=$3 AND (unsettled<>0 OR trial<>0)",
 		t.Record.UID, t.Record.Epoch, t.Record.Starts)
@@ -90,17 +90,17 @@ func (t *Taking) Settle(ctx context.Context) error {
 	return nil
 }
 
-// Trial is the size of the group in which the process that took the session before was
-// about to connect it, or had just connected it; 0: that process has recorded that it
-// has lived through it, or recorded none. It is 0, too, where the same process takes the
-// session again.
+// Trial is the size of the group in which the process of the previous taking was about to
+// connect the session, or had just connected it; 0: that process has recorded that it
+// survived, or has recorded no trial. It is also 0 if the same process takes the session
+// again.
 func (t *Taking) Trial() int32 {
 	return int32(min(max(t.Record.Trial, 0), math.MaxInt32))
 }
 
 // RecordTrial records that the session, which may end its process, is about to be
-// connected in a group of that size; 0: the process has lived through it. It does
-// nothing where the session was taken again or has no record any more.
+// connected in a group of that size; 0: the process has survived it. It does
+// nothing if the session was taken again or has no record any more.
 func (t *Taking) RecordTrial(ctx context.Context, size int32) error {
 	err := t.store.exec(ctx, "UPDATE whatsapp_operator_session SET trial=$4 WHERE uid=$1 AND epoch=$2 AND starts=$3",
 		t.Record.UID, t.Record.Epoch, t.Record.Starts, size)
@@ -125,7 +125,7 @@ func (t *Taking) Open(ctx context.Context, fail func(error)) (*store.Device, err
 	if r.Epoch != t.Record.Epoch || r.Starts != t.Record.Starts {
 		return nil, &EpochBehindError{Stored: r.Epoch}
 	}
-	// The taking has ended the writes of the owner before: what is read from now on has them.
+	// The taking has ended the writes of the previous owner: reads from now on see them.
 	f := &device{store: t.store, uid: r.UID, epoch: r.Epoch, starts: r.Starts, fail: fail, opened: t.store.lids.open()}
 	if r.JID == "" {
 		d := t.store.container.NewDevice()
@@ -147,8 +147,8 @@ func (t *Taking) Open(ctx context.Context, fail func(error)) (*store.Device, err
 	return d, nil
 }
 
-// Forget deletes the keys and the record of the session for good, those of
-// marked devices included. A session that was taken again is not touched; one
+// Forget permanently deletes the record and the keys of the session, including those
+// of marked devices. A session that was taken again is not changed; a session
 // that is forgotten already is a success.
 func (t *Taking) Forget(ctx context.Context) error {
 	err := t.store.transaction(ctx, func(ctx context.Context) error {
@@ -167,14 +167,14 @@ func (t *Taking) Forget(ctx context.Context) error {
 	return nil
 }
 
-// lock is how a transaction holds the record that it has read.
+// lock is how a transaction locks the record that it has read.
 type lock string
 
 const (
-	// shared keeps the session from being taken until the transaction ends.
+	// shared prevents a taking of the session until the transaction ends.
 	shared lock = "FOR SHARE"
-	// exclusive is for those that change the record: two of them that shared it first
-	// would wait for each other.
+	// exclusive is for transactions that change the record: two of them with a shared
+	// lock would deadlock.
 	exclusive lock = "FOR NO KEY UPDATE"
 )
 
@@ -182,9 +182,9 @@ const (
 var ErrFenced = errors.New("the session was taken by another process, or has another device now")
 
 // lockRecord is the fence: it returns the JID in the session's record and keeps
-// the record as it is until the transaction ends, or refuses with ErrFenced. A
-// client that stops in the middle of its transaction is disconnected by
-// PostgreSQL (fenceIdleTimeout), so that it cannot keep a successor waiting.
+// the record unchanged until the transaction ends, or refuses with ErrFenced.
+// PostgreSQL disconnects a client that stops in the middle of its transaction
+// (fenceIdleTimeout), so that its successor does not wait for it.
 func (f *device) lockRecord(ctx context.Context, how lock) (jid string, err error) {
 	query := "SELECT epoch, starts, jid FROM whatsapp_operator_session WHERE uid=$1"
 	var into []any

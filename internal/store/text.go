@@ -10,9 +10,9 @@ import (
 	"go.mau.fi/whatsmeow/types"
 )
 
-// text makes a string from outside one that PostgreSQL accepts: without NUL and invalid
-// UTF-8. It would refuse the write otherwise, that would end the connection, and what
-// caused it would come again.
+// text turns a string from outside into one that PostgreSQL accepts: without NUL and
+// invalid UTF-8. Otherwise PostgreSQL would refuse the write, which would end the
+// connection, and WhatsApp would deliver the same string again.
 func text(s string) string {
 	return strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
 }
@@ -22,12 +22,13 @@ func textJID(jid types.JID) types.JID {
 	return jid
 }
 
-// some makes bytes that are missing empty ones: columns that are NOT NULL refuse nil.
+// some turns nil into empty bytes: columns that are NOT NULL refuse nil.
 func some(b []byte) []byte { return append([]byte{}, b...) }
 
-// cleaned is a device whose stores of names, addresses and message ids accept any text.
-// internal/whatsapp cleans the attributes of nodes, from which the addresses of keys
-// come; but these come from encrypted contents too, such as the phone's settings.
+// cleaned is a device that accepts any text in names, addresses and message ids.
+// internal/whatsapp cleans the attributes of nodes, which contain the addresses of keys;
+// but names, addresses and message ids also come from encrypted contents, such as the
+// phone's settings.
 type cleaned struct{ *device }
 
 func (c cleaned) PutAppStateSyncKey(ctx context.Context, id []byte, key store.AppStateSyncKey) error {

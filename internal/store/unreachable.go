@@ -11,7 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// noTables: this process's user may not use the tables, or they are not there, as after a
+// noTables: this process's user may not use the tables, or they do not exist, as after a
 // restore without privileges, or into another schema.
 func noTables(code string) bool {
 	switch code {
@@ -24,8 +24,8 @@ func noTables(code string) bool {
 }
 
 // IsUnreachable reports whether an error means that the database cannot be reached, or
-// does not serve: not an error that is about what is stored, of which the next session
-// may know nothing.
+// does not serve queries. An error about stored data is different: the next session may
+// not have it.
 func IsUnreachable(err error) bool {
 	var connecting *pgconn.ConnectError
 	var answer *pgconn.PgError
@@ -33,7 +33,7 @@ func IsUnreachable(err error) bool {
 	switch {
 	case err == nil:
 		return false
-	case errors.As(err, &connecting): // also a password that is refused
+	case errors.As(err, &connecting): // also a refused password
 		return true
 	case errors.As(err, &answer):
 		// Class 53: connections, memory or disk are used up.

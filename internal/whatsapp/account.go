@@ -10,17 +10,17 @@ import (
 	"go.mau.fi/whatsmeow/types"
 )
 
-// accountTimeout is how long WhatsApp may take to say whose number it is.
+// accountTimeout is how long WhatsApp may take to answer which account has a number.
 const accountTimeout = 30 * time.Second
 
-// ErrAccountUnknown: WhatsApp has not said whose account a phone number is.
+// ErrAccountUnknown: WhatsApp has not answered which account has a phone number.
 var ErrAccountUnknown = errors.New("WhatsApp did not say whose account the phone number is")
 
 // SameAccount asks WhatsApp whether a phone number, in E.164, is that of the account
-// whose device is connected. The digits alone cannot tell: WhatsApp knows Brazilian
+// whose device is connected. The digits alone are not enough: WhatsApp knows Brazilian
 // numbers without their ninth digit, Mexican and Argentine ones with a digit that
 // people leave out, and others. A number that WhatsApp does not know is another
-// account. Without an answer there is an error, never a no.
+// account. Without an answer it returns an error, never false.
 func (c *Connection) SameAccount(ctx context.Context, phone string) (same bool, err error) {
 	defer func() {
 		if r := recover(); r != nil {
@@ -35,7 +35,7 @@ func (c *Connection) SameAccount(ctx context.Context, phone string) (same bool, 
 	}
 	ctx, cancel := context.WithTimeout(ctx, accountTimeout)
 	defer cancel()
-	// Client.IsOnWhatsApp takes an answer without a type for a no.
+	// Client.IsOnWhatsApp treats an answer without a type as a no.
 	list, err := c.client.DangerousInternals().Usync( //nolint:staticcheck // "deprecated" only says that it is dangerous
 		ctx, []types.JID{types.NewJID(phone, types.LegacyUserServer)}, "query", "interactive", []waBinary.Node{{Tag: "contact"}})
 	if err != nil {
@@ -44,8 +44,8 @@ func (c *Connection) SameAccount(ctx context.Context, phone string) (same bool, 
 	return ownAccount(list, c.jid, c.options.Device.GetLID())
 }
 
-// ownAccount reads WhatsApp's answer, and compares it with the
-// account's own addresses: the one with its phone number and the one that hides it.
+// ownAccount reads WhatsApp's answer, and compares it with the account's addresses:
+// the one with its phone number and the one that hides it.
 func ownAccount(list *waBinary.Node, own, hidden types.JID) (bool, error) {
 	answered := false
 	for _, user := range list.GetChildrenByTag("user") {

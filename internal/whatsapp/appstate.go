@@ -16,15 +16,15 @@ import (
 // errAppStateDone ends whatsmeow's own synchronisation, because this one has run.
 var errAppStateDone = errors.New("the connector has synchronised it itself")
 
-// appStates synchronises the phone's settings in whatsmeow's place. whatsmeow does it in
-// a goroutine that nothing recovers, and panics over a record that is too short, which
-// another device of the account could upload (appstate/hash.go, updateHash). It asks
-// here first how far it is, and holds its lock for it: the whole is done under that
-// question, and answered with an error.
+// appStates synchronises the phone's settings instead of whatsmeow. whatsmeow does it in
+// a goroutine without a recover, and a record that is too short, which another device of
+// the account could upload, makes it panic (appstate/hash.go, updateHash). whatsmeow first
+// asks here for the current version, and holds its lock meanwhile: the whole
+// synchronisation runs during that call, which returns an error.
 type appStates struct {
 	store.AppStateStore
 	connection *Connection
-	// mu is held while it synchronises: whatsmeow holds its own lock for all questions but
+	// mu is held during the synchronisation: whatsmeow holds its lock during all calls except
 	// the one for a copy of the settings that the phone has sent.
 	mu sync.Mutex
 }
@@ -41,8 +41,8 @@ func (c *Connection) guardStores(d *store.Device) {
 	}
 }
 
-// appStateKeys refuses a key that is none: the store would refuse it too, but the
-// connection ends with the store's first error, and the message comes again.
+// appStateKeys refuses an empty key: the store would refuse it too, but the first error
+// of the store ends the connection, and the message would come again.
 type appStateKeys struct{ store.AppStateSyncKeyStore }
 
 // PutAppStateSyncKey implements store.AppStateSyncKeyStore.
@@ -87,7 +87,7 @@ func (a *appStates) synchronise(ctx context.Context, name appstate.WAPatchName) 
 	var changes []any
 	collected := &changes
 	if full {
-		collected = nil // as in whatsmeow: the events of a first synchronisation are not wanted
+		collected = nil // as in whatsmeow: the events of a first synchronisation are dropped
 	}
 	for more, first := true, true; more; first = false {
 		patches, err := internals.FetchAppStatePatches(ctx, name, state.Version, full && first)

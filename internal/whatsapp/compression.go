@@ -21,7 +21,7 @@ import (
 // extensionsHeader is where a websocket's extensions are offered and accepted.
 const extensionsHeader = "Sec-WebSocket-Extensions"
 
-// window is how far back compressed data may refer.
+// window is how far back compressed data may refer, in bytes.
 const window = 32 << 10
 
 // deflateTail ends a compressed message: the four bytes that its sender left out (RFC 7692,
@@ -63,13 +63,13 @@ func decompress(body io.ReadWriteCloser, header http.Header) (io.ReadWriteCloser
 }
 
 // decompressor turns each compressed message of a server's websocket into one that is not.
-// All else passes through as it is.
+// Everything else passes through unchanged.
 type decompressor struct {
 	io.ReadWriteCloser
 	// keeps: a message may refer to the ones before it.
 	keeps bool
 
-	out []byte // what is ready to be read
+	out []byte // ready to be read
 	err error  // follows it
 
 	header     []byte // of a frame, as far as it has come
@@ -99,7 +99,7 @@ func (d *decompressor) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// follow takes what has come, and puts what it means into out.
+// follow decodes the received bytes and appends the result to out.
 func (d *decompressor) follow(data []byte) error {
 	for len(data) > 0 {
 		if d.left == 0 {
@@ -124,7 +124,7 @@ func (d *decompressor) follow(data []byte) error {
 	return nil
 }
 
-// frame begins a frame when its header has come.
+// frame begins a frame when its header is complete.
 func (d *decompressor) frame() error {
 	if len(d.header) < 2 {
 		return nil
@@ -166,7 +166,7 @@ func (d *decompressor) frame() error {
 	return d.ended()
 }
 
-// ended decompresses a message whose last frame has come.
+// ended decompresses a message when its last frame is complete.
 func (d *decompressor) ended() error {
 	if d.left > 0 || !d.final {
 		return nil

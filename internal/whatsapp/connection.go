@@ -35,47 +35,47 @@ const (
 	// deleteTimeout is how long a logout waits until the store has marked the device. The
 	// store itself takes no longer than 5 s.
 	deleteTimeout = 6 * time.Second
-	// pairTimeout is how long the 515 after a scan waits for the library to be done with it.
+	// pairTimeout is how long the 515 after a scan waits until the library has handled the scan.
 	pairTimeout = 5 * time.Second
 	// readerTimeout is how long the reader of a closed socket takes to end.
 	readerTimeout = time.Second
 	// codeTimeout is how long WhatsApp may take to register a code that is typed on a phone.
 	codeTimeout = 30 * time.Second
-	// codeLifetime is how long such a code is good for. WhatsApp does not say; it ends
+	// codeLifetime is how long such a code is valid. WhatsApp does not say; it ends
 	// with the connection at the latest, whose six QR codes last 60 s and five times
 	// 20 s (whatsmeow's pair-code.go and qrchan.go).
 	codeLifetime = 160 * time.Second
-	// codeClient is what a phone shows that it is to be linked with: a browser and a
-	// system, in this form, or WhatsApp refuses it (whatsmeow's pair-code.go). The
-	// device's own name appears when it is linked.
+	// codeClient is the client that the phone shows before it links it: a browser and a
+	// system. WhatsApp refuses any other form (whatsmeow's pair-code.go). The device's name
+	// appears when it is linked.
 	codeClient = "Chrome (Linux)"
 )
 
-// MessageHandler takes a message over. WhatsApp gets its acknowledgement when
-// it returns nil. ctx ends with the connection.
+// MessageHandler accepts a message. WhatsApp gets the acknowledgement when it
+// returns nil. ctx ends with the connection.
 type MessageHandler func(ctx context.Context, message *events.Message) error
 
-// Options are those of one connection.
+// Options are the options of one connection.
 type Options struct {
 	// Device is read for this connection alone. One without an ID offers codes to scan.
 	Device *store.Device
-	// DeviceName is what the phone shows; empty: the factory's.
+	// DeviceName is the name that the phone shows; empty: the factory's.
 	DeviceName string
-	// PairPhone is the number, in E.164, of the phone on which a code is to be typed
-	// where the device has no ID; empty: codes to scan are offered.
+	// PairPhone is the number, in E.164, of the phone on which a person types the code if
+	// the device has no ID; empty: codes to scan are offered.
 	PairPhone string
 	// Proxy is the session's egress; nil: direct, or what HTTPS_PROXY names.
 	Proxy *url.URL
-	// Log makes the logger, which names the session, when something is to be said: a
-	// thousand connections would keep some megabytes of them. nil: nothing is logged.
+	// Log makes the logger, which names the session, when there is something to log: the
+	// loggers of a thousand connections would use some megabytes. nil: nothing is logged.
 	Log func() logr.Logger
-	// Allowed is asked before every dial and every write to WhatsApp; an error closes the
+	// Allowed is called before every dial and every write to WhatsApp; an error closes the
 	// socket. nil: always.
 	Allowed func() error
-	// Events is called with what happens, one call at a time. It must return soon, and
+	// Events is called with each event, one call at a time. It must return soon, and
 	// must neither call Close nor wait for a goroutine that does.
 	Events func(Event)
-	// Accept takes messages over; nil: whatever could be decrypted and stored is acknowledged.
+	// Accept accepts messages; nil: every message that was decrypted and stored is acknowledged.
 	Accept MessageHandler
 }
 
@@ -85,22 +85,22 @@ type Connection struct {
 	factory *Factory
 	options Options
 	client  *whatsmeow.Client
-	// container is what the client deletes its device with.
+	// container deletes the device for the client.
 	container *watchedContainer
-	// jid and pushName are the device's at the beginning: the library empties its own when
-	// the device is logged out.
+	// jid and pushName are copied from the device at the beginning: the library empties
+	// the fields of the device when it is logged out.
 	jid      types.JID
 	pushName string
 	// lid is the device's, as WhatsApp said last.
 	lid atomic.Pointer[types.JID]
 
-	// ctx is the connection's life; it and cancel are set by Connect.
+	// ctx ends with the connection; Connect sets ctx and cancel.
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	socket atomic.Pointer[monitoredConn]
 
-	// websocket opens the websocket, stream is what lies under it. queue and tasks are
-	// what was received and is being handled, see receiver.go.
+	// websocket opens the websocket, stream is the byte stream under it. queue holds the
+	// received nodes and tasks the handlers beside it, see receiver.go.
 	websocket *http.Client
 	stream    atomic.Pointer[stream]
 	// handshaken is called when whatsmeow has read the last frame that it reads itself.
@@ -113,7 +113,7 @@ type Connection struct {
 	malformed atomic.Bool // a frame could not be decoded
 	taskMu    sync.Mutex
 
-	// codes are those to scan; only the library's events read and change them, one at a time
+	// codes are the codes to scan; only the library's events read and change them, one at a time
 	// while a pairing is handled alone.
 	codes []string
 
@@ -131,7 +131,7 @@ type Connection struct {
 	pairEnded     chan struct{}
 	pairEndedOnce sync.Once
 
-	// gone is closed by Close: it ends every wait.
+	// gone is closed by Close and ends every wait.
 	gone     chan struct{}
 	goneOnce sync.Once
 
@@ -208,7 +208,7 @@ func setCallbacks(client *whatsmeow.Client) {
 	}
 }
 
-// payload is what the client says of itself. It is the library's own but for the
+// payload describes the client to WhatsApp. It is the library's payload, except for the
 // version and the device's name, which the library keeps for the whole process.
 func (c *Connection) payload() *waWa6.ClientPayload {
 	if c.handshaken != nil {
@@ -229,8 +229,8 @@ func (c *Connection) payload() *waWa6.ClientPayload {
 	return p
 }
 
-// Connect opens the connection. ctx is the connection's life: when it ends the
-// socket is closed at once, also in the middle of Connect. A nil error means
+// Connect opens the connection. When ctx ends, the socket is closed at once, also in
+// the middle of Connect. A nil error means
 // that the servers have been reached; whether they let the device in is an event,
 // which may come before Connect returns.
 // Connect takes at most 40 s. The error is a *ConnectError, or ctx's cause.
@@ -326,7 +326,7 @@ func (c *Connection) onEnd() {
 	c.report(e)
 }
 
-// errSocketEnded is the cause of a context whose socket has ended first.
+// errSocketEnded is the cause of a context that ended after its socket.
 var errSocketEnded = errors.New("the socket has ended")
 
 // pause waits for early, but no longer than d and not after Close.
@@ -340,8 +340,8 @@ func (c *Connection) pause(d time.Duration, early <-chan struct{}) {
 	}
 }
 
-// report passes an event on. After the end, and after Close, there is none. With
-// the end it closes the socket: the library would wait for the server to do it.
+// report passes on an event, but none after the end or after Close. At the end it
+// closes the socket: the library would wait for the server to do it.
 func (c *Connection) report(e Event) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -360,7 +360,7 @@ func (c *Connection) report(e Event) {
 	c.options.Events(e)
 }
 
-// end closes the socket and everything that hangs on it.
+// end closes the socket and everything that depends on it.
 func (c *Connection) end(cause error) {
 	c.closeSocket()
 	c.cancel(cause)
@@ -419,13 +419,13 @@ func (c *Connection) Logout(ctx context.Context) error {
 	c.forgetLife()
 	c.mu.Unlock()
 	if err := c.container.DeleteDevice(ctx, c.options.Device); !errors.Is(err, errMarked) && !errors.Is(err, errDeleting) {
-		// The keys are of no use any more; they are deleted with the session.
+		// The keys are useless now; they are deleted with the session.
 		c.options.Log().Info("Failed to mark the keys of an unlinked device", "reason", err.Error())
 	}
 	return nil
 }
 
-// unlinked finds out whether a logout that failed says that there is nothing to log out.
+// unlinked reports whether a logout failed because the device is unlinked already.
 func (c *Connection) unlinked(err error) bool {
 	if errors.Is(err, whatsmeow.ErrIQNotFound) {
 		return true
@@ -459,7 +459,7 @@ func (c *Connection) handle(evt any) (taken bool) {
 		c.pause(deleteTimeout, c.deleted)
 		c.translate(e, now)
 	case *events.Disconnected:
-		if c.ctx.Err() == nil { // else onEnd knows better why
+		if c.ctx.Err() == nil { // otherwise onEnd knows the reason
 			c.translate(e, now)
 		}
 	case *events.QR:
@@ -498,7 +498,7 @@ func (c *Connection) handle(evt any) (taken bool) {
 	return c.ctx.Err() == nil
 }
 
-// withSecret puts another secret into codes: it is the part before the last (whatsmeow's
+// withSecret replaces the secret in codes: it is the last part but one (whatsmeow's
 // pair.go, makeQRData).
 func withSecret(codes []string, before, after string) []string {
 	replaced := make([]string, len(codes))
@@ -523,11 +523,11 @@ func (c *Connection) translate(evt any, now time.Time) {
 }
 
 // askForCode asks for a code to type on the phone and reports it. It waits for
-// WhatsApp's answer, so it must not hold up the library's events; it ends with
+// WhatsApp's answer, so it must not delay the library's events; it ends with
 // the connection.
 func (c *Connection) askForCode(from time.Time) {
 	defer func() {
-		if r := recover(); r != nil { // the connection is given up when no code comes
+		if r := recover(); r != nil { // the connection ends if no code comes
 			c.options.Log().Error(fmt.Errorf("%v", r), "Recovered from a panic while asking for a pairing code", "stack", string(debug.Stack()))
 		}
 	}()
@@ -544,7 +544,7 @@ func (c *Connection) askForCode(from time.Time) {
 	c.report(Event{Type: EventPairingCode, Code: code, Until: from.Add(codeLifetime)})
 }
 
-// accept hands a message over, once and in order.
+// accept passes each message to the handler once and in order.
 func (c *Connection) accept(m *events.Message) bool {
 	// A store that has failed meanwhile has ended the context.
 	if c.refused.Load() || c.ctx.Err() != nil {
@@ -574,12 +574,12 @@ func silent(e *events.KeepAliveTimeout, seen, now time.Time) bool {
 // errDeleting: the device is being deleted, or is deleted, by another goroutine.
 var errDeleting = errors.New("the device is deleted already")
 
-// errMarked: the device has been deleted, or marked, as was asked. As an answer to whatsmeow
-// it is an error, because after a success whatsmeow replaces the stores of the device, which
-// others read at that moment (its store/store.go, Device.Delete). It only logs the error.
+// errMarked: the device has been deleted, or marked, as requested. whatsmeow gets an error,
+// because after a success it replaces the stores of the device, which other goroutines may
+// be reading (its store/store.go, Device.Delete). It only logs the error.
 var errMarked = errors.New("the device is deleted, and its stores stay in place until the connection has ended")
 
-// watchedContainer knows when the library deletes the device.
+// watchedContainer records when the library deletes the device.
 type watchedContainer struct {
 	store.DeviceContainer
 	connection *Connection
@@ -588,7 +588,7 @@ type watchedContainer struct {
 // PutDevice implements store.DeviceContainer.
 func (w *watchedContainer) PutDevice(ctx context.Context, d *store.Device) error {
 	err := w.DeviceContainer.PutDevice(ctx, d)
-	if d.Container != w { // the inner one has put itself there, and its own stores
+	if d.Container != w { // the inner container has set itself and its stores
 		d.Container = w
 	}
 	w.connection.guardStores(d)

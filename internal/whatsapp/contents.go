@@ -10,17 +10,17 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// maxCompressed bounds compressed contents of a message, which gzip can make a thousand
-// times as large.
+// maxCompressed is the maximum size of compressed contents of a message, which can become
+// a thousand times as large with gzip.
 const maxCompressed = 64 << 10
 
 // errCompressed refuses a message as if it could not be decrypted.
 var errCompressed = errors.New("a message holds more compressed settings than are read")
 
-// vettedContents reads what was decrypted before whatsmeow does. whatsmeow decompresses a
-// copy of the settings that the own phone sends without a bound, into memory that hundreds
-// of sessions share (appstate/recovery.go, ParseRecovery). It asks for no copy here, so none
-// is missed.
+// vettedContents reads decrypted messages before whatsmeow does. whatsmeow decompresses a
+// copy of the settings from the own phone without a limit, into memory that hundreds of
+// sessions share (appstate/recovery.go, ParseRecovery). It requests no copy here, so no copy
+// is missing.
 type vettedContents struct{ store.EventBuffer }
 
 // PutBufferedEvent implements store.EventBuffer: whatsmeow calls it with every message, in
@@ -32,15 +32,15 @@ func (v vettedContents) PutBufferedEvent(ctx context.Context, hash [32]byte, pla
 	return v.EventBuffer.PutBufferedEvent(ctx, hash, plaintext, at)
 }
 
-// vetContent refuses a decrypted message that cannot be handled within the bounds. Only
-// large ones can be such.
+// vetContent refuses a decrypted message that cannot be handled within the limits. Only
+// a large message can exceed them.
 func vetContent(plaintext []byte) error {
 	if len(plaintext) <= maxCompressed {
 		return nil
 	}
 	padding := int(plaintext[len(plaintext)-1]) // whatsmeow's message.go, unpadMessage
 	var m waE2E.Message
-	// Where it cannot be read, whatsmeow cannot read it either.
+	// If it cannot be read here, whatsmeow cannot read it either.
 	_ = proto.Unmarshal(plaintext[:max(0, len(plaintext)-padding)], &m)
 	for _, message := range []*waE2E.Message{&m, m.GetDeviceSentMessage().GetMessage()} {
 		for _, result := range message.GetProtocolMessage().GetPeerDataOperationRequestResponseMessage().GetPeerDataOperationResult() {

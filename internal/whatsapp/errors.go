@@ -15,8 +15,8 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 )
 
-// ConnectError is a failed attempt to connect, in words for people. It shows
-// nothing of a proxy's URL, which is a secret, and has nothing of it in Error.
+// ConnectError is a failed attempt to connect, described for people. No field shows
+// any part of a proxy's URL, which is a secret, and neither does Error.
 type ConnectError struct {
 	// Reason is a CamelCase word for logs and metrics.
 	Reason string
@@ -27,21 +27,21 @@ type ConnectError struct {
 
 func (e *ConnectError) Error() string { return e.Message }
 
-// Unwrap is the library's error. It may name the proxy: it is for errors.Is and
+// Unwrap returns the library's error. It may name the proxy: it is for errors.Is and
 // errors.As, not for printing.
 func (e *ConnectError) Unwrap() error { return e.cause }
 
-// attempt is what is known of an attempt to connect that failed.
+// attempt is the information about a failed attempt to connect.
 type attempt struct {
-	// proxy is that of the session; nil: none, or the one that HTTPS_PROXY names.
+	// proxy is the session's proxy; nil: none, or the one that HTTPS_PROXY names.
 	proxy *url.URL
-	// dialled: the proxy, or the server where there is none, has accepted the connection.
+	// dialled: the proxy, or the server if there is no proxy, has accepted the connection.
 	dialled bool
 	// simulated: the server is a simulator.
 	simulated bool
 }
 
-// explain makes an error of an attempt to connect one for people.
+// explain turns an error of an attempt to connect into one for people.
 func explain(err error, a attempt) error {
 	var status socket.ErrWithStatusCode
 	var network *net.OpError
@@ -80,8 +80,8 @@ func (a attempt) target() string {
 	return whatsAppHost + ":443"
 }
 
-// codeRefused is what PairPhone's error means. A refusal is one that asking again
-// soon does not mend.
+// codeRefused interprets PairPhone's error. After a refusal, asking again soon does
+// not help.
 func codeRefused(err error) Event {
 	var answer *whatsmeow.IQError
 	errors.As(err, &answer)

@@ -2,7 +2,7 @@ package whatsapp
 
 import "github.com/whatsapp-operator/whatsapp-operator/internal/session"
 
-// Event is what the connector reports of a connection. The state machine of the
+// Event is a report of the connector about a connection. The state machine of the
 // session reads it, so its types live there.
 type (
 	Event     = session.Event

@@ -10,17 +10,17 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
 )
 
-// clientVerbosity is where the library's own log begins.
+// clientVerbosity is the verbosity from which the library's log is written.
 const clientVerbosity = 2
 
-// maxLogLine bounds a line of the library's, in bytes.
+// maxLogLine is the maximum length of a line of the library's log, in bytes.
 const maxLogLine = 512
 
-// clientLog passes the library's warnings and errors on. What it says of single
-// nodes, received and sent, is left out: they hold pairing codes and keys.
+// clientLog passes on the library's warnings and errors. It leaves out lines about single
+// received and sent nodes: they hold pairing codes and keys.
 type clientLog struct{ log logr.Logger }
 
-// newClientLog returns a logger that costs nothing where its level is off.
+// newClientLog returns a logger that costs nothing if its level is off.
 func newClientLog(log logr.Logger) waLog.Logger {
 	if log = log.V(clientVerbosity); !log.Enabled() {
 		return waLog.Noop

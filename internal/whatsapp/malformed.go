@@ -9,17 +9,17 @@ import (
 	"go.mau.fi/whatsmeow/store"
 )
 
-// whatsmeow reads with this one serializer, from its first connection on.
+// whatsmeow uses this serializer for all connections.
 func init() { guard(store.SignalProtobufSerializer) }
 
 // keySize is a type and 32 bytes of Curve25519.
 const keySize = 1 + 32
 
-// guard has libsignal refuse what it would panic over: an empty message, or one
-// with an empty key in it. whatsmeow reads messages in a goroutine of its own
-// that nothing recovers, so a single malformed message from a stranger would end
-// the process with every session on it, and again wherever it is delivered next.
-// An error is an undecryptable message like any other and is acknowledged.
+// guard makes libsignal refuse messages that would make it panic: an empty message, or
+// one with an empty key in it. whatsmeow reads messages in a separate goroutine without
+// a recover, so a single malformed message from a stranger would end the process with
+// all its sessions, and then the next process to which it is delivered. A refused message
+// is handled like any other undecryptable message and is acknowledged.
 func guard(s *serialize.Serializer) {
 	s.SignalMessage = guarded[protocol.SignalMessageStructure]{s.SignalMessage, func(m *protocol.SignalMessageStructure) [][]byte {
 		return [][]byte{m.RatchetKey}
@@ -32,14 +32,14 @@ func guard(s *serialize.Serializer) {
 	}
 }
 
-// serializer is what libsignal reads and writes a kind of message with.
+// serializer reads and writes a kind of message for libsignal.
 type serializer[T any] interface {
 	Serialize(*T) []byte
 	Deserialize([]byte) (*T, error)
 }
 
-// guarded is a serializer that never panics over what it reads and lets no key
-// through over which libsignal would.
+// guarded is a serializer that never panics while it reads, and refuses keys that
+// would make libsignal panic.
 type guarded[T any] struct {
 	serializer[T]
 	keys func(*T) [][]byte

@@ -9,13 +9,13 @@ import (
 
 // monitoredConn is the socket under a connection's websocket. It records two
 // things that whatsmeow does not report: when the last byte came, and that the socket
-// is closed. Before every write it asks whether this process may still write.
+// is closed. Before every write it checks whether this process may still write.
 type monitoredConn struct {
 	net.Conn
 	now     func() time.Time
 	allowed func() error
-	// seen is how long after born the last byte came. It is a span, so that a wall clock
-	// that is set does not make a live connection look dead.
+	// seen is the time from born to the last byte. It is a duration, so that a change of the
+	// wall clock does not make a live connection look dead.
 	seen atomic.Int64
 	born time.Time
 	// closed is called once, after isClosed is set.

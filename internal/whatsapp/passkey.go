@@ -13,11 +13,11 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 )
 
-// maxPasskeyTimeout bounds what WhatsApp says of its patience, in milliseconds.
+// maxPasskeyTimeout is the maximum for the time-out that WhatsApp sends, in milliseconds.
 const maxPasskeyTimeout = int(24 * time.Hour / time.Millisecond)
 
 // requestOptions is types.WebAuthnPublicKey without the fields that WhatsApp left out:
-// browsers refuse null in place of a list.
+// browsers refuse null instead of a list.
 type requestOptions struct {
 	Challenge        jsonbytes.UnpaddedURLBytes `json:"challenge"`
 	Timeout          int                        `json:"timeout,omitempty"`
@@ -33,7 +33,7 @@ type allowedCredential struct {
 	Transports []string                   `json:"transports,omitempty"`
 }
 
-// passkeyRequest makes an event of WhatsApp's request for a passkey.
+// passkeyRequest turns WhatsApp's request for a passkey into an event.
 func passkeyRequest(key *types.WebAuthnPublicKey, now time.Time) Event {
 	if key == nil || len(key.Challenge) == 0 {
 		return Event{Type: EventPasskeyFailed, Message: "WhatsApp's request for the passkey has no challenge"}
@@ -56,7 +56,7 @@ func passkeyRequest(key *types.WebAuthnPublicKey, now time.Time) Event {
 	return e
 }
 
-// AnswerPasskey gives WhatsApp the answer of the account's passkey to the request of
+// AnswerPasskey sends WhatsApp the answer of the account's passkey to the request of
 // EventPasskeyRequest: JSON, as PublicKeyCredential.toJSON writes it. The caller has
 // checked it with session.CheckPasskeyResponse.
 func (c *Connection) AnswerPasskey(ctx context.Context, response string) (err error) {
@@ -81,7 +81,7 @@ func (c *Connection) ConfirmPasskey(ctx context.Context) (err error) {
 	return nil
 }
 
-// guardPasskey makes an error of a panic of the library.
+// guardPasskey turns a panic of the library into an error.
 func (c *Connection) guardPasskey(err *error) {
 	if r := recover(); r != nil {
 		c.panicked(r, "a step of a pairing with a passkey", true)
