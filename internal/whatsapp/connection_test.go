@@ -57,7 +57,7 @@ type environment struct {
 	config  Config
 	factory *Factory
 	log     logr.Logger
-	// hostile: the server plays to the client what makes it say things of no use.
+	// hostile: the server sends data that makes the client log useless lines.
 	hostile bool
 }
 
@@ -381,7 +381,7 @@ func TestPairingByCode(t *testing.T) {
 	shown := s.event(EventPairingCode)
 	w.g.Expect(shown.Until).To(BeTemporally("~", time.Now().Add(codeLifetime), 20*time.Second))
 
-	// The right code in the wrong place, and a wrong one: nobody is linked.
+	// The right code in the wrong place, and a wrong code: no device is linked.
 	_, err := w.simulator.EnterCode(t.Context(), "15557654321", shown.Code)
 	w.g.Expect(err).To(MatchError(simulator.ErrNotNow))
 	wrong := "1111-1111"
@@ -497,7 +497,7 @@ func TestClosedWhileACodeIsAskedFor(t *testing.T) {
 	}
 }
 
-// whatsmeow tells nothing when the last node of a pairing is lost with its socket.
+// whatsmeow reports nothing when the last node of a pairing is lost with its socket.
 func TestALost515IsAnEnd(t *testing.T) {
 	w := newEnvironment(t)
 	_, err := w.simulator.Inject(simulator.Fault{Kind: simulator.FaultLoseEnd})

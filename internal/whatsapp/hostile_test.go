@@ -541,7 +541,7 @@ func TestSettingsOfThePhoneEndNoProcess(t *testing.T) {
 			copied := clone(reply)
 			return &copied
 		})
-		// As whatsmeow does in a goroutine of its own, for a message of the own phone.
+		// As whatsmeow does in a separate goroutine, for a message of the own phone.
 		s.internals().HandleAppStateSyncKeyShare(s.ctx, &waE2E.AppStateSyncKeyShare{Keys: []*waE2E.AppStateSyncKey{nil, {}, {KeyID: &waE2E.AppStateSyncKeyId{KeyID: []byte{1}}}}})
 	}
 	h.w.simulator.AnswerWith(nil)

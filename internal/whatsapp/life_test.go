@@ -95,7 +95,7 @@ func TestAClose515IsAnEnd(t *testing.T) {
 	}
 }
 
-// A displaced session whose last node is lost looks like any broken connection.
+// If the last node of a displaced session is lost, it looks like any broken connection.
 func TestALostReplacedIsAnEnd(t *testing.T) {
 	w, _, s := linked(t)
 	_, err := w.simulator.Inject(simulator.Fault{Kind: simulator.FaultLoseEnd})

@@ -14,19 +14,19 @@ import (
 )
 
 const (
-	// maxUnpacked bounds a node after it was unpacked.
+	// maxUnpacked is the maximum size of an unpacked node.
 	maxUnpacked = 2 * maxFrame
 	// maxDepth is how deep nodes may be nested; real ones are six deep or so. The decoder
-	// calls itself, and a stack that is full ends the process.
+	// is recursive, and a stack overflow ends the process.
 	maxDepth = 64
-	// maxParts bounds the nodes and attributes of a node together. Each is a few bytes on
+	// maxParts is the maximum number of nodes and attributes in a node. Each is a few bytes on
 	// the wire and some hundred in memory. The keys of a thousand devices are about 20,000.
 	maxParts = 200_000
 )
 
-// decodeNode turns the plaintext of a frame into a node. It is whatsmeow's own decoder
-// with bounds, and without its panics: that one checks no length and no type, and runs
-// in a goroutine that nothing recovers.
+// decodeNode turns the plaintext of a frame into a node. It is whatsmeow's decoder with
+// limits and without its panics: whatsmeow's decoder checks no length and no type, and
+// runs in a goroutine without a recover.
 func decodeNode(plaintext []byte) (node *waBinary.Node, err error) {
 	defer func() {
 		if r := recover(); r != nil {
@@ -36,7 +36,7 @@ func decodeNode(plaintext []byte) (node *waBinary.Node, err error) {
 	if len(plaintext) == 0 {
 		return nil, errors.New("an empty frame")
 	}
-	data := plaintext[1:len(plaintext):len(plaintext)] // no slice of it can grow into what follows
+	data := plaintext[1:len(plaintext):len(plaintext)] // no slice of it can grow past its end
 	if plaintext[0]&2 != 0 {
 		if data, err = unpack(data); err != nil {
 			return nil, err
@@ -53,7 +53,7 @@ func decodeNode(plaintext []byte) (node *waBinary.Node, err error) {
 	return node, nil
 }
 
-// unpack decompresses a frame, up to the bound: a small frame can hold gigabytes of zeros.
+// unpack decompresses a frame, up to the limit: a small frame can hold gigabytes of zeros.
 func unpack(data []byte) ([]byte, error) {
 	r, err := zlib.NewReader(bytes.NewReader(data))
 	if err != nil {
@@ -69,8 +69,8 @@ func unpack(data []byte) ([]byte, error) {
 	return unpacked, nil
 }
 
-// nodeScanner walks over an encoded node without making anything of it, to find out
-// whether it can be decoded within the bounds. It mirrors whatsmeow's binary/decoder.go.
+// nodeScanner reads an encoded node without decoding it, to check whether it can be
+// decoded within the limits. It mirrors whatsmeow's binary/decoder.go.
 type nodeScanner struct {
 	data  []byte
 	at    int
@@ -92,7 +92,7 @@ func (s *nodeScanner) number(n int) (int, error) {
 	return value, nil
 }
 
-// skip passes over n bytes.
+// skip skips n bytes.
 func (s *nodeScanner) skip(n int) error {
 	if n < 0 || n > len(s.data)-s.at {
 		return errCutNode
@@ -101,7 +101,7 @@ func (s *nodeScanner) skip(n int) error {
 	return nil
 }
 
-// count counts a part that will be made.
+// count counts parts that the decoder will allocate.
 func (s *nodeScanner) count(n int) error {
 	if s.parts += n; s.parts > maxParts {
 		return fmt.Errorf("a node of more than %d parts", maxParts)
@@ -109,7 +109,7 @@ func (s *nodeScanner) count(n int) error {
 	return nil
 }
 
-// listSize reads the size of a list whose tag has been read.
+// listSize reads the size of a list after its tag.
 func (s *nodeScanner) listSize(tag int) (int, error) {
 	switch tag {
 	case token.ListEmpty:
@@ -123,7 +123,7 @@ func (s *nodeScanner) listSize(tag int) (int, error) {
 	}
 }
 
-// node passes over a node.
+// node skips a node.
 func (s *nodeScanner) node(depth int) error {
 	tag, err := s.number(1)
 	if err != nil {
@@ -147,7 +147,7 @@ func (s *nodeScanner) node(depth int) error {
 	return nil
 }
 
-// value passes over whatever comes next.
+// value skips the next value.
 func (s *nodeScanner) value(depth int) error {
 	if depth > maxDepth {
 		return fmt.Errorf("nodes nested more than %d deep", maxDepth)
@@ -164,7 +164,7 @@ func (s *nodeScanner) value(depth int) error {
 		if err != nil {
 			return err
 		}
-		if err := s.count(size); err != nil { // the list is made at once
+		if err := s.count(size); err != nil { // the whole list is allocated at once
 			return err
 		}
 		for range size {
@@ -200,7 +200,7 @@ func (s *nodeScanner) value(depth int) error {
 	}
 }
 
-// bytes passes over a string whose length is in n bytes.
+// bytes skips a string with a length of n bytes before it.
 func (s *nodeScanner) bytes(n int) error {
 	length, err := s.number(n)
 	if err != nil {
@@ -212,7 +212,7 @@ func (s *nodeScanner) bytes(n int) error {
 	return s.skip(length)
 }
 
-// address passes over a JID: some bytes, the user, some bytes, and perhaps the server.
+// address skips a JID: some bytes, the user, some bytes, and perhaps the server.
 func (s *nodeScanner) address(before, between int, server bool, depth int) error {
 	err := s.skip(before)
 	if err == nil {
@@ -227,9 +227,9 @@ func (s *nodeScanner) address(before, between int, server bool, depth int) error
 	return err
 }
 
-// cleanNode takes from the attributes what PostgreSQL cannot store in a text: it would
-// refuse the write, and the connection ends with the first write that fails. So a name
-// that a stranger chose would end the connection each time that it is delivered.
+// cleanNode removes from the attributes what PostgreSQL cannot store in a text: it would
+// refuse the write, and the first write that fails ends the connection. So a name that a
+// stranger chose would end the connection at each delivery.
 func cleanNode(node *waBinary.Node) {
 	for key, value := range node.Attrs {
 		switch v := value.(type) {

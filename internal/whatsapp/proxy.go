@@ -20,7 +20,7 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 )
 
-// encoding says how to write what a URL cannot hold as it is.
+// encoding explains how to write characters that a URL must encode.
 const encoding = "@ is %40, : is %3A, / is %2F, # is %23, ? is %3F and % is %25"
 
 // ErrBadProxy is a proxy URL that cannot be used. It never shows the URL.
@@ -67,18 +67,18 @@ func isSOCKS(u *url.URL) bool { return u.Scheme == "socks5" || u.Scheme == "sock
 // dialFunc opens a TCP connection to the server, or to the proxy.
 type dialFunc func(ctx context.Context, network, address string) (net.Conn, error)
 
-// transport is one connection's own: net/http could otherwise hand the socket
-// that one session has dialled to another.
+// transport belongs to one connection: net/http could otherwise give the socket
+// of one session to another.
 func (f *Factory) transport(proxy *url.URL, dial dialFunc) *http.Transport {
 	t := &http.Transport{
-		// As whatsmeow's own: HTTPS_PROXY is set by the administrator.
+		// Like whatsmeow's transport: the administrator sets HTTPS_PROXY.
 		Proxy:       http.ProxyFromEnvironment,
 		DialContext: dial,
 		// Not nil, so that there is no HTTP/2, which has no upgrade.
 		TLSClientConfig:     f.tls,
 		TLSHandshakeTimeout: dialTimeout,
 		DisableKeepAlives:   true,
-		// The buffers live as long as the websocket, which has its own.
+		// The buffers live as long as the websocket, which has other buffers.
 		ReadBufferSize: 1 << 10, WriteBufferSize: 1 << 10,
 		MaxResponseHeaderBytes: maxHeaders,
 		OnProxyConnectResponse: func(_ context.Context, _ *url.URL, _ *http.Request, answer *http.Response) error {
@@ -127,8 +127,8 @@ func (f *Factory) tunnel(proxy *url.URL, dial dialFunc) dialFunc {
 		if err := req.Write(conn); err != nil {
 			return nil, err
 		}
-		// The server speaks only when it has been spoken to, so nothing of it is lost.
-		answer, err := http.ReadResponse(bufio.NewReader(io.LimitReader(conn, maxHeaders)), req) //nolint:bodyclose // there is no body: what follows belongs to the tunnel
+		// The server sends nothing before the client does, so no bytes of it are lost.
+		answer, err := http.ReadResponse(bufio.NewReader(io.LimitReader(conn, maxHeaders)), req) //nolint:bodyclose // there is no body: the following bytes belong to the tunnel
 		if err != nil {
 			return nil, err
 		}
@@ -167,7 +167,7 @@ func (r *rerouted) RoundTrip(req *http.Request) (*http.Response, error) {
 	return r.inner.RoundTrip(out)
 }
 
-// clients are the connection's HTTP clients: for its websocket and for downloads.
+// clients returns the connection's HTTP clients: for its websocket and for downloads.
 func (f *Factory) clients(proxy *url.URL, dial dialFunc) (websocket, media *http.Client) {
 	websocket = &http.Client{
 		Transport:     f.reroute(f.transport(proxy, dial)),
@@ -182,11 +182,12 @@ func (f *Factory) clients(proxy *url.URL, dial dialFunc) (websocket, media *http
 }
 
 const (
-	// maxHeaders bounds the headers of an answer; net/http's own bound is 10 MB.
+	// maxHeaders is the maximum size of an answer's headers; net/http's limit is 10 MB.
 	maxHeaders = 64 << 10
-	// maxDownload bounds what whatsmeow downloads: WhatsApp's page, and settings of the phone.
+	// maxDownload is the maximum size of whatsmeow's downloads: WhatsApp's page, and settings of
+	// the phone.
 	maxDownload = 64 << 20
-	// maxRedirects is how often a download may be sent on.
+	// maxRedirects is how often a download may be redirected.
 	maxRedirects = 3
 )
 
@@ -195,8 +196,8 @@ func (f *Factory) downloads(t *http.Transport) *http.Client {
 	return &http.Client{Transport: bounded{f.reroute(t)}, Timeout: mediaTimeout, CheckRedirect: redirect}
 }
 
-// redirect lets a download be sent on by WhatsApp to WhatsApp alone: the worker can reach
-// what a server outside must not make it ask.
+// redirect allows a redirect of a download only from WhatsApp to WhatsApp: the worker can
+// reach addresses that a server outside must not make it request.
 func redirect(to *http.Request, before []*http.Request) error {
 	host := to.URL.Hostname()
 	if len(before) > maxRedirects || to.URL.Scheme != "https" || !strings.HasSuffix(host, ".whatsapp.net") && !strings.HasSuffix(host, ".whatsapp.com") {
@@ -205,7 +206,7 @@ func redirect(to *http.Request, before []*http.Request) error {
 	return nil
 }
 
-// bounded ends an answer that is too long with an error: whatsmeow reads it all into memory.
+// bounded ends an answer that is too long with an error: whatsmeow reads all of it into memory.
 type bounded struct{ inner http.RoundTripper }
 
 // RoundTrip implements http.RoundTripper.
@@ -217,10 +218,10 @@ func (b bounded) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// opProxy is net/http's name for what is done with a proxy, in a net.OpError.
+// opProxy is net/http's name for a proxy operation, in a net.OpError.
 const opProxy = "proxyconnect"
 
-// proxyRefusal is a proxy that answers, but with no connection.
+// proxyRefusal is the answer of a proxy that refuses the connection.
 type proxyRefusal struct{ status int }
 
 func (e *proxyRefusal) Error() string {
@@ -235,7 +236,7 @@ func proxyAnswer(answer *http.Response) error {
 	return nil
 }
 
-// explainProxy says what is wrong where a proxy is; an empty reason where it is not.
+// explainProxy explains an error that a proxy caused; the reason is empty if no proxy did.
 func explainProxy(err error, a attempt) (reason, message string) {
 	var refusal *proxyRefusal
 	if errors.As(err, &refusal) {
@@ -290,8 +291,8 @@ func explainProxy(err error, a attempt) (reason, message string) {
 	}
 }
 
-// socksProblems are the ends of net/http's SOCKS5 client (socks_bundle.go), which
-// differ in their texts alone.
+// socksProblems are the errors of net/http's SOCKS5 client (socks_bundle.go), which
+// differ only in their texts.
 var socksProblems = []struct{ text, reason, message string }{
 	{"username/password authentication failed", session.EndProxyAuthFailed, "the proxy refuses the user or the password of its URL: correct them; special characters must be percent-encoded (" + strings.ReplaceAll(encoding, "%", "%%") + ")%.0s"},
 	{"no acceptable authentication methods", session.EndProxyAuthFailed, "the proxy asks for a user and a password, and its URL has none, or takes none and has them: correct the URL%.0s"},
@@ -303,7 +304,7 @@ var socksProblems = []struct{ text, reason, message string }{
 	{"unknown error", session.EndProxyFailed, "the proxy could not connect to %s"},
 }
 
-// isTLSError: the other end's certificate, or its idea of TLS, is wrong.
+// isTLSError: the peer's certificate, or its TLS protocol, is wrong.
 func isTLSError(err error) bool {
 	var certificate *tls.CertificateVerificationError
 	var record tls.RecordHeaderError

@@ -21,39 +21,39 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 )
 
-// whatsmeow decodes and handles what it receives in goroutines that nothing recovers, so
-// that one node with a missing attribute would end the process with all its sessions.
-// Here the connector receives in its place: it opens the connection as whatsmeow's
-// Client.ConnectContext does, but reads, decodes and queues the nodes itself and gives
-// each to whatsmeow's own handler under a recover. What goes out is whatsmeow's alone.
+// whatsmeow decodes and handles received nodes in goroutines without a recover, so one
+// node with a missing attribute would end the process with all its sessions. Here the
+// connector receives instead: it opens the connection like whatsmeow's
+// Client.ConnectContext, but reads, decodes and queues the nodes itself and passes each
+// to whatsmeow's handler under a recover. Only whatsmeow sends.
 
 const (
-	// maxQueued and maxQueuedBytes bound what has been received and not yet handled. Beyond
-	// them nothing more is read, so that the server waits too.
+	// maxQueued and maxQueuedBytes are the limits for received nodes that are not yet handled.
+	// Beyond them the connector stops reading, so that the server waits too.
 	maxQueued      = 2048
 	maxQueuedBytes = 2 * maxFrame
 	// roomTimeout is how long reading waits for room. A handler may wait for an answer of
 	// the server, which cannot come meanwhile.
 	roomTimeout = time.Minute
 	// handlerTimeout is how long a handler may take for one node: longer than anything
-	// that it waits for, the answer to a question (75 s) and the store.
+	// that it waits for, the answer to a request (75 s) and the store.
 	handlerTimeout = 5 * time.Minute
-	// maxTasks bounds the handlers that run beside the queue.
+	// maxTasks is the maximum number of handlers beside the queue.
 	maxTasks = 32
-	// nackUnhandled says to the server that a node could not be handled, so that it is not
+	// nackUnhandled reports to the server that a node could not be handled, so that it is not
 	// delivered again (whatsmeow's receipt.go).
 	nackUnhandled = whatsmeow.NackUnhandledError
 )
 
 // nodeQueue holds the nodes that wait to be handled, in the order of their arrival. One
-// goroutine puts, another takes, and that one runs only while there are nodes: a
-// thousand silent connections need none.
+// goroutine puts, another takes, and the second runs only while there are nodes: a
+// thousand silent connections need no such goroutine.
 type nodeQueue struct {
 	mu      sync.Mutex
 	nodes   []queuedNode
 	bytes   int
 	running bool
-	// changed is closed, and made anew, when a node was taken or all are done.
+	// changed is closed and replaced when a node was taken or all are handled.
 	changed chan struct{}
 }
 
@@ -94,7 +94,8 @@ func (q *nodeQueue) take() *waBinary.Node {
 	return first.node
 }
 
-// wait returns what is closed when something changes; nil: nothing is queued or handled.
+// wait returns a channel that is closed at the next change; nil: no node is queued or being
+// handled.
 func (q *nodeQueue) wait() <-chan struct{} {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -124,8 +125,8 @@ func (c *Connection) open(ctx context.Context) (err error) {
 	internals.ResetExpectedDisconnect()
 	frames := socket.NewFrameSocket(newClientLog(c.options.Log()), c.websocket)
 	// The connection's context ends the dialling, and later closes the socket. It must not be
-	// the one of the frames: what takes them ends with that, and the reader of the socket
-	// would wait for ever to hand one over.
+	// the context of the frames: their receiver ends with that one, and the reader of the
+	// socket would wait for ever to pass a frame on.
 	reading, stop := context.WithCancel(context.WithoutCancel(ctx))
 	dialled := context.AfterFunc(ctx, stop)
 	if err := frames.Connect(reading); err != nil {
@@ -156,8 +157,8 @@ func (c *Connection) open(ctx context.Context) (err error) {
 	return nil
 }
 
-// drain takes what else comes of a connection that was given up: whatsmeow's reader would
-// wait for ever until a frame that it has read is taken.
+// drain takes the remaining frames of an abandoned connection: otherwise whatsmeow's reader
+// would wait for ever to pass on a frame.
 func (c *Connection) drain(frames <-chan []byte) {
 	timer := c.factory.clock.NewTimer(readerTimeout)
 	defer timer.Stop()
@@ -170,14 +171,14 @@ func (c *Connection) drain(frames <-chan []byte) {
 	}
 }
 
-// shakeHands has whatsmeow do the handshake, and derives the keys once more for receiving.
+// shakeHands lets whatsmeow do the handshake, and derives the keys again for receiving.
 // ended is called when the socket's reader has ended.
 func (c *Connection) shakeHands(internals *whatsmeow.DangerousInternalClient, frames *socket.FrameSocket, s *stream, ended func()) error {
 	ephemeral := keys.NewKeyPair()
-	// whatsmeow starts a goroutine that takes the frames from the channel that is there when it
-	// is done (socket/noisesocket.go). It finds none, and waits until the socket is closed. The
-	// last frame that whatsmeow reads itself has come when it asks for the payload, and the
-	// stream holds back what follows.
+	// After the handshake whatsmeow starts a goroutine that takes the frames from the channel
+	// that is set then (socket/noisesocket.go). It gets no frames, and waits until the socket is
+	// closed. The last frame that whatsmeow reads itself has come when it asks for the payload,
+	// and the stream holds back the following bytes.
 	c.handshaken = func() { frames.Frames = nil }
 	if _, err := internals.DoHandshake(frames, *ephemeral); err != nil {
 		return err
@@ -197,7 +198,7 @@ func (c *Connection) shakeHands(internals *whatsmeow.DangerousInternalClient, fr
 }
 
 // replay does the client's part of a handshake (Noise_XX) again as far as the keys
-// depend on it. That the server is the right one whatsmeow has checked.
+// depend on it. whatsmeow has checked the identity of the server.
 func replay(hello []byte, ephemeral, static *keys.KeyPair) (*socket.NoiseHandshake, error) {
 	var message waWa6.HandshakeMessage
 	if err := proto.Unmarshal(hello, &message); err != nil {
@@ -249,7 +250,7 @@ func (c *Connection) receive(_ context.Context, plaintext []byte) {
 	}
 	node, err := decodeNode(plaintext)
 	if err != nil {
-		if !c.malformed.Swap(true) { // one line says it: a server could send millions
+		if !c.malformed.Swap(true) { // log one line only: a server could send millions
 			c.options.Log().Info("Ignored a malformed frame", "reason", err.Error())
 		}
 		return
@@ -274,7 +275,7 @@ func (c *Connection) receive(_ context.Context, plaintext []byte) {
 	}
 }
 
-// enqueue queues a node, and has it handled; false: there is no room.
+// enqueue queues a node and makes sure that it is handled; false: there is no room.
 func (c *Connection) enqueue(node *waBinary.Node, size int) bool {
 	full, start := c.queue.put(node, size)
 	if start {
@@ -290,7 +291,7 @@ func (c *Connection) handleQueued() {
 	}
 }
 
-// settle waits, for a moment, until what was received before the end has been handled:
+// settle waits a short time until the nodes received before the end have been handled:
 // the last node says why the connection ended.
 func (c *Connection) settle(s *stream) {
 	timer := c.factory.clock.NewTimer(explainTimeout)
@@ -339,13 +340,13 @@ var handlers = map[string]*struct {
 	"ib":           {handle: inner((*whatsmeow.DangerousInternalClient).HandleIB)},
 }
 
-// inner is a handler of whatsmeow's that needs nothing around it.
+// inner is a handler of whatsmeow that needs no changes.
 func inner(handle func(*whatsmeow.DangerousInternalClient, context.Context, *waBinary.Node)) func(*Connection, *waBinary.Node) {
 	return func(c *Connection, node *waBinary.Node) { handle(c.internals(), c.ctx, node) }
 }
 
-// handleNode has one node handled. A node over which whatsmeow panics is refused, and
-// the connection goes on unless it cannot without it.
+// handleNode handles one node. If whatsmeow panics, the node is refused, and the
+// connection continues unless it needs the node.
 func (c *Connection) handleNode(node *waBinary.Node) {
 	h := handlers[node.Tag]
 	if c.ctx.Err() != nil {
@@ -369,14 +370,14 @@ func (c *Connection) handleNode(node *waBinary.Node) {
 	h.handle(c, node)
 }
 
-// recovered is deferred where whatsmeow may panic.
+// recovered is deferred around calls in which whatsmeow may panic.
 func (c *Connection) recovered(what string, ends bool) {
 	if r := recover(); r != nil {
 		c.panicked(r, what, ends)
 	}
 }
 
-// panicked says that whatsmeow has panicked, and ends the connection if it cannot go on.
+// panicked logs that whatsmeow has panicked, and ends the connection if it cannot continue.
 func (c *Connection) panicked(cause any, what string, ends bool) {
 	c.options.Log().Error(fmt.Errorf("%v", cause), "Recovered from a panic of whatsmeow", "in", what, "stack", string(debug.Stack()))
 	if ends {
@@ -384,9 +385,9 @@ func (c *Connection) panicked(cause any, what string, ends bool) {
 	}
 }
 
-// task runs a handler beside the queue, as whatsmeow does where one asks the server
-// something; but one after another, because some share what they change. When there are
-// too many, the queue waits.
+// task runs a handler beside the queue, as whatsmeow does for handlers that send a request
+// to the server; but one after another, because some change the same data. If there are too
+// many, the queue waits.
 func (c *Connection) task(what string, ends bool, f func()) {
 	if c.tasks.Add(1) > maxTasks {
 		defer c.tasks.Add(-1)
@@ -409,7 +410,7 @@ func (c *Connection) alone(what string, ends bool, f func()) {
 	}
 }
 
-// handleReceipt is whatsmeow's handleReceipt (receipt.go), but for its goroutines.
+// handleReceipt is whatsmeow's handleReceipt (receipt.go) without its goroutines.
 func (c *Connection) handleReceipt(node *waBinary.Node) {
 	internals, refused := c.internals(), false
 	receipt, groups, err := internals.ParseReceipt(node)
@@ -433,7 +434,7 @@ func (c *Connection) handleReceipt(node *waBinary.Node) {
 }
 
 // notifications are the kinds that whatsmeow handles beside the queue (notification.go,
-// handleNotification). Without the answer of a phone a pairing code is of no use.
+// handleNotification). Without the answer of a phone a pairing code is useless.
 var notifications = map[string]*struct {
 	handle func(*whatsmeow.DangerousInternalClient, context.Context, *waBinary.Node)
 	ends   bool
@@ -446,7 +447,7 @@ var notifications = map[string]*struct {
 }
 
 // renewals are the notifications that replace the secret of a pairing. They are handled in
-// the queue, before what follows, and never while a task reads the secret.
+// the queue, before the next nodes, and never while a task reads the secret.
 var renewals = map[string]bool{"companion_reg_refresh": true, "passkey_prologue_request": true}
 
 // handleSuccess remembers the device's LID before whatsmeow, which writes it into the device
@@ -474,8 +475,8 @@ func (c *Connection) handleNotification(node *waBinary.Node) {
 	c.task("a notification of the type "+kind, n.ends, func() { n.handle(internals, c.ctx, node) })
 }
 
-// handleFailure has a refused login handled. whatsmeow says nothing of the refusals that
-// it takes for passing, and waits for the server to close the socket.
+// handleFailure handles a refused login. whatsmeow reports no event for refusals that it
+// considers temporary, and waits until the server closes the socket.
 func (c *Connection) handleFailure(node *waBinary.Node) {
 	c.internals().HandleConnectFailure(c.ctx, node)
 	attrs := node.AttrGetter()
@@ -485,18 +486,18 @@ func (c *Connection) handleFailure(node *waBinary.Node) {
 	}
 }
 
-// handleStreamError has the end of the connection handled; likewise.
+// handleStreamError handles the end of the connection, for the same reason.
 func (c *Connection) handleStreamError(node *waBinary.Node) {
 	c.internals().HandleStreamError(c.ctx, node)
-	// The event that says so must not race with the one of the socket's end.
+	// The event of this error must not race with that of the socket's end.
 	c.internals().ExpectDisconnect()
 	if code, _ := node.Attrs["code"].(string); code == "503" {
 		c.internals().DispatchEvent(&events.StreamError{Code: code, Raw: node})
 	}
 }
 
-// handleIQ is whatsmeow's handleIQ (pair.go), but for its goroutine and for what a
-// pairing without all its parts would do.
+// handleIQ is whatsmeow's handleIQ (pair.go) without its goroutine, and with a check for
+// a pairing without all its parts.
 func (c *Connection) handleIQ(node *waBinary.Node) {
 	children, internals := node.GetChildren(), c.internals()
 	if len(children) != 1 || node.Attrs["from"] != types.ServerJID {

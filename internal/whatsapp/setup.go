@@ -25,23 +25,23 @@ import (
 )
 
 const (
-	// upgradeTimeout bounds the way to an open websocket: dialling, TLS, the proxy, the
-	// upgrade. whatsmeow itself waits for ever for a server that accepts and says nothing,
-	// and holds its socket's lock meanwhile. The handshake after it has 20 s of its own.
+	// upgradeTimeout is the time-out for opening a websocket: dialling, TLS, the proxy, the
+	// upgrade. whatsmeow itself waits for ever for a server that accepts and sends nothing,
+	// and holds its socket's lock meanwhile. The handshake after it has another 20 s.
 	upgradeTimeout = 20 * time.Second
-	// dialTimeout bounds one TCP connection.
+	// dialTimeout is the time-out for dialling one TCP connection.
 	dialTimeout = 15 * time.Second
-	// mediaTimeout bounds a download of the library's own (app state).
+	// mediaTimeout is the time-out of a download by the library (app state).
 	mediaTimeout = 2 * time.Minute
-	// maxDeviceName is how much of a device's name the API takes, in characters.
+	// maxDeviceName is the maximum length of a device's name in the API, in characters.
 	maxDeviceName = 50
-	// whatsAppHost is where whatsmeow connects to.
+	// whatsAppHost is the host that whatsmeow connects to.
 	whatsAppHost = "web.whatsapp.com"
 	// defaultDeviceName is what a phone shows by default.
 	defaultDeviceName = "WhatsApp operator"
 )
 
-// Config says which servers to speak to. The zero value is WhatsApp's own.
+// Config says which servers to connect to. The zero value is WhatsApp's servers.
 type Config struct {
 	// DeviceName is what phones show under linked devices; empty: "WhatsApp operator".
 	DeviceName string
@@ -53,7 +53,7 @@ type Config struct {
 	CAFile string
 }
 
-// Validate returns everything that is wrong, each with what to change.
+// Validate returns all errors, each with what to change.
 func (c Config) Validate() error {
 	var errs []error
 	if utf8.RuneCountInString(c.DeviceName) > maxDeviceName {
@@ -109,22 +109,22 @@ type Factory struct {
 	tls        *tls.Config
 	log        logr.Logger
 	clock      clock.WithDelayedExecution
-	// version is the newest web version that WhatsApp has named; nil: the library's own.
+	// version is the newest web version that WhatsApp has published; nil: the library's version.
 	version atomic.Pointer[store.WAVersionContainer]
 	// media is the client for downloads without a proxy, shared by all connections.
 	media *http.Client
 }
 
-// trusted is the noise root that this process trusts; whatsmeow keeps it in a variable.
+// trusted is the noise root that this process trusts; whatsmeow stores it in a global variable.
 var trusted struct {
 	sync.Mutex
 	root [32]byte
 	set  bool
 }
 
-// Setup sets what the library keeps for the whole process, before the first
+// Setup sets the library's global settings of the process, before the first
 // connection is made. It may be called again with the same noise root only. For
-// WhatsApp's own servers it changes nothing.
+// WhatsApp's servers it changes nothing.
 func Setup(cfg Config, log logr.Logger) (*Factory, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
@@ -171,9 +171,9 @@ func (f *Factory) redirect(cfg Config) (err error) {
 	return nil
 }
 
-// RefreshVersion asks WhatsApp's page for the web version of today, which the
-// connections made from then on name, and says whether it is newer than
-// before. An old one is refused one day, with EventOutdated.
+// RefreshVersion reads the current web version from WhatsApp's page. Later connections
+// send it. It reports whether the version is newer than before. WhatsApp refuses an old
+// version some day, with EventOutdated.
 func (f *Factory) RefreshVersion(ctx context.Context) (changed bool, err error) {
 	client := &http.Client{Transport: f.media.Transport, Timeout: upgradeTimeout}
 	newest, err := whatsmeow.GetLatestVersion(ctx, client)

@@ -44,7 +44,7 @@ func onBoth(t *testing.T, test func(t *testing.T, w *environment)) {
 	}
 }
 
-// db is the environment's database, past its store.
+// db is a direct connection to the environment's database.
 func (w *environment) db() *sql.DB {
 	w.t.Helper()
 	driver := "sqlite"
@@ -89,14 +89,14 @@ func (w *environment) send(text string) {
 	w.g.Expect(err).NotTo(HaveOccurred())
 }
 
-// standing is a clock that always shows one time, and whose timers run: for a
-// connection whose silence is not to be noticed.
-type standing struct {
+// fixedClock is a clock with a fixed time and running timers: for a connection that must
+// not end because of its silence.
+type fixedClock struct {
 	clock.RealClock
 	at time.Time
 }
 
-func (c standing) Now() time.Time { return c.at }
+func (c fixedClock) Now() time.Time { return c.at }
 
 // valve stands between a connection and the server. Once it is shut, what the
 // server sends stays in it, as in the buffers of a process that was stopped.
@@ -200,7 +200,7 @@ func (w *environment) stopped(taking *store.Taking, text string) (s *testSession
 	v := newValve(w.t, w.simulator.Endpoint())
 	factory, err := Setup(Config{Endpoint: v.endpoint(), NoiseRoot: root(w.simulator)}, logr.Discard())
 	w.g.Expect(err).NotTo(HaveOccurred())
-	factory.clock = standing{at: time.Now()} // its silence must not be noticed
+	factory.clock = fixedClock{at: time.Now()} // its silence must not be noticed
 	own := w.factory
 	w.factory = factory
 	s = w.connect(taking)

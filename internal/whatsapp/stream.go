@@ -14,25 +14,25 @@ import (
 )
 
 const (
-	// maxFrame bounds one frame of WhatsApp's, and the websocket message that carries it.
+	// maxFrame is the maximum size of one frame of WhatsApp, and of the websocket message that carries it.
 	// The protocol allows 16 MB; the largest real ones are lists of some thousand devices,
 	// some hundred kilobytes.
 	maxFrame = 8 << 20
-	// maxHello bounds the server's first frame, some hundred bytes with a certificate chain.
+	// maxHello is the maximum size of the server's first frame, some hundred bytes with a certificate chain.
 	maxHello = 64 << 10
 )
 
-// errMalformedStream is a server that does not keep to the framing. whatsmeow would
-// panic over some of it, and misread all frames after the rest.
+// errMalformedStream: the server violates the framing. whatsmeow would panic on some
+// violations, and misread all frames after the others.
 var errMalformedStream = errors.New("WhatsApp's frames are malformed")
 
 // stream lies between net/http and the websocket. It does three things that whatsmeow
 // does not:
 //
-//   - It ends a connection whose frames whatsmeow would panic over or hold without bound.
-//   - It keeps the server's first frame, of which the keys are derived once more, see
+//   - It ends a connection if its frames would make whatsmeow panic or use unlimited memory.
+//   - It keeps the server's first frame, from which the keys are derived again, see
 //     receiver.go.
-//   - It holds back what follows the first frame until the connection is set up: whatsmeow
+//   - It holds back the bytes after the first frame until the connection is set up: whatsmeow
 //     sets its callbacks without a lock, and a socket that closes meanwhile would race with it.
 type stream struct {
 	io.ReadWriteCloser
@@ -50,7 +50,7 @@ type stream struct {
 	// framed is how many frames have come since the first one.
 	framed atomic.Int64
 
-	// The reader's own. rest has come after the first frame, together with it.
+	// Only the reader uses these. rest came after the first frame, in the same read.
 	framing framing
 	rest    []byte
 }
@@ -98,7 +98,7 @@ func (s *stream) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// release hands on what is held back. It may be called more than once.
+// release passes on the bytes that are held back. It may be called more than once.
 func (s *stream) release() { s.released.Do(func() { close(s.ready) }) }
 
 // takeFirstFrame returns the server's first frame and forgets it; nil: it has not come.
@@ -118,8 +118,8 @@ const (
 
 // framing follows a server's bytes after the upgrade: websocket frames, and in their
 // binary messages WhatsApp's own frames, each with its length in three bytes before it.
-// Each message must hold whole frames: whatsmeow counts wrongly what it has of a frame
-// that is split (socket/framesocket.go, processData).
+// Each message must hold whole frames: whatsmeow miscounts the bytes of a frame that is
+// split (socket/framesocket.go, processData).
 type framing struct {
 	header []byte // of a websocket frame, as far as it has come
 	left   uint64 // of the websocket frame's payload
@@ -128,8 +128,8 @@ type framing struct {
 	// message is how much of a binary message has come; continued says that it goes on.
 	message   int
 	continued bool
-	// inMessage are the frames that have ended in this message; frames are those in whole
-	// messages after the first one.
+	// inMessage is the number of frames that have ended in this message; frames is the number
+	// in whole messages after the first one.
 	inMessage, frames int64
 
 	length []byte // of WhatsApp's frame, as far as it has come
@@ -141,8 +141,8 @@ type framing struct {
 	greeted    bool   // the message with the first frame has ended
 }
 
-// read follows what has come, and returns what is wrong with it. It stops behind the
-// message with the first frame, and says how much it has followed.
+// read checks the received bytes, and returns an error if they are malformed. It stops after
+// the message with the first frame, and returns how many bytes it has checked.
 func (f *framing) read(data []byte) (followed int, err error) {
 	all, greeted := len(data), f.greeted
 	for len(data) > 0 && f.greeted == greeted {
@@ -227,7 +227,7 @@ func (f *framing) ended() error {
 	return nil
 }
 
-// readPayload follows WhatsApp's frames in a part of a message.
+// readPayload checks WhatsApp's frames in a part of a message.
 func (f *framing) readPayload(part []byte) error {
 	f.message += len(part)
 	for len(part) > 0 {
@@ -272,7 +272,7 @@ func (f *framing) collect(part []byte) {
 	}
 }
 
-// streamed puts a stream under the websocket that a request opens.
+// streamed adds a stream under the websocket that a request opens.
 type streamed struct {
 	inner  http.RoundTripper
 	opened func(io.ReadWriteCloser) *stream

@@ -14,7 +14,7 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
 )
 
-// The bounds of text from outside, in bytes; the API has the same or wider ones.
+// The maximum lengths of text from outside, in bytes; those of the API are the same or larger.
 const (
 	maxCode    = 1024
 	maxJID     = 128
@@ -23,7 +23,7 @@ const (
 	maxMessage = 512
 )
 
-// Translate says what an event of the library means, at the time now. It is a
+// Translate returns the meaning of an event of the library, at the time now. It is a
 // pure table. Events that say nothing about the connection (messages, receipts,
 // single keep-alives) are not translated. EventConnected carries no account,
 // because the library's event carries none.
@@ -131,7 +131,7 @@ func sentence(format string, args ...any) string {
 	return status.Clean(fmt.Sprintf(format, args...), maxMessage)
 }
 
-// reasonPart makes a code from outside part of a CamelCase reason.
+// reasonPart turns a code from outside into a part of a CamelCase reason.
 func reasonPart(code string) string {
 	code = strings.Map(func(r rune) rune {
 		if r >= utf8.RuneSelf || !(r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z') {
@@ -152,5 +152,5 @@ func address(jid types.JID) string {
 	return status.Clean(jid.String(), maxJID)
 }
 
-// phoneNumber is the account's number in E.164; empty for an address that holds none.
+// phoneNumber returns the account's number in E.164; empty for an address without one.
 func phoneNumber(jid types.JID) string { return status.PhoneNumber(jid.String()) }
