@@ -206,7 +206,7 @@ func TestTheEventBufferIsCleanedByItsIndex(t *testing.T) {
 
 // A client clears a message's plaintext in the moment in which the janitor
 // deletes it, which makes the slice short.
-func TestTheEventBufferIsCleanedBesideAWriter(t *testing.T) {
+func TestTheEventBufferIsCleanedDuringWrites(t *testing.T) {
 	g := NewWithT(t)
 	ctx := t.Context()
 	url := testenv.Postgres(t)

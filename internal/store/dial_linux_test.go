@@ -10,7 +10,7 @@ import (
 
 // A peer that is lost cannot be simulated on one machine, so the test reads the
 // options of the socket.
-func TestALostPeerIsFoundOut(t *testing.T) {
+func TestALostPeerIsDetected(t *testing.T) {
 	g := NewWithT(t)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	g.Expect(err).NotTo(HaveOccurred())

@@ -257,7 +257,7 @@ func TestLIDsOfManySessionsAtOnce(t *testing.T) {
 	})
 }
 
-func TestAWriteOfLIDsThatMeetsAnother(t *testing.T) {
+func TestConflictingWritesOfLIDs(t *testing.T) {
 	deadlock := fmt.Errorf("storing: %w", &pgconn.PgError{Code: "40P01"})
 	for name, row := range map[string]struct {
 		errs  []error

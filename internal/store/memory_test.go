@@ -10,7 +10,7 @@ import (
 	clocktesting "k8s.io/utils/clock/testing"
 )
 
-func TestWhatIsRemembered(t *testing.T) {
+func TestMemory(t *testing.T) {
 	const user = phone("1")
 	keys := []any{user}
 	for name, row := range map[string]struct {
@@ -115,7 +115,7 @@ func TestWhatIsRemembered(t *testing.T) {
 
 // No answer is older than one that was given before, in whatever order
 // questions, readings, answers and changes fall.
-func TestTheMapNeverGoesBack(t *testing.T) {
+func TestAnswersNeverGetOlder(t *testing.T) {
 	const user = phone("1")
 	for seed := range uint64(300) {
 		random := rand.New(rand.NewPCG(seed, 0))

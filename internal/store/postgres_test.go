@@ -19,7 +19,7 @@ import (
 
 // An address that names a standby for a moment, as during a fail-over, must not
 // leave connections to it in the pool.
-func TestAnAddressThatNamesAStandbyForAMoment(t *testing.T) {
+func TestAnAddressThatTemporarilyNamesAStandby(t *testing.T) {
 	g := NewWithT(t)
 	ctx := t.Context()
 	primary, standby := testenv.PostgresServer(t), testenv.PostgresServer(t)
@@ -46,7 +46,7 @@ func TestAnAddressThatNamesAStandbyForAMoment(t *testing.T) {
 
 // A primary becomes a standby, or ends, under the connections of the pool: the
 // first that says so is the last of them that is used.
-func TestConnectionsToAServerThatTakesNoMoreWritesAreGivenUp(t *testing.T) {
+func TestConnectionsToAReadOnlyServerAreDiscarded(t *testing.T) {
 	for name, query := range map[string]string{
 		"it takes no more writes": "SET default_transaction_read_only=on",
 		"it ends":                 "",
@@ -121,7 +121,7 @@ func TestErrorsThatEndAConnection(t *testing.T) {
 	}
 }
 
-func TestAPoolerIsFound(t *testing.T) {
+func TestAPoolerIsDetected(t *testing.T) {
 	for kind, pooled := range map[string]bool{"PostgreSQL": false, "PgBouncer": true} {
 		t.Run(kind, func(t *testing.T) {
 			g := NewWithT(t)

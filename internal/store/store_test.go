@@ -527,7 +527,7 @@ func TestEveryStoreIsWrapped(t *testing.T) {
 }
 
 // What whatsmeow takes for an error is not always a failure of the database.
-func TestAnswersThatAreNoFailure(t *testing.T) {
+func TestAnswersThatAreNoFailures(t *testing.T) {
 	onBoth(t, func(t *testing.T, _ string, s *Store) {
 		g := NewWithT(t)
 		ctx := t.Context()
@@ -566,7 +566,7 @@ func TestAnswersThatAreNoFailure(t *testing.T) {
 
 // whatsmeow hands over what was decrypted before, and acknowledges what was
 // handed over before, without a write that the fence would refuse.
-func TestAMessageThatWasDecryptedBeforeIsTheSuccessors(t *testing.T) {
+func TestOnlyTheSuccessorGetsABufferedMessage(t *testing.T) {
 	onBoth(t, func(t *testing.T, url string, s *Store) {
 		g := NewWithT(t)
 		ctx := t.Context()
@@ -642,7 +642,7 @@ func TestAStoppedWriterDoesNotKeepItsSuccessorWaiting(t *testing.T) {
 	g.Expect(idle).To(BeZero())
 }
 
-func TestASignalErrorIsNotTheStores(t *testing.T) {
+func TestASignalErrorIsNoFailureOfTheStore(t *testing.T) {
 	onBoth(t, func(t *testing.T, _ string, s *Store) {
 		g := NewWithT(t)
 		ctx := t.Context()
@@ -668,7 +668,7 @@ func TestASignalErrorIsNotTheStores(t *testing.T) {
 	})
 }
 
-func TestADatabaseThatGoesAwayEndsTheConnection(t *testing.T) {
+func TestALostDatabaseEndsTheConnection(t *testing.T) {
 	onBoth(t, func(t *testing.T, url string, s *Store) {
 		g := NewWithT(t)
 		ctx := t.Context()
@@ -729,7 +729,7 @@ func TestALogoutOnlyMarks(t *testing.T) {
 	})
 }
 
-func TestANumberThatWhatsAppGivesToAnotherSession(t *testing.T) {
+func TestANumberThatMovesToAnotherSession(t *testing.T) {
 	onBoth(t, func(t *testing.T, _ string, s *Store) {
 		g := NewWithT(t)
 		ctx := t.Context()
@@ -965,7 +965,7 @@ func TestBadURLs(t *testing.T) {
 	}
 }
 
-func TestTheBoundOnConnections(t *testing.T) {
+func TestMaxConns(t *testing.T) {
 	g := NewWithT(t)
 	ctx := t.Context()
 	g.Expect(Config{URL: "mysql://x", MaxConns: -1}.Validate()).To(And(MatchError(ErrBadURL), MatchError(ContainSubstring("--store-max-connections is -1"))), "all errors at once")

@@ -349,7 +349,7 @@ func TestEnds(t *testing.T) {
 
 // WhatsApp retires a code when a phone has scanned it: the new one is reported at once, and
 // links the device.
-func TestACodeThatIsRetired(t *testing.T) {
+func TestACodeThatIsReplaced(t *testing.T) {
 	w := newEnvironment(t)
 	s := w.connect(w.take())
 	before := s.event(EventQR).Codes

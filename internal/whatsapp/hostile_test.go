@@ -475,9 +475,9 @@ func replies() []waBinary.Node {
 	return append(out, element("iq", attrs{"type": "error"}), element("iq", attrs{"type": "error"}, element("error", nil)))
 }
 
-// TestARefusedLoginEndsNoProcess: whatever reason a login is refused with, the end is
+// TestARefusedLoginDoesNotEndTheProcess: whatever reason a login is refused with, the end is
 // reported and the process lives.
-func TestARefusedLoginEndsNoProcess(t *testing.T) {
+func TestARefusedLoginDoesNotEndTheProcess(t *testing.T) {
 	h := newHostile(t, linkedClient)
 	for _, reason := range []int{400, 401, 402, 403, 405, 406, 409, 413, 414, 415, 418, 500, 501, 503, 599} {
 		t.Run(strconv.Itoa(reason), func(t *testing.T) {
@@ -494,9 +494,9 @@ func TestARefusedLoginEndsNoProcess(t *testing.T) {
 	}
 }
 
-// TestAPairingThatIsMalformedEndsNoProcess: it ends the attempt, and the next one is made;
+// TestAMalformedPairingDoesNotEndTheProcess: it ends the attempt, and the next one is made;
 // or whatsmeow ignores it, and the code can still be typed.
-func TestAPairingThatIsMalformedEndsNoProcess(t *testing.T) {
+func TestAMalformedPairingDoesNotEndTheProcess(t *testing.T) {
 	h := newHostile(t, typingClient)
 	answer := func(size int) waBinary.Node {
 		return element("notification", attrs{"from": types.ServerJID, "id": "1", "type": "link_code_companion_reg"}, element("link_code_companion_reg", nil,
@@ -531,9 +531,9 @@ func TestAPairingThatIsMalformedEndsNoProcess(t *testing.T) {
 	}
 }
 
-// TestSettingsOfThePhoneEndNoProcess: another device of the account may upload what
+// TestSettingsOfThePhoneDoNotEndTheProcess: another device of the account may upload what
 // whatsmeow panics over.
-func TestSettingsOfThePhoneEndNoProcess(t *testing.T) {
+func TestSettingsOfThePhoneDoNotEndTheProcess(t *testing.T) {
 	h := newHostile(t, linkedClient)
 	s := h.connect(h.w.g)
 	for _, reply := range replies() {
@@ -684,10 +684,10 @@ func TestTheQueueIsBounded(t *testing.T) {
 	g.Expect(start).To(BeTrue())
 }
 
-// TestAPanicOfWhatsmeowEndsNoProcess: a message to a bot's conversation whose content is
+// TestAPanicOfWhatsmeowDoesNotEndTheProcess: a message to a bot's conversation whose content is
 // missing is one that whatsmeow panics over. It is refused for good, and the connection
 // goes on.
-func TestAPanicOfWhatsmeowEndsNoProcess(t *testing.T) {
+func TestAPanicOfWhatsmeowDoesNotEndTheProcess(t *testing.T) {
 	w, _, s := linked(t)
 	bot := types.NewJID("13135550002", types.DefaultUserServer)
 	w.g.Expect(s.options.Device.MsgSecrets.PutMessageSecret(t.Context(), bot, someone, "target", make([]byte, 32))).To(Succeed())

@@ -16,9 +16,9 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// TestWhatTheLibrariesPanicOver: as long as it passes, what works around each row is needed.
+// TestInputThatMakesTheLibrariesPanic: as long as it passes, what works around each row is needed.
 // Where a row fails after a move to another version, that part of the connector can go.
-func TestWhatTheLibrariesPanicOver(t *testing.T) {
+func TestInputThatMakesTheLibrariesPanic(t *testing.T) {
 	var keeps struct {
 		wastore.NoopStore
 		keptDevice

@@ -15,7 +15,7 @@ import (
 
 // The connection is over when nothing has come for three periods, and not
 // before, whatever the library and the socket say of it.
-func TestSilenceIsTheEnd(t *testing.T) {
+func TestSilenceEndsTheConnection(t *testing.T) {
 	for _, fault := range []simulator.FaultKind{simulator.FaultMute, simulator.FaultFreeze} {
 		t.Run(string(fault), func(t *testing.T) {
 			w := newEnvironment(t)
@@ -64,7 +64,7 @@ func TestKeepAlivesAreSignsOfLife(t *testing.T) {
 }
 
 // A wall clock that is set must not end every connection at once.
-func TestTheAgeOfTheLastByteIsASpan(t *testing.T) {
+func TestLastSeenIgnoresChangesOfTheWallClock(t *testing.T) {
 	g := NewWithT(t)
 	client, server := net.Pipe()
 	defer func() { g.Expect(client.Close()).To(Succeed()) }()
@@ -124,7 +124,7 @@ func TestTheNewestVersion(t *testing.T) {
 	w.connect(taking).event(EventConnected)
 }
 
-func TestAPageThatIsAway(t *testing.T) {
+func TestAVersionPageThatIsUnavailable(t *testing.T) {
 	w := newEnvironment(t)
 	w.factory.endpoint.Host = "127.0.0.1:1"
 	_, err := w.factory.RefreshVersion(t.Context())

@@ -14,9 +14,9 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
 )
 
-// TestAMalformedMessageEndsNothing: whatever a stranger sends, the connection
+// TestAMalformedMessageDoesNotEndTheProcess: whatever a stranger sends, the connection
 // goes on, the message is acknowledged, and the next one is read.
-func TestAMalformedMessageEndsNothing(t *testing.T) {
+func TestAMalformedMessageDoesNotEndTheProcess(t *testing.T) {
 	for _, what := range []string{"keys", "sender-key"} {
 		t.Run(what, func(t *testing.T) {
 			w, _, s := linked(t)

@@ -181,9 +181,9 @@ func socksProxy(t *testing.T, code byte, seen *targets) string {
 	})
 }
 
-// TestThroughAProxy: to a simulator too, a proxy is asked for its address, with either
+// TestConnectThroughAProxy: to a simulator too, a proxy is asked for its address, with either
 // scheme and with either kind of proxy; never for WhatsApp's.
-func TestThroughAProxy(t *testing.T) {
+func TestConnectThroughAProxy(t *testing.T) {
 	for _, withTLS := range []bool{false, true} {
 		for _, scheme := range []string{"http", "socks5", "socks5h"} {
 			t.Run(fmt.Sprintf("%s, TLS %t", scheme, withTLS), func(t *testing.T) {
@@ -208,9 +208,9 @@ func TestThroughAProxy(t *testing.T) {
 	}
 }
 
-// TestWhatIsWrongWithAProxy: each message says what to correct, and shows nothing of the
+// TestProxyFailures: each message says what to correct, and shows nothing of the
 // URL, which is a secret.
-func TestWhatIsWrongWithAProxy(t *testing.T) {
+func TestProxyFailures(t *testing.T) {
 	free, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -200,7 +200,7 @@ func (w *environment) stopped(taking *store.Taking, text string) (s *testSession
 	v := newValve(w.t, w.simulator.Endpoint())
 	factory, err := Setup(Config{Endpoint: v.endpoint(), NoiseRoot: root(w.simulator)}, logr.Discard())
 	w.g.Expect(err).NotTo(HaveOccurred())
-	factory.clock = fixedClock{at: time.Now()} // its silence must not be noticed
+	factory.clock = fixedClock{at: time.Now()} // the silence must not end the connection
 	own := w.factory
 	w.factory = factory
 	s = w.connect(taking)
@@ -296,7 +296,7 @@ func orphanAndPurge(w *environment) error {
 
 // PostgreSQL goes away in the middle of a message. Wherever that meets the
 // client, the message comes again at the next login and is acknowledged once.
-func TestPostgreSQLGoesAwayInTheMiddleOfAMessage(t *testing.T) {
+func TestPostgreSQLFailsInTheMiddleOfAMessage(t *testing.T) {
 	server := testenv.PostgresServer(t)
 	restarted := func(*sql.Tx) error { server.Restart(); return nil }
 	killed := func(*sql.Tx) error { server.Kill(); server.Restart(); return nil }
