@@ -781,7 +781,7 @@ func decideEnding(s *v1alpha1.WhatsAppSession, record *Record, d deletion, now t
 		return nil, d.wait(now) // until the holder has released the session, or placement has written the holder's death
 	case record == nil && linkUnknown(s):
 		return &ending{reason: v1alpha1.ReasonLogoutUnconfirmed, message: fmt.Sprintf(
-			"the database has no record of the session, as after a restore from an older copy, so nobody can tell whether the device is unlinked: on the phone %s open Linked devices and remove the device %s if it is there",
+			"the database has no record of the session, as after a restore of an older backup, so it is unknown whether the device is unlinked: on the phone %s open Linked devices and remove the device %s if it is there",
 			s.Status.PhoneNumber, deviceName(s, s.Status.JID))}, 0
 	case record == nil:
 		return &ending{reason: v1alpha1.ReasonDeleted, message: "the device is unlinked and its keys are deleted"}, 0

@@ -9,7 +9,7 @@ import (
 )
 
 var (
-	deliveryRequests = counter("delivery_requests_total", "Requests with a batch to Laravel, by what the answer meant.", "kind", "verdict")
+	deliveryRequests = counter("delivery_requests_total", "Requests with a batch to Laravel, by what the answer meant.", "kind", "result")
 	deliveryDuration = histogram("delivery_request_duration_seconds",
 		"How long a request with a batch took, whatever the answer.", []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 20, 60, 300}, "kind")
 	deliveryBatchItems = histogram("delivery_batch_items", "Updates in a request to Laravel.", []float64{1, 2, 5, 10, 20, 30, 40, 49, 50, 100}, "kind")
