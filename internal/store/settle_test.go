@@ -10,19 +10,25 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
 
+// takings claims a session, and returns how a process takes it, and two more processes.
+func takings(t *testing.T, url string, s *Store) (take func(process *Store, epoch int64) *Taking, second, third *Store) {
+	t.Helper()
+	_, err := s.Claim(t.Context(), Claimant{SessionID: "id", Namespace: "a", UID: "u"}, never)
+	NewWithT(t).Expect(err).NotTo(HaveOccurred())
+	take = func(process *Store, epoch int64) *Taking {
+		t.Helper()
+		taking, err := process.Take(t.Context(), "u", epoch)
+		NewWithT(t).Expect(err).NotTo(HaveOccurred())
+		return taking
+	}
+	return take, open(t, url), open(t, url)
+}
+
 func TestTakingsThatNothingHasSettled(t *testing.T) {
 	onBoth(t, func(t *testing.T, url string, s *Store) {
 		g := NewWithT(t)
 		ctx := t.Context()
-		_, err := s.Claim(ctx, Claimant{SessionID: "id", Namespace: "a", UID: "u"}, never)
-		g.Expect(err).NotTo(HaveOccurred())
-		take := func(process *Store, epoch int64) *Taking {
-			t.Helper()
-			taking, err := process.Take(ctx, "u", epoch)
-			g.Expect(err).NotTo(HaveOccurred())
-			return taking
-		}
-		second, third := open(t, url), open(t, url)
+		take, second, third := takings(t, url, s)
 
 		first := take(s, 1)
 		g.Expect(first.Unsettled()).To(BeEquivalentTo(0))
@@ -51,15 +57,7 @@ func TestTrials(t *testing.T) {
 	onBoth(t, func(t *testing.T, url string, s *Store) {
 		g := NewWithT(t)
 		ctx := t.Context()
-		_, err := s.Claim(ctx, Claimant{SessionID: "id", Namespace: "a", UID: "u"}, never)
-		g.Expect(err).NotTo(HaveOccurred())
-		take := func(process *Store, epoch int64) *Taking {
-			t.Helper()
-			taking, err := process.Take(ctx, "u", epoch)
-			g.Expect(err).NotTo(HaveOccurred())
-			return taking
-		}
-		second, third := open(t, url), open(t, url)
+		take, second, third := takings(t, url, s)
 
 		first := take(s, 1)
 		g.Expect(first.Trial()).To(BeZero())
