@@ -57,4 +57,5 @@ func TestPasskeyAnnotationsAreRemoved(t *testing.T) {
 	t.Log("its worker dies: the request is of no use any more")
 	w.declareDead("worker-a")
 	w.waitFor(s, func(g Gomega, s *v1alpha1.WhatsAppSession) { g.Expect(s.Status.Passkey).To(BeNil()) })
+	w.Expect(w.event(s, v1alpha1.ReasonPasskeyExpired)).To(ContainSubstring("scan the next code"))
 }

@@ -35,6 +35,7 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/membership"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/metrics"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/placement"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
 )
 
@@ -717,6 +718,9 @@ func (r *placementReconciler) report(s *v1alpha1.WhatsAppSession, d decision) {
 		// reportLostWorkers has logged one line for all sessions of the worker.
 		log.V(1).Info("Took a session from a dead worker", "worker", to, "from", d.session.Object.Status.HeldBy, "reason", d.why.reason)
 		metrics.Placement("failed_over")
+		if d.session.Object.Status.Passkey != nil {
+			warn(v1alpha1.ReasonPasskeyExpired, session.PasskeyLostMessage)
+		}
 		if d.why.reason != "" {
 			warn(d.why.reason, d.why.message)
 		}

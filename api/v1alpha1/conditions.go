@@ -65,7 +65,7 @@ const (
 	ReasonPasskeyRequired = "PasskeyRequired"
 	// ReasonPasskeyRefused: the annotation passkey-response or passkey-confirm was not used; the message says why. Give another one before status.passkey.expiresAt.
 	ReasonPasskeyRefused = "PasskeyRefused"
-	// ReasonPasskeyExpired: the passkey was not answered in time, or its request was lost with the worker's process; scan the next code.
+	// ReasonPasskeyExpired: the passkey was not answered in time, or its request was lost with the connection, a move or the worker's process; scan the next code.
 	ReasonPasskeyExpired = "PasskeyExpired"
 	// ReasonPasskeyFailed: WhatsApp's request cannot be used, or it did not accept the confirmation; the message says why. Scan the next code.
 	ReasonPasskeyFailed = "PasskeyFailed"

@@ -411,7 +411,7 @@ type PasskeyStatus struct {
 	// +kubebuilder:validation:MaxLength=8192
 	RequestOptions string `json:"requestOptions"`
 
-	// expiresAt is when the request is given up and the pairing begins anew.
+	// expiresAt is when the request is given up and the pairing starts again.
 	// +required
 	ExpiresAt metav1.Time `json:"expiresAt"`
 

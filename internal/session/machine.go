@@ -374,7 +374,8 @@ func (m *Machine) onTaken(a Device, now time.Time) {
 	m.want.PhoneNumber = a.PhoneNumber
 	m.retryAt = now
 	m.onUnsettled(a.Unsettled, a.Trial, now)
-	m.passkeyInterrupted()
+	m.losePasskey(m.passkeyLost && m.want.JID == "")
+	m.passkeyLost = false
 	switch {
 	case m.logoutWanted():
 		m.retryAt = m.logoutFrom(now)
@@ -610,6 +611,7 @@ func (m *Machine) replaceCodes(codes []string, now time.Time) {
 }
 
 func (m *Machine) hideCode() {
+	m.losePasskey(!m.passkey.until.IsZero())
 	m.codes, m.code, m.codeUntil, m.passkey = nil, nil, time.Time{}, passkey{}
 	m.want.HideCodes()
 }
@@ -800,6 +802,7 @@ func (m *Machine) onEvent(e Event, now time.Time) {
 		m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonWaitingForCode,
 			"type status.pairingCode on the phone "+m.dialed.PairPhone+": Linked devices, Link a device, Link with phone number instead", now)
 	case EventPairSuccess:
+		m.passkey = passkey{} // it was answered
 		m.hideCode()
 		m.setAddress(e.JID, e.LID)
 		m.want.PhoneNumber = e.PhoneNumber

@@ -24,8 +24,8 @@ import (
 // gives its answer as an annotation, which is sent (OpPasskeyAnswer). WhatsApp then
 // confirms it by itself, or wants a person to compare a code with the one on the phone
 // (EventPasskeyConfirmation, OpPasskeyConfirm). Then it links the device as without a
-// passkey. The connection's keys are part of the exchange, so it begins anew with a scan
-// when the connection ends or another process takes the session.
+// passkey. The connection's keys are part of the exchange, so the pairing starts again with
+// a scan when the connection ends or another process takes the session.
 
 const (
 	// passkeyTimeout is how long WhatsApp's request is waited for at most: the time-out
@@ -55,7 +55,7 @@ type passkey struct {
 	confirmed bool
 }
 
-// onPasskeyRequest takes note that WhatsApp asks for the account's passkey.
+// onPasskeyRequest handles WhatsApp's request for the account's passkey.
 func (m *Machine) onPasskeyRequest(e Event, now time.Time) {
 	if m.socket != socketPairing || m.want.JID != "" {
 		return
@@ -75,7 +75,8 @@ func (m *Machine) onPasskeyRequest(e Event, now time.Time) {
 		m.passkeyFailed(fmt.Sprintf("WhatsApp asked for the passkey %d times on one connection", requests), now)
 		return
 	}
-	m.hideCode() // the codes cannot be scanned any more: the client has a new secret
+	m.passkey = passkey{} // a request that another replaces is not lost
+	m.hideCode()          // the codes cannot be scanned any more: the client has a new secret
 	m.passkey = passkey{until: until, requests: requests}
 	m.watchdog, m.codeUntil = time.Time{}, until
 	m.want.Passkey = &v1alpha1.PasskeyStatus{RequestOptions: e.PasskeyOptions, ExpiresAt: metav1.NewTime(until.Truncate(time.Second))}
@@ -95,7 +96,7 @@ func (m *Machine) showPasskey(now time.Time) {
 	}
 }
 
-// onPasskeyConfirmation takes note that WhatsApp has accepted the answer.
+// onPasskeyConfirmation handles WhatsApp's acceptance of the answer.
 func (m *Machine) onPasskeyConfirmation(e Event, now time.Time) {
 	if m.want.Passkey == nil {
 		return
@@ -114,18 +115,20 @@ func (m *Machine) onPasskeyConfirmation(e Event, now time.Time) {
 
 // passkeyFailed ends a pairing whose passkey cannot be asked or was not accepted.
 func (m *Machine) passkeyFailed(why string, now time.Time) {
+	m.passkey = passkey{}
 	m.drop()
-	message := status.Clean(why, 300) + ": the pairing begins anew, scan the next code"
+	message := status.Clean(why, 300) + ": the pairing starts again, scan the next code"
 	m.recordEvent(corev1.EventTypeWarning, v1alpha1.ReasonPasskeyFailed, message)
 	m.onFailed(v1alpha1.ReasonPasskeyFailed, message, now)
 }
 
-// tickPasskey acts upon the time and the annotations while a passkey is asked for.
+// tickPasskey handles the time and the annotations while a passkey is asked for.
 func (m *Machine) tickPasskey(now time.Time) {
 	if !now.Before(m.passkey.until) {
+		m.passkey = passkey{}
 		m.drop()
 		m.retryAt = now
-		const message = "the passkey was not answered in time: the pairing begins anew, scan the next code"
+		const message = "the passkey was not answered in time: the pairing starts again, scan the next code"
 		m.recordEvent(corev1.EventTypeWarning, v1alpha1.ReasonPasskeyExpired, message)
 		m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonPasskeyExpired, message, now)
 		return
@@ -172,7 +175,7 @@ func (m *Machine) refusePasskey(annotation string, why error, now time.Time) {
 	m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonPasskeyRequired, message, now)
 }
 
-// onPasskeyAnswered takes note of the result of OpPasskeyAnswer.
+// onPasskeyAnswered handles the result of OpPasskeyAnswer.
 func (m *Machine) onPasskeyAnswered(why string, now time.Time) {
 	m.passkey.answer = ""
 	switch {
@@ -187,7 +190,7 @@ func (m *Machine) onPasskeyAnswered(why string, now time.Time) {
 	}
 }
 
-// onPasskeyConfirmed takes note of the result of OpPasskeyConfirm.
+// onPasskeyConfirmed handles the result of OpPasskeyConfirm.
 func (m *Machine) onPasskeyConfirmed(why string, now time.Time) {
 	m.passkey.confirmed = false
 	if why != "" && m.want.Passkey != nil {
@@ -195,15 +198,14 @@ func (m *Machine) onPasskeyConfirmed(why string, now time.Time) {
 	}
 }
 
-// passkeyInterrupted says that a request was lost with the process that had it.
-func (m *Machine) passkeyInterrupted() {
-	if !m.passkeyLost {
-		return
-	}
-	m.passkeyLost = false
-	if m.want.JID == "" && !m.logoutWanted() {
-		m.recordEvent(corev1.EventTypeWarning, v1alpha1.ReasonPasskeyExpired,
-			"the session moved to another worker process while its passkey was asked for: the pairing begins anew, scan the next code")
+// PasskeyLostMessage says what to do when a request was lost with its connection.
+const PasskeyLostMessage = "the connection that asked for the account's passkey has ended, or the session has moved: the pairing starts again, scan the next code"
+
+// losePasskey records, if one was lost, that a person who is answering the request must
+// start again.
+func (m *Machine) losePasskey(lost bool) {
+	if lost && !m.logoutWanted() {
+		m.recordEvent(corev1.EventTypeWarning, v1alpha1.ReasonPasskeyExpired, PasskeyLostMessage)
 	}
 }
 
@@ -215,10 +217,12 @@ func Digest(annotation string) string {
 }
 
 type passkeyRequest struct {
-	Challenge        string `json:"challenge"`
-	AllowCredentials []struct {
-		ID string `json:"id"`
-	} `json:"allowCredentials"`
+	Challenge        string              `json:"challenge"`
+	AllowCredentials []passkeyCredential `json:"allowCredentials"`
+}
+
+type passkeyCredential struct {
+	ID string `json:"id"`
 }
 
 type passkeyResponse struct {
@@ -276,11 +280,7 @@ func CheckPasskeyResponse(options, response string) error {
 	if client.Origin != whatsAppOrigin {
 		return errors.New("it was made on another page than " + whatsAppOrigin + ask)
 	}
-	if len(request.AllowCredentials) > 0 && !slices.ContainsFunc(request.AllowCredentials, func(c struct {
-		ID string `json:"id"`
-	}) bool {
-		return equalURL(c.ID, r.RawID)
-	}) {
+	if len(request.AllowCredentials) > 0 && !slices.ContainsFunc(request.AllowCredentials, func(c passkeyCredential) bool { return equalURL(c.ID, r.RawID) }) {
 		return errors.New("the passkey of another account has answered: choose the one of the phone that was linked")
 	}
 	return nil

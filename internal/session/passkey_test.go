@@ -252,6 +252,13 @@ func TestAPasskeyThatIsNotAnswered(t *testing.T) {
 		"because the request is no JSON": {func(_ Gomega, p *machineTest) {
 			p.Step(Event{Type: EventPasskeyRequest, PasskeyOptions: "{"}, p.now)
 		}, v1alpha1.ReasonPasskeyFailed, "cannot be used"},
+		"because the connection is lost": {func(_ Gomega, p *machineTest) {
+			p.Step(Event{Type: EventDisconnected, Reason: EndSocketClosed, Message: "the network"}, p.now)
+		}, v1alpha1.ReasonReconnecting, v1alpha1.ReasonPasskeyExpired + ": the connection that asked"},
+		"because WhatsApp offers new codes, and they run out": {func(_ Gomega, p *machineTest) {
+			p.Step(Event{Type: EventQR, Codes: []string{"another"}}, p.now)
+			p.now = p.now.Add(firstCode)
+		}, v1alpha1.ReasonWaitingForScan, v1alpha1.ReasonPasskeyExpired + ": the connection that asked"},
 		"because the client cannot go on": {func(_ Gomega, p *machineTest) {
 			p.Step(Event{Type: EventPasskeyFailed, Message: "WhatsApp's continuation of the passkey cannot be read"}, p.now)
 		}, v1alpha1.ReasonPasskeyFailed, "cannot be read"},
@@ -309,7 +316,29 @@ func TestAPasskeyAnswerThatWhatsAppRefuses(t *testing.T) {
 	g.Expect(events).To(ContainSubstring("an answer was given before"))
 }
 
-// A process dies, or the session moves, while a passkey is asked for.
+// The session moves while a passkey is asked for: the worker that it leaves reports it, once.
+func TestAPasskeyIsLostWithAMove(t *testing.T) {
+	g := NewWithT(t)
+	p := asked(t, newAccount(t).request(challenge))
+	p.next()
+	p.write()
+	p.change(func(s *v1alpha1.WhatsAppSession) { s.Status.Worker, s.Status.Epoch = "worker-b", 101 })
+	var events string
+	for range 6 {
+		op, reported := p.reported()
+		events += reported
+		if op == OpClose {
+			p.Step(Closed{}, p.now)
+		}
+		p.Step(Published{}, p.now)
+		p.write()
+	}
+	g.Expect(events).To(Equal(v1alpha1.ReasonPasskeyExpired + ": " + PasskeyLostMessage + "\n"))
+	g.Expect(p.Object().Status.HeldBy).To(BeEmpty())
+	g.Expect(p.Object().Status.Passkey).To(BeNil())
+}
+
+// A process dies while a passkey is asked for.
 func TestAPasskeyIsLostWithItsProcess(t *testing.T) {
 	g := NewWithT(t)
 	mine := newAccount(t)
