@@ -128,3 +128,19 @@ func TestPasskeyStepsOutOfOrder(t *testing.T) {
 	w.g.Expect(s.ConfirmPasskey(t.Context())).To(MatchError(ContainSubstring("confirming the passkey")))
 	w.g.Expect(s.AnswerPasskey(t.Context(), "[]")).To(MatchError(ContainSubstring("cannot be read")))
 }
+
+// A request that cannot be read is asked for again, and the pairing goes on without waiting
+// for a time-out where WhatsApp does not answer that either.
+func TestAPasskeyRequestThatCannotBeRead(t *testing.T) {
+	for name, content := range map[string]string{"no JSON": "{", "another form": `{"challenge":7}`, "nothing": ""} {
+		t.Run(name, func(t *testing.T) {
+			w := newEnvironment(t)
+			w.hostile = true // the simulator counts the question, because it has asked for no passkey
+			s := w.connect(w.take())
+			s.event(EventQR)
+			w.g.Expect(w.simulator.Play("", encode(element("notification", attrs{"from": types.ServerJID, "id": "1", "type": "passkey_prologue_request"},
+				leaf("passkey_request_options", []byte(content)))))).To(Succeed())
+			w.g.Expect(s.event(EventPasskeyFailed).Message).To(ContainSubstring("passkey"))
+		})
+	}
+}
