@@ -163,6 +163,9 @@ func (w *environment) startSimulator() {
 		if err := <-ended; err != nil {
 			w.root.Error("simulator:", err)
 		}
+		if unknown := w.simulator.Stats().Unknown; len(unknown) > 0 {
+			w.root.Errorf("the simulator got requests that it does not know: %v", unknown)
+		}
 	})
 }
 

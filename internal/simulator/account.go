@@ -47,6 +47,12 @@ type account struct {
 	name      string // the name that recipients see
 	devices   map[uint16]*device
 	lastIndex uint16
+	// watchers are the devices of others that have asked for the list of its devices.
+	watchers map[*device]struct{}
+	// contacts is what it has given to others and received from them, by their LID.
+	contacts map[string]*contact
+	// salt makes the tokens for contacts that have given it none; nil until a device got it.
+	salt []byte
 }
 
 func (a *account) jid() types.JID    { return types.NewJID(a.phone, types.DefaultUserServer) }
@@ -221,7 +227,8 @@ func (s *Server) accountLocked(phone string) (*account, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make an account's key: %w", err)
 	}
-	a := &account{phone: phone, identity: identity, name: "Contact " + phone, devices: map[uint16]*device{}, handset: newHandset(identity)}
+	a := &account{phone: phone, identity: identity, name: "Contact " + phone, handset: newHandset(identity),
+		devices: map[uint16]*device{}, watchers: map[*device]struct{}{}, contacts: map[string]*contact{}}
 	if a.passkey, err = passkey.New(); err != nil {
 		return nil, err
 	}
@@ -286,6 +293,22 @@ func (s *Server) deviceLocked(name string) (*device, error) {
 	return newest, nil
 }
 
+// LID returns the JID under which WhatsApp addresses the account with that phone number
+// instead of its number. The account is created if it does not exist.
+func (s *Server) LID(phone string) (string, error) {
+	phone, err := parsePhone(phone)
+	if err != nil {
+		return "", err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a, err := s.accountLocked(phone)
+	if err != nil {
+		return "", err
+	}
+	return a.lidJID().String(), nil
+}
+
 // parseDeviceName reads a device's JID, or a phone number.
 func parseDeviceName(name string) (types.JID, error) {
 	if !strings.Contains(name, "@") {
@@ -314,9 +337,13 @@ func (a *account) newIndexLocked() (uint16, error) {
 // unlink forgets a device: its next login is refused with 401.
 func (s *Server) unlink(d *device) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if d.account.devices[d.index] == d {
+	linked := d.account.devices[d.index] == d
+	if linked {
 		delete(d.account.devices, d.index)
+	}
+	s.mu.Unlock()
+	if linked {
+		s.publishDevices(d, "remove")
 	}
 }
 

@@ -45,7 +45,7 @@ func (c Control) Doubled(ctx context.Context) ([]Doubled, error) {
 	return call[[]Doubled](ctx, c, http.MethodGet, "/doubled", nil)
 }
 
-// Unknown counts the requests that the simulator did not know, by name.
+// Unknown counts what clients sent and the simulator does not know, by name.
 func (c Control) Unknown(ctx context.Context) (map[string]int64, error) {
 	return call[map[string]int64](ctx, c, http.MethodGet, "/unknown", nil)
 }
@@ -88,6 +88,18 @@ func (c Control) SetAlias(ctx context.Context, phone, alias string) error {
 func (c Control) Send(ctx context.Context, device, from, text string) (string, error) {
 	out, err := call[sendAnswer](ctx, c, http.MethodPost, "/send", sendRequest{Device: device, From: from, Text: text})
 	return out.ID, err
+}
+
+// Notify sends a device a stanza that clients can receive without a request.
+func (c Control) Notify(ctx context.Context, device, from, stanza string) (string, error) {
+	out, err := call[sendAnswer](ctx, c, http.MethodPost, "/notify", notifyRequest{Device: device, From: from, Stanza: stanza})
+	return out.ID, err
+}
+
+// LID returns the JID under which WhatsApp addresses the account with that phone number.
+func (c Control) LID(ctx context.Context, phone string) (string, error) {
+	out, err := call[lidAnswer](ctx, c, http.MethodGet, "/lid?"+url.Values{"phone": {phone}}.Encode(), nil)
+	return out.LID, err
 }
 
 // Received lists the messages of a device, or of all devices if device is empty.

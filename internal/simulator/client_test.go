@@ -221,6 +221,8 @@ type memory struct {
 	uploaded map[uint32]bool
 	lids     map[string]types.JID
 	pns      map[string]types.JID
+	tokens   map[types.JID]store.PrivacyToken
+	salt     []byte
 }
 
 // newDevice is a device that is not paired.
@@ -241,7 +243,7 @@ func (m *memory) PutDevice(_ context.Context, d *store.Device) error {
 		return nil
 	}
 	m.sessions, m.preKeys, m.uploaded = map[string][]byte{}, map[uint32]*keys.PreKey{}, map[uint32]bool{}
-	m.lids, m.pns = map[string]types.JID{}, map[string]types.JID{}
+	m.lids, m.pns, m.tokens = map[string]types.JID{}, map[string]types.JID{}, map[types.JID]store.PrivacyToken{}
 	d.Identities, d.Sessions, d.PreKeys, d.SenderKeys, d.AppStateKeys, d.AppState = m, m, m, m, m, m
 	d.Contacts, d.ChatSettings, d.MsgSecrets, d.PrivacyTokens, d.NCTSalt, d.EventBuffer, d.LIDs = m, m, m, m, m, m, m
 	d.Initialized = true
@@ -388,6 +390,37 @@ func (m *memory) GetManyLIDsForPNs(_ context.Context, pns []types.JID) (map[type
 		}
 	}
 	return out, nil
+}
+
+func (m *memory) PutPrivacyTokens(_ context.Context, tokens ...store.PrivacyToken) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, token := range tokens {
+		m.tokens[token.User] = token
+	}
+	return nil
+}
+
+func (m *memory) GetPrivacyToken(_ context.Context, user types.JID) (*store.PrivacyToken, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if token, ok := m.tokens[user]; ok {
+		return &token, nil
+	}
+	return nil, nil
+}
+
+func (m *memory) PutNCTSalt(_ context.Context, salt []byte) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.salt = salt
+	return nil
+}
+
+func (m *memory) GetNCTSalt(context.Context) ([]byte, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.salt, nil
 }
 
 func (m *memory) lookUp(in map[string]types.JID, jid types.JID) types.JID {

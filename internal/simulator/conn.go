@@ -185,9 +185,14 @@ func (c *conn) handle(frame []byte) error {
 	if err != nil {
 		return fmt.Errorf("decode a node: %w", err)
 	}
-	switch node.Tag {
-	case "iq":
+	if node.Tag == "iq" {
 		return c.handleIQ(node)
+	}
+	if !c.srv.checkKnown(node.Tag, node) {
+		c.srv.countUnknown(node.Tag)
+		return nil
+	}
+	switch node.Tag {
 	case "message":
 		return c.handleMessage(node)
 	case "receipt":
@@ -195,22 +200,25 @@ func (c *conn) handle(frame []byte) error {
 	case "ack":
 		c.handleAck(node)
 	case "presence":
-		if name, _ := node.Attrs["name"].(string); name != "" && c.device != nil {
-			c.srv.mu.Lock()
-			c.device.account.name = name
-			c.srv.mu.Unlock()
-		}
-	case "chatstate":
-	case "ib":
-		for _, child := range node.GetChildren() {
-			if child.Tag != "unified_session" { // reports how long the client has been used this week
-				c.srv.countUnknown("ib " + child.Tag)
-			}
-		}
-	default:
-		c.srv.countUnknown(node.Tag)
+		c.handlePresence(node)
+	case "call":
+		return c.send(waBinary.Node{Tag: "ack", Attrs: waBinary.Attrs{"class": "call", "id": attribute(node, "id"), "from": node.Attrs["to"]}})
 	}
 	return nil
+}
+
+// handlePresence stores the name that a device shows, and checks the token with which it
+// subscribes to the presence of a contact.
+func (c *conn) handlePresence(node *waBinary.Node) {
+	if c.device == nil {
+		return
+	}
+	c.srv.mu.Lock()
+	defer c.srv.mu.Unlock()
+	if name := attribute(node, "name"); name != "" {
+		c.device.account.name = name
+	}
+	c.srv.checkTokenLocked(c.device.account, jidAttribute(node, "to"), node)
 }
 
 // decode turns the plaintext of a frame into a node. The library's decoder

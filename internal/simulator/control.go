@@ -53,6 +53,14 @@ type (
 		From   string `json:"from,omitempty"`
 		Text   string `json:"text"`
 	}
+	notifyRequest struct {
+		Device string `json:"device"`
+		From   string `json:"from,omitempty"`
+		Stanza string `json:"stanza"`
+	}
+	lidAnswer struct {
+		LID string `json:"lid"`
+	}
 	sendAnswer struct {
 		ID string `json:"id"`
 	}
@@ -113,6 +121,14 @@ func (s *Server) controlHandler() http.Handler {
 		id, err := s.Send(r.Context(), in.Device, in.From, in.Text)
 		return sendAnswer{ID: id}, err
 	}))
+	mux.HandleFunc("POST /notify", post(func(r *http.Request, in notifyRequest) (any, error) {
+		id, err := s.Notify(r.Context(), in.Device, in.From, in.Stanza)
+		return sendAnswer{ID: id}, err
+	}))
+	get("/lid", func(r *http.Request) (any, error) {
+		lid, err := s.LID(r.URL.Query().Get("phone"))
+		return lidAnswer{LID: lid}, err
+	})
 	mux.HandleFunc("POST /alias", post(func(_ *http.Request, in aliasBody) (any, error) {
 		return in, s.SetAlias(in.Phone, in.Alias)
 	}))

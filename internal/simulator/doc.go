@@ -16,9 +16,13 @@
 //   - pairing.go: QR codes and their scan; phonecode.go: codes that are typed on
 //     the phone; companion.go: pairing with a passkey; login.go: logins, refusals,
 //     and the count of doubled connections.
-//   - iq.go: the answers to a client's iq requests; account.go: phones
-//     and the devices linked to them; handset.go: a phone's Signal keys;
-//     messages.go: messages both ways, and the queue of those without a receipt.
+//   - iq.go: the answers to a client's iq requests; known.go and known.txt: all that
+//     clients send; account.go: phones and the devices linked to them; handset.go: a
+//     phone's Signal keys; messages.go: messages both ways, and the queue of the stanzas
+//     without an acknowledgement.
+//   - stanzas.go: what WhatsApp sends without a request; devicelist.go: the lists of an
+//     account's devices; tokens.go: the privacy tokens of contacts; play.go: methods for
+//     tests of a client.
 //   - web.go: the page that names the newest web version, and the check for
 //     outdated clients.
 //   - fault.go: the faults that can be injected.
@@ -39,9 +43,11 @@
 //	POST   /passkey {"phone","request"}  {"answer"}: the answer of a browser to a passkey request
 //	GET    /confirmation-code?phone=     {"code"}: the code that the phone shows while a device is linked with its passkey
 //	POST   /send      {"device","from","text"}  {"id"}: a contact writes to a device
+//	POST   /notify {"device","from","stanza"}  {"id"}: send a stanza of [Stanzas], for example a status or a call of the contact
+//	GET    /lid       ?phone=        {"lid"}: the LID of the account with that number
 //	GET    /received  ?device=       list of [Message]: messages that devices sent, as the recipient's phone decrypted them
 //	GET    /doubled                  list of [Doubled]: second logins while the first connection was alive
-//	GET    /unknown                  {"name": count}: requests of clients that the simulator does not know
+//	GET    /unknown                  {"name": count}: what clients sent and the simulator does not know
 //	POST   /alias     {"phone","alias"}  make alias another way to write an account's number
 //	GET    /version                  {"web_version"}: the version that the page of WhatsApp Web names
 //	POST   /version   {"web_version"} set the version that the page names; 0 is the library's own
@@ -52,10 +58,35 @@
 // A device is named by its JID ("15551234567:1@s.whatsapp.net") or by its phone
 // number, which means the newest device linked to it (in a fault: all of them).
 //
+// # Numbers and LIDs
+//
+// Each account has a phone number and a LID, and clients can use both everywhere. As
+// with WhatsApp, clients write to LIDs. A contact that is named by its number in
+// [Server.Send] is the sender by its number, with the LID as an attribute, and the other
+// way round. When a device is linked or unlinked, those who know the account's devices
+// are informed, and a message to an old list is answered with the hash of the new one.
+//
+// # Tokens and the reach-out lock
+//
+// A client gives each contact a privacy token, which the contact's devices receive and
+// add to their messages and requests; [Message] and [Stats] say whether the tokens were
+// valid. With [FaultReachOutLock] messages to strangers without a token get error 463.
+//
+// # What is known
+//
+// known.txt lists all stanzas and requests of clients, with their attributes and
+// children, of whatsmeow today and at the end of 2025. Everything else is counted in
+// [Stats.Unknown], and tests fail if anything was; a request is refused with error 501,
+// so that no client waits. Acknowledgements must repeat the attributes of their stanza.
+// [Server.Notify] sends each stanza that whatsmeow handles, and some that it only
+// acknowledges. Clients of 2025 are served too: their QR codes, and the requests that
+// today's clients no longer make.
+//
 // # What it leaves out
 //
-// Groups, channels, media files, and the phone's history and its settings.
-// Requests about those are refused with an error that a client can handle, and
-// never left without an answer. Requests that the simulator does not know are
-// counted.
+// Groups, channels, media files, pictures, businesses, bots, calls, usernames, Messenger,
+// and the phone's settings. Requests about those are refused with the error that
+// WhatsApp gives where there is nothing (404) or no right (403), or answered with an
+// empty list; changes to the privacy settings and blocked contacts are accepted and not
+// stored. The history of a phone ([Server.SendHistory]) has no messages.
 package simulator

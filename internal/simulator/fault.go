@@ -68,6 +68,10 @@ const (
 	// FaultSenderOffline leaves requests for a message that could not be decrypted
 	// without an answer.
 	FaultSenderOffline FaultKind = "sender-offline"
+	// FaultReachOutLock refuses messages to strangers with error 463, and informs the
+	// devices that their account is locked until the fault ends. A stranger is a person who
+	// has not written to the account; a message with a valid token is accepted.
+	FaultReachOutLock FaultKind = "reach-out-lock"
 	// FaultMalformed makes the messages of contacts malformed, by Fault.Code: keys (an
 	// encrypted message with empty keys), sender-key (a message in a group with an
 	// empty sender key).
@@ -163,7 +167,7 @@ func (f Fault) check() (target types.JID, once bool, err error) {
 		if f.Device != "" {
 			return bad("%s concerns all scans: there is no device yet", f.Kind)
 		}
-	case FaultMute, FaultRefuse, FaultCloseAtOnce, FaultLoseEnd, FaultSenderOffline:
+	case FaultMute, FaultRefuse, FaultCloseAtOnce, FaultLoseEnd, FaultSenderOffline, FaultReachOutLock:
 	default:
 		return bad("there is no fault %q", string(f.Kind))
 	}
@@ -205,6 +209,12 @@ func (s *Server) Inject(f Fault) (int, error) {
 	s.mu.Unlock()
 
 	switch f.Kind {
+	case FaultReachOutLock:
+		var until time.Time
+		if f.For.Duration > 0 {
+			until = s.clock.Now().Add(f.For.Duration)
+		}
+		s.sendReachOutLock(target, true, until)
 	case FaultDrop, FaultRefuse, FaultFailure:
 		for _, c := range hit {
 			c.close()
@@ -229,6 +239,23 @@ func (s *Server) Inject(f Fault) (int, error) {
 	}
 	s.log.Info("Injected a fault", "kind", f.Kind, "device", f.Device, "connections", len(hit))
 	return len(hit), nil
+}
+
+// sendReachOutLock informs the devices that a fault with that target concerns.
+func (s *Server) sendReachOutLock(target types.JID, active bool, until time.Time) {
+	var devices []*device
+	s.mu.Lock()
+	for _, a := range s.byPhone {
+		for _, d := range a.devices {
+			if concerns(target, d) {
+				devices = append(devices, d)
+			}
+		}
+	}
+	s.mu.Unlock()
+	for _, d := range devices {
+		s.sendStanza(d, reachOutLock(active, until))
+	}
 }
 
 func thaw(conns []*conn) int {
@@ -304,12 +331,18 @@ func (s *Server) Clear(kind FaultKind, device string) (int, error) {
 	s.mu.Lock()
 	s.expireLocked()
 	before := len(s.faults)
+	unlocked := false
 	s.faults = slices.DeleteFunc(s.faults, func(f activeFault) bool {
-		return (kind == "" || f.Kind == kind) && (device == "" || f.target == target)
+		ended := (kind == "" || f.Kind == kind) && (device == "" || f.target == target)
+		unlocked = unlocked || ended && f.Kind == FaultReachOutLock
+		return ended
 	})
 	cleared := before - len(s.faults)
 	hit := s.concernedLocked(target)
 	s.mu.Unlock()
+	if unlocked {
+		s.sendReachOutLock(target, false, time.Time{})
+	}
 	if kind == "" || kind == FaultFreeze {
 		cleared += thaw(hit)
 	}

@@ -1,6 +1,7 @@
 package simulator
 
 import (
+	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -22,6 +23,9 @@ type reply struct {
 	after func() error
 }
 
+// keepAlive is the only request that is answered both before and after a login.
+const keepAlive = "w:p/get"
+
 var (
 	done     = reply{}
 	notFound = reply{code: 404, text: "item-not-found"}
@@ -38,7 +42,7 @@ var answers = map[string]func(c *conn, iq *waBinary.Node) (reply, bool){
 	"usync/get":                   (*conn).answerUsync,
 	"md/set":                      (*conn).answerRemoveDevice,
 	"privacy/get":                 always(result(waBinary.Node{Tag: "privacy", Content: privacySettings})),
-	"privacy/set":                 always(done),
+	"privacy/set":                 (*conn).answerPrivacy,
 	"status/get":                  always(notFound), // the client falls back to "my contacts"
 	"status/set":                  always(done),
 	"blocklist/get":               always(result(waBinary.Node{Tag: "list", Attrs: waBinary.Attrs{"dhash": "0"}})),
@@ -51,7 +55,7 @@ var answers = map[string]func(c *conn, iq *waBinary.Node) (reply, bool){
 	"w:m/set":                     (*conn).answerMediaConn,
 	"w:g2/get":                    (*conn).answerGroups,
 	"w:g2/set":                    always(notYours),
-	"w:profile:picture/get":       always(notFound),
+	"w:profile:picture/get":       (*conn).answerPicture,
 	"w:profile:picture/set":       always(notYours),
 	"w:biz/get":                   (*conn).answerBusiness,
 	"w:qr/get":                    always(notFound),
@@ -62,6 +66,7 @@ var answers = map[string]func(c *conn, iq *waBinary.Node) (reply, bool){
 	"tos/set":                     always(done),
 	"bot/get":                     always(result(waBinary.Node{Tag: "bot", Attrs: waBinary.Attrs{"v": "2"}})),
 	"fb:thrift_iq/get":            always(notFound), // the details of an order
+	"fbid:devices/get":            always(notFound), // the devices of users of Messenger
 }
 
 // answersBeforeLogin is the same map for a client that is not paired.
@@ -93,6 +98,7 @@ func always(r reply) func(*conn, *waBinary.Node) (reply, bool) {
 func (c *conn) handleIQ(iq *waBinary.Node) error {
 	kind, id, namespace := attribute(iq, "type"), attribute(iq, "id"), attribute(iq, "xmlns")
 	if kind == "result" || kind == "error" {
+		c.srv.checkKnown("answer", iq)
 		if c.pairing != nil {
 			c.srv.mu.Lock()
 			found := c.pairing.scan
@@ -103,7 +109,8 @@ func (c *conn) handleIQ(iq *waBinary.Node) error {
 		}
 		return nil
 	}
-	if namespace == "w:p" { // keep-alive
+	if namespace == "w:p" && kind == "get" { // keep-alive
+		c.srv.checkKnown(keepAlive, iq)
 		if _, mute := c.srv.active(FaultMute, c.device); mute {
 			return nil
 		}
@@ -113,17 +120,18 @@ func (c *conn) handleIQ(iq *waBinary.Node) error {
 		return c.send(*answer)
 	}
 	r, known := reply{code: 501, text: "feature-not-implemented"}, false
-	answer := answers[namespace+"/"+kind]
+	name := namespace + "/" + kind
+	answer := answers[name]
 	if c.device == nil {
-		answer = answersBeforeLogin[namespace+"/"+kind]
+		answer = answersBeforeLogin[name]
 	}
 	if answer != nil {
 		if r2, ok := answer(c, iq); ok {
 			r, known = r2, true
+			c.srv.checkKnown(name, iq)
 		}
 	}
 	if !known {
-		name := namespace + "/" + kind
 		if children := iq.GetChildren(); len(children) > 0 {
 			name += "/" + children[0].Tag
 		}
@@ -254,15 +262,17 @@ func (c *conn) answerUsync(iq *waBinary.Node) (reply, bool) {
 		if len(asked) > 0 {
 			jid = types.NewJID(strings.TrimPrefix(strings.TrimSuffix(string(asked), "@"+types.LegacyUserServer), "+"), types.DefaultUserServer)
 		}
-		if jid.User == "" {
-			continue
+		if _, bot := user.GetOptionalChildByTag("bot"); bot || jid.User == "" {
+			continue // there are no bots
 		}
 		c.srv.mu.Lock()
+		c.srv.checkTokenLocked(c.device.account, jid, &user)
 		a := c.srv.accountOfLocked(jid)
 		var indices []uint16
 		if a != nil {
-			for index := range a.devices {
-				indices = append(indices, index)
+			indices = slices.Collect(maps.Keys(a.devices))
+			if _, ok := query.GetOptionalChildByTag("devices"); ok && a != c.device.account {
+				a.watchers[c.device] = struct{}{}
 			}
 			if jid.Server != types.HiddenUserServer {
 				jid = a.jid() // the account's own number, even if the request has an alias
@@ -299,10 +309,7 @@ func (c *conn) answerUsync(iq *waBinary.Node) (reply, bool) {
 				if a != nil {
 					facts = append(facts, waBinary.Node{Tag: "lid", Attrs: waBinary.Attrs{"val": a.lidJID()}})
 				}
-			case "status", "picture", "business", "bot", "disappearing_mode", "username":
-				// No account has any of these.
-			default:
-				c.srv.countUnknown("usync query " + wanted.Tag)
+			default: // no account has a status, picture, business, bot, disappearing_mode or username
 			}
 		}
 		users = append(users, waBinary.Node{Tag: "user", Attrs: answer, Content: facts})
@@ -312,6 +319,28 @@ func (c *conn) answerUsync(iq *waBinary.Node) (reply, bool) {
 		Attrs:   waBinary.Attrs{"sid": attribute(&request, "sid"), "mode": attribute(&request, "mode"), "context": attribute(&request, "context"), "index": "0", "last": "true"},
 		Content: []waBinary.Node{{Tag: "result"}, {Tag: "list", Content: users}},
 	}), true
+}
+
+// answerPrivacy accepts changes of the privacy settings without storing them, and stores
+// the privacy tokens that an account gives its contacts.
+func (c *conn) answerPrivacy(iq *waBinary.Node) (reply, bool) {
+	if tokens, ok := iq.GetOptionalChildByTag("tokens"); ok {
+		return c.issueTokens(tokens.GetChildren()), true
+	}
+	_, ok := iq.GetOptionalChildByTag("privacy")
+	return done, ok
+}
+
+// answerPicture says that an account has no picture.
+func (c *conn) answerPicture(iq *waBinary.Node) (reply, bool) {
+	picture, ok := iq.GetOptionalChildByTag("picture")
+	if !ok {
+		return reply{}, false
+	}
+	c.srv.mu.Lock()
+	defer c.srv.mu.Unlock()
+	c.srv.checkTokenLocked(c.device.account, jidAttribute(iq, "target"), &picture)
+	return notFound, true
 }
 
 // answerRemoveDevice unlinks the requesting device (a logout).
@@ -385,11 +414,24 @@ func (c *conn) answerBusiness(iq *waBinary.Node) (reply, bool) {
 	}}), true
 }
 
-// graphQL maps the ids of queries to answers (whatsmeow's newsletter.go and user.go).
-// Other queries have no answer.
+// graphQL holds the queries of whatsmeow (newsletter.go and user.go) by their ids, with
+// their answers; without an answer the server says that it found nothing. Apps for
+// computers ask with other ids than WhatsApp Web.
 var graphQL = map[string]string{
-	"9152604461510864": `{"data":{}}`,                                // sets the text about the account
-	"6388546374527196": `{"data":{"xwa2_newsletter_subscribed":[]}}`, // the channels that it follows
+	"9152604461510864": `{"data":{}}`, // set the text about the account
+
+	// The channels that it follows: WhatsApp Web, and an app (which has the same id for "follow a channel").
+	"6388546374527196": `{"data":{"xwa2_newsletter_subscribed":[]}}`,
+	"8621797084555037": `{"data":{"xwa2_newsletter_subscribed":[]}}`,
+
+	// About a channel, recommended channels, all channels, a channel's subscribers; mute,
+	// unmute, update, create, unfollow and follow a channel.
+	"6563316087068696": "", "7272540469429201": "", "7263823273662354": "", "6190824427689257": "", "9800646650009898": "",
+	"6274038279359549": "", "6068417879924485": "", "7150902998257522": "", "6234210096708695": "", "6392786840836363": "",
+	"9926858900719341": "",
+	// The same from an app.
+	"9779843322044422": "", "27256776790637714": "", "25403502652570342": "", "5971669009605755": "", "6104029483058502": "",
+	"7839742399440946": "", "27527996220149684": "", "8782612271820087": "",
 }
 
 // answerGraphQL answers GraphQL queries.
@@ -398,8 +440,12 @@ func (c *conn) answerGraphQL(iq *waBinary.Node) (reply, bool) {
 	if !ok {
 		return reply{}, false
 	}
-	answer, ok := graphQL[attribute(&query, "query_id")]
+	id := attribute(&query, "query_id")
+	answer, ok := graphQL[id]
 	if !ok {
+		c.srv.countUnknown("w:mex/get/query " + id)
+	}
+	if answer == "" {
 		return notFound, true
 	}
 	return result(waBinary.Node{Tag: "result", Content: []byte(answer)}), true

@@ -33,6 +33,10 @@ type Message struct {
 	At   time.Time `json:"at"`
 	// Problem says why Text could not be read.
 	Problem string `json:"problem,omitempty"`
+	// Token is the kind of the token that the message carried (tctoken or cstoken), and
+	// TokenValid is true if it came from the recipient or from the sender's own phone.
+	Token      string `json:"token,omitempty"`
+	TokenValid bool   `json:"token_valid,omitempty"`
 }
 
 // stanza is a node that a device must acknowledge.
@@ -57,8 +61,15 @@ type queue struct {
 
 type sentMessage struct {
 	id        string
-	from      *account
+	from      correspondent
 	plaintext []byte
+}
+
+// correspondent is an account that writes to a device, and whether the message names it by
+// its LID. WhatsApp uses both, for the same contact from one message to the next.
+type correspondent struct {
+	account *account
+	byLID   bool
 }
 
 // maxSent limits the plaintexts that are kept for a device; a client asks for a
@@ -66,14 +77,26 @@ type sentMessage struct {
 const maxSent = 64
 
 // messages counts the messages among the waiting stanzas.
-func (q *queue) messages() int {
+func (q *queue) messages() int { return q.count("message") }
+
+// count counts the waiting stanzas with that tag.
+func (q *queue) count(tag string) int {
 	n := 0
 	for _, s := range q.waiting {
-		if s.tag == "message" {
+		if s.tag == tag {
 			n++
 		}
 	}
 	return n
+}
+
+// find returns the first waiting stanza with that tag and id, or nil.
+func (q *queue) find(tag, id string) *stanza {
+	i := slices.IndexFunc(q.waiting, func(s *stanza) bool { return s.tag == tag && s.id == id })
+	if i < 0 {
+		return nil
+	}
+	return q.waiting[i]
 }
 
 // remove removes an acknowledged stanza. It returns false if there is none.
@@ -100,11 +123,15 @@ func (q *queue) remove(tag, id string, force bool) bool {
 
 // enqueue adds a stanza for a device and sends it if the device is connected.
 func (s *Server) enqueue(d *device, st *stanza) {
+	s.add(d, st)
+	s.deliver(d)
+}
+
+func (s *Server) add(d *device, st *stanza) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	st.queued = s.clock.Now()
 	d.queue.waiting = append(d.queue.waiting, st)
-	s.mu.Unlock()
-	s.deliver(d)
 }
 
 // deliver sends a device, in order, the stanzas that have not been sent on its
@@ -143,11 +170,13 @@ func (c *conn) activate() error {
 	d := c.device
 	c.srv.mu.Lock()
 	c.active, c.activeAt = true, c.srv.clock.Now()
-	waiting, messages := len(d.queue.waiting), d.queue.messages()
+	waiting, messages, receipts := len(d.queue.waiting), d.queue.messages(), d.queue.count("receipt")
 	c.srv.mu.Unlock()
 	if waiting > 0 {
 		if err := c.send(waBinary.Node{Tag: "ib", Attrs: fromServer(waBinary.Attrs{}), Content: []waBinary.Node{{
-			Tag: "offline_preview", Attrs: waBinary.Attrs{"count": waiting, "message": messages, "receipt": waiting - messages, "appdata": 0, "notification": 0},
+			Tag: "offline_preview", Attrs: waBinary.Attrs{
+				"count": waiting, "message": messages, "receipt": receipts, "appdata": 0, "notification": waiting - messages - receipts,
+			},
 		}}}); err != nil {
 			return err
 		}
@@ -160,8 +189,8 @@ func (c *conn) activate() error {
 
 // Send sends a text from a contact to a device, encrypted with the device's own
 // keys, and returns the message's id. The contact is named by its phone number
-// and created if it does not exist ([DefaultContact] if from is empty). A device
-// that is not connected gets the message at its next login. Each message is sent
+// and created if it does not exist ([DefaultContact] if from is empty); if it is named
+// by its LID ([Server.LID]), the message names it so too. A device that is not connected gets the message at its next login. Each message is sent
 // again at each login until the device sends a receipt.
 func (s *Server) Send(ctx context.Context, deviceName, from, text string) (string, error) {
 	if err := ctx.Err(); err != nil {
@@ -170,11 +199,11 @@ func (s *Server) Send(ctx context.Context, deviceName, from, text string) (strin
 	if text == "" {
 		return "", fmt.Errorf("%w: a message needs a text", ErrBadInput)
 	}
-	d, sender, err := s.correspondents(deviceName, strings.TrimSuffix(from, "@"+types.DefaultUserServer))
+	d, sender, err := s.correspondents(deviceName, from)
 	if err != nil {
 		return "", err
 	}
-	if sender == d.account {
+	if sender.account == d.account {
 		return "", fmt.Errorf("%w: a contact writes from another number than the device's own", ErrBadInput)
 	}
 	message := &waE2E.Message{Conversation: proto.String(text)}
@@ -189,9 +218,9 @@ func (s *Server) Send(ctx context.Context, deviceName, from, text string) (strin
 // push encrypts a message of a contact and queues it. With a count it answers the
 // device's count-th request to send the message again; such a message begins a new
 // session.
-func (s *Server) push(d *device, sender *account, id string, plaintext []byte, count string, ignore int) error {
+func (s *Server) push(d *device, sender correspondent, id string, plaintext []byte, count string, ignore int) error {
 	low := false
-	kind, ciphertext, err := sender.handset.encrypt(d, plaintext, func() *prekey.Bundle {
+	kind, ciphertext, err := sender.account.handset.encrypt(d, plaintext, func() *prekey.Bundle {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		bundle := d.bundleLocked()
@@ -206,15 +235,18 @@ func (s *Server) push(d *device, sender *account, id string, plaintext []byte, c
 		enc["count"] = count
 	}
 	s.mu.Lock()
-	name := sender.name
+	name := sender.account.name
 	malformed, _ := s.activeLocked(FaultMalformed, d)
 	s.mu.Unlock()
-	attrs := waBinary.Attrs{
-		"from": sender.jid(), "sender_lid": sender.lidJID(), "id": id, "t": s.seconds(), "type": "text", "notify": name,
+	attrs := waBinary.Attrs{"id": id, "t": s.seconds(), "type": "text", "notify": name}
+	if sender.byLID {
+		attrs["from"], attrs["sender_pn"], attrs["addressing_mode"] = sender.account.lidJID(), sender.account.jid(), string(types.AddressingModeLID)
+	} else {
+		attrs["from"], attrs["sender_lid"] = sender.account.jid(), sender.account.lidJID()
 	}
 	switch malformed.Code {
 	case malformedSenderKey:
-		attrs["from"], attrs["participant"] = malformedGroup, sender.jid()
+		attrs["from"], attrs["participant"] = malformedGroup, sender.account.jid()
 	case malformedKeys:
 		enc["type"] = "pkmsg"
 		if ciphertext, err = emptyKeys(); err != nil {
@@ -247,22 +279,48 @@ func emptyKeys() ([]byte, error) {
 
 // askForPreKeys informs a device that few of its one-time keys are left.
 func (s *Server) askForPreKeys(d *device) {
-	id := newID()
-	s.enqueue(d, &stanza{tag: "notification", id: id, node: waBinary.Node{
-		Tag:     "notification",
-		Attrs:   fromServer(waBinary.Attrs{"type": "encrypt", "id": id, "t": s.seconds()}),
-		Content: []waBinary.Node{{Tag: "count", Attrs: waBinary.Attrs{"value": lowPreKeys}}},
-	}})
+	s.sendStanza(d, notification("encrypt", types.ServerJID, waBinary.Node{Tag: "count", Attrs: waBinary.Attrs{"value": lowPreKeys}}))
 }
 
-// handleAck handles an acknowledgement.
+// handleAck handles an acknowledgement. One with an error says that the client could not
+// handle the stanza. One that does not repeat the attributes of the stanza does not count.
 func (c *conn) handleAck(node *waBinary.Node) {
 	if c.device == nil {
 		return
 	}
-	c.srv.mu.Lock()
-	c.device.queue.remove(attribute(node, "class"), attribute(node, "id"), false)
-	c.srv.mu.Unlock()
+	s := c.srv
+	class, id := attribute(node, "class"), attribute(node, "id")
+	wrong := ""
+	s.mu.Lock()
+	if _, refused := node.Attrs["error"]; refused {
+		s.counts.nacks++
+	}
+	if st := c.device.queue.find(class, id); st != nil {
+		wrong = wrongAck(&st.node, node)
+	}
+	if wrong == "" {
+		c.device.queue.remove(class, id, false)
+	}
+	s.mu.Unlock()
+	if wrong != "" {
+		s.countUnknown("ack of a " + class + " with another " + wrong)
+	}
+}
+
+// wrongAck names an attribute of an acknowledgement that differs from the stanza's.
+func wrongAck(stanza, ack *waBinary.Node) string {
+	if jidAttribute(stanza, "from") != jidAttribute(ack, "to") {
+		return "to"
+	}
+	for _, name := range []string{"participant", "recipient"} {
+		if jidAttribute(stanza, name) != jidAttribute(ack, name) {
+			return name
+		}
+	}
+	if stanza.Tag != "message" && attribute(stanza, "type") != attribute(ack, "type") {
+		return "type"
+	}
+	return ""
 }
 
 // handleReceipt handles the receipt of one or more messages, and forwards it if the
@@ -367,8 +425,16 @@ func (c *conn) handleMessage(node *waBinary.Node) error {
 		ID: attribute(node, "id"), Device: d.jid().String(), To: to.String(), Type: attribute(node, "type"),
 		At: s.clock.Now(), Problem: "no copy of it was for a phone",
 	}
+	var locked bool
+	if locked, message.Token, message.TokenValid = s.checkMessage(d, to, node); locked {
+		return c.send(waBinary.Node{Tag: "ack", Attrs: waBinary.Attrs{
+			"class": "message", "id": message.ID, "from": node.Attrs["to"], "t": s.seconds(), "error": errorReachOut,
+		}})
+	}
 	read, delivered := false, false
+	var addressed []types.JID
 	for _, p := range parts(node) {
+		addressed = append(addressed, p.to)
 		s.mu.Lock()
 		target := s.accountOfLocked(p.to)
 		var other *device
@@ -405,9 +471,13 @@ func (c *conn) handleMessage(node *waBinary.Node) error {
 		d.received = d.received[max(0, len(d.received)-maxReceived):]
 		s.mu.Unlock()
 	}
-	if err := c.send(waBinary.Node{Tag: "ack", Attrs: waBinary.Attrs{
-		"class": "message", "id": message.ID, "from": node.Attrs["to"], "t": s.seconds(),
-	}}); err != nil {
+	ack := waBinary.Attrs{"class": "message", "id": message.ID, "from": node.Attrs["to"], "t": s.seconds()}
+	if _, fanOut := node.GetOptionalChildByTag("participants"); fanOut {
+		if hash := s.listProblem(d, to, addressed); hash != "" {
+			ack["phash"] = hash
+		}
+	}
+	if err := c.send(waBinary.Node{Tag: "ack", Attrs: ack}); err != nil {
 		return err
 	}
 	if delivered {
@@ -416,6 +486,30 @@ func (c *conn) handleMessage(node *waBinary.Node) error {
 		}})
 	}
 	return nil
+}
+
+// errorReachOut refuses a message to a stranger, because the sender is locked or the
+// message carries no token.
+const errorReachOut = 463
+
+// checkMessage checks the token of a message to a person, and reports whether
+// FaultReachOutLock refuses the message.
+func (s *Server) checkMessage(d *device, to types.JID, node *waBinary.Node) (locked bool, token string, valid bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	token, valid = s.checkTokenLocked(d.account, to, node)
+	if _, active := s.activeLocked(FaultReachOutLock, d); !active || valid {
+		return false, token, valid
+	}
+	a := s.accountOfLocked(to)
+	if a == nil || a == d.account {
+		return false, token, valid
+	}
+	if known := d.account.contacts[a.lid]; known != nil && known.wrote {
+		return false, token, valid
+	}
+	s.counts.locked++
+	return true, token, valid
 }
 
 // readMessage decrypts a copy and returns its text.

@@ -381,6 +381,7 @@ func (c *conn) finishScan(iq *waBinary.Node, found *scan) {
 	found.account.devices[found.device.index] = found.device
 	c.srv.counts.pairings++
 	c.srv.mu.Unlock()
+	c.srv.publishDevices(found.device, "add")
 	c.srv.log.V(1).Info("Linked a device", "device", found.device.jid().String())
 	found.result <- nil
 	// "Restart required": the client reconnects and logs in.

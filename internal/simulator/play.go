@@ -1,12 +1,18 @@
 package simulator
 
 import (
+	"bytes"
+	"compress/zlib"
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	waBinary "go.mau.fi/whatsmeow/binary"
 	"go.mau.fi/whatsmeow/proto/waE2E"
+	"go.mau.fi/whatsmeow/proto/waHistorySync"
+	"go.mau.fi/whatsmeow/proto/waLidMigrationSyncPayload"
+	"go.mau.fi/whatsmeow/types"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -83,27 +89,39 @@ func (s *Server) SendMessage(ctx context.Context, device, from string, message *
 	return s.sendTo(d, sender, message)
 }
 
-// correspondents returns a device and the account that writes to it.
-func (s *Server) correspondents(device, from string) (*device, *account, error) {
+// correspondents returns a device and the account that writes to it, which is named by its
+// phone number or its JID.
+func (s *Server) correspondents(device, from string) (*device, correspondent, error) {
 	if from == "" {
 		from = DefaultContact
 	}
-	phone, err := parsePhone(from)
+	name, err := parseDeviceName(from)
 	if err != nil {
-		return nil, nil, err
+		return nil, correspondent{}, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d, err := s.deviceLocked(device)
 	if err != nil {
-		return nil, nil, err
+		return nil, correspondent{}, err
 	}
-	sender, err := s.accountLocked(phone)
-	return d, sender, err
+	if name.Server == types.HiddenUserServer {
+		a := s.byLID[name.User]
+		if a == nil {
+			return nil, correspondent{}, fmt.Errorf("%w: no account has the LID %s", ErrNotFound, name.User)
+		}
+		return d, correspondent{account: a, byLID: true}, nil
+	}
+	phone, err := parsePhone(name.User)
+	if err != nil {
+		return nil, correspondent{}, err
+	}
+	a, err := s.accountLocked(phone)
+	return d, correspondent{account: a}, err
 }
 
 // sendTo encrypts a message for a device and queues it.
-func (s *Server) sendTo(d *device, sender *account, message *waE2E.Message) (string, error) {
+func (s *Server) sendTo(d *device, sender correspondent, message *waE2E.Message) (string, error) {
 	plaintext, err := proto.Marshal(message)
 	if err != nil {
 		return "", fmt.Errorf("encode a message: %w", err)
@@ -112,10 +130,106 @@ func (s *Server) sendTo(d *device, sender *account, message *waE2E.Message) (str
 	s.mu.Lock()
 	d.queue.sent = append(d.queue.sent, sentMessage{id: id, from: sender, plaintext: plaintext})
 	d.queue.sent = d.queue.sent[max(0, len(d.queue.sent)-maxSent):]
+	if sender.account != d.account {
+		d.account.contactLocked(sender.account).wrote = true
+	}
 	s.counts.sent++
 	s.mu.Unlock()
 	if err := s.push(d, sender, id, plaintext, "", 0); err != nil {
 		return "", err
 	}
 	return id, nil
+}
+
+// phoneHistory is what the phone of a device sends it about contacts: their LIDs, their
+// tokens, and the secret from which the device makes a cstoken.
+func (s *Server) phoneHistory(d *device, contacts []string) (*waHistorySync.HistorySync, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := &waHistorySync.HistorySync{SyncType: waHistorySync.HistorySync_INITIAL_BOOTSTRAP.Enum(), NctSalt: d.account.saltLocked()}
+	for _, name := range contacts {
+		phone, err := parsePhone(name)
+		if err != nil {
+			return nil, err
+		}
+		a, err := s.accountLocked(phone)
+		if err != nil {
+			return nil, err
+		}
+		out.PhoneNumberToLidMappings = append(out.PhoneNumberToLidMappings, &waHistorySync.PhoneNumberToLIDMapping{
+			PnJID: proto.String(a.jid().String()), LidJID: proto.String(a.lidJID().String()),
+		})
+		conversation := &waHistorySync.Conversation{ID: proto.String(a.lidJID().String())}
+		if known := a.contacts[d.account.lid]; known != nil && len(known.given) > 0 {
+			conversation.TcToken = known.given[len(known.given)-1]
+			conversation.TcTokenTimestamp = proto.Uint64(uint64(s.clock.Now().Unix()))
+		}
+		out.Conversations = append(out.Conversations, conversation)
+	}
+	return out, nil
+}
+
+// SendHistory makes the phone of a device send it the first part of its history, without
+// messages: the LIDs of the contacts with those phone numbers, the tokens that they gave
+// to the account, and the secret with which the device proves to others who it is.
+func (s *Server) SendHistory(ctx context.Context, device string, contacts ...string) (string, error) {
+	d, _, err := s.correspondents(device, "")
+	if err != nil {
+		return "", err
+	}
+	history, err := s.phoneHistory(d, contacts)
+	if err != nil {
+		return "", err
+	}
+	content, err := proto.Marshal(history)
+	if err != nil {
+		return "", fmt.Errorf("encode a history: %w", err)
+	}
+	var compressed bytes.Buffer
+	z := zlib.NewWriter(&compressed)
+	_, _ = z.Write(content) // a buffer never fails
+	_ = z.Close()
+	return s.SendMessage(ctx, device, d.account.phone, &waE2E.Message{ProtocolMessage: &waE2E.ProtocolMessage{
+		Type: waE2E.ProtocolMessage_HISTORY_SYNC_NOTIFICATION.Enum(),
+		HistorySyncNotification: &waE2E.HistorySyncNotification{
+			SyncType:                          waE2E.HistorySyncType_INITIAL_BOOTSTRAP.Enum(),
+			InitialHistBootstrapInlinePayload: compressed.Bytes(),
+		},
+	}})
+}
+
+// MigrateToLIDs makes the phone of a device report that its chats are now named by LIDs,
+// with the LIDs of the contacts with those phone numbers.
+func (s *Server) MigrateToLIDs(ctx context.Context, device string, contacts ...string) (string, error) {
+	d, _, err := s.correspondents(device, "")
+	if err != nil {
+		return "", err
+	}
+	payload := &waLidMigrationSyncPayload.LIDMigrationMappingSyncPayload{ChatDbMigrationTimestamp: proto.Uint64(uint64(s.clock.Now().Unix()))}
+	for _, name := range contacts {
+		lid, err := s.LID(name)
+		if err != nil {
+			return "", err
+		}
+		phone, err := parsePhone(name)
+		if err != nil {
+			return "", err
+		}
+		mapping := &waLidMigrationSyncPayload.LIDMigrationMapping{Pn: new(uint64), AssignedLid: new(uint64)}
+		if _, err := fmt.Sscan(phone, mapping.Pn); err != nil {
+			return "", fmt.Errorf("read a phone number: %w", err)
+		}
+		if _, err := fmt.Sscan(strings.TrimSuffix(lid, "@"+types.HiddenUserServer), mapping.AssignedLid); err != nil {
+			return "", fmt.Errorf("read a LID: %w", err)
+		}
+		payload.PnToLidMappings = append(payload.PnToLidMappings, mapping)
+	}
+	encoded, err := proto.Marshal(payload)
+	if err != nil {
+		return "", fmt.Errorf("encode the LIDs: %w", err)
+	}
+	return s.SendMessage(ctx, device, d.account.phone, &waE2E.Message{ProtocolMessage: &waE2E.ProtocolMessage{
+		Type:                           waE2E.ProtocolMessage_LID_MIGRATION_MAPPING_SYNC.Enum(),
+		LidMigrationMappingSyncMessage: &waE2E.LIDMigrationMappingSyncMessage{EncodedMappingPayload: encoded},
+	}})
 }

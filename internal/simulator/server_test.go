@@ -17,7 +17,6 @@ import (
 	"go.mau.fi/whatsmeow/store/sqlstore"
 	"go.mau.fi/whatsmeow/types"
 	"go.mau.fi/whatsmeow/types/events"
-	"google.golang.org/protobuf/proto"
 	clocktesting "k8s.io/utils/clock/testing"
 	_ "modernc.org/sqlite"
 )
@@ -377,79 +376,6 @@ func TestDoubledConnections(t *testing.T) {
 			g.Expect(of[*events.StreamReplaced](second)).To(BeEmpty())
 		})
 	}
-}
-
-// The server answers every request of the library that the operator might use.
-func TestRequests(t *testing.T) {
-	g := wait(t)
-	s := serve(t)
-	c := paired(t, s, "15551234567")
-	ctx := t.Context()
-	peer := types.NewJID("15557654321", types.DefaultUserServer)
-
-	on, err := c.IsOnWhatsApp(ctx, []string{"+15557654321", "+0123"})
-	g.Expect(err).NotTo(HaveOccurred())
-	g.Expect(on).To(ConsistOf(
-		And(HaveField("IsIn", true), HaveField("JID.Server", types.HiddenUserServer), HaveField("PhoneNumber.User", "15557654321"), HaveField("Query", "+15557654321")),
-		And(HaveField("IsIn", false), HaveField("Query", "+0123"))))
-	info, err := c.GetUserInfo(ctx, []types.JID{peer, c.Store.GetJID()})
-	g.Expect(err).NotTo(HaveOccurred())
-	g.Expect(info[peer].LID.Server).To(Equal(types.HiddenUserServer))
-	g.Expect(info[c.Store.GetJID().ToNonAD()].Devices).To(HaveLen(2))
-	devices, err := c.GetUserDevices(ctx, []types.JID{peer, info[peer].LID})
-	g.Expect(err).NotTo(HaveOccurred())
-	g.Expect(devices).To(HaveLen(2))
-
-	settings, err := c.TryFetchPrivacySettings(ctx, true)
-	g.Expect(err).NotTo(HaveOccurred())
-	g.Expect(settings.ReadReceipts).To(Equal(types.PrivacySettingAll))
-	_, err = c.SetPrivacySetting(ctx, types.PrivacySettingTypeLastSeen, types.PrivacySettingNone)
-	g.Expect(err).NotTo(HaveOccurred())
-	_, err = c.GetStatusPrivacy(ctx)
-	g.Expect(err).NotTo(HaveOccurred())
-	g.Expect(c.SetStatusMessage(ctx, types.SetStatusInput{Text: proto.String("busy")})).To(Succeed())
-	_, err = c.GetBlocklist(ctx)
-	g.Expect(err).NotTo(HaveOccurred())
-	_, err = c.UpdateBlocklist(ctx, peer, events.BlocklistChangeActionBlock)
-	g.Expect(err).NotTo(HaveOccurred())
-	g.Expect(c.SetDefaultDisappearingTimer(ctx, time.Hour)).To(Succeed())
-	g.Expect(c.MarkNotDirty(ctx, "account_sync", time.Now())).To(Succeed())
-	g.Expect(c.FetchAppState(ctx, "critical_block", true, false)).To(Succeed())
-	groups, err := c.GetJoinedGroups(ctx)
-	g.Expect(err).NotTo(HaveOccurred())
-	g.Expect(groups).To(BeEmpty())
-	_, err = c.GetGroupInfo(ctx, types.NewJID("123-456", types.GroupServer))
-	g.Expect(err).To(HaveOccurred())
-	_, err = c.GetProfilePictureInfo(ctx, peer, nil)
-	g.Expect(err).To(HaveOccurred())
-	_, err = c.GetBusinessProfile(ctx, peer)
-	g.Expect(err).NotTo(HaveOccurred())
-	_, err = c.ResolveContactQRLink(ctx, "ABC")
-	g.Expect(err).To(HaveOccurred())
-	_, err = c.GetServerPushNotificationConfig(ctx)
-	g.Expect(err).NotTo(HaveOccurred())
-	newsletters, err := c.GetSubscribedNewsletters(ctx)
-	g.Expect(err).NotTo(HaveOccurred())
-	g.Expect(newsletters).To(BeEmpty())
-	_, err = c.GetNewsletterInfo(ctx, types.NewJID("1", types.NewsletterServer))
-	g.Expect(err).To(HaveOccurred())
-	_, err = c.NewsletterSubscribeLiveUpdates(ctx, types.NewJID("1", types.NewsletterServer))
-	g.Expect(err).To(HaveOccurred())
-	g.Expect(c.AcceptTOSNotice(ctx, "1", "5")).To(Succeed())
-	bots, err := c.GetBotListV2(ctx)
-	g.Expect(err).NotTo(HaveOccurred())
-	g.Expect(bots).To(BeEmpty())
-	_, err = c.GetOrderDetails(ctx, "1", "token")
-	g.Expect(err).To(HaveOccurred())
-	media, err := c.DangerousInternals().RefreshMediaConn(ctx, true) //nolint:staticcheck // the only way to request it separately
-	g.Expect(err).NotTo(HaveOccurred())
-	g.Expect(media.Hosts).To(ConsistOf(HaveField("Hostname", s.address())))
-	g.Expect(c.SetPassive(ctx, true)).To(Succeed())
-	g.Expect(c.SetPassive(ctx, false)).To(Succeed())
-	g.Expect(c.SendPresence(ctx, types.PresenceAvailable)).To(Or(Succeed(), HaveOccurred()))
-	g.Expect(c.SendChatPresence(ctx, peer, types.ChatPresenceComposing, types.ChatPresenceMediaText)).To(Succeed())
-	g.Expect(c.SubscribePresence(ctx, peer)).To(Succeed())
-	g.Expect(c.MarkRead(ctx, []types.MessageID{"A", "B"}, time.Now(), peer, peer)).To(Succeed())
 }
 
 // Unknown requests are refused, so that no client waits, and counted.

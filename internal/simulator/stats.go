@@ -7,6 +7,7 @@ type counts struct {
 	logins, pairings, logouts, refused, replaced, doubled int64
 	compressed                                            int64
 	sent, redelivered, received, retries, undecryptable   int64
+	nacks, tokens, badTokens, locked                      int64
 }
 
 // Stats are the server's counters. The fields from Logins on count since the start.
@@ -19,6 +20,9 @@ type Stats struct {
 	Devices int `json:"devices"`
 	// Unacknowledged counts the messages to devices that have no receipt yet.
 	Unacknowledged int `json:"unacknowledged"`
+	// UnacknowledgedOther counts the notifications, statuses, calls and receipts to devices
+	// that have no acknowledgement yet.
+	UnacknowledgedOther int `json:"unacknowledged_other"`
 
 	Logins   int64 `json:"logins"`
 	Pairings int64 `json:"pairings"`
@@ -40,7 +44,16 @@ type Stats struct {
 	// phone could not read.
 	Received      int64 `json:"received"`
 	Undecryptable int64 `json:"undecryptable"`
-	// Unknown counts the requests that the simulator did not know, by name.
+	// Nacks counts acknowledgements with an error: stanzas that a client could not handle.
+	Nacks int64 `json:"nacks"`
+	// Tokens counts the privacy tokens that accounts gave to contacts, BadTokens the tokens
+	// in messages and requests that their recipient had not given.
+	Tokens    int64 `json:"tokens"`
+	BadTokens int64 `json:"bad_tokens"`
+	// ReachOutLocked counts the messages that [FaultReachOutLock] refused.
+	ReachOutLocked int64 `json:"reach_out_locked"`
+	// Unknown counts what clients sent and the simulator does not know, by name: stanzas,
+	// requests, and their attributes and children.
 	Unknown map[string]int64 `json:"unknown"`
 }
 
@@ -55,6 +68,7 @@ func (s *Server) Stats() Stats {
 		Compressed: s.counts.compressed,
 		Sent:       s.counts.sent, Redelivered: s.counts.redelivered, Retries: s.counts.retries,
 		Received: s.counts.received, Undecryptable: s.counts.undecryptable,
+		Nacks: s.counts.nacks, Tokens: s.counts.tokens, BadTokens: s.counts.badTokens, ReachOutLocked: s.counts.locked,
 		Unknown: maps.Clone(s.unknown),
 	}
 	for c := range s.conns {
@@ -65,7 +79,9 @@ func (s *Server) Stats() Stats {
 	for _, a := range s.byPhone {
 		out.Devices += len(a.devices)
 		for _, d := range a.devices {
-			out.Unacknowledged += d.queue.messages()
+			messages := d.queue.messages()
+			out.Unacknowledged += messages
+			out.UnacknowledgedOther += len(d.queue.waiting) - messages
 		}
 	}
 	return out

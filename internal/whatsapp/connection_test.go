@@ -716,6 +716,7 @@ func newSimulator(t *testing.T, key *[32]byte) *simulator.Server {
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(ctx) }()
 	t.Cleanup(func() {
+		g.Expect(s.Stats().Unknown).To(BeEmpty())
 		cancel()
 		g.Eventually(ended).Should(Receive(BeNil()))
 	})
