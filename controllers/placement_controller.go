@@ -32,6 +32,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/backoff"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/membership"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/metrics"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/placement"
@@ -649,7 +650,7 @@ func (r *placementReconciler) carryOut(ctx context.Context, snapshot placement.S
 			w.assume.uncertain = true
 			r.assumed[uid] = w.assume
 			f := failure{count: failing[uid].count + 1}
-			f.until = now.Add(min(retryFirst<<min(f.count-1, 10), maxRetryInterval))
+			f.until = now.Add(backoff.Backoff{First: retryFirst, Most: maxRetryInterval}.After(f.count))
 			r.failing[uid] = f
 			retry = earlier(retry, f.until)
 			r.Log.Error(w.err, "Failed to place a session, trying again", "namespace", w.session.Namespace, "session", w.session.Object.Name, "worker", w.to)

@@ -12,6 +12,7 @@ import (
 	"github.com/go-logr/logr"
 	"k8s.io/utils/clock"
 
+	"github.com/whatsapp-operator/whatsapp-operator/internal/backoff"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/metrics"
 )
@@ -42,6 +43,9 @@ const (
 	// is repeated until the claim ends.
 	finishTimeout = 2 * time.Second
 )
+
+// finishBackoff is the wait between two attempts to record an answer in the queue.
+var finishBackoff = backoff.Backoff{First: 50 * time.Millisecond, Most: time.Second}
 
 // Source is the part of Queue that the flusher uses.
 type Source interface {
@@ -521,7 +525,7 @@ func (r *run) maintainDeadLetters(ctx context.Context, k *kindFlusher) {
 		return
 	}
 	if err := r.tryMaintainDeadLetters(ctx, k); err != nil {
-		k.deadLettersNotBefore = r.clock.Now().Add(resendBase)
+		k.deadLettersNotBefore = r.clock.Now().Add(resendBackoff.First)
 		metrics.QueueError("dead_letters")
 		if ctx.Err() == nil {
 			r.log.Error(err, "Failed to process the dead letters, trying again", "kind", k.kind)
@@ -613,7 +617,7 @@ func (r *run) resend(ctx context.Context, k *kindFlusher, sessionIDs []string) e
 // ended: then the batch is claimed and sent again, and Laravel knows its id. With any error
 // other than ErrDeadLettersFull nothing was recorded.
 func (r *run) finish(log logr.Logger, batch *delivery.Batch, record func(context.Context) error) error {
-	for pause := 50 * time.Millisecond; ; pause = min(2*pause, time.Second) {
+	for failures := 1; ; failures++ {
 		// The first attempt is made even when Grace is over.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.requests), finishTimeout)
 		err := record(ctx)
@@ -630,7 +634,7 @@ func (r *run) finish(log logr.Logger, batch *delivery.Batch, record func(context
 			log.Error(err, "Failed to record the answer to a batch, the batch will be repeated")
 			return err
 		}
-		timer := r.clock.NewTimer(pause)
+		timer := r.clock.NewTimer(finishBackoff.After(failures))
 		select {
 		case <-timer.C():
 		case <-r.requests.Done():

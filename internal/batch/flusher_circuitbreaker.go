@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/whatsapp-operator/whatsapp-operator/internal/backoff"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 )
 
@@ -12,12 +13,6 @@ const (
 	// tripAfter is how many failures in a row open the circuit breaker
 	// (docs/architecture.md, "Delivery to Laravel").
 	tripAfter = 5
-	// The circuit breaker opens for 1 s, then 2 s, up to 30 s; each time is reduced by a
-	// random part, up to a half.
-	openBase, openCap = time.Second, 30 * time.Second
-	// A batch that failed waits a random part (full jitter) of 0.5 s, then 1 s,
-	// up to 30 s.
-	backoffBase, backoffCap = 500 * time.Millisecond, 30 * time.Second
 	// halveAfter is how many times a batch may fail while others are delivered, before the
 	// batch itself is suspected as the cause; see suspect.
 	halveAfter = 5
@@ -25,6 +20,13 @@ const (
 	probeLead = 10 * time.Millisecond
 	// fullPause is how often to test whether there is room for dead letters again.
 	fullPause = time.Minute
+)
+
+var (
+	// openBackoff is how long the circuit breaker opens, with half jitter.
+	openBackoff = backoff.Backoff{First: time.Second, Most: 30 * time.Second}
+	// batchBackoff is how long a batch that failed waits, with full jitter.
+	batchBackoff = backoff.Backoff{First: 500 * time.Millisecond, Most: 30 * time.Second}
 )
 
 // StopReason says why delivery of a kind is stopped and only probes are sent.
@@ -125,8 +127,7 @@ func (b *circuitBreaker) react(batch *delivery.Batch, answer delivery.Answer, no
 		if answer.StatusCode == http.StatusConflict && !b.refusals.conflicted(batch, now) {
 			// The application's database may have had a deadlock.
 			b.failures = 0
-			pause := grown(backoffBase, conflictCap, batch.Attempt-1)
-			pause -= time.Duration(random() * float64(pause) / 2)
+			pause := backoff.HalfJitter(conflictBackoff.After(batch.Attempt), random())
 			return reaction{step: stepRelease, notBefore: now.Add(max(pause, answer.RetryAfter))}
 		}
 		if len(batch.Items) > 1 {
@@ -147,13 +148,13 @@ func (b *circuitBreaker) react(batch *delivery.Batch, answer delivery.Answer, no
 		return b.refuse(batch, reaction{step: stepDeadLetter, reason: TooLarge}, answer, now, random)
 	case delivery.Misconfigured:
 		b.failures++
-		alone := suspect(batch, answer) && b.othersDelivered(batch)
-		if alone && len(batch.Items) > 1 {
+		onlyThis := suspect(batch, answer) && b.othersDelivered(batch)
+		if onlyThis && len(batch.Items) > 1 {
 			return reaction{step: stepSplit}
 		}
 		r := b.trip(LaravelMisconfigured, batch, answer, now, random)
-		if alone {
-			r.notBefore = b.until.Add(grown(openBase, openCap, batch.Attempt-1))
+		if onlyThis {
+			r.notBefore = b.until.Add(openBackoff.After(batch.Attempt))
 			r.detail = "a single update gets this answer while others are delivered: does a firewall in front of Laravel block its content? " + answer.Detail
 		}
 		return r
@@ -214,7 +215,7 @@ func (b *circuitBreaker) refuse(batch *delivery.Batch, r reaction, answer delive
 // afterOthers is when a refused batch may be claimed again while the breaker is open: later
 // after each attempt, so that the next probes are other batches.
 func (b *circuitBreaker) afterOthers(batch *delivery.Batch) time.Time {
-	pause := grown(openBase, openCap, b.trips-1)
+	pause := openBackoff.After(b.trips)
 	return b.until.Add(time.Second + time.Duration(min(batch.Attempt-1, 5))*pause)
 }
 
@@ -232,9 +233,8 @@ func (b *circuitBreaker) halfOpen(now time.Time) bool {
 func (b *circuitBreaker) trip(reason StopReason, batch *delivery.Batch, answer delivery.Answer, now time.Time, random func() float64) reaction {
 	var r reaction
 	if b.until.IsZero() || b.halfOpen(now) {
-		pause := grown(openBase, openCap, b.trips)
-		pause -= time.Duration(random() * float64(pause) / 2)
 		b.trips++
+		pause := backoff.HalfJitter(openBackoff.After(b.trips), random())
 		b.open(now.Add(max(pause, answer.RetryAfter)))
 		r.tripped = reason != ""
 	} else { // the answer to a request that was sent before the breaker opened
@@ -284,8 +284,7 @@ func (b *circuitBreaker) release(r reaction, batch *delivery.Batch, answer deliv
 	r.step = stepRelease
 	switch {
 	case b.until.IsZero():
-		backoff := grown(backoffBase, backoffCap, batch.Attempt-1)
-		r.notBefore = now.Add(time.Duration(random() * float64(backoff)))
+		r.notBefore = now.Add(backoff.FullJitter(batchBackoff.After(batch.Attempt), random()))
 	case suspect(batch, answer), answer.Result == delivery.Misconfigured && batch.Attempt > 1:
 		// The batch may be the cause, so the next probe is another one. A firewall that blocks
 		// one batch stops delivery at once, so this must not wait for many attempts.
@@ -295,12 +294,4 @@ func (b *circuitBreaker) release(r reaction, batch *delivery.Batch, answer deliv
 		r.notBefore = b.until.Add(-probeLead)
 	}
 	return r
-}
-
-// grown doubles base n times, up to limit.
-func grown(base, limit time.Duration, n int) time.Duration {
-	for ; n > 0 && base < limit; n-- {
-		base *= 2
-	}
-	return min(base, limit)
 }

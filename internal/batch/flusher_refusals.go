@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/whatsapp-operator/whatsapp-operator/internal/backoff"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 )
 
@@ -30,8 +31,6 @@ const (
 	// conflictTimeout is how long a 409 is repeated before it counts as a refusal: a
 	// deadlock in the application's database lasts seconds.
 	conflictTimeout = 10 * time.Second
-	// conflictCap bounds the pause between two repetitions after a 409.
-	conflictCap = 2 * time.Second
 	// conflictMemory is how long a session's 409 is remembered: longer than the pause that
 	// Laravel may ask for (5 minutes). Otherwise a 409 with a long pause is repeated forever.
 	conflictMemory = 15 * time.Minute
@@ -39,6 +38,9 @@ const (
 	// others before each, is the cause of Laravel's errors.
 	poisonAfter, poisonTimeout = 20, time.Hour
 )
+
+// conflictBackoff is how long a batch waits after a 409, with half jitter.
+var conflictBackoff = backoff.Backoff{First: 500 * time.Millisecond, Most: 2 * time.Second}
 
 // refusals count what Laravel refused, to distinguish a bad item from a broken application.
 // They are pure; the zero value is empty. A new leader starts with the zero value.

@@ -128,7 +128,7 @@ func TestConflict(t *testing.T) {
 		r := b.react(batch, conflictAnswer, now, half)
 		g.Expect(r.step).To(Equal(stepRelease))
 		g.Expect(r.notBefore).To(BeTemporally(">", now))
-		g.Expect(r.notBefore).To(BeTemporally("<=", now.Add(conflictCap)))
+		g.Expect(r.notBefore).To(BeTemporally("<=", now.Add(conflictBackoff.Most)))
 		now = r.notBefore
 	}
 	g.Expect(batch.Attempt).To(BeNumerically(">", 4))
@@ -201,9 +201,9 @@ func TestResends(t *testing.T) {
 		}
 		waits = append(waits, now.Sub(begun))
 	}
-	g.Expect(waits[0]).To(Equal(3 * resendBase))
-	g.Expect(waits[1]).To(Equal(9 * resendBase))
-	g.Expect(waits[11]).To(Equal(resendCap), "an application that does not know a session gets its state rarely")
+	g.Expect(waits[0]).To(Equal(3 * resendBackoff.First))
+	g.Expect(waits[1]).To(Equal(9 * resendBackoff.First))
+	g.Expect(waits[11]).To(Equal(resendBackoff.Most), "an application that does not know a session gets its state rarely")
 
 	r.refused("a", now)
 	r.all(now)

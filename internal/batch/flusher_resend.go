@@ -3,15 +3,16 @@ package batch
 import (
 	"time"
 
+	"github.com/whatsapp-operator/whatsapp-operator/internal/backoff"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 )
 
+// resendBackoff is after how long a session's state that Laravel refused is enqueued again,
+// if no other batch is delivered before: Laravel must not keep an old state forever, and an
+// application that does not know a tenant must not get its state every minute.
+var resendBackoff = backoff.Backoff{First: 10 * time.Second, Most: 6 * time.Hour, Factor: 3}
+
 const (
-	// A session's state that Laravel refused is enqueued again after the first delivery of
-	// another batch, or after resendBase, then after three times as long, up to resendCap:
-	// Laravel must not keep an old state forever, and an application that does not know a
-	// tenant must not get its state every minute.
-	resendBase, resendCap = 10 * time.Second, 6 * time.Hour
 	// resendMax is how many states are enqueued again in one round.
 	resendMax = 5
 	// resendPause is the shortest time between two rounds.
@@ -41,7 +42,7 @@ func (r *resends) refused(sessionID string, now time.Time) {
 		r.sessions = map[string]resend{}
 	}
 	s := r.sessions[sessionID]
-	s.due, s.sent = now.Add(tripled(resendBase, resendCap, s.attempts)), false
+	s.due, s.sent = now.Add(resendBackoff.After(s.attempts+1)), false
 	r.sessions[sessionID] = s
 }
 
@@ -93,11 +94,3 @@ func (r *resends) take(now time.Time) []string {
 
 // forget drops a session whose state must not be enqueued again.
 func (r *resends) forget(sessionID string) { delete(r.sessions, sessionID) }
-
-// tripled triples base n times, up to limit.
-func tripled(base, limit time.Duration, n int) time.Duration {
-	for ; n > 0 && base < limit; n-- {
-		base *= 3
-	}
-	return min(base, limit)
-}

@@ -9,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/backoff"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
 )
@@ -488,15 +489,11 @@ func (m *Machine) onLogoutFailed(now time.Time) {
 	}
 }
 
-// backOff sets the time of the next attempt, with full jitter: a random part of an
-// interval that doubles.
+// backOff sets the time of the next attempt.
 func (m *Machine) backOff(now time.Time) {
-	interval := backoffMax
-	if m.attempts < 7 {
-		interval = min(backoffFirst<<m.attempts, backoffMax)
-	}
 	m.attempts++
-	m.retryAt = now.Add(time.Duration(m.random() * float64(interval)))
+	pause := backoff.Backoff{First: backoffFirst, Most: backoffMax}.After(m.attempts)
+	m.retryAt = now.Add(backoff.FullJitter(pause, m.random()))
 }
 
 // onSetupInvalid handles a mistake that a person must correct. The next attempt is made

@@ -7,6 +7,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/backoff"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
 )
 
@@ -36,15 +37,10 @@ func (q Quarantine) withDefaults() Quarantine {
 	}
 }
 
-// pause is how long a session rests after that many failures; chance is a random number
-// from 0 to 1.
-func (q Quarantine) pause(failures int, chance float64) time.Duration {
-	interval := q.First
-	for n := q.After; n < failures && interval < q.Most; n++ {
-		interval *= 2
-	}
-	interval = min(interval, q.Most)
-	return interval/2 + time.Duration(chance*float64(interval/2))
+// pause is how long a session rests after that many failures; random is from 0 to 1.
+func (q Quarantine) pause(failures int, random float64) time.Duration {
+	pause := backoff.Backoff{First: q.First, Most: q.Most}.After(failures - q.After + 1)
+	return backoff.HalfJitter(pause, random)
 }
 
 const (
@@ -133,7 +129,7 @@ func (m *Machine) enterQuarantine(now time.Time) {
 // slowDown makes the pauses longer if most sessions have been failing for long.
 func (m *Machine) slowDown(now time.Time) {
 	if m.attempts > commonAfter*m.quarantine.After && m.fleet.Common(now) {
-		m.retryAt = now.Add(time.Duration((1 + m.random()) * float64(min(commonPause, m.quarantine.First)) / 2))
+		m.retryAt = now.Add(backoff.HalfJitter(min(commonPause, m.quarantine.First), m.random()))
 	}
 }
 
@@ -144,7 +140,7 @@ func (m *Machine) resumeSoon(now time.Time) {
 		m.assessAt = time.Time{}
 		m.want.Failures--
 	}
-	soon := now.Add(time.Duration(m.random() * float64(backoffMax)))
+	soon := now.Add(backoff.FullJitter(backoffMax, m.random()))
 	if !m.taken || m.socket != socketNone || status.Resting(m.want.Phase) || m.want.RetryReason != "" || m.want.Failures == 0 || !m.retryAt.After(soon) {
 		return
 	}

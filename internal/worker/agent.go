@@ -479,8 +479,8 @@ func (a *Agent) superviseHeldNotPlaced(ctx context.Context) {
 			return
 		case err != nil:
 			a.o.Log.Error(err, "Failed to list the sessions that this worker holds and that are placed elsewhere; trying again")
-			wait = pause(failures)
 			failures++
+			wait = pause(failures)
 		default:
 			failures = 0
 			a.supervise(held)

@@ -15,6 +15,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/backoff"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/metrics"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
@@ -627,8 +628,8 @@ func (s *supervisor) write(ctx context.Context, now time.Time) {
 				s.writeFailures, s.writeAfter = 0, time.Time{}
 			default: // also if the write changed nothing: the API server keeps something else than was written
 				s.log().Error(err, "Failed to write the status")
-				s.writeAfter = s.Clock.Now().Add(pause(s.writeFailures))
 				s.writeFailures++
+				s.writeAfter = s.Clock.Now().Add(pause(s.writeFailures))
 			}
 			switch {
 			case written != nil:
@@ -691,8 +692,8 @@ func (s *supervisor) publish(ctx context.Context, now time.Time) {
 			} else {
 				s.pending.Supersede(p)
 			}
-			s.publishAfter = s.Clock.Now().Add(pause(s.publishFailures))
 			s.publishFailures++
+			s.publishAfter = s.Clock.Now().Add(pause(s.publishFailures))
 		})
 	})
 }
@@ -710,9 +711,7 @@ func (s *supervisor) recordEvents(events []session.RecordedEvent) {
 	}
 }
 
-// pause is the wait after a failure, with that many failures in a row before it. It
-// doubles with each failure, and half of it is random.
+// pause is the wait after that many failures in a row; half of it is random.
 func pause(failures int) time.Duration {
-	interval := min(retryFirst<<min(failures, 6), retryMost)
-	return interval/2 + rand.N(interval/2)
+	return backoff.HalfJitter(backoff.Backoff{First: retryFirst, Most: retryMost}.After(failures), rand.Float64())
 }
