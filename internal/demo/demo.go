@@ -12,8 +12,8 @@
 //
 //   - demo.go: options, and the run from start to end.
 //   - cluster.go: the API server and the sessions in it.
-//   - laravel.go: the stand-in for Laravel: it checks signatures and keeps the
-//     last state of each session, as the contract requires.
+//   - laravel.go: the stand-in for Laravel that the tests use as well, with a line of
+//     text for each request.
 //   - phones.go: which phone scans which code, and when.
 //   - table.go: the text for the person, as pure functions; screen.go writes it to a
 //     terminal or a log.
@@ -43,7 +43,7 @@ import (
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
-	"github.com/whatsapp-operator/whatsapp-operator/internal/laravel"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/laravel/laraveltest"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/process"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
 )
@@ -179,7 +179,7 @@ type demo struct {
 	started time.Time
 
 	cluster  *cluster
-	laravel  *standIn
+	laravel  *laraveltest.Receiver
 	phones   *phones // nil with the real servers
 	children []child
 	// closers stop what start has started; the last one is called first.
@@ -283,24 +283,13 @@ func (d *demo) startRedis() (address string, err error) {
 
 // startLaravel starts the stand-in and returns the flags that connect a manager to it.
 func (d *demo) startLaravel() ([]string, error) {
-	token, secret := randomText(), "whsec_"+randomText()
-	tokenFile, secretFile := filepath.Join(d.dir, "laravel-token"), filepath.Join(d.dir, "laravel-signing-secret")
-	for file, content := range map[string]string{tokenFile: token, secretFile: secret} {
-		if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
-			return nil, fmt.Errorf("writing a secret: %w", err)
-		}
-	}
-	key, err := laravel.ParseSecret(secret)
-	if err != nil {
-		return nil, fmt.Errorf("making a signing secret: %w", err)
-	}
-	d.laravel = newStandIn(token, key, func(line string) { d.screen.println(line) })
-	url, closeServer, err := d.laravel.serve()
+	receiver, err := newLaravel(func(line string) { d.screen.println(line) })
 	if err != nil {
 		return nil, err
 	}
-	d.closers = append(d.closers, closeServer)
-	return []string{"--laravel-url=" + url, "--laravel-token-file=" + tokenFile, "--laravel-signing-secret-file=" + secretFile}, nil
+	d.laravel = receiver
+	d.closers = append(d.closers, receiver.Close)
+	return receiver.Flags(d.dir)
 }
 
 // startWhatsApp starts the simulator and returns the flags that connect a worker to it; with
@@ -408,7 +397,7 @@ func (d *demo) givePasskey(ctx context.Context, s *v1alpha1.WhatsAppSession, ans
 
 func (d *demo) view() view {
 	sessions, events := d.cluster.sessions()
-	return view{sessions: sessions, events: events, laravel: d.laravel.state(), total: d.Sessions}
+	return view{sessions: sessions, events: events, laravel: laravelState{d.laravel.Statuses(), d.laravel.Count()}, total: d.Sessions}
 }
 
 // drawCodes draws each session's first code; with the real servers every code, because a person scans them.

@@ -70,7 +70,7 @@ func progress(v view) string {
 
 // saved says how many requests to Laravel were saved: without batches there is one for each event.
 func saved(v view) string {
-	in, out := v.events, v.laravel.Requests
+	in, out := v.events, int64(v.laravel.Requests)
 	text := fmt.Sprintf("events in: %d → requests to Laravel: %d", in, out)
 	if in > 0 && out < in {
 		text += fmt.Sprintf(" (%d %% saved)", (in-out)*100/in)

@@ -11,6 +11,7 @@ package laraveltest
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/json"
 	"errors"
@@ -24,7 +25,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"testing"
 	"time"
 
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
@@ -56,6 +56,8 @@ type Request struct {
 	Items      []Item
 	Repeated   bool // the batch was accepted before
 	Unverified error
+	// Stale counts the items that were ignored, because they are not newer than the stored ones.
+	Stale int
 }
 
 // Item is an update. Status or QR is set, as Kind says; the other is empty.
@@ -147,6 +149,9 @@ type Options struct {
 	// Decide chooses the answer to each batch; nil: Accept for all. It may be
 	// called from several goroutines at once.
 	Decide func(Request) Answer
+	// Observe gets each batch after it was accepted or refused; nil: nobody does. It may be
+	// called from several goroutines at once.
+	Observe func(Request)
 	// Other serves the requests that are not batches; nil: such a request is a breach.
 	Other http.Handler
 	// AllowResends: accepted updates may be sent again, because the test empties Redis.
@@ -169,8 +174,8 @@ type Receiver struct {
 	decide      func(Request) Answer
 	count       int
 	last        Request
-	batches     map[string]string // id → items
-	accepted    map[string]bool   // ids of batches
+	batches     map[string][sha256.Size]byte // id → hash of the items
+	accepted    map[string]bool              // ids of batches
 	received    map[key]delivery.Numbers
 	state       map[key]Item
 	notAccepted map[updateKey]string // updates that were received but not accepted yet → their session
@@ -214,7 +219,7 @@ func New(opts Options) (*Receiver, error) {
 	}
 	r := &Receiver{
 		URL: "http://" + listener.Addr().String(), opts: opts, secret: secret, decide: opts.Decide, served: make(chan error, 1),
-		batches: map[string]string{}, accepted: map[string]bool{}, received: map[key]delivery.Numbers{}, state: map[key]Item{},
+		batches: map[string][sha256.Size]byte{}, accepted: map[string]bool{}, received: map[key]delivery.Numbers{}, state: map[key]Item{},
 		notAccepted: map[updateKey]string{}, running: map[delivery.Kind]int{}, peak: map[delivery.Kind]int{},
 	}
 	r.server = &http.Server{Handler: r, ReadHeaderTimeout: time.Minute}
@@ -222,8 +227,17 @@ func New(opts Options) (*Receiver, error) {
 	return r, nil
 }
 
+// T is the part of testing.TB that Start uses. This package does not import testing, because
+// the demo is a part of the program.
+type T interface {
+	Helper()
+	Cleanup(func())
+	Error(args ...any)
+	Fatal(args ...any)
+}
+
 // Start starts a receiver that ends with the test.
-func Start(t testing.TB, opts Options) *Receiver {
+func Start(t T, opts Options) *Receiver {
 	t.Helper()
 	r, err := New(opts)
 	if err != nil {
@@ -309,6 +323,9 @@ func (r *Receiver) ServeHTTP(w http.ResponseWriter, incoming *http.Request) {
 	}
 	answer := r.handle(&request)
 	defer r.ended(kind)
+	if r.opts.Observe != nil {
+		r.opts.Observe(request)
+	}
 	if answer.Write == nil {
 		w.WriteHeader(http.StatusNoContent)
 		return
@@ -400,10 +417,10 @@ func (r *Receiver) handle(request *Request) Answer {
 
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.last = *request
 	if answer.Accept {
-		r.accept(*request, answer.Rejected)
+		r.accept(request, answer.Rejected)
 	}
+	r.last = *request
 	return answer
 }
 
@@ -412,7 +429,7 @@ func (r *Receiver) arrived(request Request) {
 	if request.Unverified != nil {
 		return
 	}
-	items := fmt.Sprintf("%s", request.RawItems)
+	items := sha256.Sum256(fmt.Appendf(nil, "%s", request.RawItems))
 	if before, known := r.batches[request.BatchID]; known && before != items {
 		r.breachLocked("batch %s is repeated with other items", request.BatchID)
 	}
@@ -431,7 +448,7 @@ func (r *Receiver) arrived(request Request) {
 }
 
 // accept stores the items that are newer than the stored ones. The caller holds mu.
-func (r *Receiver) accept(request Request, rejected []string) {
+func (r *Receiver) accept(request *Request, rejected []string) {
 	for _, item := range request.Items {
 		if slices.Contains(rejected, item.SessionID) {
 			continue
@@ -441,9 +458,11 @@ func (r *Receiver) accept(request Request, rejected []string) {
 		if r.accepted[request.BatchID] {
 			continue
 		}
-		if had, known := r.state[k]; !known || item.Newer(had.Numbers) {
-			r.state[k] = item
+		if had, known := r.state[k]; known && !item.Newer(had.Numbers) {
+			request.Stale++
+			continue
 		}
+		r.state[k] = item
 	}
 	r.accepted[request.BatchID] = true
 }
@@ -467,6 +486,19 @@ func (r *Receiver) breachLocked(format string, args ...any) {
 // Status is the newest accepted status of a session; zero: none.
 func (r *Receiver) Status(sessionID string) delivery.StatusItem {
 	return r.newest(delivery.KindStatus, sessionID).Status
+}
+
+// Statuses are the newest accepted statuses by session.
+func (r *Receiver) Statuses() map[string]delivery.StatusItem {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	statuses := make(map[string]delivery.StatusItem, len(r.state))
+	for k, item := range r.state {
+		if k.kind == delivery.KindStatus {
+			statuses[k.sessionID] = item.Status
+		}
+	}
+	return statuses
 }
 
 // Code is the newest accepted QR code of a session; zero: none.
