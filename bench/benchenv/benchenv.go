@@ -80,6 +80,14 @@ func New(ctx context.Context, name string, keep bool) (e *Environment, err error
 	return e, nil
 }
 
+// Redis starts a Redis alone, with its data in dir. stop ends it.
+func Redis(ctx context.Context, dir string) (address string, stop func() error, err error) {
+	e := &Environment{Dir: dir, ctx: ctx}
+	e.server = program{ctx: ctx, dir: dir, environment: e}
+	err = e.server.run(func(t testing.TB) { address = testenv.Redis(t) })
+	return address, e.Close, err
+}
+
 // Build builds the program as the Dockerfile does, so that the shipped program is measured.
 func Build(ctx context.Context, path string) error {
 	build := exec.CommandContext(ctx, "go", "build", "-tags=nodemo", "-trimpath", "-ldflags=-s -w", "-o", path, ".")
@@ -148,13 +156,13 @@ func Print(format string, args ...any) {
 	fmt.Printf("%s  %s\n", time.Now().Format("15:04:05"), fmt.Sprintf(format, args...))
 }
 
-// Pause waits, or returns ctx's error.
+// Pause waits, or returns why ctx has ended.
 func Pause(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
-		return ctx.Err()
+		return context.Cause(ctx)
 	case <-timer.C:
 		return nil
 	}

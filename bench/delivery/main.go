@@ -14,7 +14,7 @@
 //	              Node.js process had no bound either.)
 //	        ours  the coalescing queue in a real Redis, the flusher, the client
 //	burst   1,000 urgent changes at the same time
-//	alone   urgent changes one by one, so far apart that no window is open
+//	single  urgent changes one by one, so far apart that no window is open
 //
 // A code is valid until the next one of its session, as WhatsApp's are. So the rule of one
 // code in 30 s (docs/architecture.md, "QR and status") delays none, and the numbers of
@@ -33,6 +33,9 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	goredis "github.com/redis/go-redis/v9"
+
+	"github.com/whatsapp-operator/whatsapp-operator/bench/benchenv"
 )
 
 // options are the flags.
@@ -49,7 +52,7 @@ type options struct {
 	out            string
 	side           string
 	seed           uint64
-	betweenAlone   time.Duration
+	betweenSingle  time.Duration
 	betweenRounds  time.Duration
 }
 
@@ -79,7 +82,7 @@ func command() error {
 		o.qrValid = o.qrInterval
 	}
 	// Longer than a window and a request; longer than the longest window.
-	o.betweenAlone, o.betweenRounds = 550*time.Millisecond, 1500*time.Millisecond
+	o.betweenSingle, o.betweenRounds = 550*time.Millisecond, 1500*time.Millisecond
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -103,23 +106,25 @@ func run(ctx context.Context, o options) (err error) {
 			return fmt.Errorf("writing a secret: %w", err)
 		}
 	}
-	server, err := startRedis(ctx, filepath.Join(dir, "redis"))
+	address, stop, err := benchenv.Redis(ctx, dir)
+	defer func() { err = errors.Join(err, stop()) }()
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, server.stop()) }()
+	redis := goredis.NewClient(&goredis.Options{Addr: address})
+	defer func() { err = errors.Join(err, redis.Close()) }()
 
 	base := sideConfig{
-		Redis: server.addr, TokenFile: token, SecretFile: secret,
+		Redis: address, TokenFile: token, SecretFile: secret,
 		Sessions: o.sessions, Duration: o.duration, Rounds: o.rounds, Samples: o.samples, Seed: o.seed,
 		QRInterval: o.qrInterval, QRValid: o.qrValid, StatusInterval: o.statusInterval,
-		BetweenAlone: o.betweenAlone, BetweenRounds: o.betweenRounds,
+		BetweenSingle: o.betweenSingle, BetweenRounds: o.betweenRounds,
 		Start: time.Now().Add(3 * time.Second), // when both processes have started
 	}
 	result := figures{o: o}
 
 	fmt.Printf("steady: %d sessions, one QR code per %s, for %s, Laravel answers in %s\n", o.sessions, o.qrInterval, o.duration, o.steadyAnswer)
-	before, err := server.usage(ctx)
+	before, err := usage(ctx, redis)
 	if err != nil {
 		return err
 	}
@@ -141,7 +146,7 @@ func run(ctx context.Context, o options) (err error) {
 		return err
 	}
 	result.old, result.ours = oldDone.part, oursDone.part
-	after, err := server.usage(ctx)
+	after, err := usage(ctx, redis)
 	if err != nil {
 		return err
 	}
@@ -153,9 +158,9 @@ func run(ctx context.Context, o options) (err error) {
 	if result.burst, err = measure(ctx, c, o.urgentAnswer); err != nil {
 		return err
 	}
-	fmt.Printf("alone: %d urgent changes one by one, Laravel answers in %s\n", o.samples, o.urgentAnswer)
-	c.Part = "alone"
-	if result.alone, err = measure(ctx, c, o.urgentAnswer); err != nil {
+	fmt.Printf("single: %d urgent changes one by one, Laravel answers in %s\n", o.samples, o.urgentAnswer)
+	c.Part = "single"
+	if result.single, err = measure(ctx, c, o.urgentAnswer); err != nil {
 		return err
 	}
 	return result.report(os.Stdout)

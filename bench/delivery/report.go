@@ -1,23 +1,21 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"math"
-	"os"
-	"path/filepath"
 	"text/tabwriter"
 	"time"
 
+	"github.com/whatsapp-operator/whatsapp-operator/bench/benchenv"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 )
 
 // figures are all measured values.
 type figures struct {
-	o                       options
-	old, ours, burst, alone part
-	redisCPU, redisPeak     float64
+	o                        options
+	old, ours, burst, single part
+	redisCPU, redisPeak      float64
 }
 
 // rounds splits the burst: the n-th update of a session belongs to the n-th round.
@@ -49,10 +47,10 @@ func (f *figures) flat() map[string]any {
 	out := map[string]any{
 		"sessions": f.o.sessions, "duration_s": round(f.o.duration.Seconds()), "redis_durability": f.ours.Durability,
 		"redis_cpu_s": round(f.redisCPU), "redis_peak_memory_mb": round(f.redisPeak / 1e6),
-		"urgent_alone_samples": len(f.alone.high), "urgent_1000_rounds": f.o.rounds,
-		"urgent_alone_p50_ms": ms(percentile(f.alone.high, 50)), "urgent_alone_p99_ms": ms(percentile(f.alone.high, 99)),
-		"lost":       f.ours.lost + f.burst.lost + f.alone.lost,
-		"disordered": f.ours.disordered + f.burst.disordered + f.alone.disordered,
+		"urgent_alone_samples": len(f.single.high), "urgent_1000_rounds": f.o.rounds,
+		"urgent_alone_p50_ms": ms(percentile(f.single.high, 50)), "urgent_alone_p99_ms": ms(percentile(f.single.high, 99)),
+		"lost":       f.ours.lost + f.burst.lost + f.single.lost,
+		"disordered": f.ours.disordered + f.burst.disordered + f.single.disordered,
 	}
 	for prefix, p := range map[string]*part{"": &f.ours, "old_": &f.old} {
 		out[prefix+"qr_requests_per_minute"] = perMinute(p.qrRequests)
@@ -111,15 +109,8 @@ func (f *figures) report(w io.Writer) error {
 	}
 	fmt.Fprintf(w, "\nMeasured from the event to its arrival. HIGH and NORMAL \"among others\" wait for their windows; the worst of %d rounds of %d counts.\n", f.o.rounds, f.o.sessions)
 
-	text, err := json.MarshalIndent(out, "", "  ")
-	if err != nil {
-		return fmt.Errorf("encoding the result: %w", err)
-	}
-	if err := os.MkdirAll(filepath.Dir(f.o.out), 0o755); err != nil {
-		return fmt.Errorf("writing the result: %w", err)
-	}
-	if err := os.WriteFile(f.o.out, append(text, '\n'), 0o644); err != nil {
-		return fmt.Errorf("writing the result: %w", err)
+	if err := benchenv.Write(f.o.out, out); err != nil {
+		return err
 	}
 	fmt.Fprintln(w, "written to", f.o.out)
 	return nil

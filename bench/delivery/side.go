@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"k8s.io/utils/clock"
 
+	"github.com/whatsapp-operator/whatsapp-operator/bench/benchenv"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/batch"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/laravel"
@@ -37,7 +38,7 @@ type sideConfig struct {
 	// Start is when the steady part begins; it is also the epoch of the updates.
 	Start                                         time.Time
 	Duration, QRInterval, QRValid, StatusInterval time.Duration
-	BetweenAlone, BetweenRounds                   time.Duration
+	BetweenSingle, BetweenRounds                  time.Duration
 }
 
 // sideResult is what that process writes to its standard output.
@@ -221,8 +222,8 @@ func ourSide(ctx context.Context, c sideConfig) (sideResult, error) {
 		err = errors.Join(err, drain())
 	case "burst":
 		events, err = burst(ctx, c, enqueue, drain)
-	case "alone":
-		events, err = alone(ctx, c, enqueue, drain)
+	case "single":
+		events, err = oneByOne(ctx, c, enqueue, drain)
 	default:
 		err = fmt.Errorf("there is no part %q", c.Part)
 	}
@@ -245,20 +246,9 @@ func drained(ctx context.Context, queue *batch.Queue) error {
 		if left == 0 {
 			return nil
 		}
-		if err := wait(ctx, 50*time.Millisecond); err != nil {
+		if err := benchenv.Pause(ctx, 50*time.Millisecond); err != nil {
 			return err
 		}
-	}
-}
-
-func wait(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
 	}
 }
 
@@ -308,7 +298,7 @@ func (m *emitter) start(p planned, ready <-chan struct{}, at func() time.Time) {
 func steady(ctx context.Context, c sideConfig, emit func(context.Context, event, delivery.Item) error) ([]event, error) {
 	m := newEmitter(ctx, c, emit)
 	for _, p := range plan(c) {
-		if err := wait(m.ctx, time.Until(c.Start.Add(p.at))); err != nil {
+		if err := benchenv.Pause(m.ctx, time.Until(c.Start.Add(p.at))); err != nil {
 			_, failed := m.wait()
 			return nil, errors.Join(err, failed)
 		}
@@ -321,7 +311,7 @@ func steady(ctx context.Context, c sideConfig, emit func(context.Context, event,
 func burst(ctx context.Context, c sideConfig, emit func(context.Context, event, delivery.Item) error, drain func() error) ([]event, error) {
 	var all []event
 	for round := range c.Rounds {
-		if err := wait(ctx, c.BetweenRounds); err != nil {
+		if err := benchenv.Pause(ctx, c.BetweenRounds); err != nil {
 			return nil, err
 		}
 		m := newEmitter(ctx, c, emit)
@@ -341,12 +331,12 @@ func burst(ctx context.Context, c sideConfig, emit func(context.Context, event, 
 	return all, nil
 }
 
-// alone changes one session after the other.
-func alone(ctx context.Context, c sideConfig, emit func(context.Context, event, delivery.Item) error, drain func() error) ([]event, error) {
+// oneByOne changes one session after the other.
+func oneByOne(ctx context.Context, c sideConfig, emit func(context.Context, event, delivery.Item) error, drain func() error) ([]event, error) {
 	var all []event
 	for n := range c.Samples {
 		// A little longer each time, so that it is not synchronous with a timer.
-		if err := wait(ctx, c.BetweenAlone+time.Duration(n)*1700*time.Microsecond); err != nil {
+		if err := benchenv.Pause(ctx, c.BetweenSingle+time.Duration(n)*1700*time.Microsecond); err != nil {
 			return nil, err
 		}
 		m := newEmitter(ctx, c, emit)
