@@ -72,19 +72,13 @@ func startBouncer() error {
 	if err != nil {
 		return err
 	}
-	// Another process may take the port before the server does.
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return err
-	}
-	bouncer.port = listener.Addr().(*net.TCPAddr).Port
-	if err := listener.Close(); err != nil {
+	if bouncer.port, err = freePort(); err != nil { // another process may take it before PgBouncer does
 		return err
 	}
 	users := filepath.Join(dir, "users")
 	for name, content := range map[string]string{
 		users:                               `"postgres" ""` + "\n",
-		filepath.Join(dir, "pgbouncer.ini"): fmt.Sprintf(bouncerConfig, postgres.port, bouncer.port, users),
+		filepath.Join(dir, "pgbouncer.ini"): fmt.Sprintf(bouncerConfig, postgres.server.port, bouncer.port, users),
 	} {
 		if err := os.WriteFile(name, []byte(content), 0o644); err != nil {
 			return err

@@ -3,6 +3,7 @@ package testenv
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -38,11 +39,11 @@ wait $server
 [ -n "$signal" ] || rm -rf "$dir"
 exit 0`
 
-// PostgresProcess is a real PostgreSQL server of one test on a free loopback
-// port, with its own data. Its methods may be called from the test's
-// goroutine only, because they end the test when they fail.
-type PostgresProcess struct {
-	t        testing.TB
+// postgresStart bounds the start of a server.
+const postgresStart = 60 * time.Second
+
+// postgresServer is a real PostgreSQL server on a free loopback port, with its own data.
+type postgresServer struct {
 	programs string
 	account  *syscall.SysProcAttr
 	options  []string
@@ -54,48 +55,127 @@ type PostgresProcess struct {
 	stdin  io.WriteCloser
 }
 
-// PostgresServer is Postgres for a test that stops and restarts its server. It
-// ends with the test. args are options of postgres, "-c", "name=value", …; they
-// come after the defaults.
-func PostgresServer(t testing.TB, args ...string) *PostgresProcess {
-	t.Helper()
+// newPostgresServer makes a cluster and starts its server, which ends with this process.
+// options are those of postgres, "-c", "name=value", …; they come after the defaults.
+func newPostgresServer(options ...string) (s *postgresServer, err error) {
 	programs, err := postgresPrograms()
 	if err != nil {
-		t.Fatalf("these tests need PostgreSQL (Debian: apt-get install postgresql): %v", err)
+		return nil, err
 	}
-	dir, err := os.MkdirTemp("", "testenv-postgres-") //nolint:usetesting // only its owner may enter a folder of t.TempDir
+	dir, err := os.MkdirTemp("", "testenv-postgres-") // only its owner may enter it, unlike a folder of t.TempDir
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
-	p := &PostgresProcess{t: t, programs: programs, options: args, dir: dir}
-	t.Cleanup(func() {
-		p.Kill()
-		if err := os.RemoveAll(dir); err != nil {
-			t.Errorf("removing the data of PostgreSQL: %v", err)
+	s = &postgresServer{programs: programs, options: options, dir: dir}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.remove())
 		}
-	})
+	}()
 	if os.Geteuid() == 0 { // PostgreSQL refuses to run as root
-		if p.account, err = asPostgresUser(p.dir); err != nil {
-			t.Fatal(err)
+		if s.account, err = asPostgresUser(s.dir); err != nil {
+			return nil, err
 		}
 	}
-	initdb := p.command(filepath.Join(programs, "initdb"), "-D", filepath.Join(p.dir, "data"), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+	initdb := s.command(filepath.Join(programs, "initdb"), "-D", filepath.Join(dir, "data"), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
 	if out, err := initdb.CombinedOutput(); err != nil {
-		t.Fatalf("making a PostgreSQL cluster: %v\n%s", err, out)
+		return nil, fmt.Errorf("making a PostgreSQL cluster: %w\n%s", err, out)
 	}
 	// Another process may take the port before the server does.
 	for range 10 {
-		p.port = freePort(t)
-		if p.start() {
-			return p
+		if s.port, err = freePort(); err != nil {
+			return nil, err
+		}
+		if free, err := s.start(); free || err != nil {
+			return s, err
 		}
 	}
-	t.Fatal("PostgreSQL found no free port")
+	return nil, errors.New("PostgreSQL found no free port")
+}
+
+// start runs the server and waits until it serves. free is false when the port is taken.
+func (s *postgresServer) start() (free bool, err error) {
+	s.runs++
+	logFile := filepath.Join(s.dir, fmt.Sprintf("postgres-%d.log", s.runs))
+	s.keeper = s.command("/bin/sh", append([]string{"-c", serverKeeper, "postgres-keeper",
+		s.dir, filepath.Join(s.programs, "postgres"), strconv.Itoa(s.port), logFile}, s.options...)...)
+	if s.stdin, err = s.keeper.StdinPipe(); err == nil {
+		err = s.keeper.Start()
+	}
+	if err != nil {
+		s.keeper = nil
+		return false, fmt.Errorf("starting PostgreSQL: %w", err)
+	}
+	// The log is read because another server could answer a request over TCP.
+	retry := time.NewTicker(5 * time.Millisecond)
+	defer retry.Stop()
+	for end := time.Now().Add(postgresStart); time.Now().Before(end); <-retry.C {
+		text, _ := os.ReadFile(logFile)
+		switch log := string(text); {
+		case strings.Contains(log, "database system is ready to accept connections"),
+			strings.Contains(log, "database system is ready to accept read-only connections"):
+			return true, nil
+		case strings.Contains(log, "could not create any TCP/IP sockets"):
+			s.end("kill")
+			return false, nil
+		}
+	}
+	text, _ := os.ReadFile(logFile)
+	return false, fmt.Errorf("PostgreSQL was not ready within %s; its log: %s", postgresStart, text)
+}
+
+func (s *postgresServer) end(signal string) {
+	if s.keeper == nil {
+		return
+	}
+	_, _ = io.WriteString(s.stdin, signal+"\n")
+	_ = s.stdin.Close()
+	_ = s.keeper.Wait()
+	s.keeper = nil
+}
+
+// remove ends the server and deletes its data.
+func (s *postgresServer) remove() error {
+	s.end("kill")
+	if err := os.RemoveAll(s.dir); err != nil {
+		return fmt.Errorf("removing the data of PostgreSQL: %w", err)
+	}
 	return nil
 }
 
+func (s *postgresServer) command(name string, args ...string) *exec.Cmd {
+	cmd := exec.Command(name, args...)
+	cmd.Dir, cmd.SysProcAttr = s.dir, s.account
+	return cmd
+}
+
+// PostgresProcess is the PostgreSQL server of one test. Its methods may be called from the
+// test's goroutine only, because they end the test when they fail.
+type PostgresProcess struct {
+	t      testing.TB
+	server *postgresServer
+}
+
+// PostgresServer is Postgres for a test that stops and restarts its server. It ends with the
+// test. args are options of postgres, "-c", "name=value", …; they come after the defaults.
+func PostgresServer(t testing.TB, args ...string) *PostgresProcess {
+	t.Helper()
+	server, err := newPostgresServer(args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := server.remove(); err != nil {
+			t.Error(err)
+		}
+	})
+	return &PostgresProcess{t: t, server: server}
+}
+
 // Addr is the server's host:port; it stays the same over restarts.
-func (p *PostgresProcess) Addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(p.port)) }
+func (p *PostgresProcess) Addr() string {
+	return net.JoinHostPort("127.0.0.1", strconv.Itoa(p.server.port))
+}
 
 // URL is the URL of the server's one database; it stays the same over restarts.
 func (p *PostgresProcess) URL() string { return p.URLVia(p.Addr()) }
@@ -107,19 +187,19 @@ func (p *PostgresProcess) URLVia(address string) string {
 
 // Stop stops the server in an orderly way: it disconnects its clients, writes its data, and
 // ends.
-func (p *PostgresProcess) Stop() { p.end("stop") }
+func (p *PostgresProcess) Stop() { p.server.end("stop") }
 
 // Kill stops the server as a crash does: clients lose their connections and open
 // transactions, and committed data remain. It waits until the server has ended.
-func (p *PostgresProcess) Kill() { p.end("kill") }
+func (p *PostgresProcess) Kill() { p.server.end("kill") }
 
 // Restart starts the server again, on the same port and with the data on its disk. If it
 // still runs, Restart stops it first.
 func (p *PostgresProcess) Restart() {
 	p.t.Helper()
 	p.Stop()
-	if !p.start() {
-		p.t.Fatalf("PostgreSQL could not be started again on port %d", p.port)
+	if free, err := p.server.start(); err != nil || !free {
+		p.t.Fatalf("PostgreSQL could not be started again on port %d: %v", p.server.port, err)
 	}
 }
 
@@ -128,7 +208,7 @@ func (p *PostgresProcess) Restart() {
 func (p *PostgresProcess) RestartAsStandby() {
 	p.t.Helper()
 	p.Stop()
-	touch := p.command("/bin/sh", "-c", ": >data/standby.signal")
+	touch := p.server.command("/bin/sh", "-c", ": >data/standby.signal")
 	if out, err := touch.CombinedOutput(); err != nil {
 		p.t.Fatalf("making a standby: %v\n%s", err, out)
 	}
@@ -150,55 +230,4 @@ func (p *PostgresProcess) Terminate() (n int) {
 		p.t.Fatalf("ending the connections to PostgreSQL: %v", err)
 	}
 	return n
-}
-
-func (p *PostgresProcess) command(name string, args ...string) *exec.Cmd {
-	cmd := exec.Command(name, args...)
-	cmd.Dir, cmd.SysProcAttr = p.dir, p.account
-	return cmd
-}
-
-// start runs the server and waits until it serves. It returns false when the
-// port is taken.
-func (p *PostgresProcess) start() bool {
-	p.t.Helper()
-	p.runs++
-	logFile := filepath.Join(p.dir, fmt.Sprintf("postgres-%d.log", p.runs))
-	p.keeper = p.command("/bin/sh", append([]string{"-c", serverKeeper, "postgres-keeper",
-		p.dir, filepath.Join(p.programs, "postgres"), strconv.Itoa(p.port), logFile}, p.options...)...)
-	stdin, err := p.keeper.StdinPipe()
-	if err == nil {
-		err = p.keeper.Start()
-	}
-	if err != nil {
-		p.t.Fatalf("starting PostgreSQL: %v", err)
-	}
-	p.stdin = stdin
-	// The log is read because another server could answer a request over TCP.
-	retry := time.NewTicker(5 * time.Millisecond)
-	defer retry.Stop()
-	for end := time.Now().Add(postgresStart); time.Now().Before(end); <-retry.C {
-		text, _ := os.ReadFile(logFile)
-		switch log := string(text); {
-		case strings.Contains(log, "database system is ready to accept connections"),
-			strings.Contains(log, "database system is ready to accept read-only connections"):
-			return true
-		case strings.Contains(log, "could not create any TCP/IP sockets"):
-			p.Kill()
-			return false
-		}
-	}
-	text, _ := os.ReadFile(logFile)
-	p.t.Fatalf("PostgreSQL was not ready within %s; its log: %s", postgresStart, text)
-	return false
-}
-
-func (p *PostgresProcess) end(signal string) {
-	if p.keeper == nil {
-		return
-	}
-	_, _ = io.WriteString(p.stdin, signal+"\n")
-	_ = p.stdin.Close()
-	_ = p.keeper.Wait()
-	p.keeper = nil
 }

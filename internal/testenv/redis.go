@@ -70,7 +70,10 @@ func RedisServer(t testing.TB, args ...string) *RedisProcess {
 	t.Cleanup(p.Kill)
 	// Another process may take the port between the check and the start.
 	for range 10 {
-		p.port = freePort(t)
+		var err error
+		if p.port, err = freePort(); err != nil {
+			t.Fatal(err)
+		}
 		if p.start() {
 			return p
 		}
@@ -213,16 +216,12 @@ func FreeAddress() (string, error) {
 	return l.Addr().String(), nil
 }
 
-func freePort(t testing.TB) int {
-	t.Helper()
+// freePort is the port of FreeAddress.
+func freePort() (int, error) {
 	address, err := FreeAddress()
 	if err != nil {
-		t.Fatal(err)
+		return 0, err
 	}
 	_, port, _ := net.SplitHostPort(address) // as Addr writes it
-	n, err := strconv.Atoi(port)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
+	return strconv.Atoi(port)
 }
