@@ -35,18 +35,21 @@ func NewRootCommand() *cobra.Command {
 	}
 	root.AddCommand(newManagerCommand(), newWorkerCommand(), newSimulatorCommand(), newStoreCommand(), newDeadLetterCommand(), newRedisACLCommand(), newVersionCommand())
 	root.AddCommand(demoCommands()...)
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return fmt.Errorf("%w: `%s --help` lists the flags", err, cmd.CommandPath())
-	})
 	return root
+}
+
+// execute runs the program with these arguments.
+func execute(ctx context.Context, root *cobra.Command, args []string) error {
+	root.SetArgs(args)
+	root.SetFlagErrorFunc(func(*cobra.Command, error) error { return wrongFlags(NewRootCommand(), args) })
+	return root.ExecuteContext(ctx)
 }
 
 // Main runs the program and returns its exit code.
 func Main() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	root := NewRootCommand()
-	if err := root.ExecuteContext(ctx); err != nil {
+	if err := execute(ctx, NewRootCommand(), os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "whatsapp-operator:", err)
 		return 1
 	}
@@ -65,11 +68,8 @@ func newVersionCommand() *cobra.Command {
 	}
 }
 
-// prepare reads the configuration, says what it is, and runs a command with a logger.
-func prepare(cmd *cobra.Command, complete func() error, config *commonConfig, run func(context.Context, logr.Logger) error) error {
-	if err := errors.Join(fromEnvironment(cmd.Flags()), complete()); err != nil {
-		return fmt.Errorf("the configuration is wrong:\n%w", err)
-	}
+// start says what the configuration is, and runs a command with a logger.
+func start(cmd *cobra.Command, config *commonConfig, run func(context.Context, logr.Logger) error) error {
 	log := zap.New(zap.Level(zapcore.Level(-config.Verbosity)), zap.JSONEncoder(), zap.StacktraceLevel(zapcore.PanicLevel))
 	ctrl.SetLogger(log)
 	klog.SetLogger(log.WithName("kubernetes"))

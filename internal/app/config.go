@@ -335,7 +335,7 @@ func fromEnvironment(f *pflag.FlagSet) error {
 		if !ok || flag.Changed {
 			return
 		}
-		if err := f.Set(flag.Name, value); err != nil {
+		if err := setFlag(f, flag, value); err != nil {
 			errs = append(errs, fmt.Errorf("the variable %s has a value that --%s does not take", name, flag.Name))
 		}
 	})

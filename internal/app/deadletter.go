@@ -111,10 +111,8 @@ func (f *deadLetterFilter) find(ctx context.Context, queue deadLetterQueue) ([]b
 // deadLetterCommand completes a command that works on this installation's queue.
 func deadLetterCommand(cmd *cobra.Command, filter *deadLetterFilter, run func(ctx context.Context, queue deadLetterQueue, out io.Writer) error) *cobra.Command {
 	config := &commonConfig{}
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		filter.ids = args
-		complete := func() error { return errors.Join(config.completeWithoutStore(), filter.check()) }
-		return prepare(cmd, complete, config, func(ctx context.Context, log logr.Logger) (err error) {
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		return start(cmd, config, func(ctx context.Context, log logr.Logger) (err error) {
 			d, err := openUnclaimed(ctx, config, redis.Manager, log)
 			if err != nil {
 				return err
@@ -128,7 +126,10 @@ func deadLetterCommand(cmd *cobra.Command, filter *deadLetterFilter, run func(ct
 	}
 	config.bind(cmd.Flags())
 	filter.bind(cmd)
-	return cmd
+	return configured(cmd, func(args []string) error {
+		filter.ids = args
+		return errors.Join(config.completeWithoutStore(), filter.check())
+	})
 }
 
 func newDeadLetterListCommand() *cobra.Command {

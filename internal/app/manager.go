@@ -31,16 +31,16 @@ const (
 
 func newManagerCommand() *cobra.Command {
 	config := &managerConfig{}
-	cmd := &cobra.Command{
+	cmd := configured(&cobra.Command{
 		Use:   "manager",
 		Short: "Place the sessions on workers, manage their lifecycle, and deliver updates to Laravel",
 		Args:  noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return prepare(cmd, config.complete, &config.commonConfig, func(ctx context.Context, log logr.Logger) error {
+			return start(cmd, &config.commonConfig, func(ctx context.Context, log logr.Logger) error {
 				return runManager(ctx, config, log)
 			})
 		},
-	}
+	}, func([]string) error { return config.complete() })
 	config.bind(cmd.Flags())
 	return cmd
 }

@@ -1,7 +1,6 @@
 package app
 
 import (
-	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -14,7 +13,7 @@ func newRedisACLCommand() *cobra.Command {
 	config := redis.Config{Addresses: []string{"localhost:6379"}} // nothing is connected to
 	var mode string
 	var waitAOF bool
-	cmd := &cobra.Command{
+	cmd := configured(&cobra.Command{
 		Use:   "redis-acl [manager|worker|laravel]...",
 		Short: "Print the commands that make the ACL users of Redis",
 		Long: `Print the commands that make the ACL users of Redis, one for each role.
@@ -25,16 +24,6 @@ that of the deadletter and store commands; laravel's may only read the session c
 		ValidArgs: []string{string(redis.Manager), string(redis.Worker), string(redis.Laravel)},
 		Args:      cobra.OnlyValidArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := fromEnvironment(cmd.Flags()); err != nil {
-				return err
-			}
-			config.Mode = redis.Mode(mode)
-			if config.Mode == redis.Sentinel {
-				config.Mode = redis.Standalone // each server behind the Sentinels is one
-			}
-			if err := config.Validate(); err != nil {
-				return errors.Join(errors.New("the configuration is wrong"), err)
-			}
 			roles := redis.Roles
 			if len(args) > 0 {
 				roles = nil
@@ -49,7 +38,13 @@ that of the deadletter and store commands; laravel's may only read the session c
 			}
 			return nil
 		},
-	}
+	}, func([]string) error {
+		config.Mode = redis.Mode(mode)
+		if config.Mode == redis.Sentinel {
+			config.Mode = redis.Standalone // each server behind the Sentinels is one
+		}
+		return config.Validate()
+	})
 	f := cmd.Flags()
 	f.StringVar(&config.KeyPrefix, "redis-key-prefix", "", "prefix of every key")
 	f.StringVar(&mode, "redis-mode", string(redis.Standalone), "standalone, sentinel or cluster")

@@ -15,7 +15,7 @@ import (
 func newSimulatorCommand() *cobra.Command {
 	options := simulator.Options{}
 	var caOut, seed string
-	cmd := &cobra.Command{
+	cmd := configured(&cobra.Command{
 		Use:   "simulator",
 		Short: "Simulate WhatsApp's servers, for trials and load tests without a phone",
 		Long: `Simulate WhatsApp's servers and the phones of their users.
@@ -26,12 +26,6 @@ control API scans codes, sends and shows messages, counts logins and doubled
 connections, and injects faults; docs/simulate.md lists its paths.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := fromEnvironment(cmd.Flags()); err != nil {
-				return err
-			}
-			if caOut != "" && !options.TLS {
-				return errors.New("--ca-out is given without --tls, and there is no authority: set --tls too, or leave it out")
-			}
 			options.Logger = zap.New(zap.JSONEncoder())
 			if seed != "" {
 				root := sha256.Sum256([]byte(seed))
@@ -52,7 +46,12 @@ connections, and injects faults; docs/simulate.md lists its paths.`,
 			}
 			return server.Run(cmd.Context())
 		},
-	}
+	}, func([]string) error {
+		if caOut != "" && !options.TLS {
+			return errors.New("--ca-out is given without --tls, and there is no authority: set --tls too, or leave it out")
+		}
+		return nil
+	})
 	f := cmd.Flags()
 	f.StringVar(&options.Listen, "listen", "127.0.0.1:7070", "address that workers connect to")
 	f.StringVar(&options.ControlListen, "control-listen", "127.0.0.1:7071", "address of the control API; everyone who can reach it controls every simulated phone")

@@ -31,7 +31,7 @@ func newStoreCommand() *cobra.Command {
 func newAdoptCommand() *cobra.Command {
 	config := &commonConfig{}
 	var former []string
-	cmd := &cobra.Command{
+	cmd := configured(&cobra.Command{
 		Use:   "adopt",
 		Short: "Make the store and Redis this installation's, also if they are another's",
 		Long: `Make the store and Redis this installation's, also if they are another's.
@@ -45,8 +45,7 @@ The store remembers its former owners, and the manager takes over the sessions w
 status.installation names one of them. The command may be repeated.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			complete := func() error { return errors.Join(config.complete(), checkInstallationIDs(former)) }
-			return prepare(cmd, complete, config, func(ctx context.Context, log logr.Logger) (err error) {
+			return start(cmd, config, func(ctx context.Context, log logr.Logger) (err error) {
 				d, err := openUnclaimed(ctx, config, redis.Manager, log)
 				if err != nil {
 					return err
@@ -76,7 +75,7 @@ status.installation names one of them. The command may be repeated.`,
 				return nil
 			})
 		},
-	}
+	}, func([]string) error { return errors.Join(config.complete(), checkInstallationIDs(former)) })
 	config.bind(cmd.Flags())
 	cmd.Flags().StringSliceVar(&former, "former", nil, "id (CLUSTER/NAMESPACE/RELEASE, as status.installation has it) of an installation whose sessions are taken over, too, where the store does not remember it")
 	return cmd
@@ -97,7 +96,7 @@ func checkInstallationIDs(ids []string) error {
 func storeCommand(cmd *cobra.Command, run func(ctx context.Context, d *dependencies, args []string, out io.Writer) error) *cobra.Command {
 	config := &commonConfig{}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		return prepare(cmd, config.complete, config, func(ctx context.Context, log logr.Logger) (err error) {
+		return start(cmd, config, func(ctx context.Context, log logr.Logger) (err error) {
 			f, err := checkStore(ctx, config, log)
 			if err != nil {
 				return err
@@ -107,7 +106,7 @@ func storeCommand(cmd *cobra.Command, run func(ctx context.Context, d *dependenc
 		})
 	}
 	config.bind(cmd.Flags())
-	return cmd
+	return configured(cmd, func([]string) error { return config.complete() })
 }
 
 func newMarkedCommand() *cobra.Command {
@@ -220,7 +219,7 @@ func keeping(r store.Record) []string {
 	}
 }
 
-// confirmMissing notes the records without a session as missing, without asking
+// confirmMissing marks the records without a session as missing, without checking
 // whether their number is plausible.
 func confirmMissing(ctx context.Context, d *dependencies) error {
 	keys := &keyStore{store: d.store}

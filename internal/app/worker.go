@@ -36,16 +36,16 @@ func newWorkerCommand() *cobra.Command { return NewWorkerCommand(nil) }
 // WhatsApp's): a benchmark holds more sessions than one machine can hold connections.
 func NewWorkerCommand(accounts worker.Accounts) *cobra.Command {
 	config := &workerConfig{accounts: accounts}
-	cmd := &cobra.Command{
+	cmd := configured(&cobra.Command{
 		Use:   "worker",
 		Short: "Hold the connections of the sessions that are placed here",
 		Args:  noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return prepare(cmd, config.complete, &config.commonConfig, func(ctx context.Context, log logr.Logger) error {
+			return start(cmd, &config.commonConfig, func(ctx context.Context, log logr.Logger) error {
 				return runWorker(ctx, config, log.WithValues("worker", config.Name))
 			})
 		},
-	}
+	}, func([]string) error { return config.complete() })
 	config.bind(cmd.Flags())
 	return cmd
 }
