@@ -16,7 +16,7 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
 
-// One API server serves every test of this package; each test has a namespace of its own.
+// One API server serves every test of this package; each test has its own namespace.
 var (
 	restConfig *rest.Config
 	k8s        client.Client

@@ -27,7 +27,7 @@ import (
 // killTimeout bounds the wait for the end of a server that was killed.
 const killTimeout = 30 * time.Second
 
-// Server is an API server with an etcd of its own.
+// Server is an API server with its own etcd.
 type Server struct {
 	// Config reaches the server as an administrator, without a limit on the rate of
 	// requests. It is valid after a restart too.
@@ -52,7 +52,7 @@ func Start(assets string) (*Server, error) {
 		BinaryAssetsDirectory: assets,
 		CRDs:                  []*apiextensionsv1.CustomResourceDefinition{definition},
 	}}
-	// envtest would delete a folder of its own, with the certificates, after a stop.
+	// envtest would delete its own folder, with the certificates, after a stop.
 	s.env.ControlPlane.GetAPIServer().CertDir = dir
 	if s.Config, err = s.env.Start(); err != nil {
 		return nil, errors.Join(fmt.Errorf("starting the API server from %q: %w", assets, err), s.Close())

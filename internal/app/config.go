@@ -25,7 +25,7 @@ import (
 )
 
 // environmentPrefix is the prefix of every variable: --redis-db is
-// WHATSAPP_OPERATOR_REDIS_DB. A flag wins over its variable.
+// WHATSAPP_OPERATOR_REDIS_DB. A flag takes precedence over its variable.
 const environmentPrefix = "WHATSAPP_OPERATOR_"
 
 // commonConfig is what manager and worker share.
@@ -48,7 +48,7 @@ type commonConfig struct {
 func (c *commonConfig) bind(f *pflag.FlagSet) {
 	f.StringVar(&c.Kubeconfig, "kubeconfig", os.Getenv("KUBECONFIG"), "kubeconfig file; empty: the pod's service account")
 	f.StringVar(&c.Namespace, "namespace", os.Getenv("POD_NAMESPACE"), "namespace of the operator, where the workers' Leases are")
-	f.StringVar(&c.Release, "release", "whatsapp-operator", "name of the release: with the cluster and the namespace it names this installation; of several in one namespace each has its own")
+	f.StringVar(&c.Release, "release", "whatsapp-operator", "name of the release: cluster, namespace and release identify this installation; several installations in one namespace need different names")
 	f.StringVar(&c.MetricsAddress, "metrics-bind-address", "127.0.0.1:8080", "address of the metrics; 0: none")
 	f.StringVar(&c.HealthAddress, "health-bind-address", ":8081", "address of /healthz and /readyz; 0: none")
 	f.IntVarP(&c.Verbosity, "verbosity", "v", 0, "how much is logged: 0 what happened, 1 each step of each session, 2 the WhatsApp client's own log")
@@ -67,7 +67,7 @@ func (c *commonConfig) bind(f *pflag.FlagSet) {
 	f.StringVar(&r.CAFile, "redis-ca-file", "", "PEM file with the authorities to trust instead of the system's")
 	f.StringVar(&r.KeyPrefix, "redis-key-prefix", "", "prefix of every key")
 	f.BoolVar(&r.AllowVolatile, "allow-volatile-redis", false, "accept a Redis that evicts or does not persist: what waits for Laravel can be lost with it")
-	f.StringVar(&c.redisDurability, "redis-durability", string(redis.DurabilityAuto), "when something counts as in Redis: auto, none, replica or fsync")
+	f.StringVar(&c.redisDurability, "redis-durability", string(redis.DurabilityAuto), "when a write to Redis counts as durable: auto, none, replica or fsync")
 
 	f.StringVar(&c.StoreURL, "store", "", "database of the device keys: postgres://HOST/DATABASE without a password, or sqlite:PATH")
 	f.StringVar(&c.StoreURLFile, "store-file", "", "file with the URL of the database, password included; read again for each new connection")
@@ -167,7 +167,7 @@ func (c *commonConfig) rest() (*rest.Config, error) {
 	}
 	config.QPS = -1
 	// As Kubernetes' own controllers do: the API server would compress each event of each
-	// watch anew, and its time is dearer than the cluster's network.
+	// watch anew, and its CPU time is scarcer than the cluster's network.
 	config.DisableCompression = true
 	config.UserAgent = "whatsapp-operator/" + Version
 	return config, nil
@@ -199,8 +199,8 @@ func (c *managerConfig) bind(f *pflag.FlagSet) {
 	f.DurationVar(&l.Timeout, "laravel-timeout", laravel.DefaultTimeout, "how long one request may take, at most 5m")
 	f.StringVar(&l.CAFile, "laravel-ca-file", "", "PEM file with the authorities to trust instead of the system's")
 	f.BoolVar(&l.InsecureHTTP, "insecure-laravel-http", false, "allow http:// to an address that is not loopback: codes and numbers cross the network in the clear")
-	f.IntVar(&c.BatchSize, "batch-size", 50, "most items in a batch")
-	f.IntVar(&c.Parallel, "laravel-max-requests", 4, "most requests at Laravel at a time; QR batches take at most half")
+	f.IntVar(&c.BatchSize, "batch-size", 50, "highest number of items in a batch")
+	f.IntVar(&c.Parallel, "laravel-max-requests", 4, "highest number of requests to Laravel at the same time; QR batches take at most half")
 	f.BoolVar(&c.Rebalance, "rebalance", true, "slowly move sessions from workers with a higher load than others, while no other move is in progress")
 	f.DurationVar(&c.RebalanceInterval, "rebalance-interval", 10*time.Second, "one session of a pool is rebalanced in this time at most")
 	f.DurationVar(&c.RebalanceAfter, "rebalance-after", 5*time.Minute, "how long a worker must have been up before sessions of others are moved to it")
@@ -249,19 +249,19 @@ type workerConfig struct {
 func (c *workerConfig) bind(f *pflag.FlagSet) {
 	c.commonConfig.bind(f)
 	hostname, _ := os.Hostname() // an empty name is refused below
-	f.StringVar(&c.Name, "name", hostname, "name of this worker, its pod's")
-	f.StringVar(&c.ServiceAccount, "service-account", "whatsapp-operator-worker", "service account of the workers, as the message about an unreadable proxy Secret names it")
-	f.StringVar(&c.StateDir, "state-dir", "/var/lib/whatsapp-operator", "folder of this worker alone that lives as long as its pod")
+	f.StringVar(&c.Name, "name", hostname, "name of this worker: that of its pod")
+	f.StringVar(&c.ServiceAccount, "service-account", "whatsapp-operator-worker", "service account of the workers, for the message about a proxy Secret that they may not read")
+	f.StringVar(&c.StateDir, "state-dir", "/var/lib/whatsapp-operator", "folder that only this worker uses and that exists as long as its pod")
 	f.StringVar(&c.Pool, "pool", "default", "pool of workers that this one belongs to")
-	f.IntVar(&c.Capacity, "capacity", 1000, "most sessions that are placed here")
-	f.Int64Var(&c.Revision, "revision", 0, "orders the versions of the workers: a newer one takes the sessions over; 0: the revision of the Deployment that the pod belongs to")
+	f.IntVar(&c.Capacity, "capacity", 1000, "highest number of sessions that are placed here")
+	f.Int64Var(&c.Revision, "revision", 0, "revision of this worker: workers with a higher revision take over the sessions; 0: the revision of the Deployment that the pod belongs to")
 	f.StringVar(&c.PodUID, "pod-uid", "", "UID of the pod: the worker then counts as dead as soon as the kubelet reports that this pod has ended")
 	f.DurationVar(&c.DrainTimeout, "drain-timeout", 25*time.Second, "how long handing over all sessions may take at shutdown; shorter than the pod's terminationGracePeriodSeconds")
-	f.IntVar(&c.GCPercent, "gc-percent", 50, "garbage collector's GOGC: many idle connections want memory more than CPU; the variable GOGC wins")
-	f.Float64Var(&c.Pace.LoginsPerSecond, "logins-per-second", 200, "pace of logins by one egress")
-	f.IntVar(&c.Pace.LoginBurst, "login-burst", 200, "most logins at once by one egress")
-	f.Float64Var(&c.Pace.PairingsPerSecond, "pairings-per-second", 20, "pace of new pairings by one egress")
-	f.IntVar(&c.Pace.PairingBurst, "pairing-burst", 20, "most new pairings at once by one egress")
+	f.IntVar(&c.GCPercent, "gc-percent", 50, "GOGC of the garbage collector: with many idle connections memory is scarcer than CPU; the variable GOGC takes precedence")
+	f.Float64Var(&c.Pace.LoginsPerSecond, "logins-per-second", 200, "highest rate of logins through one egress")
+	f.IntVar(&c.Pace.LoginBurst, "login-burst", 200, "highest number of logins at once through one egress")
+	f.Float64Var(&c.Pace.PairingsPerSecond, "pairings-per-second", 20, "highest rate of new pairings through one egress")
+	f.IntVar(&c.Pace.PairingBurst, "pairing-burst", 20, "highest number of new pairings at once through one egress")
 	f.IntVar(&c.Quarantine.After, "quarantine-after", session.DefaultQuarantineAfter, "failures in a row, in the same way and without a minute connected, after which a session is tried only after hours")
 	f.DurationVar(&c.Quarantine.First, "quarantine-first", session.DefaultQuarantineFirst, "the first of these pauses; each further failure doubles it")
 	f.DurationVar(&c.Quarantine.Most, "quarantine-most", session.DefaultQuarantineMost, "the longest of these pauses")
@@ -269,7 +269,7 @@ func (c *workerConfig) bind(f *pflag.FlagSet) {
 	f.DurationVar(&c.Outdated.Within, "outdated-within", worker.DefaultOutdatedWithin, "time within which they must be refused")
 	f.DurationVar(&c.Outdated.Pause, "outdated-pause", worker.DefaultOutdatedPause, "how long all are held back when the newest version is refused as well")
 	w := &c.WhatsApp
-	f.StringVar(&w.DeviceName, "device-name", "WhatsApp operator", "what phones show under linked devices where spec.deviceName says nothing")
+	f.StringVar(&w.DeviceName, "device-name", "WhatsApp operator", "what phones show under linked devices where spec.deviceName is empty")
 	f.StringVar(&w.Endpoint, "whatsapp-endpoint", "", "ws:// or wss:// URL of a simulator instead of WhatsApp's servers; for tests and demos only")
 	f.StringVar(&w.NoiseRoot, "whatsapp-noise-root", "", "root key of that server in hex; needed with --whatsapp-endpoint")
 	f.StringVar(&w.CAFile, "whatsapp-ca-file", "", "PEM file with the authority of that server's certificate")
@@ -289,9 +289,9 @@ func (c *workerConfig) complete() error {
 		p.add("--service-account is %q: give the name of a service account, lower case letters, digits, '-' and '.'", c.ServiceAccount)
 	}
 	if c.StateDir == "" {
-		p.add("--state-dir is empty: name a folder of this worker alone")
+		p.add("--state-dir is empty: name a folder that only this worker uses")
 	} else if info, err := os.Stat(c.StateDir); err == nil && !info.IsDir() {
-		p.add("--state-dir is %q, which is a file: name a folder of this worker alone", c.StateDir)
+		p.add("--state-dir is %q, which is a file: name a folder that only this worker uses", c.StateDir)
 	}
 	// It is compared with a label of namespaces, and is a label of the worker's Lease.
 	if c.Pool == "" || len(validation.IsValidLabelValue(c.Pool)) > 0 {

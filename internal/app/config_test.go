@@ -183,7 +183,7 @@ func TestEveryFlagIsChecked(t *testing.T) {
 			g.Expect(complete()).To(Succeed())
 
 			tried := map[string]bool{}
-			var together []string
+			var allWrong []string
 			for _, wrong := range command.wrong {
 				tried[wrong.flag] = true
 				want := wrong.want
@@ -194,11 +194,11 @@ func TestEveryFlagIsChecked(t *testing.T) {
 				g.Expect(err).To(MatchError(ContainSubstring(want)), "--%s=%s", wrong.flag, wrong.value)
 				g.Expect(err.Error()).NotTo(ContainSubstring("hunter2"))
 				if wrong.want == "" && wrong.with == nil {
-					together = append(together, "--"+wrong.flag+"="+wrong.value)
+					allWrong = append(allWrong, "--"+wrong.flag+"="+wrong.value)
 				}
 			}
-			err := complete(together...)
-			for _, arg := range together {
+			err := complete(allWrong...)
+			for _, arg := range allWrong {
 				flag, _, _ := strings.Cut(arg, "=")
 				g.Expect(err).To(MatchError(ContainSubstring(flag)), "all that is wrong is said at once")
 			}

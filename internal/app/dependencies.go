@@ -107,9 +107,9 @@ func openCluster(ctx context.Context, config *commonConfig, log logr.Logger) (_ 
 	return d, nil
 }
 
-// checkStore opens the store for a person's command, once it has its schema. It
-// refuses one that is not this installation's, and claims none: a command that is
-// given the wrong URL must not make that store this installation's.
+// checkStore opens the store for a command of a person, once the store has its schema. It refuses
+// a store of another installation and claims none: a command with a wrong URL must not
+// make that store this installation's.
 func checkStore(ctx context.Context, config *commonConfig, log logr.Logger) (*dependencies, error) {
 	d, err := openCluster(ctx, config, log)
 	if err != nil {
@@ -128,7 +128,7 @@ func checkStore(ctx context.Context, config *commonConfig, log logr.Logger) (*de
 		err = d.store.CheckInstallation(ctx, d.installation)
 	}
 	if errors.Is(err, store.ErrOwnedByNobody) {
-		err = fmt.Errorf("%w, and this is %q, whose manager claims its store when it first starts: is --store right, and are --namespace and --release those of the manager?", err, d.installation)
+		err = fmt.Errorf("%w, and this is %q, whose manager claims the store at its first start: is --store right, and are --namespace and --release those of the manager?", err, d.installation)
 	}
 	if err != nil {
 		return nil, errors.Join(err, d.close())

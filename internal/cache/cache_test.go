@@ -116,7 +116,7 @@ func status(session, phase string, n delivery.Numbers) delivery.StatusItem {
 	return delivery.StatusItem{Numbers: n, SessionID: session, Status: delivery.Active, Phase: phase, OccurredAt: delivery.Time{Time: start}}
 }
 
-// big numbers are neighbours that a float64 cannot tell apart.
+// big numbers are neighbours that a float64 cannot distinguish.
 const big = int64(1)<<62 + 1
 
 func TestCache(t *testing.T) {
@@ -194,7 +194,7 @@ func statusRules(b *fixture) {
 	g.Expect(b.client.PTTL(ctx, "p:session:status-1:status").Val()).To(And(BeNumerically("<=", delivery.CacheTTL), BeNumerically(">", delivery.CacheTTL-time.Minute)))
 
 	c := Connection{Numbers: at(1, 2), SessionID: s, Connected: true, Worker: "w-1", Since: delivery.Time{Time: start}}
-	g.Expect(b.SetConnection(ctx, c)).To(Equal(Written), "each kind has numbers of its own")
+	g.Expect(b.SetConnection(ctx, c)).To(Equal(Written), "each kind has its own numbers")
 	read, err := b.Connection(ctx, s)
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(*read).To(Equal(c))

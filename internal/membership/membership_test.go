@@ -314,7 +314,7 @@ func TestAMemberThatIsReplacedEnds(t *testing.T) {
 	Member{Release: "main", Name: "w", Incarnation: "other", Pool: "default", Capacity: 1, RenewTime: time.Unix(0, 0), Duration: Duration}.Into(l)
 	n.Expect(api.Update(context.Background(), l)).To(Succeed())
 	n.pass(2 * RenewInterval) // one renewal that is refused, one that reads why
-	n.Eventually(n.ended).Should(Receive(MatchError(ContainSubstring("a name of its own"))))
+	n.Eventually(n.ended).Should(Receive(MatchError(ContainSubstring("its own name"))))
 	n.Expect(n.r.Leave(context.Background())).To(Succeed())
 	n.Expect(n.member().Incarnation).To(Equal("other"), "the Lease of another incarnation is not deleted")
 }

@@ -26,7 +26,7 @@ const (
 )
 
 // errTaken says that another incarnation of the worker renews a heartbeat.
-var errTaken = errors.New("another process has taken over this worker's name: give each worker a name of its own")
+var errTaken = errors.New("another process has taken over this worker's name: give each worker its own name")
 
 // Renewer is the first heartbeat: a worker's Lease. Nobody else writes it.
 type Renewer struct {

@@ -77,7 +77,7 @@ type Event struct {
 	// Message is a sentence for people (EventPairError, EventPasskeyFailed, and all events
 	// that end the connection).
 	Message string
-	// Ours: this process ended the connection for a reason of its own, which says nothing
+	// Ours: this process ended the connection for its own reason, which says nothing
 	// about the session (EventDisconnected).
 	Ours bool
 	// Until is when the ban ends (EventBanned; zero: WhatsApp did not say), or when the code

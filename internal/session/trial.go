@@ -36,15 +36,15 @@ import (
 
 const (
 	// suspectAfter is how many takings in a row must not be settled; on a worker with so
-	// few sessions that each can be tried alone, suspectAfterAlone.
+	// few sessions that each can be tried in its own trial, suspectAfterIfFew.
 	suspectAfter      = 3
-	suspectAfterAlone = 2
+	suspectAfterIfFew = 2
 	// trialGroups is into how many groups the suspects are divided.
 	trialGroups = 8
 	// How long a trial lasts after the connection is open: that of a group, that of one
 	// session alone, and any from longAfter unsettled takings on.
 	trialOfGroup = 5 * time.Second
-	trialAlone   = 10 * time.Second
+	trialOfOne   = 10 * time.Second
 	trialLong    = settleAfter
 	longAfter    = 7
 	// trialMargin is the time until the end of a trial is recorded.
@@ -69,17 +69,17 @@ type trial struct {
 
 // Begin reports whether the session may be tried now, in a group of at most that size, for
 // a trial of that length. It is called again when the session's connection is open, from
-// when on the length counts. Groups of different sizes may be tried together, since each
-// gets smaller by itself; one session alone is tried with no other.
+// when on the length counts. Groups of different sizes may be tried at the same time, since
+// each gets smaller independently; a single session is tried with no other.
 func (t *Trials) Begin(uid types.UID, size int32, lasts time.Duration, now time.Time) bool {
-	group, alone := int32(0), true
+	group, none := int32(0), true
 	for other, o := range t.tried {
 		switch {
 		case !now.Before(o.until):
 			delete(t.tried, other)
 		case other == uid:
 		default:
-			alone = false
+			none = false
 			if o.size == 1 {
 				group = size
 			} else if o.size <= size {
@@ -87,7 +87,7 @@ func (t *Trials) Begin(uid types.UID, size int32, lasts time.Duration, now time.
 			}
 		}
 	}
-	if _, begun := t.tried[uid]; !begun && !alone && (size == 1 || group >= size) {
+	if _, begun := t.tried[uid]; !begun && !none && (size == 1 || group >= size) {
 		return false
 	}
 	if t.tried == nil {
@@ -108,7 +108,7 @@ func trialSize(last int32, sessions int) int32 {
 
 // suspected reports whether a session may be the one that ends its workers.
 func suspected(unsettled, last int32, sessions int) bool {
-	return unsettled >= suspectAfter || unsettled >= suspectAfterAlone && (last > 0 || trialSize(0, sessions) == 1)
+	return unsettled >= suspectAfter || unsettled >= suspectAfterIfFew && (last > 0 || trialSize(0, sessions) == 1)
 }
 
 // trialLasts is how long the session's trial in a group of that size lasts.
@@ -117,7 +117,7 @@ func (m *Machine) trialLasts(size int32) time.Duration {
 	case m.unsettled >= longAfter:
 		return trialLong
 	case size == 1:
-		return trialAlone
+		return trialOfOne
 	default:
 		return trialOfGroup
 	}
@@ -128,7 +128,7 @@ func (m *Machine) trialLasts(size int32) time.Duration {
 func (m *Machine) onUnsettled(unsettled, trial int32, now time.Time) {
 	m.unsettled, m.lastTrial = unsettled, trial
 	m.trialSize, m.trialUntil, m.settleAt = 0, time.Time{}, time.Time{}
-	m.suspect = unsettled >= suspectAfterAlone && suspected(unsettled, trial, m.fleet.Sessions())
+	m.suspect = unsettled >= suspectAfterIfFew && suspected(unsettled, trial, m.fleet.Sessions())
 	rested := m.want.RetryReason == v1alpha1.ReasonEndsItsWorker
 	switch {
 	case m.suspect && trial == 1 && (!rested || waits(m.want, now)):

@@ -89,7 +89,7 @@ func TestTakingsThatNothingHasSettled(t *testing.T) {
 }
 
 // goOn carries out what comes before the first connection, and returns what is then to be
-// done, with the size of the group that is to be recorded.
+// done, with the size of the group that must be recorded.
 func (p *machineTest) goOn(device Device) (op Operation, size int32) {
 	for range 10 {
 		d := p.Next(p.now)
@@ -189,7 +189,7 @@ func TestASurvivedTrialIsRecorded(t *testing.T) {
 	g.Expect(p.next()).To(Equal(OpDial))
 	p.Step(Dialed{Paired: true}, p.now)
 	p.Step(Event{Type: EventConnected, JID: jid, PhoneNumber: phone}, p.now)
-	p.now = p.now.Add(trialAlone - time.Second)
+	p.now = p.now.Add(trialOfOne - time.Second)
 	g.Expect(p.next()).To(Equal(OpNone))
 	p.now = p.now.Add(time.Second)
 	d := p.Next(p.now)
@@ -250,7 +250,7 @@ func TestARestIsReported(t *testing.T) {
 }
 
 func TestTrialsAreBounded(t *testing.T) {
-	const lasts = trialAlone
+	const lasts = trialOfOne
 	over := lasts + trialMargin
 	type begin struct {
 		uid  types.UID
@@ -285,7 +285,7 @@ func TestTrialsAreBounded(t *testing.T) {
 }
 
 // allGroups is how long eight sessions alone and as many groups may take.
-const allGroups = trialGroups * (trialAlone + trialOfGroup + 2*(trialMargin+2*trialPoll))
+const allGroups = trialGroups * (trialOfOne + trialOfGroup + 2*(trialMargin+2*trialPoll))
 
 // dyingWorker is a worker with many sessions, whose processes die.
 type dyingWorker struct {

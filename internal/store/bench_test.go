@@ -13,15 +13,15 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
 
-// bench is a linked device twice: behind the fence, and as whatsmeow's own
-// stores over the same database.
+// bench is a linked device in two ways: with the fence, and with whatsmeow's stores over
+// the same database.
 type bench struct {
 	*Store
 	fenced store.AllStores
 	bare   store.AllStores
 }
 
-// bareStores are whatsmeow's own.
+// bareStores are whatsmeow's stores.
 type bareStores struct {
 	store.AllSessionSpecificStores
 	store.LIDStore
@@ -68,7 +68,7 @@ func onBothBench(b *testing.B, run func(b *testing.B, s bench)) {
 	}
 }
 
-// ways are the two that are compared.
+// ways are the two ways that are compared.
 func (s bench) ways(b *testing.B, run func(b *testing.B, s store.AllStores)) {
 	for _, way := range []struct {
 		name   string
@@ -78,8 +78,8 @@ func (s bench) ways(b *testing.B, run func(b *testing.B, s store.AllStores)) {
 	}
 }
 
-// BenchmarkFenceOfOneWrite is a write by itself: with the fence it needs a
-// transaction and the look at the record.
+// BenchmarkFenceOfOneWrite is a single write: with the fence it needs a transaction and a
+// read of the record.
 func BenchmarkFenceOfOneWrite(b *testing.B) {
 	onBothBench(b, func(b *testing.B, s bench) {
 		session := make([]byte, 2000) // what libsignal makes of one
@@ -131,7 +131,7 @@ func message(ctx context.Context, d store.AllStores, hash [32]byte, session []by
 	return d.ClearBufferedEventPlaintext(ctx, hash)
 }
 
-// BenchmarkFenceOfAMessage is all that a message costs the store.
+// BenchmarkFenceOfAMessage is everything that the store does for one message.
 func BenchmarkFenceOfAMessage(b *testing.B) {
 	onBothBench(b, func(b *testing.B, s bench) {
 		session := []byte(strings.Repeat("s", 2000))

@@ -30,7 +30,7 @@ func TestIDsThatDifferOnlyByCaseAreOne(t *testing.T) {
 		_, err := s.RecordByID(ctx, "shop_i")
 		g.Expect(err).To(MatchError(ErrNoRecord))
 
-		// What is applied again in the namespace gets the keys, however it writes the id.
+		// A session that is applied again in the namespace gets the keys, whatever the case of its id.
 		_, err = s.Retain(ctx, "uid-Shop-I")
 		g.Expect(err).NotTo(HaveOccurred())
 		r, err := s.Claim(ctx, Claimant{SessionID: "shop-i", Namespace: "a", UID: "u3"}, always)
@@ -66,7 +66,7 @@ func TestClaimsAtOnceOfIDsThatDifferOnlyByCase(t *testing.T) {
 	})
 }
 
-// migrateTo makes the tables as an earlier release did.
+// migrateTo makes the tables of an earlier release.
 func (s *Store) migrateTo(t *testing.T, version int) {
 	t.Helper()
 	s.own = s.db.Child("whatsapp_operator_version", schema[:version], nil)
@@ -80,7 +80,7 @@ func (s *Store) migrateTo(t *testing.T, version int) {
 	}
 }
 
-// A store from before, in which ids that differ only by case were several.
+// In a store of an earlier release, ids that differ only by case were different ids.
 func TestMigrationOfIDsThatDifferOnlyByCase(t *testing.T) {
 	for kind, make := range kinds {
 		t.Run(kind, func(t *testing.T) {
@@ -135,7 +135,7 @@ func TestMigrationOfIDsThatDifferOnlyByCase(t *testing.T) {
 			_, err = s.Claim(ctx, Claimant{SessionID: "FOO", Namespace: "c", UID: "u3"}, always)
 			g.Expect(err).To(MatchError(ErrTaken))
 
-			// A duplicate that is nobody's is found by its exact id.
+			// A duplicate without an owner is found by its exact id.
 			r, err = s.Purge(ctx, "Bar", unused)
 			g.Expect(err).NotTo(HaveOccurred())
 			g.Expect(r.UID).To(Equal("u4"))
@@ -160,7 +160,7 @@ func TestEpochsHaveAMaximum(t *testing.T) {
 		first, err := s.Take(ctx, "u", v1alpha1.MaxEpoch)
 		g.Expect(err).NotTo(HaveOccurred())
 		second, err := s.Take(ctx, "u", v1alpha1.MaxEpoch)
-		g.Expect(err).NotTo(HaveOccurred(), "there is no higher one: its starts tell them apart")
+		g.Expect(err).NotTo(HaveOccurred(), "there is no higher epoch: the number of starts distinguishes the takings")
 		_, err = first.Open(ctx, func(error) {})
 		g.Expect(err).To(HaveOccurred())
 		_, err = second.Open(ctx, func(error) {})

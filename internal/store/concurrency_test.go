@@ -18,7 +18,7 @@ import (
 
 // Names are saved, messages decrypted and the session taken, all at the same time:
 // there is no deadlock (PostgreSQL would end one of them with an error after a
-// second), and every refusal is one by the fence.
+// second), and only the fence refuses anything.
 func TestManyWritersOfOneSession(t *testing.T) {
 	onBoth(t, func(t *testing.T, url string, s *Store) {
 		ctx := t.Context()
@@ -64,7 +64,7 @@ func TestManyWritersOfOneSession(t *testing.T) {
 	})
 }
 
-// WhatsApp gives a number that a session still writes with to another session.
+// WhatsApp moves a number to another session while the first session still writes.
 func TestANumberMovesWhileItsSessionWrites(t *testing.T) {
 	onBoth(t, func(t *testing.T, url string, s *Store) {
 		g := NewWithT(t)
@@ -109,7 +109,7 @@ func TestANumberMovesWhileItsSessionWrites(t *testing.T) {
 	})
 }
 
-// A worker whose clock is a year behind, and one whose clock is a year ahead.
+// One worker's clock is a year behind, another's a year ahead.
 func TestClocksDoNotMatter(t *testing.T) {
 	onBoth(t, func(t *testing.T, url string, _ *Store) {
 		g := NewWithT(t)
@@ -137,8 +137,9 @@ func TestClocksDoNotMatter(t *testing.T) {
 	})
 }
 
-// Two leaders, because the former may not know yet that it leads no more: the second waits for the first and
-// then finds nothing to do, and the workers wait for both.
+// There can be two leaders, because a former leader may not know yet that it lost the
+// leadership: the second waits for the first and then finds nothing to do, and the workers
+// wait for both.
 func TestLeadersMigrateOneAfterTheOther(t *testing.T) {
 	g := NewWithT(t)
 	ctx := t.Context()
@@ -163,7 +164,7 @@ func TestLeadersMigrateOneAfterTheOther(t *testing.T) {
 		return n, err
 	}, "10s").Should(Equal(1), "the second waits for the lock")
 	worker.clock.(*clocktesting.FakeClock).Step(schemaInterval)
-	g.Consistently(waiting, "100ms").ShouldNot(Receive(), "nothing is there before it is all there")
+	g.Consistently(waiting, "100ms").ShouldNot(Receive(), "nothing can be seen before everything is written")
 	g.Expect(done).NotTo(Receive())
 	close(proceed)
 	g.Eventually(done, "30s").Should(Receive(BeNil()))
@@ -183,7 +184,7 @@ func TestLeadersMigrateOneAfterTheOther(t *testing.T) {
 	g.Expect(versions).To(Equal(1))
 }
 
-// A full event buffer costs the janitor an index scan a slice.
+// For a full event buffer the janitor needs one index scan for each slice.
 func TestTheEventBufferIsCleanedByItsIndex(t *testing.T) {
 	g := NewWithT(t)
 	ctx := t.Context()
@@ -204,8 +205,8 @@ func TestTheEventBufferIsCleanedByItsIndex(t *testing.T) {
 	g.Expect(n).To(BeEquivalentTo(events / 2))
 }
 
-// A client clears a message's plaintext in the moment in which the janitor
-// deletes it, which makes the slice short.
+// A client clears a message's plaintext while the janitor deletes the message, so the slice
+// is shorter than its limit.
 func TestTheEventBufferIsCleanedDuringWrites(t *testing.T) {
 	g := NewWithT(t)
 	ctx := t.Context()
@@ -238,7 +239,7 @@ func TestTheEventBufferIsCleanedDuringWrites(t *testing.T) {
 }
 
 // A worker that is stopped, or whose node is lost, between a taking's statement
-// and its commit holds the record's lock and cannot say that it is no more.
+// and its commit holds the record's lock and cannot release it.
 func TestAStoppedTakingDelaysItsSuccessorForSecondsOnly(t *testing.T) {
 	g := NewWithT(t)
 	ctx := t.Context()
@@ -258,8 +259,8 @@ func TestAStoppedTakingDelaysItsSuccessorForSecondsOnly(t *testing.T) {
 	g.Expect(tx.Commit()).NotTo(Succeed())
 }
 
-// Reading and making one-time keys is work between two statements: what waits for a
-// processor waits without a transaction, which PostgreSQL would end.
+// One-time keys are read and made between two statements. A goroutine that waits for a
+// processor has no open transaction, because PostgreSQL would end an idle one.
 func TestOneTimeKeysWaitForAProcessorWithoutATransaction(t *testing.T) {
 	onBoth(t, func(t *testing.T, _ string, s *Store) {
 		g := NewWithT(t)
@@ -278,7 +279,7 @@ func TestOneTimeKeysWaitForAProcessorWithoutATransaction(t *testing.T) {
 		g.Consistently(func() int { return s.db.RawDB.Stats().InUse + len(made) }, "100ms").Should(BeZero())
 		cancel()
 		g.Eventually(made).Should(Receive(MatchError(context.Canceled)))
-		g.Expect(failed.all()).To(BeEmpty(), "nothing was lost by that")
+		g.Expect(failed.all()).To(BeEmpty(), "nothing was lost")
 
 		<-s.prekeys
 		first, err := d.PreKeys.GetOrGenPreKeys(t.Context(), 812)

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A peer that is lost cannot be simulated on one machine, so the test reads the
-// options of the socket.
+// A lost peer cannot be simulated on one machine, so the test reads the options of the
+// socket.
 func TestALostPeerIsDetected(t *testing.T) {
 	g := NewWithT(t)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")

@@ -12,7 +12,7 @@ import (
 	. "github.com/onsi/gomega"
 )
 
-// hung is a database that is there and does not answer.
+// hung is a database that accepts connections and does not answer.
 func hung(ctx context.Context) error {
 	<-ctx.Done()
 	return ctx.Err()
@@ -23,7 +23,7 @@ func TestGate(t *testing.T) {
 	refused := errors.New("connection refused")
 	for name, tt := range map[string]struct {
 		ping, call func(context.Context) error
-		// what Do returns, after how long at most, and whether the gate is open then.
+		// The result of Do, its longest duration, and whether the gate is open afterwards.
 		err    error
 		within time.Duration
 		open   bool
@@ -53,7 +53,7 @@ func TestGate(t *testing.T) {
 				from = time.Now()
 				err = gate.Do(t.Context(), func(context.Context) error { return nil })
 				g.Expect(err == nil).To(Equal(tt.open), "%v", err)
-				g.Expect(time.Since(from)).To(BeZero(), "nothing waits for what is known")
+				g.Expect(time.Since(from)).To(BeZero(), "a call does not wait for a decision that was made")
 				gate.Close(refused)
 			})
 		})
@@ -74,7 +74,7 @@ func TestTheGateOpensAgain(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 
-		// Nothing is known at the start of a leader: a call waits for the first decision.
+		// A new leader knows nothing yet: a call waits for the first decision.
 		waiting := make(chan error, 1)
 		go func() { waiting <- gate.Do(ctx, func(context.Context) error { return nil }) }()
 		synctest.Wait()
@@ -90,7 +90,7 @@ func TestTheGateOpensAgain(t *testing.T) {
 		time.Sleep(probeTimeout + probeInterval) //nolint:forbidigo // the bubble's clock is fake
 		g.Expect(gate.Do(ctx, func(context.Context) error { return nil })).To(Succeed())
 
-		// Many calls are under way when it hangs: all of them end together.
+		// Many calls are running when the database hangs: all of them end at the same time.
 		answers.Store(false)
 		const many = 16
 		ended := make(chan error, many)
@@ -106,7 +106,7 @@ func TestTheGateOpensAgain(t *testing.T) {
 	})
 }
 
-// A reconciler that is stopped is not taken for a database that does not answer.
+// A reconciler that is stopped does not count as a database that does not answer.
 func TestACallThatItsCallerEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := NewWithT(t)

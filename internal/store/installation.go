@@ -25,7 +25,7 @@ type OwnedElsewhereError struct {
 
 // Error says what a person can do.
 func (e *OwnedElsewhereError) Error() string {
-	return fmt.Sprintf("StoreOwnedElsewhere: the store belongs to the installation %q, and this is %q: point this one at a database of its own, "+
+	return fmt.Sprintf("StoreOwnedElsewhere: the store belongs to the installation %q, and this is %q: give this one its own database, "+
 		"or, if the other one is gone for good and this one takes its place, say so with `whatsapp-operator store adopt`", e.Stored, e.Own)
 }
 

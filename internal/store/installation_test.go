@@ -13,7 +13,7 @@ func TestInstallation(t *testing.T) {
 		g := NewWithT(t)
 		ctx := t.Context()
 		g.Expect(s.CheckInstallation(ctx, "production")).To(MatchError(ErrOwnedByNobody))
-		g.Expect(s.Installation(ctx)).To(BeEmpty(), "who looks claims nothing")
+		g.Expect(s.Installation(ctx)).To(BeEmpty(), "a read claims nothing")
 		g.Expect(s.SetInstallation(ctx, "production")).To(Succeed())
 		g.Expect(s.CheckInstallation(ctx, "production")).To(Succeed())
 		g.Expect(s.CheckInstallation(ctx, "staging")).To(MatchError(&OwnedElsewhereError{Stored: "production", Own: "staging"}))
@@ -65,7 +65,7 @@ func TestFormerInstallations(t *testing.T) {
 	}
 }
 
-// TestAPersonNamesAFormerInstallation of which the store knows nothing.
+// TestAPersonNamesAFormerInstallation: the store does not know that installation.
 func TestAPersonNamesAFormerInstallation(t *testing.T) {
 	onBoth(t, func(t *testing.T, _ string, s *Store) {
 		g := NewWithT(t)
@@ -75,7 +75,8 @@ func TestAPersonNamesAFormerInstallation(t *testing.T) {
 	})
 }
 
-// TestTwoAdoptAtOnce: one of them has it, and knows of the other.
+// TestTwoAdoptAtOnce: one of them owns the store afterwards, and the other one is recorded as
+// its former installation.
 func TestTwoAdoptAtOnce(t *testing.T) {
 	onBoth(t, func(t *testing.T, url string, s *Store) {
 		g := NewWithT(t)
@@ -98,7 +99,7 @@ func TestTwoAdoptAtOnce(t *testing.T) {
 	})
 }
 
-// TestAStoreWithoutTables belongs to nobody, and who asks makes none.
+// TestAStoreWithoutTables has no owner, and a read does not make the tables.
 func TestAStoreWithoutTables(t *testing.T) {
 	for kind, make := range kinds {
 		t.Run(kind, func(t *testing.T) {

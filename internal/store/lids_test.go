@@ -68,7 +68,7 @@ func TestLIDs(t *testing.T) {
 	})
 }
 
-// forget empties the memory, as a restart does.
+// forget empties the cache, as a restart does.
 func (l *lids) forget() { l.known.RemoveAll(func(any) bool { return true }) }
 
 func TestLIDsThatAnotherProcessChanges(t *testing.T) {
@@ -83,7 +83,7 @@ func TestLIDsThatAnotherProcessChanges(t *testing.T) {
 		g.Expect(d.LIDs.GetLIDForPN(ctx, pnOf("1"))).To(Equal(types.EmptyJID))
 		g.Expect(theirs.LIDs.PutLIDMapping(ctx, lidOf("91"), pnOf("1"))).To(Succeed())
 		clock.Step(lidUnknown + time.Millisecond)
-		g.Expect(d.LIDs.GetLIDForPN(ctx, pnOf("1"))).To(Equal(lidOf("91")), "that there is none is remembered for a while only")
+		g.Expect(d.LIDs.GetLIDForPN(ctx, pnOf("1"))).To(Equal(lidOf("91")), "the absence of a mapping is cached only for a while")
 
 		g.Expect(theirs.LIDs.PutLIDMapping(ctx, lidOf("92"), pnOf("1"))).To(Succeed())
 		clock.Step(lidKnown + time.Millisecond)
@@ -91,8 +91,8 @@ func TestLIDsThatAnotherProcessChanges(t *testing.T) {
 	})
 }
 
-// A session learns a contact's LID on another worker and moves its keys there,
-// and then comes to this one, which remembers the map as it was.
+// A session learns a contact's LID on another worker, which moves the contact's keys. Then
+// the session moves to this worker, whose cache is older.
 func TestLIDsThatASessionHasLearnedElsewhere(t *testing.T) {
 	for name, before := range map[string]string{"the contact had no LID": "", "the contact had another LID": "90"} {
 		t.Run(name, func(t *testing.T) {
@@ -119,7 +119,7 @@ func TestLIDsThatASessionHasLearnedElsewhere(t *testing.T) {
 				g.Expect(d.Sessions.PutSession(ctx, pn.SignalAddress().String(), []byte("session"))).To(Succeed())
 				g.Expect(d.LIDs.PutLIDMapping(ctx, lid, pn)).To(Succeed())
 				g.Expect(d.Sessions.MigratePNToLID(ctx, pn, lid)).To(Succeed())
-				g.Expect(remembered(neighbour)).To(Equal(before), "no key of a session that was here before depends on it")
+				g.Expect(remembered(neighbour)).To(Equal(before), "no key of a session that stayed here depends on it")
 
 				taking, err := here.Take(ctx, "uid-id", 2)
 				g.Expect(err).NotTo(HaveOccurred())
@@ -131,7 +131,7 @@ func TestLIDsThatASessionHasLearnedElsewhere(t *testing.T) {
 				g.Expect(d.LIDs.GetPNForLID(ctx, lid)).To(Equal(pn))
 				g.Expect(d.LIDs.GetPNForLID(ctx, lidOf("90"))).To(Equal(types.EmptyJID))
 				g.Expect(d.Sessions.GetSession(ctx, found.SignalAddress().String())).To(Equal([]byte("session")), "the message is decrypted")
-				g.Expect(remembered(neighbour)).To(Equal("91"), "what one has asked, all know")
+				g.Expect(remembered(neighbour)).To(Equal("91"), "the cache is shared")
 				g.Expect(append(f.all(), failed.all()...)).To(BeEmpty())
 			})
 		})
@@ -179,7 +179,7 @@ func TestLIDsAreBounded(t *testing.T) {
 	g.Expect(s.container.LIDMap.GetLIDForPN(t.Context(), pns[0])).To(BeZero(), "whatsmeow's own has not been asked")
 }
 
-// One session's question that takes long must not stop the others.
+// A slow query of one session must not stop the other sessions.
 func TestLIDsHoldNoLockOverAQuery(t *testing.T) {
 	g := NewWithT(t)
 	ctx := t.Context()
@@ -211,7 +211,7 @@ func TestLIDsHoldNoLockOverAQuery(t *testing.T) {
 	g.Eventually(func() (n int, err error) {
 		err = tx.QueryRowContext(ctx, "SELECT COUNT(*) FROM pg_locks WHERE NOT granted").Scan(&n)
 		return n, err
-	}).Should(Equal(1), "the question waits at the database")
+	}).Should(Equal(1), "the query waits at the database")
 	ask(pnOf("1"))
 	g.Eventually(answers).Should(Receive(Equal(lidOf("91"))))
 	g.Expect(tx.Rollback()).To(Succeed())
@@ -219,8 +219,8 @@ func TestLIDsHoldNoLockOverAQuery(t *testing.T) {
 	wg.Wait()
 }
 
-// What was stored is found at once by every session that shares the memory, whatever was
-// asked meanwhile, and no two writers wait for each other.
+// Every session that shares the cache finds a stored mapping at once, whatever was queried
+// meanwhile, and no two writers wait for each other.
 func TestLIDsOfManySessionsAtOnce(t *testing.T) {
 	onBoth(t, func(t *testing.T, url string, s *Store) {
 		ctx := t.Context()

@@ -14,7 +14,7 @@ func TestMemory(t *testing.T) {
 	const user = phone("1")
 	keys := []any{user}
 	for name, row := range map[string]struct {
-		// happens returns the moment at which the device that asks now was opened.
+		// happens returns the time at which the querying device was opened.
 		happens func(m *memory) (opened moment)
 		other   string
 		known   bool
@@ -113,8 +113,8 @@ func TestMemory(t *testing.T) {
 	}
 }
 
-// No answer is older than one that was given before, in whatever order
-// questions, readings, answers and changes fall.
+// No answer is older than an earlier answer, in whatever order queries, reads, answers and
+// changes happen.
 func TestAnswersNeverGetOlder(t *testing.T) {
 	const user = phone("1")
 	for seed := range uint64(300) {

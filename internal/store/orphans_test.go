@@ -29,7 +29,7 @@ func TestKeysWhoseResourceIsMissing(t *testing.T) {
 		g.Expect(s.ChangeKeeping(ctx, []KeepingChange{{UID: "uid-id", To: missing}, {UID: "uid-empty", To: missing}, {UID: "unknown", To: missing}})).To(Succeed())
 		g.Expect(s.Unused(ctx)).To(HaveLen(2))
 
-		// Applied again: the keys are in use, whatever an old comparison says.
+		// The session was applied again: the keys are in use, whatever an old comparison found.
 		_, err = s.Claim(ctx, Claimant{SessionID: "id", Namespace: "a", UID: "uid-2"}, always)
 		g.Expect(err).NotTo(HaveOccurred())
 		g.Expect(keeping("id")).To(BeZero())
@@ -38,7 +38,7 @@ func TestKeysWhoseResourceIsMissing(t *testing.T) {
 		_, err = s.OrphanMissing(ctx, "uid-2", missing.Missing)
 		g.Expect(err).To(MatchError(ErrNoRecord))
 
-		// Retained meanwhile: neither missing nor found.
+		// The record was retained meanwhile: it is neither missing nor found.
 		_, err = s.Retain(ctx, "uid-2")
 		g.Expect(err).NotTo(HaveOccurred())
 		g.Expect(s.ChangeKeeping(ctx, []KeepingChange{{UID: "uid-2", To: missing}, {UID: "uid-2", From: missing}})).To(Succeed())
@@ -66,8 +66,8 @@ func TestKeysWhoseResourceIsMissing(t *testing.T) {
 	})
 }
 
-// Which records were retained was not written down before: none of them may be
-// deleted for it.
+// Earlier releases did not record which records were retained: none of those may be
+// deleted.
 func TestMigrationOfRetainedKeys(t *testing.T) {
 	for kind, make := range kinds {
 		t.Run(kind, func(t *testing.T) {
@@ -91,7 +91,7 @@ func TestMigrationOfRetainedKeys(t *testing.T) {
 }
 
 // TestARetainedRecordGoesWithItsLastKeys: its device was logged out before, so only a marked
-// one was kept, for 30 days. Nobody else could ever use the id.
+// device was kept, for 30 days. Otherwise no other namespace could ever use the id.
 func TestARetainedRecordGoesWithItsLastKeys(t *testing.T) {
 	onBoth(t, func(t *testing.T, _ string, s *Store) {
 		g := NewWithT(t)

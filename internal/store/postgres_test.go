@@ -17,8 +17,8 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
 
-// An address that names a standby for a moment, as during a fail-over, must not
-// leave connections to it in the pool.
+// An address can name a standby for a moment during a fail-over. The pool must not keep
+// connections to the standby.
 func TestAnAddressThatTemporarilyNamesAStandby(t *testing.T) {
 	g := NewWithT(t)
 	ctx := t.Context()
@@ -44,8 +44,8 @@ func TestAnAddressThatTemporarilyNamesAStandby(t *testing.T) {
 	}
 }
 
-// A primary becomes a standby, or ends, under the connections of the pool: the
-// first that says so is the last of them that is used.
+// A primary becomes a standby, or ends, while the pool has connections to it: after the
+// first error none of them is used again.
 func TestConnectionsToAReadOnlyServerAreDiscarded(t *testing.T) {
 	for name, query := range map[string]string{
 		"it takes no more writes": "SET default_transaction_read_only=on",
@@ -129,7 +129,7 @@ func TestAPoolerIsDetected(t *testing.T) {
 			s := open(t, kinds[kind](t))
 			g.Expect(s.Ping(ctx)).To(Succeed())
 			g.Expect(s.postgres.pooled.Load()).To(Equal(pooled))
-			// What is set for a connection would be set for a stranger's behind a pooler.
+			// Behind a pooler a session's setting would apply to connections of others.
 			var idle string
 			g.Expect(s.db.QueryRow(ctx, "SELECT current_setting('idle_in_transaction_session_timeout')").Scan(&idle)).To(Succeed())
 			if pooled {
@@ -144,7 +144,7 @@ func TestAPoolerIsDetected(t *testing.T) {
 	}
 }
 
-// A password that was changed is used for new connections; none is closed for it.
+// A changed password is used for new connections; no connection is closed.
 func TestTheURLIsReadAgain(t *testing.T) {
 	g := NewWithT(t)
 	ctx := t.Context()
@@ -179,7 +179,7 @@ func TestTheURLIsReadAgain(t *testing.T) {
 		g.ExpectWithOffset(1, conn.QueryRowContext(ctx, "SELECT current_user").Scan(&name)).To(Succeed())
 		return name
 	}
-	// asNew asks over a connection that is not used a second time.
+	// asNew runs a query on a connection that is not used again.
 	asNew := func() string {
 		s.db.RawDB.SetMaxIdleConns(0)
 		return user(s.db.RawDB)
@@ -211,8 +211,8 @@ func TestTheURLIsReadAgain(t *testing.T) {
 	}
 }
 
-// A process that is stopped in the middle of a taking keeps its successor for a
-// few seconds only, also where nothing can be set for a connection.
+// A process that is stopped in the middle of a taking delays its successor only for a few
+// seconds, also where nothing can be set for a connection.
 func TestAStoppedTakingBehindAPooler(t *testing.T) {
 	g := NewWithT(t)
 	ctx := t.Context()
@@ -238,8 +238,8 @@ func TestAStoppedTakingBehindAPooler(t *testing.T) {
 	g.Eventually(done).Should(Receive(HaveOccurred()))
 }
 
-// A server that is there and does not answer, or a proxy whose server is gone:
-// nothing waits for ever, and the error is not taken for the caller's own end.
+// The server accepts connections and does not answer, or a proxy has lost its server:
+// nothing waits forever, and the error does not count as the caller's cancellation.
 func TestAServerThatDoesNotAnswer(t *testing.T) {
 	g := NewWithT(t)
 	ctx := t.Context()
@@ -259,8 +259,8 @@ func TestAServerThatDoesNotAnswer(t *testing.T) {
 	g.Eventually(func() error { return s.Ping(ctx) }, "10s").Should(Succeed())
 }
 
-// Where the standby that must confirm each commit is lost, the database answers every read
-// and no commit ends. The manager does not let its reconcilers wait for that one by one.
+// When the standby that must confirm each commit is lost, the database answers every read
+// and no commit ends. The reconcilers must not wait for that one after another.
 func TestAServerWhoseCommitsHang(t *testing.T) {
 	g := NewWithT(t)
 	ctx := t.Context()
@@ -297,8 +297,8 @@ func TestAServerWhoseCommitsHang(t *testing.T) {
 	g.Eventually(func() error { return claim("after") }, "30s").Should(Succeed())
 }
 
-// A worker whose database user lost its rights, as after a restore without privileges, can
-// take no session: that is about the worker, not about one session.
+// A worker whose database user lost its rights, as after a restore without privileges, cannot
+// take any session: that is a failure of the worker, not of one session.
 func TestAUserWithoutRights(t *testing.T) {
 	g := NewWithT(t)
 	ctx := t.Context()

@@ -34,7 +34,7 @@ func TestRestore(t *testing.T) {
 		marked[0].name = ""
 		g.Expect(marked[0]).To(Equal(Marked{SessionID: "id", JID: jid.String(), Reason: markedLogout, At: start, Until: start.Add(KeepMarked)}))
 
-		// The worker offers codes meanwhile; a scan in this moment must not win.
+		// The worker offers codes meanwhile: a scan at this moment must not replace the restored device.
 		f := &failures{}
 		offering, err := taking.Open(ctx, f.add)
 		g.Expect(err).NotTo(HaveOccurred())

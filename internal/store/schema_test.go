@@ -63,9 +63,9 @@ func TestMigrationFromTheFormerRelease(t *testing.T) {
 	})
 }
 
-// The product is rolled back: the former release finds the tables as this one has left them.
-// It works with them as long as they are compatible with the version that it knows. If this
-// test fails for a new version of whatsmeow, docs/operate.md has to say so.
+// After a roll-back the former release uses the tables of this one. This works as long as
+// they are compatible with the version that it knows. If this test fails for a new version
+// of whatsmeow, docs/operate.md has to say so.
 func TestARollBack(t *testing.T) {
 	onBoth(t, func(t *testing.T, url string, s *Store) {
 		g := NewWithT(t)
@@ -85,7 +85,7 @@ func TestARollBack(t *testing.T) {
 		again, _ := read()
 		g.Expect(again).To(Equal(version), "the former release changes nothing")
 
-		// Were they not compatible, it would be refused before anything is written.
+		// Tables that are not compatible are refused before anything is written.
 		g.Expect(s.exec(ctx, "UPDATE whatsmeow_version SET compat=$1", formerWhatsmeow+1)).To(Succeed())
 		g.Expect(former.Migrate(ctx)).To(And(MatchError(ErrSchemaTooNew), MatchError(ContainSubstring("upgrade this process"))))
 		g.Expect(former.WaitForSchema(ctx)).To(MatchError(ErrSchemaTooNew))

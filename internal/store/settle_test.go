@@ -67,10 +67,10 @@ func TestTrials(t *testing.T) {
 		g.Expect(first.RecordTrial(ctx, 1)).To(Succeed(), "it was only paused: it is late")
 		g.Expect(take(third, 3).Trial()).To(BeEquivalentTo(125), "and has changed nothing; the second process died while the session waited")
 
-		alone := take(third, 3)
-		g.Expect(alone.Trial()).To(BeZero(), "the same process: it lives")
-		g.Expect(alone.RecordTrial(ctx, 1)).To(Succeed())
-		g.Expect(alone.RecordTrial(ctx, 0)).To(Succeed())
+		again := take(third, 3)
+		g.Expect(again.Trial()).To(BeZero(), "the same process: it lives")
+		g.Expect(again.RecordTrial(ctx, 1)).To(Succeed())
+		g.Expect(again.RecordTrial(ctx, 0)).To(Succeed())
 		last := take(s, 4)
 		g.Expect(last.Trial()).To(BeZero(), "the process has lived through the trial")
 		g.Expect(last.Unsettled()).To(BeEquivalentTo(3), "which settles nothing")
@@ -85,8 +85,8 @@ func TestTrials(t *testing.T) {
 }
 
 // Processes take a session, crash, or settle late and at the same time as the taking
-// of another: the count is always that of the takings since the last
-// one that its owner settled.
+// of another: the count is always the number of takings since the
+// last one that its owner settled.
 func TestTakingsAndSettlingsInAnyOrder(t *testing.T) {
 	onBoth(t, func(t *testing.T, url string, s *Store) {
 		g := NewWithT(t)

@@ -45,7 +45,8 @@ func onBoth(t *testing.T, test func(t *testing.T, url string, s *Store)) {
 	}
 }
 
-// start is where the tests' clock begins: a whole millisecond, as the store keeps times.
+// start is the time at which the tests' clock starts: a whole millisecond, because the store
+// keeps milliseconds.
 var start = time.UnixMilli(1_700_000_000_000)
 
 // open opens one more store over the same database, as another process would.
@@ -86,7 +87,7 @@ func (f *failures) all() []error {
 	return append([]error(nil), f.seen...)
 }
 
-// link makes a device what whatsmeow makes of it when a phone links it, short of storing it.
+// link fills a device as whatsmeow does when a phone links it, and does not store it.
 func link(d *store.Device, jid types.JID) {
 	d.ID = &jid
 	d.LID = types.JID{User: "9" + jid.User, Device: jid.Device, Server: types.HiddenUserServer}
@@ -526,7 +527,7 @@ func TestEveryStoreIsWrapped(t *testing.T) {
 	})
 }
 
-// What whatsmeow takes for an error is not always a failure of the database.
+// Not every error of whatsmeow's stores is a failure of the database.
 func TestAnswersThatAreNoFailures(t *testing.T) {
 	onBoth(t, func(t *testing.T, _ string, s *Store) {
 		g := NewWithT(t)
@@ -564,8 +565,8 @@ func TestAnswersThatAreNoFailures(t *testing.T) {
 	})
 }
 
-// whatsmeow hands over what was decrypted before, and acknowledges what was
-// handed over before, without a write that the fence would refuse.
+// whatsmeow delivers a message that was decrypted before, and acknowledges one that was
+// delivered before, without a write that the fence could refuse.
 func TestOnlyTheSuccessorGetsABufferedMessage(t *testing.T) {
 	onBoth(t, func(t *testing.T, url string, s *Store) {
 		g := NewWithT(t)
@@ -715,7 +716,7 @@ func TestALogoutOnlyMarks(t *testing.T) {
 		g.Expect(stores.PutDevice(ctx, d)).To(MatchError(ErrFenced))
 		g.Expect(f.all()).To(HaveLen(1))
 
-		// The same number is linked again, with keys of its own.
+		// The same number is linked again, with its own keys.
 		fresh, err := taking.Open(ctx, f.add)
 		g.Expect(err).NotTo(HaveOccurred())
 		g.Expect(fresh.ID).To(BeNil())
@@ -886,7 +887,7 @@ func TestMigration(t *testing.T) {
 			waiting := waitForSchema(t.Context(), worker)
 			g.Consistently(waiting, "100ms").ShouldNot(Receive())
 
-			// Two leaders at the same time: the former may not know yet that it leads no more.
+			// Two leaders at the same time: a former leader may not know yet that it lost the leadership.
 			var wg sync.WaitGroup
 			for range 4 {
 				s := open(t, url)
@@ -910,7 +911,7 @@ func TestMigration(t *testing.T) {
 				}
 			}).Should(BeTrue())
 
-			// A newer release has been here, which keeps to what this one can do.
+			// A newer release has changed the tables in a compatible way.
 			g.Expect(worker.exec(t.Context(), "UPDATE whatsapp_operator_version SET version=99")).To(Succeed())
 			g.Expect(worker.WaitForSchema(t.Context())).To(Succeed())
 			g.Expect(worker.Migrate(t.Context())).To(Succeed())
@@ -1047,7 +1048,7 @@ type Counts struct {
 	Sessions, Devices, Orphans, Marked int64
 }
 
-// Counts counts.
+// Counts counts the sessions and devices of a store.
 func (s *Store) Counts(ctx context.Context) (c Counts, err error) {
 	err = s.db.QueryRow(ctx, `SELECT COUNT(*), COUNT(jid), COUNT(orphaned_at),
 		(SELECT COUNT(*) FROM whatsapp_operator_marked_device) FROM whatsapp_operator_session`).

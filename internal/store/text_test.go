@@ -10,7 +10,7 @@ import (
 	"go.mau.fi/whatsmeow/types"
 )
 
-// badText is what a stranger may choose as a name, and PostgreSQL refuses in a text.
+// badText is text that a stranger may choose as a name and that PostgreSQL refuses.
 const badText = "a\x00b\xff"
 
 // badValue fills a value with badText wherever it holds text; bytes are missing.
@@ -32,7 +32,7 @@ func badValue(t reflect.Type) reflect.Value {
 }
 
 // TestBadContentsLoseNoDevice calls every method of the stores whose arguments may come
-// from encrypted contents, which nothing has cleaned before.
+// from encrypted contents, which nobody could check before.
 func TestBadContentsLoseNoDevice(t *testing.T) {
 	onBoth(t, func(t *testing.T, _ string, s *Store) {
 		g := NewWithT(t)

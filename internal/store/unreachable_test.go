@@ -52,7 +52,7 @@ func TestIsUnreachable(t *testing.T) {
 	}
 }
 
-// expired is the context of a question that was not answered in time.
+// expired is the context of a query that was not answered in time.
 func expired() context.Context {
 	ctx, cancel := within(context.Background(), -1)
 	cancel()

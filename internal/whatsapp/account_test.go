@@ -12,8 +12,8 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
 )
 
-// TestSameAccount: an account's number as people write it is not always the one by
-// which WhatsApp knows it.
+// TestSameAccount: the number that people write is not always the number that WhatsApp uses
+// for the account.
 func TestSameAccount(t *testing.T) {
 	for name, row := range map[string]struct {
 		phone string
@@ -21,13 +21,13 @@ func TestSameAccount(t *testing.T) {
 		ask   string
 		want  bool
 	}{
-		"the number itself":                      {phone: "34600111222", ask: "+34600111222", want: true},
-		"Brazil, whose ninth digit is left out":  {phone: "551187654321", alias: []string{"5511987654321"}, ask: "+5511987654321", want: true},
-		"Mexico, where a 1 is added":             {phone: "5215512345678", alias: []string{"525512345678"}, ask: "+525512345678", want: true},
-		"Argentina, where a 9 is added":          {phone: "5491112345678", alias: []string{"541112345678"}, ask: "+541112345678", want: true},
-		"the same digits but for one":            {phone: "551187654321", ask: "+551187654322"},
-		"another account's other way of writing": {phone: "34600111222", alias: []string{"34600111223"}, ask: "+5511987654321"},
-		"not a number that WhatsApp can know":    {phone: "34600111222", ask: "+123"},
+		"the number itself":                        {phone: "34600111222", ask: "+34600111222", want: true},
+		"Brazil, whose ninth digit is left out":    {phone: "551187654321", alias: []string{"5511987654321"}, ask: "+5511987654321", want: true},
+		"Mexico, where a 1 is added":               {phone: "5215512345678", alias: []string{"525512345678"}, ask: "+525512345678", want: true},
+		"Argentina, where a 9 is added":            {phone: "5491112345678", alias: []string{"541112345678"}, ask: "+541112345678", want: true},
+		"the same digits but for one":              {phone: "551187654321", ask: "+551187654322"},
+		"another form of another account's number": {phone: "34600111222", alias: []string{"34600111223"}, ask: "+5511987654321"},
+		"not a number that WhatsApp can know":      {phone: "34600111222", ask: "+123"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newEnvironment(t)
@@ -90,7 +90,7 @@ func TestOwnAccount(t *testing.T) {
 		"nobody":                                 {list: []waBinary.Node{user("out", waBinary.Attrs{"jid": own.ToNonAD()})}},
 		"no answer":                              {fails: true},
 		"an answer that says neither yes nor no": {list: []waBinary.Node{user("", waBinary.Attrs{"jid": own.ToNonAD()}), user("x", nil)}, fails: true},
-		"a yes that names nobody":                {list: []waBinary.Node{user("in", nil), user("in", waBinary.Attrs{"jid": "text"})}, fails: true},
+		"a yes without a number":                 {list: []waBinary.Node{user("in", nil), user("in", waBinary.Attrs{"jid": "text"})}, fails: true},
 		"a group":                                {list: []waBinary.Node{user("in", waBinary.Attrs{"jid": types.NewJID(own.User, types.GroupServer)})}, fails: true},
 	} {
 		t.Run(name, func(t *testing.T) {

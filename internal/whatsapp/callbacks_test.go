@@ -8,8 +8,8 @@ import (
 	wastore "go.mau.fi/whatsmeow/store"
 )
 
-// TestEveryCallbackIsSet: whatsmeow calls some without a check for nil. A new version may
-// have a new one.
+// TestEveryCallbackIsSet: whatsmeow calls some callbacks without a check for nil. A new
+// version may have new ones.
 func TestEveryCallbackIsSet(t *testing.T) {
 	client := whatsmeow.NewClient(&wastore.Device{}, nil)
 	setCallbacks(client)

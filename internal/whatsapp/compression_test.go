@@ -15,7 +15,7 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
 )
 
-// Only a connection that offers codes has its messages compressed, and all works with it.
+// Only a connection that offers codes compresses its messages.
 func TestCompressionWhileUnpaired(t *testing.T) {
 	w := newEnvironment(t, func(o *simulator.Options) { o.Compression = true })
 	taking := w.take()
@@ -36,7 +36,7 @@ func TestCompressionWhileUnpaired(t *testing.T) {
 	w.g.Expect(w.simulator.Stats().Compressed).To(BeEquivalentTo(1), "the login is not compressed")
 }
 
-// fakeBody is the server's side of a websocket: it gives what it has in parts.
+// fakeBody is the server's side of a websocket; it returns its content in parts.
 type fakeBody struct {
 	parts [][]byte
 }
@@ -150,7 +150,7 @@ func TestDecompress(t *testing.T) {
 				body, err := decompress(&fakeBody{parts: slices.Collect(slices.Chunk(data, size))}, header)
 				var got []byte
 				if err == nil {
-					g.Expect(header).To(BeEmpty(), "the websocket must not hear of it")
+					g.Expect(header).To(BeEmpty(), "the websocket must not get it")
 					got, err = io.ReadAll(body)
 				}
 				if row.wrong != "" {

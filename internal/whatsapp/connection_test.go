@@ -26,7 +26,7 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/store"
 )
 
-// rootKey signs the certificates of all simulators but one: a process believes one root.
+// rootKey signs the certificates of all simulators but one: a process trusts one root.
 var rootKey = [32]byte{4, 5, 6}
 
 func TestMain(m *testing.M) {
@@ -320,7 +320,7 @@ func TestEnds(t *testing.T) {
 				w.g.Expect(end.Until).To(BeTemporally("~", time.Now().Add(time.Hour), time.Minute))
 			}
 
-			// The device is there, or marked, when the end is reported.
+			// When the end is reported, the device has been kept or marked.
 			r, err := w.store.Record(t.Context(), "u")
 			w.g.Expect(err).NotTo(HaveOccurred())
 			w.g.Expect(r.JID == "").To(Equal(row.gone))
@@ -333,7 +333,7 @@ func TestEnds(t *testing.T) {
 			}
 			w.g.Expect(ends).To(Equal(1), "%v", s.events())
 
-			// And life goes on.
+			// The session can connect again.
 			_, err = w.simulator.Clear("", "")
 			w.g.Expect(err).NotTo(HaveOccurred())
 			s.Close()
@@ -388,7 +388,7 @@ func TestPairingByCode(t *testing.T) {
 	w.g.Expect(shown.Code).NotTo(Equal(wrong))
 	_, err = w.simulator.EnterCode(t.Context(), phone, wrong)
 	w.g.Expect(err).To(MatchError(simulator.ErrBadInput))
-	w.g.Expect(s.events()).To(HaveExactElements(shown), "no QR code, and nothing of the mistakes")
+	w.g.Expect(s.events()).To(HaveExactElements(shown), "no QR code is shown, and the wrong codes are not reported")
 
 	jid, err := w.simulator.EnterCode(t.Context(), phone, shown.Code)
 	w.g.Expect(err).NotTo(HaveOccurred())
@@ -405,7 +405,7 @@ func TestPairingByCode(t *testing.T) {
 	w.g.Expect(s.events()).To(HaveExactElements(HaveField("Type", EventConnected)))
 }
 
-// A code that WhatsApp does not give is the end of the connection, with a sentence.
+// If WhatsApp refuses a code, the connection ends with a sentence for people.
 func TestNoPairingCode(t *testing.T) {
 	w := newEnvironment(t)
 	taking := w.take()
@@ -415,11 +415,11 @@ func TestNoPairingCode(t *testing.T) {
 		kind   EventType
 		reason string
 	}{
-		"asked too often":              {phone: "+" + phone, fault: 429, kind: EventCodeRefused, reason: "PairingCodeRefused429"},
-		"a number that WhatsApp lacks": {phone: "+" + phone, fault: 404, kind: EventCodeRefused, reason: "PairingCodeRefused404"},
-		"a bad number":                 {phone: "+1555123456789012", kind: EventCodeRefused, reason: "PairingCodeRefused400"},
-		"a number that is none":        {phone: "+123", kind: EventCodeRefused, reason: "PhoneNumberInvalid"},
-		"an outage":                    {phone: "+" + phone, fault: 503, kind: EventDisconnected, reason: "PairingCodeFailed"},
+		"asked too often":           {phone: "+" + phone, fault: 429, kind: EventCodeRefused, reason: "PairingCodeRefused429"},
+		"a number without WhatsApp": {phone: "+" + phone, fault: 404, kind: EventCodeRefused, reason: "PairingCodeRefused404"},
+		"a bad number":              {phone: "+1555123456789012", kind: EventCodeRefused, reason: "PairingCodeRefused400"},
+		"a number that is none":     {phone: "+123", kind: EventCodeRefused, reason: "PhoneNumberInvalid"},
+		"an outage":                 {phone: "+" + phone, fault: 503, kind: EventDisconnected, reason: "PairingCodeFailed"},
 	} {
 		t.Run(name, func(*testing.T) {
 			if row.fault != 0 {
@@ -439,7 +439,7 @@ func TestNoPairingCode(t *testing.T) {
 	}
 }
 
-// Our own trouble must not be taken for WhatsApp's, which would count against the session.
+// A failure of our own store must not be taken for WhatsApp's, which would count against the session.
 func TestTheStoreFailsWhileACodeIsAskedFor(t *testing.T) {
 	w := newEnvironment(t)
 	var fail context.CancelCauseFunc
@@ -463,7 +463,7 @@ func TestTheStoreFailsWhileACodeIsAskedFor(t *testing.T) {
 	w.g.Expect(end.Ours).To(BeTrue())
 }
 
-// A panic of the library in one session must not end the worker's other ones.
+// A panic of the library in one session must not end the worker's other sessions.
 func TestAPanicWhileACodeIsAskedFor(t *testing.T) {
 	var reported []Event
 	c := &Connection{
@@ -595,7 +595,7 @@ func TestTheFenceInTheMiddleOfAMessage(t *testing.T) {
 	w.g.Expect(w.simulator.Stats().Retries).To(BeZero())
 }
 
-// One refused message refuses the rest, and all come again in their order.
+// After one refused message the rest is refused too, and all come again in their order.
 func TestARefusedMessage(t *testing.T) {
 	for name, refuse := range map[string]func() error{
 		"with an error": func() error { return errors.New("Redis is full") },

@@ -26,7 +26,7 @@ func settings(content []byte) *waE2E.Message {
 	}}
 }
 
-// A phone sends a few kilobytes that would become gigabytes in the memory of all sessions.
+// A phone sends a few kilobytes that would take gigabytes of the memory of all sessions.
 func TestSettingsThatAreTooLarge(t *testing.T) {
 	var bomb bytes.Buffer
 	z := gzip.NewWriter(&bomb)

@@ -97,8 +97,8 @@ func pass(client net.Conn, from io.Reader, server net.Conn) {
 	<-done
 }
 
-// httpProxy is a proxy that knows CONNECT alone, and wants the password. A status other
-// than 200 is its answer to who has it.
+// httpProxy is a proxy that only supports CONNECT and requires the password. A status other
+// than 200 is its answer to a request with the right password.
 func httpProxy(t *testing.T, status int, seen *targets) string {
 	wanted := "Basic " + base64.StdEncoding.EncodeToString([]byte(proxyUser+":"+proxyPassword))
 	return listen(t, func(client net.Conn) {
@@ -125,8 +125,8 @@ func httpProxy(t *testing.T, status int, seen *targets) string {
 	})
 }
 
-// socksProxy is a SOCKS5 proxy (RFC 1928, 1929) that wants the password and answers a
-// request with the code: 0 is a connection.
+// socksProxy is a SOCKS5 proxy (RFC 1928, 1929) that requires the password and answers a
+// request with the code: 0 means connected.
 func socksProxy(t *testing.T, code byte, seen *targets) string {
 	return listen(t, func(client net.Conn) {
 		read := func(n int) []byte {
@@ -181,8 +181,8 @@ func socksProxy(t *testing.T, code byte, seen *targets) string {
 	})
 }
 
-// TestConnectThroughAProxy: to a simulator too, a proxy is asked for its address, with either
-// scheme and with either kind of proxy; never for WhatsApp's.
+// TestConnectThroughAProxy: with a simulator, a proxy of either kind is asked for the
+// simulator's address, with either scheme, and never for WhatsApp's.
 func TestConnectThroughAProxy(t *testing.T) {
 	for _, withTLS := range []bool{false, true} {
 		for _, scheme := range []string{"http", "socks5", "socks5h"} {
@@ -208,8 +208,8 @@ func TestConnectThroughAProxy(t *testing.T) {
 	}
 }
 
-// TestProxyFailures: each message says what to correct, and shows nothing of the
-// URL, which is a secret.
+// TestProxyFailures: each message says what to correct and contains no part of the URL,
+// which is a secret.
 func TestProxyFailures(t *testing.T) {
 	free, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -275,7 +275,7 @@ func TestProxyFailures(t *testing.T) {
 	}
 }
 
-// TestExplainProxy: what cannot be provoked without waiting for it.
+// TestExplainProxy has the failures that a test could cause only by waiting for a time-out.
 func TestExplainProxy(t *testing.T) {
 	proxy := &url.URL{Scheme: "http", Host: "proxy.example:3128", User: url.UserPassword(proxyUser, "hunter2")}
 	for name, row := range map[string]struct {
@@ -284,16 +284,16 @@ func TestExplainProxy(t *testing.T) {
 		reason string
 		says   string
 	}{
-		"a dead proxy":                       {err: &net.OpError{Op: opProxy, Err: &net.OpError{Op: "dial", Err: os.ErrDeadlineExceeded}}, a: attempt{proxy: proxy}, reason: session.EndProxyUnreachable, says: "does not answer"},
-		"a dead proxy, with all time up":     {err: context.DeadlineExceeded, a: attempt{proxy: proxy}, reason: session.EndProxyUnreachable, says: "does not answer"},
-		"a proxy that says nothing":          {err: context.DeadlineExceeded, a: attempt{proxy: proxy, dialled: true}, reason: session.EndTimeout, says: "web.whatsapp.com:443 came through"},
-		"no proxy, and WhatsApp is silent":   {err: context.DeadlineExceeded, reason: session.EndTimeout, says: "WhatsApp did not answer"},
-		"no route to the proxy":              {err: &net.OpError{Op: opProxy, Err: &net.OpError{Op: "dial", Err: syscall.EHOSTUNREACH}}, a: attempt{proxy: proxy}, reason: session.EndProxyUnreachable, says: "cannot be reached"},
-		"HTTPS_PROXY refuses the password":   {err: &proxyRefusal{status: 407}, reason: session.EndProxyAuthFailed, says: "percent-encoded"},
-		"HTTPS_PROXY cannot be reached":      {err: &net.OpError{Op: opProxy, Err: &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}}, reason: session.EndProxyUnreachable, says: "refuses connections"},
-		"HTTPS_PROXY is no URL, and secret":  {err: errors.New(`Get "https://web.whatsapp.com": invalid proxy address "http://tenant:hunter2%zz@proxy": parse "x": invalid URL escape "%zz"`), reason: session.EndProxyFailed, says: "HTTPS_PROXY"},
-		"WhatsApp itself cannot be reached":  {err: &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}, reason: session.EndUnreachable, says: "WhatsApp cannot be reached"},
-		"a simulator that the proxy forbids": {err: &proxyRefusal{status: 403}, a: attempt{proxy: proxy, simulated: true}, reason: session.EndProxyRefused, says: "--whatsapp-endpoint"},
+		"a dead proxy":                           {err: &net.OpError{Op: opProxy, Err: &net.OpError{Op: "dial", Err: os.ErrDeadlineExceeded}}, a: attempt{proxy: proxy}, reason: session.EndProxyUnreachable, says: "does not answer"},
+		"a dead proxy, after the whole time-out": {err: context.DeadlineExceeded, a: attempt{proxy: proxy}, reason: session.EndProxyUnreachable, says: "does not answer"},
+		"a proxy that says nothing":              {err: context.DeadlineExceeded, a: attempt{proxy: proxy, dialled: true}, reason: session.EndTimeout, says: "web.whatsapp.com:443 came through"},
+		"no proxy, and WhatsApp is silent":       {err: context.DeadlineExceeded, reason: session.EndTimeout, says: "WhatsApp did not answer"},
+		"no route to the proxy":                  {err: &net.OpError{Op: opProxy, Err: &net.OpError{Op: "dial", Err: syscall.EHOSTUNREACH}}, a: attempt{proxy: proxy}, reason: session.EndProxyUnreachable, says: "cannot be reached"},
+		"HTTPS_PROXY refuses the password":       {err: &proxyRefusal{status: 407}, reason: session.EndProxyAuthFailed, says: "percent-encoded"},
+		"HTTPS_PROXY cannot be reached":          {err: &net.OpError{Op: opProxy, Err: &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}}, reason: session.EndProxyUnreachable, says: "refuses connections"},
+		"HTTPS_PROXY is no URL, and secret":      {err: errors.New(`Get "https://web.whatsapp.com": invalid proxy address "http://tenant:hunter2%zz@proxy": parse "x": invalid URL escape "%zz"`), reason: session.EndProxyFailed, says: "HTTPS_PROXY"},
+		"WhatsApp itself cannot be reached":      {err: &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}, reason: session.EndUnreachable, says: "WhatsApp cannot be reached"},
+		"a simulator that the proxy forbids":     {err: &proxyRefusal{status: 403}, a: attempt{proxy: proxy, simulated: true}, reason: session.EndProxyRefused, says: "--whatsapp-endpoint"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := NewWithT(t)
@@ -306,8 +306,8 @@ func TestExplainProxy(t *testing.T) {
 	}
 }
 
-// TestDownloadsAreBounded: an answer without an end, and one that sends on to a host of
-// the cluster, are errors.
+// TestDownloadsAreBounded: an answer without an end, and a redirect to a host of the cluster,
+// are errors.
 func TestDownloadsAreBounded(t *testing.T) {
 	g := NewWithT(t)
 	var asked targets

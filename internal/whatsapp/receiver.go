@@ -391,17 +391,17 @@ func (c *Connection) panicked(cause any, what string, ends bool) {
 func (c *Connection) task(what string, ends bool, f func()) {
 	if c.tasks.Add(1) > maxTasks {
 		defer c.tasks.Add(-1)
-		c.alone(what, ends, f)
+		c.exclusive(what, ends, f)
 		return
 	}
 	go func() {
 		defer c.tasks.Add(-1)
-		c.alone(what, ends, f)
+		c.exclusive(what, ends, f)
 	}()
 }
 
-// alone runs a handler while no task runs.
-func (c *Connection) alone(what string, ends bool, f func()) {
+// exclusive runs a handler while no task runs.
+func (c *Connection) exclusive(what string, ends bool, f func()) {
 	c.taskMu.Lock()
 	defer c.taskMu.Unlock()
 	defer c.recovered(what, ends)
@@ -465,7 +465,7 @@ func (c *Connection) handleNotification(node *waBinary.Node) {
 	n := notifications[kind]
 	switch {
 	case renewals[kind]:
-		c.alone("a notification of the type "+kind, true, func() { internals.HandleNotification(c.ctx, node) })
+		c.exclusive("a notification of the type "+kind, true, func() { internals.HandleNotification(c.ctx, node) })
 		return
 	case n == nil:
 		internals.HandleNotification(c.ctx, node)
@@ -505,7 +505,7 @@ func (c *Connection) handleIQ(node *waBinary.Node) {
 	}
 	switch children[0].Tag {
 	case "pair-device":
-		c.alone("the codes of a pairing", true, func() { internals.HandlePairDevice(c.ctx, node) })
+		c.exclusive("the codes of a pairing", true, func() { internals.HandlePairDevice(c.ctx, node) })
 	case "pair-success":
 		id, _ := node.Attrs["id"].(string)
 		device := children[0].GetChildByTag("device")

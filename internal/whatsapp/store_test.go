@@ -89,8 +89,8 @@ func (w *environment) send(text string) {
 	w.g.Expect(err).NotTo(HaveOccurred())
 }
 
-// fixedClock is a clock with a fixed time and running timers: for a connection that must
-// not end because of its silence.
+// fixedClock has a fixed time and running timers, for a connection that must not end because
+// it is silent.
 type fixedClock struct {
 	clock.RealClock
 	at time.Time
@@ -98,8 +98,8 @@ type fixedClock struct {
 
 func (c fixedClock) Now() time.Time { return c.at }
 
-// valve stands between a connection and the server. Once it is shut, what the
-// server sends stays in it, as in the buffers of a process that was stopped.
+// valve is a proxy between a connection and the server. After close it keeps what the server
+// sends, like the buffers of a process that was stopped.
 type valve struct {
 	listener net.Listener
 	wg       sync.WaitGroup
@@ -131,7 +131,7 @@ func newValve(t testing.TB, endpoint string) *valve {
 	return v
 }
 
-// endpoint is where a factory finds the server through the valve.
+// endpoint is the address of the valve, for a factory.
 func (v *valve) endpoint() string { return "ws://" + v.listener.Addr().String() }
 
 // serve carries the one connection.
@@ -178,14 +178,14 @@ func (v *valve) close() {
 	v.shut = true
 }
 
-// waiting is how much it holds.
+// waiting is the number of bytes that it keeps.
 func (v *valve) waiting() int {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return len(v.held)
 }
 
-// pass lets the first n bytes through that it holds, and no more.
+// pass forwards the first n bytes that it keeps, and no more.
 func (v *valve) pass(n int) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -193,8 +193,8 @@ func (v *valve) pass(n int) {
 	v.held = v.held[n:]
 }
 
-// stopped is a connection of a process that stops in the moment in which a
-// message has come to it. wake has it go on with that message alone.
+// stopped is a connection of a process that stops just after a message has arrived. wake
+// continues the process with that message only.
 func (w *environment) stopped(taking *store.Taking, text string) (s *testSession, wake func()) {
 	w.t.Helper()
 	v := newValve(w.t, w.simulator.Endpoint())
@@ -207,7 +207,7 @@ func (w *environment) stopped(taking *store.Taking, text string) (s *testSession
 	w.factory = own
 	s.event(EventConnected)
 	w.settled()
-	// What the login brings after it is through when this message is.
+	// When this message has arrived, everything that follows a login has arrived as well.
 	w.send("hello")
 	w.g.Eventually(s.texts).Should(Equal([]string{"hello"}))
 	w.settled()
@@ -218,9 +218,9 @@ func (w *environment) stopped(taking *store.Taking, text string) (s *testSession
 	return s, func() { v.pass(n) }
 }
 
-// An owner that was declared dead wakes up with a message, after its successor
-// has logged in and while the server would still hear it: it moves no key and
-// acknowledges nothing, and the message is the successor's.
+// An owner that was declared dead wakes up with a message after its successor has logged in,
+// while its own connection still works: it moves no key and acknowledges nothing, and the
+// successor gets the message.
 func TestADeadOwnerWakesUpWithAMessage(t *testing.T) {
 	onBoth(t, func(_ *testing.T, w *environment) {
 		taking := w.take()
@@ -253,8 +253,8 @@ func TestADeadOwnerWakesUpWithAMessage(t *testing.T) {
 	})
 }
 
-// The session is deleted while its holder is cut off: what comes to the holder
-// afterwards brings no key back.
+// The session is deleted while its holder is cut off: a message that the holder gets
+// afterwards writes no key.
 func TestADeletionWhileTheHolderIsCutOff(t *testing.T) {
 	for name, remove := range map[string]func(w *environment) error{
 		"by the manager": func(w *environment) error { return w.store.DeleteSession(w.t.Context(), "u") },
@@ -294,8 +294,8 @@ func orphanAndPurge(w *environment) error {
 	return err
 }
 
-// PostgreSQL goes away in the middle of a message. Wherever that meets the
-// client, the message comes again at the next login and is acknowledged once.
+// PostgreSQL fails in the middle of a message. Wherever the client is at that moment, the
+// message comes again at the next login and is acknowledged once.
 func TestPostgreSQLFailsInTheMiddleOfAMessage(t *testing.T) {
 	server := testenv.PostgresServer(t)
 	restarted := func(*sql.Tx) error { server.Restart(); return nil }
@@ -305,16 +305,16 @@ func TestPostgreSQLFailsInTheMiddleOfAMessage(t *testing.T) {
 		return err
 	}
 	for name, row := range map[string]struct {
-		// table is what the message waits for when it happens.
+		// table is the table that the message waits for at the failure.
 		table string
 		end   func(locker *sql.Tx) error
 	}{
-		"restarted, before the look at the LIDs": {table: "whatsmeow_lid_map", end: restarted},
-		"cut off, before the look at the LIDs":   {table: "whatsmeow_lid_map", end: cutOff},
-		"killed, before the ratchet is read":     {table: "whatsmeow_sessions", end: killed},
-		"cut off, before the ratchet is read":    {table: "whatsmeow_sessions", end: cutOff},
-		"restarted, with the ratchet moved":      {table: "whatsmeow_event_buffer", end: restarted},
-		"cut off, before the fence":              {table: "whatsapp_operator_session", end: cutOff},
+		"restarted, before the LIDs are read": {table: "whatsmeow_lid_map", end: restarted},
+		"cut off, before the LIDs are read":   {table: "whatsmeow_lid_map", end: cutOff},
+		"killed, before the ratchet is read":  {table: "whatsmeow_sessions", end: killed},
+		"cut off, before the ratchet is read": {table: "whatsmeow_sessions", end: cutOff},
+		"restarted, with the ratchet moved":   {table: "whatsmeow_event_buffer", end: restarted},
+		"cut off, before the fence":           {table: "whatsapp_operator_session", end: cutOff},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newEnvironmentOn(t, fresh(t, server))
@@ -324,7 +324,7 @@ func TestPostgreSQLFailsInTheMiddleOfAMessage(t *testing.T) {
 			s.event(EventConnected)
 			w.settled()
 
-			// Every access to the table waits, until the server is gone.
+			// Every access to the table waits until the server has ended.
 			db := w.db()
 			tx, err := db.BeginTx(context.Background(), nil)
 			w.g.Expect(err).NotTo(HaveOccurred())
@@ -357,7 +357,7 @@ func TestPostgreSQLFailsInTheMiddleOfAMessage(t *testing.T) {
 	}
 }
 
-// fresh makes an empty database in a server of the test's own.
+// fresh makes an empty database in the test's own server.
 func fresh(t *testing.T, server *testenv.PostgresProcess) string {
 	t.Helper()
 	g := NewWithT(t)
@@ -370,8 +370,8 @@ func fresh(t *testing.T, server *testenv.PostgresProcess) string {
 	return strings.Replace(server.URL(), "/postgres?", "/"+name+"?", 1)
 }
 
-// A send while the store refuses is an error, and nothing leaves: whatsmeow
-// would skip the recipient and report success.
+// A send while the store refuses is an error, and nothing is sent: whatsmeow would skip the
+// recipient and report success.
 func TestASendWhileTheStoreRefuses(t *testing.T) {
 	for name, refuse := range map[string]func(w *environment, db *sql.DB){
 		"the session was taken": func(w *environment, _ *sql.DB) { w.take() },
@@ -408,8 +408,8 @@ func TestASendWhileTheStoreRefuses(t *testing.T) {
 	}
 }
 
-// TestTextThatPostgreSQLRefuses: what a stranger or another device of the account wrote
-// into names and addresses ends no connection.
+// TestTextThatPostgreSQLRefuses: text of a stranger, or of another device of the account, in
+// names and addresses ends no connection.
 func TestTextThatPostgreSQLRefuses(t *testing.T) {
 	onBoth(t, func(t *testing.T, w *environment) {
 		const bad, clean = "Ann\x00\xff", "Ann\uFFFD\uFFFD"
@@ -474,7 +474,7 @@ func TestTextThatPostgreSQLRefuses(t *testing.T) {
 
 var settingsKey = []byte{1, 2, 3, 4, 5, 6}
 
-// settingsStore has what an encoder of settings reads.
+// settingsStore has the keys that an encoder of settings reads.
 type settingsStore struct {
 	wastore.AppStateStore
 	wastore.AppStateSyncKeyStore
