@@ -96,8 +96,11 @@ func (m *Machine) Next(now time.Time) Decision {
 	if d.Operation == OpTrial && !m.trialOver(now) {
 		d.Trial = m.trialWanted
 	}
-	if d.Operation == OpPasskeyAnswer {
-		d.PasskeyResponse = m.passkey.answer
+	switch d.Operation {
+	case OpPasskeyAnswer:
+		d.PasskeyResponse = m.sendPasskeyAnswer()
+	case OpPasskeyConfirm:
+		m.passkey.confirm, m.passkey.confirming = false, true
 	}
 	if d.Operation == OpVerify {
 		d.Phone = m.obj.Spec.Pairing.PhoneNumber

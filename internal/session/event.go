@@ -30,7 +30,8 @@ const (
 	EventPasskeyConfirmation EventType = "PasskeyConfirmation"
 	// EventPasskeyFailed: the passkey cannot be asked, or WhatsApp's continuation cannot be used.
 	EventPasskeyFailed EventType = "PasskeyFailed"
-	// EventPairError: the phone's answer was refused (bad HMAC or signature).
+	// EventPairError: the phone's answer was refused (bad HMAC or signature), or the phone's
+	// WhatsApp is too old.
 	EventPairError EventType = "PairError"
 	// EventConnected: the device is logged in.
 	EventConnected EventType = "Connected"
@@ -62,6 +63,8 @@ type Event struct {
 	Code string
 	// PasskeyOptions is the request as JSON, of at most MaxPasskeyJSON bytes (EventPasskeyRequest).
 	PasskeyOptions string
+	// Continuation: the request was read, but not what WhatsApp sent later (EventPasskeyFailed).
+	Continuation bool
 	// JID is the device's address (EventPairSuccess, EventConnected).
 	JID string
 	// LID is the device's address that hides the phone number (EventPairSuccess,

@@ -2,6 +2,7 @@ package session
 
 import (
 	"cmp"
+	"strconv"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -189,6 +190,11 @@ type Machine struct {
 	// process before.
 	passkey     passkey
 	passkeyLost bool
+	// offers and passkeyRequests count what WhatsApp has offered on this connection, see
+	// countOffer, and how often it has asked for the passkey.
+	offers, passkeyRequests int
+	// pairingFailure is why the last attempt at the present pairing failed; empty: none has.
+	pairingFailure string
 	// logoutBegun: the first attempt to unlink the device was scheduled.
 	logoutBegun bool
 	// loggedOut: WhatsApp has confirmed the logout that this process requested.
@@ -309,6 +315,7 @@ func (m *Machine) inherit(now time.Time) {
 	m.want = *m.obj.Status.DeepCopy()
 	m.want.HideCodes()
 	m.passkeyLost = m.passkeyLost || m.obj.Status.Passkey != nil
+	m.passkey = passkey{} // its connection is closed at the next step
 	m.want = ClampTimes(m.obj, m.want, m.quarantine.Most, now)
 	m.attempts = int(m.want.Failures)
 	if m.want.StoredEpoch < m.obj.Status.Epoch {
@@ -359,7 +366,7 @@ func (m *Machine) restart(now time.Time) {
 		m.resetFailures()
 		m.restarted = true
 		m.pace.reset()
-		m.codeCount = 0
+		m.codeCount, m.pairingFailure = 0, ""
 		m.phase(v1alpha1.PhaseConnecting, v1alpha1.ReasonRestarted, "restartedAt changed", now)
 		m.retryAt = now
 		if m.socket != socketNone {
@@ -415,6 +422,7 @@ func (m *Machine) onDialed(paired bool, spec DialSpec, now time.Time) {
 		m.socket, m.watchdog = socketLogin, now.Add(loginTimeout)
 	case m.want.JID == "":
 		m.socket, m.watchdog = socketPairing, now.Add(codesTimeout)
+		m.offers, m.passkeyRequests = 0, 0
 	case m.logoutWanted():
 		m.onLoggedOut(now)
 	default: // WhatsApp unlinked the device while the last connection was being closed
@@ -450,6 +458,27 @@ func (m *Machine) beginPairing(now time.Time) {
 	if m.want.PairingDeadline == nil {
 		m.want.PairingDeadline = at(now.Add(pairingTimeout(m.obj)))
 	}
+}
+
+// maxOffers is how often WhatsApp may change on one connection what a person sees: its codes,
+// the passkey's request, the code to compare. A person's attempts need some; each is a write
+// of the status and of Redis, and an item for Laravel.
+const maxOffers = 10
+
+// countOffer counts a change of what a person sees. It returns false if there are too many:
+// the connection is given up, and the next one is made after a pause.
+func (m *Machine) countOffer(now time.Time) bool {
+	m.beginPairing(now) // it expires also where there is never a code
+	if m.offers++; m.offers <= maxOffers {
+		return true
+	}
+	m.passkey = passkey{}
+	m.drop()
+	m.pairingFailure = "WhatsApp changed the codes or the passkey's request more than " + strconv.Itoa(maxOffers) + " times on one connection"
+	message := m.pairingFailure + ": the pairing starts again, scan the next code"
+	m.recordEvent(corev1.EventTypeWarning, v1alpha1.ReasonPairingFailed, message)
+	m.onFailed(v1alpha1.ReasonPairingFailed, message, now)
+	return false
 }
 
 // drop gives the socket up; a rule then closes it.
@@ -604,7 +633,9 @@ func (m *Machine) replaceCodes(codes []string, now time.Time) {
 	qr.Code, qr.Attempt = codes[shown], m.codeCount
 	code.QR, code.Attempt, code.GeneratedAt, code.ReplacesInvalid = codes[shown], m.codeCount, delivery.Time{Time: now}, true
 	m.want.QR, m.code = &qr, &code
-	m.recordEvent(corev1.EventTypeNormal, v1alpha1.ReasonCodeReplaced, "WhatsApp has replaced the code: a phone that has scanned it must scan the new one")
+	const message = "WhatsApp has replaced the code: a phone that has scanned it must scan the new one, status.qr"
+	m.recordEvent(corev1.EventTypeNormal, v1alpha1.ReasonCodeReplaced, message)
+	m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonWaitingForScan, message, now)
 }
 
 func (m *Machine) hideCode() {
@@ -666,7 +697,12 @@ func (m *Machine) expirePairing(now time.Time) {
 	}
 	m.hideCode()
 	m.rest(v1alpha1.ReasonPairingExpired)
-	message := "no phone was linked within " + pairingTimeout(m.obj).String() + ": change the annotation " + v1alpha1.RestartedAtAnnotation + " to offer codes again"
+	failure := m.pairingFailure
+	if failure != "" {
+		failure = " (the last attempt: " + failure + ")"
+	}
+	m.pairingFailure = ""
+	message := "no phone was linked within " + pairingTimeout(m.obj).String() + failure + ": change the annotation " + v1alpha1.RestartedAtAnnotation + " to offer codes again"
 	m.recordEvent(corev1.EventTypeWarning, v1alpha1.ReasonPairingExpired, message)
 	m.phase(v1alpha1.PhasePairingExpired, v1alpha1.ReasonPairingExpired, message, now)
 }
@@ -768,7 +804,7 @@ func (m *Machine) onEvent(e Event, now time.Time) {
 	}
 	switch e.Type {
 	case EventQR:
-		if m.want.JID != "" {
+		if m.want.JID != "" || !m.countOffer(now) {
 			return
 		}
 		m.hideCode()
@@ -779,7 +815,7 @@ func (m *Machine) onEvent(e Event, now time.Time) {
 			m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonWaitingForScan, "scan status.qr with the phone: Linked devices, Link a device", now)
 		}
 	case EventCodesReplaced:
-		if m.want.JID == "" {
+		if m.want.JID == "" && m.countOffer(now) {
 			m.replaceCodes(e.Codes, now)
 		}
 	case EventPairingCode:
@@ -799,11 +835,14 @@ func (m *Machine) onEvent(e Event, now time.Time) {
 		m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonWaitingForCode,
 			"type status.pairingCode on the phone "+m.dialed.PairPhone+": Linked devices, Link a device, Link with phone number instead", now)
 	case EventPairSuccess:
+		if m.socket != socketPairing { // a linked device is not linked to another account
+			return
+		}
 		m.passkey = passkey{} // it was answered
 		m.hideCode()
 		m.setAddress(e.JID, e.LID)
 		m.want.PhoneNumber = e.PhoneNumber
-		m.want.PairingDeadline, m.codeCount = nil, 0
+		m.want.PairingDeadline, m.codeCount, m.pairingFailure = nil, 0, ""
 		m.watchdog = now.Add(pairedTimeout)
 		m.phase(v1alpha1.PhaseConnecting, v1alpha1.ReasonPaired, "the phone "+e.PhoneNumber+" linked the device", now)
 		m.recordEvent(corev1.EventTypeNormal, v1alpha1.ReasonPaired, "the phone "+e.PhoneNumber+" linked the device")
@@ -812,14 +851,18 @@ func (m *Machine) onEvent(e Event, now time.Time) {
 	case EventPasskeyConfirmation:
 		m.onPasskeyConfirmation(e, now)
 	case EventPasskeyFailed:
-		if m.want.JID == "" {
-			m.passkeyFailed(e.Message, now)
-		}
+		m.onPasskeyFailed(e, now)
 	case EventPairError:
+		if m.want.JID != "" || !m.countOffer(now) {
+			return
+		}
+		m.pairingFailure = e.Message
 		m.recordEvent(corev1.EventTypeWarning, v1alpha1.ReasonPairingFailed, e.Message)
 		m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonPairingFailed, e.Message, now)
 	case EventConnected:
-		m.onConnected(e, now)
+		if m.socket == socketLogin { // a connection that offers codes logs nothing in, and one login is enough
+			m.onConnected(e, now)
+		}
 	case EventPushName:
 		m.want.PushName = e.PushName
 	case EventDisconnected, EventCodeRefused, EventLoggedOut, EventReplaced, EventBanned, EventOutdated:

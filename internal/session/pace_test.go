@@ -1,10 +1,10 @@
 package session
 
 import (
+	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"strconv"
 	"strings"
 	"testing"
@@ -149,11 +149,7 @@ func TestNoInputMakesAHotLoop(t *testing.T) {
 		// minute and after a restart, which both come once a minute at most.
 		most = 3 * 8
 	)
-	seed := uint64(time.Now().UnixNano())
-	if fixed, err := strconv.ParseUint(os.Getenv("SEED"), 10, 64); err == nil {
-		seed = fixed
-	}
-	t.Logf("SEED=%d", seed)
+	seed := seedOf(t)
 	for run := range 6 {
 		r := rand.New(rand.NewPCG(seed, uint64(run)))
 		p := newMachineTest(session(), r.Float64)
@@ -231,10 +227,12 @@ var inputs = []func(p *machineTest, r *rand.Rand){
 		})
 	},
 	func(p *machineTest, r *rand.Rand) { // a passkey's answer, and a confirmation
+		site := sha256.Sum256([]byte(WhatsAppPage))
+		data := base64.RawURLEncoding.EncodeToString(append(site[:], make([]byte, 5)...))
 		clientData := base64.RawURLEncoding.EncodeToString([]byte(`{"type":"webauthn.get","challenge":"AAAA","origin":"https://web.whatsapp.com"}`))
 		p.change(func(s *v1alpha1.WhatsAppSession) {
 			s.Annotations = map[string]string{
-				v1alpha1.PasskeyResponseAnnotation: `{"rawId":"AAAA","type":"public-key","response":{"clientDataJSON":"` + clientData + `","authenticatorData":"AAAA","signature":"AAAA"}}` +
+				v1alpha1.PasskeyResponseAnnotation: `{"id":"AAAA","rawId":"AAAA","type":"public-key","response":{"clientDataJSON":"` + clientData + `","authenticatorData":"` + data + `","signature":"AAAA"}}` +
 					strings.Repeat(" ", r.IntN(3)),
 				v1alpha1.PasskeyConfirmAnnotation: []string{"ABCD-1234", "other"}[r.IntN(2)],
 			}
@@ -278,6 +276,7 @@ var inputs = []func(p *machineTest, r *rand.Rand){
 		e := Event{Type: kinds[r.IntN(len(kinds))], JID: jid, PhoneNumber: phone, Code: "ABCD-1234", PasskeyOptions: `{"challenge":"AAAA"}`, Codes: []string{strconv.Itoa(r.Int())}}
 		e.Until = p.now.Add(time.Duration(r.IntN(120)-30) * time.Second)
 		e.Reason, e.Ours = []string{EndSocketClosed, "StreamError503"}[r.IntN(2)], r.IntN(3) == 0
+		e.Continuation = r.IntN(2) == 0
 		p.Step(e, p.now)
 	},
 }

@@ -1,6 +1,8 @@
 package session
 
 import (
+	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
@@ -31,28 +33,35 @@ const (
 	// passkeyTimeout is how long WhatsApp's request is waited for at most: the time-out
 	// that WhatsApp's own client is given.
 	passkeyTimeout = 10 * time.Minute
-	// maxPasskeyRequests is how often a connection may ask.
-	maxPasskeyRequests = 3
+	// minPasskeyTimeout is how long WhatsApp's request is waited for at least: no person answers
+	// faster, and WhatsApp decides itself whether an answer is too late.
+	minPasskeyTimeout = time.Minute
+	// MaxPasskeyRequests is how often WhatsApp may ask on one connection.
+	MaxPasskeyRequests = 3
 	// MaxPasskeyJSON bounds a request and an answer, in bytes: the maximum of
 	// status.passkey.requestOptions.
 	MaxPasskeyJSON = 8192
 
-	// whatsAppOrigin is the page on which the passkey is asked.
-	whatsAppOrigin = "https://web.whatsapp.com"
+	// WhatsAppPage is the host of the page on which the passkey is asked.
+	WhatsAppPage   = "web.whatsapp.com"
+	whatsAppOrigin = "https://" + WhatsAppPage
+
+	// minAuthenticatorData is how long the authenticator data of an answer is at least: the hash
+	// of the site, the flags and the counter (Web Authentication Level 3, section 6.1).
+	minAuthenticatorData = 32 + 1 + 4
 )
 
 // passkey is what this process knows of the request that waits. The zero value: none does.
 type passkey struct {
 	// until is when the request expires; zero: there is none.
 	until time.Time
-	// requests counts those of this connection.
-	requests int
-	// answer waits to be sent; sent: one was.
-	answer string
-	sent   bool
-	// code is what a person is to confirm; confirmed: it may be sent that it was.
-	code      string
-	confirmed bool
+	// answer waits to be sent; sending: it is being sent; sent: WhatsApp has accepted one.
+	answer        string
+	sending, sent bool
+	// code is what a person compares with the phone. confirm: the confirmation may be sent;
+	// confirming: it is being sent; confirmed: WhatsApp has accepted it.
+	code                           string
+	confirm, confirming, confirmed bool
 }
 
 // onPasskeyRequest handles WhatsApp's request for the account's passkey.
@@ -64,20 +73,27 @@ func (m *Machine) onPasskeyRequest(e Event, now time.Time) {
 		m.passkeyFailed("WhatsApp's request for the passkey cannot be used", now)
 		return
 	}
-	requests, until := m.passkey.requests+1, now.Add(passkeyTimeout)
-	if e.Until.After(now) && e.Until.Before(until) {
+	if !m.countOffer(now) {
+		return
+	}
+	m.passkeyRequests++
+	if m.passkeyRequests > MaxPasskeyRequests {
+		m.passkeyFailed(fmt.Sprintf("WhatsApp asked for the passkey %d times on one connection", m.passkeyRequests), now)
+		return
+	}
+	until := now.Add(passkeyTimeout)
+	if !e.Until.IsZero() && e.Until.Before(until) {
 		until = e.Until
 	}
-	if requests > 1 && m.passkey.until.Before(until) { // asking again is no reason to wait longer
-		until = m.passkey.until
+	if earliest := now.Add(minPasskeyTimeout); until.Before(earliest) {
+		until = earliest
 	}
-	if requests > maxPasskeyRequests {
-		m.passkeyFailed(fmt.Sprintf("WhatsApp asked for the passkey %d times on one connection", requests), now)
-		return
+	if before := m.passkey.until; !before.IsZero() && before.Before(until) { // asking again is no reason to wait longer
+		until = before
 	}
 	m.passkey = passkey{} // a request that another replaces is not lost
 	m.hideCode()          // the codes cannot be scanned any more: the client has a new secret
-	m.passkey = passkey{until: until, requests: requests}
+	m.passkey = passkey{until: until}
 	m.watchdog, m.codeUntil = time.Time{}, until
 	m.want.Passkey = &v1alpha1.PasskeyStatus{RequestOptions: e.PasskeyOptions, ExpiresAt: metav1.NewTime(until.Truncate(time.Second))}
 	m.showPasskey(now)
@@ -98,26 +114,43 @@ func (m *Machine) showPasskey(now time.Time) {
 
 // onPasskeyConfirmation handles WhatsApp's acceptance of the answer.
 func (m *Machine) onPasskeyConfirmation(e Event, now time.Time) {
-	if m.want.Passkey == nil {
+	if m.want.Passkey == nil || m.passkey.confirming || m.passkey.confirmed || !m.countOffer(now) {
 		return
 	}
 	m.passkey.sent = true
-	if e.Code == "" { // WhatsApp has seen that the passkey is the phone's that scanned the code
-		m.passkey.confirmed = true
+	// Without a code WhatsApp has seen that the passkey is the phone's that scanned the code. The
+	// newest confirmation counts: whoever confirmed an earlier code has not compared this one.
+	m.passkey.code, m.passkey.confirm = e.Code, e.Code == ""
+	m.want.Passkey.ConfirmationCode, m.want.Passkey.ObservedConfirmation = e.Code, ""
+	if e.Code == "" {
 		return
 	}
-	m.passkey.code, m.want.Passkey.ConfirmationCode = e.Code, e.Code
 	m.showPasskey(now)
 	message := "compare status.passkey.confirmationCode with the code on the phone, and if they are equal give it as the annotation " + v1alpha1.PasskeyConfirmAnnotation
 	m.recordEvent(corev1.EventTypeNormal, v1alpha1.ReasonPasskeyRequired, message)
 	m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonPasskeyRequired, message, now)
 }
 
+// onPasskeyFailed handles a request that cannot be shown, or a continuation that cannot be used.
+func (m *Machine) onPasskeyFailed(e Event, now time.Time) {
+	switch {
+	case m.want.JID != "":
+	case e.Continuation && (m.want.Passkey == nil || m.passkey.confirming || m.passkey.confirmed):
+		// WhatsApp has sent a continuation that nobody waits for: before a request, or once more
+		// after its end. The codes on show, and the pairing that is about to end, go on.
+	default:
+		m.passkeyFailed(e.Message, now)
+	}
+}
+
 // passkeyFailed ends a pairing whose passkey cannot be asked or was not accepted.
 func (m *Machine) passkeyFailed(why string, now time.Time) {
+	m.beginPairing(now) // it expires also where there is never a code
 	m.passkey = passkey{}
 	m.drop()
-	message := status.Clean(why, 300) + ": the pairing starts again, scan the next code"
+	why = status.Clean(why, 300)
+	m.pairingFailure = why
+	message := why + ": the pairing starts again, scan the next code"
 	m.recordEvent(corev1.EventTypeWarning, v1alpha1.ReasonPasskeyFailed, message)
 	m.onFailed(v1alpha1.ReasonPasskeyFailed, message, now)
 }
@@ -125,19 +158,33 @@ func (m *Machine) passkeyFailed(why string, now time.Time) {
 // tickPasskey handles the time and the annotations while a passkey is asked for.
 func (m *Machine) tickPasskey(now time.Time) {
 	if !now.Before(m.passkey.until) {
+		why := "the passkey was not answered in time"
+		switch {
+		case m.passkey.confirming || m.passkey.confirmed || m.passkey.sent && m.passkey.code == "":
+			why = "WhatsApp accepted the passkey's answer but did not link the device in time"
+		case m.passkey.code != "":
+			why = "status.passkey.confirmationCode was not confirmed in time"
+		}
 		m.passkey = passkey{}
 		m.drop()
-		m.retryAt = now
-		const message = "the passkey was not answered in time: the pairing starts again, scan the next code"
+		m.retryAt, m.pairingFailure = now, why
+		message := why + ": the pairing starts again, scan the next code"
 		m.recordEvent(corev1.EventTypeWarning, v1alpha1.ReasonPasskeyExpired, message)
 		m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonPasskeyExpired, message, now)
 		return
 	}
-	if response := m.obj.PasskeyResponse(); response != "" && m.want.Passkey.ObservedResponse != Digest(response) {
+	// A text that was removed and is given again is handled again.
+	switch response := m.obj.PasskeyResponse(); {
+	case response == "":
+		m.want.Passkey.ObservedResponse = ""
+	case m.want.Passkey.ObservedResponse != Digest(response):
 		m.want.Passkey.ObservedResponse = Digest(response)
 		m.takePasskeyResponse(response, now)
 	}
-	if code := m.obj.PasskeyConfirmation(); code != "" && m.want.Passkey.ObservedConfirmation != Digest(code) {
+	switch code := m.obj.PasskeyConfirmation(); {
+	case code == "":
+		m.want.Passkey.ObservedConfirmation = ""
+	case m.want.Passkey.ObservedConfirmation != Digest(code):
 		m.want.Passkey.ObservedConfirmation = Digest(code)
 		m.takePasskeyConfirmation(code, now)
 	}
@@ -145,7 +192,7 @@ func (m *Machine) tickPasskey(now time.Time) {
 
 func (m *Machine) takePasskeyResponse(response string, now time.Time) {
 	err := CheckPasskeyResponse(m.want.Passkey.RequestOptions, response)
-	if err == nil && (m.passkey.sent || m.passkey.answer != "") {
+	if err == nil && (m.passkey.sent || m.passkey.sending || m.passkey.answer != "") {
 		err = errors.New("an answer was given before; wait for what WhatsApp says")
 	}
 	if err != nil {
@@ -158,14 +205,22 @@ func (m *Machine) takePasskeyResponse(response string, now time.Time) {
 
 func (m *Machine) takePasskeyConfirmation(code string, now time.Time) {
 	switch {
+	case m.passkey.confirming || m.passkey.confirmed || m.passkey.confirm:
+		m.refusePasskey(v1alpha1.PasskeyConfirmAnnotation, errors.New("the confirmation was given before; wait for what WhatsApp says"), now)
 	case m.passkey.code == "":
-		m.refusePasskey(v1alpha1.PasskeyConfirmAnnotation, errors.New("WhatsApp has not asked for a confirmation"), now)
-	case !strings.EqualFold(strings.TrimSpace(code), m.passkey.code):
-		m.refusePasskey(v1alpha1.PasskeyConfirmAnnotation, errors.New("it is not status.passkey.confirmationCode"), now)
+		m.refusePasskey(v1alpha1.PasskeyConfirmAnnotation, errors.New("WhatsApp has not asked for a confirmation; wait for status.passkey.confirmationCode"), now)
+	case !sameCode(code, m.passkey.code):
+		m.refusePasskey(v1alpha1.PasskeyConfirmAnnotation, errors.New("it is not the present status.passkey.confirmationCode; compare that one with the code on the phone"), now)
 	default:
-		m.passkey.confirmed = true
+		m.passkey.confirm = true
 		m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonPasskeyRequired, "the confirmation is sent to WhatsApp", now)
 	}
+}
+
+// sameCode reports whether a person has given that code, however it is written.
+func sameCode(given, code string) bool {
+	plain := strings.NewReplacer("-", "", " ", "")
+	return strings.EqualFold(plain.Replace(strings.TrimSpace(given)), plain.Replace(code))
 }
 
 // refusePasskey says why an annotation was not used. The request stays.
@@ -175,25 +230,37 @@ func (m *Machine) refusePasskey(annotation string, why error, now time.Time) {
 	m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonPasskeyRequired, message, now)
 }
 
-// onPasskeyAnswered handles the result of OpPasskeyAnswer.
+// sendPasskeyAnswer returns the answer that OpPasskeyAnswer sends.
+func (m *Machine) sendPasskeyAnswer() (answer string) {
+	answer, m.passkey.answer, m.passkey.sending = m.passkey.answer, "", true
+	return answer
+}
+
+// onPasskeyAnswered handles the result of OpPasskeyAnswer. The request that was answered may
+// be over, or another one may have replaced it: then nothing is being sent.
 func (m *Machine) onPasskeyAnswered(why string, now time.Time) {
-	m.passkey.answer = ""
+	if !m.passkey.sending {
+		return
+	}
+	m.passkey.sending = false
 	switch {
-	case m.want.Passkey == nil: // the request is over
 	case why == "":
-		m.passkey.sent = true
-		if m.passkey.code == "" {
+		if m.passkey.sent = true; m.passkey.code == "" && !m.passkey.confirm {
 			m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonPasskeyRequired, "WhatsApp has the answer of the passkey; it links the device or asks for a confirmation", now)
 		}
 	case !m.passkey.sent:
-		m.refusePasskey(v1alpha1.PasskeyResponseAnnotation, fmt.Errorf("WhatsApp did not accept it (%s); ask the passkey again and give the new answer", why), now)
+		m.refusePasskey(v1alpha1.PasskeyResponseAnnotation,
+			fmt.Errorf("WhatsApp did not accept it (%s); ask the passkey of the account that was linked again, and give the new answer", why), now)
 	}
 }
 
-// onPasskeyConfirmed handles the result of OpPasskeyConfirm.
+// onPasskeyConfirmed handles the result of OpPasskeyConfirm, likewise.
 func (m *Machine) onPasskeyConfirmed(why string, now time.Time) {
-	m.passkey.confirmed = false
-	if why != "" && m.want.Passkey != nil {
+	if !m.passkey.confirming {
+		return
+	}
+	m.passkey.confirming, m.passkey.confirmed = false, why == ""
+	if why != "" {
 		m.passkeyFailed("WhatsApp did not accept the confirmation ("+why+")", now)
 	}
 }
@@ -218,6 +285,7 @@ func Digest(annotation string) string {
 
 type passkeyRequest struct {
 	Challenge        string              `json:"challenge"`
+	RelyingParty     string              `json:"rpId"`
 	AllowCredentials []passkeyCredential `json:"allowCredentials"`
 }
 
@@ -226,12 +294,14 @@ type passkeyCredential struct {
 }
 
 type passkeyResponse struct {
+	ID       string `json:"id"`
 	RawID    string `json:"rawId"`
 	Type     string `json:"type"`
 	Response struct {
 		ClientDataJSON    string `json:"clientDataJSON"`
 		AuthenticatorData string `json:"authenticatorData"`
 		Signature         string `json:"signature"`
+		UserHandle        string `json:"userHandle"`
 	} `json:"response"`
 }
 
@@ -263,16 +333,19 @@ func CheckPasskeyResponse(options, response string) error {
 		{"response.authenticatorData", r.Response.AuthenticatorData}, {"response.signature", r.Response.Signature},
 	} {
 		if decoded, err := decodeURL(field.value); err != nil || len(decoded) == 0 {
-			return fmt.Errorf("its field %s is missing or is not base64url: copy the whole answer of the passkey helper", field.name)
+			return fmt.Errorf("its field %s is missing or is not base64url without padding: copy the whole answer of the passkey helper", field.name)
 		}
 	}
+	if _, err := decodeURL(r.Response.UserHandle); err != nil || !equalURL(r.ID, r.RawID) {
+		return errors.New("its fields id and rawId differ, or its field response.userHandle is not base64url without padding: copy the whole answer of the passkey helper")
+	}
 	if r.Type != "public-key" {
-		return errors.New("its type is not public-key")
+		return errors.New("its type is not public-key: copy the whole answer of the passkey helper")
 	}
 	var client clientData
 	text, _ := decodeURL(r.Response.ClientDataJSON)
 	if err := json.Unmarshal(text, &client); err != nil || client.Type != "webauthn.get" {
-		return errors.New("its response.clientDataJSON is not that of a passkey's answer")
+		return errors.New("its response.clientDataJSON is not that of a passkey's answer: copy the whole answer of the passkey helper")
 	}
 	if !equalURL(client.Challenge, request.Challenge) {
 		return errors.New("it answers another request" + ask)
@@ -280,15 +353,18 @@ func CheckPasskeyResponse(options, response string) error {
 	if client.Origin != whatsAppOrigin {
 		return errors.New("it was made on another page than " + whatsAppOrigin + ask)
 	}
+	site := sha256.Sum256([]byte(cmp.Or(request.RelyingParty, WhatsAppPage)))
+	if data, _ := decodeURL(r.Response.AuthenticatorData); len(data) < minAuthenticatorData || !bytes.Equal(data[:len(site)], site[:]) {
+		return errors.New("the passkey has answered for another site than WhatsApp" + ask)
+	}
 	if len(request.AllowCredentials) > 0 && !slices.ContainsFunc(request.AllowCredentials, func(c passkeyCredential) bool { return equalURL(c.ID, r.RawID) }) {
 		return errors.New("the passkey of another account has answered: choose the one of the phone that was linked")
 	}
 	return nil
 }
 
-func decodeURL(s string) ([]byte, error) {
-	return base64.RawURLEncoding.DecodeString(strings.TrimRight(s, "="))
-}
+// decodeURL decodes base64url without padding, which is what browsers write and whatsmeow reads.
+func decodeURL(s string) ([]byte, error) { return base64.RawURLEncoding.DecodeString(s) }
 
 // equalURL reports whether two texts in base64url are of the same bytes.
 func equalURL(a, b string) bool { return strings.TrimRight(a, "=") == strings.TrimRight(b, "=") }

@@ -47,22 +47,25 @@ func TestCheckPasskeyResponse(t *testing.T) {
 	mine, other := newAccount(t), newAccount(t)
 	request := mine.request(challenge)
 	right := mine.answer(request, wapasskey.Origin)
-	without := func(field string) string {
+	with := func(field string, value any) string {
 		var a map[string]any
 		NewWithT(t).Expect(json.Unmarshal([]byte(right), &a)).To(Succeed())
 		in := a
 		if name, nested := strings.CutPrefix(field, "response."); nested {
 			in, field = a["response"].(map[string]any), name
 		}
-		delete(in, field)
+		if in[field] = value; value == nil {
+			delete(in, field)
+		}
 		text, err := json.Marshal(a)
 		NewWithT(t).Expect(err).NotTo(HaveOccurred())
 		return string(text)
 	}
+	without := func(field string) string { return with(field, nil) }
 	for name, tt := range map[string]struct{ request, response, want string }{
 		"right":                        {response: right},
 		"right, with spaces and lines": {response: "\n " + right + "\n"},
-		"right, for any passkey":       {request: `{"challenge":"` + encoded(challenge) + `"}`, response: right},
+		"right, for any passkey":       {request: `{"rpId":"whatsapp.com","challenge":"` + encoded(challenge) + `"}`, response: right},
 		"for another request":          {response: mine.answer(mine.request("another"), wapasskey.Origin), want: "another request"},
 		"on another page":              {response: mine.answer(request, "https://example.com"), want: "another page"},
 		"of another account":           {response: other.answer(request, wapasskey.Origin), want: "another account"},
@@ -75,6 +78,16 @@ func TestCheckPasskeyResponse(t *testing.T) {
 		"no signature":                 {response: without("response.signature"), want: "response.signature"},
 		"no authenticator data":        {response: without("response.authenticatorData"), want: "response.authenticatorData"},
 		"no client data":               {response: without("response.clientDataJSON"), want: "response.clientDataJSON"},
+		"no id of the credential":      {response: without("id"), want: "id and rawId differ"},
+		"for another site":             {response: mine.answer(strings.Replace(request, wapasskey.RelyingParty, "example.com", 1), wapasskey.Origin), want: "another site"},
+		"authenticator data cut off":   {response: with("response.authenticatorData", "AAAA"), want: "another site"},
+		"a user handle of two kinds":   {response: with("response.userHandle", "="), want: "userHandle"},
+		"padded":                       {response: with("response.signature", "AAA="), want: "response.signature"},
+		"of another type":              {response: with("rawId", 7), want: "not the JSON"},
+		"an id twice":                  {response: strings.Replace(right, "{", `{"rawId":"AAAA",`, 1)},
+		"with more fields":             {response: with("authenticatorAttachment", map[string]any{"a": []int{1}})},
+		"deeply nested":                {response: strings.Repeat("[", 8192), want: "not the JSON"},
+		"empty":                        {response: "", want: "not the JSON"},
 		"a megabyte":                   {response: strings.Repeat(" ", 1<<20) + right, want: "more than 8192"},
 		"a request that is broken":     {request: "{", response: right, want: "requestOptions"},
 	} {
@@ -221,7 +234,7 @@ func TestAPasskeyIsConfirmed(t *testing.T) {
 	p.annotate(v1alpha1.PasskeyConfirmAnnotation, "ABCD-EFGH2")
 	op, events := p.reported()
 	g.Expect(op).To(Equal(OpNone))
-	g.Expect(events).To(ContainSubstring("it is not status.passkey.confirmationCode"))
+	g.Expect(events).To(ContainSubstring("it is not the present status.passkey.confirmationCode"))
 	p.write()
 	p.annotate(v1alpha1.PasskeyConfirmAnnotation, " wxyz-1234 ")
 	g.Expect(p.next()).To(Equal(OpPasskeyConfirm))
@@ -242,7 +255,7 @@ func TestAPasskeyThatIsNotAnswered(t *testing.T) {
 			p.now = p.now.Add(time.Minute)
 		}, v1alpha1.ReasonPasskeyExpired, "not answered in time"},
 		"though WhatsApp asks again and again": {func(_ Gomega, p *machineTest) {
-			for range maxPasskeyRequests {
+			for range MaxPasskeyRequests {
 				p.Step(Event{Type: EventPasskeyRequest, PasskeyOptions: request}, p.now)
 			}
 		}, v1alpha1.ReasonPasskeyFailed, "asked for the passkey 4 times"},
@@ -281,7 +294,7 @@ func TestAPasskeyThatIsNotAnswered(t *testing.T) {
 		g := NewWithT(t)
 		p := asked(t, request)
 		p.now = p.now.Add(passkeyTimeout - time.Minute)
-		for range maxPasskeyRequests - 1 {
+		for range MaxPasskeyRequests - 1 {
 			p.Step(Event{Type: EventPasskeyRequest, PasskeyOptions: request}, p.now)
 		}
 		g.Expect(p.next()).To(Equal(OpNone))

@@ -173,7 +173,7 @@ var rules = []rule{
 	},
 	{
 		name: "the confirmation of the passkey is sent",
-		when: func(m *Machine, _ time.Time) bool { return m.socket == socketPairing && m.passkey.confirmed },
+		when: func(m *Machine, _ time.Time) bool { return m.socket == socketPairing && m.passkey.confirm },
 		then: start(OpPasskeyConfirm),
 	},
 	{

@@ -2,7 +2,6 @@ package worker
 
 import (
 	"context"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/url"
@@ -23,6 +22,7 @@ import (
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator/passkey"
 )
 
 // environment is a fake of everything that a supervisor uses: the API server, the
@@ -605,15 +605,18 @@ func TestASessionThatEndsItsWorkerIsNotConnected(t *testing.T) {
 }
 
 func TestAPasskeyIsAnsweredAndConfirmed(t *testing.T) {
-	const request = `{"challenge":"AAAA"}`
-	clientData := base64.RawURLEncoding.EncodeToString([]byte(`{"type":"webauthn.get","challenge":"AAAA","origin":"https://web.whatsapp.com"}`))
-	response := `{"rawId":"AAAA","type":"public-key","response":{"clientDataJSON":"` + clientData + `","authenticatorData":"AAAA","signature":"AAAA"}}`
 	st := newSupervisorTest(t, newSession(), account{})
+	key, err := passkey.New()
+	st.Expect(err).NotTo(HaveOccurred())
+	request, err := key.Request([]byte("challenge"), time.Minute)
+	st.Expect(err).NotTo(HaveOccurred())
+	response, err := key.Answer(request, passkey.Origin)
+	st.Expect(err).NotTo(HaveOccurred())
 	st.eventuallyDials(1)
-	st.emit(session.Event{Type: session.EventPasskeyRequest, PasskeyOptions: request})
+	st.emit(session.Event{Type: session.EventPasskeyRequest, PasskeyOptions: string(request)})
 	st.Eventually(func() *v1alpha1.PasskeyStatus { return st.status().Passkey }).ShouldNot(BeNil())
 	st.change(func(s *v1alpha1.WhatsAppSession) {
-		s.Annotations = map[string]string{v1alpha1.PasskeyResponseAnnotation: response}
+		s.Annotations = map[string]string{v1alpha1.PasskeyResponseAnnotation: string(response)}
 	})
 	st.Eventually(st.calls).Should(ContainElement(fmt.Sprintf("passkey %d", len(response))))
 	st.emit(session.Event{Type: session.EventPasskeyConfirmation, Code: "ABCD-1234"})
