@@ -39,7 +39,7 @@ func (c *Connection) SameAccount(ctx context.Context, phone string) (same bool, 
 	list, err := c.client.DangerousInternals().Usync( //nolint:staticcheck // "deprecated" only says that it is dangerous
 		ctx, []types.JID{types.NewJID(phone, types.LegacyUserServer)}, "query", "interactive", []waBinary.Node{{Tag: "contact"}})
 	if err != nil {
-		return false, fmt.Errorf("%w: %w", ErrAccountUnknown, err)
+		return false, fmt.Errorf("%w: %w", ErrAccountUnknown, briefError{err})
 	}
 	return ownAccount(list, c.jid, c.options.Device.GetLID())
 }

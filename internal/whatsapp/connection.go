@@ -116,6 +116,9 @@ type Connection struct {
 	// codes are the codes to scan; only the library's events read and change them, one at a time
 	// while a pairing is handled alone.
 	codes []string
+	// scanned is the secret in the codes that were on show when WhatsApp asked for the passkey;
+	// nil: it has not asked since. It is used while a pairing is handled alone.
+	scanned []byte
 
 	// asked: a code to type was asked for.
 	asked atomic.Bool
@@ -412,7 +415,7 @@ func (c *Connection) Logout(ctx context.Context) error {
 			Content: []waBinary.Node{{Tag: "remove-companion-device", Attrs: waBinary.Attrs{"jid": c.jid, "reason": "user_initiated"}}},
 		})
 	if err != nil && !c.unlinked(err) {
-		return fmt.Errorf("unlinking the device: %w", err)
+		return fmt.Errorf("unlinking the device: %w", briefError{err})
 	}
 	c.mu.Lock()
 	c.over = true

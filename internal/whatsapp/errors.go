@@ -31,6 +31,14 @@ func (e *ConnectError) Error() string { return e.Message }
 // errors.As, not for printing.
 func (e *ConnectError) Unwrap() error { return e.cause }
 
+// briefError is an error of the library with a text that is bounded and clean: that of
+// whatsmeow's IQError may hold a whole node of WhatsApp's.
+type briefError struct{ cause error }
+
+func (e briefError) Error() string { return sentence("%v", e.cause) }
+
+func (e briefError) Unwrap() error { return e.cause }
+
 // attempt is the information about a failed attempt to connect.
 type attempt struct {
 	// proxy is the session's proxy; nil: none, or the one that HTTPS_PROXY names.

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	. "github.com/onsi/gomega"
 	waBinary "go.mau.fi/whatsmeow/binary"
 	"go.mau.fi/whatsmeow/proto/waE2E"
@@ -35,6 +36,11 @@ type hostile struct {
 	mode    hostileMode
 	session *testSession
 	played  int
+	// log is that of the connections.
+	log logr.Logger
+	// asked is the request for the passkey of the account that has scanned the present
+	// connection's code.
+	asked string
 }
 
 // hostileMode is what the client does.
@@ -48,19 +54,28 @@ const (
 	// typingClient offers a code to type on a phone, of which whatsmeow makes a key: that
 	// takes most of a second under the race detector, at each start and each answer.
 	typingClient
+	// askedClient is asked for a passkey after its code was scanned.
+	askedClient
+	// answeredClient has given the passkey's answer, and may confirm it.
+	answeredClient
 )
 
 func newHostile(t testing.TB, mode hostileMode) *hostile {
 	t.Helper()
 	w := newEnvironmentOn(t, testenv.Postgres(t))
 	w.hostile = true
-	h := &hostile{w: w, taking: w.take(), mode: mode}
-	if mode == linkedClient {
+	h := &hostile{w: w, taking: w.take(), mode: mode, log: logr.Discard()}
+	switch mode {
+	case linkedClient:
 		w.pair(h.taking, phone)
 		return h
-	}
-	if mode == scanningClient {
+	case scanningClient:
 		return h
+	case askedClient, answeredClient:
+		_, err := w.simulator.Inject(simulator.Fault{Kind: simulator.FaultPasskey})
+		w.g.Expect(err).NotTo(HaveOccurred())
+		return h
+	case typingClient:
 	}
 	w.simulator.AnswerWith(func(*waBinary.Node) *waBinary.Node {
 		n := element("iq", attrs{"type": "result", "from": types.ServerJID}, element("link_code_companion_reg", nil, leaf("link_code_pairing_ref", []byte("ref"))))
@@ -96,14 +111,14 @@ func (h *hostile) open(g *WithT) *testSession {
 	g.Expect(err).NotTo(HaveOccurred())
 	device.Container = keptDevice{device.Container}
 	s := &testSession{w: h.w}
-	o := Options{Device: device, Events: func(e Event) {
+	o := Options{Device: device, Log: func() logr.Logger { return h.log }, Events: func(e Event) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.reported = append(s.reported, e)
 	}}
 	kind := EventConnected
 	switch h.mode {
-	case scanningClient:
+	case scanningClient, askedClient, answeredClient:
 		kind = EventQR
 	case typingClient:
 		kind, o.PairPhone = EventPairingCode, "+"+phone
@@ -113,7 +128,24 @@ func (h *hostile) open(g *WithT) *testSession {
 	g.Expect(s.Connect(ctx)).To(Succeed())
 	g.Eventually(s.events).WithTimeout(30 * time.Second).WithPolling(time.Millisecond).Should(
 		ContainElement(Or(HaveField("Type", kind), HaveField("Over()", true))))
+	if h.mode != askedClient && h.mode != answeredClient {
+		return s
+	}
+	_, err = h.w.simulator.Scan(context.Background(), s.event(EventQR).Codes[0], phone)
+	g.Expect(err).NotTo(HaveOccurred())
+	h.asked = s.event(EventPasskeyRequest).PasskeyOptions
+	if h.mode == answeredClient {
+		g.Expect(s.AnswerPasskey(context.Background(), h.answer(g))).To(Succeed())
+		s.event(EventPasskeyConfirmation)
+	}
 	return s
+}
+
+// answer is the right one to the present connection's request for the passkey.
+func (h *hostile) answer(g *WithT) string {
+	answer, err := h.w.simulator.AnswerPasskey(phone, []byte(h.asked))
+	g.Expect(err).NotTo(HaveOccurred())
+	return string(answer)
 }
 
 func (h *hostile) close() {
@@ -220,7 +252,6 @@ func wellFormed() []waBinary.Node {
 			leaf("primary_identity_pub", bytes.Repeat([]byte{9}, 32)), leaf("link_code_pairing_wrapped_primary_ephemeral_pub", make([]byte, size))))
 	}
 	nodes := []waBinary.Node{
-		element("success", attrs{"t": at, "lid": types.NewJID("5", types.HiddenUserServer), "location": "x", "props": "2", "creation": at}),
 		element("failure", attrs{"reason": "402", "location": "x", "code": "101", "expire": "10", "message": "text"}),
 		element("failure", attrs{"reason": "403", "logout_message_header": "x", "logout_message_subtext": "y"}),
 		element("stream:error", attrs{"code": "401"}, element("conflict", attrs{"type": "device_removed"})),
@@ -229,10 +260,6 @@ func wellFormed() []waBinary.Node {
 		element("xmlstreamend", nil),
 		element("ib", attrs{"from": types.ServerJID}, element("offline_preview", attrs{"count": "1", "message": "1", "receipt": "0", "appdata": "0", "notification": "0"}),
 			element("offline", attrs{"count": "1"}), element("dirty", attrs{"type": "account_sync", "timestamp": at}), element("downgrade_webclient", nil)),
-		element("iq", attrs{"from": types.ServerJID, "id": "1", "type": "set"}, element("pair-device", nil, leaf("ref", []byte("a")), leaf("ref", []byte("b")))),
-		element("iq", attrs{"from": types.ServerJID, "id": "1", "type": "set"}, element("pair-success", nil, leaf("device-identity", []byte{10, 1, 1}),
-			element("biz", attrs{"name": "x"}), element("device", attrs{"jid": types.JID{User: "1", Device: 1, Server: types.DefaultUserServer}, "lid": types.JID{User: "2", Device: 1, Server: types.HiddenUserServer}}),
-			element("platform", attrs{"name": "android"}))),
 		element("iq", attrs{"from": types.ServerJID, "id": "1", "type": "get", "xmlns": "urn:xmpp:ping"}, element("ping", nil)),
 		element("presence", attrs{"from": someone, "type": "unavailable", "last": at}),
 		element("chatstate", attrs{"from": someone}, element("composing", attrs{"media": "audio"})),
@@ -261,20 +288,13 @@ func wellFormed() []waBinary.Node {
 		of(someone, notification("fbid:devices", element("devices", attrs{"dhash": "x"}, element("device", attrs{"id": "1"})))),
 		notification("picture", element("set", attrs{"jid": someone, "author": someone, "id": "1"}), element("delete", attrs{"jid": someone}), element("add", attrs{"jid": someone})),
 		notification("mediaretry", element("rmr", attrs{"jid": someone, "from_me": "false", "participant": someone}), element("encrypt", nil, leaf("enc_p", []byte{1}), leaf("enc_iv", []byte{1})), element("error", attrs{"code": "2"})),
-		notification("privacy_token", element("tokens", nil, waBinary.Node{Tag: "token", Attrs: attrs{"jid": itself, "type": "trusted_contact", "t": at}, Content: []byte{1}})),
 		link("x", 80),
 		notification("newsletter", element("live_updates", nil, element("messages", nil, element("message", attrs{"server_id": "1", "id": "1", "type": "text", "t": at}, leaf("plaintext", []byte{10, 1, 65}),
 			element("views_count", attrs{"count": "1"}), element("reactions", nil, element("reaction", attrs{"code": "x", "count": "1"})))))),
 		notification("mex", waBinary.Node{Tag: "update", Attrs: attrs{"op_name": "NotificationNewsletterJoin"}, Content: []byte(`{"data":{"xwa2_notify_newsletter_on_join":{"id":"1@newsletter"}}}`)}),
 		notification("mex", leaf("update", []byte(`{"data":{"xwa2_notify_newsletter_on_leave":null,"xwa2_notify_newsletter_on_mute_change":{"mute":7}}}`))),
-		notification("mex", leaf("update", []byte(`{"data":{"xwa2_notify_account_reachout_timelock":{"is_active":true,"time_enforcement_ends":"1700000000","enforcement_type":"x"}}}`))),
 		notification("status", leaf("set", []byte("about"))),
-		notification("companion_reg_refresh", element("companion_reg_refresh", nil)), notification("companion_reg_refresh", element("pair-device-rotate-qr", nil)),
-		notification("passkey_prologue_request", leaf("passkey_request_options", []byte(`{"challenge":"AAAA","timeout":60000,"rpId":"whatsapp.com","allowCredentials":[{"id":"AAAA","type":"public-key","transports":["hybrid"]}],"userVerification":"required","extensions":{"uvm":true}}`))),
 		notification("passkey_prologue_request", leaf("passkey_request_options", []byte(`{"challenge":7,"allowCredentials":[null]}`))),
-		notification("crsc_continuation", leaf("primary_ephemeral_identity", append(append([]byte{10, 32}, make([]byte, 32)...), append([]byte{18, 32}, make([]byte, 32)...)...))),
-		element("status", attrs{"from": types.NewJID("1", types.NewsletterServer), "id": "1", "t": at, "server_id": "1", "type": "text"}, leaf("plaintext", []byte{10, 1, 65}), element("meta", attrs{"msg_edit_t": at})),
-		element("status", attrs{"from": someone, "id": "1", "t": at, "type": "text"}, element("enc", attrs{"v": "2", "type": "msg"})),
 		message("text", waBinary.Node{Tag: "enc", Attrs: attrs{"v": "2", "type": "pkmsg", "state": "false"}, Content: []byte{0x33, 8, 1}}),
 		notification("business", element("profile", nil)),
 		fromGroup(element("create", attrs{"type": "new", "reason": "invite", "key": "x"}, element("group", attrs{"id": "120363000000000001", "creator": someone, "creation": at, "subject": "x", "s_t": at, "s_o": someone, "addressing_mode": "lid"},
@@ -292,6 +312,10 @@ func wellFormed() []waBinary.Node {
 			element("created_membership_requests", attrs{"request_method": "x"}, element("requested_user", attrs{"jid": someone})), element("revoked_membership_requests", nil, element("participant", attrs{"jid": someone})), element("unknown", nil)))
 	for _, kind := range []string{"offer", "offer_notice", "relaylatency", "accept", "preaccept", "transport", "terminate", "reject", "unknown"} {
 		nodes = append(nodes, call(kind))
+	}
+	recent := recentStanzas()
+	for _, name := range slices.Sorted(maps.Keys(recent)) {
+		nodes = append(nodes, recent[name])
 	}
 	return nodes
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator/passkey"
 )
 
 func TestPairingWithAPasskey(t *testing.T) {
@@ -80,6 +81,15 @@ func TestAPasskeyIsAskedForTwice(t *testing.T) {
 	w.g.Eventually(s.events).Should(ContainElement(HaveField("PasskeyOptions", `{"challenge":"BBBB"}`)))
 }
 
+// nested is an object with as many objects in one another.
+func nested(levels int) map[string]any {
+	value := map[string]any{}
+	for range levels {
+		value = map[string]any{"a": value}
+	}
+	return value
+}
+
 func TestPasskeyRequest(t *testing.T) {
 	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	for name, tt := range map[string]struct {
@@ -95,10 +105,18 @@ func TestPasskeyRequest(t *testing.T) {
 			AllowCredentials: []types.AllowedCredential{{ID: []byte("b"), Type: "public-key", Transports: []string{"hybrid"}}, {ID: []byte("c"), Type: "public-key"}},
 		}, want: `{"challenge":"YQ","timeout":60000,"rpId":"whatsapp.com","userVerification":"required","extensions":{"uvm":true},
 			"allowCredentials":[{"id":"Yg","type":"public-key","transports":["hybrid"]},{"id":"Yw","type":"public-key"}]}`, ends: now.Add(time.Minute)},
-		"a time that cannot be": {in: &types.WebAuthnPublicKey{Challenge: []byte("a"), Timeout: -1}, want: `{"challenge":"YQ"}`},
-		"a time of years":       {in: &types.WebAuthnPublicKey{Challenge: []byte("a"), Timeout: 1 << 60}, want: `{"challenge":"YQ","timeout":86400000}`, ends: now.Add(24 * time.Hour)},
-		"a megabyte":            {in: &types.WebAuthnPublicKey{Challenge: make([]byte, 1<<20)}},
-		"many credentials":      {in: &types.WebAuthnPublicKey{Challenge: []byte("a"), AllowCredentials: make([]types.AllowedCredential, 10000)}},
+		"a time that cannot be":       {in: &types.WebAuthnPublicKey{Challenge: []byte("a"), Timeout: -1}, want: `{"challenge":"YQ"}`},
+		"a time of years":             {in: &types.WebAuthnPublicKey{Challenge: []byte("a"), Timeout: 1 << 60}, want: `{"challenge":"YQ","timeout":86400000}`, ends: now.Add(24 * time.Hour)},
+		"the page itself":             {in: &types.WebAuthnPublicKey{Challenge: []byte("a"), RelyingPartID: "web.whatsapp.com"}, want: `{"challenge":"YQ","rpId":"web.whatsapp.com"}`},
+		"another site":                {in: &types.WebAuthnPublicKey{Challenge: []byte("a"), RelyingPartID: "bank.example"}},
+		"a site that ends alike":      {in: &types.WebAuthnPublicKey{Challenge: []byte("a"), RelyingPartID: "notwhatsapp.com"}},
+		"all sites":                   {in: &types.WebAuthnPublicKey{Challenge: []byte("a"), RelyingPartID: "com"}},
+		"control characters":          {in: &types.WebAuthnPublicKey{Challenge: []byte("a"), UserVerification: "\u009b2J\u202e"}},
+		"a zero in a text":            {in: &types.WebAuthnPublicKey{Challenge: []byte("a"), UserVerification: "\x00"}, want: `{"challenge":"YQ","userVerification":"\u0000"}`},
+		"nested as deep as real ones": {in: &types.WebAuthnPublicKey{Challenge: []byte("a"), Extensions: nested(2)}, want: `{"challenge":"YQ","extensions":{"a":{"a":{}}}}`},
+		"deeply nested":               {in: &types.WebAuthnPublicKey{Challenge: []byte("a"), Extensions: nested(600)}},
+		"a megabyte":                  {in: &types.WebAuthnPublicKey{Challenge: make([]byte, 1<<20)}},
+		"many credentials":            {in: &types.WebAuthnPublicKey{Challenge: []byte("a"), AllowCredentials: make([]types.AllowedCredential, 10000)}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := NewWithT(t)
@@ -143,4 +161,48 @@ func TestAPasskeyRequestThatCannotBeRead(t *testing.T) {
 			w.g.Expect(s.event(EventPasskeyFailed).Message).To(ContainSubstring("passkey"))
 		})
 	}
+}
+
+// TestACheckedAnswerCanBeRead: what session.CheckPasskeyResponse lets through, whatsmeow reads.
+// Otherwise the person would hear from WhatsApp, later, without a sentence that says what to change.
+func TestACheckedAnswerCanBeRead(t *testing.T) {
+	g := NewWithT(t)
+	key, err := passkey.New()
+	g.Expect(err).NotTo(HaveOccurred())
+	request, err := key.Request([]byte("0123456789abcdef"), time.Minute)
+	g.Expect(err).NotTo(HaveOccurred())
+	right, err := key.Answer(request, passkey.Origin)
+	g.Expect(err).NotTo(HaveOccurred())
+	checked, read := 0, 0
+	check := func(a map[string]any) {
+		text, err := json.Marshal(a)
+		g.Expect(err).NotTo(HaveOccurred())
+		checked++
+		if session.CheckPasskeyResponse(string(request), string(text)) != nil {
+			return
+		}
+		read++
+		var r types.WebAuthnResponse
+		g.Expect(json.Unmarshal(text, &r)).To(Succeed(), string(text))
+	}
+	parse := func() (all, response map[string]any) {
+		g.Expect(json.Unmarshal(right, &all)).To(Succeed())
+		return all, all["response"].(map[string]any)
+	}
+	all, response := parse()
+	check(all)
+	for _, value := range []any{nil, "", "=", "AA==", "A", "AA A", "AA\nAA", "+/", 7, true, []any{}, map[string]any{}, []any{"AA"}} {
+		for field := range all {
+			changed, _ := parse()
+			changed[field] = value
+			check(changed)
+		}
+		for field := range response {
+			changed, inner := parse()
+			inner[field] = value
+			check(changed)
+		}
+	}
+	g.Expect(read).To(BeNumerically(">", 1))
+	g.Expect(read).To(BeNumerically("<", checked))
 }

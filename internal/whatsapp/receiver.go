@@ -447,8 +447,12 @@ var notifications = map[string]*struct {
 }
 
 // renewals are the notifications that replace the secret of a pairing. They are handled in
-// the queue, before the next nodes, and never while a task reads the secret.
-var renewals = map[string]bool{"companion_reg_refresh": true, "passkey_prologue_request": true}
+// the queue, before the next nodes, and never while a task reads the secret. Only WhatsApp
+// itself may send them, and not to a linked device, whose secret whatsmeow would replace too.
+var renewals = map[string]func(*Connection, *waBinary.Node){
+	"companion_reg_refresh":    (*Connection).handleRefresh,
+	"passkey_prologue_request": (*Connection).handlePasskeyRequest,
+}
 
 // handleSuccess remembers the device's LID before whatsmeow, which writes it into the device
 // while another goroutine reports the login.
@@ -464,8 +468,11 @@ func (c *Connection) handleNotification(node *waBinary.Node) {
 	kind, _ := node.Attrs["type"].(string)
 	n := notifications[kind]
 	switch {
-	case renewals[kind]:
-		c.exclusive("a notification of the type "+kind, true, func() { internals.HandleNotification(c.ctx, node) })
+	case renewals[kind] != nil && (c.Paired() || node.Attrs["from"] != types.ServerJID):
+		defer internals.MaybeDeferredAck(c.ctx, node)()
+		return
+	case renewals[kind] != nil:
+		c.exclusive("a notification of the type "+kind, true, func() { renewals[kind](c, node) })
 		return
 	case n == nil:
 		internals.HandleNotification(c.ctx, node)
@@ -473,6 +480,24 @@ func (c *Connection) handleNotification(node *waBinary.Node) {
 	}
 	defer internals.MaybeDeferredAck(c.ctx, node)()
 	c.task("a notification of the type "+kind, n.ends, func() { n.handle(internals, c.ctx, node) })
+}
+
+// handleRefresh handles the replacement of the secret in the codes on show.
+func (c *Connection) handleRefresh(node *waBinary.Node) {
+	c.scanned = nil
+	c.internals().HandleNotification(c.ctx, node)
+}
+
+// handlePasskeyRequest handles a request for the account's passkey. whatsmeow replaces the
+// secret at each request and proves with the former one that it showed the code that was
+// scanned. So the secret of that code is restored before a request that repeats another:
+// WhatsApp and the phone know no other.
+func (c *Connection) handlePasskeyRequest(node *waBinary.Node) {
+	if c.scanned == nil {
+		c.scanned = c.options.Device.AdvSecretKey
+	}
+	c.options.Device.AdvSecretKey = c.scanned
+	c.internals().HandleNotification(c.ctx, node)
 }
 
 // handleFailure handles a refused login. whatsmeow reports no event for refusals that it
@@ -500,12 +525,15 @@ func (c *Connection) handleStreamError(node *waBinary.Node) {
 // a pairing without all its parts.
 func (c *Connection) handleIQ(node *waBinary.Node) {
 	children, internals := node.GetChildren(), c.internals()
-	if len(children) != 1 || node.Attrs["from"] != types.ServerJID {
+	if len(children) != 1 || node.Attrs["from"] != types.ServerJID || c.Paired() { // a linked device is not linked again
 		return
 	}
 	switch children[0].Tag {
 	case "pair-device":
-		c.exclusive("the codes of a pairing", true, func() { internals.HandlePairDevice(c.ctx, node) })
+		c.exclusive("the codes of a pairing", true, func() {
+			c.scanned = nil
+			internals.HandlePairDevice(c.ctx, node)
+		})
 	case "pair-success":
 		id, _ := node.Attrs["id"].(string)
 		device := children[0].GetChildByTag("device")

@@ -21,6 +21,8 @@ const (
 	maxName    = 128
 	maxReason  = 64
 	maxMessage = 512
+	// maxCodes is how many codes of a connection are kept; WhatsApp sends six.
+	maxCodes = 64
 )
 
 // Translate returns the meaning of an event of the library, at the time now. It is a
@@ -33,7 +35,7 @@ func Translate(evt any, now time.Time) (Event, bool) {
 		var codes []string
 		for _, code := range e.Codes {
 			// A code that must be cut or cleaned could not be scanned.
-			if code != "" && status.Clean(code, maxCode) == code {
+			if code != "" && len(codes) < maxCodes && status.Clean(code, maxCode) == code {
 				codes = append(codes, code)
 			}
 		}
@@ -50,7 +52,7 @@ func Translate(evt any, now time.Time) (Event, bool) {
 		}
 		return Event{Type: EventPasskeyConfirmation, Code: status.Clean(e.Code, maxCode)}, true
 	case *events.PairPasskeyError:
-		return Event{Type: EventPasskeyFailed, Message: sentence("the passkey cannot be used: %v", e.Error)}, true
+		return Event{Type: EventPasskeyFailed, Continuation: e.Continuation, Message: sentence("the passkey cannot be used: %v", e.Error)}, true
 	case *events.QRScannedWithoutMultidevice:
 		return Event{Type: EventPairError, Reason: session.EndNoMultidevice, Message: "the phone's WhatsApp does not know linked devices: update it and scan again"}, true
 	case *events.Connected:
