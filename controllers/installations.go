@@ -20,6 +20,7 @@ import (
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/membership"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
 )
 
@@ -152,8 +153,13 @@ func (r *SessionReconciler) takeOver(ctx context.Context, s *v1alpha1.WhatsAppSe
 	} else {
 		next = status.ForeignID(next, s.Generation, now)
 	}
-	if _, err := r.write(ctx, s, next); err != nil {
+	lost := s.Status.Passkey != nil && s.DeletionTimestamp.IsZero()
+	written, err := r.write(ctx, s, next)
+	if err != nil {
 		return ctrl.Result{}, err
+	}
+	if lost && written {
+		r.recordEvent(ctx, s, corev1.EventTypeWarning, v1alpha1.ReasonPasskeyExpired, session.PasskeyLostMessage)
 	}
 	logr.FromContextOrDiscard(ctx).Info("Took over the session from a former installation", "sessionID", next.SessionID, "epoch", next.Epoch, "installation", from)
 	return ctrl.Result{}, nil // the event of the write requests the next call

@@ -141,6 +141,9 @@ func TestTheSessionsOfAStoreThatWasTakenOver(t *testing.T) {
 	w.ids.records["taken"].Namespace = "another"
 	deleted := left("deleted", second, v1alpha1.PhaseConnected, v1alpha1.ReasonConnected, by("worker-z"))
 	w.delete(deleted)
+	asked := left("asked", second, v1alpha1.PhasePairing, v1alpha1.ReasonPasskeyRequired, func(next *v1alpha1.WhatsAppSessionStatus) {
+		next.JID, next.PhoneNumber, next.Passkey = "", "", &v1alpha1.PasskeyStatus{RequestOptions: "{}", ExpiresAt: metav1.NewTime(w.clock.Now())}
+	})
 	others := left("others", stranger, v1alpha1.PhaseConnected, v1alpha1.ReasonConnected, by("worker-a"))
 	w.ids.former = []string{first, second}
 	w.start()
@@ -158,6 +161,11 @@ func TestTheSessionsOfAStoreThatWasTakenOver(t *testing.T) {
 		g.Expect(s.Status.Installation).To(Equal(installation))
 		g.Expect(s.Status.Phase).To(Equal(v1alpha1.PhaseLoggedOut))
 	})
+	w.waitFor(asked, func(g Gomega, s *v1alpha1.WhatsAppSession) {
+		g.Expect(s.Status.Installation).To(Equal(installation))
+		g.Expect(s.Status.Passkey).To(BeNil())
+	})
+	w.Expect(w.event(asked, v1alpha1.ReasonPasskeyExpired)).To(ContainSubstring("scan the next code"), "its request is lost")
 	w.phase(taken, v1alpha1.PhasePending, v1alpha1.ReasonSessionIDTaken)
 	w.phase(others, v1alpha1.PhaseFailed, v1alpha1.ReasonOtherInstallation)
 

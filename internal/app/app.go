@@ -46,10 +46,12 @@ func execute(ctx context.Context, root *cobra.Command, args []string) error {
 }
 
 // Main runs the program and returns its exit code.
-func Main() int {
+func Main() int { return run(NewRootCommand()) }
+
+func run(root *cobra.Command) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := execute(ctx, NewRootCommand(), os.Args[1:]); err != nil {
+	if err := execute(ctx, root, os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "whatsapp-operator:", err)
 		return 1
 	}

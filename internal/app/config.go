@@ -242,8 +242,8 @@ type workerConfig struct {
 	Quarantine     session.Quarantine
 	Outdated       worker.Outdated
 	WhatsApp       whatsapp.Config
-	// accounts replace those of WhatsApp where they are set.
-	accounts worker.Accounts
+	// accounts makes the worker's accounts of WhatsApp's.
+	accounts func(worker.Accounts) worker.Accounts
 }
 
 func (c *workerConfig) bind(f *pflag.FlagSet) {

@@ -29,12 +29,19 @@ import (
 	childprocess "github.com/whatsapp-operator/whatsapp-operator/internal/process"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/worker"
 )
 
 var apiServer *apiserver.Server
 
 func TestMain(m *testing.M) {
-	testenv.ProgramMain(Main)
+	testenv.ProgramMain(func() int {
+		root := NewRootCommand()
+		withoutProof := workerCommand(func(whatsApp worker.Accounts) worker.Accounts { return accountsWithoutProof{whatsApp} })
+		withoutProof.Use = workerWithoutProof
+		root.AddCommand(withoutProof)
+		return run(root)
+	})
 	ctrllog.SetLogger(logr.Discard()) // the processes print their own
 	server, err := testenv.NewAPIServer()
 	if err != nil {
@@ -156,9 +163,14 @@ func (s *environment) manager(more ...string) *process {
 }
 
 func (s *environment) worker(name string, more ...string) *process {
+	return s.workerAs("worker", name, more...)
+}
+
+// workerAs starts a worker by another command.
+func (s *environment) workerAs(command, name string, more ...string) *process {
 	args := append(s.common(), "--name="+name, "--state-dir="+filepath.Join(s.dir, name),
 		"--whatsapp-endpoint="+s.simulator.Endpoint(), fmt.Sprintf("--whatsapp-noise-root=%x", s.simulator.NoiseRoot()))
-	return s.start("worker", append(args, more...)...)
+	return s.start(command, append(args, more...)...)
 }
 
 // process is a run of the program.

@@ -6,6 +6,7 @@ import (
 	. "github.com/onsi/gomega"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
 
@@ -20,6 +21,11 @@ func TestAStoreMovesToAnotherReleaseAndBack(t *testing.T) {
 	before := s.phase("shop", v1alpha1.PhaseConnected)
 	s.apply("idle", func(obj *v1alpha1.WhatsAppSession) { obj.Spec.Suspend = true })
 	s.phase("idle", v1alpha1.PhaseSuspended)
+	_, err := s.simulator.Inject(simulator.Fault{Kind: simulator.FaultPasskey})
+	s.Expect(err).NotTo(HaveOccurred())
+	s.apply("asked")
+	s.scan("asked", "+34611000004")
+	request := s.passkeyRequest("asked", "")
 
 	for _, release := range []string{"other", "whatsapp-operator"} {
 		s.Expect(s.runStore(0, "adopt", "--release="+release)).To(ContainSubstring("Adopted"))
@@ -28,7 +34,7 @@ func TestAStoreMovesToAnotherReleaseAndBack(t *testing.T) {
 		}
 		s.Expect(s.runStore(0, "adopt", "--release="+release)).To(ContainSubstring("Adopted"), "the command may be repeated")
 		m, w = s.manager("--release="+release), s.worker("worker-1", "--release="+release)
-		for _, name := range []string{"shop", "idle"} {
+		for _, name := range []string{"shop", "idle", "asked"} {
 			s.Eventually(func() string { return s.get(name).Status.Installation }).Should(HaveSuffix("/" + release))
 		}
 		after := s.phase("shop", v1alpha1.PhaseConnected)
@@ -36,7 +42,14 @@ func TestAStoreMovesToAnotherReleaseAndBack(t *testing.T) {
 		s.Expect(after.Status.Epoch).To(BeNumerically(">", before.Status.Epoch))
 		s.phase("idle", v1alpha1.PhaseSuspended)
 		before = after
+
+		t.Log("a pairing that waits for a passkey starts again with a scan")
+		s.Expect(s.event("asked", v1alpha1.ReasonPasskeyExpired)).To(ContainSubstring("scan the next code"))
+		s.scan("asked", "+34611000004")
+		request = s.passkeyRequest("asked", request)
 	}
+	s.annotate("asked", v1alpha1.PasskeyResponseAnnotation, s.passkeyAnswer("+34611000004", request))
+	s.phase("asked", v1alpha1.PhaseConnected)
 	s.Expect(s.runStore(1, "adopt", "--former=nonsense")).To(ContainSubstring("CLUSTER/NAMESPACE/RELEASE"))
 
 	s.Expect(s.client.Delete(t.Context(), s.get("shop"))).To(Succeed())

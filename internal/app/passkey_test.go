@@ -5,7 +5,6 @@ import (
 	"testing"
 
 	. "github.com/onsi/gomega"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
@@ -20,26 +19,6 @@ func TestPasskey(t *testing.T) {
 	_, err := s.simulator.Inject(simulator.Fault{Kind: simulator.FaultPasskey})
 	s.Expect(err).NotTo(HaveOccurred())
 	const phone = "+34600444001"
-	annotate := func(name, annotation, value string) {
-		s.change(name, func(o *v1alpha1.WhatsAppSession) { metav1.SetMetaDataAnnotation(&o.ObjectMeta, annotation, value) })
-	}
-	// request waits for a request that is not the one before.
-	request := func(name, before string) (options string) {
-		s.t.Helper()
-		s.Eventually(func() string {
-			if p := s.get(name).Status.Passkey; p != nil {
-				options = p.RequestOptions
-			}
-			return options
-		}).ShouldNot(BeElementOf("", before))
-		return options
-	}
-	answer := func(phone, request string) string {
-		s.t.Helper()
-		answer, err := s.simulator.AnswerPasskey(phone, []byte(request))
-		s.Expect(err).NotTo(HaveOccurred())
-		return string(answer)
-	}
 	scan := func(before string) (code string) {
 		s.t.Helper()
 		s.Eventually(func() string {
@@ -55,7 +34,7 @@ func TestPasskey(t *testing.T) {
 
 	s.apply("shop")
 	code := scan("")
-	first := request("shop", "")
+	first := s.passkeyRequest("shop", "")
 	obj := s.get("shop")
 	s.Expect(obj.Status.Phase).To(Equal(v1alpha1.PhasePairing))
 	s.Expect(obj.Status.QR).To(BeNil(), "the code cannot be scanned any more")
@@ -63,8 +42,8 @@ func TestPasskey(t *testing.T) {
 	s.Expect(s.laravel.Code("shop").Passkey.RequestOptions).To(MatchJSON(first))
 
 	t.Log("another account's passkey answers")
-	stranger := answer("+34600444009", first)
-	annotate("shop", v1alpha1.PasskeyResponseAnnotation, stranger)
+	stranger := s.passkeyAnswer("+34600444009", first)
+	s.annotate("shop", v1alpha1.PasskeyResponseAnnotation, stranger)
 	s.Expect(s.event("shop", v1alpha1.ReasonPasskeyRefused)).To(ContainSubstring("another account"))
 	s.Eventually(func() string { return s.get("shop").PasskeyResponse() }).Should(BeEmpty())
 	s.Expect(s.get("shop").Status.Passkey).NotTo(BeNil(), "the request stays")
@@ -73,12 +52,12 @@ func TestPasskey(t *testing.T) {
 	worker.Kill()
 	worker = s.worker("worker-1")
 	scan(code)
-	second := request("shop", first)
+	second := s.passkeyRequest("shop", first)
 	s.Expect(s.event("shop", v1alpha1.ReasonPasskeyExpired)).To(ContainSubstring("scan the next code"))
-	annotate("shop", v1alpha1.PasskeyResponseAnnotation, answer(phone, first))
+	s.annotate("shop", v1alpha1.PasskeyResponseAnnotation, s.passkeyAnswer(phone, first))
 	s.Eventually(func() string { return s.get("shop").PasskeyResponse() }).Should(BeEmpty(), "it answers the request before")
-	right := answer(phone, second)
-	annotate("shop", v1alpha1.PasskeyResponseAnnotation, right)
+	right := s.passkeyAnswer(phone, second)
+	s.annotate("shop", v1alpha1.PasskeyResponseAnnotation, right)
 	obj = s.phase("shop", v1alpha1.PhaseConnected)
 	s.Expect(obj.Status.PhoneNumber).To(Equal(phone))
 	s.Expect(obj.Status.Passkey).To(BeNil())
@@ -93,7 +72,7 @@ func TestPasskey(t *testing.T) {
 	})
 	_, err = s.simulator.EnterCode(t.Context(), typed, s.code("till", ""))
 	s.Expect(err).NotTo(HaveOccurred())
-	annotate("till", v1alpha1.PasskeyResponseAnnotation, answer(typed, request("till", "")))
+	s.annotate("till", v1alpha1.PasskeyResponseAnnotation, s.passkeyAnswer(typed, s.passkeyRequest("till", "")))
 	s.Expect(s.phase("till", v1alpha1.PhaseConnected).Status.PhoneNumber).To(Equal(typed))
 
 	t.Log("answers are in no log")

@@ -42,7 +42,10 @@ two connections of one account push each other out. Processes of it that still
 run end by themselves within seconds, if they reach the store or Redis.
 
 The store remembers its former owners, and the manager takes over the sessions whose
-status.installation names one of them. The command may be repeated.`,
+status.installation names one of them. Linked sessions connect without a new scan. A
+pairing that has not ended starts again with a new code, because its keys belong to the
+connection of the former worker; where a passkey was asked for, the session's Event
+PasskeyExpired says so. The command may be repeated.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return start(cmd, config, func(ctx context.Context, log logr.Logger) (err error) {
@@ -71,7 +74,7 @@ status.installation names one of them. The command may be repeated.`,
 				if err != nil {
 					return err
 				}
-				log.Info("Adopted: the manager takes over the sessions of the former installations", "installation", d.installation, "previous", previous, "former", all)
+				log.Info("Adopted: the manager takes over the sessions of the former installations; pairings that have not ended start again with a new code", "installation", d.installation, "previous", previous, "former", all)
 				return nil
 			})
 		},

@@ -30,11 +30,18 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/worker"
 )
 
-func newWorkerCommand() *cobra.Command { return NewWorkerCommand(nil) }
+func newWorkerCommand() *cobra.Command {
+	return workerCommand(func(whatsApp worker.Accounts) worker.Accounts { return whatsApp })
+}
 
-// NewWorkerCommand is the worker command with these accounts instead of WhatsApp's (nil:
-// WhatsApp's): a benchmark holds more sessions than one machine can hold connections.
+// NewWorkerCommand is the worker command with these accounts instead of WhatsApp's: a
+// benchmark holds more sessions than one machine can hold connections.
 func NewWorkerCommand(accounts worker.Accounts) *cobra.Command {
+	return workerCommand(func(worker.Accounts) worker.Accounts { return accounts })
+}
+
+// workerCommand is the worker command with the accounts that a function makes of WhatsApp's.
+func workerCommand(accounts func(worker.Accounts) worker.Accounts) *cobra.Command {
 	config := &workerConfig{accounts: accounts}
 	cmd := configured(&cobra.Command{
 		Use:   "worker",
@@ -48,14 +55,6 @@ func NewWorkerCommand(accounts worker.Accounts) *cobra.Command {
 	}, func([]string) error { return config.complete() })
 	config.bind(cmd.Flags())
 	return cmd
-}
-
-// accountsOr returns the configured accounts, or else these.
-func (c *workerConfig) accountsOr(accounts worker.Accounts) worker.Accounts {
-	if c.accounts != nil {
-		return c.accounts
-	}
-	return accounts
 }
 
 // reportLibrary logs and publishes how old the WhatsApp client library is.
@@ -133,7 +132,7 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 			Keys: redis.NewHeartbeat(d.heartbeat, d.keys), SelfFence: fence,
 		},
 		Sessions:   kube.NewSessions(d.direct),
-		Accounts:   config.accountsOr(&accounts{store: d.store, connector: connector, allowed: fence.Check, log: log.WithName("whatsapp")}),
+		Accounts:   config.accounts(&accounts{store: d.store, connector: connector, allowed: fence.Check, log: log.WithName("whatsapp")}),
 		Proxies:    &kube.Proxies{Client: d.direct, ServiceAccount: config.Namespace + ":" + config.ServiceAccount},
 		Publisher:  publish.NewPublisher(d.queue, d.cache),
 		Health:     health,
