@@ -21,7 +21,8 @@ const (
 	FaultFreeze FaultKind = "freeze"
 	// FaultStreamError ends the connection with Fault.Code: 515 (reconnect), 503
 	// (the server restarts), device_removed (unlinked on the phone, and here),
-	// replaced (a second login).
+	// replaced (a second login), unacknowledged (a stanza was never acknowledged, as the
+	// statuses that clients until 2025 did not know).
 	FaultStreamError FaultKind = "stream-error"
 )
 
@@ -99,7 +100,7 @@ type Fault struct {
 }
 
 // streamCodes are the codes of a stream error.
-var streamCodes = []string{"515", "503", "device_removed", "replaced"}
+var streamCodes = []string{"515", "503", "device_removed", "replaced", "unacknowledged"}
 
 // malformations are the codes of FaultMalformed.
 var malformations = []string{malformedKeys, malformedSenderKey}

@@ -60,6 +60,13 @@ func TestFaultsOfAConnection(t *testing.T) {
 		{"replaced", Fault{Kind: FaultStreamError, Code: "replaced"}, func(t *testing.T, _ *Server, c *client) {
 			first[*events.StreamReplaced](t, c)
 		}},
+		{"a stanza without an acknowledgement", Fault{Kind: FaultStreamError, Code: "unacknowledged"}, func(t *testing.T, _ *Server, c *client) {
+			ended := first[*events.StreamError](t, c)
+			wait(t).Expect(ended.Code).To(BeEmpty())
+			wait(t).Expect(ended.Raw.GetChildByTag("ack").Attrs).To(HaveKeyWithValue("class", "status"))
+			first[*events.Disconnected](t, c)
+			reconnects(t, c)
+		}},
 		{"device removed", Fault{Kind: FaultStreamError, Code: "device_removed"}, func(t *testing.T, s *Server, c *client) {
 			wait(t).Expect(first[*events.LoggedOut](t, c).OnConnect).To(BeFalse())
 			wait(t).Expect(s.Devices()).To(HaveLen(1), "the other device")

@@ -273,6 +273,16 @@ func TestRequests(t *testing.T) {
 		{"no longer typing", ok, func(ctx context.Context) error { return c.SendChatPresence(ctx, peer, types.ChatPresencePaused, "") }},
 		{"a contact's presence", ok, func(ctx context.Context) error { return c.SubscribePresence(ctx, peer) }},
 		{"refuse a call", ok, func(ctx context.Context) error { return c.RejectCall(ctx, peer, "A") }},
+		{"the acknowledgement of a call", ok, func(ctx context.Context) error {
+			acknowledged := internals.WaitResponse("A")
+			err := internals.SendNode(ctx, waBinary.Node{Tag: "call", Attrs: waBinary.Attrs{"id": "A", "from": c.Store.GetJID(), "to": peer}})
+			select {
+			case <-acknowledged:
+				return err
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}},
 		{"read", ok, func(ctx context.Context) error {
 			return c.MarkRead(ctx, []types.MessageID{"A", "B"}, time.Now(), peer, peer)
 		}},
@@ -376,7 +386,10 @@ func TestUnknownPartsAreCounted(t *testing.T) {
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(internals.SendNode(t.Context(), waBinary.Node{Tag: "presence", Attrs: waBinary.Attrs{"mood": "good"}, Content: []waBinary.Node{{Tag: "smile"}}})).To(Succeed())
 	g.Expect(internals.SendNode(t.Context(), waBinary.Node{Tag: "telegram"})).To(Succeed())
+	_, err = internals.SendMexIQ(t.Context(), "123", nil)
+	g.Expect(err).To(MatchError(ContainSubstring("404")))
 	g.Eventually(func() map[string]int64 { return s.Stats().Unknown }).Should(Equal(map[string]int64{
+		"w:mex/get/query 123":             1,
 		"usync/get/usync/query/horoscope": 1, "usync/get/usync/list@sign": 1, "presence@mood": 1, "presence/smile": 1, "telegram": 1,
 	}))
 	s.mu.Lock()

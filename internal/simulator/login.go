@@ -146,6 +146,9 @@ func streamError(code string) *waBinary.Node {
 	case "replaced":
 		node.Attrs = nil
 		node.Content = []waBinary.Node{{Tag: "conflict", Attrs: waBinary.Attrs{"type": code}}}
+	case "unacknowledged":
+		node.Attrs = nil
+		node.Content = []waBinary.Node{{Tag: "ack", Attrs: waBinary.Attrs{"class": "status", "id": newID()}}}
 	case "device_removed":
 		node.Attrs["code"] = "401"
 		node.Content = []waBinary.Node{{Tag: "conflict", Attrs: waBinary.Attrs{"type": code}}}

@@ -88,7 +88,7 @@ func (s *Server) tokenStanza(from, to *account, at time.Time) waBinary.Node {
 		Tag:   "notification",
 		Attrs: waBinary.Attrs{"from": from.jid(), "sender_lid": from.lidJID(), "type": "privacy_token"},
 		Content: []waBinary.Node{{Tag: "tokens", Content: []waBinary.Node{{
-			Tag: "token", Attrs: waBinary.Attrs{"type": trusted, "t": strconv.FormatInt(at.Unix(), 10)}, Content: token,
+			Tag: "token", Attrs: waBinary.Attrs{"jid": to.jid(), "type": trusted, "t": strconv.FormatInt(at.Unix(), 10)}, Content: token,
 		}}}},
 	}
 }
