@@ -391,6 +391,28 @@ func TestAPersonComparesTheCodes(t *testing.T) {
 	s.event(EventPairSuccess)
 }
 
+// TestContinuationsWhileThePasskeyIsConfirmed: each changes what the confirmation reads.
+func TestContinuationsWhileThePasskeyIsConfirmed(t *testing.T) {
+	w, s, asked := askForPasskey(t)
+	w.hostile = true
+	answer, err := w.simulator.AnswerPasskey(phone, []byte(asked.PasskeyOptions))
+	w.g.Expect(err).NotTo(HaveOccurred())
+	w.g.Expect(s.AnswerPasskey(t.Context(), string(answer))).To(Succeed())
+	s.event(EventPasskeyConfirmation)
+	w.simulator.AnswerWith(func(request *waBinary.Node) *waBinary.Node {
+		answer := element("iq", attrs{"type": "result", "from": types.ServerJID})
+		if _, ok := request.GetOptionalChildByTag("encrypted_pairing_request"); ok {
+			answer.Attrs["type"] = "error" // the exchange goes on
+		}
+		return &answer
+	})
+	for range 20 {
+		w.g.Expect(w.simulator.Play("", encode(recentStanzas()["passkey's continuation"]))).To(Succeed())
+		w.g.Expect(s.ConfirmPasskey(t.Context())).To(MatchError(ContainSubstring("confirming the passkey")))
+	}
+	w.g.Eventually(func() int { return len(s.events()) }).Should(BeNumerically(">=", 20))
+}
+
 // TestARefreshAfterARequestIsNotUndone: the next request is proved with the secret of the
 // codes that are on show now.
 func TestARefreshAfterARequestIsNotUndone(t *testing.T) {
