@@ -63,7 +63,7 @@ func New(ctx context.Context, name string, keep bool) (e *Environment, err error
 	e.server = program{ctx: ctx, dir: e.Dir, environment: e}
 	Print("building the program as in the image")
 	e.Binary = filepath.Join(e.Dir, "whatsapp-operator")
-	if err := Build(ctx, e.Binary); err != nil {
+	if err := Build(ctx, ".", e.Binary); err != nil {
 		return e, err
 	}
 	Print("starting an API server, Redis, and a stand-in for Laravel")
@@ -88,9 +88,11 @@ func Redis(ctx context.Context, dir string) (address string, stop func() error, 
 	return address, e.Close, err
 }
 
-// Build builds the program as the Dockerfile does, so that the shipped program is measured.
-func Build(ctx context.Context, path string) error {
+// Build builds the program in a folder as the Dockerfile does, so that the shipped program is
+// measured.
+func Build(ctx context.Context, folder, path string) error {
 	build := exec.CommandContext(ctx, "go", "build", "-tags=nodemo", "-trimpath", "-ldflags=-s -w", "-o", path, ".")
+	build.Dir = folder
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("building the program: %w\n%s", err, out)
@@ -143,12 +145,16 @@ func (e *Environment) Common(store string) []string {
 
 // Manager starts a manager without leader election.
 func (e *Environment) Manager(store string, more ...string) (*Process, error) {
+	return e.managerOf(e.Binary, store, more...)
+}
+
+func (e *Environment) managerOf(program, store string, more ...string) (*Process, error) {
 	args := append([]string{"manager", "--leader-elect=false"}, e.Common(store)...)
 	flags, err := e.Laravel.Flags(e.Dir)
 	if err != nil {
 		return nil, err
 	}
-	return e.StartServing("manager", e.Binary, append(append(args, flags...), more...)...)
+	return e.StartServing("manager", program, append(append(args, flags...), more...)...)
 }
 
 // Print prints a line with the time.

@@ -28,8 +28,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -41,8 +39,6 @@ import (
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/bench/benchenv"
-	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
-	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
 )
 
 // result is bench/results/failover.json.
@@ -80,14 +76,9 @@ type result struct {
 const workers = 4
 
 type bench struct {
-	*benchenv.Environment
+	*benchenv.Fleet
 	result
-	ctx       context.Context //nolint:containedctx // a program's one context
-	simulator *simulator.Server
-	store     string
-	manager   *benchenv.Process
-	running   []*benchenv.Process // the running workers
-	started   int                 // the number of workers started so far
+	ctx context.Context //nolint:containedctx // a program's one context
 	// restarted and killed are the writes of these parts; nil: the part was not run.
 	restarted, killed *writes
 }
@@ -118,14 +109,13 @@ func run(ctx context.Context, sessions int, names []string, out string, keep boo
 	if err != nil {
 		return err
 	}
-	b := &bench{Environment: s, ctx: ctx, result: result{Sessions: sessions}}
-	stop, err := b.startSimulator()
+	fleet, err := s.NewFleet(sessions)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, stop()) }()
+	b := &bench{Fleet: fleet, ctx: ctx, result: result{Sessions: sessions}}
 	known := map[string]func() error{"rolling": b.roll, "drain": b.drain, "collect": b.collect, "restart": b.restart, "kill": b.kill}
-	parts := []func() error{b.start, b.pair}
+	parts := []func() error{b.start, b.PairAll}
 	for _, name := range names {
 		if known[name] == nil {
 			return fmt.Errorf("there is no part %q", name)
@@ -137,8 +127,7 @@ func run(ctx context.Context, sessions int, names []string, out string, keep boo
 			return err
 		}
 	}
-	stats := b.simulator.Stats()
-	b.Doubled = stats.Doubled
+	b.Doubled, b.Lost = b.Simulator.Stats().Doubled, b.Undelivered
 	if err := b.raw(); err != nil {
 		return err
 	}
@@ -148,41 +137,11 @@ func run(ctx context.Context, sessions int, names []string, out string, keep boo
 			return err
 		}
 	}
-	switch {
-	case b.Doubled > 0:
-		return fmt.Errorf("%d connections were doubled: %v", b.Doubled, b.simulator.Doubled())
-	case b.Lost > 0:
-		return fmt.Errorf("%d updates were lost", b.Lost)
-	case len(b.Laravel.Breaches()) > 0:
-		return fmt.Errorf("requests to Laravel broke the contract: %s", strings.Join(b.Laravel.Breaches(), "; "))
-	case len(stats.Unknown) > 0:
-		return fmt.Errorf("the simulator got unknown requests: %v", stats.Unknown)
-	}
-	return nil
+	return b.Failures()
 }
 
-func (b *bench) startSimulator() (stop func() error, err error) {
-	if b.simulator, err = simulator.New(simulator.Options{}); err != nil {
-		return nil, fmt.Errorf("starting the simulator: %w", err)
-	}
-	ctx, cancel := context.WithCancel(context.WithoutCancel(b.ctx))
-	ended := make(chan error, 1)
-	go func() { ended <- b.simulator.Run(ctx) }()
-	return func() error {
-		cancel()
-		if err := <-ended; err != nil {
-			return fmt.Errorf("running the simulator: %w", err)
-		}
-		return nil
-	}, nil
-}
-
-func (b *bench) start() (err error) {
-	if b.store, err = b.Postgres(); err != nil {
-		return err
-	}
-	// No rebalancing: a new worker must not take sessions that are measured.
-	if b.manager, err = b.Manager(b.store, "--rebalance=false"); err != nil {
+func (b *bench) start() error {
+	if err := b.StartManager(b.Binary); err != nil {
 		return err
 	}
 	benchenv.Print("starting %d workers", workers)
@@ -194,207 +153,52 @@ func (b *bench) start() (err error) {
 	return nil
 }
 
-// startWorker starts a worker under a new name and waits until the manager counts it as
-// live: then it is as ready as a ready pod in a rolling upgrade.
-func (b *bench) startWorker(revision int) error {
-	b.started++
-	w, err := b.worker(fmt.Sprintf("worker-%d", b.started), revision)
-	if err != nil {
-		return err
-	}
-	b.running = append(b.running, w)
-	return benchenv.WaitUntil(b.ctx, "workers have joined", time.Minute, 50*time.Millisecond, func() (int, int, error) {
-		m, err := b.manager.Metrics(b.ctx)
-		return int(m.Sum("whatsapp_operator_workers", benchenv.Labels{"state": "live"})), len(b.running), errors.Join(err, w.Running())
-	})
-}
-
-// worker starts a worker; with a name that was used before, that worker is restarted.
-func (b *bench) worker(name string, revision int) (*benchenv.Process, error) {
-	args := append([]string{
-		"worker", "--name=" + name, "--state-dir=" + filepath.Join(b.Dir, name),
-		fmt.Sprintf("--capacity=%d", b.Sessions), fmt.Sprintf("--revision=%d", revision),
-		"--pairings-per-second=200", "--pairing-burst=200", // the pairings are not measured
-		"--whatsapp-endpoint=" + b.simulator.Info().Endpoint, "--whatsapp-noise-root=" + b.simulator.Info().NoiseRoot,
-	}, b.Common(b.store)...)
-	return b.StartServing(name, b.Binary, args...)
-}
-
-// pair applies the sessions, scans their codes, and waits until all are connected.
-func (b *bench) pair() error {
-	err := b.Pair(0, b.Sessions, func(ctx context.Context, code, phone string) error {
-		_, err := b.simulator.Scan(ctx, code, phone)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	return b.waitUntilDelivered()
-}
-
-// waitUntilDelivered waits until all sessions are connected and Laravel has these states.
-// States that Laravel does not receive are counted as lost.
-func (b *bench) waitUntilDelivered() error {
-	for deadline := time.Now().Add(time.Minute); ; {
-		outdated, err := b.outdated()
-		if err != nil {
-			return err
-		}
-		if len(outdated) == 0 {
-			return nil
-		}
-		if time.Now().After(deadline) {
-			benchenv.Print("Laravel has an old status of %d sessions: %s …", len(outdated), outdated[0])
-			b.Lost += len(outdated)
-			return nil
-		}
-		if err := benchenv.Pause(b.ctx, 200*time.Millisecond); err != nil {
-			return err
-		}
-	}
-}
-
-// outdated lists the sessions of which Laravel does not have the present status.
-func (b *bench) outdated() (names []string, err error) {
-	var list v1alpha1.WhatsAppSessionList
-	if err := b.Client.List(b.ctx, &list, client.InNamespace(benchenv.Namespace)); err != nil {
-		return nil, fmt.Errorf("listing the sessions: %w", err)
-	}
-	for i := range list.Items {
-		s := &list.Items[i]
-		received := b.Laravel.Status(s.SessionID())
-		if s.Status.Phase != v1alpha1.PhaseConnected || received.Status != delivery.Active || received.Epoch != s.Status.Epoch {
-			names = append(names, s.Name)
-		}
-	}
-	return names, nil
-}
-
-// snapshot is the state of the simulator's devices at a time.
-type snapshot struct {
-	at      time.Time
-	devices map[string]simulator.Device
-}
-
-func (b *bench) observe() snapshot {
-	m := snapshot{at: time.Now(), devices: map[string]simulator.Device{}}
-	for _, d := range b.simulator.Devices() {
-		m.devices[d.JID] = d
-	}
-	return m
-}
-
-// waitUntilBack waits until all sessions are connected, and returns the changes since the
-// snapshot. With all, every session must have logged in since then.
-func (b *bench) waitUntilBack(since snapshot, all bool) (change, error) {
-	var c change
-	err := benchenv.WaitUntil(b.ctx, "sessions are back", 5*time.Minute, 50*time.Millisecond, func() (int, int, error) {
-		c = since.compare(b.observe())
-		if all {
-			return min(c.connected, len(c.logins)), b.Sessions, b.manager.Running()
-		}
-		return c.connected, b.Sessions, b.manager.Running()
-	})
-	return c, err
-}
-
-// change is the difference between two snapshots.
-type change struct {
-	connected int
-	// moves counts the logins. For each device that has logged in again, logins has the time
-	// of its last login, and gaps how long it was not connected.
-	moves  int64
-	logins []time.Duration
-	gaps   []time.Duration
-}
-
-// compare is pure.
-func (m snapshot) compare(later snapshot) (c change) {
-	for jid, d := range later.devices {
-		before := m.devices[jid]
-		if d.Connected {
-			c.connected++
-		}
-		if d.Logins > before.Logins {
-			c.moves += d.Logins - before.Logins
-			c.logins = append(c.logins, d.LoggedIn.Sub(m.at))
-			c.gaps = append(c.gaps, d.Away-before.Away)
-		}
-	}
-	slices.Sort(c.logins)
-	slices.Sort(c.gaps)
-	return c
-}
-
-// percentile is the smallest value that p percent of the values do not exceed, in seconds;
-// 0 without values. The values are sorted.
-func percentile(values []time.Duration, p int) float64 {
-	if len(values) == 0 {
-		return 0
-	}
-	return values[max(0, (len(values)*p+99)/100-1)].Seconds()
-}
-
-// stopTimeout is how long a worker may take to end.
-const stopTimeout = 2 * time.Minute
-
-// stopWorker asks the oldest worker to end and waits until it has.
-func (b *bench) stopWorker() error {
-	w := b.running[0]
-	b.running = b.running[1:]
-	w.Terminate()
-	return w.WaitUntilEnded(b.ctx, stopTimeout)
-}
+func (b *bench) startWorker(revision int) error { return b.StartWorker(b.Binary, revision) }
 
 func (b *bench) roll() error {
 	benchenv.Print("upgrading the %d workers one by one", workers)
-	before := b.observe()
-	for range workers {
-		if err := b.startWorker(2); err != nil {
-			return err
-		}
-		if err := b.stopWorker(); err != nil {
-			return err
-		}
+	before := b.Observe()
+	if err := b.RollWorkers(b.Binary, 2); err != nil {
+		return err
 	}
-	c, err := b.waitUntilBack(before, true)
+	c, err := b.WaitUntilBack(before, true)
 	if err != nil {
 		return err
 	}
-	b.RollingSeconds = time.Since(before.at).Seconds()
-	b.RollingP50, b.RollingP99, b.RollingMax = percentile(c.gaps, 50), percentile(c.gaps, 99), percentile(c.gaps, 100)
-	b.RollingMoves = float64(c.moves) / float64(b.Sessions)
-	return b.waitUntilDelivered()
+	b.RollingSeconds = time.Since(before.At).Seconds()
+	b.RollingP50, b.RollingP99, b.RollingMax = benchenv.Percentile(c.Gaps, 50), benchenv.Percentile(c.Gaps, 99), benchenv.Percentile(c.Gaps, 100)
+	b.RollingMoves = float64(c.Moves) / float64(b.Sessions)
+	return b.WaitUntilDelivered()
 }
 
 func (b *bench) drain() error {
-	before := b.observe()
+	before := b.Observe()
 	benchenv.Print("draining one of the %d workers", workers)
-	if err := b.stopWorker(); err != nil {
+	if err := b.StopWorker(); err != nil {
 		return err
 	}
-	c, err := b.waitUntilBack(before, false)
+	c, err := b.WaitUntilBack(before, false)
 	if err != nil {
 		return err
 	}
-	if len(c.gaps) == 0 {
+	if len(c.Gaps) == 0 {
 		return errors.New("the drained worker held nothing")
 	}
-	benchenv.Print("%d sessions moved", len(c.gaps))
-	b.DrainP50, b.DrainP99, b.DrainMax = percentile(c.gaps, 50), percentile(c.gaps, 99), percentile(c.gaps, 100)
-	return b.waitUntilDelivered()
+	benchenv.Print("%d sessions moved", len(c.Gaps))
+	b.DrainP50, b.DrainP99, b.DrainMax = benchenv.Percentile(c.Gaps, 50), benchenv.Percentile(c.Gaps, 99), benchenv.Percentile(c.Gaps, 100)
+	return b.WaitUntilDelivered()
 }
 
 // collect moves all sessions to one worker, and starts three others without sessions.
 func (b *bench) collect() error {
 	benchenv.Print("collecting all sessions on one worker")
-	before := b.observe()
-	for len(b.running) > 1 {
-		if err := b.stopWorker(); err != nil {
+	before := b.Observe()
+	for len(b.Workers) > 1 {
+		if err := b.StopWorker(); err != nil {
 			return err
 		}
 	}
-	if _, err := b.waitUntilBack(before, false); err != nil {
+	if _, err := b.WaitUntilBack(before, false); err != nil {
 		return err
 	}
 	for range workers - 1 {
@@ -402,7 +206,7 @@ func (b *bench) collect() error {
 			return err
 		}
 	}
-	if err := b.waitUntilDelivered(); err != nil {
+	if err := b.WaitUntilDelivered(); err != nil {
 		return err
 	}
 	// The writes that follow the logins of this part must not be counted in the next one.
@@ -411,25 +215,25 @@ func (b *bench) collect() error {
 
 func (b *bench) restart() error {
 	benchenv.Print("killing the worker and starting it again in its state folder")
-	w := b.running[0]
+	w := b.Workers[0]
 	counted, err := b.count()
 	if err != nil {
 		return err
 	}
-	before := b.observe()
+	before := b.Observe()
 	w.Kill()
-	restarted, err := b.worker(w.Name, 2)
+	restarted, err := b.RunWorker(b.Binary, w.Name, 2)
 	if err != nil {
 		return err
 	}
-	b.running[0] = restarted
-	c, err := b.waitUntilBack(before, true)
+	b.Workers[0] = restarted
+	c, err := b.WaitUntilBack(before, true)
 	if err != nil {
 		return err
 	}
-	b.RestartLast = percentile(c.logins, 100)
-	benchenv.Print("the first was back after %.1f s, the last after %.1f s", percentile(c.logins, 0), b.RestartLast)
-	if err := b.waitUntilDelivered(); err != nil {
+	b.RestartLast = benchenv.Percentile(c.Logins, 100)
+	benchenv.Print("the first was back after %.1f s, the last after %.1f s", benchenv.Percentile(c.Logins, 0), b.RestartLast)
+	if err := b.WaitUntilDelivered(); err != nil {
 		return err
 	}
 	if b.restarted, err = b.since(counted); err != nil {
@@ -444,35 +248,35 @@ func (b *bench) kill() error {
 	if err != nil {
 		return err
 	}
-	taken, stop, err := b.firstTaken(b.running[0].Name)
+	taken, stop, err := b.firstTaken(b.Workers[0].Name)
 	if err != nil {
 		return err
 	}
 	defer stop()
-	before := b.observe()
-	b.running[0].Kill()
-	b.running = b.running[1:]
+	before := b.Observe()
+	b.Workers[0].Kill()
+	b.Workers = b.Workers[1:]
 	spent, err := benchenv.CPUTimes()
 	if err != nil {
 		return err
 	}
-	c, err := b.waitUntilBack(before, true)
+	c, err := b.WaitUntilBack(before, true)
 	if err != nil {
 		return err
 	}
-	b.KillFirst, b.KillLast = percentile(c.logins, 0), percentile(c.logins, 100)
+	b.KillFirst, b.KillLast = benchenv.Percentile(c.Logins, 0), benchenv.Percentile(c.Logins, 100)
 	select {
 	case at := <-taken:
-		b.Silence = at.Sub(before.at).Seconds()
+		b.Silence = at.Sub(before.At).Seconds()
 	default:
 		return errors.New("all sessions are back, but the watch has not seen the first one leave the killed worker")
 	}
-	b.LoginsPerSecond = float64(c.moves) / (b.KillLast - b.KillFirst)
+	b.LoginsPerSecond = float64(c.Moves) / (b.KillLast - b.KillFirst)
 	benchenv.Print("the first was back after %.1f s, the last after %.1f s", b.KillFirst, b.KillLast)
 	if err := benchenv.PrintCPUTimes(spent); err != nil {
 		return err
 	}
-	if err := b.waitUntilDelivered(); err != nil {
+	if err := b.WaitUntilDelivered(); err != nil {
 		return err
 	}
 	b.killed, err = b.since(counted)

@@ -50,7 +50,7 @@ func (b *bench) starts() (n int, err error) {
 }
 
 func (b *bench) query(text string, into any) error {
-	db, err := sql.Open("pgx", b.store)
+	db, err := sql.Open("pgx", b.Store)
 	if err != nil {
 		return fmt.Errorf("connecting to the database: %w", err)
 	}
@@ -87,8 +87,8 @@ func (b *bench) since(before counted) (*writes, error) {
 
 // raw stops the program's processes and makes the writes of the parts again with a bare client.
 func (b *bench) raw() error {
-	b.manager.Kill()
-	for _, w := range b.running {
+	b.Manager.Kill()
+	for _, w := range b.Workers {
 		w.Kill()
 	}
 	parts := []struct {
@@ -136,7 +136,7 @@ func (b *bench) rawWrites(prefix string, w writes) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	db, err := sql.Open("pgx", b.store)
+	db, err := sql.Open("pgx", b.Store)
 	if err != nil {
 		return 0, fmt.Errorf("connecting to the database: %w", err)
 	}
