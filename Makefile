@@ -59,6 +59,10 @@ test-chaos: test-deps ## Run random faults for MINUTES; the same SEED gives the 
 	@$(assets) && export KUBEBUILDER_ASSETS && set -x && go test -race -tags faults -timeout 24h -count=1 -v -run TestRandomWalk ./internal/faults \
 		-args -walk=$(or $(MINUTES),20)m $(ARGS)
 
+.PHONY: whatsmeow
+whatsmeow: ## Print which version of the WhatsApp client library is used, its age, and which newer one others use
+	@go run ./hack/whatsmeow
+
 .PHONY: test-deps
 test-deps: ## Install the servers that the tests start (redis-server, PostgreSQL, PgBouncer)
 	@hack/install-test-deps
