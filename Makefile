@@ -59,6 +59,12 @@ test-chaos: test-deps ## Run random faults for MINUTES; the same SEED gives the 
 	@$(assets) && export KUBEBUILDER_ASSETS && set -x && go test -race -tags faults -timeout 24h -count=1 -v -run TestRandomWalk ./internal/faults \
 		-args -walk=$(or $(MINUTES),20)m $(ARGS)
 
+.PHONY: test-upgrade
+test-upgrade: test-deps ## Upgrade from another commit, go back, and upgrade again: no phone may scan (FROM=COMMIT SESSIONS=50)
+	@$(assets) && export KUBEBUILDER_ASSETS && set -x && go run ./bench/upgrade \
+		-from=$(or $(FROM),$(error FROM is not set; for example FROM=2f1be94, which has the WhatsApp client of December 2025)) \
+		-sessions=$(or $(SESSIONS),50) $(ARGS)
+
 .PHONY: whatsmeow
 whatsmeow: ## Print which version of the WhatsApp client library is used, its age, and which newer one others use
 	@go run ./hack/whatsmeow
