@@ -59,5 +59,27 @@ func TestPagesNameExistingFlags(t *testing.T) {
 	}
 }
 
+// TestPagesNameExistingTargets checks that the pages name only existing targets of make.
+func TestPagesNameExistingTargets(t *testing.T) {
+	g := NewWithT(t)
+	target := regexp.MustCompile("(?m)(?:`|^\\s*)make ([a-z][a-z-]*)")
+	exist := map[string]bool{}
+	for _, found := range regexp.MustCompile(`(?m)^([a-z][a-z-]*):`).FindAllStringSubmatch(read(t, "Makefile"), -1) {
+		exist[found[1]] = true
+	}
+	pages, err := filepath.Glob(root + "/docs/*.md")
+	g.Expect(err).NotTo(HaveOccurred())
+	named := 0
+	for _, name := range append(pages, root+"/README.md", root+"/CONTRIBUTING.md") {
+		text, err := os.ReadFile(name)
+		g.Expect(err).NotTo(HaveOccurred())
+		for _, found := range target.FindAllStringSubmatch(string(text), -1) {
+			named++
+			g.Expect(exist).To(HaveKey(found[1]), "%s names a target that does not exist", name)
+		}
+	}
+	g.Expect(named).To(BeNumerically(">", 10))
+}
+
 // notOurs are flags of other programs that pages name.
 var notOurs = []string{}
