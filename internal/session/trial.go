@@ -51,9 +51,10 @@ const (
 	trialMargin = 2 * time.Second
 	// trialPoll is how often a suspect asks whether it may begin.
 	trialPoll = time.Second
-	// settleAfter is how long a taking must have lasted. A random time of up to half of it is
-	// added, so that not all sessions of a worker write at the same moment.
-	settleAfter = time.Minute
+	// settleAfter is how long a taking must have lasted; takings are settled at multiples of
+	// settleInterval.
+	settleAfter    = time.Minute
+	settleInterval = settleAfter / 2
 	// settleRetry is the pause after a settlement, or a record of a trial, that failed.
 	settleRetry = 30 * time.Second
 )
@@ -135,14 +136,19 @@ func (m *Machine) onUnsettled(unsettled, trial int32, now time.Time) {
 		m.restFromEndingWorkers(now)
 	case m.suspect: // it waits for its trial
 	default:
-		m.settleAt = m.settleTime(now)
+		m.settleAt = settleTime(now)
 		m.forgetRest()
 	}
 }
 
-// settleTime is when a taking that has begun now, or whose trial has, is settled.
-func (m *Machine) settleTime(now time.Time) time.Time {
-	return now.Add(settleAfter + time.Duration(m.random()*float64(settleAfter/2)))
+// settleTime is when a taking that has begun now, or whose trial has, is settled: at the
+// same time as those of other sessions, which the store settles together.
+func settleTime(now time.Time) time.Time {
+	earliest := now.Add(settleAfter)
+	if t := earliest.Truncate(settleInterval); !t.Before(earliest) {
+		return t
+	}
+	return earliest.Truncate(settleInterval).Add(settleInterval)
 }
 
 // forgetRest removes what the status says of a rest that is over.
@@ -183,7 +189,7 @@ func (m *Machine) trialDue(now time.Time) bool {
 func (m *Machine) beginTrial(now time.Time) Operation {
 	sessions := m.fleet.Sessions()
 	if !suspected(m.unsettled, m.lastTrial, sessions) { // the worker has been given more sessions since
-		m.suspect, m.settleAt = false, m.settleTime(now)
+		m.suspect, m.settleAt = false, settleTime(now)
 		m.forgetRest()
 		return OpNone
 	}
@@ -220,7 +226,7 @@ func (m *Machine) onTrialRecorded(failed bool, now time.Time) {
 	case m.trialOver(now):
 		m.trialUntil, m.trialSize, m.lastTrial, m.suspect = time.Time{}, 0, 0, false
 	default:
-		m.trialSize, m.settleAt = m.trialWanted, m.settleTime(now)
+		m.trialSize, m.settleAt = m.trialWanted, settleTime(now)
 	}
 }
 
@@ -232,7 +238,7 @@ func (m *Machine) onTrial(now time.Time) {
 	lasts := m.trialLasts(m.trialSize)
 	m.fleet.Trial(m.obj.UID, m.trialSize, lasts, now)
 	if m.trialUntil.IsZero() { // connections that end at once must not delay the settlement again and again
-		m.settleAt = m.settleTime(now)
+		m.settleAt = settleTime(now)
 	}
 	m.trialUntil = now.Add(lasts)
 }

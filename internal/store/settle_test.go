@@ -1,6 +1,8 @@
 package store
 
 import (
+	"context"
+	"fmt"
 	"math/rand/v2"
 	"sync"
 	"testing"
@@ -50,6 +52,74 @@ func TestTakingsThatNothingHasSettled(t *testing.T) {
 
 		g.Expect(s.DeleteSession(ctx, "u")).To(Succeed())
 		g.Expect(last.Settle(ctx)).To(Succeed(), "the record is gone")
+	})
+}
+
+// A worker's sessions are settled at the same time: together, and each with its own result.
+func TestTakingsAreSettledTogether(t *testing.T) {
+	onBoth(t, func(t *testing.T, _ string, s *Store) {
+		g := NewWithT(t)
+		const sessions = maxSettlements + 30
+		all := make([]*Taking, sessions)
+		for i := range all {
+			uid := fmt.Sprintf("u%03d", i)
+			_, err := s.Claim(t.Context(), Claimant{SessionID: "id-" + uid, Namespace: "a", UID: uid}, never)
+			g.Expect(err).NotTo(HaveOccurred())
+			all[i], err = s.Take(t.Context(), uid, 1)
+			g.Expect(err).NotTo(HaveOccurred())
+		}
+		waiting := func() (n int) {
+			s.settlements.mu.Lock()
+			defer s.settlements.mu.Unlock()
+			if s.settlements.next != nil {
+				n = len(s.settlements.next.takings)
+			}
+			return n
+		}
+
+		s.settlements.turn <- struct{}{} // another statement runs
+		gaveUp, giveUp := context.WithCancel(t.Context())
+		errs := make([]error, sessions)
+		var settling sync.WaitGroup
+		settling.Go(func() { errs[0] = all[0].Settle(gaveUp) })
+		g.Eventually(waiting).Should(Equal(1))
+		giveUp()
+		settling.Wait()
+		g.Expect(errs[0]).To(MatchError(context.Canceled))
+		g.Expect(waiting()).To(BeZero())
+		for i := range all[1:] {
+			settling.Go(func() { errs[i+1] = all[i+1].Settle(t.Context()) })
+		}
+		g.Eventually(waiting).Should(Equal(sessions-1-maxSettlements), "two groups wait, and the second has room")
+		<-s.settlements.turn
+		settling.Wait()
+		for i, taking := range all {
+			r, err := s.Record(t.Context(), taking.Record.UID)
+			g.Expect(err).NotTo(HaveOccurred())
+			if i == 0 {
+				g.Expect(r.Unsettled).To(BeEquivalentTo(1), "its caller gave up before the statement began")
+				continue
+			}
+			g.Expect(errs[i]).NotTo(HaveOccurred())
+			g.Expect(r.Unsettled).To(BeZero())
+		}
+	})
+}
+
+// The one whose turn it is may be cancelled while its statement runs for others too.
+func TestASettlementOutlivesItsCaller(t *testing.T) {
+	onBoth(t, func(t *testing.T, url string, s *Store) {
+		g := NewWithT(t)
+		take, _, _ := takings(t, url, s)
+		taking := take(s, 1)
+		ctx, cancel := context.WithCancel(t.Context())
+		group := s.settlements.join(&taking.Record)
+		cancel()
+		g.Expect(s.settleGroup(ctx, group)).To(Succeed())
+		g.Expect(group.done).To(BeClosed())
+		r, err := s.Record(t.Context(), "u")
+		g.Expect(err).NotTo(HaveOccurred())
+		g.Expect(r.Unsettled).To(BeZero())
 	})
 }
 

@@ -87,6 +87,8 @@ type Store struct {
 	// each connection on a busy machine, each transaction would be idle for so long that
 	// PostgreSQL ends it, and the next login starts it again.
 	prekeys chan struct{}
+	// settlements groups the takings that are settled at the same time.
+	settlements settlements
 }
 
 // ErrBadURL is a store URL that cannot be used.
@@ -99,7 +101,7 @@ func Open(ctx context.Context, cfg Config, log logr.Logger) (*Store, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	s := &Store{clock: cfg.Clock, log: log, process: rand.Text(), prekeys: make(chan struct{}, runtime.GOMAXPROCS(0))}
+	s := &Store{clock: cfg.Clock, log: log, process: rand.Text(), prekeys: make(chan struct{}, runtime.GOMAXPROCS(0)), settlements: settlements{turn: make(chan struct{}, 1)}}
 	if s.clock == nil {
 		s.clock = clock.RealClock{}
 	}

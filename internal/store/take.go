@@ -82,8 +82,7 @@ func (t *Taking) Unsettled() int32 {
 // taking counts from zero. It does nothing if the session was taken again or
 // has no record any more.
 func (t *Taking) Settle(ctx context.Context) error {
-	err := t.store.exec(ctx, "UPDATE whatsapp_operator_session SET unsettled=0, trial=0, taken_by=NULL WHERE uid=$1 AND epoch=$2 AND starts=$3 AND (unsettled<>0 OR trial<>0)",
-		t.Record.UID, t.Record.Epoch, t.Record.Starts)
+	err := t.store.settle(ctx, t.Record)
 	if err != nil {
 		return fmt.Errorf("settling the taking of a session: %w", err)
 	}
