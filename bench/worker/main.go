@@ -149,7 +149,7 @@ func (r result) show() {
 	row("idle CPU, % of a core", "%.2f", r.IdleCPU, r.BareIdleCPU, "1.15")
 	row("CPU per login, ms", "%.2f", r.LoginCPU, r.BareLoginCPU, "")
 	fmt.Printf("%-36s %12.1f\n%-36s %12d\n", "goroutines per session", r.GoroutinesPerSession, "doubled connections", r.Doubled)
-	fmt.Println("\nThe worker runs as shipped (--gc-percent=50), the bare process with Go's default and, in the rows that say so, with GOGC=50.")
+	fmt.Println("\nThe worker runs as shipped (--gc-percent=25), the bare process with Go's default and, in the rows that say so, with GOGC=25.")
 }
 
 // start starts the manager and the simulator, which is a separate process so that its memory
@@ -334,7 +334,7 @@ func (b *bench) measureBare() error {
 	if err := pairing.WaitUntilEnded(b.ctx, time.Hour); err != nil {
 		return fmt.Errorf("pairing the bare clients: %w", err)
 	}
-	for _, gc := range []string{"100", "50"} {
+	for _, gc := range []string{"100", "25"} {
 		var few, many float64
 		for _, n := range []int{b.few(), b.sessions, b.many()} {
 			benchenv.Print("connecting %d bare clients with GOGC=%s", n, gc)
@@ -354,7 +354,7 @@ func (b *bench) measureBare() error {
 				few, err = b.memory(p)
 			case n == b.many():
 				many, err = b.memory(p)
-			case gc == "50":
+			case gc == "25":
 				b.BareRSSSameGC, err = b.memory(p)
 			default:
 				var m figures
@@ -366,7 +366,7 @@ func (b *bench) measureBare() error {
 			}
 			p.Kill()
 		}
-		if gc == "50" {
+		if gc == "25" {
 			b.BareSlopeSameGC = b.slope(few, many)
 		} else {
 			b.BareSlope = b.slope(few, many)

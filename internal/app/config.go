@@ -257,7 +257,7 @@ func (c *workerConfig) bind(f *pflag.FlagSet) {
 	f.Int64Var(&c.Revision, "revision", 0, "revision of this worker: workers with a higher revision take over the sessions; 0: the revision of the Deployment that the pod belongs to")
 	f.StringVar(&c.PodUID, "pod-uid", "", "UID of the pod: the worker then counts as dead as soon as the kubelet reports that this pod has ended")
 	f.DurationVar(&c.DrainTimeout, "drain-timeout", 25*time.Second, "how long handing over all sessions may take at shutdown; shorter than the pod's terminationGracePeriodSeconds")
-	f.IntVar(&c.GCPercent, "gc-percent", 50, "GOGC of the garbage collector: with many idle connections memory is scarcer than CPU; the variable GOGC takes precedence")
+	f.IntVar(&c.GCPercent, "gc-percent", 25, "GOGC of the garbage collector: with many idle connections memory is scarcer than CPU; the variable GOGC takes precedence")
 	f.Float64Var(&c.Pace.LoginsPerSecond, "logins-per-second", 200, "highest rate of logins through one egress")
 	f.IntVar(&c.Pace.LoginBurst, "login-burst", 200, "highest number of logins at once through one egress")
 	f.Float64Var(&c.Pace.PairingsPerSecond, "pairings-per-second", 20, "highest rate of new pairings through one egress")
