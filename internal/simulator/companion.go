@@ -188,13 +188,20 @@ func (c *conn) passkeyPrologue(m *companion, node *waBinary.Node) reply {
 	}
 	m.identity, m.commitment = prologue.GetCompanionEphemeralIdentity(), prologue.GetCommitment().GetHash()
 	m.ephemeral, m.nonce = ephemeral, nonce
-	return reply{after: func() error {
+	proceed := func() error {
 		return c.send(waBinary.Node{
 			Tag:     "notification",
 			Attrs:   fromServer(waBinary.Attrs{"type": "crsc_continuation", "id": newID(), "t": c.srv.seconds()}),
 			Content: []waBinary.Node{{Tag: "primary_ephemeral_identity", Content: continuation}},
 		})
-	}}
+	}
+	if slow, ok := c.srv.activeLocked(FaultSlowPasskey, m.found.device); ok {
+		return reply{after: func() error {
+			c.srv.after(slow.Delay.Duration, func() { _ = proceed() }) // fails if the client is gone
+			return nil
+		}}
+	}
+	return reply{after: proceed}
 }
 
 func (c *conn) companionNonce(m *companion, node *waBinary.Node) reply {

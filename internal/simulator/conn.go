@@ -286,15 +286,23 @@ func (c *conn) end(last *waBinary.Node) {
 	}
 	_, atOnce := c.srv.activeLocked(FaultCloseAtOnce, d)
 	_, lost := c.srv.activeLocked(FaultLoseEnd, d)
+	slow, isSlow := c.srv.activeLocked(FaultSlowEnd, d)
 	c.srv.mu.Unlock()
-	if last != nil && !lost {
-		_ = c.send(*last)
+	finish := func() {
+		if last != nil && !lost {
+			_ = c.send(*last)
+		}
+		if lost || atOnce {
+			c.close()
+			return
+		}
+		c.closeAfter(c.srv.opts.CloseDelay)
 	}
-	if lost || atOnce {
-		c.close()
+	if isSlow {
+		c.srv.after(slow.Delay.Duration, finish)
 		return
 	}
-	c.closeAfter(c.srv.opts.CloseDelay)
+	finish()
 }
 
 // closeAfter closes the connection after d, unless stopTimer or closeAfter is

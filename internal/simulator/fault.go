@@ -54,6 +54,12 @@ const (
 	// FaultLoseEnd closes a connection without sending its last node. A client that
 	// has just paired then receives no 515.
 	FaultLoseEnd FaultKind = "lose-end"
+	// FaultSlowEnd sends the last node of a connection Fault.Delay later, for example the 515
+	// after a pairing.
+	FaultSlowEnd FaultKind = "slow-end"
+	// FaultLosePairing loses a client's answer to a scan: the client has stored a device
+	// that the server has not linked, and its connection is closed.
+	FaultLosePairing FaultKind = "lose-pairing"
 	// FaultBadHMAC and FaultBadSignature make scans answer with a device identity
 	// that a client must refuse.
 	FaultBadHMAC      FaultKind = "bad-hmac"
@@ -63,6 +69,9 @@ const (
 	FaultRetireCode FaultKind = "retire-code"
 	// FaultPasskey asks the accounts that scan or type a code for their passkey.
 	FaultPasskey FaultKind = "passkey"
+	// FaultSlowPasskey makes the phone continue a pairing Fault.Delay after the answer of
+	// its passkey.
+	FaultSlowPasskey FaultKind = "slow-passkey"
 	// FaultRefuseCode refuses clients a code to type on the phone, with Fault.Reason:
 	// 429 (asked too often), 400 (malformed), or another.
 	FaultRefuseCode FaultKind = "refuse-code"
@@ -87,7 +96,8 @@ type Fault struct {
 	Device string `json:"device,omitempty"`
 	// For is how long a lasting fault or a freeze lasts; 0: until it is cleared.
 	For metav1.Duration `json:"for,omitzero"`
-	// Delay is for [FaultSlowHandshake] and [FaultSlowUpgrade].
+	// Delay is for [FaultSlowHandshake], [FaultSlowUpgrade], [FaultSlowEnd] and
+	// [FaultSlowPasskey].
 	Delay metav1.Duration `json:"delay,omitzero"`
 	// Reason is for [FaultFailure] and [FaultRefuseCode].
 	Reason int `json:"reason,omitempty"`
@@ -142,7 +152,7 @@ func (f Fault) check() (target types.JID, once bool, err error) {
 		if !slices.Contains(malformations, f.Code) {
 			return bad("the code of %s is one of %q", f.Kind, malformations)
 		}
-	case FaultSlowUpgrade, FaultSlowHandshake:
+	case FaultSlowUpgrade, FaultSlowHandshake, FaultSlowEnd, FaultSlowPasskey:
 		if f.Delay.Duration == 0 {
 			return bad("%s needs a delay", f.Kind)
 		}
@@ -164,11 +174,12 @@ func (f Fault) check() (target types.JID, once bool, err error) {
 		if f.Version == 0 {
 			return bad("%s needs a version", f.Kind)
 		}
-	case FaultBadHMAC, FaultBadSignature, FaultRetireCode, FaultPasskey:
+	case FaultBadHMAC, FaultBadSignature:
 		if f.Device != "" {
 			return bad("%s concerns all scans: there is no device yet", f.Kind)
 		}
-	case FaultMute, FaultRefuse, FaultCloseAtOnce, FaultLoseEnd, FaultSenderOffline, FaultReachOutLock:
+	case FaultMute, FaultRefuse, FaultCloseAtOnce, FaultLoseEnd, FaultSenderOffline, FaultReachOutLock,
+		FaultRetireCode, FaultPasskey, FaultLosePairing:
 	default:
 		return bad("there is no fault %q", string(f.Kind))
 	}

@@ -1,11 +1,13 @@
 package simulator
 
 import (
+	"encoding/json"
 	"testing"
 	"time"
 
 	"github.com/coder/websocket"
 	. "github.com/onsi/gomega"
+	"go.mau.fi/whatsmeow/types"
 	"go.mau.fi/whatsmeow/types/events"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	clocktesting "k8s.io/utils/clock/testing"
@@ -310,4 +312,82 @@ func TestLastingFaultsEnd(t *testing.T) {
 	g.Expect(n).To(Equal(1))
 	_, err = s.Clear("", "nobody")
 	g.Expect(err).To(MatchError(ErrBadInput))
+}
+
+// Faults of a pairing may name the phone that scans. The delays are those of the server's
+// clock.
+func TestFaultsOfAPairing(t *testing.T) {
+	const phone, other = "15551234567", "15557654321"
+	for _, row := range []struct {
+		name   string
+		faults []Fault
+		see    func(t *testing.T, s *Server, c *client, code string, clk *clocktesting.FakeClock)
+	}{
+		{"the 515 comes late", []Fault{{Kind: FaultSlowEnd, Delay: d(time.Minute)}}, func(t *testing.T, s *Server, c *client, code string, clk *clocktesting.FakeClock) {
+			g := wait(t)
+			_, err := s.Scan(t.Context(), code, phone)
+			g.Expect(err).NotTo(HaveOccurred())
+			g.Eventually(s.Devices).Should(HaveLen(1))
+			g.Eventually(clk.HasWaiters).Should(BeTrue())
+			g.Expect(s.Stats().Logins).To(BeZero())
+			clk.Step(time.Minute)
+			g.Eventually(func() int64 { return s.Stats().Logins }).Should(BeEquivalentTo(1))
+		}},
+		{"the answer to a scan is lost", []Fault{{Kind: FaultLosePairing}}, func(t *testing.T, s *Server, c *client, code string, _ *clocktesting.FakeClock) {
+			g := wait(t)
+			_, err := s.Scan(t.Context(), code, phone)
+			g.Expect(err).To(MatchError(ErrNotNow))
+			first[*events.PairSuccess](t, c)
+			g.Expect(s.Devices()).To(BeEmpty())
+			g.Expect(s.Stats().Pairings).To(BeZero())
+		}},
+		{"a code is retired", []Fault{{Kind: FaultRetireCode}}, func(t *testing.T, s *Server, c *client, code string, _ *clocktesting.FakeClock) {
+			g := wait(t)
+			_, err := s.Scan(t.Context(), code, phone)
+			g.Expect(err).To(MatchError(ErrNotNow))
+			first[*events.RotateADVSecret](t, c)
+		}},
+		{"the phone continues late after its passkey", []Fault{{Kind: FaultPasskey}, {Kind: FaultSlowPasskey, Delay: d(time.Minute)}}, func(t *testing.T, s *Server, c *client, code string, clk *clocktesting.FakeClock) {
+			g := wait(t)
+			_, err := s.Scan(t.Context(), code, phone)
+			g.Expect(err).NotTo(HaveOccurred())
+			request, err := json.Marshal(first[*events.PairPasskeyRequest](t, c).PublicKey)
+			g.Expect(err).NotTo(HaveOccurred())
+			answer, err := s.AnswerPasskey(phone, request)
+			g.Expect(err).NotTo(HaveOccurred())
+			var response types.WebAuthnResponse
+			g.Expect(json.Unmarshal(answer, &response)).To(Succeed())
+			g.Expect(c.SendPasskeyResponse(t.Context(), &response)).To(Succeed())
+			g.Expect(of[*events.PairPasskeyConfirmation](c)).To(BeEmpty())
+			clk.Step(time.Minute)
+			first[*events.PairPasskeyConfirmation](t, c)
+		}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			g := wait(t)
+			clk := clocktesting.NewFakeClock(time.Now())
+			s := serve(t, func(o *Options) { o.Clock = clk })
+			for _, f := range row.faults {
+				f.Device = other
+				_, err := s.Inject(f)
+				g.Expect(err).NotTo(HaveOccurred())
+			}
+			unaffected := newClient(t, s, newDevice())
+			_, err := s.Scan(t.Context(), codes(t, unaffected)[0], phone)
+			g.Expect(err).NotTo(HaveOccurred(), "the fault is for another phone")
+			g.Eventually(func() int64 { return s.Stats().Logins }).Should(BeEquivalentTo(1))
+		})
+		t.Run(row.name+", for the phone that scans", func(t *testing.T) {
+			g := wait(t)
+			clk := clocktesting.NewFakeClock(time.Now())
+			s := serve(t, func(o *Options) { o.Clock = clk })
+			for _, f := range row.faults {
+				f.Device = phone
+				_, err := s.Inject(f)
+				g.Expect(err).NotTo(HaveOccurred())
+			}
+			c := newClient(t, s, newDevice())
+			row.see(t, s, c, codes(t, c)[0], clk)
+		})
+	}
 }

@@ -178,7 +178,7 @@ func (s *Server) Scan(ctx context.Context, qr, phone string) (string, error) {
 			return "", err
 		}
 	}
-	if err := s.retire(c, id); err != nil {
+	if err := s.retire(c, id, phone); err != nil {
 		return "", err
 	}
 	p, found, err := s.beginScan(c, id, index, phone)
@@ -190,9 +190,18 @@ func (s *Server) Scan(ctx context.Context, qr, phone string) (string, error) {
 
 // retire applies FaultRetireCode to a scanned code, once for each pairing: the code
 // that the client shows next is accepted.
-func (s *Server) retire(c code, id pairingID) error {
-	_, wanted := s.active(FaultRetireCode, nil)
+func (s *Server) retire(c code, id pairingID, phone string) error {
 	s.mu.Lock()
+	var scanned *device // nil if the server will choose the account
+	if phone != "" {
+		a, err := s.accountLocked(phone)
+		if err != nil {
+			s.mu.Unlock()
+			return err
+		}
+		scanned = &device{account: a}
+	}
+	_, wanted := s.activeLocked(FaultRetireCode, scanned)
 	p := s.pairings[id]
 	if p == nil {
 		s.mu.Unlock()
@@ -223,7 +232,7 @@ func (s *Server) retire(c code, id pairingID) error {
 // complete sends a client its identity, and waits until the client has accepted it. If the
 // server asks for the account's passkey, it does not wait, because a person has to answer.
 func (s *Server) complete(ctx context.Context, adv [32]byte, p *pairing, found *scan) (string, error) {
-	if _, wanted := s.active(FaultPasskey, nil); wanted {
+	if _, wanted := s.active(FaultPasskey, found.device); wanted {
 		if err := s.askPasskey(adv, p, found); err != nil {
 			return "", err
 		}
@@ -375,6 +384,11 @@ func (c *conn) finishScan(iq *waBinary.Node, found *scan) {
 	if err != nil {
 		found.result <- fmt.Errorf("%w: the client's signature is not valid: %w", ErrNotNow, err)
 		c.end(nil)
+		return
+	}
+	if _, lost := c.srv.active(FaultLosePairing, found.device); lost {
+		found.result <- fmt.Errorf("%w: a fault has lost the client's answer", ErrNotNow)
+		c.close()
 		return
 	}
 	c.srv.mu.Lock()
