@@ -71,7 +71,7 @@ const (
 	ReasonPasskeyFailed = "PasskeyFailed"
 	// ReasonPaired: a phone has linked the device; nothing to do.
 	ReasonPaired = "Paired"
-	// ReasonPairingFailed: the phone's answer was refused, or WhatsApp changed its codes too often; the message says why. Scan the next code.
+	// ReasonPairingFailed: the phone's answer was refused, WhatsApp did not link the device, or it changed its codes too often; the message says why. Scan the next code.
 	ReasonPairingFailed = "PairingFailed"
 	// ReasonCodeReplaced: WhatsApp does not accept the former QR code any more; scan the new one, also with a phone that has scanned the former one.
 	ReasonCodeReplaced = "CodeReplaced"

@@ -778,6 +778,10 @@ var endings = map[EventType]func(m *Machine, e Event, now time.Time){
 	},
 	EventLoggedOut: func(m *Machine, e Event, now time.Time) {
 		m.setAddress("", "")
+		if m.want.PairingDeadline != nil {
+			m.notLinked(e.Message, now)
+			return
+		}
 		m.rest(v1alpha1.ReasonLoggedOut)
 		message := e.Message + ": change the annotation " + v1alpha1.RestartedAtAnnotation + " and scan again"
 		m.recordEvent(corev1.EventTypeWarning, v1alpha1.ReasonLoggedOut, message)
@@ -795,6 +799,18 @@ var endings = map[EventType]func(m *Machine, e Event, now time.Time){
 		m.recordEvent(corev1.EventTypeWarning, v1alpha1.ReasonOutdated, message)
 		m.phase(v1alpha1.PhaseOutdated, v1alpha1.ReasonOutdated, message, now)
 	},
+}
+
+// notLinked handles that WhatsApp does not know a device at its first login. The library
+// stores the device before it answers the scan (whatsmeow's pair.go, handlePair), so
+// WhatsApp does not get the answer if the connection or the process ends between the two.
+// The pairing continues until its deadline.
+func (m *Machine) notLinked(why string, now time.Time) {
+	m.want.PhoneNumber = ""
+	m.pairingFailure = "WhatsApp did not link the device (" + why + ")"
+	message := m.pairingFailure + ": scan the next code"
+	m.recordEvent(corev1.EventTypeWarning, v1alpha1.ReasonPairingFailed, message)
+	m.onFailed(v1alpha1.ReasonPairingFailed, message, now)
 }
 
 // onEvent handles an event of the present connection.
@@ -842,7 +858,8 @@ func (m *Machine) onEvent(e Event, now time.Time) {
 		m.hideCode()
 		m.setAddress(e.JID, e.LID)
 		m.want.PhoneNumber = e.PhoneNumber
-		m.want.PairingDeadline, m.codeCount, m.pairingFailure = nil, 0, ""
+		// The deadline stays until the first login, see notLinked.
+		m.codeCount, m.pairingFailure = 0, ""
 		m.watchdog = now.Add(pairedTimeout)
 		m.phase(v1alpha1.PhaseConnecting, v1alpha1.ReasonPaired, "the phone "+e.PhoneNumber+" linked the device", now)
 		m.recordEvent(corev1.EventTypeNormal, v1alpha1.ReasonPaired, "the phone "+e.PhoneNumber+" linked the device")

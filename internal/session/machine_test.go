@@ -637,6 +637,84 @@ func TestPairing(t *testing.T) {
 	g.Expect(op).To(Equal(OpDial), "the device logs in at once")
 }
 
+// The library stores a device before WhatsApp links it, so a pairing may end between the two.
+func TestADeviceThatWhatsAppHasNotLinked(t *testing.T) {
+	unlinked := Event{Type: EventLoggedOut, Reason: EndLoggedOut, Message: "unlinked"}
+	paired := func(m *Machine) *Machine {
+		m.onDialed(false, m.dialSpec(), noon)
+		m.onEvent(Event{Type: EventQR, Codes: []string{"one", "two"}}, noon)
+		m.onEvent(Event{Type: EventPairSuccess, JID: jid, PhoneNumber: phone}, noon)
+		m.onEvent(Event{Type: EventDisconnected, Reason: "StreamError515"}, noon)
+		m.socket = socketNone
+		return m
+	}
+	deadline := metav1.NewTime(noon.Add(defaultPairingTimeout))
+	for _, tt := range []struct {
+		name    string
+		machine func() *Machine
+		phase   v1alpha1.Phase
+	}{
+		{
+			name:    "the answer to the scan was lost",
+			machine: func() *Machine { return paired(takenMachine(session(), Device{Starts: 1})) },
+			phase:   v1alpha1.PhasePairing,
+		},
+		{
+			name: "the process ended before it had written the status",
+			machine: func() *Machine {
+				return takenMachine(session(func(s *v1alpha1.WhatsAppSession) {
+					s.Status.Phase, s.Status.PairingDeadline = v1alpha1.PhasePairing, &deadline
+				}), Device{Starts: 2, JID: jid, PhoneNumber: phone})
+			},
+			phase: v1alpha1.PhasePairing,
+		},
+		{
+			name: "the process ended after it had written the status",
+			machine: func() *Machine {
+				first := paired(takenMachine(session(), Device{Starts: 1}))
+				return takenMachine(session(func(s *v1alpha1.WhatsAppSession) { s.Status = *first.want.DeepCopy() }),
+					Device{Starts: 2, JID: jid, PhoneNumber: phone})
+			},
+			phase: v1alpha1.PhasePairing,
+		},
+		{
+			name: "the device had logged in before",
+			machine: func() *Machine {
+				m := paired(takenMachine(session(), Device{Starts: 1}))
+				m.onDialed(true, m.dialSpec(), noon)
+				m.onEvent(Event{Type: EventConnected, JID: jid, PhoneNumber: phone}, noon)
+				m.onEvent(Event{Type: EventDisconnected, Ours: true}, noon)
+				m.socket = socketNone
+				return m
+			},
+			phase: v1alpha1.PhaseLoggedOut,
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			g := NewWithT(t)
+			m := tt.machine()
+			m.events = nil
+			m.onDialed(true, m.dialSpec(), noon)
+			m.onEvent(unlinked, noon)
+			m.socket = socketNone
+			g.Expect(m.want.Phase).To(Equal(tt.phase))
+			g.Expect(m.want.JID).To(BeEmpty())
+			g.Expect(m.events).To(HaveLen(1))
+			_, op := m.decide(noon.Add(backoffMax))
+			if tt.phase == v1alpha1.PhaseLoggedOut {
+				g.Expect(op).To(Equal(OpNone), "a person must act")
+				return
+			}
+			g.Expect(op).To(Equal(OpDial), "the next code")
+			g.Expect(m.events[0].Reason).To(Equal(v1alpha1.ReasonPairingFailed))
+			g.Expect(m.want.PhoneNumber).To(BeEmpty())
+			g.Expect(m.want.PairingDeadline.Time).To(BeTemporally("==", deadline.Time), "the time for pairing does not start again")
+			m.tick(deadline.Time)
+			g.Expect(m.want.Phase).To(Equal(v1alpha1.PhasePairingExpired))
+		})
+	}
+}
+
 func TestRestartCountsOnceAMinute(t *testing.T) {
 	g := NewWithT(t)
 	m := connectedMachine()
