@@ -582,6 +582,11 @@ var errDeleting = errors.New("the device is deleted already")
 // be reading (its store/store.go, Device.Delete). It only logs the error.
 var errMarked = errors.New("the device is deleted, and its stores stay in place until the connection has ended")
 
+// errUndecided: the library deletes a device that it has just stored when it failed to write
+// the answer to the scan (its pair.go, handlePair). WhatsApp may have received that answer
+// and linked the device. Its keys are kept, and the next login shows whether it has.
+var errUndecided = errors.New("the device is kept: the next login shows whether WhatsApp has linked it")
+
 // watchedContainer records when the library deletes the device.
 type watchedContainer struct {
 	store.DeviceContainer
@@ -601,6 +606,9 @@ func (w *watchedContainer) PutDevice(ctx context.Context, d *store.Device) error
 // DeleteDevice implements store.DeviceContainer. It always returns an error; errMarked is a
 // success.
 func (w *watchedContainer) DeleteDevice(ctx context.Context, d *store.Device) error {
+	if !w.connection.Paired() {
+		return errUndecided
+	}
 	if !w.connection.deleting.CompareAndSwap(false, true) {
 		return errDeleting // the library would empty the device a second time
 	}

@@ -373,6 +373,36 @@ func TestACodeThatIsReplaced(t *testing.T) {
 	w.g.Expect(s.event(EventPairSuccess).JID).To(Equal(jid))
 }
 
+// A write that fails may have been received: the device is kept until WhatsApp says at its
+// login that it is not linked.
+func TestTheAnswerToAScanCannotBeWritten(t *testing.T) {
+	w := newEnvironment(t)
+	taking := w.take()
+	s := w.connect(taking, func(o *Options) {
+		o.Allowed = func() error {
+			if r, err := w.store.Record(context.Background(), "u"); err != nil || r.JID != "" {
+				return errors.New("nothing may be written when the device is stored")
+			}
+			return nil
+		}
+	})
+	_, err := w.simulator.Scan(t.Context(), s.event(EventQR).Codes[0], phone)
+	w.g.Expect(err).To(MatchError(simulator.ErrNotNow))
+	s.event(EventDisconnected)
+	s.Close()
+	r, err := w.store.Record(t.Context(), "u")
+	w.g.Expect(err).NotTo(HaveOccurred())
+	w.g.Expect(r.JID).NotTo(BeEmpty())
+
+	s = w.connect(taking)
+	s.event(EventLoggedOut)
+	s.Close()
+	w.pair(taking, phone)
+	s = w.connect(taking)
+	s.event(EventConnected)
+	w.g.Expect(w.simulator.Devices()).To(HaveLen(1))
+}
+
 func TestPairingByCode(t *testing.T) {
 	w := newEnvironment(t)
 	taking := w.take()
