@@ -248,6 +248,61 @@ var faults = []fault{
 			w.eventually("all sessions to be back", w.missing)
 		}
 	}},
+	{"SIGKILL every worker while sessions are paired, all are restarted in place", false, 0, 1, pairDuring(func(w *environment) {
+		for _, p := range w.busiest() {
+			p.kill(restartAfter)
+		}
+	})},
+	{"SIGKILL two workers while sessions are paired: the others take over", false, 1, 1, pairDuring(func(w *environment) {
+		victims := w.busiest()[:2]
+		for _, p := range victims {
+			p.remove()
+		}
+		w.people.release()
+		w.waitUntilMovedFrom(victims)
+	})},
+	{"SIGSTOP workers while sessions are paired, one past its self-fence, one past its fail-over", false, 1, 2, pairDuring(func(w *environment) {
+		first, second := w.busiest()[0], w.busiest()[1]
+		first.pause()
+		second.pause()
+		w.people.release()
+		w.waitFor(10500 * time.Millisecond)
+		first.resume()
+		w.waitFor(30 * time.Second)
+		second.resume()
+	})},
+	{"a rolling restart while sessions are paired", false, 1, 1, pairDuring(func(w *environment) {
+		w.surge(0, 1)
+		w.people.release()
+		w.surge(2, 3)
+		w.leaving.Wait()
+	})},
+	{"the leader is killed while sessions are paired", true, 0, 0, pairDuring(func(w *environment) {
+		w.leader().kill(restartAfter)
+		w.people.release()
+		w.waitFor(5 * time.Second)
+		w.leader().kill(restartAfter)
+	})},
+	{"Redis is restarted empty while sessions are paired", true, 0, 0, pairDuring(func(w *environment) {
+		w.stopRedis()
+		w.people.release()
+		w.waitFor(2 * time.Second)
+		w.startRedis(true)
+	})},
+	{"WhatsApp does not get the answers to scans", true, 0, 0, pairDuring(func(w *environment) {
+		w.inject(simulator.Fault{Kind: simulator.FaultLosePairing})
+		w.people.release()
+		w.waitFor(8 * time.Second)
+	})},
+	{"sessions are deleted and applied again while they are paired and their workers are killed", false, 0, 1, pairDuring(func(w *environment) {
+		for _, n := range w.people.all() {
+			w.people.recreate(n)
+		}
+		w.waitFor(time.Second)
+		for _, p := range w.busiest() {
+			p.kill(restartAfter)
+		}
+	})},
 }
 
 // smoke lists the cases that .ci/run runs (make test-faults-smoke), each with the reason why
@@ -350,6 +405,9 @@ func (w *environment) try(t *testing.T, f fault) result {
 	if f.moves != anyNumber && v.mostMoves > f.moves {
 		t.Errorf("a session was moved %d times; at most %d are allowed", v.mostMoves, f.moves)
 		v.failed = true
+	}
+	if !v.failed {
+		w.endPairings()
 	}
 	return v
 }

@@ -41,19 +41,38 @@ func (w *environment) missing(ctx context.Context) error {
 	}
 	w.mu.Unlock()
 
+	byPhone := w.devicesByPhone()
 	var problems []string
-	for _, s := range w.sessions {
+	for _, n := range w.people.all() {
+		if problem := w.unpairedBecause(n, byName[n.name], byPhone[n.phone]); problem != "" {
+			problems = append(problems, n.name+": "+problem)
+		}
+	}
+	if len(problems) > 0 {
+		return &missingError{problems}
+	}
+	all := w.allSessions()
+	for _, s := range all {
 		if problem := w.problem(s, byName[s.name], devices, workers); problem != "" {
 			problems = append(problems, s.name+": "+problem)
 		}
 	}
-	if connected := w.simulator.Stats().Connected; len(problems) == 0 && connected != len(w.sessions) {
-		problems = append(problems, fmt.Sprintf("the simulator has %d connections for %d devices", connected, len(w.sessions)))
+	if connected := w.simulator.Stats().Connected; len(problems) == 0 && connected != len(all) {
+		problems = append(problems, fmt.Sprintf("the simulator has %d connections for %d devices", connected, len(all)))
 	}
 	if len(problems) == 0 {
 		return nil
 	}
 	return &missingError{problems}
+}
+
+// allSessions returns the sessions and the newcomers.
+func (w *environment) allSessions() []*session {
+	all := slices.Clone(w.sessions)
+	for _, n := range w.people.all() {
+		all = append(all, n.session)
+	}
+	return all
 }
 
 type missingError struct{ problems []string }
@@ -152,12 +171,13 @@ func (w *environment) begin(name string) *caseRun {
 	return c
 }
 
-// loggedIn is the number of logins of all devices since the case began, and the highest
-// number of one device.
+// loggedIn is the number of logins since the case began, and the highest number of one
+// device, of the devices that were linked when it began.
 func (c *caseRun) loggedIn(w *environment) (all, most int64) {
 	for _, d := range w.simulator.Devices() {
-		n := d.Logins - c.logins[d.JID]
-		all, most = all+n, max(most, n)
+		if before, known := c.logins[d.JID]; known {
+			all, most = all+d.Logins-before, max(most, d.Logins-before)
+		}
 	}
 	return all, most
 }
@@ -181,6 +201,9 @@ func (w *environment) check(t *testing.T, c *caseRun) result {
 	defer w.traffic.hold.Unlock()
 	if err == nil {
 		problems = append(problems, w.undelivered(t.Context())...)
+		if err := w.await(time.Minute, w.staleCodes); err != nil {
+			wrong("%v", err)
+		}
 	}
 	v.absences, v.stall = w.absences.take()
 	for _, n := range w.history.takeMoves() {
@@ -197,11 +220,13 @@ func (w *environment) check(t *testing.T, c *caseRun) result {
 			}
 		}
 	}
-	if n := after.Pairings - c.before.Pairings; n > 0 {
-		wrong("paired again: %d", n)
+	all, newcomers := len(w.allSessions()), w.people.all()
+	paired, loggedOut := after.Pairings-c.before.Pairings, after.Logouts-c.before.Logouts
+	if paired-loggedOut != int64(len(newcomers)) {
+		wrong("paired: %d, logged out: %d; %d sessions had to be paired", paired, loggedOut, len(newcomers))
 	}
-	if n := after.Logouts - c.before.Logouts; n > 0 || after.Devices != len(w.sessions) {
-		wrong("logged out: %d; %d devices for %d sessions", n, after.Devices, len(w.sessions))
+	if loggedOut > int64(w.people.recreations()) || after.Devices != all {
+		wrong("logged out: %d; %d devices for %d sessions", loggedOut, after.Devices, all)
 	}
 	if len(after.Unknown) > 0 {
 		wrong("the simulator got unknown requests: %v", after.Unknown)
@@ -240,7 +265,8 @@ func (w *environment) undelivered(ctx context.Context) (problems []string) {
 	}
 	// No keys are lost: every session decrypts a new message without a retry.
 	retries := w.simulator.Stats().Retries
-	for _, s := range w.sessions {
+	all := w.allSessions()
+	for _, s := range all {
 		w.traffic.send(ctx, s)
 	}
 	if err := w.await(time.Minute, allAcknowledged); err != nil {
@@ -251,7 +277,7 @@ func (w *environment) undelivered(ctx context.Context) (problems []string) {
 	}
 	published := func(context.Context) error {
 		var wrong []string
-		for _, s := range w.sessions {
+		for _, s := range all {
 			if last := w.laravel.Status(s.name); last.Status != delivery.Active || last.Phase != string(v1alpha1.PhaseConnected) {
 				wrong = append(wrong, fmt.Sprintf("%s is %s/%s", s.name, last.Status, last.Phase))
 			}

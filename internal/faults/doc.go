@@ -13,8 +13,9 @@
 // process can be paused, resumed and killed, and is then restarted as a kubelet does. Every
 // server can be stopped and started again.
 //
-// During a fault, contacts write messages to random sessions. After it, four checks are
-// made:
+// During a fault, contacts write messages to random sessions. In some cases, and in the
+// random walk, further sessions are paired meanwhile: by QR code, by a code that is typed,
+// and with a passkey. After the fault, these checks are made:
 //
 //   - no connection was doubled: no device logged in while an older connection
 //     of it was alive;
@@ -22,7 +23,10 @@
 //     and in the simulator, and Laravel has it as connected;
 //   - no key is lost: no device was unlinked or paired again, and each decrypts
 //     a new message;
-//   - no message is lost: every message is acknowledged at the end.
+//   - no message is lost: every message is acknowledged at the end;
+//   - each session that was to be paired is connected, with exactly one device at its
+//     account, and no code or request is left in its status, in its annotations, in Redis,
+//     or at Laravel after its last status. When it is deleted, its device is unlinked.
 //
 // # The parts
 //
@@ -30,7 +34,8 @@
 //     pod_test.go: a process and its kubelet; history_test.go: the changes
 //     of the resources, and how long each device was not connected; laravel_test.go: the
 //     receiver.
-//   - traffic_test.go: the messages.
+//   - traffic_test.go: the messages; pairing_test.go: the sessions that are paired during a
+//     fault, and the people who pair them.
 //   - check_test.go: the checks, and the output for a person when one of them fails.
 //   - cases_test.go: the named faults; walk_test.go: the random walk.
 package faults

@@ -70,6 +70,7 @@ type environment struct {
 	traffic   *traffic
 	absences  *absences
 	sessions  []*session
+	people    *people
 
 	ends   []func()
 	dumped bool // dump was called for the present case
@@ -138,6 +139,7 @@ func newEnvironment(root, t *testing.T, sessions int, managerFlags ...string) *e
 	for _, p := range w.workers {
 		w.waitUntilJoined(p)
 	}
+	w.people = newPeople(w)
 	w.pair(sessions)
 	w.absences = newAbsences(w)
 	w.traffic = newTraffic(w)
@@ -437,7 +439,7 @@ func (w *environment) pair(n int) {
 		}
 	}
 	w.must(scans.Wait())
-	w.eventually("all sessions to be connected", func(ctx context.Context) error { return w.missing(ctx) })
+	w.eventually("all sessions to be connected", w.missing)
 	w.note("%d sessions paired in %s", n, time.Since(start).Round(time.Second))
 	w.t.Logf("%d sessions paired in %s", n, time.Since(start).Round(time.Second))
 }
@@ -543,6 +545,7 @@ func (w *environment) heal() {
 	if _, err := w.simulator.Clear("", ""); err != nil {
 		w.reportViolation("the simulator: %v", err)
 	}
+	w.people.rearm()
 	for _, p := range w.allPods() {
 		p.restore()
 	}

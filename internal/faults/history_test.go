@@ -52,8 +52,15 @@ func (h *sessionHistory) follow(ctx context.Context) {
 	if h.w.client.List(ctx, list, client.InNamespace(h.w.namespace)) != nil {
 		return
 	}
+	listed := map[types.UID]bool{}
 	for i := range list.Items {
+		listed[list.Items[i].UID] = true
 		h.store(&list.Items[i])
+	}
+	for _, s := range h.all() {
+		if !listed[s.UID] { // it was deleted while there was no watch
+			h.remove(s)
+		}
 	}
 	watcher, err := h.w.client.Watch(ctx, &v1alpha1.WhatsAppSessionList{}, client.InNamespace(h.w.namespace),
 		&client.ListOptions{Raw: &metav1.ListOptions{ResourceVersion: list.ResourceVersion}})
@@ -190,6 +197,7 @@ func (a *absences) poll() {
 	for _, d := range devices {
 		since, away := a.since[d.JID]
 		switch {
+		case d.Logins == 0: // it is being paired
 		case !d.Connected && !away:
 			a.since[d.JID] = now
 		case d.Connected && away:

@@ -51,6 +51,7 @@ func TestRandomWalk(t *testing.T) {
 		if v := w.check(t, c); v.failed {
 			t.FailNow()
 		}
+		w.endPairings()
 	}
 }
 
@@ -58,6 +59,9 @@ func TestRandomWalk(t *testing.T) {
 func (w *walk) round(began time.Time) {
 	w.busy = map[string]bool{}
 	w.clock, w.ends = time.Since(began), nil
+	for i := range max(len(w.sessions)/10, len(ways)) {
+		w.people.add(ways[i%len(ways)], "")
+	}
 	for end := w.clock + roundLength; w.clock < end; {
 		pause := w.upTo(6 * time.Second)
 		w.advance(began, w.clock+pause)
@@ -126,9 +130,9 @@ func (w *walk) during(where, what string, d time.Duration, begin, end func()) {
 // start starts one fault.
 func (w *walk) start() {
 	w.step++
-	kind, worker, manager, d := w.random.IntN(16), w.random.IntN(workerCount), w.random.IntN(managerCount), w.length()
+	kind, worker, manager, d := w.random.IntN(19), w.random.IntN(workerCount), w.random.IntN(managerCount), w.length()
 	mode, servers := w.random.IntN(2), w.random.IntN(4)
-	coin := w.random.IntN(2) == 0
+	coin, person := w.random.IntN(2) == 0, w.random.IntN(1<<16)
 	place := fmt.Sprintf("worker %d", worker)
 	p := w.workers[worker]
 	if kind <= 6 && w.faultyWorkers() >= busyWorkers && !w.busy[place] {
@@ -191,6 +195,14 @@ func (w *walk) start() {
 			w.newWorker(worker)
 			w.leaving.Go(p.shutDown)
 		}, func() {})
+	case 16:
+		n := w.people.add(ways[person%len(ways)], "")
+		w.log("begins", n.name+" is paired")
+	case 17, 18:
+		all := w.people.all()
+		n := all[person%len(all)]
+		w.log("begins", n.name+" is deleted and applied again")
+		w.people.recreate(n)
 	}
 }
 
