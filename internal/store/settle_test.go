@@ -115,12 +115,61 @@ func TestASettlementOutlivesItsCaller(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		group := s.settlements.join(&taking.Record)
 		cancel()
-		g.Expect(s.settleGroup(ctx, group)).To(Succeed())
+		s.settleGroup(ctx, group)
 		g.Expect(group.done).To(BeClosed())
+		g.Expect(group.err).NotTo(HaveOccurred())
 		r, err := s.Record(t.Context(), "u")
 		g.Expect(err).NotTo(HaveOccurred())
 		g.Expect(r.Unsettled).To(BeZero())
 	})
+}
+
+// The keys of a session may be written for seconds. The settlement of the others does not
+// wait for that: it would keep their records locked meanwhile.
+func TestASettlementDoesNotWaitForOtherSessions(t *testing.T) {
+	g := NewWithT(t)
+	s := open(t, testenv.Postgres(t))
+	g.Expect(s.Migrate(t.Context())).To(Succeed())
+	all := map[string]*Taking{}
+	for _, uid := range []string{"busy", "idle"} {
+		_, err := s.Claim(t.Context(), Claimant{SessionID: uid, Namespace: "a", UID: uid}, never)
+		g.Expect(err).NotTo(HaveOccurred())
+		all[uid], err = s.Take(t.Context(), uid, 1)
+		g.Expect(err).NotTo(HaveOccurred())
+	}
+	unsettled := func(uid string) int64 {
+		r, err := s.Record(t.Context(), uid)
+		g.Expect(err).NotTo(HaveOccurred())
+		return r.Unsettled
+	}
+	var settling sync.WaitGroup
+	errs := make(chan error, 2)
+	err := s.db.DoTxn(t.Context(), nil, func(ctx context.Context) error {
+		if _, err := s.db.Exec(ctx, "SELECT 1 FROM whatsapp_operator_session WHERE uid='busy' FOR SHARE"); err != nil { // as the fence does
+			return err
+		}
+		s.settlements.turn <- struct{}{}
+		for _, taking := range all {
+			settling.Go(func() { errs <- taking.Settle(t.Context()) })
+		}
+		g.Eventually(func() int {
+			s.settlements.mu.Lock()
+			defer s.settlements.mu.Unlock()
+			if s.settlements.next == nil {
+				return 0
+			}
+			return len(s.settlements.next.takings)
+		}).Should(Equal(2))
+		<-s.settlements.turn
+		g.Expect(<-errs).NotTo(HaveOccurred(), "the idle one")
+		g.Expect(unsettled("idle")).To(BeZero())
+		g.Consistently(errs, "100ms").ShouldNot(Receive(), "the busy one waits, alone")
+		return nil
+	})
+	g.Expect(err).NotTo(HaveOccurred())
+	settling.Wait()
+	g.Expect(<-errs).NotTo(HaveOccurred())
+	g.Expect(unsettled("busy")).To(BeZero())
 }
 
 func TestTrials(t *testing.T) {

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+
+	"go.mau.fi/util/dbutil"
 )
 
 // maxSettlements is the maximum number of takings that one statement settles. Each has three
@@ -12,7 +14,10 @@ import (
 const maxSettlements = 500
 
 // settlements groups the takings that are settled at the same time: a worker with a thousand
-// sessions settles them with a few statements instead of a thousand transactions.
+// sessions settles them with a few statements instead of a thousand transactions. A record
+// that is locked, because its session's keys are being written, is left out of the statement
+// and settled alone: the statement would wait with the locks of all the others, and their
+// sessions' writes would wait for it.
 type settlements struct {
 	// turn is held while a statement runs.
 	turn chan struct{}
@@ -26,34 +31,52 @@ type settlements struct {
 type settlementGroup struct {
 	// takings is changed under the mutex of settlements until the statement begins.
 	takings map[*Record]struct{}
-	// done is closed when the statement has ended; err is set before.
-	done chan struct{}
-	err  error
+	// done is closed when the statement has ended; settled and err are set before.
+	done    chan struct{}
+	settled map[settledTaking]struct{}
+	err     error
 }
 
-// settle settles a taking together with the others that wait.
+// settledTaking names a taking.
+type settledTaking struct {
+	uid           string
+	epoch, starts int64
+}
+
+// settle settles a taking, together with the others that wait where that is possible.
 func (s *Store) settle(ctx context.Context, taking Record) error {
+	settled, err := s.settleTogether(ctx, &taking)
+	if settled || err != nil {
+		return err
+	}
+	return s.exec(ctx, "UPDATE whatsapp_operator_session SET unsettled=0, trial=0, taken_by=NULL WHERE uid=$1 AND epoch=$2 AND starts=$3 AND (unsettled<>0 OR trial<>0)",
+		taking.UID, taking.Epoch, taking.Starts)
+}
+
+// settleTogether settles a taking with its group; false: its record was locked, or there is
+// nothing to settle.
+func (s *Store) settleTogether(ctx context.Context, taking *Record) (settled bool, err error) {
 	all := &s.settlements
-	group := all.join(&taking)
+	group := all.join(taking)
 	select {
 	case <-group.done:
-		return group.err
 	case <-ctx.Done():
-		all.leave(group, &taking)
-		return ctx.Err()
+		all.leave(group, taking)
+		return false, ctx.Err()
 	case all.turn <- struct{}{}:
+		select {
+		case <-group.done: // by the previous owner of the turn
+		default:
+			s.settleGroup(ctx, group)
+		}
+		<-all.turn
 	}
-	defer func() { <-all.turn }()
-	select {
-	case <-group.done: // by the previous owner of the turn
-		return group.err
-	default:
-	}
-	return s.settleGroup(ctx, group)
+	_, settled = group.settled[settledTaking{taking.UID, taking.Epoch, taking.Starts}]
+	return settled, group.err
 }
 
 // settleGroup settles the takings of a group, for the owner of the turn.
-func (s *Store) settleGroup(ctx context.Context, group *settlementGroup) error {
+func (s *Store) settleGroup(ctx context.Context, group *settlementGroup) {
 	defer close(group.done)
 	// The caller may be cancelled, because its session leaves, while the others still need the
 	// answer. Its deadline stays.
@@ -62,8 +85,7 @@ func (s *Store) settleGroup(ctx context.Context, group *settlementGroup) error {
 		writing, cancel = context.WithDeadline(writing, deadline)
 	}
 	defer cancel()
-	group.err = s.settleAll(writing, s.settlements.begin(group))
-	return group.err
+	group.settled, group.err = s.settleAll(writing, s.settlements.begin(group))
 }
 
 // join adds a taking to the group that takes more.
@@ -98,15 +120,30 @@ func (a *settlements) begin(group *settlementGroup) []*Record {
 	return takings
 }
 
-func (s *Store) settleAll(ctx context.Context, takings []*Record) error {
+// settleAll settles the takings whose records are not locked, and returns these.
+func (s *Store) settleAll(ctx context.Context, takings []*Record) (map[settledTaking]struct{}, error) {
 	args := make([]any, 0, 3*len(takings))
-	rows := make([]string, 0, len(takings))
+	values := make([]string, 0, len(takings))
 	for _, t := range takings {
 		n := len(args)
 		// PostgreSQL cannot know the types of parameters in VALUES.
-		rows = append(rows, fmt.Sprintf("(CAST($%d AS TEXT), CAST($%d AS BIGINT), CAST($%d AS BIGINT))", n+1, n+2, n+3))
+		values = append(values, fmt.Sprintf("(CAST($%d AS TEXT), CAST($%d AS BIGINT), CAST($%d AS BIGINT))", n+1, n+2, n+3))
 		args = append(args, t.UID, t.Epoch, t.Starts)
 	}
-	return s.exec(ctx, "UPDATE whatsapp_operator_session SET unsettled=0, trial=0, taken_by=NULL WHERE (unsettled<>0 OR trial<>0) AND (uid, epoch, starts) IN (VALUES "+
-		strings.Join(rows, ", ")+")", args...)
+	unlocked := "SELECT uid FROM whatsapp_operator_session WHERE (unsettled<>0 OR trial<>0) AND (uid, epoch, starts) IN (VALUES " + strings.Join(values, ", ") + ")"
+	if s.postgres != nil {
+		unlocked += " FOR NO KEY UPDATE SKIP LOCKED" // SQLite has one writer and no locks of rows
+	}
+	settled := make(map[settledTaking]struct{}, len(takings))
+	err := s.transaction(ctx, func(ctx context.Context) error {
+		clear(settled) // a transaction may be repeated
+		rows, err := s.db.Query(ctx, "UPDATE whatsapp_operator_session SET unsettled=0, trial=0, taken_by=NULL WHERE uid IN ("+unlocked+") RETURNING uid, epoch, starts", args...)
+		return dbutil.NewRowIterWithError(rows, func(row dbutil.Scannable) (t settledTaking, err error) {
+			return t, row.Scan(&t.uid, &t.epoch, &t.starts)
+		}, err).Iter(func(t settledTaking) (bool, error) {
+			settled[t] = struct{}{}
+			return true, nil
+		})
+	})
+	return settled, err
 }
