@@ -117,7 +117,11 @@ func read[T any](ctx context.Context, f *device, fn func(ctx context.Context) (T
 
 // fenced runs fn in one transaction with the fence.
 func (f *device) fenced(ctx context.Context, how lock, fn func(ctx context.Context) error) error {
-	return f.store.transaction(ctx, func(inner context.Context) error {
+	return f.fencedWithin(ctx, answerTimeout, how, fn)
+}
+
+func (f *device) fencedWithin(ctx context.Context, timeout time.Duration, how lock, fn func(ctx context.Context) error) error {
+	return f.store.transactionWithin(ctx, timeout, func(inner context.Context) error {
 		if nested(ctx) { // the transaction of a message, which began with the fence
 			return fn(inner)
 		}
@@ -455,7 +459,18 @@ func (f *device) GetOrGenPreKeys(ctx context.Context, count uint32) ([]*keys.Pre
 			return nil, fmt.Errorf("waiting to make one-time keys: %w", context.Cause(ctx))
 		}
 	}
-	return writeAndRead(ctx, f, func(ctx context.Context) ([]*keys.PreKey, error) { return f.keys.GetOrGenPreKeys(ctx, count) })
+	if err := f.usable(); err != nil {
+		return nil, err
+	}
+	var made []*keys.PreKey
+	err := f.fencedWithin(ctx, preKeysTimeout, shared, func(ctx context.Context) (err error) {
+		made, err = f.keys.GetOrGenPreKeys(ctx, count)
+		return err
+	})
+	if err != nil {
+		return nil, f.lose(err)
+	}
+	return made, nil
 }
 
 func (f *device) GenOnePreKey(ctx context.Context) (*keys.PreKey, error) {

@@ -29,6 +29,10 @@ const (
 	// answerTimeout is the time-out of a transaction, or of a read outside one, from the
 	// wait for a connection to the answer.
 	answerTimeout = 20 * time.Second
+	// preKeysTimeout is the time-out of the transaction that makes a device's one-time keys:
+	// 812 scalar multiplications and as many rows. On an overloaded machine they take long, and
+	// a transaction that ends before loses all of them: the next login would start again.
+	preKeysTimeout = 2 * time.Minute
 	// deleteTimeout is the time-out for marking a device. The end of the connection that
 	// caused the marking must not stop it.
 	deleteTimeout = 5 * time.Second
