@@ -9,8 +9,6 @@ import (
 	"testing"
 
 	. "github.com/onsi/gomega"
-	waBinary "go.mau.fi/whatsmeow/binary"
-	watypes "go.mau.fi/whatsmeow/types"
 	eventsv1 "k8s.io/api/events/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -158,10 +156,7 @@ func TestAServerThatAsksForThePasskeyAgain(t *testing.T) {
 	_, err := s.simulator.Inject(simulator.Fault{Kind: simulator.FaultPasskey})
 	s.Expect(err).NotTo(HaveOccurred())
 	ask := func(options string) {
-		plaintext, err := waBinary.Marshal(waBinary.Node{Tag: "notification", Attrs: waBinary.Attrs{"from": watypes.ServerJID, "id": "1", "type": "passkey_prologue_request"},
-			Content: []waBinary.Node{{Tag: "passkey_request_options", Content: []byte(options)}}})
-		s.Expect(err).NotTo(HaveOccurred())
-		_ = s.simulator.Play("", plaintext) // the connection may have ended
+		_ = s.simulator.PlayPasskeyRequest(options) // the connection may have ended
 	}
 
 	t.Log("twice: the second request is answered")

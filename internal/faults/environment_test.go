@@ -311,7 +311,7 @@ func (w *environment) reportContainerEnded(p *pod) {
 	w.must(w.client.Get(w.t.Context(), client.ObjectKey{Namespace: w.namespace, Name: p.name}, obj))
 	obj.Status.Phase = corev1.PodFailed
 	obj.Status.ContainerStatuses = []corev1.ContainerStatus{{
-		Name: membership.ContainerName, State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 137}},
+		Name: membership.ContainerName, State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 137, FinishedAt: metav1.Now()}},
 	}}
 	w.must(w.client.Status().Update(w.t.Context(), obj))
 }

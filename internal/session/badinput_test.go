@@ -109,7 +109,7 @@ func TestAServerThatAsksAgainAndAgain(t *testing.T) {
 			answer(p)
 			ask(p, time.Time{})
 		}, "asked for the passkey 4 times", 0},
-		"a passkey without a code": {func(p *machineTest, s int) {
+		"a passkey without a code": {func(p *machineTest, _ int) {
 			ask(p, time.Time{})
 		}, "asked for the passkey 4 times", 0},
 		"a passkey once on each connection, without a code": {func(p *machineTest, s int) {

@@ -323,7 +323,7 @@ func TestFaultsOfAPairing(t *testing.T) {
 		faults []Fault
 		see    func(t *testing.T, s *Server, c *client, code string, clk *clocktesting.FakeClock)
 	}{
-		{"the 515 comes late", []Fault{{Kind: FaultSlowEnd, Delay: d(time.Minute)}}, func(t *testing.T, s *Server, c *client, code string, clk *clocktesting.FakeClock) {
+		{"the 515 comes late", []Fault{{Kind: FaultSlowEnd, Delay: d(time.Minute)}}, func(t *testing.T, s *Server, _ *client, code string, clk *clocktesting.FakeClock) {
 			g, start := wait(t), clk.Now()
 			_, err := s.Scan(t.Context(), code, phone)
 			g.Expect(err).NotTo(HaveOccurred())

@@ -18,6 +18,19 @@ import (
 
 // Methods for tests of a client: they send nodes that this server never sends on its own.
 
+// PlayPasskeyRequest asks each client that is not paired for a passkey, with these options,
+// possibly malformed, and again if it was asked before. It returns ErrNotNow if there is none.
+func (s *Server) PlayPasskeyRequest(options string) error {
+	plaintext, err := waBinary.Marshal(waBinary.Node{
+		Tag: "notification", Attrs: waBinary.Attrs{"from": types.ServerJID, "id": "1", "type": "passkey_prologue_request"},
+		Content: []waBinary.Node{{Tag: "passkey_request_options", Content: []byte(options)}},
+	})
+	if err != nil {
+		return fmt.Errorf("encoding the request of a passkey: %w", err)
+	}
+	return s.Play("", plaintext)
+}
+
 // Play sends a frame with that plaintext (a flag byte and an encoded node, possibly
 // malformed) to a device's connection or, without a device, to each client that is not
 // paired. It returns ErrNotNow if there is no connection.

@@ -145,7 +145,7 @@ type longestLine struct {
 }
 
 func (l *longestLine) logger() logr.Logger {
-	return funcr.New(func(prefix, args string) {
+	return funcr.New(func(_, args string) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		if len(args) > len(l.line) {
@@ -355,7 +355,8 @@ func askForPasskey(t *testing.T) (*environment, *testSession, Event) {
 	s := w.connect(w.take())
 	_, err = w.simulator.Scan(t.Context(), s.event(EventQR).Codes[0], phone)
 	w.g.Expect(err).NotTo(HaveOccurred())
-	return w, s, s.event(EventPasskeyRequest)
+	request := s.event(EventPasskeyRequest)
+	return w, s, request
 }
 
 // TestARepeatedRequestCanBeAnswered: the client proves with the secret of the code that was
