@@ -319,15 +319,19 @@ func (r *SessionReconciler) addFinalizer(ctx context.Context, s *v1alpha1.WhatsA
 // used or refused it, and what nobody asks for. Workers may not write annotations.
 func (r *SessionReconciler) removePasskeyAnnotations(ctx context.Context, s *v1alpha1.WhatsAppSession) error {
 	p := s.Status.Passkey
-	base := s.DeepCopy()
+	var done []string
 	if response := s.PasskeyResponse(); response != "" && (p == nil || p.ObservedResponse == session.Digest(response)) {
-		delete(s.Annotations, v1alpha1.PasskeyResponseAnnotation)
+		done = append(done, v1alpha1.PasskeyResponseAnnotation)
 	}
 	if code := s.PasskeyConfirmation(); code != "" && (p == nil || p.ObservedConfirmation == session.Digest(code)) {
-		delete(s.Annotations, v1alpha1.PasskeyConfirmAnnotation)
+		done = append(done, v1alpha1.PasskeyConfirmAnnotation)
 	}
-	if len(s.Annotations) == len(base.Annotations) {
+	if len(done) == 0 {
 		return nil
+	}
+	base := s.DeepCopy()
+	for _, annotation := range done {
+		delete(s.Annotations, annotation)
 	}
 	if err := r.client.Patch(ctx, s, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); err != nil {
 		return fmt.Errorf("removing the annotations of a passkey: %w", err)

@@ -22,6 +22,17 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/worker"
 )
 
+// newPairingEnvironment starts a manager, a worker and a simulator with a fault of pairings.
+func newPairingEnvironment(t *testing.T, fault simulator.FaultKind) *environment {
+	t.Helper()
+	s := newEnvironment(t, "")
+	s.manager()
+	s.worker("worker-1")
+	_, err := s.simulator.Inject(simulator.Fault{Kind: fault})
+	s.Expect(err).NotTo(HaveOccurred())
+	return s
+}
+
 // annotate writes an annotation of a session, as a person does.
 func (s *environment) annotate(name, annotation, value string) {
 	s.t.Helper()
@@ -76,11 +87,7 @@ func (s *environment) events(name string) map[string]int {
 // TestBadAnswersOfAPasskey gives answers that cannot be right. Each is refused with a sentence
 // that says what to change, and removed; the right one links the device afterwards.
 func TestBadAnswersOfAPasskey(t *testing.T) {
-	s := newEnvironment(t, "")
-	s.manager()
-	s.worker("worker-1")
-	_, err := s.simulator.Inject(simulator.Fault{Kind: simulator.FaultPasskey})
-	s.Expect(err).NotTo(HaveOccurred())
+	s := newPairingEnvironment(t, simulator.FaultPasskey)
 	const phone = "+34600444011"
 	s.apply("shop")
 	s.scan("shop", phone)
@@ -150,11 +157,7 @@ func TestBadAnswersOfAPasskey(t *testing.T) {
 // TestAServerThatAsksForThePasskeyAgain: the request that is shown last can be answered, and too
 // many end the pairing with a reason, with few Events and writes.
 func TestAServerThatAsksForThePasskeyAgain(t *testing.T) {
-	s := newEnvironment(t, "")
-	s.manager()
-	s.worker("worker-1")
-	_, err := s.simulator.Inject(simulator.Fault{Kind: simulator.FaultPasskey})
-	s.Expect(err).NotTo(HaveOccurred())
+	s := newPairingEnvironment(t, simulator.FaultPasskey)
 	ask := func(options string) {
 		_ = s.simulator.PlayPasskeyRequest(options) // the connection may have ended
 	}
@@ -205,11 +208,7 @@ func TestAServerThatAsksForThePasskeyAgain(t *testing.T) {
 // TestARetiredCode: a phone scans a code that WhatsApp retires. The session shows the next one
 // at once and says that it must be scanned; the retired one links nothing.
 func TestARetiredCode(t *testing.T) {
-	s := newEnvironment(t, "")
-	s.manager()
-	s.worker("worker-1")
-	_, err := s.simulator.Inject(simulator.Fault{Kind: simulator.FaultRetireCode})
-	s.Expect(err).NotTo(HaveOccurred())
+	s := newPairingEnvironment(t, simulator.FaultRetireCode)
 	const phone = "+34600444031"
 	s.apply("shop")
 	var old string
@@ -219,7 +218,7 @@ func TestARetiredCode(t *testing.T) {
 		}
 		return old
 	}).ShouldNot(BeEmpty())
-	_, err = s.simulator.Scan(t.Context(), old, phone)
+	_, err := s.simulator.Scan(t.Context(), old, phone)
 	s.Expect(err).To(MatchError(simulator.ErrNotNow))
 	s.Expect(s.event("shop", v1alpha1.ReasonCodeReplaced)).To(ContainSubstring("must scan the new one"))
 	s.Eventually(func() string { return s.readyMessage("shop") }).Should(HavePrefix(v1alpha1.ReasonWaitingForScan + ": WhatsApp has replaced the code"))

@@ -21,6 +21,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -173,6 +174,18 @@ func (w *environment) startSimulator() {
 
 // atEnd calls f when the environment ends; the last one added is called first.
 func (w *environment) atEnd(f func()) { w.ends = append(w.ends, f) }
+
+// every calls f again and again until the environment ends, which waits for it. f gets a
+// context that ends then.
+func (w *environment) every(interval time.Duration, f func(context.Context)) {
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		wait.NonSlidingUntilWithContext(ctx, f, interval)
+	}()
+	w.atEnd(func() { cancel(); <-ended })
+}
 
 // end stops everything; it may be called again.
 func (w *environment) end() {

@@ -104,22 +104,8 @@ type people struct {
 
 func newPeople(w *environment) *people {
 	p := &people{w: w}
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		ticker := time.NewTicker(poll)
-		defer ticker.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-ticker.C:
-				p.act(ctx)
-			}
-		}
-	}()
-	w.atEnd(func() { cancel(); <-ended; p.steps.Wait() })
+	w.atEnd(p.steps.Wait)
+	w.every(poll, p.act)
 	return p
 }
 

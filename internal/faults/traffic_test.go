@@ -29,29 +29,12 @@ type traffic struct {
 
 func newTraffic(w *environment) *traffic {
 	t := &traffic{w: w, random: rand.New(rand.NewPCG(w.seed, 1))}
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		t.run(ctx)
-	}()
-	w.atEnd(func() { cancel(); <-ended })
+	w.every(sendInterval, func(ctx context.Context) {
+		t.hold.Lock()
+		defer t.hold.Unlock()
+		t.send(ctx, w.sessions[t.random.IntN(len(w.sessions))])
+	})
 	return t
-}
-
-func (t *traffic) run(ctx context.Context) {
-	ticker := time.NewTicker(sendInterval)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-			t.hold.Lock()
-			t.send(ctx, t.w.sessions[t.random.IntN(len(t.w.sessions))])
-			t.hold.Unlock()
-		}
-	}
 }
 
 // send writes the next message to a session. The caller holds t.hold.

@@ -71,13 +71,6 @@ func (c Control) AnswerPasskey(ctx context.Context, phone string, request []byte
 	return []byte(out.Answer), err
 }
 
-// ConfirmationCode returns the code that the phone with that number shows while a device is
-// linked with its passkey.
-func (c Control) ConfirmationCode(ctx context.Context, phone string) (string, error) {
-	out, err := call[confirmationAnswer](ctx, c, http.MethodGet, "/confirmation-code?"+url.Values{"phone": {phone}}.Encode(), nil)
-	return out.Code, err
-}
-
 // SetAlias makes alias another way to write an account's number.
 func (c Control) SetAlias(ctx context.Context, phone, alias string) error {
 	_, err := call[aliasBody](ctx, c, http.MethodPost, "/alias", aliasBody{Phone: phone, Alias: alias})
@@ -88,18 +81,6 @@ func (c Control) SetAlias(ctx context.Context, phone, alias string) error {
 func (c Control) Send(ctx context.Context, device, from, text string) (string, error) {
 	out, err := call[sendAnswer](ctx, c, http.MethodPost, "/send", sendRequest{Device: device, From: from, Text: text})
 	return out.ID, err
-}
-
-// Notify sends a device a stanza that clients can receive without a request.
-func (c Control) Notify(ctx context.Context, device, from, stanza string) (string, error) {
-	out, err := call[sendAnswer](ctx, c, http.MethodPost, "/notify", notifyRequest{Device: device, From: from, Stanza: stanza})
-	return out.ID, err
-}
-
-// LID returns the JID under which WhatsApp addresses the account with that phone number.
-func (c Control) LID(ctx context.Context, phone string) (string, error) {
-	out, err := call[lidAnswer](ctx, c, http.MethodGet, "/lid?"+url.Values{"phone": {phone}}.Encode(), nil)
-	return out.LID, err
 }
 
 // Received lists the messages of a device, or of all devices if device is empty.

@@ -49,8 +49,8 @@ func (s *Store) settle(ctx context.Context, taking Record) error {
 	if settled || err != nil {
 		return err
 	}
-	return s.exec(ctx, "UPDATE whatsapp_operator_session SET unsettled=0, trial=0, taken_by=NULL WHERE uid=$1 AND epoch=$2 AND starts=$3 AND (unsettled<>0 OR trial<>0)",
-		taking.UID, taking.Epoch, taking.Starts)
+	_, err = s.settleAll(ctx, []*Record{&taking}, true)
+	return err
 }
 
 // settleTogether settles a taking with its group; false: its record was locked, or there is
@@ -85,7 +85,7 @@ func (s *Store) settleGroup(ctx context.Context, group *settlementGroup) {
 		writing, cancel = context.WithDeadline(writing, deadline)
 	}
 	defer cancel()
-	group.settled, group.err = s.settleAll(writing, s.settlements.begin(group))
+	group.settled, group.err = s.settleAll(writing, s.settlements.begin(group), false)
 }
 
 // join adds a taking to the group that takes more.
@@ -120,8 +120,9 @@ func (a *settlements) begin(group *settlementGroup) []*Record {
 	return takings
 }
 
-// settleAll settles the takings whose records are not locked, and returns these.
-func (s *Store) settleAll(ctx context.Context, takings []*Record) (map[settledTaking]struct{}, error) {
+// settleAll settles takings, and returns those that were not settled before. It waits for
+// locked records, or leaves them out.
+func (s *Store) settleAll(ctx context.Context, takings []*Record, wait bool) (map[settledTaking]struct{}, error) {
 	args := make([]any, 0, 3*len(takings))
 	values := make([]string, 0, len(takings))
 	for _, t := range takings {
@@ -130,14 +131,17 @@ func (s *Store) settleAll(ctx context.Context, takings []*Record) (map[settledTa
 		values = append(values, fmt.Sprintf("(CAST($%d AS TEXT), CAST($%d AS BIGINT), CAST($%d AS BIGINT))", n+1, n+2, n+3))
 		args = append(args, t.UID, t.Epoch, t.Starts)
 	}
-	unlocked := "SELECT uid FROM whatsapp_operator_session WHERE (unsettled<>0 OR trial<>0) AND (uid, epoch, starts) IN (VALUES " + strings.Join(values, ", ") + ")"
-	if s.postgres != nil {
-		unlocked += " FOR NO KEY UPDATE SKIP LOCKED" // SQLite has one writer and no locks of rows
+	chosen := "SELECT uid FROM whatsapp_operator_session WHERE (unsettled<>0 OR trial<>0) AND (uid, epoch, starts) IN (VALUES " + strings.Join(values, ", ") + ")"
+	if s.postgres != nil { // SQLite has one writer and no locks of rows
+		chosen += " FOR NO KEY UPDATE"
+		if !wait {
+			chosen += " SKIP LOCKED"
+		}
 	}
 	settled := make(map[settledTaking]struct{}, len(takings))
 	err := s.transaction(ctx, func(ctx context.Context) error {
 		clear(settled) // a transaction may be repeated
-		rows, err := s.db.Query(ctx, "UPDATE whatsapp_operator_session SET unsettled=0, trial=0, taken_by=NULL WHERE uid IN ("+unlocked+") RETURNING uid, epoch, starts", args...)
+		rows, err := s.db.Query(ctx, "UPDATE whatsapp_operator_session SET unsettled=0, trial=0, taken_by=NULL WHERE uid IN ("+chosen+") RETURNING uid, epoch, starts", args...)
 		return dbutil.NewRowIterWithError(rows, func(row dbutil.Scannable) (t settledTaking, err error) {
 			return t, row.Scan(&t.uid, &t.epoch, &t.starts)
 		}, err).Iter(func(t settledTaking) (bool, error) {

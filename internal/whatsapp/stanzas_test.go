@@ -182,7 +182,7 @@ func expectBounded(g *WithT, e Event) {
 
 // TestTodaysStanzasInEveryWrongForm plays every wrong form of every stanza to a real client in
 // each state of its life. The client handles what comes next, or has ended with a reason;
-// what it reports and logs is bounded, and it leaves no goroutine behind.
+// what it reports and logs is bounded. TestMain fails if a goroutine is left.
 func TestTodaysStanzasInEveryWrongForm(t *testing.T) {
 	for name, mode := range map[string]hostileMode{
 		"linked": linkedClient, "offering codes": scanningClient, "asked for a passkey": askedClient, "waiting to be linked": answeredClient,
