@@ -15,7 +15,7 @@ func TestALostPeerIsDetected(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	g.Expect(err).NotTo(HaveOccurred())
 	defer func() { _ = listener.Close() }()
-	cfg, err := parsePostgres("postgres://u:p@" + listener.Addr().String() + "/db?connect_timeout=3")
+	cfg, err := Config{}.parsePostgres("postgres://u:p@" + listener.Addr().String() + "/db?connect_timeout=3")
 	g.Expect(err).NotTo(HaveOccurred())
 	conn, err := cfg.DialFunc(t.Context(), "tcp", listener.Addr().String())
 	g.Expect(err).NotTo(HaveOccurred())

@@ -31,8 +31,9 @@ type Gate struct {
 	// Ping checks whether the database answers and takes writes.
 	Ping func(ctx context.Context) error
 	Log  logr.Logger
-	// OnChange is called when the gate opens or closes; it may be nil.
-	OnChange func(open bool)
+	// OnChange is called when the gate opens (nil), and when it closes, with the reason. It may
+	// be nil, and must not block.
+	OnChange func(reason error)
 
 	mu      sync.Mutex
 	decided chan struct{} // closed when the gate has been opened or closed for the first time
@@ -63,7 +64,7 @@ func (g *Gate) Open() {
 		g.Log.Info("The database answers again")
 	}
 	g.period, g.end = context.WithCancelCause(context.Background())
-	g.change(true)
+	g.change(nil)
 }
 
 // Close ends the calls in flight and refuses later ones.
@@ -79,18 +80,19 @@ func (g *Gate) Close(reason error) {
 		g.end(fmt.Errorf("%w: %w", ErrAway, reason))
 		g.period, g.end = nil, nil
 	}
-	g.change(false)
+	g.change(reason)
 }
 
-// change reports that the gate was opened or closed. It is called with mu held.
-func (g *Gate) change(open bool) {
+// change reports that the gate was opened (nil), or closed for a reason. It is called with mu
+// held.
+func (g *Gate) change(reason error) {
 	select {
 	case <-g.first():
 	default:
 		close(g.decided)
 	}
 	if g.OnChange != nil {
-		g.OnChange(open)
+		g.OnChange(reason)
 	}
 }
 

@@ -65,7 +65,7 @@ func TestTheGateOpensAgain(t *testing.T) {
 		g := NewWithT(t)
 		var answers atomic.Bool
 		var changes []bool
-		gate := &Gate{Log: logr.Discard(), OnChange: func(open bool) { changes = append(changes, open) }, Ping: func(ctx context.Context) error {
+		gate := &Gate{Log: logr.Discard(), OnChange: func(reason error) { changes = append(changes, reason == nil) }, Ping: func(ctx context.Context) error {
 			if answers.Load() {
 				return nil
 			}

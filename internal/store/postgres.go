@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/url"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -33,8 +35,8 @@ var ErrReadOnly = errors.New("the database server takes no writes: the address n
 // transaction only.
 type postgresConnector struct {
 	log logr.Logger
-	// read returns the current URL; nil: it does not change.
-	read func() (string, error)
+	// cfg says how to read the URL, the user and the password again.
+	cfg Config
 	// pooled: there is a pooler between this process and the server.
 	pooled atomic.Bool
 	// generation counts how often all connections were discarded; those of an earlier
@@ -49,18 +51,34 @@ type postgresConnector struct {
 }
 
 func newPostgresConnector(cfg Config, log logr.Logger) (*postgresConnector, error) {
-	config, err := parsePostgres(cfg.URL)
+	config, err := cfg.parsePostgres(cfg.URL)
 	if err != nil {
 		return nil, err
 	}
-	return &postgresConnector{log: log, read: cfg.ReadURL, url: cfg.URL, config: config}, nil
+	return &postgresConnector{log: log, cfg: cfg, url: cfg.URL, config: config}, nil
 }
 
-func parsePostgres(dsn string) (*pgx.ConnConfig, error) {
+// parsePostgres returns how to connect to the database of a URL, as the user and with the
+// password of the files that are named.
+func (c Config) parsePostgres(dsn string) (*pgx.ConnConfig, error) {
 	cfg, err := pgx.ParseConfig(dsn)
 	if err != nil {
 		// The error quotes the URL.
 		return nil, ErrBadURL
+	}
+	if c.PasswordFile != "" && passwordInURL(dsn) {
+		return nil, errors.New("the URL of the store holds a password, and --store-password-file is given as well: keep one")
+	}
+	for _, f := range []struct {
+		flag, path string
+		value      *string
+	}{{"--store-user-file", c.UserFile, &cfg.User}, {"--store-password-file", c.PasswordFile, &cfg.Password}} {
+		if f.path == "" {
+			continue
+		}
+		if *f.value, err = readLine(f.path); err != nil {
+			return nil, fmt.Errorf("%s: %w", f.flag, err)
+		}
 	}
 	if cfg.ConnectTimeout == 0 {
 		cfg.ConnectTimeout = connectTimeout
@@ -71,6 +89,30 @@ func parsePostgres(dsn string) (*pgx.ConnConfig, error) {
 		cfg.RuntimeParams["application_name"] = "whatsapp-operator"
 	}
 	return cfg, nil
+}
+
+// passwordInURL reports whether a URL that can be parsed holds a password. The library's
+// result does not tell: it may have found one in the variable PGPASSWORD.
+func passwordInURL(dsn string) bool {
+	u, err := url.Parse(dsn)
+	if err != nil {
+		return false
+	}
+	_, has := u.User.Password()
+	return has || u.Query().Has("password")
+}
+
+// readLine reads a file without the line end that editors put there.
+func readLine(path string) (string, error) {
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return "", err
+	}
+	line := strings.TrimRight(string(content), "\r\n")
+	if line == "" {
+		return "", fmt.Errorf("the file %s is empty", path)
+	}
+	return line, nil
 }
 
 // Driver implements driver.Connector.
@@ -182,18 +224,18 @@ func broken(code string) bool {
 }
 
 // current returns the configuration of a new connection. The URL is read again for each
-// connection, and so are the files that it names; if it is unusable, the previous one
-// is used.
+// connection, and so are user, password and the files that the URL names; if one of them is
+// unusable, the previous ones are used.
 func (c *postgresConnector) current() *pgx.ConnConfig {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	url, err := c.url, error(nil)
-	if c.read != nil {
-		url, err = c.read()
+	dsn, err := c.url, error(nil)
+	if c.cfg.ReadURL != nil {
+		dsn, err = c.cfg.ReadURL()
 	}
 	var config *pgx.ConnConfig
 	if err == nil {
-		config, err = parsePostgres(url)
+		config, err = c.cfg.parsePostgres(dsn)
 	}
 	if err == nil && !sameDatabase(c.config, config) {
 		err = errors.New("the URL of the store names another server or database now: restart this process to use it")
@@ -201,14 +243,14 @@ func (c *postgresConnector) current() *pgx.ConnConfig {
 	if err != nil {
 		if c.problem != err.Error() {
 			c.problem = err.Error()
-			c.log.Error(err, "Failed to read the URL of the store again, the former one is used")
+			c.log.Error(err, "Failed to read the URL, the user or the password of the store again, the former one is used")
 		}
 		return c.config
 	}
-	if url != c.url {
-		c.log.Info("Read the URL of the store again, new connections use it")
+	if dsn != c.url || config.User != c.config.User || config.Password != c.config.Password {
+		c.log.Info("Read the URL, the user or the password of the store again, new connections use it")
 	}
-	c.url, c.config, c.problem = url, config, ""
+	c.url, c.config, c.problem = dsn, config, ""
 	return config
 }
 
@@ -224,4 +266,28 @@ func sameDatabase(a, b *pgx.ConnConfig) bool {
 		return slices.Compact(hosts)
 	}
 	return a.Database == b.Database && slices.Equal(hosts(a), hosts(b)) && maps.Equal(a.RuntimeParams, b.RuntimeParams)
+}
+
+// ConnectionLimit returns how many connections the server accepts from this store's user at
+// most: max_connections without what is reserved, and the limits of the role and of the
+// database. 0: there is no limit that can be read, because the store is SQLite or there is a
+// pooler before the server.
+func (s *Store) ConnectionLimit(ctx context.Context) (limit int, err error) {
+	if s.postgres == nil || s.postgres.pooled.Load() {
+		return 0, nil
+	}
+	var role, database int // -1: no limit
+	err = s.db.QueryRow(ctx, `SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+			- COALESCE(NULLIF(current_setting('reserved_connections', true), '')::int, 0),
+		COALESCE((SELECT rolconnlimit FROM pg_roles WHERE rolname=current_user), -1),
+		COALESCE((SELECT datconnlimit FROM pg_database WHERE datname=current_database()), -1)`).Scan(&limit, &role, &database)
+	if err != nil {
+		return 0, fmt.Errorf("reading how many connections the database accepts: %w", err)
+	}
+	for _, other := range []int{role, database} {
+		if other >= 0 {
+			limit = min(limit, other)
+		}
+	}
+	return limit, nil
 }

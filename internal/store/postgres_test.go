@@ -5,6 +5,8 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -209,6 +211,87 @@ func TestTheURLIsReadAgain(t *testing.T) {
 	for _, line := range lines {
 		g.Expect(line).NotTo(ContainSubstring("hunter2"))
 	}
+}
+
+// User and password are files of a mounted Secret: a rotation of both is used for new
+// connections, and no connection is closed for it.
+func TestUserAndPasswordAreReadFromFilesAgain(t *testing.T) {
+	g := NewWithT(t)
+	ctx := t.Context()
+	server := testenv.PostgresServer(t)
+	server.RequirePasswords(map[string]string{"first": "hunter2", "second": "hunter3 /@:%"})
+	dir := t.TempDir()
+	userFile, passwordFile := filepath.Join(dir, "user"), filepath.Join(dir, "password")
+	write := func(user, password string) {
+		g.Expect(os.WriteFile(userFile, []byte(user+"\n"), 0o600)).To(Succeed())
+		g.Expect(os.WriteFile(passwordFile, []byte(password+"\n"), 0o600)).To(Succeed())
+	}
+	url := strings.Replace(server.URL(), "postgres@", "", 1)
+	write("first", "hunter9")
+	config := Config{URL: url, UserFile: userFile, PasswordFile: passwordFile, MaxConns: 2}
+	s, err := Open(ctx, config, logr.Discard())
+	g.Expect(err).NotTo(HaveOccurred())
+	defer func() { g.Expect(s.Close()).To(Succeed()) }()
+	err = s.Ping(ctx)
+	g.Expect(err).To(MatchError(ContainSubstring("password authentication failed")))
+	g.Expect(IsUnreachable(err)).To(BeTrue())
+	g.Expect(err.Error()).NotTo(ContainSubstring("hunter"))
+
+	write("first", "hunter2")
+	g.Expect(s.Ping(ctx)).To(Succeed())
+	old, err := s.db.RawDB.Conn(ctx)
+	g.Expect(err).NotTo(HaveOccurred())
+	user := func(conn interface {
+		QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+	}) (name string) {
+		g.ExpectWithOffset(1, conn.QueryRowContext(ctx, "SELECT current_user").Scan(&name)).To(Succeed())
+		return name
+	}
+	g.Expect(user(old)).To(Equal("first"))
+	write("second", "hunter3 /@:%")
+	s.db.RawDB.SetMaxIdleConns(0)
+	g.Expect(user(s.db.RawDB)).To(Equal("second"))
+	g.Expect(user(old)).To(Equal("first"), "a connection that is there stays")
+	g.Expect(old.Close()).To(Succeed())
+	g.Expect(os.Remove(passwordFile)).To(Succeed())
+	g.Expect(user(s.db.RawDB)).To(Equal("second"), "the last one that could be read")
+
+	g.Expect(config.Validate()).To(MatchError(ContainSubstring("--store-password-file")))
+	write("", "x")
+	g.Expect(config.Validate()).To(MatchError(And(ContainSubstring("--store-user-file"), ContainSubstring("empty"))))
+	write("first", "hunter2")
+	g.Expect(config.Validate()).To(Succeed())
+	config.URL = strings.Replace(server.URL(), "postgres@", "postgres:hunter2@", 1)
+	g.Expect(config.Validate()).To(MatchError(ContainSubstring("keep one")))
+	config.URL = "sqlite:x.db"
+	g.Expect(config.Validate()).To(MatchError(ContainSubstring("are for PostgreSQL")))
+}
+
+func TestTheConnectionLimitOfTheDatabase(t *testing.T) {
+	g := NewWithT(t)
+	ctx := t.Context()
+	limit := func(s *Store) int {
+		n, err := s.ConnectionLimit(ctx)
+		g.ExpectWithOffset(1, err).NotTo(HaveOccurred())
+		return n
+	}
+	server := testenv.PostgresServer(t, "-c", "max_connections=50", "-c", "superuser_reserved_connections=5")
+	s := open(t, server.URL())
+	g.Expect(limit(s)).To(Equal(45))
+	for query, want := range map[string]int{
+		"ALTER DATABASE postgres CONNECTION LIMIT 30": 30,
+		"ALTER ROLE postgres CONNECTION LIMIT 20":     20,
+	} {
+		_, err := s.db.Exec(ctx, query)
+		g.Expect(err).NotTo(HaveOccurred())
+		g.Expect(limit(s)).To(BeNumerically("<=", want))
+	}
+	g.Expect(limit(s)).To(Equal(20), "the lowest counts")
+
+	pooled := open(t, testenv.PgBouncer(t))
+	g.Expect(pooled.Ping(ctx)).To(Succeed())
+	g.Expect(limit(pooled)).To(BeZero(), "the pooler's clients are not the server's connections")
+	g.Expect(limit(open(t, kinds["SQLite"](t)))).To(BeZero())
 }
 
 // A process that is stopped in the middle of a taking delays its successor only for a few

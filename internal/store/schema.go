@@ -76,7 +76,7 @@ func (s *Store) WaitForSchema(ctx context.Context) error {
 	ticker := s.clock.NewTicker(schemaInterval)
 	defer ticker.Stop()
 	for waiting := false; ; {
-		ready, err := s.schemaReady(ctx)
+		ready, err := s.SchemaReady(ctx)
 		switch {
 		case ready:
 			return nil
@@ -96,7 +96,9 @@ func (s *Store) WaitForSchema(ctx context.Context) error {
 	}
 }
 
-func (s *Store) schemaReady(ctx context.Context) (bool, error) {
+// SchemaReady reports whether the leader has migrated the tables to what this build needs.
+// With ErrSchemaTooNew this build cannot use them.
+func (s *Store) SchemaReady(ctx context.Context) (bool, error) {
 	for _, db := range []*dbutil.Database{s.db, s.own} {
 		exists, err := db.TableExists(ctx, db.VersionTable)
 		if err != nil || !exists {

@@ -43,9 +43,9 @@ func TestMigrationFromTheFormerRelease(t *testing.T) {
 		g.Expect(s.downgradeWhatsmeow(ctx)).To(Succeed())
 
 		next := open(t, url)
-		g.Expect(next.schemaReady(ctx)).To(BeFalse(), "a worker waits for the leader")
+		g.Expect(next.SchemaReady(ctx)).To(BeFalse(), "a worker waits for the leader")
 		g.Expect(next.Migrate(ctx)).To(Succeed())
-		g.Expect(next.schemaReady(ctx)).To(BeTrue())
+		g.Expect(next.SchemaReady(ctx)).To(BeTrue())
 		taking, err := next.Take(ctx, "uid-id", 2)
 		g.Expect(err).NotTo(HaveOccurred())
 		f := &failures{}

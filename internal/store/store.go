@@ -24,8 +24,9 @@ import (
 
 const (
 	// postgresConns is the default size of the pool: a thousand idle sessions use no
-	// connection, a login uses one for about 2 ms.
-	postgresConns = 16
+	// connection, a login uses one for about 2 ms. The pools of fifty workers and two managers
+	// then add up to 416 connections (docs/scale.md).
+	postgresConns = 8
 	// sqliteConns is the default for SQLite: one writer at a time, and readers beside it.
 	sqliteConns = 4
 )
@@ -39,7 +40,10 @@ type Config struct {
 	// password may change; nil: it is always URL. A URL that names another server or database
 	// is not used before the process is restarted.
 	ReadURL func() (string, error)
-	// MaxConns is the maximum number of connections of this process; 0: 16 for PostgreSQL, 4 for SQLite.
+	// UserFile and PasswordFile are files with the user and the password, which are not in the
+	// URL then. They are read for each new connection to PostgreSQL.
+	UserFile, PasswordFile string
+	// MaxConns is the maximum number of connections of this process; 0: 8 for PostgreSQL, 4 for SQLite.
 	MaxConns int
 	// Clock is the clock for the times of records and marks; nil: the real one.
 	Clock clock.WithTicker
@@ -53,13 +57,28 @@ func (c Config) Validate() error {
 		errs = append(errs, fmt.Errorf("--store-max-connections is %d: choose 1 or more, or 0 for the default", c.MaxConns))
 	}
 	if isPostgres(c.URL) {
-		if _, err := parsePostgres(c.URL); err != nil {
+		if _, err := c.parsePostgres(c.URL); err != nil {
 			errs = append(errs, err)
 		}
+	} else if c.UserFile != "" || c.PasswordFile != "" {
+		errs = append(errs, errors.New("--store-user-file and --store-password-file are for PostgreSQL: leave them out"))
 	} else if _, err := parseSQLite(c.URL); err != nil {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// Connections is the maximum number of connections of this process to PostgreSQL; 0: the
+// store is SQLite.
+func (c Config) Connections() int {
+	switch {
+	case !isPostgres(c.URL):
+		return 0
+	case c.MaxConns == 0:
+		return postgresConns
+	default:
+		return c.MaxConns
+	}
 }
 
 func isPostgres(url string) bool {
@@ -111,9 +130,7 @@ func Open(ctx context.Context, cfg Config, log logr.Logger) (*Store, error) {
 	conns := cfg.MaxConns
 	if isPostgres(cfg.URL) {
 		dialect = "pgx"
-		if conns == 0 {
-			conns = postgresConns
-		}
+		conns = cfg.Connections()
 		if s.postgres, err = newPostgresConnector(cfg, log); err != nil {
 			return nil, err
 		}

@@ -215,6 +215,27 @@ func (p *PostgresProcess) RestartAsStandby() {
 	p.Restart()
 }
 
+// RequirePasswords makes roles that must give their password, by name, and restarts the
+// server. The role postgres, whose URL is URL, still needs none.
+func (p *PostgresProcess) RequirePasswords(roles map[string]string) {
+	p.t.Helper()
+	db, err := sql.Open("pgx", p.URL())
+	if err != nil {
+		p.t.Fatalf("reaching PostgreSQL: %v", err)
+	}
+	defer func() { _ = db.Close() }()
+	for name, password := range roles {
+		if _, err := db.ExecContext(context.Background(), fmt.Sprintf("CREATE ROLE %q LOGIN SUPERUSER PASSWORD '%s'", name, password)); err != nil {
+			p.t.Fatalf("making a role: %v", err)
+		}
+	}
+	rules := p.server.command("/bin/sh", "-c", "printf 'host all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n' >data/pg_hba.conf")
+	if out, err := rules.CombinedOutput(); err != nil {
+		p.t.Fatalf("requiring passwords: %v\n%s", err, out)
+	}
+	p.Restart()
+}
+
 // Terminate ends all other connections to the server, as an administrator or a
 // fail-over does, and returns how many there were.
 func (p *PostgresProcess) Terminate() (n int) {
