@@ -14,6 +14,7 @@ import (
 
 	"github.com/whatsapp-operator/whatsapp-operator/internal/backoff"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/liveness"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/metrics"
 )
 
@@ -82,6 +83,8 @@ type FlusherOptions struct {
 	// Grace is how long running requests may take when the flusher is stopped. Then they are
 	// cancelled and their batches released. Default 10 s.
 	Grace time.Duration
+	// Loop watches the flusher's decisions; nil: nobody does.
+	Loop *liveness.Loop
 	// OnStopped, if set, is called when delivery of a kind stops, and when the reason of a
 	// stop changes, to record an Event. detail is a sentence without secrets. It must not
 	// block.
@@ -180,7 +183,9 @@ func (f *Flusher) Start(ctx context.Context) error {
 	f.log.V(1).Info("Starting delivery", "parallel", f.opts.Parallel, "batch", f.opts.MaxItems)
 
 	for wakeUps := wake; ctx.Err() == nil; {
+		deciding := f.opts.Loop.Begin()
 		timer := f.clock.NewTimer(r.flush(ctx).Sub(f.clock.Now()))
+		deciding.End()
 		select {
 		case <-ctx.Done():
 		case _, open := <-wakeUps:
