@@ -15,19 +15,22 @@ import (
 var errNotDead = errors.New("the worker is not declared dead any more")
 
 // DeathConfirmer decides which workers are dead: neither heartbeat has changed for 15 s
-// while both were visible, or the kubelet has reported the end (docs/architecture.md,
-// "Ownership"). Calls may run concurrently.
+// while both were visible, or the kubelet has reported the end, or the node is lost
+// (docs/architecture.md, "Ownership"). Calls may run concurrently.
 type DeathConfirmer interface {
 	// Dead reports whether the worker of that name is declared dead. It does no I/O. A worker
 	// without any heartbeat is dead after 15 s of observation. After 5 s without an
 	// observation no worker is declared dead.
 	Dead(worker string) bool
+	// LeaseSilent reports whether the worker's Lease has not been renewed for so long that the
+	// worker would be dead by now, if its other heartbeat were visible and silent too. It does no I/O.
+	LeaseSilent(worker string) bool
 	// Confirm observes the heartbeats once more: the result of Dead afterwards is based on
 	// reads that began after the call of Confirm. The error says what could not be read; Dead
 	// takes that into account.
 	Confirm(ctx context.Context) error
-	// Changed receives a value (buffered, never blocks) after the result of Dead has changed
-	// for a worker.
+	// Changed receives a value (buffered, never blocks) after the result of Dead or of
+	// LeaseSilent has changed for a worker.
 	Changed() <-chan struct{}
 }
 
@@ -69,7 +72,7 @@ func (r *placementReconciler) dead(ctx context.Context, sessions []v1alpha1.What
 	return dead
 }
 
-// forwardDeaths requests a run after each change of the result of Dead, until ctx ends.
+// forwardDeaths requests a run after each change that Deaths.Changed reports, until ctx ends.
 func (r *placementReconciler) forwardDeaths(ctx context.Context) error {
 	for {
 		select {

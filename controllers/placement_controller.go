@@ -33,6 +33,7 @@ import (
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/backoff"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/liveness"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/membership"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/metrics"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/placement"
@@ -58,7 +59,7 @@ const (
 // everything is the only request of the placement reconciler: each plan is for all sessions.
 var everything = reconcile.Request{NamespacedName: types.NamespacedName{Name: "placement"}}
 
-// PlacementOptions configure SetupPlacement. All but Concurrency and the rebalancing are required.
+// PlacementOptions configure SetupPlacement. All but Loop, Concurrency and the rebalancing are required.
 type PlacementOptions struct {
 	// Installation is the id of this installation: only its sessions are placed.
 	Installation string
@@ -75,6 +76,8 @@ type PlacementOptions struct {
 	// more load than others; zero: never. RebalanceAfter is how long a worker must have been
 	// live before it gets sessions in this way.
 	RebalanceInterval, RebalanceAfter time.Duration
+	// Loop watches the runs; nil: nobody does.
+	Loop *liveness.Loop
 	// Concurrency is how many sessions are written at a time; default 64, because after the
 	// loss of a worker these writes are more urgent than all others.
 	Concurrency int
@@ -97,6 +100,8 @@ type placementReconciler struct {
 	// not be written.
 	unsettled atomic.Bool
 
+	// run is the present run, for the liveness probe.
+	run *liveness.Run
 	// assumed are decisions that were written and that the cache does not show yet.
 	assumed map[types.UID]assumption
 	// since is when each session began to want a worker, or another one.
@@ -107,6 +112,9 @@ type placementReconciler struct {
 	lost map[string]bool
 	// failingWorkers are the workers that were reported as failing, with what they cannot reach.
 	failingWorkers map[string]string
+	// silences are the workers that are silent and cannot be declared dead, while they hold
+	// connected sessions.
+	silences map[string]*silence
 	// misplaced are the sessions that were reported as connected in another pool, with the
 	// reason.
 	misplaced map[types.UID]string
@@ -177,7 +185,7 @@ func newPlacementReconciler(o PlacementOptions, c client.Client, direct client.R
 		changed: make(chan event.GenericEvent),
 		assumed: map[types.UID]assumption{}, since: map[types.UID]time.Time{}, invalidLimits: map[string]string{}, placed: map[types.UID]time.Time{},
 		failing: map[types.UID]failure{}, lost: map[string]bool{}, rebalanced: map[string]time.Time{}, declined: map[types.UID]string{},
-		failingWorkers: map[string]string{}, misplaced: map[types.UID]string{},
+		failingWorkers: map[string]string{}, silences: map[string]*silence{}, misplaced: map[types.UID]string{},
 	}
 }
 
@@ -268,6 +276,8 @@ func (r *placementReconciler) onLease() handler.EventHandler {
 
 // Reconcile makes a plan and carries it out.
 func (r *placementReconciler) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, error) {
+	r.run = r.Loop.Begin()
+	defer r.run.End()
 	unresolved := r.resolve(ctx) // these sessions keep their assumptions; the others are planned anyway
 	now := r.Clock.Now()
 	snapshot, again, err := r.snapshot(ctx, now)
@@ -283,6 +293,7 @@ func (r *placementReconciler) Reconcile(ctx context.Context, _ ctrl.Request) (ct
 	r.reportMisplaced(plan, snapshot)
 
 	conflicts, retry := r.carryOut(ctx, snapshot, plan, now)
+	retry = earlier(retry, r.markSilentHolders(ctx, snapshot, now))
 	r.unsettled.Store(conflicts || unresolved != nil || !retry.IsZero() || len(plan.Waiting)+len(plan.Unplaceable)+len(plan.Misplaced) > 0)
 	if unresolved != nil {
 		r.Log.Error(unresolved, "Failed to find out whether some placements were written, trying again")
@@ -328,6 +339,7 @@ func (r *placementReconciler) resolve(ctx context.Context) error {
 		}
 		s := &v1alpha1.WhatsAppSession{}
 		err := r.direct.Get(ctx, a.key, s)
+		r.run.Progress()
 		switch {
 		case apierrors.IsNotFound(err), err == nil && (s.UID != uid || s.Status.Epoch < a.epoch):
 			delete(r.assumed, uid)
@@ -631,6 +643,7 @@ func (r *placementReconciler) carryOut(ctx context.Context, snapshot placement.S
 		w := &writes[i]
 		group.Go(func() error {
 			w.assume, w.err = r.write(ctx, w.decision, now)
+			r.run.Progress()
 			return nil // the failure of one session does not delay the others
 		})
 	}

@@ -584,12 +584,13 @@ func (f *fakeIDs) releasedAs(uid types.UID) Release {
 type fakeDeaths struct {
 	mu      sync.Mutex
 	dead    map[string]bool
+	silent  map[string]bool // workers whose Lease is silent
 	renewed map[string]bool // workers that the next observation shows as alive
 	changed chan struct{}
 }
 
 func newFakeDeaths() *fakeDeaths {
-	return &fakeDeaths{dead: map[string]bool{}, renewed: map[string]bool{}, changed: make(chan struct{}, 1)}
+	return &fakeDeaths{dead: map[string]bool{}, silent: map[string]bool{}, renewed: map[string]bool{}, changed: make(chan struct{}, 1)}
 }
 
 // renew renews the heartbeats of a worker that was declared dead. The next observation shows it.
@@ -614,6 +615,20 @@ func (f *fakeDeaths) Dead(worker string) bool {
 	return f.dead[worker]
 }
 
+func (f *fakeDeaths) LeaseSilent(worker string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.silent[worker]
+}
+
+// setSilent makes a worker's Lease silent, or not.
+func (f *fakeDeaths) setSilent(worker string, silent bool) {
+	f.mu.Lock()
+	f.silent[worker] = silent
+	f.mu.Unlock()
+	f.signal()
+}
+
 func (f *fakeDeaths) Changed() <-chan struct{} { return f.changed }
 
 func (f *fakeDeaths) set(worker string, dead bool) {
@@ -621,6 +636,10 @@ func (f *fakeDeaths) set(worker string, dead bool) {
 	f.dead[worker] = dead
 	delete(f.renewed, worker)
 	f.mu.Unlock()
+	f.signal()
+}
+
+func (f *fakeDeaths) signal() {
 	select {
 	case f.changed <- struct{}{}:
 	default:

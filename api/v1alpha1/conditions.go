@@ -46,6 +46,8 @@ const (
 	ReasonNoWorkers = "NoWorkers"
 	// ReasonWorkerFailing: the worker of this Lease cannot reach its database or WhatsApp; check its network and its log.
 	ReasonWorkerFailing = "WorkerFailing"
+	// ReasonWorkerSilent: the worker that holds the session has stopped to renew its Lease, and cannot be declared dead; check its pod and node, and Redis. If the node is lost for good, delete its Node or taint it with node.kubernetes.io/out-of-service.
+	ReasonWorkerSilent = "WorkerSilent"
 	// ReasonWorkerLost: the session's worker died, and another one connects the session; wait.
 	ReasonWorkerLost = "WorkerLost"
 	// ReasonEpochBehind: the store has a higher epoch; the manager raises the epoch by itself; wait.

@@ -23,6 +23,10 @@ const (
 	// askKubeletAfter is how long a Lease must be unchanged before its pod is read: long
 	// enough for one renewal to be missing.
 	askKubeletAfter = RenewInterval + time.Second
+	// shownSilentAfter is how long a Lease must be unchanged before its worker counts as silent
+	// (Observer.LeaseSilent). A worker that dies stops both heartbeats within RenewInterval, and
+	// its death is decided first.
+	shownSilentAfter = SilenceTimeout + RenewInterval + 2*ObserveInterval
 	// ContainerName is the worker's container in its pod.
 	ContainerName = "worker"
 )
@@ -52,6 +56,15 @@ func (r kubeletReport) equal(other kubeletReport) bool {
 	return r.state == other.state && r.finished.Equal(other.finished)
 }
 
+// nodeState is what the API server says about the node of a worker's pod.
+type nodeState int
+
+const (
+	nodeUnknown nodeState = iota // it was not read, or cannot be read
+	nodePresent                  // the Node object exists and is not marked as out of service
+	nodeLost                     // the Node object is gone, or is marked as out of service
+)
+
 // observedLease is one Lease in an observation.
 type observedLease struct {
 	version string // its resourceVersion
@@ -61,6 +74,8 @@ type observedLease struct {
 	acquired time.Time
 	// report is the kubelet's; its state is stateUnknown where the pod was not read.
 	report kubeletReport
+	// node is the state of the pod's node; nodeUnknown where it was not read.
+	node nodeState
 }
 
 // observation is one reading of all heartbeats. The leases or the keys are nil if they
@@ -84,9 +99,11 @@ type observation struct {
 //   - a missing value is not a change: Redis may have been emptied;
 //   - a worker that was never seen counts as silent since the detector began;
 //   - the kubelet's report counts only while it can be about the process that renewed
-//     the heartbeats last.
+//     the heartbeats last;
+//   - the loss of the node counts only after SilenceTimeout without a visible change of
+//     either heartbeat: a person may have deleted the object of a node that still runs.
 //
-// The last rule is for a node that is cut off just when it has restarted the
+// The rule about the kubelet's report is for a node that is cut off just when it has restarted the
 // container: the pod then shows for ever that the container has ended, although the
 // new process lives. So a report does not count if the container finished before the
 // process of the Lease joined, or if either heartbeat has changed after the report. A
@@ -118,7 +135,9 @@ type track struct {
 	report        kubeletReport
 	reportedSince time.Duration
 	// refuted is the last report that was followed by a change of a heartbeat.
-	refuted  kubeletReport
+	refuted kubeletReport
+	// nodeLost: the node of the worker's pod was lost when it was last read.
+	nodeLost bool
 	inLeases bool
 }
 
@@ -157,13 +176,16 @@ func (d *failureDetector) observe(o observation) {
 		switch {
 		case t.lease.podUID != lease.podUID: // reports about another pod do not apply to this one
 			t.leaseChanged, t.changed = o.ended, o.ended
-			t.report, t.refuted = kubeletReport{}, kubeletReport{}
+			t.report, t.refuted, t.nodeLost = kubeletReport{}, kubeletReport{}, false
 		case t.lease.version != lease.version:
 			t.leaseChanged = o.ended
 			t.renewed(o.ended)
 		}
 		t.lease = lease
 		t.reported(lease, o.ended)
+		if lease.node != nodeUnknown {
+			t.nodeLost = lease.node == nodeLost
+		}
 	}
 	for name, t := range d.workers {
 		if _, inKeys := o.keys[name]; !inKeys && o.keys != nil && !t.inLeases && d.silent(name) {
@@ -218,6 +240,19 @@ func (d *failureDetector) silent(name string) bool {
 	return d.last-from >= SilenceTimeout
 }
 
+// leaseSilent reports whether the Lease has not changed for that long while the Leases were
+// visible. A Lease that is gone does not change.
+func (d *failureDetector) leaseSilent(name string, timeout time.Duration) bool {
+	if !d.leasesVisible {
+		return false
+	}
+	from := d.leasesSince
+	if t := d.workers[name]; t != nil {
+		from = max(from, t.leaseChanged)
+	}
+	return d.last-from >= timeout
+}
+
 // next is when to observe again: at the next regular time, or earlier if a silence
 // reaches SilenceTimeout before, because the sessions of a dead worker are down.
 func (d *failureDetector) next() time.Duration {
@@ -238,7 +273,8 @@ func (d *failureDetector) next() time.Duration {
 }
 
 // dead reports whether the worker is silent, or the kubelet has reported that its
-// process has ended and no heartbeat has changed since.
+// process has ended and no heartbeat has changed since, or its node is lost and no
+// heartbeat has visibly changed for SilenceTimeout.
 func (d *failureDetector) dead(name string) bool {
 	if d.silent(name) {
 		return true
@@ -246,6 +282,9 @@ func (d *failureDetector) dead(name string) bool {
 	t := d.workers[name]
 	if t == nil || !t.inLeases || !d.leasesVisible {
 		return false
+	}
+	if t.nodeLost && d.last-max(d.leasesSince, t.changed) >= SilenceTimeout {
+		return true
 	}
 	switch t.report.state {
 	case stateEnded:
@@ -268,6 +307,24 @@ func (d *failureDetector) changedSince(name string, at time.Duration) bool {
 func (d *failureDetector) suspect(name string, l observedLease, now time.Duration) bool {
 	t := d.workers[name]
 	return l.podUID != "" && t != nil && t.lease.version == l.version && now-t.leaseChanged >= askKubeletAfter
+}
+
+// suspectNode reports whether the Lease has been silent for so long that the loss of the
+// worker's node would count.
+func (d *failureDetector) suspectNode(name string, l observedLease, now time.Duration) bool {
+	t := d.workers[name]
+	return t != nil && t.lease.version == l.version && now-t.leaseChanged >= SilenceTimeout
+}
+
+// stateOf returns the state of a node that exists. With the taint a cloud's controller or a
+// person says that the node is shut down and does not come back with its pods.
+func stateOf(node *corev1.Node) nodeState {
+	for _, taint := range node.Spec.Taints {
+		if taint.Key == corev1.TaintNodeOutOfService {
+			return nodeLost
+		}
+	}
+	return nodePresent
 }
 
 // reportOf reads the kubelet's report about the worker's container from the worker's

@@ -21,7 +21,8 @@ type state struct {
 	kubelet                  kubeletReport
 	acquired                 int    // the second at which the process of the Lease joined; 0: the Lease does not say it
 	pod                      string // UID; empty: "p"
-	skip                     bool   // the observer itself is stopped: it does not observe
+	node                     nodeState
+	skip                     bool // the observer itself is stopped: it does not observe
 }
 
 // at returns the time of that second by the clock of the worker's node.
@@ -37,6 +38,14 @@ func during(report kubeletReport, now, from, to int) kubeletReport {
 		return kubeletReport{}
 	}
 	return report
+}
+
+// lostFrom returns the state that the node shows at the second now: it is lost from a second on.
+func lostFrom(now, from int) nodeState {
+	if now < from {
+		return nodePresent
+	}
+	return nodeLost
 }
 
 // deadAt observes the states of a test case every 2 s, and returns the second at which the
@@ -60,7 +69,7 @@ func deadAt(states func(second int) state, seconds int) int {
 		if !s.noAPI {
 			o.leases = map[string]observedLease{}
 			if !s.leaseGone {
-				lease := observedLease{version: fmt.Sprint(version), podUID: types.UID(cmp.Or(s.pod, "p")), report: s.kubelet}
+				lease := observedLease{version: fmt.Sprint(version), podUID: types.UID(cmp.Or(s.pod, "p")), report: s.kubelet, node: s.node}
 				if s.acquired != 0 {
 					lease.acquired = at(s.acquired)
 				}
@@ -346,6 +355,62 @@ func TestFailureDetector(t *testing.T) {
 				return state{leaseRenewed: s < 20, keyRenewed: s < 60 && alive(s), pod: "q", acquired: 12}
 			},
 			dead: 72,
+		},
+		{
+			name: "the node is lost together with the only Redis",
+			states: func(s int) state {
+				return state{leaseRenewed: s < 10, keyRenewed: s < 10, noRedis: s >= 10, node: lostFrom(s, 60)}
+			},
+			dead: 60,
+		},
+		{
+			name: "the Node is deleted although its machine still runs: the worker renews its Lease",
+			states: func(s int) state {
+				return state{leaseRenewed: alive(s), keyRenewed: alive(s), noRedis: s >= 10, node: lostFrom(s, 20)}
+			},
+			dead: -1,
+		},
+		{
+			name: "the Node is deleted while its worker is cut off from the API server and renews its key in Redis",
+			states: func(s int) state {
+				return state{leaseRenewed: s < 10, keyRenewed: alive(s), node: lostFrom(s, 20)}
+			},
+			dead: -1,
+		},
+		{
+			name: "the Node is deleted at once, while Redis does not answer: 15 s of silence decide",
+			states: func(s int) state {
+				return state{leaseRenewed: s < 10, noRedis: s >= 10, node: lostFrom(s, 10)}
+			},
+			dead: 24, // the Lease changed last at 8
+		},
+		{
+			name: "the taint is removed before the silence is long enough",
+			states: func(s int) state {
+				node := lostFrom(s, 10)
+				if s >= 20 {
+					node = nodePresent
+				}
+				return state{leaseRenewed: s < 10, noRedis: true, node: node}
+			},
+			dead: -1,
+		},
+		{
+			name: "the node is lost and the API server fails from time to time: the silence starts again",
+			states: func(s int) state {
+				return state{leaseRenewed: s < 10, noRedis: true, noAPI: s == 20, node: lostFrom(s, 10)}
+			},
+			dead: 38, // visible again at 22, and 15 s
+		},
+		{
+			name: "another pod takes over the name: the loss of the old pod's node does not apply to it",
+			states: func(s int) state {
+				if s < 30 {
+					return state{noRedis: true, noAPI: s > 10, node: lostFrom(s, 6)}
+				}
+				return state{noRedis: true, pod: "q"}
+			},
+			dead: -1,
 		},
 	}
 	for _, tt := range tests {

@@ -39,6 +39,7 @@ const (
 	annotationTokens = annotationPrefix + "tokens"
 	annotationDrain  = annotationPrefix + "draining"
 	annotationPod    = annotationPrefix + "pod-uid"
+	annotationConns  = annotationPrefix + "store-connections"
 	// annotationStore and annotationWhatsApp say whether the worker reaches its database and
 	// WhatsApp: ok or failing.
 	annotationStore    = annotationPrefix + "store"
@@ -81,6 +82,9 @@ type Member struct {
 	Capacity int
 	// Load is how many sessions it held at the last renewal.
 	Load int
+	// StoreConnections is how many connections to the database it opens at most; 0: it does
+	// not use PostgreSQL, or is too old to report it.
+	StoreConnections int
 	// Tokens is how many logins it could begin at once at the last renewal.
 	Tokens int
 	// Draining says that its sessions are being moved away and that it accepts no new ones.
@@ -172,6 +176,9 @@ func FromLease(l *coordinationv1.Lease) (Member, error) {
 		m.StoreFailing = l.Annotations[annotationStore] == failing
 		m.WhatsAppFailing = l.Annotations[annotationWhatsApp] == failing
 	}
+	if n, err := strconv.Atoi(l.Annotations[annotationConns]); err == nil && n >= 0 && n <= maxCount {
+		m.StoreConnections = n
+	}
 	if m.Draining, err = strconv.ParseBool(l.Annotations[annotationDrain]); err != nil {
 		return Member{}, fmt.Errorf("the lease's annotation %s is neither true nor false", annotationDrain)
 	}
@@ -200,6 +207,7 @@ func (m Member) Into(l *coordinationv1.Lease) {
 	annotations[annotationCap] = strconv.Itoa(m.Capacity)
 	annotations[annotationLoad] = strconv.Itoa(m.Load)
 	annotations[annotationTokens] = strconv.Itoa(m.Tokens)
+	annotations[annotationConns] = strconv.Itoa(m.StoreConnections)
 	annotations[annotationDrain] = strconv.FormatBool(m.Draining)
 	annotations[annotationStore] = reached(!m.StoreFailing)
 	annotations[annotationWhatsApp] = reached(!m.WhatsAppFailing)

@@ -16,7 +16,7 @@ import (
 func member() Member {
 	return Member{
 		Release: "main", Name: "worker-a", Incarnation: "k3x9", Pool: "blue", Revision: 7, Format: Format,
-		Capacity: 1000, Load: 12, Tokens: 200, Draining: true,
+		Capacity: 1000, Load: 12, Tokens: 200, StoreConnections: 8, Draining: true,
 		WhatsAppFailing: true, AcquireTime: time.Date(2026, 5, 4, 2, 2, 1, 123456000, time.UTC),
 		RenewTime: time.Date(2026, 5, 4, 3, 2, 1, 123456000, time.UTC), Duration: 15 * time.Second,
 	}
@@ -68,6 +68,11 @@ func TestFromLease(t *testing.T) {
 			name:   "a newer format is read as far as it is known",
 			change: func(l *coordinationv1.Lease) { l.Annotations[annotationFormat] = "7" },
 			want:   func(m *Member) { m.Format = 7 },
+		},
+		{
+			name:   "an older worker does not report its connections to the database",
+			change: func(l *coordinationv1.Lease) { delete(l.Annotations, annotationConns) },
+			want:   func(m *Member) { m.StoreConnections = 0 },
 		},
 		{
 			name: "an older format does not have the newer fields: their values are those of an earlier process",

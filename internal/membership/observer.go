@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -11,8 +12,11 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/whatsapp-operator/whatsapp-operator/internal/liveness"
 )
 
 const (
@@ -53,10 +57,14 @@ type Observer struct {
 	// Visibility, where set, is called after each observation and says whether both
 	// heartbeats were visible.
 	Visibility func(both bool)
+	// Loop watches Start; nil: nobody does.
+	Loop *liveness.Loop
 
 	once    sync.Once
 	turn    chan struct{} // held by the goroutine that observes
 	changed chan struct{}
+	// nodes are the nodes of the workers' pods, by worker. It belongs to the holder of turn.
+	nodes map[string]podNode
 
 	mu       sync.Mutex
 	detector *failureDetector
@@ -66,6 +74,17 @@ type Observer struct {
 	// unseenAreDead says that the heartbeats were visible for SilenceTimeout, so that Dead is
 	// true of a worker that was never seen.
 	unseenAreDead bool
+	// silent are the workers whose Lease is silent; unseenAreSilent says that a worker that
+	// was never seen counts as one.
+	silent          map[string]bool
+	unseenAreSilent bool
+}
+
+// podNode is the node of a pod.
+type podNode struct {
+	pod types.UID
+	// node is its name; empty: the pod could not be read.
+	node string
 }
 
 // death is what the observer knows about a worker that was declared dead. It is kept
@@ -80,7 +99,7 @@ type death struct {
 func (o *Observer) init() {
 	o.once.Do(func() {
 		o.turn, o.changed = make(chan struct{}, 1), make(chan struct{}, 1)
-		o.detector, o.dead = newFailureDetector(), map[string]death{}
+		o.detector, o.dead, o.nodes = newFailureDetector(), map[string]death{}, map[string]podNode{}
 	})
 }
 
@@ -89,9 +108,11 @@ func (o *Observer) init() {
 func (o *Observer) Start(ctx context.Context) error {
 	o.init()
 	for {
+		run := o.Loop.Begin()
 		if err := o.Confirm(ctx); err != nil && ctx.Err() == nil {
 			o.Log.V(1).Info("Failed to read every heartbeat", "reason", err.Error())
 		}
+		run.End()
 		timer := o.Clock.NewTimer(o.untilNext())
 		select {
 		case <-ctx.Done():
@@ -121,7 +142,18 @@ func (o *Observer) Dead(worker string) bool {
 	return o.Elapsed()-o.detector.last <= maxObservationGap && o.detector.dead(worker)
 }
 
-// Changed receives a value after the result of Dead has changed for a worker.
+// LeaseSilent reports whether the worker's Lease has not been renewed for so long that the
+// worker would be dead by now, if its other heartbeat were visible and silent too. It is
+// false while the Leases cannot be read, and if the last observation is older than
+// maxObservationGap. It does no I/O.
+func (o *Observer) LeaseSilent(worker string) bool {
+	o.init()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.Elapsed()-o.detector.last <= maxObservationGap && o.detector.leaseSilent(worker, shownSilentAfter)
+}
+
+// Changed receives a value after the result of Dead or of LeaseSilent has changed for a worker.
 func (o *Observer) Changed() <-chan struct{} {
 	o.init()
 	return o.changed
@@ -183,24 +215,58 @@ func (o *Observer) leases(ctx context.Context) (map[string]observedLease, error)
 			version: list.Items[i].ResourceVersion, podUID: member.PodUID, acquired: member.AcquireTime,
 		}
 	}
+	maps.DeleteFunc(o.nodes, func(name string, _ podNode) bool { _, found := observed[name]; return !found })
 	for name, lease := range observed {
-		o.mu.Lock()
-		suspect := o.detector.suspect(name, lease, o.Elapsed())
-		o.mu.Unlock()
-		if !suspect {
-			continue
-		}
+		observed[name] = o.askKubernetes(ctx, name, lease)
+	}
+	return observed, nil
+}
+
+// askKubernetes adds to a Lease what the kubelet reports about the worker's pod and what
+// became of its node, as far as the silence of the Lease makes them matter. The name of the
+// node is read while the pod exists: Kubernetes deletes the pods of a lost node.
+func (o *Observer) askKubernetes(ctx context.Context, name string, lease observedLease) observedLease {
+	if lease.podUID == "" {
+		return lease
+	}
+	o.mu.Lock()
+	now := o.Elapsed()
+	suspect, suspectNode := o.detector.suspect(name, lease, now), o.detector.suspectNode(name, lease, now)
+	o.mu.Unlock()
+	if suspect || o.nodes[name].pod != lease.podUID {
 		pod := &corev1.Pod{}
 		err := o.Client.Get(ctx, client.ObjectKey{Namespace: o.Namespace, Name: name}, pod)
 		switch {
-		case err == nil:
+		case err == nil && suspect:
 			lease.report = reportOf(pod, lease.podUID, lease.acquired)
-			observed[name] = lease
-		case !apierrors.IsNotFound(err): // the Lease counts without the pod
-			o.Log.V(1).Info("Failed to read the pod of a silent worker", "worker", name, "reason", err.Error())
+		case client.IgnoreNotFound(err) != nil: // the Lease counts without the pod
+			o.Log.V(1).Info("Failed to read the pod of a worker", "worker", name, "reason", err.Error())
+		}
+		switch {
+		case err == nil && pod.UID == lease.podUID && pod.Spec.NodeName != "":
+			o.nodes[name] = podNode{pod: pod.UID, node: pod.Spec.NodeName}
+		case o.nodes[name].pod != lease.podUID && ctx.Err() == nil: // read again when the worker is suspect
+			o.nodes[name] = podNode{pod: lease.podUID}
 		}
 	}
-	return observed, nil
+	if node := o.nodes[name].node; suspectNode && node != "" {
+		lease.node = o.readNode(ctx, node)
+	}
+	return lease
+}
+
+func (o *Observer) readNode(ctx context.Context, name string) nodeState {
+	node := &corev1.Node{}
+	err := o.Client.Get(ctx, client.ObjectKey{Name: name}, node)
+	switch {
+	case err == nil:
+		return stateOf(node)
+	case apierrors.IsNotFound(err):
+		return nodeLost
+	default:
+		o.Log.V(1).Info("Failed to read the node of a silent worker", "node", name, "reason", err.Error())
+		return nodeUnknown
+	}
 }
 
 // evaluate updates the detector with an observation, and signals if the result of Dead
@@ -237,17 +303,33 @@ func (o *Observer) evaluate(seen observation) {
 		}
 		o.dead[name] = death{since: seen.ended}
 		changed = true
-		o.Log.Info("Declared a worker dead", "worker", name, "reportedByKubelet", t.report.ended() && !o.detector.silent(name))
+		silent := o.detector.silent(name)
+		o.Log.Info("Declared a worker dead", "worker", name, "reportedByKubelet", t.report.ended() && !silent, "nodeLost", t.nodeLost && !silent)
 	}
 	unseenAreDead := o.detector.visible && o.detector.last-o.detector.since >= SilenceTimeout
 	changed = changed || unseenAreDead && !o.unseenAreDead
 	o.unseenAreDead = unseenAreDead
-	if changed {
+	if o.updateSilent() || changed {
 		select {
 		case o.changed <- struct{}{}:
 		default:
 		}
 	}
+}
+
+// updateSilent records which Leases are silent, and reports whether that has changed. It is
+// called with mu held.
+func (o *Observer) updateSilent() (changed bool) {
+	silent := map[string]bool{}
+	for name := range o.detector.workers {
+		if o.detector.leaseSilent(name, shownSilentAfter) {
+			silent[name] = true
+		}
+	}
+	unseen := o.detector.leasesVisible && o.detector.last-o.detector.leasesSince >= shownSilentAfter
+	changed = !maps.Equal(silent, o.silent) || unseen != o.unseenAreSilent
+	o.silent, o.unseenAreSilent = silent, unseen
+	return changed
 }
 
 // reportVisibility logs once when a heartbeat cannot be read any more, and once when both

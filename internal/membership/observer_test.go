@@ -100,6 +100,97 @@ func TestTheObserverReadsThePodOfAWorkerThatDoesNotRenew(t *testing.T) {
 	n.Expect(n.Dead("a")).To(BeTrue())
 }
 
+func TestTheObserverReadsTheNodeOfAWorkerThatIsSilent(t *testing.T) {
+	pod := func() *corev1.Pod {
+		return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ops", Name: "a", UID: "uid"}, Spec: corev1.PodSpec{NodeName: "node-1"}}
+	}
+	node := func(taints ...corev1.Taint) *corev1.Node {
+		return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node-1"}, Spec: corev1.NodeSpec{Taints: taints}}
+	}
+	notReady := corev1.Taint{Key: corev1.TaintNodeUnreachable, Effect: corev1.TaintEffectNoExecute}
+	gone := corev1.Taint{Key: corev1.TaintNodeOutOfService, Value: "nodeshutdown", Effect: corev1.TaintEffectNoExecute}
+	for name, tt := range map[string]struct {
+		// lost changes what Kubernetes says about the node, after the worker has been silent.
+		lost func(n *observerTest)
+		dead bool
+	}{
+		"the node is only not ready": {func(n *observerTest) { n.Expect(n.api.Update(t.Context(), node(notReady))).To(Succeed()) }, false},
+		"the node is marked as out of service": {func(n *observerTest) {
+			n.Expect(n.api.Update(t.Context(), node(notReady, gone))).To(Succeed())
+		}, true},
+		"the Node object is deleted": {func(n *observerTest) { n.Expect(n.api.Delete(t.Context(), node())).To(Succeed()) }, true},
+		"Kubernetes has deleted the pod and the Node object": {func(n *observerTest) {
+			n.Expect(n.api.Delete(t.Context(), pod())).To(Succeed())
+			n.Expect(n.api.Delete(t.Context(), node())).To(Succeed())
+		}, true},
+		"only the pod is deleted, as if by force": {func(n *observerTest) { n.Expect(n.api.Delete(t.Context(), pod())).To(Succeed()) }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := observe(t, workerLease("a"), pod(), node())
+			n.keys.down = true // lost together with the node
+			n.pass(time.Minute)
+			n.Expect(n.Dead("a")).To(BeFalse(), "Redis cannot be read, and the node exists")
+			tt.lost(n)
+			n.pass(ObserveInterval)
+			n.Expect(n.Dead("a")).To(Equal(tt.dead))
+		})
+	}
+
+	t.Run("the Node is deleted while the worker still renews its Lease", func(*testing.T) {
+		n := observe(t, workerLease("a"), pod(), node())
+		n.keys.down = true
+		n.Expect(n.api.Delete(t.Context(), node())).To(Succeed())
+		for i := range 20 {
+			n.pass(ObserveInterval)
+			l := workerLease("a")
+			n.Expect(n.api.Get(t.Context(), client.ObjectKeyFromObject(l), l)).To(Succeed())
+			l.Annotations["x"] = fmt.Sprint(i)
+			n.Expect(n.api.Update(t.Context(), l)).To(Succeed())
+			n.Expect(n.Dead("a")).To(BeFalse())
+		}
+	})
+}
+
+func TestASilentLeaseIsNoDeath(t *testing.T) {
+	n := observe(t, workerLease("a"), workerLease("b"))
+	renew := func(name, value string) {
+		l := workerLease(name)
+		n.Expect(n.api.Get(t.Context(), client.ObjectKeyFromObject(l), l)).To(Succeed())
+		l.Annotations["x"] = value
+		n.Expect(n.api.Update(t.Context(), l)).To(Succeed())
+	}
+	pass := func(d time.Duration) { // only b renews its Lease
+		for end := n.now + d; n.now < end; {
+			renew("b", fmt.Sprint(n.now))
+			n.pass(ObserveInterval)
+		}
+	}
+	n.keys.down = true
+	pass(SilenceTimeout)
+	n.Expect(n.LeaseSilent("a")).To(BeFalse(), "its key in Redis may have changed last, and then its death is decided first")
+	pass(shownSilentAfter - SilenceTimeout + ObserveInterval)
+	n.Expect(n.Changed()).To(Receive())
+	n.Expect(n.LeaseSilent("a")).To(BeTrue())
+	n.Expect(n.LeaseSilent("b")).To(BeFalse())
+	n.Expect(n.LeaseSilent("without-a-lease")).To(BeTrue())
+	n.Expect(n.Dead("a")).To(BeFalse(), "Redis cannot be read")
+
+	t.Log("it renews its Lease again")
+	renew("a", "again")
+	pass(ObserveInterval)
+	n.Expect(n.LeaseSilent("a")).To(BeFalse())
+	n.Expect(n.Changed()).To(Receive())
+
+	t.Log("an observer that was stopped knows nothing about the time between")
+	pass(shownSilentAfter + ObserveInterval)
+	n.Expect(n.LeaseSilent("a")).To(BeTrue())
+	n.now += time.Minute
+	n.stopwatch.at(n.now)
+	n.Expect(n.LeaseSilent("a")).To(BeFalse())
+	n.pass(ObserveInterval)
+	n.Expect(n.LeaseSilent("a")).To(BeFalse())
+}
+
 func TestSweepDeletesTheHeartbeatsOfLongDeadWorkers(t *testing.T) {
 	n := observe(t, workerLease("a"))
 	n.keys.values["a"] = "i/7"
