@@ -224,7 +224,7 @@ func (d *demo) start(ctx context.Context) error {
 		return err
 	}
 
-	if err := d.spawn("manager", slices.Concat([]string{"manager", "--leader-elect=false"}, flags, secrets)...); err != nil {
+	if err := d.spawn("manager", slices.Concat([]string{"manager", "--leader-elect=false", "--metrics-secure=false"}, flags, secrets)...); err != nil {
 		return err
 	}
 	for i := 1; i <= workers; i++ {
