@@ -17,9 +17,7 @@ import (
 	"go.uber.org/zap/zapcore"
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
-	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/log/zap"
-	"sigs.k8s.io/controller-runtime/pkg/manager"
 )
 
 // Version of the program; set by the linker.
@@ -33,7 +31,7 @@ func NewRootCommand() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(newManagerCommand(), newWorkerCommand(), newSimulatorCommand(), newStoreCommand(), newDeadLetterCommand(), newRedisACLCommand(), newVersionCommand())
+	root.AddCommand(newManagerCommand(), newWorkerCommand(), newSimulatorCommand(), newStoreCommand(), newDeadLetterCommand(), newRedisACLCommand(), newCRDCommand(), newVersionCommand())
 	root.AddCommand(demoCommands()...)
 	return root
 }
@@ -72,10 +70,35 @@ func newVersionCommand() *cobra.Command {
 
 // start says what the configuration is, and runs a command with a logger.
 func start(cmd *cobra.Command, config *commonConfig, run func(context.Context, logr.Logger) error) error {
+	return runWithLogger(cmd, newLogger(cmd, config), run)
+}
+
+// startProcess does the same for a manager or a worker, which answers the kubelet's probes
+// from now on, and first waits for files that do not exist yet.
+func startProcess(cmd *cobra.Command, config *commonConfig, complete func() error, run func(context.Context, logr.Logger, *probes) error) (err error) {
+	log := newLogger(cmd, config)
+	p, closeProbes, err := serveProbes(cmd.Context(), config.HealthAddress, log)
+	if err != nil {
+		return err
+	}
+	defer closing(closer(closeProbes), &err)
+	return runWithLogger(cmd, log, func(ctx context.Context, log logr.Logger) error {
+		if err := awaitFiles(ctx, complete, p, log); err != nil {
+			return wrongConfiguration(err)
+		}
+		return run(ctx, log, p)
+	})
+}
+
+func newLogger(cmd *cobra.Command, config *commonConfig) logr.Logger {
 	log := zap.New(zap.Level(zapcore.Level(-config.Verbosity)), zap.JSONEncoder(), zap.StacktraceLevel(zapcore.PanicLevel))
 	ctrl.SetLogger(log)
 	klog.SetLogger(log.WithName("kubernetes"))
 	log.Info("Configuration", append([]any{"command", cmd.Name(), "version", Version}, settings(cmd)...)...)
+	return log
+}
+
+func runWithLogger(cmd *cobra.Command, log logr.Logger, run func(context.Context, logr.Logger) error) error {
 	err := run(cmd.Context(), log)
 	if cmd.Context().Err() != nil && errors.Is(err, context.Canceled) {
 		err = nil // it was asked to end
@@ -105,10 +128,3 @@ func (e everywhere) Start(ctx context.Context) error { return e.start(ctx) }
 
 // NeedLeaderElection implements manager.LeaderElectionRunnable.
 func (e everywhere) NeedLeaderElection() bool { return false }
-
-func addChecks(mgr manager.Manager, live, ready healthz.Checker) error {
-	if err := errors.Join(mgr.AddHealthzCheck("live", live), mgr.AddReadyzCheck("ready", ready)); err != nil {
-		return fmt.Errorf("adding the health checks: %w", err)
-	}
-	return nil
-}

@@ -307,11 +307,11 @@ func TestRedisLosesData(t *testing.T) {
 	s.Expect(s.get("a").Status.Reconnects).To(BeZero(), "a Redis outage drops no connection")
 }
 
-// refused starts a worker that is not to get far.
+// refused starts a worker that gives up: it has a start-timeout.
 func (s *environment) refused(redisAddr string, more ...string) *process {
 	return s.start("worker", append([]string{
 		"--kubeconfig=" + s.kube, "--namespace=" + s.namespace, "--redis=" + redisAddr, "--store=" + s.store,
-		"--metrics-bind-address=0", "--health-bind-address=0", "--name=w", "--state-dir=" + s.t.TempDir(),
+		"--metrics-bind-address=0", "--health-bind-address=0", "--name=w", "--state-dir=" + s.t.TempDir(), "--start-timeout=20s",
 	}, more...)...)
 }
 

@@ -53,8 +53,8 @@ func TestEverythingWrongIsReportedAtOnce(t *testing.T) {
 	t.Setenv("WHATSAPP_OPERATOR_REBALANCE_AFTER", "soon")
 	t.Setenv("WHATSAPP_OPERATOR_REDIS", "no-port")
 	for _, args := range [][]string{
-		{"--redis-db=one", "--no-such-flag=1", "--laravel-timeout=long", "--batch-size=0", "-x", "--parallel", "4", "--store="},
-		{"--no-such-flag", "-x", "--parallel=4", "--store=", "--batch-size", "0", "--laravel-timeout", "long", "--redis-db", "one"},
+		{"--redis-db=one", "--no-such-flag=1", "--laravel-timeout=long", "--batch-size=0", "-x", "--parallel", "4", "--store=", "--laravel-url=gopher://x"},
+		{"--no-such-flag", "-x", "--parallel=4", "--store=", "--laravel-url=gopher://x", "--batch-size", "0", "--laravel-timeout", "long", "--redis-db", "one"},
 	} {
 		g := NewWithT(t)
 		out := &bytes.Buffer{}

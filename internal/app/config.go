@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -28,6 +29,11 @@ import (
 // WHATSAPP_OPERATOR_REDIS_DB. A flag takes precedence over its variable.
 const environmentPrefix = "WHATSAPP_OPERATOR_"
 
+// defaultRedisPoolSize is the bound on the connections to a node of Redis. The library's own,
+// ten for each processor, would add up to more than Redis accepts (10,000) where fifty
+// workers run on large machines.
+const defaultRedisPoolSize = 20
+
 // commonConfig is what manager and worker share.
 type commonConfig struct {
 	Kubeconfig      string
@@ -41,18 +47,35 @@ type commonConfig struct {
 	redisDurability string
 	StoreURL        string
 	StoreURLFile    string
-	StoreConns      int
-	StartTimeout    time.Duration
+	// StoreUserFile and StorePasswordFile replace the user and the password of the URL.
+	StoreUserFile, StorePasswordFile string
+	StoreConns                       int
+	// StartTimeout is how long the start waits for what is away; 0: for as long as it takes.
+	StartTimeout time.Duration
+	// PodUID is the UID of the process's pod; empty: it has none, or it is not known.
+	PodUID string
 }
 
+// bindProcess binds the flags of a manager and a worker, which are not commands of a person.
+func (c *commonConfig) bindProcess(f *pflag.FlagSet) {
+	c.bindAll(f)
+	f.DurationVar(&c.StartTimeout, "start-timeout", 0, "how long the start waits for the API server, Redis and the database before the process exits with an error; 0: for as long as it takes, which is right in a cluster")
+	f.StringVar(&c.PodUID, "pod-uid", "", "UID of the pod (metadata.uid): Events about the process are then shown by `kubectl describe pod`, and a worker counts as dead as soon as the kubelet reports that this pod has ended")
+}
+
+// bind binds the flags of a person's command.
 func (c *commonConfig) bind(f *pflag.FlagSet) {
+	c.bindAll(f)
+	f.DurationVar(&c.StartTimeout, "start-timeout", 30*time.Second, "how long the API server, Redis and the store may be unreachable before the command ends with an error")
+}
+
+func (c *commonConfig) bindAll(f *pflag.FlagSet) {
 	f.StringVar(&c.Kubeconfig, "kubeconfig", os.Getenv("KUBECONFIG"), "kubeconfig file; empty: the pod's service account")
 	f.StringVar(&c.Namespace, "namespace", os.Getenv("POD_NAMESPACE"), "namespace of the operator, where the workers' Leases are")
 	f.StringVar(&c.Release, "release", "whatsapp-operator", "name of the release: cluster, namespace and release identify this installation; several installations in one namespace need different names")
 	f.StringVar(&c.MetricsAddress, "metrics-bind-address", "127.0.0.1:8080", "address of the metrics; 0: none")
 	f.StringVar(&c.HealthAddress, "health-bind-address", ":8081", "address of /healthz and /readyz; 0: none")
 	f.IntVarP(&c.Verbosity, "verbosity", "v", 0, "how much is logged: 0 what happened, 1 each step of each session, 2 the WhatsApp client's own log")
-	f.DurationVar(&c.StartTimeout, "start-timeout", 30*time.Second, "how long Redis and the store may be unreachable at the start before the process exits with an error")
 
 	r := &c.Redis
 	f.StringSliceVar(&r.Addresses, "redis", []string{"127.0.0.1:6379"}, "host:port of Redis, of the Sentinels, or of some nodes of the cluster")
@@ -65,13 +88,16 @@ func (c *commonConfig) bind(f *pflag.FlagSet) {
 	f.StringVar(&r.SentinelPasswordFile, "redis-sentinel-password-file", "", "file with the password for the Sentinels")
 	f.BoolVar(&r.TLS, "redis-tls", false, "encrypt the connections to Redis")
 	f.StringVar(&r.CAFile, "redis-ca-file", "", "PEM file with the authorities to trust instead of the system's")
+	f.IntVar(&r.PoolSize, "redis-pool-size", defaultRedisPoolSize, "bound on this process's connections to each node of Redis; its heartbeats have up to 4 more")
 	f.StringVar(&r.KeyPrefix, "redis-key-prefix", "", "prefix of every key")
 	f.BoolVar(&r.AllowVolatile, "allow-volatile-redis", false, "accept a Redis that evicts or does not persist: what waits for Laravel can be lost with it")
 	f.StringVar(&c.redisDurability, "redis-durability", string(redis.DurabilityAuto), "when a write to Redis counts as durable: auto, none, replica or fsync")
 
 	f.StringVar(&c.StoreURL, "store", "", "database of the device keys: postgres://HOST/DATABASE without a password, or sqlite:PATH")
 	f.StringVar(&c.StoreURLFile, "store-file", "", "file with the URL of the database, password included; read again for each new connection")
-	f.IntVar(&c.StoreConns, "store-max-connections", 0, "bound on this process's connections to the database; 0: 16 for PostgreSQL, 4 for SQLite")
+	f.StringVar(&c.StoreUserFile, "store-user-file", "", "file with the user of the database, instead of one in the URL; read again for each new connection")
+	f.StringVar(&c.StorePasswordFile, "store-password-file", "", "file with the password of the database, instead of one in the URL; read again for each new connection")
+	f.IntVar(&c.StoreConns, "store-max-connections", 0, "bound on this process's connections to the database; 0: 8 for PostgreSQL, 4 for SQLite")
 }
 
 // complete sets the fields that are derived from flags, and returns all mistakes.
@@ -98,7 +124,11 @@ func (c *commonConfig) completeWithoutStore() error {
 	p.listenAddress("metrics-bind-address", c.MetricsAddress)
 	p.listenAddress("health-bind-address", c.HealthAddress)
 	within(&p, "verbosity", c.Verbosity, 0, 10)
-	within(&p, "start-timeout", c.StartTimeout, time.Second, time.Hour)
+	within(&p, "start-timeout", c.StartTimeout, 0, time.Hour)
+	within(&p, "redis-pool-size", c.Redis.PoolSize, 1, 10_000)
+	if c.PodUID != "" && !podUIDRule.MatchString(c.PodUID) {
+		p.add("--pod-uid is %q: give metadata.uid of this pod, for example by the downward API", c.PodUID)
+	}
 	within(&p, "redis-db", c.Redis.DB, 0, 1_000_000)
 	return p.err()
 }
@@ -155,7 +185,9 @@ func (c *commonConfig) storeURL() (string, error) {
 
 func (c *commonConfig) storeConfig() (store.Config, error) {
 	url, err := c.storeURL()
-	return store.Config{URL: url, ReadURL: c.storeURL, MaxConns: c.StoreConns}, err
+	return store.Config{
+		URL: url, ReadURL: c.storeURL, UserFile: c.StoreUserFile, PasswordFile: c.StorePasswordFile, MaxConns: c.StoreConns,
+	}, err
 }
 
 // rest configures the client of the API server. The server's priority and fairness
@@ -177,9 +209,12 @@ func (c *commonConfig) rest() (*rest.Config, error) {
 type managerConfig struct {
 	commonConfig
 	LeaderElect bool
-	Laravel     laravel.Config
-	BatchSize   int
-	Parallel    int
+	// MetricsSecure serves the metrics by HTTPS, to those whom the API server lets read them.
+	MetricsSecure  bool
+	MetricsCertDir string
+	Laravel        laravel.Config
+	BatchSize      int
+	Parallel       int
 	// Rebalance, RebalanceInterval and RebalanceAfter say whether, how often and with
 	// which workers unequal loads are made equal.
 	Rebalance         bool
@@ -188,10 +223,12 @@ type managerConfig struct {
 }
 
 func (c *managerConfig) bind(f *pflag.FlagSet) {
-	c.commonConfig.bind(f)
+	c.bindProcess(f)
+	f.BoolVar(&c.MetricsSecure, "metrics-secure", true, "serve the metrics by HTTPS, and only to a bearer token whose owner the API server allows to get /metrics")
+	f.StringVar(&c.MetricsCertDir, "metrics-cert-dir", "", "folder with tls.crt and tls.key for the metrics, read again when they change; empty: a self-signed certificate")
 	f.BoolVar(&c.LeaderElect, "leader-elect", true, "elect a leader among several managers; without it there must be only one")
 	l := &c.Laravel
-	f.StringVar(&l.BaseURL, "laravel-url", "", "base URL of the Laravel application's API, for example https://app.example.com/api")
+	f.StringVar(&l.BaseURL, "laravel-url", "", "base URL of the Laravel application's API, for example https://app.example.com/api; empty: nothing is delivered")
 	f.StringVar(&l.QRPath, "laravel-qr-path", laravel.DefaultQRPath, "path of the QR batches under the base URL")
 	f.StringVar(&l.StatusPath, "laravel-status-path", laravel.DefaultStatusPath, "path of the status batches under the base URL")
 	f.StringVar(&l.TokenFile, "laravel-token-file", "", "file with the bearer token; read again when it changes")
@@ -208,7 +245,20 @@ func (c *managerConfig) bind(f *pflag.FlagSet) {
 
 func (c *managerConfig) complete() error {
 	var p problems
-	p.join(c.commonConfig.complete(), c.Laravel.Validate())
+	p.join(c.commonConfig.complete())
+	if c.delivers() {
+		p.join(c.Laravel.Validate())
+	} else if l := c.Laravel; l.TokenFile != "" || len(l.SigningSecretFiles) > 0 || l.CAFile != "" {
+		p.add("a token, a signing secret or authorities for Laravel are given, but --laravel-url is empty: set it, or leave them all out")
+	}
+	if c.MetricsCertDir != "" {
+		for _, name := range []string{"tls.crt", "tls.key"} {
+			p.file("metrics-cert-dir", filepath.Join(c.MetricsCertDir, name))
+		}
+		if !c.MetricsSecure {
+			p.add("--metrics-cert-dir is given, but --metrics-secure is false: leave one of them out")
+		}
+	}
 	within(&p, "laravel-timeout", c.Laravel.Timeout, 100*time.Millisecond, laravel.MaxTimeout)
 	within(&p, "batch-size", c.BatchSize, 1, 1000)
 	within(&p, "laravel-max-requests", c.Parallel, 1, 64)
@@ -216,6 +266,9 @@ func (c *managerConfig) complete() error {
 	within(&p, "rebalance-after", c.RebalanceAfter, 0, 24*time.Hour)
 	return p.err()
 }
+
+// delivers reports whether there is a Laravel application to deliver to.
+func (c *managerConfig) delivers() bool { return c.Laravel.BaseURL != "" }
 
 // rebalanceInterval is the pace of the rebalancing; zero: it is off.
 func (c *managerConfig) rebalanceInterval() time.Duration {
@@ -235,7 +288,6 @@ type workerConfig struct {
 	Pool           string
 	Capacity       int
 	Revision       int64
-	PodUID         string
 	DrainTimeout   time.Duration
 	GCPercent      int
 	Pace           worker.Pace
@@ -247,7 +299,7 @@ type workerConfig struct {
 }
 
 func (c *workerConfig) bind(f *pflag.FlagSet) {
-	c.commonConfig.bind(f)
+	c.bindProcess(f)
 	hostname, _ := os.Hostname() // an empty name is refused below
 	f.StringVar(&c.Name, "name", hostname, "name of this worker: that of its pod")
 	f.StringVar(&c.ServiceAccount, "service-account", "whatsapp-operator-worker", "service account of the workers, for the message about a proxy Secret that they may not read")
@@ -255,7 +307,6 @@ func (c *workerConfig) bind(f *pflag.FlagSet) {
 	f.StringVar(&c.Pool, "pool", "default", "pool of workers that this one belongs to")
 	f.IntVar(&c.Capacity, "capacity", 1000, "highest number of sessions that are placed here")
 	f.Int64Var(&c.Revision, "revision", 0, "revision of this worker: workers with a higher revision take over the sessions; 0: the revision of the Deployment that the pod belongs to")
-	f.StringVar(&c.PodUID, "pod-uid", "", "UID of the pod: the worker then counts as dead as soon as the kubelet reports that this pod has ended")
 	f.DurationVar(&c.DrainTimeout, "drain-timeout", 25*time.Second, "how long handing over all sessions may take at shutdown; shorter than the pod's terminationGracePeriodSeconds")
 	f.IntVar(&c.GCPercent, "gc-percent", 25, "GOGC of the garbage collector: with many idle connections memory is scarcer than CPU; the variable GOGC takes precedence")
 	f.Float64Var(&c.Pace.LoginsPerSecond, "logins-per-second", 200, "highest rate of logins through one egress")
@@ -300,9 +351,6 @@ func (c *workerConfig) complete() error {
 	within(&p, "capacity", c.Capacity, 1, 1_000_000)
 	if c.Revision < 0 {
 		p.add("--revision is %d: choose 0 or more", c.Revision)
-	}
-	if c.PodUID != "" && !podUIDRule.MatchString(c.PodUID) {
-		p.add("--pod-uid is %q: give metadata.uid of the worker's pod, for example by the downward API", c.PodUID)
 	}
 	within(&p, "drain-timeout", c.DrainTimeout, time.Second, time.Hour)
 	within(&p, "gc-percent", c.GCPercent, 1, 10_000)

@@ -113,7 +113,7 @@ func deadLetterCommand(cmd *cobra.Command, filter *deadLetterFilter, run func(ct
 	config := &commonConfig{}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		return start(cmd, config, func(ctx context.Context, log logr.Logger) (err error) {
-			d, err := openUnclaimed(ctx, config, redis.Manager, log)
+			d, err := openUnclaimed(ctx, config, redis.Manager, processInfo{}, log)
 			if err != nil {
 				return err
 			}

@@ -4,22 +4,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
-	"time"
 
 	"github.com/go-logr/logr"
 	goredis "github.com/redis/go-redis/v9"
 	appsv1 "k8s.io/api/apps/v1"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/rest"
 	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/batch"
@@ -30,8 +28,13 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/store"
 )
 
+// heartbeatPoolSize bounds the connections for heartbeats to each node of Redis: a renewal or
+// an observation uses one at a time.
+const heartbeatPoolSize = 4
+
 // dependencies are the servers that manager and worker need, each checked before it is used.
 type dependencies struct {
+	processInfo
 	config       *commonConfig
 	rest         *rest.Config
 	scheme       *runtime.Scheme
@@ -51,30 +54,60 @@ type dependencies struct {
 	log        logr.Logger
 }
 
-// openDependencies reaches the API server, Redis and the store, and refuses any of
-// them that is not fit or that belongs to another installation. The caller closes them.
-func openDependencies(ctx context.Context, config *commonConfig, role redis.Role, log logr.Logger) (*dependencies, error) {
-	d, err := openUnclaimed(ctx, config, role, log)
+// openDependencies reaches the API server, Redis and the store for a manager or a worker,
+// and waits while one of them is away, not fit, or another installation's. The store may not
+// answer yet. The caller closes them.
+func openDependencies(ctx context.Context, config *commonConfig, role redis.Role, p processInfo, log logr.Logger) (*dependencies, error) {
+	d, err := openUnclaimed(ctx, config, role, p, log)
 	if err != nil {
 		return nil, err
 	}
-	if err := redis.ClaimInstallation(ctx, d.redis, d.keys, d.installation); err != nil {
-		return nil, errors.Join(fmt.Errorf("reading which installation owns Redis: %w", err), d.close())
-	}
-	if err := d.openStore(ctx); err != nil {
+	if err := d.claim(ctx); err != nil {
 		return nil, errors.Join(err, d.close())
-	}
-	elsewhere, _ := d.checkOwnership(ctx) // a database that does not answer is asked again
-	if elsewhere != nil {
-		return nil, errors.Join(elsewhere, d.close())
 	}
 	return d, nil
 }
 
+// claim claims Redis for this installation, and opens the store if that is this one's too.
+func (d *dependencies) claim(ctx context.Context) error {
+	err := d.await(ctx, stepRedisOwner, func(ctx context.Context) (bool, error) {
+		err := redis.ClaimInstallation(ctx, d.redis, d.keys, d.installation)
+		var elsewhere *redis.OwnedElsewhereError
+		return errors.As(err, &elsewhere) && !d.waitsForever(), err
+	})
+	if err == nil {
+		err = d.openStore(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	return d.await(ctx, stepStoreOwner, func(ctx context.Context) (bool, error) {
+		elsewhere, _ := d.checkOwnership(ctx) // a database that does not answer is asked again
+		if elsewhere == nil && ctx.Err() != nil {
+			return false, ctx.Err()
+		}
+		return !d.waitsForever(), elsewhere
+	})
+}
+
+// awaitUsableSchema waits while a newer release has migrated the store to a schema that this
+// program cannot use: it must not lead then. A store that does not answer is asked again by
+// the leader.
+func (d *dependencies) awaitUsableSchema(ctx context.Context) error {
+	return d.await(ctx, stepSchema, func(ctx context.Context) (bool, error) {
+		ctx, cancel := context.WithTimeout(ctx, ownershipTimeout)
+		defer cancel()
+		if _, err := d.store.SchemaReady(ctx); errors.Is(err, store.ErrSchemaTooNew) {
+			return !d.waitsForever(), err
+		}
+		return true, nil
+	})
+}
+
 // openUnclaimed reaches the API server and Redis, also where Redis belongs to another
 // installation.
-func openUnclaimed(ctx context.Context, config *commonConfig, role redis.Role, log logr.Logger) (*dependencies, error) {
-	d, err := openCluster(ctx, config, log)
+func openUnclaimed(ctx context.Context, config *commonConfig, role redis.Role, p processInfo, log logr.Logger) (*dependencies, error) {
+	d, err := openCluster(ctx, config, p, log)
 	if err != nil {
 		return nil, err
 	}
@@ -85,11 +118,12 @@ func openUnclaimed(ctx context.Context, config *commonConfig, role redis.Role, l
 }
 
 // openCluster reaches the API server, which names the installation.
-func openCluster(ctx context.Context, config *commonConfig, log logr.Logger) (_ *dependencies, err error) {
-	d := &dependencies{config: config, scheme: runtime.NewScheme(), clock: clock.RealClock{}, log: log}
+func openCluster(ctx context.Context, config *commonConfig, p processInfo, log logr.Logger) (_ *dependencies, err error) {
+	d := &dependencies{processInfo: p, config: config, scheme: runtime.NewScheme(), clock: clock.RealClock{}, log: log}
 	// Only the kinds that are used: all of Kubernetes' would cost each worker some megabytes.
 	for _, add := range []func(*runtime.Scheme) error{
 		corev1.AddToScheme, appsv1.AddToScheme, coordinationv1.AddToScheme, eventsv1.AddToScheme, v1alpha1.AddToScheme,
+		authenticationv1.AddToScheme, authorizationv1.AddToScheme,
 	} {
 		if err := add(d.scheme); err != nil {
 			return nil, fmt.Errorf("registering the kinds: %w", err)
@@ -111,7 +145,7 @@ func openCluster(ctx context.Context, config *commonConfig, log logr.Logger) (_ 
 // a store of another installation and claims none: a command with a wrong URL must not
 // make that store this installation's.
 func checkStore(ctx context.Context, config *commonConfig, log logr.Logger) (*dependencies, error) {
-	d, err := openCluster(ctx, config, log)
+	d, err := openCluster(ctx, config, processInfo{}, log)
 	if err != nil {
 		return nil, err
 	}
@@ -149,30 +183,9 @@ func (d *dependencies) close() error {
 	return errors.Join(errs...)
 }
 
-// retryUntilReady repeats what may not be there yet, until it succeeds, fails for
-// good or the start's time is over.
-func (d *dependencies) retryUntilReady(ctx context.Context, what string, try func(context.Context) (final bool, err error)) error {
-	var last error
-	err := wait.PollUntilContextTimeout(ctx, time.Second, d.config.StartTimeout, true, func(ctx context.Context) (bool, error) {
-		final, err := try(ctx)
-		if err != nil && !final {
-			if last == nil {
-				d.log.Info("Waiting", "for", what, "error", err.Error())
-			}
-			last = err
-			return false, nil
-		}
-		return true, err
-	})
-	if wait.Interrupted(err) && last != nil && ctx.Err() == nil {
-		return fmt.Errorf("%s cannot be reached for %s: %w", what, d.config.StartTimeout, last)
-	}
-	return err
-}
-
 // identify names the installation: cluster, namespace and release.
 func (d *dependencies) identify(ctx context.Context) error {
-	return d.retryUntilReady(ctx, "the API server", func(ctx context.Context) (bool, error) {
+	return d.await(ctx, stepAPIServer, func(ctx context.Context) (bool, error) {
 		system := &corev1.Namespace{}
 		if err := d.direct.Get(ctx, types.NamespacedName{Name: "kube-system"}, system); err != nil {
 			return false, fmt.Errorf("reading the namespace kube-system, whose UID names this cluster: %w", err)
@@ -182,7 +195,7 @@ func (d *dependencies) identify(ctx context.Context) error {
 	})
 }
 
-// openRedis refuses a Redis that is not fit, or whose user may not do what the role needs.
+// openRedis waits for a Redis that is fit, and whose user may do what the role needs.
 func (d *dependencies) openRedis(ctx context.Context, role redis.Role) error {
 	redis.LogTo(d.log.WithName("redis"))
 	config := d.config.Redis
@@ -191,6 +204,7 @@ func (d *dependencies) openRedis(ctx context.Context, role redis.Role) error {
 	if d.redis, err = redis.New(config); err != nil {
 		return err
 	}
+	config.PoolSize = heartbeatPoolSize
 	if d.heartbeat, err = redis.New(config); err != nil {
 		return err
 	}
@@ -203,14 +217,15 @@ func (d *dependencies) openRedis(ctx context.Context, role redis.Role) error {
 	d.monitor = &redis.Monitor{
 		Client: d.redis, Keys: d.keys, Role: role, User: d.config.Redis.Username, Durability: d.durability, Clock: d.clock,
 	}
-	return d.retryUntilReady(ctx, "Redis", func(ctx context.Context) (bool, error) {
+	return d.await(ctx, stepRedis, func(ctx context.Context) (bool, error) {
 		report, err := d.monitor.Once(ctx)
 		if err != nil {
 			var access *redis.AccessError
-			return errors.Is(err, redis.ErrNotOffered) || errors.As(err, &access), err
+			unfit := errors.Is(err, redis.ErrNotOffered) || errors.As(err, &access)
+			return unfit && !d.waitsForever(), err
 		}
 		if err := report.Err(d.config.Redis.AllowVolatile); err != nil {
-			return true, err
+			return !d.waitsForever(), err
 		}
 		for _, problem := range report.Problems {
 			d.log.Info("WARNING: this Redis may lose what waits for Laravel; allowed by --allow-volatile-redis", "problem", problem)
@@ -237,7 +252,7 @@ func (d *dependencies) openStore(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return d.retryUntilReady(ctx, "the store", func(ctx context.Context) (bool, error) {
+	return d.await(ctx, stepStore, func(ctx context.Context) (bool, error) {
 		opened, err := store.Open(ctx, config, d.log.WithName("store"))
 		if err != nil {
 			return errors.Is(err, store.ErrBadURL), err
@@ -249,10 +264,36 @@ func (d *dependencies) openStore(ctx context.Context) error {
 
 // awaitStore returns when the store answers, for those who can do nothing without it.
 func (d *dependencies) awaitStore(ctx context.Context) error {
-	return d.retryUntilReady(ctx, "the store", func(ctx context.Context) (bool, error) {
+	return d.await(ctx, stepStore, func(ctx context.Context) (bool, error) {
 		ctx, cancel := context.WithTimeout(ctx, store.TakeTimeout)
 		defer cancel()
 		return false, d.store.Ping(ctx)
+	})
+}
+
+// awaitOwnStore returns when the store answers, has the schema that this program needs, and is
+// this installation's.
+func (d *dependencies) awaitOwnStore(ctx context.Context) error {
+	if err := d.awaitStore(ctx); err != nil {
+		return err
+	}
+	err := d.await(ctx, stepSchema, func(ctx context.Context) (bool, error) {
+		ctx, cancel := context.WithTimeout(ctx, store.TakeTimeout)
+		defer cancel()
+		ready, err := d.store.SchemaReady(ctx)
+		if err == nil && !ready {
+			err = errors.New("a manager of this release migrates the store, and none has done it yet: check that a manager runs and what its log says")
+		}
+		return errors.Is(err, store.ErrSchemaTooNew) && !d.waitsForever(), err
+	})
+	if err != nil {
+		return err
+	}
+	return d.await(ctx, stepStoreOwner, func(ctx context.Context) (bool, error) {
+		ctx, cancel := context.WithTimeout(ctx, store.TakeTimeout)
+		defer cancel()
+		err := d.store.SetInstallation(ctx, d.installation)
+		return errors.Is(err, store.ErrOwnedElsewhere) && !d.waitsForever(), err
 	})
 }
 
@@ -299,17 +340,4 @@ func (d *dependencies) monitors(publishAgain func(), fitness func(problem error)
 		return context.Cause(ctx)
 	}
 	return []everywhere{{d.monitor.Start}, {watch}, {d.watchOwnership}}
-}
-
-// pingRedis is a health check.
-func (d *dependencies) pingRedis(r *http.Request) error {
-	if err := d.redis.Ping(r.Context()).Err(); err != nil {
-		return fmt.Errorf("asking Redis: %w", err)
-	}
-	return nil
-}
-
-// metricsOptions serve the metrics as configured.
-func (d *dependencies) metricsOptions() metricsserver.Options {
-	return metricsserver.Options{BindAddress: d.config.MetricsAddress}
 }

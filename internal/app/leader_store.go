@@ -21,9 +21,15 @@ const (
 	prepareInterval = 2 * time.Second
 )
 
-// storeGate returns the gate through which the reconcilers reach the store.
-func (d *dependencies) storeGate() *store.Gate {
-	return &store.Gate{Ping: d.store.Probe, Log: d.log.WithName("store"), OnChange: metrics.SetStoreAnswers}
+// storeGate returns the gate through which the reconcilers reach the store. warn records an
+// Event when the store does not answer any more.
+func (d *dependencies) storeGate(warn func(reason, action, message string)) *store.Gate {
+	return &store.Gate{Ping: d.store.Probe, Log: d.log.WithName("store"), OnChange: func(away error) {
+		metrics.SetStoreAnswers(away == nil)
+		if away != nil {
+			warn("DatabaseAway", "CheckStore", "the database does not answer, new sessions and deletions wait: "+away.Error())
+		}
+	}}
 }
 
 // keepStore is the leader's work on the store: it migrates the schema, claims the

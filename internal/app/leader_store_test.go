@@ -30,7 +30,7 @@ func TestLeaderWithoutDatabase(t *testing.T) {
 			g.Expect(err).NotTo(HaveOccurred(), "a manager begins without its database")
 			defer func() { g.Expect(opened.Close()).To(Succeed()) }()
 			d := &dependencies{store: opened, installation: "here", clock: clock.RealClock{}, log: logr.Discard()}
-			gate := d.storeGate()
+			gate := d.storeGate(func(string, string, string) {})
 			ids := &ids{store: opened, gate: gate}
 			ctx, stop := context.WithCancel(t.Context())
 			ended := make(chan error, 1)
@@ -73,5 +73,5 @@ func TestLeaderWithDatabaseOfAnotherInstallation(t *testing.T) {
 	g.Expect(opened.Migrate(t.Context())).To(Succeed())
 	g.Expect(opened.SetInstallation(t.Context(), "there")).To(Succeed())
 	d := &dependencies{store: opened, installation: "here", clock: clock.RealClock{}, log: logr.Discard()}
-	g.Expect(d.keepStore(t.Context(), d.storeGate())).To(MatchError(store.ErrOwnedElsewhere))
+	g.Expect(d.keepStore(t.Context(), d.storeGate(func(string, string, string) {}))).To(MatchError(store.ErrOwnedElsewhere))
 }

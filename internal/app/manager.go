@@ -2,21 +2,28 @@ package app
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	"k8s.io/client-go/tools/events"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	controllerconfig "sigs.k8s.io/controller-runtime/pkg/config"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
+	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/controllers"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/batch"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/laravel"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/liveness"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/membership"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/metrics"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/publish"
@@ -27,6 +34,17 @@ import (
 const (
 	// sweepInterval is how often the heartbeats of workers that have long been dead are removed.
 	sweepInterval = 10 * time.Minute
+	// noLaravelInterval is how often it is reported that nothing is delivered. Kubernetes keeps
+	// Events for an hour.
+	noLaravelInterval = time.Hour
+
+	// How long the manager's loops may make no progress before the liveness probe fails. Each is
+	// several times as long as all requests of one step may take when a server does not answer:
+	// the observer's reads end after 2 s, a request to an API server that hangs after 45 s, and a
+	// command to Redis is tried four times with 5 s each.
+	observerStuckTimeout  = time.Minute
+	placementStuckTimeout = 3 * time.Minute
+	flusherStuckTimeout   = 5 * time.Minute
 )
 
 func newManagerCommand() *cobra.Command {
@@ -36,36 +54,50 @@ func newManagerCommand() *cobra.Command {
 		Short: "Place the sessions on workers, manage their lifecycle, and deliver updates to Laravel",
 		Args:  noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return start(cmd, &config.commonConfig, func(ctx context.Context, log logr.Logger) error {
-				return runManager(ctx, config, log)
+			return startProcess(cmd, &config.commonConfig, config.complete, func(ctx context.Context, log logr.Logger, p *probes) error {
+				return runManager(ctx, config, p, log)
 			})
 		},
-	}, func([]string) error { return config.complete() })
+	}, checkUnlessMissing(&config.commonConfig, config.complete))
 	config.bind(cmd.Flags())
 	return cmd
 }
 
-func runManager(ctx context.Context, config *managerConfig, log logr.Logger) (err error) {
-	d, err := openDependencies(ctx, &config.commonConfig, redis.Manager, log)
+func runManager(ctx context.Context, config *managerConfig, probes *probes, log logr.Logger) (err error) {
+	limitMemory(log)
+	about := podOf(&config.commonConfig, "")
+	d, err := openDependencies(ctx, &config.commonConfig, redis.Manager, processInfo{probes: probes, pod: about}, log)
 	if err != nil {
 		return err
 	}
 	defer closing(closer(d.close), &err)
+	if err := d.awaitUsableSchema(ctx); err != nil {
+		return err
+	}
+	if err := d.awaitResources(ctx); err != nil {
+		return err
+	}
 
 	mgr, err := manager.New(d.rest, manager.Options{
-		Scheme: d.scheme, Logger: log, Cache: controllers.CacheOptions(config.Namespace, config.Release), Metrics: d.metricsOptions(),
-		HealthProbeBindAddress: config.HealthAddress,
-		LeaderElection:         config.LeaderElect, LeaderElectionID: membership.LeaderLeaseName(config.Release), LeaderElectionNamespace: config.Namespace,
+		Scheme: d.scheme, Logger: log, Cache: controllers.CacheOptions(config.Namespace, config.Release), Metrics: d.metricsOptions(config),
+		Controller: controllerOptions(), HealthProbeBindAddress: "0",
+		LeaderElection: config.LeaderElect, LeaderElectionID: membership.LeaderLeaseName(config.Release), LeaderElectionNamespace: config.Namespace,
 		LeaderElectionReleaseOnCancel: true,
 	})
 	if err != nil {
 		return fmt.Errorf("preparing the manager: %w", err)
 	}
+	loops := liveness.New(d.clock)
+	recorder := mgr.GetEventRecorder(reportingController)
+	warn := func(reason, action, message string) {
+		recorder.Eventf(about, nil, corev1.EventTypeWarning, reason, action, "%s", status.Clean(message, maxNote))
+	}
 	observer := &membership.Observer{
 		Client: d.direct, Namespace: config.Namespace, Release: config.Release, Keys: redis.NewHeartbeat(d.heartbeat, d.keys),
 		Elapsed: membership.Elapsed, Clock: d.clock, Log: log.WithName("observer"), Visibility: metrics.SetHeartbeatsVisible,
+		Loop: loops.Watch("observer", observerStuckTimeout),
 	}
-	gate := d.storeGate()
+	gate := d.storeGate(warn)
 	ids := &ids{store: d.store, gate: gate}
 	sessions, err := controllers.SetupSession(mgr, controllers.SessionOptions{
 		Installation: d.installation, IDs: ids, Publisher: publish.NewManagerPublisher(d.queue, d.cache),
@@ -76,36 +108,40 @@ func runManager(ctx context.Context, config *managerConfig, log logr.Logger) (er
 	}
 	if err := controllers.SetupPlacement(mgr, controllers.PlacementOptions{
 		Installation: d.installation, Clock: d.clock, Log: log.WithName("placement"), Deaths: observer, Deletions: sessions.Deletions, Namespace: config.Namespace, Release: config.Release,
-		RebalanceInterval: config.rebalanceInterval(), RebalanceAfter: config.RebalanceAfter,
+		RebalanceInterval: config.rebalanceInterval(), RebalanceAfter: config.RebalanceAfter, Loop: loops.Watch("placement", placementStuckTimeout),
 	}); err != nil {
 		return err
 	}
-	flusher, closeClient, err := newFlusher(config, d, mgr)
-	if err != nil {
-		return err
-	}
-	defer closeClient()
 	runnables := []manager.Runnable{
-		flusher,
 		observer,
 		manager.RunnableFunc(func(ctx context.Context) error { return d.sweepWorkers(ctx, observer) }),
 		manager.RunnableFunc(func(ctx context.Context) error { return d.keepStore(ctx, gate) }),
-		d.orphans(gate, func(reason, message string) {
-			mgr.GetEventRecorder("whatsapp-operator").Eventf(managerPod(config), nil, corev1.EventTypeWarning, reason, "CompareKeys", "%s", message)
-		}),
+		manager.RunnableFunc(func(ctx context.Context) error { return d.watchConnections(ctx, gate, warn) }),
+		d.orphans(gate, func(reason, message string) { warn(reason, "CompareKeys", message) }),
+		everywhere{d.watchCRD},
 	}
+	if config.delivers() {
+		flusher, closeClient, err := newFlusher(config, d, recorder, about, loops)
+		if err != nil {
+			return err
+		}
+		defer closeClient()
+		runnables = append(runnables, flusher)
+	} else {
+		runnables = append(runnables, manager.RunnableFunc(func(ctx context.Context) error { return d.reportNoLaravel(ctx, warn) }))
+	}
+	metrics.SetLaravelConfigured(config.delivers())
 	publishAgain := func() {
 		if err := sessions.PublishAgain(ctx); err != nil && ctx.Err() == nil {
 			log.Error(err, "Failed to publish again the sessions that no worker holds")
 		}
 	}
 	fitness := func(problem error) {
-		recorder, about := mgr.GetEventRecorder("whatsapp-operator"), managerPod(config)
 		if problem == nil {
 			recorder.Eventf(about, nil, corev1.EventTypeNormal, "RedisFit", "CheckRedis", "Redis is fit again")
 			return
 		}
-		recorder.Eventf(about, nil, corev1.EventTypeWarning, "RedisNotFit", "CheckRedis", "%s", status.Clean(problem.Error(), 512))
+		warn("RedisNotFit", "CheckRedis", problem.Error())
 	}
 	for _, m := range d.monitors(publishAgain, fitness) {
 		runnables = append(runnables, m)
@@ -115,9 +151,16 @@ func runManager(ctx context.Context, config *managerConfig, log logr.Logger) (er
 			return fmt.Errorf("adding to the manager: %w", err)
 		}
 	}
-	if err := addChecks(mgr, healthz.Ping, d.pingRedis); err != nil {
-		return err
+	ready := atomic.Bool{}
+	if err := mgr.Add(everywhere{func(ctx context.Context) error { return awaitCaches(ctx, mgr.GetCache(), &ready) }}); err != nil {
+		return fmt.Errorf("adding to the manager: %w", err)
 	}
+	probes.started(loops.Check, func() error {
+		if !ready.Load() {
+			return errors.New("starting: reading the sessions")
+		}
+		return nil
+	})
 	log.Info("Starting", "installation", d.installation)
 	if err := mgr.Start(ctx); err != nil {
 		return fmt.Errorf("running the manager: %w", err)
@@ -141,26 +184,62 @@ func (d *dependencies) sweepWorkers(ctx context.Context, observer *membership.Ob
 	}
 }
 
-// managerPod is the object of the Events that concern no session: this manager's pod.
-func managerPod(config *managerConfig) *corev1.Pod {
-	pod, _ := os.Hostname() // a pod's host name is its name; without it the Event names nothing
-	return &corev1.Pod{
-		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"},
-		ObjectMeta: metav1.ObjectMeta{Namespace: config.Namespace, Name: pod},
+// metricsOptions serve the manager's metrics as configured.
+func (d *dependencies) metricsOptions(config *managerConfig) metricsserver.Options {
+	o := metricsserver.Options{BindAddress: config.MetricsAddress}
+	if config.MetricsSecure {
+		o.SecureServing, o.CertDir, o.FilterProvider = true, config.MetricsCertDir, d.filterMetrics
+	}
+	return o
+}
+
+// awaitCaches sets ready when the manager has read the sessions and the workers.
+func awaitCaches(ctx context.Context, cached cache.Cache, ready *atomic.Bool) error {
+	for _, obj := range []client.Object{&v1alpha1.WhatsAppSession{}, &coordinationv1.Lease{}} {
+		_, err := cached.GetInformer(ctx, obj)
+		switch {
+		case ctx.Err() != nil:
+			return nil //nolint:nilerr // it was asked to end
+		case err != nil:
+			return fmt.Errorf("reading the sessions and the workers: %w", err)
+		}
+	}
+	ready.Store(true)
+	return nil
+}
+
+// controllerOptions let a process wait for its caches for as long as it takes: without the
+// right to list the sessions, for example, it would otherwise end after two minutes.
+func controllerOptions() controllerconfig.Controller {
+	return controllerconfig.Controller{CacheSyncTimeout: 365 * 24 * time.Hour}
+}
+
+// reportNoLaravel reports, when this manager begins to lead and again each hour, that nothing
+// is delivered.
+func (d *dependencies) reportNoLaravel(ctx context.Context, warn func(reason, action, message string)) error {
+	const message = "no --laravel-url is given: nothing is delivered to Laravel; the newest state of each session waits in Redis"
+	ticker := d.clock.NewTicker(noLaravelInterval)
+	defer ticker.Stop()
+	for {
+		d.log.Info("WARNING: " + message)
+		warn("LaravelNotConfigured", "Deliver", message)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C():
+		}
 	}
 }
 
 // newFlusher joins the queue and Laravel. An Event of the manager's pod reports
 // when delivery stops and when it resumes.
-func newFlusher(config *managerConfig, d *dependencies, mgr manager.Manager) (*batch.Flusher, func(), error) {
+func newFlusher(config *managerConfig, d *dependencies, recorder events.EventRecorder, about *corev1.Pod, loops *liveness.Loops) (*batch.Flusher, func(), error) {
 	client, err := laravel.New(config.Laravel, d.clock, d.log.WithName("laravel"))
 	if err != nil {
 		return nil, nil, err
 	}
-	about := managerPod(config)
-	recorder := mgr.GetEventRecorder("whatsapp-operator")
 	options := batch.FlusherOptions{
-		Parallel: config.Parallel, RequestTimeout: config.Laravel.Timeout,
+		Parallel: config.Parallel, RequestTimeout: config.Laravel.Timeout, Loop: loops.Watch("flusher", flusherStuckTimeout),
 		OnStopped: func(kind delivery.Kind, reason batch.StopReason, detail string) {
 			recorder.Eventf(about, nil, corev1.EventTypeWarning, string(reason), "Deliver", "delivery of %s updates has stopped, nothing is lost: %s", kind, detail)
 		},

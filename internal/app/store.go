@@ -49,7 +49,7 @@ PasskeyExpired says so. The command may be repeated.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return start(cmd, config, func(ctx context.Context, log logr.Logger) (err error) {
-				d, err := openUnclaimed(ctx, config, redis.Manager, log)
+				d, err := openUnclaimed(ctx, config, redis.Manager, processInfo{}, log)
 				if err != nil {
 					return err
 				}

@@ -3,8 +3,8 @@ package app
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
-	"net/http"
 	"os"
 	"runtime/debug"
 	"strings"
@@ -19,6 +19,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/kube"
@@ -48,11 +49,11 @@ func workerCommand(accounts func(worker.Accounts) worker.Accounts) *cobra.Comman
 		Short: "Hold the connections of the sessions that are placed here",
 		Args:  noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return start(cmd, &config.commonConfig, func(ctx context.Context, log logr.Logger) error {
-				return runWorker(ctx, config, log.WithValues("worker", config.Name))
+			return startProcess(cmd, &config.commonConfig, config.complete, func(ctx context.Context, log logr.Logger, p *probes) error {
+				return runWorker(ctx, config, p, log.WithValues("worker", config.Name))
 			})
 		},
-	}, func([]string) error { return config.complete() })
+	}, checkUnlessMissing(&config.commonConfig, config.complete))
 	config.bind(cmd.Flags())
 	return cmd
 }
@@ -68,31 +69,28 @@ func reportLibrary(clk clock.PassiveClock, log logr.Logger) error {
 	return metrics.RegisterLibraryAge(built, clk.Now)
 }
 
-func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err error) {
+func runWorker(ctx context.Context, config *workerConfig, probes *probes, log logr.Logger) (err error) {
 	if _, set := os.LookupEnv("GOGC"); !set {
 		debug.SetGCPercent(config.GCPercent)
 	}
+	limitMemory(log)
 	incarnation, err := membership.OpenIncarnation(config.StateDir)
 	if err != nil {
 		return err
 	}
 	defer closing(incarnation, &err)
 
-	d, err := openDependencies(ctx, &config.commonConfig, redis.Worker, log)
+	d, err := openDependencies(ctx, &config.commonConfig, redis.Worker, processInfo{probes: probes, pod: podOf(&config.commonConfig, config.Name)}, log)
 	if err != nil {
 		return err
 	}
 	defer closing(closer(d.close), &err)
 
-	if err := d.awaitStore(ctx); err != nil {
+	if err := d.awaitOwnStore(ctx); err != nil {
 		return err
 	}
-	log.Info("Waiting for the store's schema")
-	if err := d.store.WaitForSchema(ctx); err != nil {
-		return fmt.Errorf("waiting for the store's schema: %w", err)
-	}
-	if err := d.store.SetInstallation(ctx, d.installation); err != nil {
-		return fmt.Errorf("checking which installation owns the store: %w", err)
+	if err := d.awaitSessions(ctx, client.MatchingFields{"status.worker": config.Name}); err != nil {
+		return err
 	}
 	if err := reportLibrary(d.clock, log); err != nil {
 		return err
@@ -103,18 +101,23 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 	}
 
 	mgr, err := manager.New(d.rest, manager.Options{
-		Scheme: d.scheme, Logger: log, Cache: cacheOptions(config.Name), Metrics: d.metricsOptions(),
-		HealthProbeBindAddress: config.HealthAddress,
+		Scheme: d.scheme, Logger: log, Cache: cacheOptions(config.Name), Metrics: metricsserver.Options{BindAddress: config.MetricsAddress},
+		Controller: controllerOptions(), HealthProbeBindAddress: "0",
 	})
 	if err != nil {
 		return fmt.Errorf("preparing the worker: %w", err)
 	}
 
+	storeConfig, err := config.storeConfig()
+	if err != nil {
+		return err
+	}
+	storeConnections := storeConfig.Connections()
 	fence := membership.NewSelfFence(membership.Elapsed)
 	revision := kube.NewRevision(d.direct, kube.RevisionOptions{
 		Fixed: config.Revision, Namespace: config.Namespace, Pod: config.Name, InPod: config.PodUID != "",
 	}, log)
-	if err := d.retryUntilReady(ctx, "this worker's revision", revision.First); err != nil {
+	if err := d.await(ctx, stepRevision, revision.First); err != nil {
 		return fmt.Errorf("asking for this worker's revision: %w", err)
 	}
 	health := worker.NewHealth(d.clock, log.WithName("health"))
@@ -126,7 +129,7 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 				Client: d.direct, Namespace: config.Namespace, Clock: d.clock, Log: log.WithName("lease"), Revision: revision.Number, Failing: health.Failing,
 				Self: membership.Member{
 					Release: config.Release, Name: config.Name, Incarnation: incarnation.ID, PodUID: types.UID(config.PodUID), Pool: config.Pool,
-					Format: membership.Format, Capacity: config.Capacity,
+					Format: membership.Format, Capacity: config.Capacity, StoreConnections: storeConnections,
 				},
 			},
 			Keys: redis.NewHeartbeat(d.heartbeat, d.keys), SelfFence: fence,
@@ -180,15 +183,16 @@ func runWorker(ctx context.Context, config *workerConfig, log logr.Logger) (err 
 			return fmt.Errorf("adding the watch on Redis: %w", err)
 		}
 	}
-	ready := func(*http.Request) error {
+	alive := func() error {
+		agent.Joined() // waits for the agent's lock: if it is never released, the probe times out
+		return agent.Alive()
+	}
+	probes.started(alive, func() error {
 		if !agent.Joined() {
-			return fmt.Errorf("the worker has not joined yet")
+			return errors.New("starting: the worker has not joined yet")
 		}
 		return nil
-	}
-	if err := addChecks(mgr, func(*http.Request) error { return agent.Alive() }, ready); err != nil {
-		return err
-	}
+	})
 	log.Info("Starting", "incarnation", incarnation.ID, "restarted", incarnation.Restarted, "installation", d.installation, "pool", config.Pool, "capacity", config.Capacity)
 	if err := mgr.Start(mgrCtx); err != nil {
 		return fmt.Errorf("running the worker: %w", err)

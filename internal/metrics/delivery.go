@@ -16,8 +16,10 @@ var (
 	deliveryItems      = counter("delivery_items_total", "Updates whose delivery has ended: Laravel has accepted them, or refused them for good.", "kind", "outcome")
 	deadLetters        = counter("dead_letters_total",
 		"Updates that became dead letters, by the reason why Laravel does not accept them: Refused, Rejected, TooLarge or Poison.", "kind", "reason")
-	deadLettersKept = gauge("dead_letters_kept", "Dead letters that are kept. When there is no room for more, delivery of the kind stops.", "kind")
-	deliveryStopped = gauge("delivery_stopped", "1 while delivery is stopped for this reason, so that only one batch at a time is tried.", "kind", "reason")
+	deadLettersKept   = gauge("dead_letters_kept", "Dead letters that are kept. When there is no room for more, delivery of the kind stops.", "kind")
+	deliveryStopped   = gauge("delivery_stopped", "1 while delivery is stopped for this reason, so that only one batch at a time is tried.", "kind", "reason")
+	laravelConfigured = gauge("laravel_configured",
+		"1 if this manager has the URL of a Laravel application; 0: nothing is delivered, and the newest state of each session waits in Redis.")
 	queueWaiting    = gauge("queue_waiting_items", "Updates that wait to be sent.", "kind")
 	queueInFlight   = gauge("queue_in_flight_items", "Updates in batches that are being sent or repeated.", "kind")
 	queueUnfinished = gauge("queue_unfinished_batches", "Batches that are being sent or repeated.", "kind")
@@ -59,6 +61,9 @@ func SetDeliveryStopped(kind delivery.Kind, reason string) {
 		deliveryStopped.WithLabelValues(string(kind), reason).Set(1)
 	}
 }
+
+// SetLaravelConfigured publishes whether this manager can deliver.
+func SetLaravelConfigured(yes bool) { laravelConfigured.WithLabelValues().Set(oneIf(yes)) }
 
 // SetQueue publishes what a queue held when it was read last; oldest is how long the oldest
 // update that could be sent has waited.
