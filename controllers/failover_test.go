@@ -322,6 +322,62 @@ func TestTheAnswerToAFailOverIsLost(t *testing.T) {
 	w.Expect(after).To(Equal(claimed))
 }
 
+// Two workers die at the same moment, and one is declared dead before the other.
+func TestTheSessionsOfADeadWorkerDoNotGoToOneThatDiedWithIt(t *testing.T) {
+	t.Parallel()
+	w := newEnv(t)
+	sessions := w.held(4)
+	r := w.newPlacement(clientShowing(&sessions, interceptor.Funcs{}))
+	run := func() time.Duration {
+		w.t.Helper()
+		result, err := r.Reconcile(t.Context(), everything)
+		w.Expect(err).NotTo(HaveOccurred())
+		for i := range sessions {
+			now, err := w.get(&sessions[i])
+			w.Expect(err).NotTo(HaveOccurred())
+			sessions[i] = *now
+		}
+		return result.RequeueAfter
+	}
+	w.lease(r, "worker-a")
+	w.lease(r, "worker-b")
+	w.lease(r, "worker-c", capacity(2))
+	w.clock.SetTime(w.clock.Now().Add(membership.Duration - time.Second))
+	r.members.observe(w.leaseOf("worker-c", capacity(2)))
+	w.deaths.set("worker-a", true)
+	run()
+	w.Expect(w.workers(sessions)).To(Equal(map[string]int{"worker-a": 2, "worker-c": 2}), "worker-b has missed as many renewals as worker-a")
+
+	t.Log("it is declared dead as well")
+	w.worker("worker-d")
+	w.deaths.set("worker-b", true)
+	w.clock.SetTime(w.clock.Now().Add(time.Second))
+	w.Expect(r.members.observe(w.leaseOf("worker-d"))).To(BeTrue())
+	run()
+	w.Expect(w.workers(sessions)).To(Equal(map[string]int{"worker-c": 2, "worker-d": 2}))
+	for i := range sessions {
+		w.Expect(sessions[i].Status.HeldBy).To(BeEmpty())
+	}
+}
+
+// Sessions that wait for a late worker go to it as soon as it renews its Lease.
+func TestALateWorkerRenewsItsLease(t *testing.T) {
+	t.Parallel()
+	w := newEnv(t)
+	sessions := w.waiting(1)
+	r := w.newPlacement(clientShowing(&sessions, interceptor.Funcs{}))
+	w.lease(r, "worker-a")
+	w.clock.SetTime(w.clock.Now().Add(lateAfter))
+	result, err := r.Reconcile(t.Context(), everything)
+	w.Expect(err).NotTo(HaveOccurred())
+	w.Expect(result.RequeueAfter).To(BeNumerically("<=", membership.Duration-lateAfter), "when its Lease has expired, the reason is written")
+	w.Expect(w.workers(sessions)).To(Equal(map[string]int{"": 1}))
+	w.Expect(r.members.observe(w.leaseOf("worker-a"))).To(BeTrue(), "its renewal requests a run")
+	_, err = r.Reconcile(t.Context(), everything)
+	w.Expect(err).NotTo(HaveOccurred())
+	w.Expect(w.workers(sessions)).To(Equal(map[string]int{"worker-a": 1}))
+}
+
 // Processes claim their sessions again while a running manager takes them away. A session
 // whose claim succeeded is never taken away, and every other session is placed.
 func TestAWorkerComesBackWhileItIsDeclaredDead(t *testing.T) {

@@ -155,7 +155,7 @@ func TestTheSessionsOfAStoreThatWasTakenOver(t *testing.T) {
 		w.Expect(now.Status.SessionID).To(Equal(s.Name))
 		w.Expect(now.Status.JID).To(Equal(jid), "it connects without a scan")
 		w.Expect(now.Status.Epoch).To(BeNumerically(">", 7))
-		w.Expect(w.redis.numbers(s.Name).Epoch).To(BeNumerically(">", 7))
+		w.Eventually(func() int64 { return w.redis.numbers(s.Name).Epoch }).Should(BeNumerically(">", 7))
 	}
 	w.waitFor(resting, func(g Gomega, s *v1alpha1.WhatsAppSession) {
 		g.Expect(s.Status.Installation).To(Equal(installation))

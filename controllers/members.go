@@ -17,8 +17,8 @@ import (
 // sees its renewal time change, by this process's own clock, because the workers' clocks may
 // differ.
 //
-// A worker that is not live gets no sessions. It is not dead for that reason: it keeps the
-// sessions that it holds.
+// A worker that is late or not live gets no sessions. It is not dead for that reason: it
+// keeps the sessions that it holds.
 type members struct {
 	clock clock.PassiveClock
 	log   logr.Logger
@@ -41,6 +41,13 @@ type knownMember struct {
 func (m knownMember) failing() bool { return m.StoreFailing || m.WhatsAppFailing }
 
 func (m knownMember) expires() time.Time { return m.seen.Add(m.Duration) }
+
+// lateAfter is how long after its last renewal a live worker is late: it has missed two
+// renewals in a row by then. It must be well below the time after which a worker is
+// declared dead, so that of workers that die together none gets the sessions of another.
+const lateAfter = 2*membership.RenewInterval + time.Second
+
+func (m knownMember) late(now time.Time) bool { return !now.Before(m.seen.Add(lateAfter)) }
 
 // observe records a Lease and reports whether a plan may change because of it.
 func (m *members) observe(l *coordinationv1.Lease) bool {
@@ -72,7 +79,7 @@ func (m *members) observe(l *coordinationv1.Lease) bool {
 		}
 	}
 	m.known[l.Name] = after
-	return !known || !now.Before(before.expires()) && now.Before(after.expires()) ||
+	return !known || before.late(now) && !after.late(now) || !now.Before(before.expires()) && now.Before(after.expires()) ||
 		before.Incarnation != member.Incarnation || before.Pool != member.Pool || before.Revision != member.Revision ||
 		before.Capacity != member.Capacity || before.Draining != member.Draining ||
 		before.StoreFailing != member.StoreFailing || before.WhatsAppFailing != member.WhatsAppFailing
@@ -98,7 +105,7 @@ func (m *members) workers(now time.Time) (workers []placement.Worker, expires ti
 			expires = known.expires()
 		}
 		workers = append(workers, placement.Worker{
-			Name: known.Name, Pool: known.Pool, Revision: known.Revision, Capacity: known.Capacity, Tokens: known.Tokens, Draining: known.Draining, Live: live, Since: known.since,
+			Name: known.Name, Pool: known.Pool, Revision: known.Revision, Capacity: known.Capacity, Tokens: known.Tokens, Draining: known.Draining, Live: live, Late: live && known.late(now), Since: known.since,
 			Failing: known.failing(), FailingSince: known.failingSince,
 		})
 	}

@@ -317,12 +317,23 @@ func TestMembers(t *testing.T) {
 		return len(workers) == 1 && workers[0].Live
 	}
 
+	late := func() bool {
+		workers, _ := m.workers(clock.Now())
+		return workers[0].Late
+	}
+
 	g.Expect(m.observe(leaseOf(start))).To(BeTrue(), "a new worker")
 	g.Expect(live()).To(BeTrue())
-	clock.Step(10 * time.Second)
+	clock.Step(2 * membership.RenewInterval)
+	g.Expect(late()).To(BeFalse(), "one renewal is missing")
+	clock.Step(time.Second)
+	g.Expect(late()).To(BeTrue(), "two renewals are missing")
 	g.Expect(m.observe(leaseOf(start))).To(BeFalse(), "the same renewal is seen again")
-	clock.Step(5 * time.Second)
-	g.Expect(live()).To(BeFalse(), "15 s without a renewal")
+	g.Expect(live() && late()).To(BeTrue())
+	g.Expect(m.observe(leaseOf(start.Add(time.Millisecond)))).To(BeTrue(), "sessions may wait for this renewal")
+	g.Expect(live() && !late()).To(BeTrue())
+	clock.Step(15 * time.Second)
+	g.Expect(live() || late()).To(BeFalse(), "15 s without a renewal")
 	g.Expect(m.observe(leaseOf(start.Add(time.Second)))).To(BeTrue(), "it renews again, whatever its clock says")
 	g.Expect(live()).To(BeTrue())
 	g.Expect(m.observe(leaseOf(start.Add(2*time.Second)))).To(BeFalse(), "an ordinary renewal")
@@ -357,7 +368,7 @@ func TestMembers(t *testing.T) {
 		workers, _ := m.workers(clock.Now())
 		return workers[0].Since
 	}
-	g.Expect(liveSince()).To(Equal(start.Add(15*time.Second)), "when it came back")
+	g.Expect(liveSince()).To(Equal(start.Add(22*time.Second)), "when it came back")
 	m.observe(leaseOf(start.Add(4*time.Second), func(l *membership.Member) { l.Incarnation = "j" }))
 	g.Expect(liveSince()).To(Equal(clock.Now()), "another incarnation counts as another worker")
 	left := leaseOf(start)

@@ -10,6 +10,9 @@
 //     can log them in.
 //   - A worker that cannot reach its database or WhatsApp gets no new sessions while
 //     another worker has room, and loses those that it has not connected.
+//   - A worker that is late with its renewals gets no new sessions until it renews: it may
+//     have died at the same moment as the worker whose sessions are placed now, and they
+//     would move twice.
 //   - A session goes to the worker that a person chose for it.
 //   - When there is nothing else to do, unequal loads are made equal, one session at a
 //     time (see rebalance.go).
@@ -74,7 +77,7 @@ type Session struct {
 	HeldBy string
 	// Lost: the worker that held the session was declared dead. HeldBy is then empty. Each
 	// lost session is in the plan, as a move or as unplaceable, so that the caller clears
-	// its holder.
+	// its holder, or it waits for late workers.
 	Lost bool
 	// Wanted: the session needs a worker. One that is not wanted uses the capacity of a
 	// worker that still has it, and nothing else.
@@ -114,6 +117,8 @@ type Worker struct {
 	Draining bool
 	// Live: the worker renews its Lease.
 	Live bool
+	// Late: the worker is live, but has missed renewals of its Lease.
+	Late bool
 	// Failing: the worker reports since FailingSince that it cannot reach its database or
 	// WhatsApp (docs/architecture.md, "Ownership").
 	Failing      bool
@@ -210,7 +215,8 @@ type Plan struct {
 	Moves       []Move
 	Unplaceable []Unplaceable
 	// Waiting are the sessions that need another worker and will get one later, because the
-	// newest revision is full for now, or because moves are paced.
+	// newest revision is full for now, because the workers with room are late, or because
+	// moves are paced.
 	Waiting []*Session
 	// Misplaced are the sessions that stay connected on a worker of another pool, with the
 	// reason why their own pool cannot take them.
@@ -277,6 +283,9 @@ func (p *planner) addWorkers() {
 		}
 		if !w.Live || w.Draining {
 			continue
+		}
+		if w.Late {
+			p.busy[w.Pool] = true
 		}
 		group := p.pools[w.Pool]
 		if group == nil {
@@ -417,16 +426,16 @@ func (p *planner) place(s *Session) {
 	workers, reason := p.find(s)
 	requested, declined := p.requested(s)
 	switch {
-	case requested != nil && declined == "":
+	case requested != nil && declined == "" && requested.available():
 		p.placed[s.Namespace]++
 		p.assign(s, requested, "")
 	case workers != nil:
 		p.placed[s.Namespace]++
-		p.assign(s, leastLoaded(s, workers, (*worker).hasRoom), "")
+		p.assign(s, leastLoaded(s, workers, (*worker).available), "")
 	case reason != "":
 		p.markUnplaceable(s, reason)
 	default:
-		p.waitForNewest(s)
+		p.waitForWorkers(s)
 	}
 }
 
@@ -444,7 +453,7 @@ func (p *planner) move(s *Session) {
 		}
 		p.waitUntil(s, p.Now.Add(tokenInterval))
 	case reason == "":
-		p.waitForNewest(s)
+		p.waitForWorkers(s)
 	case p.workers[s.Worker].Draining:
 		p.markUnplaceable(s, reason)
 	default:
@@ -462,7 +471,7 @@ func (p *planner) moveFromFailing(s *Session) {
 	}
 	group := p.pools[from.Pool]
 	for _, workers := range group.groups[:group.healthy] {
-		if !slices.ContainsFunc(workers, (*worker).hasRoom) {
+		if !slices.ContainsFunc(workers, (*worker).available) {
 			continue
 		}
 		p.busy[from.Pool] = true
@@ -515,16 +524,19 @@ func (p *planner) requested(s *Session) (*worker, Decline) {
 	}
 }
 
-// find returns the group of workers that takes a session, at least one of which has
-// room, or the reason why there is none. If both are empty, the session must wait for
-// the newest revision. It does not wait when only failing workers have room.
+// find returns the group of workers that takes a session, at least one of which is
+// available, or the reason why there is none. If both are empty, the session must wait for
+// the newest revision, or for workers that are late. It does not wait when only failing
+// workers have room.
 func (p *planner) find(s *Session) (workers []*worker, reason string) {
 	group := p.pools[p.pool(s)]
 	if group == nil {
 		return nil, v1alpha1.ReasonNoWorkers
 	}
-	n := slices.IndexFunc(group.groups, func(g []*worker) bool { return slices.ContainsFunc(g, (*worker).hasRoom) })
+	n := slices.IndexFunc(group.groups, func(g []*worker) bool { return slices.ContainsFunc(g, (*worker).available) })
 	switch {
+	case n < 0 && slices.ContainsFunc(group.groups, func(g []*worker) bool { return slices.ContainsFunc(g, (*worker).hasRoom) }):
+		return nil, "" // a late worker renews soon or is not live any more
 	case n < 0:
 		return nil, v1alpha1.ReasonNoCapacity
 	case n > 0 && n < group.healthy && !s.Lost && p.Now.Before(p.since(s).Add(p.newestTimeout(s))):
@@ -576,13 +588,16 @@ func leastLoaded(s *Session, workers []*worker, fits func(*worker) bool) *worker
 
 func (w *worker) hasRoom() bool { return w.load < w.Capacity }
 
+// available reports whether a session can be placed on the worker now.
+func (w *worker) available() bool { return w.hasRoom() && !w.Late }
+
 // fits returns a filter for the workers to which the session can move now. A session
 // without a device needs no login and has no connection to lose.
 func (p *planner) fits(s *Session) func(*worker) bool {
 	if !s.Paired {
-		return (*worker).hasRoom
+		return (*worker).available
 	}
-	return func(w *worker) bool { return w.hasRoom() && w.tokens > 0 && w.arriving < p.Wave }
+	return func(w *worker) bool { return w.available() && w.tokens > 0 && w.arriving < p.Wave }
 }
 
 // assign moves a session to a worker.
@@ -605,9 +620,13 @@ func (p *planner) markUnplaceable(s *Session, reason string) {
 	p.plan.Unplaceable = append(p.plan.Unplaceable, Unplaceable{Session: s, Reason: reason})
 }
 
-// waitForNewest makes the session wait for the newest revision.
-func (p *planner) waitForNewest(s *Session) {
-	p.waitUntil(s, p.since(s).Add(p.newestTimeout(s)))
+// waitForWorkers makes the session wait for the newest revision, or for late workers.
+func (p *planner) waitForWorkers(s *Session) {
+	until := p.since(s).Add(p.newestTimeout(s))
+	if !p.Now.Before(until) {
+		until = p.Now.Add(tokenInterval)
+	}
+	p.waitUntil(s, until)
 }
 
 func (p *planner) waitUntil(s *Session, t time.Time) {

@@ -64,6 +64,7 @@ func tokens(n int) func(*worker)     { return func(w *worker) { w.Tokens = n } }
 func pool(name string) func(*worker) { return func(w *worker) { w.Pool = name } }
 func draining(w *worker)             { w.Draining = true }
 func silent(w *worker)               { w.Live = false }
+func late(w *worker)                 { w.Late = true }
 func unconnected(s *session)         { s.Unconnected = true }
 
 // failing makes a worker report, for that time, that it cannot reach its database or WhatsApp.
@@ -560,6 +561,98 @@ func TestFailingWorkers(t *testing.T) {
 	}
 }
 
+// TestLateWorkers: of workers that die together, none gets the sessions of another.
+func TestLateWorkers(t *testing.T) {
+	for _, tt := range []struct {
+		name      string
+		sessions  []session
+		workers   []worker
+		rebalance bool
+		want      result
+	}{
+		{
+			name:     "the sessions of a dead worker go to another one, however high its load",
+			sessions: []session{s(1, "a", on("w2")), s(2, "a", placedOn("dead"), lost)},
+			workers:  []worker{w("w1", 10, late), w("w2", 2), w("dead", 10, silent)},
+			want:     result{moves: map[string]string{"a-0002": "w2"}},
+		},
+		{
+			name:     "they wait if no other worker has room",
+			sessions: []session{s(1, "a", on("w2")), s(2, "a", placedOn("dead"), lost)},
+			workers:  []worker{w("w1", 10, late), w("w2", 1), w("dead", 10, silent)},
+			want:     result{waiting: []string{"a-0002"}, again: placement.NewestTimeout},
+		},
+		{
+			name:     "a session that has waited for long does not make the next plan due at once",
+			sessions: []session{s(1, "a", since(time.Hour)), s(2, "a", on("leaving"), since(time.Hour))},
+			workers:  []worker{w("w1", 10, late), w("leaving", 10, draining)},
+			want:     result{waiting: []string{"a-0001", "a-0002"}, again: time.Second},
+		},
+		{
+			name:     "a late worker that is full is no reason to wait",
+			sessions: []session{s(1, "a", on("w1")), s(2, "a")},
+			workers:  []worker{w("w1", 1, late)},
+			want:     result{unplaceable: map[string]string{"a-0002": v1alpha1.ReasonNoCapacity}},
+		},
+		{
+			name:     "during a rollout sessions do not go back to the old revision because of it",
+			sessions: []session{s(1, "a", on("old1"))},
+			workers:  []worker{w("new", 10, late, revision(2)), w("old1", 10, draining), w("old2", 10)},
+			want:     result{waiting: []string{"a-0001"}, again: 15 * time.Second},
+		},
+		{
+			name:     "the sessions of a draining worker are not withdrawn",
+			sessions: []session{s(1, "a", on("w1"))},
+			workers:  []worker{w("w1", 10, draining), w("w2", 10, late)},
+			want:     result{waiting: []string{"a-0001"}, again: 15 * time.Second},
+		},
+		{
+			name:     "it keeps what it has",
+			sessions: []session{s(1, "a", on("w1")), s(2, "a", placedOn("w1")), s(3, "a", placedOn("w1"), lost)},
+			workers:  []worker{w("w1", 10, late), w("w2", 10)},
+			want:     result{moves: map[string]string{"a-0003": "w1"}},
+		},
+		{
+			name:     "a session that waits for the worker that a person chose goes to another one",
+			sessions: []session{s(1, "a", moveTo("w1"))},
+			workers:  []worker{w("w1", 10, late), w("w2", 10)},
+			want:     result{moves: map[string]string{"a-0001": "w2"}},
+		},
+		{
+			name:     "a connected session waits for the worker that a person chose",
+			sessions: []session{s(1, "a", on("w2"), moveTo("w1"))},
+			workers:  []worker{w("w1", 10, late), w("w2", 10)},
+			want:     result{waiting: []string{"a-0001"}, again: time.Second},
+		},
+		{
+			name:     "the sessions of a failing worker do not go to it",
+			sessions: []session{s(1, "a", on("w1"), unconnected)},
+			workers:  []worker{w("w1", 10, failing(time.Hour)), w("w2", 10, late)},
+			want:     result{},
+		},
+		{
+			name:      "nothing is rebalanced",
+			sessions:  []session{s(1, "a", on("w1")), s(2, "a", on("w1")), s(3, "a", on("w1"))},
+			workers:   []worker{w("w1", 4), w("w2", 4), w("w3", 4, late)},
+			rebalance: true,
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			snapshot := placement.Snapshot{Now: noon, Sessions: tt.sessions, Workers: tt.workers}
+			if tt.rebalance {
+				snapshot.Rebalance = &placement.Rebalance{Threshold: 0.1}
+			}
+			if tt.want.moves == nil {
+				tt.want.moves = map[string]string{}
+			}
+			if tt.want.unplaceable == nil {
+				tt.want.unplaceable = map[string]string{}
+			}
+			NewWithT(t).Expect(plan(snapshot)).To(Equal(tt.want))
+		})
+	}
+}
+
 func TestMisplacedSessions(t *testing.T) {
 	g := NewWithT(t)
 	snapshot := placement.Snapshot{
@@ -680,7 +773,7 @@ func check(t *testing.T, seed uint64, r *rand.Rand, snapshot placement.Snapshot)
 			continue
 		}
 		to := workers[m.To]
-		g.Expect(to.Live && !to.Draining).To(BeTrue(), note)
+		g.Expect(to.Live && !to.Draining && !to.Late).To(BeTrue(), note)
 		g.Expect(to.Pool).To(Equal(wanted), note)
 		load[m.To]++
 	}
@@ -693,12 +786,13 @@ func check(t *testing.T, seed uint64, r *rand.Rand, snapshot placement.Snapshot)
 		g.Expect(seen[unplaceable.Session.UID]).To(BeFalse(), note)
 		seen[unplaceable.Session.UID] = true
 	}
-	for _, s := range snapshot.Sessions {
-		g.Expect(seen[s.UID] || !s.Lost).To(BeTrue(), note+": each lost session is in the plan")
-	}
 	for _, s := range p.Waiting {
 		g.Expect(seen[s.UID]).To(BeFalse(), note)
-		g.Expect(p.Again).NotTo(BeZero(), note)
+		seen[s.UID] = true
+		g.Expect(p.Again.After(noon)).To(BeTrue(), note)
+	}
+	for _, s := range snapshot.Sessions {
+		g.Expect(seen[s.UID] || !s.Lost).To(BeTrue(), note+": each lost session is in the plan")
 	}
 }
 
@@ -709,7 +803,7 @@ func randomSnapshot(r *rand.Rand) placement.Snapshot {
 	for n := range 1 + r.IntN(7) {
 		out.Workers = append(out.Workers, worker{
 			Name: fmt.Sprintf("w%d", n), Pool: []string{v1alpha1.DefaultPool, "blue"}[r.IntN(2)], Revision: int64(r.IntN(2)),
-			Capacity: r.IntN(8), Tokens: 1 + r.IntN(4), Draining: r.IntN(4) == 0, Live: r.IntN(5) > 0,
+			Capacity: r.IntN(8), Tokens: 1 + r.IntN(4), Draining: r.IntN(4) == 0, Live: r.IntN(5) > 0, Late: r.IntN(5) == 0,
 			Failing: r.IntN(4) == 0, FailingSince: noon.Add(-time.Duration(r.IntN(120)) * time.Second),
 		})
 	}

@@ -10,7 +10,7 @@ import (
 // Rebalance configures how unequal loads are made equal. This is never urgent: a
 // session that moves has no connection for a moment, and unequal loads do no harm
 // until the workers are full. So it is slow, and it pauses while sessions of the pool
-// wait or move, while a worker of it is draining, silent or failing, and while a newer
+// wait or move, while a worker of it is draining, late, silent or failing, and while a newer
 // revision is rolled out.
 type Rebalance struct {
 	// Threshold is the difference of relative loads (0 to 1) up to which no session moves.
