@@ -240,7 +240,7 @@ var faults = []fault{
 	}},
 	{"restarts at the moment when a worker is declared dead", false, anyNumber, anyNumber, func(w *environment) {
 		for delay := silence - 2*time.Second; delay <= silence+2*time.Second; delay += 500 * time.Millisecond {
-			w.note("restarts after %s and %s", delay, delay+250*time.Millisecond)
+			w.record("restarts after %s and %s", delay, delay+250*time.Millisecond)
 			victims := w.busiest()[:2]
 			victims[0].kill(delay)
 			victims[1].kill(delay + 250*time.Millisecond)
@@ -415,7 +415,7 @@ func (w *environment) try(t *testing.T, f fault) result {
 // cutFor cuts the connections of pods to servers for a while.
 func (w *environment) cutFor(pods []*pod, d time.Duration, to ...service) {
 	w.disconnectFor(pods, d, func(p *pod, s service) {
-		w.note("%s is cut from %s", p.name, s)
+		w.record("%s is cut from %s", p.name, s)
 		p.proxies[s].Cut()
 	}, to)
 }
@@ -423,7 +423,7 @@ func (w *environment) cutFor(pods []*pod, d time.Duration, to ...service) {
 // hangFor makes the connections of pods to servers hang for a while.
 func (w *environment) hangFor(pods []*pod, d time.Duration, to ...service) {
 	w.disconnectFor(pods, d, func(p *pod, s service) {
-		w.note("the connections of %s to %s hang", p.name, s)
+		w.record("the connections of %s to %s hang", p.name, s)
 		p.proxies[s].Hang()
 	}, to)
 }
@@ -440,7 +440,7 @@ func (w *environment) disconnectFor(pods []*pod, d time.Duration, disconnect fun
 			p.proxies[s].Restore()
 		}
 	}
-	w.note("restored")
+	w.record("restored")
 }
 
 // mustEndWithin waits until a process has ended, and reports a violation if it takes longer than d.
@@ -551,7 +551,7 @@ func (w *environment) waitUntilDeleted(name string) {
 
 // remove deletes sessions; their keys are retained.
 func (w *environment) remove(sessions []*session) error {
-	w.note("%d sessions are deleted", len(sessions))
+	w.record("%d sessions are deleted", len(sessions))
 	for _, s := range sessions {
 		if err := w.delete(w.t.Context(), s.name); err != nil {
 			return err
@@ -567,7 +567,7 @@ func (w *environment) recreate(sessions []*session) {
 		w.waitUntilDeleted(s.name)
 		w.must(w.apply(w.t.Context(), s.name))
 	}
-	w.note("%d sessions are applied again", len(sessions))
+	w.record("%d sessions are applied again", len(sessions))
 }
 
 // surge does what a Deployment does with maxSurge 1 and maxUnavailable 0: for each place it
@@ -578,7 +578,7 @@ func (w *environment) surge(places ...int) {
 	for _, place := range places {
 		old := w.workers[place]
 		w.waitUntilJoined(w.newWorker(place))
-		w.note("%s is asked to end", old.name)
+		w.record("%s is asked to end", old.name)
 		w.leaving.Go(old.shutDown)
 	}
 }

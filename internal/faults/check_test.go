@@ -160,7 +160,7 @@ func (v result) starved() bool { return v.stall >= time.Second }
 
 // begin records the counters before the fault, while all sessions are connected.
 func (w *environment) begin(name string) *caseRun {
-	w.note("=== %s", name)
+	w.record("=== %s", name)
 	w.dumped = false
 	w.absences.take()
 	w.history.takeMoves()
@@ -196,7 +196,7 @@ func (w *environment) check(t *testing.T, c *caseRun) result {
 	if err != nil {
 		wrong("sessions not back: %v", err)
 	}
-	w.note("all back: %t", err == nil)
+	w.record("all back: %t", err == nil)
 	w.traffic.hold.Lock()
 	defer w.traffic.hold.Unlock()
 	if err == nil {

@@ -218,8 +218,8 @@ func (w *environment) endPods() {
 	}
 }
 
-// note adds a line to the timeline, which is printed after a failure.
-func (w *environment) note(format string, args ...any) {
+// record adds a line to the timeline, which is printed after a failure.
+func (w *environment) record(format string, args ...any) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.timeline = append(w.timeline, time.Now().UTC().Format("15:04:05.000 ")+fmt.Sprintf(format, args...))
@@ -227,7 +227,7 @@ func (w *environment) note(format string, args ...any) {
 
 // reportViolation records a broken rule, which fails the case.
 func (w *environment) reportViolation(format string, args ...any) {
-	w.note("WRONG: "+format, args...)
+	w.record("WRONG: "+format, args...)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.violations = append(w.violations, fmt.Sprintf(format, args...))
@@ -277,7 +277,7 @@ func (w *environment) newManager(place int) *pod {
 			"--laravel-signing-secret-file=" + w.file("secret", laraveltest.Secret)}, w.common(p)...)
 		return append(args, w.managerFlags...)
 	})
-	w.note("%s is new", p.name)
+	w.record("%s is new", p.name)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.managers[place] = p
@@ -297,7 +297,7 @@ func (w *environment) newWorker(place int) *pod {
 			fmt.Sprintf("--revision=%d", w.revision), "--drain-timeout=" + drainTimeout.String(),
 			"--pairings-per-second=200", "--pairing-burst=200"}, w.common(p)...)
 	})
-	w.note("%s is new, revision %d", p.name, w.revision)
+	w.record("%s is new, revision %d", p.name, w.revision)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.workers[place] = p
@@ -437,7 +437,7 @@ func (w *environment) pair(n int) {
 			scans.Go(func() error {
 				jid, err := w.simulator.Scan(ctx, c.code, s.phone)
 				if err != nil {
-					w.note("the code of %s was refused: %v", s.name, err)
+					w.record("the code of %s was refused: %v", s.name, err)
 					return nil // the next one is scanned
 				}
 				s.jid = jid
@@ -453,7 +453,7 @@ func (w *environment) pair(n int) {
 	}
 	w.must(scans.Wait())
 	w.eventually("all sessions to be connected", w.missing)
-	w.note("%d sessions paired in %s", n, time.Since(start).Round(time.Second))
+	w.record("%d sessions paired in %s", n, time.Since(start).Round(time.Second))
 	w.t.Logf("%d sessions paired in %s", n, time.Since(start).Round(time.Second))
 }
 
@@ -504,7 +504,7 @@ func (w *environment) stopAPI() {
 	if w.apiDown {
 		return
 	}
-	w.note("the API server is killed")
+	w.record("the API server is killed")
 	w.must(w.api.Kill())
 	w.apiDown = true
 }
@@ -515,11 +515,11 @@ func (w *environment) startAPI() {
 	}
 	w.must(w.api.Restart())
 	w.apiDown = false
-	w.note("the API server serves again")
+	w.record("the API server serves again")
 }
 
 func (w *environment) stopRedis() {
-	w.note("Redis stops")
+	w.record("Redis stops")
 	w.redis.Stop()
 	w.redisDown = true
 }
@@ -531,11 +531,11 @@ func (w *environment) startRedis(empty bool) {
 		w.redis.Restart()
 	}
 	w.redisDown = false
-	w.note("Redis serves again, empty: %t", empty)
+	w.record("Redis serves again, empty: %t", empty)
 }
 
 func (w *environment) killStore() {
-	w.note("PostgreSQL crashes")
+	w.record("PostgreSQL crashes")
 	w.store.Kill()
 	w.storeDown = true
 }
@@ -543,7 +543,7 @@ func (w *environment) killStore() {
 func (w *environment) startStore() {
 	w.store.Restart()
 	w.storeDown = false
-	w.note("PostgreSQL serves again")
+	w.record("PostgreSQL serves again")
 }
 
 // heal ends every fault and starts a pod in every empty place.
@@ -573,5 +573,5 @@ func (w *environment) heal() {
 			w.newWorker(i)
 		}
 	}
-	w.note("healed")
+	w.record("healed")
 }

@@ -223,7 +223,7 @@ func (p *people) act(ctx context.Context) {
 			defer cancel()
 			err := step(ctx)
 			if err != nil && ctx.Err() == nil {
-				p.w.note("%s: %v", n.name, err)
+				p.w.record("%s: %v", n.name, err)
 			}
 			p.mu.Lock()
 			defer p.mu.Unlock()
@@ -361,7 +361,7 @@ func pairDuring(do func(w *environment)) func(w *environment) {
 		p.linking = true
 		p.mu.Unlock()
 		w.eventually("every pairing to be at its last stage", p.notReached)
-		w.note("every pairing is at its last stage")
+		w.record("every pairing is at its last stage")
 		do(w)
 		p.release()
 	}

@@ -97,7 +97,7 @@ func (p *pod) runKubelet(started chan<- struct{}) {
 		deleting := p.isBeingDeleted
 		p.mu.Unlock()
 		close(ended)
-		p.w.note("%s ended after %s: %s", p.name, after, state)
+		p.w.record("%s ended after %s: %s", p.name, after, state)
 		if state.ExitCode() == 2 {
 			p.w.reportViolation("%s panicked; see its log", p.name)
 		}

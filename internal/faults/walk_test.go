@@ -3,6 +3,8 @@
 package faults
 
 import (
+	"context"
+	"database/sql"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -18,6 +20,11 @@ const (
 	// busyWorkers is how many workers may have a fault at the same time: one worker can
 	// always take sessions.
 	busyWorkers = workerCount - 1
+	// mostUnsettled is how many takings of a session in a row may be unsettled when a fault
+	// begins that ends a worker. A session whose process dies soon after the taking a few times
+	// more rests for hours (internal/session/trial.go), and it cannot be known that these
+	// deaths came from outside.
+	mostUnsettled = 3
 )
 
 // walk starts random faults of random lengths, which may overlap. One goroutine draws all
@@ -91,7 +98,7 @@ func (w *walk) advance(began time.Time, then time.Duration) {
 }
 
 func (w *walk) log(verb, what string) {
-	w.note("step %d %s: %s", w.step, verb, what)
+	w.record("step %d %s: %s", w.step, verb, what)
 	w.t.Logf("%7.1fs  step %d %s: %s", w.clock.Seconds(), w.step, verb, what)
 }
 
@@ -137,6 +144,10 @@ func (w *walk) start() {
 	p := w.workers[worker]
 	if kind <= 6 && w.faultyWorkers() >= busyWorkers && !w.busy[place] {
 		w.log("is skipped", "too many workers have a fault")
+		return
+	}
+	if kind <= 6 && w.unsettledTakings() > mostUnsettled {
+		w.log("is skipped", "another death would be one too many in a row for a session")
 		return
 	}
 	disconnect := func(p *pod, place string, to ...service) {
@@ -204,6 +215,20 @@ func (w *walk) start() {
 		w.log("begins", n.name+" is deleted and applied again")
 		w.people.recreate(n)
 	}
+}
+
+// unsettledTakings is the greatest number of takings in a row, of any session, that were not
+// settled. It is 0 while the database cannot be asked.
+func (w *walk) unsettledTakings() (most int) {
+	db, err := sql.Open("pgx", w.store.URL())
+	w.must(err)
+	defer func() { _ = db.Close() }()
+	ctx, cancel := context.WithTimeout(w.t.Context(), time.Second)
+	defer cancel()
+	if err := db.QueryRowContext(ctx, "SELECT COALESCE(max(unsettled), 0) FROM whatsapp_operator_session").Scan(&most); err != nil && !w.storeDown {
+		w.log("cannot read the takings", err.Error())
+	}
+	return most
 }
 
 // faultyWorkers counts the workers that have a fault.
