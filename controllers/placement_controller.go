@@ -817,7 +817,7 @@ func (r *placementReconciler) explainNoWorkers(pool string, workers []placement.
 // in that one's counts; one that nobody manages is in these.
 func (r *placementReconciler) count(snapshot placement.Snapshot, plan placement.Plan, planning time.Duration) metrics.Fleet {
 	f := metrics.Fleet{
-		Sessions: map[string]int{}, Unplaced: map[metrics.PoolReason]int{}, Misplaced: map[metrics.PoolReason]int{}, Workers: map[metrics.PoolState]int{}, Capacity: map[string]int{}, Planning: planning,
+		Sessions: map[string]int{}, Unplaced: map[metrics.PoolReason]int{}, Misplaced: map[metrics.PoolReason]int{}, Workers: map[metrics.PoolState]int{}, Capacity: map[string]int{}, Wanted: map[string]int{}, Planning: planning,
 	}
 	live := map[string]bool{}
 	for _, w := range snapshot.Workers {
@@ -845,6 +845,9 @@ func (r *placementReconciler) count(snapshot placement.Snapshot, plan placement.
 			continue
 		}
 		f.Sessions[string(s.Phase)]++
+		if snapshot.Sessions[i].Wanted {
+			f.Wanted[snapshot.Pool(snapshot.Sessions[i].Namespace)]++
+		}
 		if !foreign && s.HeldBy != "" && !live[s.HeldBy] {
 			f.HeldBySilent++
 		}

@@ -69,13 +69,22 @@ func (c *commonConfig) bind(f *pflag.FlagSet) {
 	f.DurationVar(&c.StartTimeout, "start-timeout", 30*time.Second, "how long the API server, Redis and the store may be unreachable before the command ends with an error")
 }
 
-func (c *commonConfig) bindAll(f *pflag.FlagSet) {
-	f.StringVar(&c.Kubeconfig, "kubeconfig", os.Getenv("KUBECONFIG"), "kubeconfig file; empty: the pod's service account")
+// bindCluster binds what a command that uses nothing but the API server needs.
+func (c *commonConfig) bindCluster(f *pflag.FlagSet) {
+	c.bindKubeconfig(f)
 	f.StringVar(&c.Namespace, "namespace", os.Getenv("POD_NAMESPACE"), "namespace of the operator, where the workers' Leases are")
+	f.IntVarP(&c.Verbosity, "verbosity", "v", 0, "how much is logged: 0 what happened, 1 each step of each session, 2 the WhatsApp client's own log")
+}
+
+func (c *commonConfig) bindKubeconfig(f *pflag.FlagSet) {
+	f.StringVar(&c.Kubeconfig, "kubeconfig", os.Getenv("KUBECONFIG"), "kubeconfig file; empty: the pod's service account")
+}
+
+func (c *commonConfig) bindAll(f *pflag.FlagSet) {
+	c.bindCluster(f)
 	f.StringVar(&c.Release, "release", "whatsapp-operator", "name of the release: cluster, namespace and release identify this installation; several installations in one namespace need different names")
 	f.StringVar(&c.MetricsAddress, "metrics-bind-address", "127.0.0.1:8080", "address of the metrics; 0: none")
 	f.StringVar(&c.HealthAddress, "health-bind-address", ":8081", "address of /healthz and /readyz; 0: none")
-	f.IntVarP(&c.Verbosity, "verbosity", "v", 0, "how much is logged: 0 what happened, 1 each step of each session, 2 the WhatsApp client's own log")
 
 	r := &c.Redis
 	f.StringSliceVar(&r.Addresses, "redis", []string{"127.0.0.1:6379"}, "host:port of Redis, of the Sentinels, or of some nodes of the cluster")
@@ -109,7 +118,24 @@ func (c *commonConfig) complete() error {
 func (c *commonConfig) completeWithoutStore() error {
 	c.Redis.Mode, c.Redis.Durability = redis.Mode(c.redisMode), redis.DurabilityMode(c.redisDurability)
 	var p problems
-	p.join(c.Redis.Validate())
+	p.join(c.Redis.Validate(), c.checkCluster())
+	if !releaseRule.MatchString(c.Release) {
+		p.add("--release is %q: choose a name of at most 53 lower case letters, digits and '-', which begins with a letter or digit and ends with one", c.Release)
+	}
+	p.listenAddress("metrics-bind-address", c.MetricsAddress)
+	p.listenAddress("health-bind-address", c.HealthAddress)
+	within(&p, "start-timeout", c.StartTimeout, 0, time.Hour)
+	within(&p, "redis-pool-size", c.Redis.PoolSize, 1, 10_000)
+	if c.PodUID != "" && !podUIDRule.MatchString(c.PodUID) {
+		p.add("--pod-uid is %q: give metadata.uid of this pod, for example by the downward API", c.PodUID)
+	}
+	within(&p, "redis-db", c.Redis.DB, 0, 1_000_000)
+	return p.err()
+}
+
+// checkCluster returns all that is wrong with the flags of bindCluster.
+func (c *commonConfig) checkCluster() error {
+	var p problems
 	if c.Kubeconfig != "" {
 		p.file("kubeconfig", c.Kubeconfig)
 	}
@@ -118,18 +144,7 @@ func (c *commonConfig) completeWithoutStore() error {
 	} else if len(validation.IsDNS1123Label(c.Namespace)) > 0 {
 		p.add("--namespace is %q: give the name of a namespace, lower case letters, digits and '-'", c.Namespace)
 	}
-	if !releaseRule.MatchString(c.Release) {
-		p.add("--release is %q: choose a name of at most 53 lower case letters, digits and '-', which begins with a letter or digit and ends with one", c.Release)
-	}
-	p.listenAddress("metrics-bind-address", c.MetricsAddress)
-	p.listenAddress("health-bind-address", c.HealthAddress)
 	within(&p, "verbosity", c.Verbosity, 0, 10)
-	within(&p, "start-timeout", c.StartTimeout, 0, time.Hour)
-	within(&p, "redis-pool-size", c.Redis.PoolSize, 1, 10_000)
-	if c.PodUID != "" && !podUIDRule.MatchString(c.PodUID) {
-		p.add("--pod-uid is %q: give metadata.uid of this pod, for example by the downward API", c.PodUID)
-	}
-	within(&p, "redis-db", c.Redis.DB, 0, 1_000_000)
 	return p.err()
 }
 
@@ -220,6 +235,8 @@ type managerConfig struct {
 	Rebalance         bool
 	RebalanceInterval time.Duration
 	RebalanceAfter    time.Duration
+	// BundledStores are the stores of the chart, which are for trying out.
+	BundledStores []string
 }
 
 func (c *managerConfig) bind(f *pflag.FlagSet) {
@@ -240,6 +257,7 @@ func (c *managerConfig) bind(f *pflag.FlagSet) {
 	f.IntVar(&c.Parallel, "laravel-max-requests", 4, "highest number of requests to Laravel at the same time; QR batches take at most half")
 	f.BoolVar(&c.Rebalance, "rebalance", true, "slowly move sessions from workers with a higher load than others, while no other move is in progress")
 	f.DurationVar(&c.RebalanceInterval, "rebalance-interval", 10*time.Second, "one session of a pool is rebalanced in this time at most")
+	f.StringSliceVar(&c.BundledStores, "bundled-stores", nil, "redis, database or both: these are the chart's own single servers, for trying out only; log, Event and metric say so")
 	f.DurationVar(&c.RebalanceAfter, "rebalance-after", 5*time.Minute, "how long a worker must have been up before sessions of others are moved to it")
 }
 
@@ -264,6 +282,11 @@ func (c *managerConfig) complete() error {
 	within(&p, "laravel-max-requests", c.Parallel, 1, 64)
 	within(&p, "rebalance-interval", c.RebalanceInterval, time.Second, 24*time.Hour) // --rebalance=false switches it off
 	within(&p, "rebalance-after", c.RebalanceAfter, 0, 24*time.Hour)
+	for _, name := range c.BundledStores {
+		if name != bundledRedis && name != bundledDatabase {
+			p.add("--bundled-stores is %q: give redis, database or both", name)
+		}
+	}
 	return p.err()
 }
 

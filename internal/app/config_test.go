@@ -103,6 +103,7 @@ var wrongForManager = []wrongValue{
 	{flag: "rebalance-interval", value: "48h"},
 	{flag: "rebalance-after", value: "-1s"},
 	{flag: "rebalance-after", value: "48h"},
+	{flag: "bundled-stores", value: "mysql", want: "redis, database or both"},
 }
 
 var wrongForWorker = []wrongValue{

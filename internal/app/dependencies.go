@@ -118,7 +118,19 @@ func openUnclaimed(ctx context.Context, config *commonConfig, role redis.Role, p
 }
 
 // openCluster reaches the API server, which names the installation.
-func openCluster(ctx context.Context, config *commonConfig, p processInfo, log logr.Logger) (_ *dependencies, err error) {
+func openCluster(ctx context.Context, config *commonConfig, p processInfo, log logr.Logger) (*dependencies, error) {
+	d, err := newDependencies(config, p, log)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.identify(ctx); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// newDependencies makes the client of the API server.
+func newDependencies(config *commonConfig, p processInfo, log logr.Logger) (_ *dependencies, err error) {
 	d := &dependencies{processInfo: p, config: config, scheme: runtime.NewScheme(), clock: clock.RealClock{}, log: log}
 	// Only the kinds that are used: all of Kubernetes' would cost each worker some megabytes.
 	for _, add := range []func(*runtime.Scheme) error{
@@ -134,9 +146,6 @@ func openCluster(ctx context.Context, config *commonConfig, p processInfo, log l
 	}
 	if d.direct, err = client.New(d.rest, client.Options{Scheme: d.scheme}); err != nil {
 		return nil, fmt.Errorf("reaching the API server: %w", err)
-	}
-	if err := d.identify(ctx); err != nil {
-		return nil, err
 	}
 	return d, nil
 }

@@ -119,6 +119,11 @@ func runManager(ctx context.Context, config *managerConfig, probes *probes, log 
 		manager.RunnableFunc(func(ctx context.Context) error { return d.watchConnections(ctx, gate, warn) }),
 		d.orphans(gate, func(reason, message string) { warn(reason, "CompareKeys", message) }),
 		everywhere{d.watchCRD},
+		manager.RunnableFunc(func(ctx context.Context) error {
+			reportBundledStores(config.BundledStores, log, func(message string) { warn("BundledStores", "CheckStores", message) })
+			<-ctx.Done()
+			return nil
+		}),
 	}
 	if config.delivers() {
 		flusher, closeClient, err := newFlusher(config, d, recorder, about, loops)

@@ -16,8 +16,10 @@ var (
 		"Sessions held by a worker whose Lease is not being renewed, or is gone.").WithLabelValues()
 	workers = gauge("workers",
 		"Workers by pool and state: live, failing (it cannot reach its database or WhatsApp), draining, silent or dead.", "pool", "state")
-	poolCapacity = gauge("pool_capacity_sessions", "Sessions that the live workers of a pool take at most.", "pool")
-	placements   = counter("placements_total",
+	poolCapacity  = gauge("pool_capacity_sessions", "Sessions that the live workers of a pool take at most.", "pool")
+	poolSessions  = gauge("pool_sessions", "Sessions that need a worker of the pool, placed or not. Scale the workers on its share of pool_capacity_sessions.", "pool")
+	bundledStores = gauge("bundled_store", "1 for a store (redis, database) that is the chart's own single server, for trying out only.", "store")
+	placements    = counter("placements_total",
 		"Decisions of the placement: placed, moved (off a draining worker or to another pool), moved_as_requested (move-to), moved_from_failing, rebalanced, failed_over (taken from a dead worker), withdrawn, conflict (the decision is made again) or failed.", "result")
 	workersLost       = counter("workers_lost_total", "Workers that were declared dead while they held sessions.").WithLabelValues()
 	heartbeatsVisible = gauge("heartbeats_visible",
@@ -37,6 +39,8 @@ type Fleet struct {
 	// Workers are the workers by pool and state, Capacity is that of the live workers by pool.
 	Workers  map[PoolState]int
 	Capacity map[string]int
+	// Wanted are the sessions that need a worker, by the pool of their namespace.
+	Wanted map[string]int
 	// Planning is how long the plan took.
 	Planning time.Duration
 }
@@ -57,6 +61,7 @@ func SetFleet(f Fleet) {
 	replace(sessionsUnplaced, f.Unplaced, PoolReason.labels)
 	replace(sessionsMisplaced, f.Misplaced, PoolReason.labels)
 	replace(poolCapacity, f.Capacity, func(pool string) []string { return []string{pool} })
+	replace(poolSessions, f.Wanted, func(pool string) []string { return []string{pool} })
 	replace(workers, f.Workers, PoolState.labels)
 	sessionsSilent.Set(float64(f.HeldBySilent))
 	placementSeconds.Observe(f.Planning.Seconds())
@@ -78,3 +83,11 @@ func SetHeartbeatsVisible(both bool) { heartbeatsVisible.Set(oneIf(both)) }
 
 // Placement counts a decision of the placement, by its result.
 func Placement(result string) { placements.WithLabelValues(result).Inc() }
+
+// SetBundledStores publishes which stores are the chart's own.
+func SetBundledStores(names []string) {
+	bundledStores.Reset()
+	for _, name := range names {
+		bundledStores.WithLabelValues(name).Set(1)
+	}
+}
