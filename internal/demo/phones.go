@@ -68,7 +68,7 @@ func (p *phones) scan(ctx context.Context, sessions []v1alpha1.WhatsAppSession) 
 		if s.Status.Passkey != nil {
 			code, link = s.Status.Passkey.RequestOptions, p.answer(s)
 		}
-		if code == "" || ctx.Err() != nil || !p.due(s.Name, code) {
+		if code == "" || ctx.Err() != nil || !p.due(id(s), code) {
 			continue
 		}
 		started := p.group.TryGo(func() error {
@@ -77,7 +77,7 @@ func (p *phones) scan(ctx context.Context, sessions []v1alpha1.WhatsAppSession) 
 			jid, err := link(ctx, phone, code) // the session's status shows the result
 			if number, _, ok := strings.Cut(jid, ":"); err == nil && ok {
 				p.mu.Lock()
-				p.by[s.Name] = number
+				p.by[id(s)] = number
 				p.mu.Unlock()
 			}
 			return nil
@@ -86,16 +86,19 @@ func (p *phones) scan(ctx context.Context, sessions []v1alpha1.WhatsAppSession) 
 			return // every phone is busy; try again at the next call
 		}
 		p.mu.Lock()
-		p.tried[s.Name] = code
+		p.tried[id(s)] = code
 		p.mu.Unlock()
 	}
 }
+
+// id names a session among those of all namespaces.
+func id(s *v1alpha1.WhatsAppSession) string { return s.Namespace + "/" + s.Name }
 
 // answer returns what asks the passkey of the phone that has scanned the session's code.
 func (p *phones) answer(s *v1alpha1.WhatsAppSession) func(ctx context.Context, phone, request string) (string, error) {
 	return func(ctx context.Context, _, request string) (string, error) {
 		p.mu.Lock()
-		number := p.by[s.Name]
+		number := p.by[id(s)]
 		p.mu.Unlock()
 		answer, err := p.whatsApp.AnswerPasskey(number, []byte(request))
 		if err == nil {

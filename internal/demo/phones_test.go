@@ -97,9 +97,9 @@ func TestPhonesAnswerForTheirPasskeys(t *testing.T) {
 	given := make(chan string, 2)
 	p := newPhones(&linking{}, 0, func(_ context.Context, s *v1alpha1.WhatsAppSession, answer string) { given <- s.Name + ": " + answer })
 	p.scan(context.Background(), []v1alpha1.WhatsAppSession{showing("a", "code")})
-	g.Eventually(func() string { p.mu.Lock(); defer p.mu.Unlock(); return p.by["a"] }).Should(Equal("15551000001"))
 	asked := showing("a", "")
 	asked.Status.Passkey = &v1alpha1.PasskeyStatus{RequestOptions: "the request"}
+	g.Eventually(func() string { p.mu.Lock(); defer p.mu.Unlock(); return p.by[id(&asked)] }).Should(Equal("15551000001"))
 	for range 2 {
 		p.scan(context.Background(), []v1alpha1.WhatsAppSession{asked})
 	}
