@@ -32,9 +32,20 @@ demo: build ## Run everything on this machine with simulated phones (ARGS="--ses
 build: ## Build bin/whatsapp-operator
 	CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)" -o $(BINARY) .
 
+.PHONY: image
+image: ## Build the container images as archives, without a container engine (dist/)
+	mkdir -p dist
+	cd hack/image && go run . -root ../.. -version $(VERSION) -o ../../dist/whatsapp-operator.tar
+	cd hack/image && go run . -root ../.. -version $(VERSION) -demo -o ../../dist/whatsapp-operator-demo.tar
+
 .PHONY: docker-build
-docker-build: ## Build the container image (IMAGE=name:tag)
-	docker build --build-arg VERSION=$(VERSION) -t $(IMAGE) .
+docker-build: ## Build the container image with Docker (IMAGE=name:tag)
+	docker build --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) -t $(IMAGE) .
+
+.PHONY: install-yaml
+install-yaml: ## Write dist/install.yaml: config/default as one file
+	mkdir -p dist
+	cd hack/chart && go run . install > ../../dist/install.yaml
 
 ##@ Check
 
@@ -45,6 +56,11 @@ test: test-deps ## Run every test, with the race detector, against a real API se
 .PHONY: test-one
 test-one: test-deps ## Run the tests of one package (PKG=./internal/batch RUN=TestName)
 	@$(assets) && export KUBEBUILDER_ASSETS && set -x && go test -race -timeout $(TEST_TIMEOUT) -count=1 -v -run '$(or $(RUN),.)' $(or $(PKG),$(error PKG is not set; for example PKG=./internal/batch))
+
+.PHONY: test-chart
+test-chart: ## Check the chart: lint, every set of options, refused values, Kustomize, health for Argo CD and Flux
+	cd hack/chart && go test -count=1 ./...
+	cd hack/image && go test -count=1 ./...
 
 .PHONY: test-faults
 test-faults: test-deps ## Run every named fault, and check that no session is lost or doubled (RUN=TestFaults//SIGKILL; half an hour)
@@ -97,8 +113,8 @@ $(GOLANGCI_LINT): hack/golangci/go.mod hack/golangci/go.sum hack/golangci/main.g
 
 .PHONY: check-generated
 check-generated: generate manifests docs ## Fail if generated files differ from what the generators write
-	git diff --exit-code -- api config docs/reference.md
-	@test -z "$$(git status --porcelain -- api config docs/reference.md)" || { git status --short -- api config docs/reference.md; echo "check-generated: not committed" >&2; exit 1; }
+	git diff --exit-code -- api config charts docs/reference.md
+	@test -z "$$(git status --porcelain -- api config charts docs/reference.md)" || { git status --short -- api config charts docs/reference.md; echo "check-generated: not committed" >&2; exit 1; }
 
 ##@ Measure
 
@@ -132,7 +148,9 @@ docs: ## Write docs/reference.md: every command, flag and metric
 	go run ./hack/docs
 
 .PHONY: manifests
-manifests: ## Write the CustomResourceDefinition and the roles into config/
+manifests: ## Write the CustomResourceDefinition and the roles into config/, and what is made from them and from the chart
 	$(CONTROLLER_GEN) crd paths=./api/... output:crd:dir=config/crd/bases
 	$(CONTROLLER_GEN) rbac:roleName=whatsapp-operator-manager,fileName=manager_role.yaml paths=./controllers/... output:rbac:dir=config/rbac
 	$(CONTROLLER_GEN) rbac:roleName=whatsapp-operator-worker,fileName=worker_role.yaml paths=./internal/worker/... output:rbac:dir=config/rbac
+	go run . redis-acl | sed -n 's/^ACL SETUSER/user/p' > charts/whatsapp-operator/files/valkey-users.acl
+	cd hack/chart && go run . generate

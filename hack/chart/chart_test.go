@@ -1,0 +1,805 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	. "github.com/onsi/gomega"
+	"helm.sh/helm/v4/pkg/chart/common"
+	"helm.sh/helm/v4/pkg/chart/v2/lint"
+	"helm.sh/helm/v4/pkg/chart/v2/lint/support"
+	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	kjson "k8s.io/apimachinery/pkg/runtime/serializer/json"
+	"k8s.io/client-go/kubernetes/scheme"
+	"sigs.k8s.io/yaml"
+)
+
+const chart = "../../" + chartFolder
+
+// prometheus and KEDA are APIs that some clusters know.
+const (
+	prometheus = "monitoring.coreos.com/v1"
+	keda       = "keda.sh/v1alpha1"
+)
+
+// values reads values written as YAML.
+func values(t *testing.T, text string) map[string]any {
+	t.Helper()
+	v := map[string]any{}
+	if err := yaml.Unmarshal([]byte(text), &v); err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+// everything sets what no other option set does.
+const everything = `
+nameOverride: wa
+fullnameOverride: wa
+commonLabels: {team: messaging}
+imagePullSecrets: [{name: registry}]
+image: {digest: "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", pullPolicy: Never}
+extraObjects:
+  - {apiVersion: v1, kind: ConfigMap, metadata: {name: "{{ .Release.Name }}-extra", namespace: "{{ .Release.Namespace }}"}}
+  - |
+    apiVersion: v1
+    kind: ConfigMap
+    metadata: {name: extra-text, namespace: {{ .Release.Namespace }}}
+networkPolicy: {enabled: true, apiServerTo: [{ipBlock: {cidr: 10.245.0.1/32}}]}
+metrics:
+  certificateSecret: metrics-tls
+  serviceMonitor: {enabled: true, labels: {release: prometheus}}
+manager: &pod
+  replicas: 3
+  extraArgs: [--laravel-timeout=20s]
+  extraEnv: [{name: HTTPS_PROXY, value: "http://proxy:3128"}]
+  extraVolumes: [{name: more, emptyDir: {}}]
+  extraVolumeMounts: [{name: more, mountPath: /more}]
+  podAnnotations: {example.com/a: "1"}
+  podLabels: {example.com/b: "2"}
+  priorityClassName: high
+  nodeSelector: {kubernetes.io/os: linux}
+  affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [{matchExpressions: [{key: a, operator: Exists}]}]}}}
+  tolerations: [{key: a, operator: Exists}]
+  serviceAccount: {annotations: {example.com/role: manager}}
+worker:
+  extraArgs: [--gc-percent=60]
+  extraEnv: [{name: HTTPS_PROXY, value: "http://proxy:3128"}]
+  extraVolumes: [{name: more, emptyDir: {}}]
+  extraVolumeMounts: [{name: more, mountPath: /more}]
+  podAnnotations: {example.com/a: "1"}
+  podLabels: {example.com/b: "2"}
+  priorityClassName: high
+  nodeSelector: {kubernetes.io/os: linux}
+  tolerations: [{key: a, operator: Exists}]
+pools:
+  default: {replicas: 5}
+  big: {capacity: 1000000, autoscaling: {enabled: true}}
+  other: {autoscaling: {enabled: true, kind: HPA}, serviceAccount: {create: false, name: mine}}
+`
+
+// optionSet is a use of the chart.
+type optionSet struct {
+	name   string
+	values func(t *testing.T) map[string]any
+	apis   []string
+}
+
+func given(text string) func(*testing.T) map[string]any {
+	return func(t *testing.T) map[string]any { return values(t, text) }
+}
+
+func valuesFile(name string) func(*testing.T) map[string]any {
+	return func(t *testing.T) map[string]any { return values(t, string(read(t, chartFolder+"/"+name))) }
+}
+
+var optionSets = []optionSet{
+	{name: "no values", values: given("")},
+	{name: "values-production.yaml", values: valuesFile("values-production.yaml")},
+	{name: "values-production.yaml with the Prometheus operator", values: valuesFile("values-production.yaml"), apis: []string{prometheus}},
+	{name: "values-demo.yaml", values: valuesFile("values-demo.yaml")},
+	{name: "the demo with network policies", values: given("simulator: {enabled: true}\nnetworkPolicy: {enabled: true}")},
+	{name: "everything", values: given(everything), apis: []string{prometheus, keda}},
+	{name: "network policies with bundled stores", values: given("networkPolicy: {enabled: true}")},
+	{name: "external Redis only", values: given("redis: {addresses: [redis.example.com:6379]}")},
+	{name: "external database only", values: given("database: {urlSecret: {name: db}}")},
+	{name: "Laravel without TLS", values: given("laravel: {url: 'http://laravel.shop', insecureHTTP: true, tokenSecret: {name: l}, signingSecret: {name: l, keys: [old, new]}, caSecret: {name: ca}}")},
+	{name: "little", values: given("crds: {enabled: false}\nrbac: {create: false, userRoles: false}\nmetrics: {enabled: false}\nmanager: {podDisruptionBudget: {enabled: false}, topologySpread: {enabled: false}}\nworker: {podDisruptionBudget: {enabled: false}, topologySpread: {enabled: false}}")},
+	{name: "simulator without phones and stand-in", values: given("simulator: {enabled: true, phones: {enabled: false}, laravel: {enabled: false}}")},
+}
+
+func mustRender(t *testing.T, o options) []object {
+	t.Helper()
+	objects, _, err := render(chart, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return objects
+}
+
+// eachOptionSet runs a test for each option set.
+func eachOptionSet(t *testing.T, f func(t *testing.T, g *WithT, o options, objects []object)) {
+	for _, set := range optionSets {
+		t.Run(set.name, func(t *testing.T) {
+			o := options{values: set.values(t), apis: set.apis}
+			f(t, NewWithT(t), o, mustRender(t, o))
+		})
+	}
+}
+
+// pods returns the pod templates and pods among the objects, by the id of their object.
+func pods(objects []object) map[string]map[string]any {
+	all := map[string]map[string]any{}
+	for _, o := range objects {
+		spec, _ := get(o, "spec", "template", "spec").(map[string]any)
+		if o.kind() == "Pod" {
+			spec, _ = get(o, "spec").(map[string]any)
+		}
+		if spec != nil {
+			all[o.id()] = spec
+		}
+	}
+	return all
+}
+
+func find(objects []object, kind, name string) object {
+	for _, o := range objects {
+		if o.kind() == kind && o.name() == name {
+			return o
+		}
+	}
+	return nil
+}
+
+func containers(spec map[string]any) (all []map[string]any) {
+	for _, field := range []string{"initContainers", "containers"} {
+		for _, c := range list(spec, field) {
+			all = append(all, c.(map[string]any))
+		}
+	}
+	return all
+}
+
+func TestLint(t *testing.T) {
+	eachOptionSet(t, func(t *testing.T, g *WithT, o options, _ []object) {
+		version, err := common.ParseKubeVersion("v1.37.2")
+		g.Expect(err).NotTo(HaveOccurred())
+		for _, message := range lint.RunAll(chart, o.values, namespace, lint.WithKubeVersion(version)).Messages {
+			g.Expect(message.Severity).To(BeNumerically("<=", support.InfoSev), message.Error())
+		}
+	})
+}
+
+// TestManifestsAreValid decodes every object strictly: an unknown or repeated field is an
+// error, and so is a number where a string belongs.
+func TestManifestsAreValid(t *testing.T) {
+	strict := kjson.NewSerializerWithOptions(kjson.DefaultMetaFactory, scheme.Scheme, scheme.Scheme, kjson.SerializerOptions{Yaml: true, Strict: true})
+	eachOptionSet(t, func(t *testing.T, g *WithT, _ options, objects []object) {
+		ids := map[string]bool{}
+		for _, o := range objects {
+			g.Expect(ids).NotTo(HaveKey(o.id()), "twice")
+			ids[o.id()] = true
+			content, err := yaml.Marshal(o)
+			g.Expect(err).NotTo(HaveOccurred())
+			_, _, err = strict.Decode(content, nil, nil)
+			if runtime.IsNotRegisteredError(err) {
+				g.Expect(o.kind()).To(BeElementOf("CustomResourceDefinition", "ServiceMonitor", "PodMonitor", "ScaledObject"))
+				continue
+			}
+			g.Expect(err).NotTo(HaveOccurred(), "%s\n%s", o.id(), content)
+		}
+	})
+}
+
+// clusterScoped are the kinds without a namespace.
+var clusterScoped = []string{"CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding"}
+
+func TestNamesAndLabels(t *testing.T) {
+	for _, name := range []string{"a", "whatsapp-operator", strings.Repeat("long-name-", 5) + "end"} {
+		for _, set := range optionSets {
+			t.Run(name+"/"+set.name, func(t *testing.T) {
+				g := NewWithT(t)
+				for _, o := range mustRender(t, options{values: set.values(t), apis: set.apis, release: name, namespace: "ops"}) {
+					if strings.HasPrefix(o.name(), "extra") || strings.HasSuffix(o.name(), "-extra") {
+						continue // the user's own
+					}
+					g.Expect(len(o.name())).To(BeNumerically("<=", 63), o.id())
+					g.Expect(slices.Contains(clusterScoped, o.kind())).To(Equal(get(o, "metadata", "namespace") == nil), o.id())
+					if ns := text(o, "metadata", "namespace"); ns != "" {
+						g.Expect(ns).To(Equal("ops"))
+					}
+					for _, label := range []string{"app.kubernetes.io/name", "app.kubernetes.io/instance", "app.kubernetes.io/version", "app.kubernetes.io/managed-by", "helm.sh/chart"} {
+						g.Expect(text(o, "metadata", "labels", label)).NotTo(BeEmpty(), "%s has no label %s", o.id(), label)
+					}
+					if set.name == "everything" {
+						g.Expect(text(o, "metadata", "labels", "team")).To(Equal("messaging"), o.id())
+					}
+					if selector, ok := get(o, "spec", "selector", "matchLabels").(map[string]any); ok && slices.Contains([]string{"Deployment", "StatefulSet"}, o.kind()) {
+						labels := get(o, "spec", "template", "metadata", "labels")
+						for key, value := range selector {
+							g.Expect(get(labels, key)).To(Equal(value), o.id())
+						}
+						g.Expect(selector).NotTo(HaveKey("app.kubernetes.io/version"))
+						g.Expect(selector).NotTo(HaveKey("team"))
+					}
+				}
+			})
+		}
+	}
+}
+
+// TestPodsAreRestricted checks what Pod Security's level restricted asks for, and what every
+// pod of ours has.
+func TestPodsAreRestricted(t *testing.T) {
+	eachOptionSet(t, func(t *testing.T, g *WithT, _ options, objects []object) {
+		for id, spec := range pods(objects) {
+			g.Expect(get(spec, "securityContext", "runAsNonRoot")).To(BeTrue(), id)
+			g.Expect(get(spec, "securityContext", "runAsUser")).To(BeNumerically(">", 0), id)
+			g.Expect(get(spec, "securityContext", "seccompProfile", "type")).To(Equal("RuntimeDefault"), id)
+			g.Expect(get(spec, "enableServiceLinks")).To(BeFalse(), id)
+			g.Expect(spec).To(HaveKey("automountServiceAccountToken"), id)
+			for _, c := range containers(spec) {
+				where := id + " " + text(c, "name")
+				g.Expect(get(c, "securityContext", "allowPrivilegeEscalation")).To(BeFalse(), where)
+				g.Expect(get(c, "securityContext", "readOnlyRootFilesystem")).To(BeTrue(), where)
+				g.Expect(get(c, "securityContext", "capabilities", "drop")).To(ConsistOf("ALL"), where)
+				g.Expect(get(c, "resources", "requests", "cpu")).NotTo(BeNil(), where)
+				g.Expect(get(c, "resources", "requests", "memory")).NotTo(BeNil(), where)
+				g.Expect(get(c, "resources", "limits", "memory")).NotTo(BeNil(), where)
+				g.Expect(get(c, "resources", "limits", "cpu")).To(BeNil(), "%s: throttling delays heartbeats", where)
+				g.Expect(text(c, "terminationMessagePolicy")).To(Equal("FallbackToLogsOnError"), where)
+				for _, e := range list(c, "env") {
+					if get(e, "valueFrom") == nil {
+						g.Expect(get(e, "value")).To(BeAssignableToTypeOf(""), "%s: %v", where, e)
+					}
+				}
+				for _, quantity := range []any{get(c, "resources", "requests"), get(c, "resources", "limits")} {
+					for _, q := range quantity.(map[string]any) {
+						_, err := resource.ParseQuantity(fmt.Sprint(q))
+						g.Expect(err).NotTo(HaveOccurred(), where)
+					}
+				}
+			}
+			for _, m := range containers(spec) {
+				for _, mount := range list(m, "volumeMounts") {
+					if text(mount, "name") == "data" && strings.HasPrefix(id, "StatefulSet") {
+						continue // its claim
+					}
+					g.Expect(slices.ContainsFunc(list(spec, "volumes"), func(v any) bool { return text(v, "name") == text(mount, "name") })).To(BeTrue(), "%s mounts %s", id, text(mount, "name"))
+				}
+			}
+		}
+	})
+}
+
+// TestEverySettingIsAFlag compares the variables and arguments of our containers with the
+// reference, which the program writes.
+func TestEverySettingIsAFlag(t *testing.T) {
+	reference := string(read(t, "docs/reference.md"))
+	flagsOf := func(command string) map[string]bool {
+		flags := map[string]bool{}
+		add := func(section string) {
+			_, section, found := strings.Cut(reference, section)
+			if !found {
+				t.Fatalf("docs/reference.md has no section for %q", command)
+			}
+			section, _, _ = strings.Cut(section, "\n##")
+			for _, row := range regexp.MustCompile("(?m)^\\| `--([a-z0-9-]+)`").FindAllStringSubmatch(section, -1) {
+				flags[row[1]] = true
+			}
+			if strings.Contains(section, "(#common-flags)") {
+				_, section, _ = strings.Cut(reference, "### Common flags\n")
+				section, _, _ = strings.Cut(section, "\n##")
+				for _, row := range regexp.MustCompile("(?m)^\\| `--([a-z0-9-]+)`").FindAllStringSubmatch(section, -1) {
+					flags[row[1]] = true
+				}
+			}
+		}
+		add("### `whatsapp-operator " + command + "`\n")
+		return flags
+	}
+	tried := map[string]bool{}
+	eachOptionSet(t, func(t *testing.T, g *WithT, _ options, objects []object) {
+		for id, spec := range pods(objects) {
+			for _, c := range containers(spec) {
+				if get(c, "command") != nil {
+					continue // a store
+				}
+				var words, flags []string
+				for _, a := range list(c, "args") {
+					if strings.HasPrefix(a.(string), "-") {
+						name, _, _ := strings.Cut(strings.TrimPrefix(a.(string), "--"), "=")
+						flags = append(flags, name)
+						continue
+					}
+					words = append(words, a.(string))
+				}
+				command := strings.Join(words, " ")
+				tried[command] = true
+				if command == "deadletter list" || command == "store orphans" {
+					g.Expect(reference).To(ContainSubstring("`whatsapp-operator "+command+"`"), id)
+				}
+				for _, e := range list(c, "env") {
+					if name, ours := strings.CutPrefix(text(e, "name"), "WHATSAPP_OPERATOR_"); ours {
+						flags = append(flags, strings.ReplaceAll(strings.ToLower(name), "_", "-"))
+					}
+				}
+				known := flagsOf(command)
+				for _, f := range flags {
+					g.Expect(known[f]).To(BeTrue(), "%s: %s has no flag --%s", id, command, f)
+				}
+			}
+		}
+	})
+	NewWithT(t).Expect(slices.Sorted(maps.Keys(tried))).To(ConsistOf("manager", "worker", "bootstrap", "simulator", "demo-phones", "demo-laravel", "deadletter list", "store orphans"))
+}
+
+func TestRenderedTwiceIsTheSame(t *testing.T) {
+	eachOptionSet(t, func(t *testing.T, g *WithT, o options, objects []object) {
+		for range 3 {
+			g.Expect(mustRender(t, o)).To(Equal(objects))
+		}
+	})
+}
+
+// TestNoRandomnessNoLookup: Argo CD and Flux render without a cluster, and each time anew.
+func TestNoRandomnessNoLookup(t *testing.T) {
+	forbidden := regexp.MustCompile(`\b(lookup|rand[A-Z][A-Za-z]+|gen[A-Z][A-Za-z]+|derivePassword|htpasswd|bcrypt|uuidv4|now|date[A-Za-z]*|getHostByName|IsUpgrade|IsInstall|Revision)\b`)
+	err := filepath.WalkDir(filepath.Join(chart, "templates"), func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		content, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		for _, action := range regexp.MustCompile(`(?s){{.*?}}`).FindAllString(string(content), -1) {
+			if found := forbidden.FindString(action); found != "" && !strings.HasPrefix(strings.TrimLeft(action, "{- "), "/*") {
+				t.Errorf("%s uses %s: %s", path, found, action)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestSchemaKnowsEveryValue compares the keys of values.yaml with those of the schema, in both
+// directions.
+func TestSchemaKnowsEveryValue(t *testing.T) {
+	g := NewWithT(t)
+	var schema map[string]any
+	g.Expect(json.Unmarshal(read(t, chartFolder+"/values.schema.json"), &schema)).To(Succeed())
+	all := values(t, string(read(t, chartFolder+"/values.yaml")))
+	resolve := func(s any) map[string]any {
+		m, _ := s.(map[string]any)
+		if ref := text(m, "$ref"); ref != "" {
+			m, _ = get(schema, "$defs", strings.TrimPrefix(ref, "#/$defs/")).(map[string]any)
+			g.Expect(m).NotTo(BeNil(), ref)
+		}
+		return m
+	}
+	var compare func(path string, value any, s map[string]any)
+	compare = func(path string, value any, s map[string]any) {
+		properties, structured := s["properties"].(map[string]any)
+		if !structured {
+			return
+		}
+		if strings.HasPrefix(path, "pools.") {
+			return
+		}
+		g.Expect(s["additionalProperties"]).To(BeFalse(), "%s takes unknown keys", path)
+		have, ok := value.(map[string]any)
+		g.Expect(ok).To(BeTrue(), "%s is not an object in values.yaml", path)
+		for key := range have {
+			g.Expect(properties).To(HaveKey(key), "the schema does not know %s.%s", path, key)
+		}
+		for key, inner := range properties {
+			if path == "" && key == "global" {
+				continue // Helm's own
+			}
+			if path == "" && key == "pools" {
+				continue // a pool has the keys of worker
+			}
+			g.Expect(have).To(HaveKey(key), "values.yaml has no %s.%s", path, key)
+			compare(strings.TrimPrefix(path+"."+key, "."), have[key], resolve(inner))
+		}
+	}
+	compare("", all, schema)
+}
+
+func TestEveryValueIsDescribed(t *testing.T) {
+	g := NewWithT(t)
+	rows, err := describeValues(read(t, chartFolder+"/values.yaml"))
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(len(rows)).To(BeNumerically(">", 100))
+	for _, r := range rows {
+		g.Expect(r.description).NotTo(BeEmpty(), "%s has no comment that begins with # --", r.path)
+	}
+}
+
+// TestWrongValuesAreRefused: each with words that say what is wrong.
+func TestWrongValuesAreRefused(t *testing.T) {
+	for _, row := range []struct{ name, values, want string }{
+		{"an unknown value", "replicas: 3", "additional properties 'replicas' not allowed"},
+		{"an unknown value of the manager", "manager: {replica: 3}", "additional properties 'replica' not allowed"},
+		{"an unknown value of a pool", "pools: {default: {replica: 3}}", "'replica'"},
+		{"a text in place of a number", "worker: {replicas: '3'}", "got string, want integer"},
+		{"a number in place of a text", "image: {tag: 1.0}", "got number, want string"},
+		{"no worker capacity", "worker: {capacity: 0}", "minimum"},
+		{"a digest that is a tag", "image: {digest: v1}", "'v1' does not match pattern"},
+		{"an unknown pull policy", "image: {pullPolicy: Sometimes}", "'IfNotPresent', 'Always', 'Never'"},
+		{"an unknown mode of Redis", "redis: {addresses: ['a:1'], mode: single}", "'standalone', 'sentinel', 'cluster'"},
+		{"a URL in place of host:port", "redis: {addresses: ['redis://a:1']}", "does not match pattern"},
+		{"a password in the database's URL", "database: {url: 'postgres://a:secret@b/c'}", "database.url holds a password"},
+		{"a password in Laravel's URL", "laravel: {url: 'https://a:secret@b/c'}", "laravel.url holds a user or a password"},
+		{"another kind of database", "database: {url: 'mysql://a/b'}", "does not match pattern"},
+		{"a password as a parameter", "database: {url: 'postgres://b/c?password=secret'}", "database.url holds a password"},
+		{"a name of a pool that is no label", "pools: {Big_Pool: {}}", "invalid propertyName 'Big_Pool'"},
+		{"no pool", "pools: {default: null}", "pools is empty: keep at least one"},
+		{"no Redis", "valkey: {enabled: false}", "there is no Redis: set redis.addresses"},
+		{"no database", "postgresql: {enabled: false}", "there is no database: set database.url"},
+		{"two databases", "database: {url: 'postgres://a/b', urlSecret: {name: db}}", "are both set: keep one"},
+		{"users for the bundled Redis", "redis: {manager: {username: a, passwordSecret: {name: b}}}", "redis.addresses is empty"},
+		{"a user without a password", "redis: {addresses: ['a:1'], worker: {username: a}}", "redis.worker.passwordSecret.name"},
+		{"an authority without TLS", "redis: {addresses: ['a:1'], tls: {caSecret: {name: a}}}", "redis.tls.enabled is false"},
+		{"Sentinels without a name", "redis: {addresses: ['a:1'], mode: sentinel}", "set redis.masterName"},
+		{"Laravel without a token", "laravel: {url: 'https://a'}", "laravel.tokenSecret.name"},
+		{"Laravel without a signing secret", "laravel: {url: 'https://a', tokenSecret: {name: a}}", "laravel.signingSecret.name"},
+		{"Laravel over http", "laravel: {url: 'http://a', tokenSecret: {name: a}, signingSecret: {name: a}}", "use https://"},
+		{"no ServiceAccount of the manager", "manager: {serviceAccount: {create: false}}", "manager.serviceAccount.name"},
+		{"no ServiceAccount of a pool", "pools: {big: {serviceAccount: {create: false}}}", "for the pool big"},
+		{"autoscaling upside down", "worker: {autoscaling: {enabled: true, minReplicas: 5, maxReplicas: 2}}", "for the pool default"},
+		{"monitors that the cluster does not know", "metrics: {serviceMonitor: {enabled: true, renderMode: failIfMissing}}", "the cluster does not know monitoring.coreos.com/v1"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			g := NewWithT(t)
+			_, _, err := render(chart, options{values: values(t, row.values)})
+			g.Expect(err).To(MatchError(ContainSubstring(row.want)))
+			g.Expect(err.Error()).NotTo(MatchRegexp("secret@|=secret"))
+		})
+	}
+}
+
+func TestWrongReleaseIsRefused(t *testing.T) {
+	_, _, err := render(chart, options{release: "shop.one"})
+	NewWithT(t).Expect(err).To(MatchError(ContainSubstring("the release's name is shop.one")))
+}
+
+// TestStores: an external store turns its bundled one off, and only that.
+func TestStores(t *testing.T) {
+	for _, row := range []struct {
+		values               string
+		valkey, postgresql   bool
+		bundled, redis, base string
+	}{
+		{"", true, true, "redis,database", "whatsapp-operator-valkey:6379", "postgres://whatsapp@whatsapp-operator-postgresql:5432/whatsapp?sslmode=disable"},
+		{"redis: {addresses: ['a:1', 'b:2'], mode: cluster}", false, true, "database", "a:1,b:2", "postgres://whatsapp@whatsapp-operator-postgresql:5432/whatsapp?sslmode=disable"},
+		{"database: {url: 'postgres://db/x?sslmode=verify-full'}", true, false, "redis", "whatsapp-operator-valkey:6379", "postgres://db/x?sslmode=verify-full"},
+		{"database: {urlSecret: {name: db}}", true, false, "redis", "whatsapp-operator-valkey:6379", ""},
+		{"redis: {addresses: ['a:1']}\ndatabase: {url: 'postgres://db/x'}", false, false, "", "a:1", "postgres://db/x"},
+	} {
+		t.Run(row.values, func(t *testing.T) {
+			g := NewWithT(t)
+			objects, notes, err := render(chart, options{values: values(t, row.values)})
+			g.Expect(err).NotTo(HaveOccurred())
+			g.Expect(find(objects, "StatefulSet", "whatsapp-operator-valkey") != nil).To(Equal(row.valkey))
+			g.Expect(find(objects, "StatefulSet", "whatsapp-operator-postgresql") != nil).To(Equal(row.postgresql))
+			g.Expect(find(objects, "Job", "whatsapp-operator-bootstrap") != nil).To(Equal(row.bundled != ""))
+			g.Expect(strings.Contains(notes, "FOR TRYING OUT ONLY")).To(Equal(row.bundled != ""))
+			for _, name := range []string{"manager", "worker"} {
+				env := environment(find(objects, "Deployment", "whatsapp-operator-"+name))
+				g.Expect(env["WHATSAPP_OPERATOR_REDIS"]).To(Equal(row.redis))
+				g.Expect(env["WHATSAPP_OPERATOR_STORE"]).To(Equal(row.base))
+				if row.valkey {
+					g.Expect(env["WHATSAPP_OPERATOR_REDIS_USERNAME"]).To(Equal("whatsapp-operator-" + name))
+				}
+			}
+			g.Expect(environment(find(objects, "Deployment", "whatsapp-operator-manager"))["WHATSAPP_OPERATOR_BUNDLED_STORES"]).To(Equal(row.bundled))
+		})
+	}
+}
+
+func environment(o object) map[string]string {
+	env := map[string]string{}
+	for _, c := range list(o, "spec", "template", "spec", "containers") {
+		for _, e := range list(c, "env") {
+			env[text(e, "name")] = text(e, "value")
+		}
+	}
+	return env
+}
+
+// TestVolumesOutliveEverything: a volume claim of a StatefulSet can never be changed, so
+// nothing in it depends on the chart's version or on labels that a user changes.
+func TestVolumesOutliveEverything(t *testing.T) {
+	g := NewWithT(t)
+	before := mustRender(t, options{})
+	after := mustRender(t, options{version: "9.9.9", values: values(t, "commonLabels: {team: other}\npostgresql: {maxConnections: 300}")})
+	for _, name := range []string{"whatsapp-operator-valkey", "whatsapp-operator-postgresql"} {
+		b, a := find(before, "StatefulSet", name), find(after, "StatefulSet", name)
+		for _, field := range []string{"volumeClaimTemplates", "selector", "serviceName"} {
+			g.Expect(get(a, "spec", field)).To(Equal(get(b, "spec", field)), name)
+		}
+		g.Expect(get(b, "spec", "persistentVolumeClaimRetentionPolicy", "whenDeleted")).To(Equal("Retain"))
+	}
+	for _, o := range before {
+		if o.kind() == "Deployment" {
+			g.Expect(get(find(after, o.kind(), o.name()), "spec", "selector")).To(Equal(get(o, "spec", "selector")), "a selector cannot be changed")
+		}
+	}
+}
+
+func TestWorkers(t *testing.T) {
+	g := NewWithT(t)
+	objects := mustRender(t, options{values: values(t, everything), apis: []string{prometheus, keda}})
+	worker := find(objects, "Deployment", "wa-worker")
+	g.Expect(get(worker, "spec", "replicas")).To(BeNumerically("==", 5))
+	g.Expect(get(worker, "spec", "strategy", "rollingUpdate")).To(Equal(map[string]any{"maxSurge": 1.0, "maxUnavailable": 0.0}))
+	g.Expect(get(worker, "spec", "template", "spec", "terminationGracePeriodSeconds")).To(BeNumerically("==", 60))
+	g.Expect(environment(worker)["WHATSAPP_OPERATOR_DRAIN_TIMEOUT"]).To(Equal("55s"))
+	g.Expect(text(worker, "spec", "template", "metadata", "labels", "whatsapp-operator.io/pool")).To(Equal("default"))
+
+	for name, kind := range map[string]string{"wa-worker-big": "ScaledObject", "wa-worker-other": "HorizontalPodAutoscaler"} {
+		g.Expect(get(find(objects, "Deployment", name), "spec")).NotTo(HaveKey("replicas"), "the autoscaler decides")
+		scaler := find(objects, kind, name)
+		g.Expect(scaler).NotTo(BeNil(), name)
+		behavior := get(scaler, "spec", "behavior")
+		if kind == "ScaledObject" {
+			behavior = get(scaler, "spec", "advanced", "horizontalPodAutoscalerConfig", "behavior")
+			g.Expect(text(list(scaler, "spec", "triggers")[0], "metadata", "threshold")).To(Equal("700000"))
+		}
+		g.Expect(list(behavior, "scaleDown", "policies")).To(ConsistOf(map[string]any{"type": "Pods", "value": 1.0, "periodSeconds": 600.0}))
+	}
+	g.Expect(environment(find(objects, "Deployment", "wa-worker-big"))["WHATSAPP_OPERATOR_CAPACITY"]).To(Equal("1000000"), "not 1e+06")
+	g.Expect(find(objects, "ServiceAccount", "mine")).To(BeNil())
+	g.Expect(list(find(objects, "ClusterRoleBinding", "wa-worker"), "subjects")).To(HaveLen(3))
+	g.Expect(text(list(find(objects, "Deployment", "wa-manager"), "spec", "template", "spec", "containers")[0], "image")).
+		To(HaveSuffix("@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"))
+}
+
+// TestMonitorsNeedTheirKinds: without the Prometheus operator they are left out.
+func TestMonitorsNeedTheirKinds(t *testing.T) {
+	g := NewWithT(t)
+	count := func(o options) (n int) {
+		for _, m := range mustRender(t, o) {
+			if strings.HasSuffix(m.kind(), "Monitor") {
+				n++
+			}
+		}
+		return n
+	}
+	on := "metrics: {serviceMonitor: {enabled: true}}"
+	g.Expect(count(options{values: values(t, on)})).To(Equal(0))
+	g.Expect(count(options{values: values(t, on), apis: []string{prometheus}})).To(Equal(2))
+	g.Expect(count(options{values: values(t, "metrics: {serviceMonitor: {enabled: true, renderMode: alwaysRender}}")})).To(Equal(2))
+}
+
+// TestDefinitionIsKept: an uninstall must not delete every session.
+func TestDefinitionIsKept(t *testing.T) {
+	g := NewWithT(t)
+	crd := find(mustRender(t, options{}), "CustomResourceDefinition", "whatsappsessions.whatsapp-operator.io")
+	g.Expect(crd.annotation("helm.sh/resource-policy")).To(Equal("keep"))
+	crd = find(mustRender(t, options{values: values(t, "crds: {keep: false}")}), "CustomResourceDefinition", "whatsappsessions.whatsapp-operator.io")
+	g.Expect(crd.annotation("helm.sh/resource-policy")).To(BeEmpty())
+	g.Expect(find(mustRender(t, options{values: values(t, "crds: {enabled: false}")}), "CustomResourceDefinition", crd.name())).To(BeNil())
+	var generated object
+	g.Expect(yaml.Unmarshal(read(t, "config/crd/bases/whatsapp-operator.io_whatsappsessions.yaml"), &generated)).To(Succeed())
+	g.Expect(get(crd, "spec")).To(Equal(get(generated, "spec")))
+}
+
+// TestRulesAreTheGeneratedOnes: what the program needs is said once, beside its code.
+func TestRulesAreTheGeneratedOnes(t *testing.T) {
+	g := NewWithT(t)
+	objects := mustRender(t, options{release: "shop", namespace: "ops"})
+	for _, role := range roles {
+		for _, part := range regexp.MustCompile(`(?m)^---$`).Split(string(read(t, "config/rbac/"+role+"_role.yaml")), -1) {
+			var generated object
+			g.Expect(yaml.Unmarshal([]byte(part), &generated)).To(Succeed())
+			if len(generated) == 0 {
+				continue
+			}
+			name := generated.name()
+			if role == "manager" || role == "worker" {
+				name = "shop-whatsapp-operator-" + role
+			}
+			rendered := find(objects, generated.kind(), name)
+			g.Expect(rendered).NotTo(BeNil(), "%s %s", generated.kind(), name)
+			g.Expect(get(rendered, "rules")).To(Equal(get(generated, "rules")))
+		}
+	}
+}
+
+// TestBootstrapIsLeastPrivileged: the Job reads and changes the Secrets that it makes, no others.
+func TestBootstrapIsLeastPrivileged(t *testing.T) {
+	eachOptionSet(t, func(t *testing.T, g *WithT, _ options, objects []object) {
+		for _, o := range objects {
+			if o.kind() != "Job" {
+				continue
+			}
+			var made []any
+			for _, a := range list(list(o, "spec", "template", "spec", "containers")[0], "args") {
+				_, keys, found := strings.Cut(a.(string), "=")
+				if !found || strings.HasPrefix(a.(string), "--label=") {
+					continue
+				}
+				for key := range strings.SplitSeq(keys, ",") {
+					secret, _, _ := strings.Cut(key, "/")
+					if !slices.Contains(made, any(secret)) {
+						made = append(made, secret)
+					}
+				}
+			}
+			role := find(objects, "Role", o.name())
+			g.Expect(list(role, "rules")).To(HaveLen(2))
+			g.Expect(list(list(role, "rules")[0], "verbs")).To(ConsistOf("create"))
+			g.Expect(list(list(role, "rules")[1], "resourceNames")).To(ConsistOf(made...))
+			g.Expect(list(list(role, "rules")[1], "verbs")).To(ConsistOf("get", "patch"))
+		}
+	})
+}
+
+// TestEverySecretExists: a Secret that a pod mounts is made by the bootstrap Job, or named in
+// the values.
+func TestEverySecretExists(t *testing.T) {
+	eachOptionSet(t, func(t *testing.T, g *WithT, o options, objects []object) {
+		var made []string
+		for _, role := range objects {
+			if role.kind() == "Role" && strings.HasSuffix(role.name(), "-bootstrap") {
+				for _, name := range list(list(role, "rules")[1], "resourceNames") {
+					made = append(made, name.(string))
+				}
+			}
+		}
+		given, err := yaml.Marshal(o.values)
+		g.Expect(err).NotTo(HaveOccurred())
+		for id, spec := range pods(objects) {
+			for _, v := range list(spec, "volumes") {
+				if name := text(v, "secret", "secretName"); name != "" && !slices.Contains(made, name) {
+					g.Expect(string(given)).To(MatchRegexp(`: `+regexp.QuoteMeta(name)+`\n`), "%s mounts %s", id, name)
+				}
+			}
+		}
+	})
+}
+
+// TestNetworkPolicies: with default deny, each pod is chosen by a policy, and the ports of a
+// pod that others need are let in.
+func TestNetworkPolicies(t *testing.T) {
+	g := NewWithT(t)
+	objects := mustRender(t, options{values: values(t, "networkPolicy: {enabled: true}\nsimulator: {enabled: true}")})
+	policies := map[string]object{}
+	for _, o := range objects {
+		if o.kind() == "NetworkPolicy" {
+			policies[text(o, "spec", "podSelector", "matchLabels", "app.kubernetes.io/component")] = o
+			g.Expect(list(o, "spec", "policyTypes")).To(ConsistOf("Ingress", "Egress"), o.id())
+		}
+	}
+	for _, o := range objects {
+		labels := get(o, "spec", "template", "metadata", "labels")
+		if o.kind() == "Pod" {
+			labels = get(o, "metadata", "labels")
+		}
+		if labels != nil {
+			g.Expect(policies).To(HaveKey(text(labels, "app.kubernetes.io/component")), o.id())
+		}
+	}
+	from := func(component string) (all []string) {
+		for _, rule := range list(policies[component], "spec", "ingress") {
+			for _, peer := range list(rule, "from") {
+				all = append(all, text(peer, "podSelector", "matchLabels", "app.kubernetes.io/component"))
+			}
+			g.Expect(list(rule, "from")).NotTo(BeEmpty(), "an empty list lets everybody in")
+		}
+		return all
+	}
+	g.Expect(from("valkey")).To(ConsistOf("manager", "worker", "test"))
+	g.Expect(from("postgresql")).To(ConsistOf("manager", "worker", "test"))
+	g.Expect(from("simulator")).To(ConsistOf("worker"))
+	g.Expect(from("laravel")).To(ConsistOf("manager"))
+	for _, nobody := range []string{"manager", "worker", "bootstrap", "test"} {
+		g.Expect(from(nobody)).To(BeEmpty(), nobody)
+	}
+	for _, none := range []string{"valkey", "postgresql", "laravel"} {
+		g.Expect(list(policies[none], "spec", "egress")).To(BeEmpty(), none)
+	}
+	objects = mustRender(t, options{values: values(t, string(read(t, chartFolder+"/values-production.yaml")))})
+	metrics := find(objects, "NetworkPolicy", "whatsapp-operator-worker")
+	g.Expect(list(metrics, "spec", "ingress")).To(HaveLen(1))
+	g.Expect(list(list(metrics, "spec", "ingress")[0], "ports")).To(ConsistOf(map[string]any{"port": 8080.0, "protocol": "TCP"}))
+}
+
+func TestNotes(t *testing.T) {
+	for _, row := range []struct {
+		name, values string
+		want         []string
+		not          []string
+	}{
+		{"no values", "", []string{"Next step", "qr default/shop-1", "FOR TRYING OUT ONLY", "laravel.url: nothing is delivered", "networkPolicy.enabled"}, []string{"simulator"}},
+		{"production", string(read(t, chartFolder+"/values-production.yaml")), []string{"sentinel-0.redis.example.com:26379", "sentinel, TLS", "postgres://db-a.example.com", "does not know its kinds"}, []string{"TRYING OUT", "laravel.url: nothing"}},
+		{"demo", string(read(t, chartFolder+"/values-demo.yaml")), []string{"a stand-in receives", "no session reaches the real WhatsApp"}, nil},
+		{"a user in the URL", "database: {url: 'postgres://user@db/x'}", []string{"postgres://***@db/x"}, []string{"user@"}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			g := NewWithT(t)
+			_, notes, err := render(chart, options{values: values(t, row.values)})
+			g.Expect(err).NotTo(HaveOccurred())
+			for _, want := range row.want {
+				g.Expect(notes).To(ContainSubstring(want))
+			}
+			for _, not := range row.not {
+				g.Expect(notes).NotTo(ContainSubstring(not))
+			}
+		})
+	}
+}
+
+// TestGeneratedFilesAreCurrent: `make manifests` was run.
+func TestGeneratedFilesAreCurrent(t *testing.T) {
+	g := NewWithT(t)
+	root, err := repository()
+	g.Expect(err).NotTo(HaveOccurred())
+	for name, generate := range map[string]func(string) (map[string][]byte, error){"copied": copied, "derived": derived} {
+		files, err := generate(root)
+		g.Expect(err).NotTo(HaveOccurred(), name)
+		for path, want := range files {
+			have, err := os.ReadFile(filepath.Join(root, path))
+			g.Expect(err).NotTo(HaveOccurred())
+			g.Expect(bytes.Equal(have, want)).To(BeTrue(), "%s is not current: run make manifests", path)
+		}
+	}
+}
+
+// TestKustomizeRendersTheSame compares config/default and config/external-stores with the
+// chart: the same objects, but for what has a meaning for Helm only.
+func TestKustomizeRendersTheSame(t *testing.T) {
+	for folder, v := range kustomizations {
+		t.Run(folder, func(t *testing.T) {
+			g := NewWithT(t)
+			built, err := buildKustomization(filepath.Join("../..", folder))
+			g.Expect(err).NotTo(HaveOccurred())
+			have := map[string]any{}
+			for part := range strings.SplitSeq(string(built), "\n---\n") {
+				var o object
+				g.Expect(yaml.Unmarshal([]byte(part), &o)).To(Succeed())
+				if o.kind() != "Namespace" {
+					have[o.id()] = normalized(o)
+				}
+			}
+			want := map[string]any{}
+			for _, o := range mustRender(t, options{values: v}) {
+				if o.annotation("helm.sh/hook") != "test" {
+					want[o.id()] = normalized(withoutHelm(o))
+				}
+			}
+			g.Expect(slices.Sorted(maps.Keys(have))).To(Equal(slices.Sorted(maps.Keys(want))))
+			for id := range want {
+				g.Expect(have[id]).To(Equal(want[id]), id)
+			}
+		})
+	}
+}
+
+// normalized removes what the files of config/crd and config/rbac do not have: labels that say
+// the version and the part.
+func normalized(o object) any {
+	o = o.copy()
+	if slices.Contains([]string{"CustomResourceDefinition", "ClusterRole", "Role"}, o.kind()) {
+		labels, _ := get(o, "metadata", "labels").(map[string]any)
+		delete(labels, "app.kubernetes.io/component")
+		delete(labels, "app.kubernetes.io/version")
+	}
+	return (&unstructured.Unstructured{Object: o}).Object
+}
