@@ -253,6 +253,7 @@ func TestPodsAreRestricted(t *testing.T) {
 				where := id + " " + text(c, "name")
 				g.Expect(get(c, "securityContext", "allowPrivilegeEscalation")).To(BeFalse(), where)
 				g.Expect(get(c, "securityContext", "readOnlyRootFilesystem")).To(BeTrue(), where)
+				g.Expect(slices.ContainsFunc(list(c, "volumeMounts"), func(m any) bool { return text(m, "mountPath") == "/tmp" })).To(BeTrue(), "%s: libraries write to /tmp", where)
 				g.Expect(get(c, "securityContext", "capabilities", "drop")).To(ConsistOf("ALL"), where)
 				g.Expect(get(c, "resources", "requests", "cpu")).NotTo(BeNil(), where)
 				g.Expect(get(c, "resources", "requests", "memory")).NotTo(BeNil(), where)
@@ -440,6 +441,8 @@ func TestWrongValuesAreRefused(t *testing.T) {
 		{"a number in place of a text", "image: {tag: 1.0}", "got number, want string"},
 		{"no worker capacity", "worker: {capacity: 0}", "minimum"},
 		{"a digest that is a tag", "image: {digest: v1}", "'v1' does not match pattern"},
+		{"another Valkey with the chart's digest", "valkey: {image: {tag: '9.0'}}", "valkey.image.digest is still that of 8.1.3"},
+		{"another PostgreSQL with the chart's digest", "postgresql: {image: {tag: '18'}}", "postgresql.image.digest is still that of 17.6"},
 		{"an unknown pull policy", "image: {pullPolicy: Sometimes}", "'IfNotPresent', 'Always', 'Never'"},
 		{"an unknown mode of Redis", "redis: {addresses: ['a:1'], mode: single}", "'standalone', 'sentinel', 'cluster'"},
 		{"a URL in place of host:port", "redis: {addresses: ['redis://a:1']}", "does not match pattern"},
@@ -479,6 +482,26 @@ func TestWrongReleaseIsRefused(t *testing.T) {
 }
 
 // TestStores: an external store turns its bundled one off, and only that.
+// TestStoresArePinned: by digest, unless a person gives another image.
+func TestStoresArePinned(t *testing.T) {
+	g := NewWithT(t)
+	images := func(text string) (all []string) {
+		for id, spec := range pods(mustRender(t, options{values: values(t, text)})) {
+			if strings.HasPrefix(id, "StatefulSet") {
+				all = append(all, get(containers(spec)[0], "image").(string))
+			}
+		}
+		return all
+	}
+	g.Expect(images("")).To(ConsistOf(
+		MatchRegexp(`^docker\.io/valkey/valkey:[0-9.]+@sha256:[0-9a-f]{64}$`),
+		MatchRegexp(`^docker\.io/library/postgres:[0-9.]+@sha256:[0-9a-f]{64}$`),
+	))
+	g.Expect(images("valkey: {image: {tag: mine, digest: ''}}\npostgresql: {image: {tag: mine, digest: ''}}")).To(ConsistOf(
+		"docker.io/valkey/valkey:mine", "docker.io/library/postgres:mine",
+	))
+}
+
 func TestStores(t *testing.T) {
 	for _, row := range []struct {
 		values               string

@@ -208,7 +208,17 @@ func (c *commonConfig) storeConfig() (store.Config, error) {
 // rest configures the client of the API server. The server's priority and fairness
 // limit the requests, so the client does not.
 func (c *commonConfig) rest() (*rest.Config, error) {
-	config, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
+	var config *rest.Config
+	var err error
+	if c.Kubeconfig == "" {
+		// Not by clientcmd, which prints a warning that this might not work.
+		config, err = rest.InClusterConfig()
+		if errors.Is(err, rest.ErrNotInCluster) {
+			err = errors.New("this is not a pod: give --kubeconfig")
+		}
+	} else {
+		config, err = clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("finding the API server: %w", err)
 	}

@@ -221,3 +221,10 @@ func TestEveryFlagIsChecked(t *testing.T) {
 		})
 	}
 }
+
+// TestOutsideOfAPod: without a kubeconfig the error says what to give.
+func TestOutsideOfAPod(t *testing.T) {
+	t.Setenv("KUBERNETES_SERVICE_HOST", "")
+	_, err := (&commonConfig{}).rest()
+	NewWithT(t).Expect(err).To(MatchError(ContainSubstring("this is not a pod: give --kubeconfig")))
+}
