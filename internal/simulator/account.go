@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"go.mau.fi/libsignal/ecc"
@@ -53,10 +52,36 @@ type account struct {
 	contacts map[string]*contact
 	// salt makes the tokens for contacts that have given it none; nil until a device got it.
 	salt []byte
+	// companions are the phone's simulated linked devices, by their number; a client that is
+	// linked is in devices instead.
+	companions map[uint16]*handset
 }
 
 func (a *account) jid() types.JID    { return types.NewJID(a.phone, types.DefaultUserServer) }
 func (a *account) lidJID() types.JID { return types.NewJID(a.lid, types.HiddenUserServer) }
+
+// handsetLocked returns the Signal part of the phone (0) or of a simulated linked device,
+// which it makes if there is none. The caller holds Server.mu.
+func (a *account) handsetLocked(device uint16) (*handset, error) {
+	if device == 0 {
+		return a.handset, nil
+	}
+	if a.devices[device] != nil {
+		return nil, fmt.Errorf("%w: %s is a client that is linked, and writes its own messages", ErrBadInput, a.devices[device].jid())
+	}
+	if h := a.companions[device]; h != nil {
+		return h, nil
+	}
+	identity, err := ecc.GenerateKeyPair()
+	if err != nil {
+		return nil, fmt.Errorf("make a device's key: %w", err)
+	}
+	if a.companions == nil {
+		a.companions = map[uint16]*handset{}
+	}
+	a.companions[device] = newHandset(identity)
+	return a.companions[device], nil
+}
 
 // device is a linked device: a client that was paired. It outlives its connections.
 type device struct {
@@ -66,9 +91,6 @@ type device struct {
 	identity     [32]byte
 	registration uint32
 	linked       time.Time
-
-	// delivering is held while stanzas are sent, so that they keep their order.
-	delivering sync.Mutex
 
 	// Guarded by Server.mu.
 	signed   preKey

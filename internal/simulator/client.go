@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -79,8 +80,74 @@ func (c Control) SetAlias(ctx context.Context, phone, alias string) error {
 
 // Send sends a text from a contact to a device, and returns the message's id.
 func (c Control) Send(ctx context.Context, device, from, text string) (string, error) {
-	out, err := call[sendAnswer](ctx, c, http.MethodPost, "/send", sendRequest{Device: device, From: from, Text: text})
+	return c.Write(ctx, SendRequest{Device: device, From: from, Text: text})
+}
+
+// Write sends a message of a contact or of the own account, and returns its id.
+func (c Control) Write(ctx context.Context, r SendRequest) (string, error) {
+	out, err := call[sendAnswer](ctx, c, http.MethodPost, "/send", r)
 	return out.ID, err
+}
+
+// Receipt sends a device a receipt of contacts, and returns the id of its stanza.
+func (c Control) Receipt(ctx context.Context, r ReceiptRequest) (string, error) {
+	out, err := call[sendAnswer](ctx, c, http.MethodPost, "/receipt", r)
+	return out.ID, err
+}
+
+// Call makes a contact call a device's account, and returns the id of the call.
+func (c Control) Call(ctx context.Context, r CallRequest) (string, error) {
+	out, err := call[sendAnswer](ctx, c, http.MethodPost, "/call", r)
+	return out.ID, err
+}
+
+// CreateGroup creates a group, and returns its JID.
+func (c Control) CreateGroup(ctx context.Context, r GroupRequest) (string, error) {
+	out, err := call[groupAnswer](ctx, c, http.MethodPost, "/group", r)
+	return out.Group, err
+}
+
+// ChangeGroup makes a change in a group.
+func (c Control) ChangeGroup(ctx context.Context, r GroupChange) error {
+	_, err := call[groupAnswer](ctx, c, http.MethodPost, "/group-change", r)
+	return err
+}
+
+// SendHistory makes the phone of a device send it its history, see [Server.SendHistory].
+func (c Control) SendHistory(ctx context.Context, device string, contacts ...string) (string, error) {
+	out, err := call[sendAnswer](ctx, c, http.MethodPost, "/history", historyRequest{Device: device, Contacts: contacts})
+	return out.ID, err
+}
+
+// ExpireMedia makes the media host forget all files, and returns how many there were.
+func (c Control) ExpireMedia(ctx context.Context) (int, error) {
+	out, err := call[expireAnswer](ctx, c, http.MethodPost, "/expire-media", struct{}{})
+	return out.Files, err
+}
+
+// Ledger lists what the server has queued for devices, and what happened to it.
+func (c Control) Ledger(ctx context.Context, q LedgerQuery) ([]LedgerEntry, error) {
+	query := url.Values{
+		"device": {q.Device}, "after": {strconv.FormatInt(q.After, 10)}, "limit": {strconv.Itoa(q.Limit)}, "waiting": {strconv.FormatBool(q.Waiting)},
+	}
+	return call[[]LedgerEntry](ctx, c, http.MethodGet, "/ledger?"+query.Encode(), nil)
+}
+
+// StartFlood starts a flood, and returns its id.
+func (c Control) StartFlood(ctx context.Context, r FloodRequest) (int, error) {
+	out, err := call[floodAnswer](ctx, c, http.MethodPost, "/flood", r)
+	return out.ID, err
+}
+
+// Floods lists the floods since the start.
+func (c Control) Floods(ctx context.Context) ([]Flood, error) {
+	return call[[]Flood](ctx, c, http.MethodGet, "/flood", nil)
+}
+
+// StopFloods ends the floods that run.
+func (c Control) StopFloods(ctx context.Context) error {
+	_, err := call[[]Flood](ctx, c, http.MethodDelete, "/flood", nil)
+	return err
 }
 
 // Received lists the messages of a device, or of all devices if device is empty.

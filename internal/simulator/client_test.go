@@ -92,6 +92,7 @@ func newClient(t *testing.T, s *Server, device *store.Device) *client {
 	t.Helper()
 	c := &client{Client: whatsmeow.NewClient(device, nil)}
 	c.SynchronousAck = true
+	c.ManualHistorySyncDownload = true // the library's own download goes on for a minute after the test
 	c.AddEventHandlerWithSuccessStatus(func(evt any) bool {
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -107,7 +108,7 @@ func newClient(t *testing.T, s *Server, device *store.Device) *client {
 	}
 	endpoint, err := url.Parse(s.Endpoint())
 	wait(t).Expect(err).NotTo(HaveOccurred())
-	h := &http.Client{Transport: redirected{to: endpoint, inner: transport}, Timeout: waitTimeout}
+	h := &http.Client{Transport: redirected{to: endpoint, media: s.MediaHost(), inner: transport}, Timeout: waitTimeout}
 	c.SetPreLoginHTTPClient(h)
 	c.SetWebsocketHTTPClient(h)
 	c.SetMediaHTTPClient(h)
@@ -118,16 +119,20 @@ func newClient(t *testing.T, s *Server, device *store.Device) *client {
 	return c
 }
 
-// redirected sends requests for WhatsApp's hosts to another host.
+// redirected sends requests for WhatsApp's page and websocket to another host, and those for
+// the media host without TLS if the server has none.
 type redirected struct {
 	to    *url.URL
+	media string
 	inner http.RoundTripper
 }
 
 func (r redirected) RoundTrip(request *http.Request) (*http.Response, error) {
 	request = request.Clone(request.Context())
-	request.Host = request.URL.Host
-	request.URL.Host = r.to.Host
+	if request.URL.Host != r.media {
+		request.Host = request.URL.Host
+		request.URL.Host = r.to.Host
+	}
 	request.URL.Scheme = map[string]string{"ws": "http", "wss": "https"}[r.to.Scheme]
 	return r.inner.RoundTrip(request)
 }
@@ -223,6 +228,8 @@ type memory struct {
 	pns      map[string]types.JID
 	tokens   map[types.JID]store.PrivacyToken
 	salt     []byte
+	keys     map[string][]byte // sender keys
+	secrets  map[string][]byte // of messages
 }
 
 // newDevice is a device that is not paired.
@@ -244,6 +251,7 @@ func (m *memory) PutDevice(_ context.Context, d *store.Device) error {
 	}
 	m.sessions, m.preKeys, m.uploaded = map[string][]byte{}, map[uint32]*keys.PreKey{}, map[uint32]bool{}
 	m.lids, m.pns, m.tokens = map[string]types.JID{}, map[string]types.JID{}, map[types.JID]store.PrivacyToken{}
+	m.keys, m.secrets = map[string][]byte{}, map[string][]byte{}
 	d.Identities, d.Sessions, d.PreKeys, d.SenderKeys, d.AppStateKeys, d.AppState = m, m, m, m, m, m
 	d.Contacts, d.ChatSettings, d.MsgSecrets, d.PrivacyTokens, d.NCTSalt, d.EventBuffer, d.LIDs = m, m, m, m, m, m, m
 	d.Initialized = true
@@ -296,11 +304,50 @@ func (m *memory) MigratePNToLID(_ context.Context, pn, lid types.JID) error {
 	return nil
 }
 
+func (m *memory) PutSenderKey(_ context.Context, group, user string, key []byte) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.keys[group+user] = key
+	return nil
+}
+
+func (m *memory) GetSenderKey(_ context.Context, group, user string) ([]byte, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.keys[group+user], nil
+}
+
+func (m *memory) PutMessageSecret(_ context.Context, chat, sender types.JID, id types.MessageID, secret []byte) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.secrets[chat.ToNonAD().String()+sender.ToNonAD().String()+id] = secret
+	return nil
+}
+
+func (m *memory) GetMessageSecret(_ context.Context, chat, sender types.JID, id types.MessageID) ([]byte, types.JID, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.secrets[chat.ToNonAD().String()+sender.ToNonAD().String()+id], sender, nil
+}
+
 // dropSessions removes every Signal session, like a database restored from a backup.
 func (m *memory) dropSessions() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	clear(m.sessions)
+}
+
+// dropContacts removes the Signal sessions with contacts and their sender keys in groups, but
+// not the session with the own phone.
+func (m *memory) dropContacts(own types.JID) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for address := range m.sessions {
+		if !strings.HasPrefix(address, own.SignalAddressUser()+":") {
+			delete(m.sessions, address)
+		}
+	}
+	clear(m.keys)
 }
 
 func (m *memory) GetOrGenPreKeys(ctx context.Context, count uint32) ([]*keys.PreKey, error) {

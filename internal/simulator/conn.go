@@ -46,10 +46,10 @@ type conn struct {
 	writeCounter uint32
 
 	// Guarded by srv.mu.
-	active   bool // the client has asked for its messages
-	activeAt time.Time
-	ending   bool // the last node has been sent
-	timer    clock.Timer
+	active  bool // the client has asked for its messages
+	backlog backlog
+	ending  bool // the last node has been sent
+	timer   clock.Timer
 }
 
 // buffers hold a websocket message while it is decoded; nothing decoded may
@@ -201,6 +201,8 @@ func (c *conn) handle(frame []byte) error {
 		c.handleAck(node)
 	case "presence":
 		c.handlePresence(node)
+	case "ib":
+		c.handleInformation(node)
 	case "call":
 		return c.send(waBinary.Node{Tag: "ack", Attrs: waBinary.Attrs{"class": "call", "id": attribute(node, "id"), "from": node.Attrs["to"]}})
 	}

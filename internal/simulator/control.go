@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
+	"strconv"
 )
 
 // Info says how to reach the server; a client's options contain these values.
@@ -16,12 +18,14 @@ type Info struct {
 	NoiseRoot string `json:"noise_root"`
 	// CA is the authority of the TLS certificate in PEM; empty without TLS.
 	CA string `json:"ca,omitempty"`
+	// Media is the host and port of the media host.
+	Media string `json:"media"`
 }
 
 // Info says how to reach the server.
 func (s *Server) Info() Info {
 	root := s.NoiseRoot()
-	return Info{Endpoint: s.Endpoint(), NoiseRoot: hex.EncodeToString(root[:]), CA: string(s.ca)}
+	return Info{Endpoint: s.Endpoint(), NoiseRoot: hex.EncodeToString(root[:]), CA: string(s.ca), Media: s.MediaHost()}
 }
 
 // Bodies of the control API without an exported type.
@@ -48,11 +52,6 @@ type (
 	confirmationAnswer struct {
 		Code string `json:"code"`
 	}
-	sendRequest struct {
-		Device string `json:"device"`
-		From   string `json:"from,omitempty"`
-		Text   string `json:"text"`
-	}
 	notifyRequest struct {
 		Device string `json:"device"`
 		From   string `json:"from,omitempty"`
@@ -63,6 +62,19 @@ type (
 	}
 	sendAnswer struct {
 		ID string `json:"id"`
+	}
+	groupAnswer struct {
+		Group string `json:"group"`
+	}
+	floodAnswer struct {
+		ID int `json:"id"`
+	}
+	expireAnswer struct {
+		Files int `json:"files"`
+	}
+	historyRequest struct {
+		Device   string   `json:"device"`
+		Contacts []string `json:"contacts,omitempty"`
 	}
 	aliasBody struct {
 		Phone string `json:"phone"`
@@ -117,10 +129,48 @@ func (s *Server) controlHandler() http.Handler {
 		code, err := s.ConfirmationCode(r.URL.Query().Get("phone"))
 		return confirmationAnswer{Code: code}, err
 	})
-	mux.HandleFunc("POST /send", post(func(r *http.Request, in sendRequest) (any, error) {
-		id, err := s.Send(r.Context(), in.Device, in.From, in.Text)
+	mux.HandleFunc("POST /send", post(func(r *http.Request, in SendRequest) (any, error) {
+		id, err := s.Write(r.Context(), in)
 		return sendAnswer{ID: id}, err
 	}))
+	mux.HandleFunc("POST /receipt", post(func(r *http.Request, in ReceiptRequest) (any, error) {
+		id, err := s.Receipt(r.Context(), in)
+		return sendAnswer{ID: id}, err
+	}))
+	mux.HandleFunc("POST /call", post(func(r *http.Request, in CallRequest) (any, error) {
+		id, err := s.Call(r.Context(), in)
+		return sendAnswer{ID: id}, err
+	}))
+	mux.HandleFunc("POST /group", post(func(_ *http.Request, in GroupRequest) (any, error) {
+		jid, err := s.CreateGroup(in)
+		return groupAnswer{Group: jid}, err
+	}))
+	mux.HandleFunc("POST /group-change", post(func(r *http.Request, in GroupChange) (any, error) {
+		return groupAnswer{Group: in.Group}, s.ChangeGroup(r.Context(), in)
+	}))
+	mux.HandleFunc("POST /history", post(func(r *http.Request, in historyRequest) (any, error) {
+		id, err := s.SendHistory(r.Context(), in.Device, in.Contacts...)
+		return sendAnswer{ID: id}, err
+	}))
+	mux.HandleFunc("POST /expire-media", post(func(*http.Request, struct{}) (any, error) {
+		return expireAnswer{Files: s.ExpireMedia()}, nil
+	}))
+	get("/ledger", func(r *http.Request) (any, error) {
+		q, err := ledgerQuery(r.URL.Query())
+		if err != nil {
+			return nil, err
+		}
+		return s.Ledger(q)
+	})
+	mux.HandleFunc("POST /flood", post(func(_ *http.Request, in FloodRequest) (any, error) {
+		id, err := s.StartFlood(in)
+		return floodAnswer{ID: id}, err
+	}))
+	get("/flood", func(*http.Request) (any, error) { return s.Floods(), nil })
+	mux.HandleFunc("DELETE /flood", func(w http.ResponseWriter, _ *http.Request) {
+		s.StopFloods()
+		respond(w, s.Floods(), nil)
+	})
 	mux.HandleFunc("POST /notify", post(func(r *http.Request, in notifyRequest) (any, error) {
 		id, err := s.Notify(r.Context(), in.Device, in.From, in.Stanza)
 		return sendAnswer{ID: id}, err
@@ -146,6 +196,23 @@ func (s *Server) controlHandler() http.Handler {
 		respond(w, clearAnswer{Cleared: n}, err)
 	})
 	return mux
+}
+
+// ledgerQuery reads the parameters of GET /ledger.
+func ledgerQuery(values url.Values) (LedgerQuery, error) {
+	q := LedgerQuery{Device: values.Get("device"), Waiting: values.Get("waiting") == "true"}
+	var err error
+	if after := values.Get("after"); after != "" {
+		if q.After, err = strconv.ParseInt(after, 10, 64); err != nil {
+			return q, fmt.Errorf("%w: after is the number of an entry", ErrBadInput)
+		}
+	}
+	if limit := values.Get("limit"); limit != "" {
+		if q.Limit, err = strconv.Atoi(limit); err != nil {
+			return q, fmt.Errorf("%w: limit is a number of entries", ErrBadInput)
+		}
+	}
+	return q, nil
 }
 
 // post decodes a body strictly: an unknown field is an error.

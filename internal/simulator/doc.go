@@ -18,8 +18,16 @@
 //     and the count of doubled connections.
 //   - iq.go: the answers to a client's iq requests; known.go and known.txt: all that
 //     clients send; account.go: phones and the devices linked to them; handset.go: a
-//     phone's Signal keys; messages.go: messages both ways, and the queue of the stanzas
-//     without an acknowledgement.
+//     phone's Signal keys; groupkeys.go: its keys in groups.
+//   - write.go: the request to send a message; contents.go, secrets.go and describe.go: what
+//     is in it; delivery.go: its encryption and its stanza; malformed.go: messages that no
+//     client can read; messages.go: what they have in common.
+//   - queue.go: the stanzas without an acknowledgement, and the windows at a login; acks.go:
+//     acknowledgements, receipts and retry receipts of clients; ledger.go: what happened to each
+//     stanza; received.go: the messages of clients.
+//   - group.go and groupchange.go: groups; placeholder.go: messages that a device asks its
+//     phone for; media.go and mediaretry.go: the media host; receipt.go: receipts of contacts;
+//     call.go: calls; flood.go: many messages at a steady rate.
 //   - stanzas.go: what WhatsApp sends without a request; devicelist.go: the lists of an
 //     account's devices; tokens.go: the privacy tokens of contacts; play.go: methods for
 //     tests of a client.
@@ -42,7 +50,17 @@
 //	POST   /enter-code {"phone","code"}  {"jid"}: type a pairing code on that phone
 //	POST   /passkey {"phone","request"}  {"answer"}: the answer of a browser to a passkey request
 //	GET    /confirmation-code?phone=     {"code"}: the code that the phone shows while a device is linked with its passkey
-//	POST   /send      {"device","from","text"}  {"id"}: a contact writes to a device
+//	POST   /send      [SendRequest]  {"id"}: a contact or the own account writes a message
+//	POST   /receipt   [ReceiptRequest] {"id"}: contacts send a receipt for what a device sent
+//	POST   /call      [CallRequest]  {"id"}: a contact calls
+//	POST   /group     [GroupRequest] {"group"}: create a group
+//	POST   /group-change [GroupChange] {"group"}: a member changes a group
+//	POST   /history   {"device","contacts"} {"id"}: the phone sends a device its history, see [Server.SendHistory]
+//	POST   /expire-media {}          {"files"}: the media host forgets all files; the phones have them
+//	GET    /ledger    ?device=&after=&limit=&waiting=  list of [LedgerEntry]: each stanza for a device and what happened to it
+//	POST   /flood     [FloodRequest] {"id"}: contacts write at a steady rate
+//	GET    /flood                    list of [Flood]
+//	DELETE /flood                    list of [Flood]: end the floods that run
 //	POST   /notify {"device","from","stanza"}  {"id"}: send a stanza of [Stanzas], for example a status or a call of the contact
 //	GET    /lid       ?phone=        {"lid"}: the LID of the account with that number
 //	GET    /received  ?device=       list of [Message]: messages that devices sent, as the recipient's phone decrypted them
@@ -66,6 +84,16 @@
 // way round. When a device is linked or unlinked, those who know the account's devices
 // are informed, and a message to an old list is answered with the hash of the new one.
 //
+// # Messages
+//
+// Contacts send every kind of [Kinds], to a device or in a group, and the own account sends
+// its devices copies of what it writes. As at WhatsApp, a message stays in the queue of a
+// device until the device acknowledges it, and comes again, in order, at each login
+// ([Options.OfflineWindow]). A sender answers retry receipts ([FaultSenderOffline]: it does
+// not), and the own phone answers requests for messages and media files
+// ([FaultPhoneOffline]). A client can ask its phone only after the phone has written to it, as
+// it does after a pairing ([Server.SendHistory]). [Server.Ledger] says what happened.
+//
 // # Tokens and the reach-out lock
 //
 // A client gives each contact a privacy token, which the contact's devices receive and
@@ -84,8 +112,8 @@
 //
 // # What it leaves out
 //
-// Groups, channels, media files, pictures, businesses, bots, calls, usernames, Messenger,
-// and the phone's settings. Requests about those are refused with the error that
+// Channels, pictures, businesses, bots, the media of calls, usernames, Messenger, changes of
+// groups by clients, and the phone's settings. Requests about those are refused with the error that
 // WhatsApp gives where there is nothing (404) or no right (403), or answered with an
 // empty list; changes to the privacy settings and blocked contacts are accepted and not
 // stored. The history of a phone ([Server.SendHistory]) has no messages.

@@ -78,13 +78,16 @@ const (
 	// FaultSenderOffline leaves requests for a message that could not be decrypted
 	// without an answer.
 	FaultSenderOffline FaultKind = "sender-offline"
+	// FaultPhoneOffline leaves the requests of devices to their own phone without an answer:
+	// for a message that they could not decrypt or that is unavailable, and for a media file
+	// that has expired.
+	FaultPhoneOffline FaultKind = "phone-offline"
 	// FaultReachOutLock refuses messages to strangers with error 463, and informs the
 	// devices that their account is locked until the fault ends. A stranger is a person who
 	// has not written to the account; a message with a valid token is accepted.
 	FaultReachOutLock FaultKind = "reach-out-lock"
-	// FaultMalformed makes the messages of contacts malformed, by Fault.Code: keys (an
-	// encrypted message with empty keys), sender-key (a message in a group with an
-	// empty sender key).
+	// FaultMalformed makes the messages of contacts malformed, by Fault.Code, see
+	// [Malformations].
 	FaultMalformed FaultKind = "malformed"
 )
 
@@ -111,14 +114,6 @@ type Fault struct {
 
 // streamCodes are the codes of a stream error.
 var streamCodes = []string{"515", "503", "device_removed", "replaced", "unacknowledged"}
-
-// malformations are the codes of FaultMalformed.
-var malformations = []string{malformedKeys, malformedSenderKey}
-
-const (
-	malformedKeys      = "keys"
-	malformedSenderKey = "sender-key"
-)
 
 // activeFault is a fault that lasts.
 type activeFault struct {
@@ -149,8 +144,8 @@ func (f Fault) check() (target types.JID, once bool, err error) {
 			return bad("the code of a stream error is one of %q", streamCodes)
 		}
 	case FaultMalformed:
-		if !slices.Contains(malformations, f.Code) {
-			return bad("the code of %s is one of %q", f.Kind, malformations)
+		if !slices.Contains(Malformations(), f.Code) {
+			return bad("the code of %s is one of %q", f.Kind, Malformations())
 		}
 	case FaultSlowUpgrade, FaultSlowHandshake, FaultSlowEnd, FaultSlowPasskey:
 		if f.Delay.Duration == 0 {
@@ -178,7 +173,7 @@ func (f Fault) check() (target types.JID, once bool, err error) {
 		if f.Device != "" {
 			return bad("%s concerns all scans: there is no device yet", f.Kind)
 		}
-	case FaultMute, FaultRefuse, FaultCloseAtOnce, FaultLoseEnd, FaultSenderOffline, FaultReachOutLock,
+	case FaultMute, FaultRefuse, FaultCloseAtOnce, FaultLoseEnd, FaultSenderOffline, FaultPhoneOffline, FaultReachOutLock,
 		FaultRetireCode, FaultPasskey, FaultLosePairing:
 	default:
 		return bad("there is no fault %q", string(f.Kind))

@@ -150,12 +150,13 @@ type signalKeys struct {
 	preKeys    map[uint32]*record.PreKey
 	lastPreKey uint32
 	sessions   map[string][]byte
+	senderKeys map[string]*groups.SenderKey // in groups; nil until the first
 }
 
 var _ store.SignalProtocol = (*signalKeys)(nil)
 
-// errNotKept is returned for data that libsignal needs only for groups and for the
-// maintenance of keys; a simulated phone does neither.
+// errNotKept is returned for data that libsignal needs only for the maintenance of keys,
+// which a simulated phone does not do.
 var errNotKept = errors.New("a simulated phone does not keep this")
 
 // GetIdentityKeyPair implements libsignal's store.
@@ -256,13 +257,3 @@ func (k *signalKeys) ContainsSignedPreKey(_ context.Context, id uint32) (bool, e
 
 // RemoveSignedPreKey implements libsignal's store.
 func (k *signalKeys) RemoveSignedPreKey(context.Context, uint32) error { return errNotKept }
-
-// StoreSenderKey implements libsignal's store.
-func (k *signalKeys) StoreSenderKey(context.Context, *protocol.SenderKeyName, *groups.SenderKey) error {
-	return errNotKept
-}
-
-// LoadSenderKey implements libsignal's store.
-func (k *signalKeys) LoadSenderKey(context.Context, *protocol.SenderKeyName) (*groups.SenderKey, error) {
-	return nil, errNotKept
-}

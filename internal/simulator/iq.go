@@ -2,7 +2,6 @@ package simulator
 
 import (
 	"maps"
-	"net"
 	"slices"
 	"strings"
 
@@ -376,31 +375,6 @@ func (c *conn) answerAppState(iq *waBinary.Node) (reply, bool) {
 		collections = append(collections, waBinary.Node{Tag: "collection", Attrs: waBinary.Attrs{"name": attribute(&collection, "name"), "version": version}})
 	}
 	return result(waBinary.Node{Tag: "sync", Content: collections}), true
-}
-
-// answerMediaConn names this server as the host for media. The server stores
-// no media; the answer keeps a client under test from using WhatsApp's own hosts.
-func (c *conn) answerMediaConn(iq *waBinary.Node) (reply, bool) {
-	if _, ok := iq.GetOptionalChildByTag("media_conn"); !ok {
-		return reply{}, false
-	}
-	_, port, err := net.SplitHostPort(c.srv.listener.Addr().String())
-	if err != nil {
-		return reply{}, false
-	}
-	return result(waBinary.Node{
-		Tag:     "media_conn",
-		Attrs:   waBinary.Attrs{"auth": "simulated", "ttl": "3600", "auth_ttl": "3600", "max_buckets": "12"},
-		Content: []waBinary.Node{{Tag: "host", Attrs: waBinary.Attrs{"hostname": net.JoinHostPort(c.srv.host(), port)}}},
-	}), true
-}
-
-// answerGroups returns no groups.
-func (c *conn) answerGroups(iq *waBinary.Node) (reply, bool) {
-	if _, ok := iq.GetOptionalChildByTag("participating"); ok {
-		return result(waBinary.Node{Tag: "groups"}), true
-	}
-	return notFound, true
 }
 
 // answerBusiness returns the empty profile of an account without a business.

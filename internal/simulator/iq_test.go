@@ -91,7 +91,7 @@ func TestRequests(t *testing.T) {
 		{"active", ok, func(ctx context.Context) error { return c.SetPassive(ctx, false) }},
 		{"the server for media", ok, func(ctx context.Context) error {
 			media, err := internals.RefreshMediaConn(ctx, true)
-			return errors.Join(err, match(media, HaveField("Hosts", ConsistOf(HaveField("Hostname", s.address())))))
+			return errors.Join(err, match(media, HaveField("Hosts", ConsistOf(HaveField("Hostname", s.MediaHost())))))
 		}},
 		{"push notifications", ok, second(c.GetServerPushNotificationConfig)},
 		{"push to an iPhone", ok, func(ctx context.Context) error {

@@ -147,8 +147,7 @@ func streamError(code string) *waBinary.Node {
 		node.Attrs = nil
 		node.Content = []waBinary.Node{{Tag: "conflict", Attrs: waBinary.Attrs{"type": code}}}
 	case "unacknowledged":
-		node.Attrs = nil
-		node.Content = []waBinary.Node{{Tag: "ack", Attrs: waBinary.Attrs{"class": "status", "id": newID()}}}
+		return ackError("status", newID())
 	case "device_removed":
 		node.Attrs["code"] = "401"
 		node.Content = []waBinary.Node{{Tag: "conflict", Attrs: waBinary.Attrs{"type": code}}}

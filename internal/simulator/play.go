@@ -91,67 +91,28 @@ func (s *Server) scripted(request *waBinary.Node) *waBinary.Node {
 
 // SendMessage is [Server.Send] for any message. From may also be the device's own phone,
 // whose messages change the device's settings.
-func (s *Server) SendMessage(ctx context.Context, device, from string, message *waE2E.Message) (string, error) {
+func (s *Server) SendMessage(ctx context.Context, deviceName, from string, message *waE2E.Message) (string, error) {
 	if err := ctx.Err(); err != nil {
 		return "", err
 	}
-	d, sender, err := s.correspondents(device, from)
+	d, sender, err := s.correspondents(deviceName, from)
 	if err != nil {
 		return "", err
 	}
-	return s.sendTo(d, sender, message)
+	return s.send(&draft{from: sender}, []*device{d}, message)
 }
 
 // correspondents returns a device and the account that writes to it, which is named by its
 // phone number or its JID.
 func (s *Server) correspondents(device, from string) (*device, correspondent, error) {
-	if from == "" {
-		from = DefaultContact
-	}
-	name, err := parseDeviceName(from)
-	if err != nil {
-		return nil, correspondent{}, err
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	sender, err := s.correspondentLocked(from)
+	if err != nil {
+		return nil, correspondent{}, err
+	}
 	d, err := s.deviceLocked(device)
-	if err != nil {
-		return nil, correspondent{}, err
-	}
-	if name.Server == types.HiddenUserServer {
-		a := s.byLID[name.User]
-		if a == nil {
-			return nil, correspondent{}, fmt.Errorf("%w: no account has the LID %s", ErrNotFound, name.User)
-		}
-		return d, correspondent{account: a, byLID: true}, nil
-	}
-	phone, err := parsePhone(name.User)
-	if err != nil {
-		return nil, correspondent{}, err
-	}
-	a, err := s.accountLocked(phone)
-	return d, correspondent{account: a}, err
-}
-
-// sendTo encrypts a message for a device and queues it.
-func (s *Server) sendTo(d *device, sender correspondent, message *waE2E.Message) (string, error) {
-	plaintext, err := proto.Marshal(message)
-	if err != nil {
-		return "", fmt.Errorf("encode a message: %w", err)
-	}
-	id := newID()
-	s.mu.Lock()
-	d.queue.sent = append(d.queue.sent, sentMessage{id: id, from: sender, plaintext: plaintext})
-	d.queue.sent = d.queue.sent[max(0, len(d.queue.sent)-maxSent):]
-	if sender.account != d.account {
-		d.account.contactLocked(sender.account).wrote = true
-	}
-	s.counts.sent++
-	s.mu.Unlock()
-	if err := s.push(d, sender, id, plaintext, "", 0); err != nil {
-		return "", err
-	}
-	return id, nil
+	return d, sender, err
 }
 
 // phoneHistory is what the phone of a device sends it about contacts: their LIDs, their

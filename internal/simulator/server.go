@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -56,6 +57,16 @@ type Options struct {
 	// Compression lets clients that offer it compress websocket messages, both ways and with
 	// context takeover (earlier messages are the context): 1.2 MB for each such connection.
 	Compression bool
+	// OfflineWindow is how many of the stanzas that waited at a login a client may leave
+	// unacknowledged before it gets the next one (default 200, the number that WhatsApp Web
+	// asks for at a time). If it is negative, all are sent at once.
+	OfflineWindow int
+	// MaxUnacknowledged is how many new stanzas a client may leave unacknowledged on a
+	// connection before the connection ends with a stream error (default 2,000; WhatsApp's own
+	// limit is not known). If it is negative, there is no limit.
+	MaxUnacknowledged int
+	// MediaListen is the address of the media host (default: a free port of Listen's host).
+	MediaListen string
 	// WebVersion is the newest version of WhatsApp Web that the page names
 	// (default: the library's own), see [Server.SetWebVersion].
 	WebVersion uint32
@@ -64,6 +75,9 @@ type Options struct {
 const (
 	defaultRefLifetime = 20 * time.Second
 	defaultCloseDelay  = 300 * time.Millisecond
+	// defaultOfflineWindow is the largest batch of WhatsApp Web (its DEFAULT_MAX_BATCH_SIZE).
+	defaultOfflineWindow     = 200
+	defaultMaxUnacknowledged = 2000
 	// defaultCodeLifetime is the default lifetime of six refs, see Server.expiry.
 	defaultCodeLifetime = (refCount + 2) * defaultRefLifetime
 	// handshakeTimeout bounds the time from the upgrade to the login, without
@@ -88,6 +102,8 @@ type Server struct {
 	tls       *tls.Config
 	listener  net.Listener
 	control   net.Listener
+	mediaHost net.Listener
+	media     mediaHost
 	refKey    [32]byte // proves that a QR code's ref is ours, see pairing.go
 
 	// script answers iq requests instead of the server, see AnswerWith.
@@ -107,6 +123,10 @@ type Server struct {
 	aliases   map[string]string // numbers of accounts, by other ways to write them
 	byLID     map[string]*account
 	lastPhone int
+	groups    map[string]*group
+	ledger    []*entry
+	lastEntry int64
+	floods    []*flood
 	faults    []activeFault
 	// webVersion is the version that the page names, see web.go.
 	webVersion uint32
@@ -127,6 +147,10 @@ func New(opts Options) (*Server, error) {
 	if opts.ControlListen == "" {
 		opts.ControlListen = "127.0.0.1:0"
 	}
+	if opts.MediaListen == "" {
+		host, _, _ := net.SplitHostPort(opts.Listen) // a wrong address is refused below
+		opts.MediaListen = net.JoinHostPort(host, "0")
+	}
 	if opts.RefLifetime == 0 {
 		opts.RefLifetime = defaultRefLifetime
 	}
@@ -135,6 +159,12 @@ func New(opts Options) (*Server, error) {
 	}
 	if opts.CloseDelay == 0 {
 		opts.CloseDelay = defaultCloseDelay
+	}
+	if opts.OfflineWindow == 0 {
+		opts.OfflineWindow = defaultOfflineWindow
+	}
+	if opts.MaxUnacknowledged == 0 {
+		opts.MaxUnacknowledged = defaultMaxUnacknowledged
 	}
 	if opts.RefLifetime < 0 || opts.CodeLifetime < 0 || opts.CloseDelay < 0 {
 		return nil, errors.New("the lifetime of a code and the delay before a close cannot be negative")
@@ -153,6 +183,8 @@ func New(opts Options) (*Server, error) {
 		byPhone:  map[string]*account{},
 		aliases:  map[string]string{},
 		byLID:    map[string]*account{},
+		groups:   map[string]*group{},
+		media:    mediaHost{files: map[string][]byte{}},
 		unknown:  map[string]int64{},
 	}
 	_, _ = rand.Read(s.refKey[:]) // never fails
@@ -167,6 +199,11 @@ func New(opts Options) (*Server, error) {
 	if s.control, err = net.Listen("tcp", opts.ControlListen); err != nil {
 		_ = s.listener.Close()
 		return nil, fmt.Errorf("listen for the control API: %w", err)
+	}
+	if s.mediaHost, err = net.Listen("tcp", opts.MediaListen); err != nil {
+		_ = s.listener.Close()
+		_ = s.control.Close()
+		return nil, fmt.Errorf("listen for media: %w", err)
 	}
 	if opts.TLS {
 		// Include the name of the real server, for clients that DNS directs here.
@@ -190,6 +227,12 @@ func (s *Server) host() string {
 	default:
 		return "127.0.0.1"
 	}
+}
+
+// MediaHost is the host and port of the media host, which clients learn after their login. It
+// is served like [Server.Endpoint], with or without TLS.
+func (s *Server) MediaHost() string {
+	return net.JoinHostPort(s.host(), fmt.Sprint(s.mediaHost.Addr().(*net.TCPAddr).Port))
 }
 
 func (s *Server) address() string {
@@ -229,7 +272,7 @@ func (s *Server) Run(ctx context.Context) error {
 		Handler:           mux,
 		ReadHeaderTimeout: handshakeTimeout,
 		ErrorLog:          errorLog,
-		TLSConfig:         s.tls,
+		TLSConfig:         s.tls.Clone(),                                            // each server changes its own
 		TLSNextProto:      map[string]func(*http.Server, *tls.Conn, http.Handler){}, // no HTTP/2: the upgrade needs HTTP/1.1
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			if t, ok := c.(*tls.Conn); ok {
@@ -240,14 +283,18 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	control := &http.Server{Handler: s.controlHandler(), ReadHeaderTimeout: handshakeTimeout, ErrorLog: errorLog}
 
-	failed := make(chan error, 2)
-	go func() {
+	media := &http.Server{Handler: s.media.handler(), ReadHeaderTimeout: handshakeTimeout, ErrorLog: errorLog, TLSConfig: s.tls.Clone()}
+
+	failed := make(chan error, 3)
+	listen := func(server *http.Server, l net.Listener) {
 		if s.tls != nil {
-			failed <- chat.ServeTLS(pausableListener{s.listener}, "", "")
+			failed <- server.ServeTLS(l, "", "")
 		} else {
-			failed <- chat.Serve(pausableListener{s.listener})
+			failed <- server.Serve(l)
 		}
-	}()
+	}
+	go listen(chat, pausableListener{s.listener})
+	go listen(media, s.mediaHost)
 	go func() { failed <- control.Serve(s.control) }()
 	s.log.Info("Serving the simulator", "endpoint", s.Endpoint(), "control", s.ControlURL())
 	if !s.control.Addr().(*net.TCPAddr).IP.IsLoopback() {
@@ -255,7 +302,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 
 	var err error
-	running := 2
+	running := 3
 	select {
 	case <-ctx.Done():
 	case err = <-failed:
@@ -268,6 +315,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	_ = chat.Close()
 	_ = control.Close()
+	_ = media.Close()
 	for ; running > 0; running-- {
 		<-failed //nolint:errcheck // the first error is the one that counts
 	}
@@ -290,9 +338,16 @@ func (s *Server) Close() error {
 	for c := range s.conns {
 		conns = append(conns, c)
 	}
+	floods := slices.Clone(s.floods)
 	s.mu.Unlock()
 	_ = s.listener.Close()
 	_ = s.control.Close()
+	if s.mediaHost != nil { // New fails before it has all listeners
+		_ = s.mediaHost.Close()
+	}
+	for _, f := range floods {
+		f.stop()
+	}
 	for _, c := range conns {
 		c.close()
 	}

@@ -154,7 +154,9 @@ func TestRetry(t *testing.T) {
 			g := wait(t)
 			s := serve(t)
 			c := paired(t, s, "15551234567")
-			_, err := s.Send(t.Context(), c.jid(), "", "first")
+			_, err := s.Inject(Fault{Kind: FaultPhoneOffline})
+			g.Expect(err).NotTo(HaveOccurred())
+			_, err = s.Send(t.Context(), c.jid(), "", "first")
 			g.Expect(err).NotTo(HaveOccurred())
 			first[*events.Message](t, c)
 			c.write(t, types.NewJID(DefaultContact, types.DefaultUserServer), "answer") // from now on it is not a pkmsg

@@ -229,18 +229,20 @@ func (s *Server) Notify(ctx context.Context, deviceName, from, name string) (str
 }
 
 // sendStanza queues a stanza for a device until the device acknowledges it, and returns the
-// id that it gives the stanza. It does not wait for a device that does not read.
+// id that it gives the stanza.
 func (s *Server) sendStanza(d *device, node waBinary.Node) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.sendStanzaLocked(d, node)
+}
+
+// sendStanzaLocked is sendStanza for a caller that holds s.mu.
+func (s *Server) sendStanzaLocked(d *device, node waBinary.Node) string {
 	id := newID()
 	node.Attrs = maps.Clone(node.Attrs)
 	node.Attrs["id"], node.Attrs["t"] = id, s.seconds()
-	s.add(d, &stanza{tag: node.Tag, id: id, node: node})
-	if s.start() {
-		go func() {
-			defer s.wg.Done()
-			s.deliver(d)
-		}()
-	}
+	s.addLocked(d, &stanza{tag: node.Tag, id: id, node: node})
+	s.deliverLocked(d)
 	return id
 }
 

@@ -8,6 +8,7 @@ type counts struct {
 	compressed                                            int64
 	sent, redelivered, received, retries, undecryptable   int64
 	nacks, tokens, badTokens, locked                      int64
+	unacknowledged, forgotten                             int64
 }
 
 // Stats are the server's counters. The fields from Logins on count since the start.
@@ -52,6 +53,11 @@ type Stats struct {
 	BadTokens int64 `json:"bad_tokens"`
 	// ReachOutLocked counts the messages that [FaultReachOutLock] refused.
 	ReachOutLocked int64 `json:"reach_out_locked"`
+	// Overdue counts the connections that ended because their client left more than
+	// [Options.MaxUnacknowledged] stanzas unacknowledged.
+	Overdue int64 `json:"overdue"`
+	// Forgotten counts the entries that the ledger has forgotten because it was full.
+	Forgotten int64 `json:"forgotten"`
 	// Unknown counts what clients sent and the simulator does not know, by name: stanzas,
 	// requests, and their attributes and children.
 	Unknown map[string]int64 `json:"unknown"`
@@ -69,6 +75,7 @@ func (s *Server) Stats() Stats {
 		Sent:       s.counts.sent, Redelivered: s.counts.redelivered, Retries: s.counts.retries,
 		Received: s.counts.received, Undecryptable: s.counts.undecryptable,
 		Nacks: s.counts.nacks, Tokens: s.counts.tokens, BadTokens: s.counts.badTokens, ReachOutLocked: s.counts.locked,
+		Overdue: s.counts.unacknowledged, Forgotten: s.counts.forgotten,
 		Unknown: maps.Clone(s.unknown),
 	}
 	for c := range s.conns {

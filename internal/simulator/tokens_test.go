@@ -60,9 +60,7 @@ func TestPrivacyTokens(t *testing.T) {
 func TestHistoryHasTokens(t *testing.T) {
 	g := wait(t)
 	s := serve(t)
-	c := newClient(t, s, newDevice())
-	c.ManualHistorySyncDownload = true
-	pair(t, s, c, "15551234567")
+	c := paired(t, s, "15551234567")
 	friend, stranger := "15557654321", "15558888888"
 	// The contact has given its token to the account's phone before the device was linked.
 	s.mu.Lock()
