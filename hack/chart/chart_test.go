@@ -343,7 +343,7 @@ func TestEverySettingIsAFlag(t *testing.T) {
 			}
 		}
 	})
-	NewWithT(t).Expect(slices.Sorted(maps.Keys(tried))).To(ConsistOf("manager", "worker", "bootstrap", "simulator", "demo-phones", "demo-laravel", "deadletter list", "store orphans"))
+	NewWithT(t).Expect(slices.Sorted(maps.Keys(tried))).To(ConsistOf("manager", "worker", "bootstrap", "stop", "simulator", "demo-phones", "demo-laravel", "deadletter list", "store orphans"))
 }
 
 func TestRenderedTwiceIsTheSame(t *testing.T) {
@@ -649,7 +649,7 @@ func TestRulesAreTheGeneratedOnes(t *testing.T) {
 func TestBootstrapIsLeastPrivileged(t *testing.T) {
 	eachOptionSet(t, func(t *testing.T, g *WithT, _ options, objects []object) {
 		for _, o := range objects {
-			if o.kind() != "Job" {
+			if o.kind() != "Job" || !strings.HasSuffix(o.name(), "-bootstrap") {
 				continue
 			}
 			var made []any
@@ -671,6 +671,41 @@ func TestBootstrapIsLeastPrivileged(t *testing.T) {
 			g.Expect(list(list(role, "rules")[1], "resourceNames")).To(ConsistOf(made...))
 			g.Expect(list(list(role, "rules")[1], "verbs")).To(ConsistOf("get", "patch"))
 		}
+	})
+}
+
+// TestUninstallIsLeastPrivileged: the Job stops exactly the release's workers and managers.
+func TestUninstallIsLeastPrivileged(t *testing.T) {
+	eachOptionSet(t, func(_ *testing.T, g *WithT, _ options, objects []object) {
+		var workers, managers []string
+		var role, job object
+		for _, o := range objects {
+			switch {
+			case o.kind() == "Deployment" && text(o, "metadata", "labels", "app.kubernetes.io/component") == "worker":
+				workers = append(workers, o.name())
+			case o.kind() == "Deployment" && text(o, "metadata", "labels", "app.kubernetes.io/component") == "manager":
+				managers = append(managers, o.name())
+			case text(o, "metadata", "labels", "app.kubernetes.io/component") == "uninstall":
+				g.Expect(o.annotation("helm.sh/hook")).To(Equal("pre-delete"), o.id())
+				switch o.kind() {
+				case "Role":
+					role = o
+				case "Job":
+					job = o
+				}
+			}
+		}
+		var named []any
+		for _, name := range slices.Concat(workers, managers) {
+			named = append(named, name)
+		}
+		g.Expect(list(list(job, "spec", "template", "spec", "containers")[0], "args")).To(Equal([]any{
+			"stop", "--workers=" + strings.Join(workers, ","), "--managers=" + strings.Join(managers, ","),
+		}))
+		g.Expect(list(role, "rules")).To(HaveLen(3))
+		g.Expect(list(list(role, "rules")[0], "resourceNames")).To(ConsistOf(named...))
+		g.Expect(list(list(role, "rules")[1], "resourceNames")).To(ConsistOf(named...))
+		g.Expect(list(list(role, "rules")[1], "resources")).To(ConsistOf("deployments/scale"))
 	})
 }
 
@@ -803,7 +838,7 @@ func TestKustomizeRendersTheSame(t *testing.T) {
 			}
 			want := map[string]any{}
 			for _, o := range mustRender(t, options{values: v}) {
-				if o.annotation("helm.sh/hook") != "test" {
+				if !slices.Contains([]string{"test", "pre-delete"}, o.annotation("helm.sh/hook")) {
 					want[o.id()] = normalized(withoutHelm(o))
 				}
 			}

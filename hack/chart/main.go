@@ -166,8 +166,12 @@ func derived(root string) (map[string][]byte, error) {
 }
 
 // inKustomization: the resource definition and the roles come from config/crd and
-// config/rbac, and a test of Helm's has no meaning without Helm.
+// config/rbac, and what Helm runs for a test or before an uninstallation has no meaning
+// without Helm.
 func inKustomization(o object) bool {
+	if slices.Contains([]string{"test", "pre-delete"}, o.annotation("helm.sh/hook")) {
+		return false
+	}
 	switch o.kind() {
 	case "CustomResourceDefinition":
 		return false
@@ -177,7 +181,7 @@ func inKustomization(o object) bool {
 			"whatsapp-operator-proxy-reader", "whatsapp-operator-metrics-reader",
 		}, o.name())
 	default:
-		return o.annotation("helm.sh/hook") != "test"
+		return true
 	}
 }
 

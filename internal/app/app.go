@@ -31,7 +31,7 @@ func NewRootCommand() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(newManagerCommand(), newWorkerCommand(), newSimulatorCommand(), newStoreCommand(), newDeadLetterCommand(), newRedisACLCommand(), newCRDCommand(), newBootstrapCommand(), newQRCommand(), newVersionCommand())
+	root.AddCommand(newManagerCommand(), newWorkerCommand(), newSimulatorCommand(), newStoreCommand(), newDeadLetterCommand(), newRedisACLCommand(), newCRDCommand(), newBootstrapCommand(), newStopCommand(), newQRCommand(), newVersionCommand())
 	root.AddCommand(demoCommands()...)
 	return root
 }
