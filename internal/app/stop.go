@@ -89,15 +89,20 @@ func stop(ctx context.Context, c client.Client, config *stopConfig, log logr.Log
 		var left []string
 		var last error
 		err := wait.PollUntilContextCancel(ctx, time.Second, true, func(ctx context.Context) (bool, error) {
-			left, last = nil, nil
+			var pods []string
+			var failed error
 			for _, name := range names {
-				pods, err := scaleToZero(ctx, c, client.ObjectKey{Namespace: config.Namespace, Name: name}, log)
+				of, err := scaleToZero(ctx, c, client.ObjectKey{Namespace: config.Namespace, Name: name}, log)
 				if apierrors.IsForbidden(err) {
 					return false, err // another attempt has the same answer
 				}
-				left, last = append(left, pods...), errors.Join(last, err)
+				pods, failed = append(pods, of...), errors.Join(failed, err)
 			}
-			return last == nil && len(left) == 0, nil
+			if ctx.Err() != nil && len(left) > 0 {
+				return false, ctx.Err() // a request was cut off; the pods are what a person needs to know
+			}
+			left, last = pods, failed
+			return failed == nil && len(pods) == 0, nil
 		})
 		switch {
 		case err == nil:

@@ -81,7 +81,7 @@ func TestStop(t *testing.T) {
 	}
 
 	// A worker that does not end stops the managers from being stopped, and is named.
-	g.Expect(run("--workers=worker", "--managers=manager", "--timeout=1s")).To(MatchError(And(
+	g.Expect(run("--workers=worker", "--managers=manager", "--timeout=10s")).To(MatchError(And(
 		ContainSubstring("have not ended in time: worker. "), ContainSubstring("--no-hooks"),
 	)))
 	g.Expect(replicas("worker")()).To(BeZero())
