@@ -482,6 +482,18 @@ func TestWrongReleaseIsRefused(t *testing.T) {
 }
 
 // TestStores: an external store turns its bundled one off, and only that.
+// TestUpgradeKeepsTheStoresRunning: a restart of the stores in the middle of a roll-out would
+// lengthen each session's gap.
+func TestUpgradeKeepsTheStoresRunning(t *testing.T) {
+	g := NewWithT(t)
+	upgraded := mustRender(t, options{version: "99.0.0"})
+	for _, o := range mustRender(t, options{}) {
+		if o.kind() == "StatefulSet" {
+			g.Expect(get(find(upgraded, "StatefulSet", o.name()), "spec")).To(Equal(get(o, "spec")), o.id())
+		}
+	}
+}
+
 // TestStoresArePinned: by digest, unless a person gives another image.
 func TestStoresArePinned(t *testing.T) {
 	g := NewWithT(t)

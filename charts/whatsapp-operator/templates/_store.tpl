@@ -47,8 +47,9 @@ spec:
     metadata:
       annotations:
         checksum/config: {{ toYaml $config | sha256sum }}
+      # Without the chart's version: an upgrade must not restart the stores while workers hand over.
       labels:
-        {{- $labels | nindent 8 }}
+        {{- mergeOverwrite (deepCopy $root.Values.commonLabels) ($selector | fromYaml) | toYaml | nindent 8 }}
     spec:
       automountServiceAccountToken: false
       enableServiceLinks: false
