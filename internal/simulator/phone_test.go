@@ -112,6 +112,15 @@ func TestReceipts(t *testing.T) {
 			g.Eventually(func() int { return waiting(s, c) }).Should(BeZero())
 		})
 	}
+	t.Run("grouped, of several messages", func(t *testing.T) {
+		g := wait(t)
+		c.forget()
+		_, err := s.Receipt(t.Context(), ReceiptRequest{Device: c.jid(), From: []string{contact, other}, Chat: jid, IDs: []string{"A", "B"}, Type: "played"})
+		g.Expect(err).NotTo(HaveOccurred())
+		g.Eventually(func() []*events.Receipt { return of[*events.Receipt](c) }).Should(ConsistOf(
+			HaveField("MessageIDs", []string{"A"}), HaveField("MessageIDs", []string{"A"}),
+			HaveField("MessageIDs", []string{"B"}), HaveField("MessageIDs", []string{"B"})))
+	})
 	t.Run("a phone could not decrypt a message", func(t *testing.T) {
 		g := wait(t)
 		lid, err := s.LID(contact)

@@ -2,6 +2,7 @@ package simulator
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 
 	. "github.com/onsi/gomega"
@@ -93,6 +94,32 @@ func TestOfflineWindows(t *testing.T) {
 	waitingEntries, err := s.Ledger(LedgerQuery{Device: c.jid(), Waiting: true})
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(waitingEntries).To(BeEmpty())
+}
+
+// More messages wait than the queue of the client library can hold (2,048 nodes): with windows
+// it gets them in order, from contacts and in a group.
+func TestManyWaitAtLogin(t *testing.T) {
+	const messages = 2500
+	g := wait(t)
+	s := serve(t)
+	c := away(t, s, 0)
+	chat, err := s.CreateGroup(GroupRequest{Subject: "Friends", Members: []string{"15557654321", "15551234567"}})
+	g.Expect(err).NotTo(HaveOccurred())
+	for i := range messages {
+		r := SendRequest{Device: c.jid(), From: fmt.Sprintf("1555765432%d", i%10), Text: fmt.Sprint(i)}
+		if i%10 == 1 {
+			r.Chat = chat
+		}
+		_, err := s.Write(t.Context(), r)
+		g.Expect(err).NotTo(HaveOccurred())
+	}
+	g.Expect(c.Connect()).To(Succeed())
+	withoutKeys := func() []string { return slices.DeleteFunc(texts(c), func(text string) bool { return text == "" }) }
+	g.Eventually(withoutKeys).Should(HaveLen(messages))
+	g.Expect(withoutKeys()).To(Equal(numbers(messages)))
+	g.Eventually(func() int { return s.Stats().Unacknowledged }).Should(BeZero())
+	g.Expect(s.Stats().Redelivered).To(BeZero())
+	g.Expect(s.Stats().Retries).To(BeZero())
 }
 
 // Without windows, everything that waits is sent at once.
