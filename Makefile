@@ -75,6 +75,14 @@ test-chaos: test-deps ## Run random faults for MINUTES; the same SEED gives the 
 	@$(assets) && export KUBEBUILDER_ASSETS && set -x && go test -race -tags faults -timeout 24h -count=1 -v -run TestRandomWalk ./internal/faults \
 		-args -walk=$(or $(MINUTES),20)m $(ARGS)
 
+.PHONY: e2e
+e2e: ## Install, upgrade, and disturb a release in the cluster of KUBECONFIG (bench/results/e2e.json; CONTRIBUTING.md has the variables)
+	go test -tags e2e -timeout 120m -count=1 -v -run '$(or $(RUN),.)' ./internal/e2e -args -out=$(if $(RUN),,$(CURDIR)/bench/results/e2e.json) $(ARGS)
+
+.PHONY: e2e-smoke
+e2e-smoke: ## The part of it that .ci/run waits for, about 5 minutes
+	go test -tags e2e -timeout 30m -count=1 -v -run '$(or $(RUN),.)' ./internal/e2e -args -smoke $(ARGS)
+
 .PHONY: test-upgrade
 test-upgrade: test-deps ## Upgrade from another commit, go back, and upgrade again: no phone may scan (FROM=COMMIT SESSIONS=50)
 	@$(assets) && export KUBEBUILDER_ASSETS && set -x && go run ./bench/upgrade \
@@ -99,7 +107,7 @@ lint: $(GOLANGCI_LINT) ## Run golangci-lint with .golangci.yml
 
 .PHONY: vet
 vet: ## Run go vet
-	go vet -tags faults ./...
+	go vet -tags faults,e2e ./...
 	go vet -tags nodemo . ./internal/app
 
 .PHONY: fmt
