@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -207,12 +208,31 @@ func (e *environment) tryAll(t *testing.T, name string, args ...string) (string,
 func (e *environment) command(ctx context.Context, env []string, name string, args ...string) (stdout, all string, err error) {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Dir, cmd.Env = e.root, append(os.Environ(), env...)
-	var out, both bytes.Buffer
+	var out bytes.Buffer
+	var both lockedBuffer // the two outputs are copied by two goroutines
 	cmd.Stdout, cmd.Stderr = io.MultiWriter(&out, &both), &both
 	if err := cmd.Run(); err != nil {
 		return out.String(), both.String(), fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, tail(both.String(), 4_000))
 	}
 	return out.String(), both.String(), nil
+}
+
+// lockedBuffer is a buffer that several goroutines may write to.
+type lockedBuffer struct {
+	mu     sync.Mutex
+	buffer bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buffer.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buffer.String()
 }
 
 func tail(s string, most int) string { return s[max(0, len(s)-most):] }

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -10,16 +11,18 @@ import (
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
 // definitions are the resource definitions of other projects, in their Go modules: what a
 // cluster with the Prometheus operator and KEDA knows.
 var definitions = []struct{ module, folder, name string }{
-	{"github.com/prometheus-operator/prometheus-operator@v0.86.0", "example/prometheus-operator-crd", "servicemonitors.monitoring.coreos.com"},
-	{"github.com/prometheus-operator/prometheus-operator@v0.86.0", "example/prometheus-operator-crd", "podmonitors.monitoring.coreos.com"},
-	{"github.com/kedacore/keda/v2@v2.18.0", "config/crd/bases", "scaledobjects.keda.sh"},
+	{"github.com/prometheus-operator/prometheus-operator@v0.85.0", "example/prometheus-operator-crd", "servicemonitors.monitoring.coreos.com"},
+	{"github.com/prometheus-operator/prometheus-operator@v0.85.0", "example/prometheus-operator-crd", "podmonitors.monitoring.coreos.com"},
+	{"github.com/kedacore/keda/v2@v2.21.0", "config/crd/bases", "scaledobjects.keda.sh"},
 }
 
 // optionSets are uses of the chart; the chart's own tests have more, without an API server.
@@ -38,6 +41,14 @@ var optionSets = []struct{ name, values string }{
 func testManifests(t *testing.T, e *environment) {
 	e.createNamespace(t, systemNamespace, nil)
 	e.installDefinitions(t)
+	// A pod is refused where its ServiceAccount is missing, and a dry run creates none.
+	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: systemNamespace, Name: "dry-run-whatsapp-operator-manager"}}
+	must(t, e.client.Create(t.Context(), account))
+	t.Cleanup(func() {
+		if err := e.client.Delete(context.WithoutCancel(t.Context()), account); err != nil {
+			t.Error(err)
+		}
+	})
 	for _, set := range optionSets {
 		t.Run(set.name, func(t *testing.T) {
 			// The hooks are rendered, too.
@@ -71,7 +82,10 @@ func (e *environment) installDefinitions(t *testing.T) {
 		group, resource := d.name[strings.Index(d.name, ".")+1:], d.name[:strings.Index(d.name, ".")]
 		file := filepath.Join(e.moduleFolder(t, d.module), d.folder, fmt.Sprintf("%s_%s.yaml", group, resource))
 		e.run(t, nil, "kubectl", "apply", "--server-side", "-f", file)
-		e.run(t, nil, "kubectl", "wait", "--for=condition=Established", "--timeout=1m", "crd/"+d.name)
+		e.eventually(t, d.name+" to be served", func(ctx context.Context) error {
+			_, err := e.try(ctx, nil, "kubectl", "get", d.name, "-n", systemNamespace)
+			return err
+		})
 		t.Cleanup(func() {
 			if _, err := e.tryAll(t, "kubectl", "delete", "crd", d.name); err != nil {
 				t.Error(err)
