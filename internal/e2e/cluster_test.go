@@ -179,8 +179,8 @@ func (e *environment) waitForNode(t *testing.T, name string, ready bool) {
 // cordon makes a node take no pods, or take them again.
 func (e *environment) cordon(t *testing.T, name string, unschedulable bool) {
 	t.Helper()
-	patch := fmt.Appendf(nil, `{"spec":{"unschedulable":%t}}`, unschedulable)
-	must(t, e.client.Patch(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}, client.RawPatch("application/merge-patch+json", patch)))
+	patch := jsonMergePatch(`{"spec":{"unschedulable":%t}}`, unschedulable)
+	must(t, e.client.Patch(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}, patch))
 }
 
 // run runs a command and returns what it has printed. A failure ends the test.
@@ -306,8 +306,8 @@ func (e *environment) removeAll(t *testing.T) {
 		t.Errorf("Removing the sessions: %v", err)
 	}
 	for _, name := range namespaces {
-		err := e.client.Delete(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}})
-		if client.IgnoreNotFound(err) != nil {
+		err := client.IgnoreNotFound(e.client.Delete(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}))
+		if err != nil {
 			t.Errorf("Deleting namespace %s: %v", name, err)
 		}
 	}
@@ -316,7 +316,7 @@ func (e *environment) removeAll(t *testing.T) {
 		&rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: standinNamespace}},
 		&rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: standinNamespace + "-prometheus"}},
 	} {
-		if err := e.client.Delete(ctx, o); client.IgnoreNotFound(err) != nil {
+		if err := client.IgnoreNotFound(e.client.Delete(ctx, o)); err != nil {
 			t.Errorf("Deleting %s: %v", o.GetName(), err)
 		}
 	}
@@ -366,8 +366,8 @@ func (e *environment) dropFinalizers(ctx context.Context) error {
 		}
 		for i := range list.Items {
 			s := &list.Items[i]
-			patch := client.RawPatch("application/merge-patch+json", []byte(`{"metadata":{"finalizers":null}}`))
-			if err := e.client.Patch(ctx, s, patch); client.IgnoreNotFound(err) != nil {
+			patch := jsonMergePatch(`{"metadata":{"finalizers":null}}`)
+			if err := client.IgnoreNotFound(e.client.Patch(ctx, s, patch)); err != nil {
 				return err
 			}
 		}

@@ -79,7 +79,7 @@ func (e *environment) installDefinitions(t *testing.T) {
 		if !apierrors.IsNotFound(err) {
 			t.Fatal(err)
 		}
-		group, resource := d.name[strings.Index(d.name, ".")+1:], d.name[:strings.Index(d.name, ".")]
+		resource, group, _ := strings.Cut(d.name, ".")
 		file := filepath.Join(e.moduleFolder(t, d.module), d.folder, fmt.Sprintf("%s_%s.yaml", group, resource))
 		e.run(t, nil, "kubectl", "apply", "--server-side", "-f", file)
 		e.eventually(t, d.name+" to be served", func(ctx context.Context) error {
