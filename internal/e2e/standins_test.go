@@ -65,6 +65,8 @@ func (e *environment) startStandins(t *testing.T) {
 		must(t, e.client.Create(t.Context(), object))
 	}
 	e.createLaravelSecret(t, standinNamespace)
+	e.run(t, nil, "kubectl", "-n", standinNamespace, "rollout", "status", "deploy/whatsapp", "--timeout=1m")
+	e.run(t, nil, "kubectl", "-n", standinNamespace, "rollout", "status", "deploy/laravel", "--timeout=1m")
 	e.eventually(t, "the simulator", func(ctx context.Context) error {
 		info, err := s.control.Info(ctx)
 		s.noiseRoot = info.NoiseRoot
@@ -105,8 +107,10 @@ func (s *standins) objects() []client.Object {
 		"--laravel-token-file=/etc/laravel/token", "--laravel-signing-secret-file=/etc/laravel/signing-secret",
 	}, 8000)
 	pod := &laravel.Spec.Template.Spec
-	pod.Volumes = []corev1.Volume{{Name: "laravel", VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: laravelSecret}}}}
-	pod.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "laravel", MountPath: "/etc/laravel", ReadOnly: true}}
+	secret := corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: laravelSecret}}
+	pod.Volumes = append(pod.Volumes, corev1.Volume{Name: "laravel", VolumeSource: secret})
+	container := &pod.Containers[0]
+	container.VolumeMounts = append(container.VolumeMounts, corev1.VolumeMount{Name: "laravel", MountPath: "/etc/laravel", ReadOnly: true})
 	return []client.Object{
 		account, role, binding, scan, laravel,
 		s.deployment("whatsapp", []string{
@@ -129,6 +133,7 @@ func (s *standins) deployment(name string, args []string, ports ...int32) *appsv
 			AllowPrivilegeEscalation: &no, ReadOnlyRootFilesystem: &yes, Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
 		},
 		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
+		VolumeMounts:             []corev1.VolumeMount{{Name: "tmp", MountPath: "/tmp"}}, // the demo's commands write to it
 	}
 	for _, port := range ports {
 		container.Ports = append(container.Ports, corev1.ContainerPort{ContainerPort: port})
@@ -150,6 +155,7 @@ func (s *standins) deployment(name string, args []string, ports ...int32) *appsv
 						RunAsNonRoot: &yes, SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
 					},
 					Containers: []corev1.Container{container},
+					Volumes:    []corev1.Volume{{Name: "tmp", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}},
 				},
 			},
 		},
