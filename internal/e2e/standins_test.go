@@ -88,7 +88,6 @@ func (e *environment) createLaravelSecret(t *testing.T, namespace string) {
 
 func (s *standins) objects() []client.Object {
 	account := &corev1.ServiceAccount{ObjectMeta: s.meta(phones)}
-	account.AutomountServiceAccountToken = new(bool)
 	role := &rbacv1.ClusterRole{
 		ObjectMeta: metav1.ObjectMeta{Name: standinNamespace},
 		Rules:      []rbacv1.PolicyRule{{APIGroups: []string{"whatsapp-operator.io"}, Resources: []string{"whatsappsessions"}, Verbs: []string{"list", "watch"}}},
