@@ -204,7 +204,7 @@ func addTightPool(t *testing.T, e *environment) {
 	worker, _ := values["worker"].(map[string]any)
 	env, _ := worker["extraEnv"].([]any)
 	values["pools"] = map[string]any{tightPool: map[string]any{
-		"replicas": 1, "resources": map[string]any{"limits": map[string]any{"memory": "192Mi"}},
+		"replicas": 1, "resources": map[string]any{"requests": map[string]any{"memory": "64Mi"}, "limits": map[string]any{"memory": "192Mi"}},
 		"serviceAccount": map[string]any{"create": false, "name": e.release.worker()},
 		"extraEnv": append(slices.Clone(env),
 			map[string]any{"name": "GOGC", "value": "off"}, map[string]any{"name": "GOMEMLIMIT", "value": "off"}),
