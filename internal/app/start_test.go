@@ -122,6 +122,7 @@ func TestTheStartWaitsForEachServer(t *testing.T) {
 	apiProxy.Restore()
 	for _, p := range both {
 		waits(p, "Redis")
+		s.Eventually(p.output).Should(MatchRegexp(`"Waiting during the start".*"for":"Redis"`), "an attempt has failed")
 	}
 	s.Expect(s.podEvent("worker-1", "WaitingForRedis")).To(ContainSubstring("connection refused"))
 
