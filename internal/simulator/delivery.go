@@ -58,7 +58,7 @@ func (m *sentMessage) plaintext(again bool) ([]byte, error) {
 			MessageContextInfo: message.MessageContextInfo,
 		}
 	} else {
-		key, err := m.from.handset.senderKey(m.group.id)
+		key, err := m.from.handset.senderKey(m.group.keyName())
 		if err != nil {
 			return nil, err
 		}
@@ -161,16 +161,17 @@ func (s *Server) pushToGroup(devices []*device, messages []*sentMessage) error {
 	g.sending.Lock()
 	defer g.sending.Unlock()
 	var key []byte
-	given := g.givenTo(sender)
+	name := g.keyName()
+	given := g.holders(sender, name)
 	for _, d := range devices {
 		if _, ok := given[d]; !ok && key == nil {
 			var err error
-			if key, err = sender.senderKey(g.id); err != nil {
+			if key, err = sender.senderKey(name); err != nil {
 				return err
 			}
 		}
 	}
-	ciphertext, err := sender.encryptForGroup(g.id, m.content)
+	ciphertext, err := sender.encryptForGroup(name, m.content)
 	if err != nil {
 		return err
 	}

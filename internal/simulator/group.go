@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	waBinary "go.mau.fi/whatsmeow/binary"
@@ -26,7 +27,9 @@ type group struct {
 	// sending is held while a message is encrypted and queued; given holds the devices that
 	// have the sender key of a phone.
 	sending sync.Mutex
-	given   map[*handset]map[*device]struct{}
+	given   map[*handset]*keyHolders
+	// removals counts the members who were removed: after each, all use new sender keys.
+	removals atomic.Int64
 
 	// Guarded by Server.mu.
 	subject     string
@@ -56,14 +59,24 @@ func (g *group) correspondent(a *account) correspondent {
 	return correspondent{account: a, byLID: !g.byNumber}
 }
 
-// givenTo returns the devices that have the key of a sender. The caller holds g.sending.
-func (g *group) givenTo(sender *handset) map[*device]struct{} {
-	given := g.given[sender]
-	if given == nil {
-		given = map[*device]struct{}{}
-		g.given[sender] = given
+// keyHolders are the devices that have a sender key.
+type keyHolders struct {
+	name    string // of the key
+	devices map[*device]struct{}
+}
+
+// keyName names the present sender keys in the store of a phone.
+func (g *group) keyName() string { return g.id + "/" + strconv.FormatInt(g.removals.Load(), 10) }
+
+// holders returns the devices that have the key with that name of a sender. The caller holds
+// g.sending.
+func (g *group) holders(sender *handset, name string) map[*device]struct{} {
+	h := g.given[sender]
+	if h == nil || h.name != name {
+		h = &keyHolders{name: name, devices: map[*device]struct{}{}}
+		g.given[sender] = h
 	}
-	return given
+	return h.devices
 }
 
 // distribution is the part of a message that gives a sender key to a device.
@@ -95,7 +108,7 @@ func (s *Server) CreateGroup(r GroupRequest) (string, error) {
 	if r.Subject == "" || len(r.Members) < 2 {
 		return "", fmt.Errorf("%w: a group needs a subject and at least two members", ErrBadInput)
 	}
-	g := &group{subject: r.Subject, byNumber: r.ByNumber, created: s.clock.Now(), given: map[*handset]map[*device]struct{}{}, admins: map[*account]struct{}{}}
+	g := &group{subject: r.Subject, byNumber: r.ByNumber, created: s.clock.Now(), given: map[*handset]*keyHolders{}, admins: map[*account]struct{}{}}
 	s.mu.Lock()
 	for _, name := range r.Members {
 		a, err := s.memberLocked(name)

@@ -85,6 +85,20 @@ func TestGroup(t *testing.T) {
 			received(t, b, "two")
 			g.Expect(of[*events.Message](a)).To(HaveLen(3), "without the key")
 
+			// When a member has left, the others use new keys.
+			g.Expect(s.ChangeGroup(t.Context(), GroupChange{Group: jid, Change: "remove", Members: []string{"15552222222"}})).To(Succeed())
+			_, err = s.Write(t.Context(), SendRequest{From: "15557654321", Chat: jid, Text: "three"})
+			g.Expect(err).NotTo(HaveOccurred())
+			received(t, a, "three")
+			g.Expect(of[*events.Message](a)).To(HaveLen(5), "with a new key")
+			g.Expect(s.ChangeGroup(t.Context(), GroupChange{Group: jid, Change: "add", Members: []string{"15552222222"}})).To(Succeed())
+			_, err = s.Write(t.Context(), SendRequest{From: "15557654321", Chat: jid, Text: "four"})
+			g.Expect(err).NotTo(HaveOccurred())
+			received(t, a, "four")
+			received(t, b, "four")
+			g.Expect(withText(b, "three")).To(BeEmpty())
+			g.Expect(s.Stats().Retries).To(BeZero())
+
 			_, err = s.Write(t.Context(), SendRequest{From: "15559999999", Chat: jid, Text: "from outside"})
 			g.Expect(err).To(MatchError(ErrNotFound))
 			_, err = s.Write(t.Context(), SendRequest{From: "15557654321", Chat: "120363000000009999@g.us", Text: "nowhere"})

@@ -56,6 +56,7 @@ var groupChanges = map[string]applyChange{
 	},
 	"remove": func(_ *Server, g *group, _ *account, _ GroupChange, members []*account) (waBinary.Node, error) {
 		g.members = slices.DeleteFunc(g.members, func(a *account) bool { return slices.Contains(members, a) })
+		g.removals.Add(1)
 		for _, a := range members {
 			delete(g.admins, a)
 		}

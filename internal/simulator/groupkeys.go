@@ -13,27 +13,27 @@ import (
 // ownSender names a phone's own sender key in its store.
 var ownSender = protocol.NewSignalAddress("own", 0)
 
-// senderKey returns the phone's sender key for a group, as the devices of other members get
+// senderKey returns the phone's sender key with that name, as the devices of other members get
 // it: they can decrypt the messages from now on.
-func (h *handset) senderKey(group string) ([]byte, error) {
+func (h *handset) senderKey(name string) ([]byte, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	builder := signalgroups.NewGroupSessionBuilder(&h.keys, waStore.SignalProtobufSerializer)
-	key, err := builder.Create(context.Background(), protocol.NewSenderKeyName(group, ownSender))
+	key, err := builder.Create(context.Background(), protocol.NewSenderKeyName(name, ownSender))
 	if err != nil {
 		return nil, fmt.Errorf("make a sender key: %w", err)
 	}
 	return key.Serialize(), nil
 }
 
-// encryptForGroup encrypts with the phone's sender key for a group. The result is the content
-// of an enc node of the type skmsg.
-func (h *handset) encryptForGroup(group string, plaintext []byte) ([]byte, error) {
-	ctx, name := context.Background(), protocol.NewSenderKeyName(group, ownSender) // the keys are in memory
+// encryptForGroup encrypts with the phone's sender key with that name. The result is the
+// content of an enc node of the type skmsg.
+func (h *handset) encryptForGroup(keyName string, plaintext []byte) ([]byte, error) {
+	ctx, name := context.Background(), protocol.NewSenderKeyName(keyName, ownSender) // the keys are in memory
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	builder := signalgroups.NewGroupSessionBuilder(&h.keys, waStore.SignalProtobufSerializer)
-	if h.keys.senderKeys[name.Sender().String()+group] == nil {
+	if h.keys.senderKeys[name.Sender().String()+keyName] == nil {
 		if _, err := builder.Create(ctx, name); err != nil {
 			return nil, fmt.Errorf("make a sender key: %w", err)
 		}

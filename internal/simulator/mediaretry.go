@@ -19,7 +19,10 @@ const errorNotOnPhone = "2"
 // derives from the key of the file. A phone that is offline does not answer.
 func (s *Server) uploadAgain(d *device, receipt *waBinary.Node) error {
 	id := attribute(receipt, "id")
-	rmr := receipt.GetChildByTag("rmr")
+	rmr, ok := receipt.GetOptionalChildByTag("rmr")
+	if !ok {
+		return nil // about a part of the phone's history, which this phone does not upload
+	}
 	s.mu.Lock()
 	m := d.queue.message(id)
 	_, offline := s.activeLocked(FaultPhoneOffline, d)

@@ -165,10 +165,10 @@ func (s *Server) addLocked(d *device, st *stanza) {
 	d.queue.last++
 	st.position = d.queue.last
 	d.queue.waiting = append(d.queue.waiting, st)
-	s.recordLocked(d, st)
-	if st.message != nil {
+	if st.message != nil && st.message.entry == nil { // not encrypted again
 		d.queue.remember(st.message)
 	}
+	s.recordLocked(d, st)
 }
 
 // deliver sends a device, in order, the stanzas that have not been sent on its present
@@ -283,7 +283,7 @@ func (c *conn) activate() error {
 	c.srv.mu.Lock()
 	if !c.active {
 		c.active = true
-		c.backlog = backlog{count: waiting, last: d.queue.last}
+		c.backlog = backlog{count: len(d.queue.waiting), last: d.queue.last}
 	}
 	c.srv.mu.Unlock()
 	c.srv.deliver(d)
