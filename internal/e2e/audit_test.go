@@ -194,6 +194,16 @@ func (r request) use(account string, left map[grant]bool) {
 	}
 }
 
+// seldom are rights that the program needs, but not within the time or the cluster of this
+// test, each with the reason.
+var seldom = []struct{ right, reason string }{
+	{"manager: delete leases.coordination.k8s.io", "the Leases of dead workers are removed after an hour"},
+	{"manager: list namespaces", "an API server that does not stream its lists is asked for them"},
+	{"manager: patch events", "an Event of the leader election that is repeated is counted in the first one"},
+	{"manager: patch events.events.k8s.io", "an Event that is repeated within minutes is counted in the first one"},
+	{"worker: patch events.events.k8s.io", "likewise"},
+}
+
 // testLeastPrivilege: in the whole run no request of the release was denied, and no right was
 // granted that was not used.
 func testLeastPrivilege(t *testing.T, e *environment) {
@@ -202,6 +212,15 @@ func testLeastPrivilege(t *testing.T, e *environment) {
 	}
 	denied, unused, err := e.audit.read()
 	must(t, err)
+	unused = slices.DeleteFunc(unused, func(right string) bool {
+		for _, s := range seldom {
+			if right == e.release.fullname+"-"+s.right {
+				t.Logf("not used in this run: %s: %s", right, s.reason)
+				return true
+			}
+		}
+		return false
+	})
 	e.results.Denied, e.results.UnusedRules = len(denied), len(unused)
 	if len(denied) > 0 {
 		t.Errorf("denied:\n%s", strings.Join(denied, "\n"))
