@@ -48,8 +48,8 @@ type Decision struct {
 	Phone string
 	// PasskeyResponse belongs to OpPasskeyAnswer.
 	PasskeyResponse string
-	// Trial belongs to OpTrial: the size of the group in which the session is about to be
-	// connected; 0: the process has lived through its trial.
+	// Trial belongs to OpTrial: the trial in which the session is about to be connected, which
+	// is the size of its group or aloneAgain; 0: the process has lived through its trial.
 	Trial int32
 	// Publication must be published. It replaces an older one that is still pending; nil:
 	// nothing has changed.

@@ -97,8 +97,8 @@ type Device struct {
 	JID, PhoneNumber string
 	// Unsettled is how many takings in a row before this one were not settled.
 	Unsettled int32
-	// Trial is the size of the group in which the session was tried when the last process
-	// that took it died; 0: it was not being tried.
+	// Trial is the trial (Decision.Trial) during which the last process that took the session
+	// died; 0: it was not being tried.
 	Trial int32
 }
 

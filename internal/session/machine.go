@@ -134,15 +134,14 @@ type Machine struct {
 	n int64
 
 	// unsettled is how many takings in a row before this one were not settled. lastTrial is
-	// the size of the group in which the session was tried when the last of those processes
-	// died. suspect: the session must be tried. settleAt is when to settle this taking; zero:
+	// the trial during which the last of those processes died. suspect: the session must be tried. settleAt is when to settle this taking; zero:
 	// it is settled, or must not be. settledLast: the settlement before the release was tried.
 	unsettled   int32
 	lastTrial   int32
 	suspect     bool
 	settleAt    time.Time
 	settledLast bool
-	// trialWanted is the size of the group that OpTrial records, and trialSize the size that
+	// trialWanted is the trial that OpTrial records (nextTrial), and trialSize the one that
 	// is recorded for this taking; 0: none. trialUntil is when the trial under way ends if
 	// this process is still alive; zero: none is under way.
 	trialWanted, trialSize int32

@@ -41,12 +41,15 @@ const (
 	suspectAfterIfFew = 2
 	// trialGroups is into how many groups the suspects are divided.
 	trialGroups = 8
+	// aloneAgain is recorded, in place of a size, for the trial of a session whose process has
+	// died during its trial alone. A program that does not know it reads that there was none.
+	aloneAgain = -1
 	// How long a trial lasts after the connection is open: that of a group, that of one
 	// session alone, and any from longAfter unsettled takings on.
 	trialOfGroup = 5 * time.Second
 	trialOfOne   = 10 * time.Second
 	trialLong    = settleAfter
-	longAfter    = 7
+	longAfter    = 8
 	// trialMargin is the time until the end of a trial is recorded.
 	trialMargin = 2 * time.Second
 	// trialPoll is how often a suspect asks whether it may begin.
@@ -98,18 +101,29 @@ func (t *Trials) Begin(uid types.UID, size int32, lasts time.Duration, now time.
 	return true
 }
 
-// trialSize is the size of the group in which a session is tried. last is the size of the
-// group in which it was when its process died; 0: it was in none. sessions is how many the worker has.
-func trialSize(last int32, sessions int) int32 {
-	if last <= 0 {
+// nextTrial is the trial of a session: the size of its group, or aloneAgain. last is the trial
+// during which its process died; 0: it was in none. sessions is how many the worker has.
+func nextTrial(last int32, sessions int) int32 {
+	switch last {
+	case 1, aloneAgain:
+		return aloneAgain
+	case 0:
 		last = int32(min(sessions, 1<<20))
 	}
 	return max(1, (last+trialGroups-1)/trialGroups)
 }
 
+// GroupSize is how many sessions are tried together in a trial.
+func GroupSize(trial int32) int32 { return max(1, trial) }
+
+// isCause reports whether a session whose process died during that trial ends its workers.
+func isCause(unsettled, trial int32) bool {
+	return trial == aloneAgain || trial == 1 && unsettled <= suspectAfter
+}
+
 // suspected reports whether a session may be the one that ends its workers.
 func suspected(unsettled, last int32, sessions int) bool {
-	return unsettled >= suspectAfter || unsettled >= suspectAfterIfFew && (last > 0 || trialSize(0, sessions) == 1)
+	return unsettled >= suspectAfter || unsettled >= suspectAfterIfFew && (last != 0 || nextTrial(0, sessions) == 1)
 }
 
 // trialLasts is how long the session's trial in a group of that size lasts.
@@ -131,8 +145,9 @@ func (m *Machine) onUnsettled(unsettled, trial int32, now time.Time) {
 	m.trialSize, m.trialUntil, m.settleAt = 0, time.Time{}, time.Time{}
 	m.suspect = unsettled >= suspectAfterIfFew && suspected(unsettled, trial, m.fleet.Sessions())
 	rested := m.want.RetryReason == v1alpha1.ReasonEndsItsWorker
+	rests := rested && waits(m.want, now) && GroupSize(trial) == 1 && trial != 0
 	switch {
-	case m.suspect && trial == 1 && (!rested || waits(m.want, now)):
+	case m.suspect && (rests || !rested && isCause(unsettled, trial)):
 		m.restFromEndingWorkers(now)
 	case m.suspect: // it waits for its trial
 	default:
@@ -203,8 +218,9 @@ func (m *Machine) beginTrial(now time.Time) Operation {
 	if m.obj.Status.RetryReason == v1alpha1.ReasonEndsItsWorker || m.obj.Status.ObservedRestartedAt != m.want.ObservedRestartedAt {
 		return OpNone
 	}
-	m.trialWanted = trialSize(m.lastTrial, sessions)
-	if !m.fleet.Trial(m.obj.UID, m.trialWanted, m.trialLasts(m.trialWanted), now) {
+	m.trialWanted = nextTrial(m.lastTrial, sessions)
+	size := GroupSize(m.trialWanted)
+	if !m.fleet.Trial(m.obj.UID, size, m.trialLasts(size), now) {
 		m.retryAt = now.Add(time.Duration((1 + m.random()) * float64(trialPoll)))
 		return OpNone
 	}
@@ -235,8 +251,9 @@ func (m *Machine) onTrial(now time.Time) {
 	if !m.suspect {
 		return
 	}
-	lasts := m.trialLasts(m.trialSize)
-	m.fleet.Trial(m.obj.UID, m.trialSize, lasts, now)
+	size := GroupSize(m.trialSize)
+	lasts := m.trialLasts(size)
+	m.fleet.Trial(m.obj.UID, size, lasts, now)
 	if m.trialUntil.IsZero() { // connections that end at once must not delay the settlement again and again
 		m.settleAt = settleTime(now)
 	}

@@ -31,8 +31,8 @@ type Record struct {
 	// Unsettled counts the consecutive takings, each by another process, that were not
 	// settled, including the last one.
 	Unsettled int64
-	// Trial is the size of the group in which the session was last tried, because it may
-	// end its process; 0: the process has lived through it, or there was no trial.
+	// Trial is the last trial of the session, because it may end its process
+	// (Taking.RecordTrial); 0: the process has lived through it, or there was no trial.
 	Trial int64
 	// Duplicate: another record has an id that differs only by upper and lower case, from
 	// before these were one id. No process can take this one.

@@ -180,6 +180,9 @@ func TestTrials(t *testing.T) {
 
 		first := take(s, 1)
 		g.Expect(first.Trial()).To(BeZero())
+		g.Expect(first.RecordTrial(ctx, -1)).To(Succeed())
+		g.Expect(take(second, 1).Trial()).To(BeEquivalentTo(-1))
+		first = take(s, 1)
 		g.Expect(first.RecordTrial(ctx, 125)).To(Succeed())
 		next := take(second, 2)
 		g.Expect(next.Trial()).To(BeEquivalentTo(125), "the first process has died")
@@ -192,7 +195,7 @@ func TestTrials(t *testing.T) {
 		g.Expect(again.RecordTrial(ctx, 0)).To(Succeed())
 		last := take(s, 4)
 		g.Expect(last.Trial()).To(BeZero(), "the process has lived through the trial")
-		g.Expect(last.Unsettled()).To(BeEquivalentTo(3), "which settles nothing")
+		g.Expect(last.Unsettled()).To(BeEquivalentTo(5), "which settles nothing")
 
 		g.Expect(last.RecordTrial(ctx, 1)).To(Succeed())
 		g.Expect(last.Settle(ctx)).To(Succeed())

@@ -89,20 +89,19 @@ func (t *Taking) Settle(ctx context.Context) error {
 	return nil
 }
 
-// Trial is the size of the group in which the process of the previous taking was about to
-// connect the session, or had just connected it; 0: that process has recorded that it
-// survived, or has recorded no trial. It is also 0 if the same process takes the session
-// again.
+// Trial is what RecordTrial recorded before the process of the previous taking connected
+// the session; 0: that process has recorded that it survived, or has recorded no trial. It
+// is also 0 if the same process takes the session again.
 func (t *Taking) Trial() int32 {
-	return int32(min(max(t.Record.Trial, 0), math.MaxInt32))
+	return int32(min(max(t.Record.Trial, math.MinInt32), math.MaxInt32))
 }
 
 // RecordTrial records that the session, which may end its process, is about to be
-// connected in a group of that size; 0: the process has survived it. It does
-// nothing if the session was taken again or has no record any more.
-func (t *Taking) RecordTrial(ctx context.Context, size int32) error {
+// connected in a trial (internal/session/trial.go says what the number means); 0: the process
+// has survived it. It does nothing if the session was taken again or has no record any more.
+func (t *Taking) RecordTrial(ctx context.Context, trial int32) error {
 	err := t.store.exec(ctx, "UPDATE whatsapp_operator_session SET trial=$4 WHERE uid=$1 AND epoch=$2 AND starts=$3",
-		t.Record.UID, t.Record.Epoch, t.Record.Starts, size)
+		t.Record.UID, t.Record.Epoch, t.Record.Starts, trial)
 	if err != nil {
 		return fmt.Errorf("recording the trial of a session: %w", err)
 	}

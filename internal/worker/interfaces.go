@@ -50,12 +50,12 @@ type Account interface {
 	Unsettled() int32
 	// Settle records that the session has not ended this process.
 	Settle(ctx context.Context) error
-	// Trial is the size of the group in which the session was tried when the last process
-	// that took it died; 0: it was not being tried.
+	// Trial is what the previous process recorded before it connected the session, if it died
+	// during that trial; 0: it did not.
 	Trial() int32
-	// RecordTrial records that the session is about to be connected in a group of that
-	// size; 0: the trial is over, and this process is still alive.
-	RecordTrial(ctx context.Context, size int32) error
+	// RecordTrial records that the session is about to be connected in that trial; 0: the
+	// trial is over, and this process is still alive.
+	RecordTrial(ctx context.Context, trial int32) error
 	// Forget deletes the keys and the record of the session for good.
 	Forget(ctx context.Context) error
 }

@@ -557,19 +557,19 @@ func (s *supervisor) passkeyResult(err error, done, failed string) string {
 	return ""
 }
 
-func (s *supervisor) recordTrial(size int32) func(context.Context) func() session.Input {
+func (s *supervisor) recordTrial(trial int32) func(context.Context) func() session.Input {
 	account := s.account
 	return func(ctx context.Context) func() session.Input {
 		ctx, cancel := context.WithTimeout(ctx, settleTimeout)
 		defer cancel()
-		err := account.RecordTrial(ctx, size)
+		err := account.RecordTrial(ctx, trial)
 		return func() session.Input {
 			epoch := s.machine.Object().Status.Epoch
 			switch {
 			case err != nil:
-				s.log().Error(err, "Failed to record the trial of a session that may end its worker", "epoch", epoch, "groupSize", size)
-			case size > 0:
-				s.log().Info("Connecting a session that may end its worker", "epoch", epoch, "groupSize", size)
+				s.log().Error(err, "Failed to record the trial of a session that may end its worker", "epoch", epoch, "trial", trial)
+			case trial != 0:
+				s.log().Info("Connecting a session that may end its worker", "epoch", epoch, "groupSize", session.GroupSize(trial))
 			}
 			return session.TrialRecorded{Failed: err != nil}
 		}

@@ -597,7 +597,7 @@ func TestATakingIsSettledBeforeTheRelease(t *testing.T) {
 }
 
 func TestASessionThatEndsItsWorkerIsNotConnected(t *testing.T) {
-	st := newSupervisorTest(t, newSession(), account{jid: jid, phone: phone, unsettled: 9, trial: 1})
+	st := newSupervisorTest(t, newSession(), account{jid: jid, phone: phone, unsettled: 9, trial: -1})
 	st.eventuallyPhase(v1alpha1.PhaseFailed)
 	st.Eventually(st.calls).Should(ContainElement("event EndsItsWorker"))
 	st.Expect(st.calls()).NotTo(ContainElement("dial"))
