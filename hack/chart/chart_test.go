@@ -172,7 +172,7 @@ func containers(spec map[string]any) (all []map[string]any) {
 }
 
 func TestLint(t *testing.T) {
-	eachOptionSet(t, func(t *testing.T, g *WithT, o options, _ []object) {
+	eachOptionSet(t, func(_ *testing.T, g *WithT, o options, _ []object) {
 		version, err := common.ParseKubeVersion("v1.37.2")
 		g.Expect(err).NotTo(HaveOccurred())
 		for _, message := range lint.RunAll(chart, o.values, namespace, lint.WithKubeVersion(version)).Messages {
@@ -185,7 +185,7 @@ func TestLint(t *testing.T) {
 // error, and so is a number where a string belongs.
 func TestManifestsAreValid(t *testing.T) {
 	strict := kjson.NewSerializerWithOptions(kjson.DefaultMetaFactory, scheme.Scheme, scheme.Scheme, kjson.SerializerOptions{Yaml: true, Strict: true})
-	eachOptionSet(t, func(t *testing.T, g *WithT, _ options, objects []object) {
+	eachOptionSet(t, func(_ *testing.T, g *WithT, _ options, objects []object) {
 		ids := map[string]bool{}
 		for _, o := range objects {
 			g.Expect(ids).NotTo(HaveKey(o.id()), "twice")
@@ -242,7 +242,7 @@ func TestNamesAndLabels(t *testing.T) {
 // TestPodsAreRestricted checks what Pod Security's level restricted asks for, and what every
 // pod of ours has.
 func TestPodsAreRestricted(t *testing.T) {
-	eachOptionSet(t, func(t *testing.T, g *WithT, _ options, objects []object) {
+	eachOptionSet(t, func(_ *testing.T, g *WithT, _ options, objects []object) {
 		for id, spec := range pods(objects) {
 			g.Expect(get(spec, "securityContext", "runAsNonRoot")).To(BeTrue(), id)
 			g.Expect(get(spec, "securityContext", "runAsUser")).To(BeNumerically(">", 0), id)
@@ -311,7 +311,7 @@ func TestEverySettingIsAFlag(t *testing.T) {
 		return flags
 	}
 	tried := map[string]bool{}
-	eachOptionSet(t, func(t *testing.T, g *WithT, _ options, objects []object) {
+	eachOptionSet(t, func(_ *testing.T, g *WithT, _ options, objects []object) {
 		for id, spec := range pods(objects) {
 			for _, c := range containers(spec) {
 				if get(c, "command") != nil {
@@ -659,7 +659,7 @@ func TestRulesAreTheGeneratedOnes(t *testing.T) {
 
 // TestBootstrapIsLeastPrivileged: the Job reads and changes the Secrets that it makes, no others.
 func TestBootstrapIsLeastPrivileged(t *testing.T) {
-	eachOptionSet(t, func(t *testing.T, g *WithT, _ options, objects []object) {
+	eachOptionSet(t, func(_ *testing.T, g *WithT, _ options, objects []object) {
 		for _, o := range objects {
 			if o.kind() != "Job" || !strings.HasSuffix(o.name(), "-bootstrap") {
 				continue
@@ -724,7 +724,7 @@ func TestUninstallIsLeastPrivileged(t *testing.T) {
 // TestEverySecretExists: a Secret that a pod mounts is made by the bootstrap Job, or named in
 // the values.
 func TestEverySecretExists(t *testing.T) {
-	eachOptionSet(t, func(t *testing.T, g *WithT, o options, objects []object) {
+	eachOptionSet(t, func(_ *testing.T, g *WithT, o options, objects []object) {
 		var made []string
 		for _, role := range objects {
 			if role.kind() == "Role" && strings.HasSuffix(role.name(), "-bootstrap") {
@@ -838,7 +838,7 @@ func TestKustomizeRendersTheSame(t *testing.T) {
 	for folder, v := range kustomizations {
 		t.Run(folder, func(t *testing.T) {
 			g := NewWithT(t)
-			built, err := buildKustomization(filepath.Join("../..", folder))
+			built, err := buildKustomization(filepath.Join("..", "..", folder))
 			g.Expect(err).NotTo(HaveOccurred())
 			have := map[string]any{}
 			for part := range strings.SplitSeq(string(built), "\n---\n") {

@@ -37,7 +37,7 @@ func run(args []string) error {
 		return err
 	}
 	if args[0] == "install" {
-		text, err := buildKustomization(filepath.Join(root, "config/default"))
+		text, err := buildKustomization(filepath.Join(root, "config", "default"))
 		if err != nil {
 			return err
 		}
@@ -73,10 +73,10 @@ func repository() (string, error) {
 func write(root string, files map[string][]byte) error {
 	for path, content := range files {
 		path = filepath.Join(root, path)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil { //nolint:gosec // files of the repository, which everybody may read
 			return fmt.Errorf("making a folder: %w", err)
 		}
-		if err := os.WriteFile(path, content, 0o644); err != nil {
+		if err := os.WriteFile(path, content, 0o644); err != nil { //nolint:gosec // likewise
 			return fmt.Errorf("writing a file: %w", err)
 		}
 	}

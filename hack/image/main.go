@@ -11,6 +11,7 @@ package main
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"encoding/pem"
 	"errors"
 	"flag"
@@ -50,14 +51,14 @@ type options struct {
 }
 
 func main() {
-	if err := run(os.Args[1:]); err != nil {
+	if err := run(context.Background(), os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "image:", err)
 		os.Exit(1)
 	}
 }
 
-func run(args []string) error {
-	o, err := parse(args)
+func run(ctx context.Context, args []string) (err error) {
+	o, err := parse(ctx, args)
 	if err != nil {
 		return err
 	}
@@ -66,9 +67,9 @@ func run(args []string) error {
 		if err != nil {
 			return fmt.Errorf("making a folder for the binary: %w", err)
 		}
-		defer os.RemoveAll(folder)
+		defer func() { err = errors.Join(err, os.RemoveAll(folder)) }()
 		o.binary = filepath.Join(folder, "whatsapp-operator")
-		if err := build(o); err != nil {
+		if err := build(ctx, o); err != nil {
 			return err
 		}
 	}
@@ -87,7 +88,7 @@ func run(args []string) error {
 	return nil
 }
 
-func parse(args []string) (options, error) {
+func parse(ctx context.Context, args []string) (options, error) {
 	o := options{}
 	f := flag.NewFlagSet("image", flag.ContinueOnError)
 	f.StringVar(&o.output, "o", "", "archive to write")
@@ -118,7 +119,7 @@ func parse(args []string) (options, error) {
 		if *value != "" {
 			continue
 		}
-		answer, err := git(o.root, ask...)
+		answer, err := git(ctx, o.root, ask...)
 		if err != nil {
 			return o, err
 		}
@@ -130,7 +131,7 @@ func parse(args []string) (options, error) {
 	seconds, given := os.LookupEnv("SOURCE_DATE_EPOCH")
 	if !given {
 		var err error
-		if seconds, err = git(o.root, "log", "-1", "--format=%ct"); err != nil {
+		if seconds, err = git(ctx, o.root, "log", "-1", "--format=%ct"); err != nil {
 			return o, err
 		}
 	}
@@ -142,8 +143,8 @@ func parse(args []string) (options, error) {
 	return o, nil
 }
 
-func git(root string, args ...string) (string, error) {
-	cmd := exec.Command("git", append([]string{"-C", root}, args...)...)
+func git(ctx context.Context, root string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, "git", append([]string{"-C", root}, args...)...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {
@@ -153,13 +154,13 @@ func git(root string, args ...string) (string, error) {
 }
 
 // build builds the binary as `make build` does, but without the demo in the product's image.
-func build(o options) error {
+func build(ctx context.Context, o options) error {
 	tags := "nodemo"
 	if o.demo {
 		tags = ""
 	}
 	_, architecture, _ := strings.Cut(o.platform, "/")
-	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-tags", tags,
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-tags", tags,
 		"-ldflags", "-s -w -X "+repository+"/internal/app.Version="+o.version, "-o", o.binary, ".")
 	cmd.Dir, cmd.Stdout, cmd.Stderr = o.root, os.Stderr, os.Stderr
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+architecture, "GOWORK=off")
@@ -313,12 +314,12 @@ func save(o options, image v1.Image) (err error) {
 }
 
 // writeOCI writes an OCI layout as a tar archive.
-func writeOCI(w io.Writer, image v1.Image, o options) error {
+func writeOCI(w io.Writer, image v1.Image, o options) (err error) {
 	folder, err := os.MkdirTemp("", "oci-")
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(folder)
+	defer func() { err = errors.Join(err, os.RemoveAll(folder)) }()
 	path, err := layout.Write(folder, empty.Index)
 	if err != nil {
 		return err
@@ -340,7 +341,7 @@ func writeOCI(w io.Writer, image v1.Image, o options) error {
 			entries = append(entries, entry{path: inside + "/", mode: 0o755})
 			return nil
 		}
-		content, err := os.ReadFile(path)
+		content, err := os.ReadFile(path) //nolint:gosec // a folder of this process alone
 		entries = append(entries, entry{path: inside, mode: 0o644, content: content})
 		return err
 	})

@@ -26,7 +26,7 @@ func makeImage(t *testing.T, more ...string) (archive string) {
 	g.Expect(os.WriteFile(binary, []byte("program"), 0o600)).To(Succeed())
 	archive = filepath.Join(folder, "image.tar")
 	t.Setenv("SOURCE_DATE_EPOCH", "1700000000")
-	g.Expect(run(append([]string{"-o", archive, "-binary", binary, "-version", "v1.2.3", "-revision", "abc", "-name", "localhost/wa:v1.2.3"}, more...))).To(Succeed())
+	g.Expect(run(t.Context(), append([]string{"-o", archive, "-binary", binary, "-version", "v1.2.3", "-revision", "abc", "-name", "localhost/wa:v1.2.3"}, more...))).To(Succeed())
 	return archive
 }
 
@@ -110,9 +110,9 @@ func TestOCIArchive(t *testing.T) {
 
 func TestWrongArguments(t *testing.T) {
 	g := NewWithT(t)
-	g.Expect(run(nil)).To(MatchError(ContainSubstring("-o")))
-	g.Expect(run([]string{"-o", "x", "-format", "zip"})).To(MatchError(ContainSubstring("choose docker or oci")))
-	g.Expect(run([]string{"-o", "x", "-platform", "plan9/arm"})).To(MatchError(ContainSubstring("choose linux/amd64 or linux/arm64")))
+	g.Expect(run(t.Context(), nil)).To(MatchError(ContainSubstring("-o")))
+	g.Expect(run(t.Context(), []string{"-o", "x", "-format", "zip"})).To(MatchError(ContainSubstring("choose docker or oci")))
+	g.Expect(run(t.Context(), []string{"-o", "x", "-platform", "plan9/arm"})).To(MatchError(ContainSubstring("choose linux/amd64 or linux/arm64")))
 	t.Setenv("SOURCE_DATE_EPOCH", "yesterday")
-	g.Expect(run([]string{"-o", "x", "-version", "1", "-revision", "1"})).To(MatchError(ContainSubstring("seconds since 1970")))
+	g.Expect(run(t.Context(), []string{"-o", "x", "-version", "1", "-revision", "1"})).To(MatchError(ContainSubstring("seconds since 1970")))
 }
