@@ -62,9 +62,9 @@ func TestPagesNameExistingFlags(t *testing.T) {
 // TestPagesNameExistingTargets checks that the pages name only existing targets of make.
 func TestPagesNameExistingTargets(t *testing.T) {
 	g := NewWithT(t)
-	target := regexp.MustCompile("(?m)(?:`|^\\s*)make ([a-z][a-z-]*)")
+	target := regexp.MustCompile("(?m)(?:`|^\\s*)make ([a-z][a-z0-9-]*)")
 	exist := map[string]bool{}
-	for _, found := range regexp.MustCompile(`(?m)^([a-z][a-z-]*):`).FindAllStringSubmatch(read(t, "Makefile"), -1) {
+	for _, found := range regexp.MustCompile(`(?m)^([a-z][a-z0-9-]*):`).FindAllStringSubmatch(read(t, "Makefile"), -1) {
 		exist[found[1]] = true
 	}
 	pages, err := filepath.Glob(root + "/docs/*.md")
