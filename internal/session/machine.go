@@ -141,11 +141,11 @@ type Machine struct {
 	suspect     bool
 	settleAt    time.Time
 	settledLast bool
-	// trialWanted is the trial that OpTrial records (nextTrial), and trialSize the one that
+	// trialWanted is the trial that OpTrial records (nextTrial), and trial the one that
 	// is recorded for this taking; 0: none. trialUntil is when the trial under way ends if
 	// this process is still alive; zero: none is under way.
-	trialWanted, trialSize int32
-	trialUntil             time.Time
+	trialWanted, trial int32
+	trialUntil         time.Time
 
 	running Operation
 	// paced is the operation that the pace delays.

@@ -142,7 +142,7 @@ func (m *Machine) trialLasts(size int32) time.Duration {
 // trial during which the last of those processes died.
 func (m *Machine) onUnsettled(unsettled, trial int32, now time.Time) {
 	m.unsettled, m.lastTrial = unsettled, trial
-	m.trialSize, m.trialUntil, m.settleAt = 0, time.Time{}, time.Time{}
+	m.trial, m.trialUntil, m.settleAt = 0, time.Time{}, time.Time{}
 	m.suspect = unsettled >= suspectAfterIfFew && suspected(unsettled, trial, m.fleet.Sessions())
 	rested := m.want.RetryReason == v1alpha1.ReasonEndsItsWorker
 	rests := rested && waits(m.want, now) && GroupSize(trial) == 1 && trial != 0
@@ -197,7 +197,7 @@ const trialMessage = "workers died within a minute after they had connected this
 
 // trialDue: a suspect is to connect, and its trial is not recorded.
 func (m *Machine) trialDue(now time.Time) bool {
-	return m.suspect && m.trialSize == 0 && m.dialDue(now)
+	return m.suspect && m.trial == 0 && m.dialDue(now)
 }
 
 // beginTrial records the trial as soon as another session may be on trial.
@@ -240,9 +240,9 @@ func (m *Machine) onTrialRecorded(failed bool, now time.Time) {
 	case failed:
 		m.retryAt = now.Add(time.Duration((1 + m.random()) * float64(trialPoll)))
 	case m.trialOver(now):
-		m.trialUntil, m.trialSize, m.lastTrial, m.suspect = time.Time{}, 0, 0, false
+		m.trialUntil, m.trial, m.lastTrial, m.suspect = time.Time{}, 0, 0, false
 	default:
-		m.trialSize, m.settleAt = m.trialWanted, settleTime(now)
+		m.trial, m.settleAt = m.trialWanted, settleTime(now)
 	}
 }
 
@@ -251,7 +251,7 @@ func (m *Machine) onTrial(now time.Time) {
 	if !m.suspect {
 		return
 	}
-	size := GroupSize(m.trialSize)
+	size := GroupSize(m.trial)
 	lasts := m.trialLasts(size)
 	m.fleet.Trial(m.obj.UID, size, lasts, now)
 	if m.trialUntil.IsZero() { // connections that end at once must not delay the settlement again and again
@@ -267,5 +267,5 @@ func (m *Machine) onSettled(failed bool, now time.Time) {
 		return
 	}
 	m.settleAt, m.trialUntil = time.Time{}, time.Time{}
-	m.suspect, m.unsettled, m.lastTrial, m.trialSize = false, 0, 0, 0
+	m.suspect, m.unsettled, m.lastTrial, m.trial = false, 0, 0, 0
 }
