@@ -328,24 +328,13 @@ func TestTheSessionsOfADeadWorkerDoNotGoToOneThatDiedWithIt(t *testing.T) {
 	w := newEnv(t)
 	sessions := w.held(4)
 	r := w.newPlacement(clientShowing(&sessions, interceptor.Funcs{}))
-	run := func() time.Duration {
-		w.t.Helper()
-		result, err := r.Reconcile(t.Context(), everything)
-		w.Expect(err).NotTo(HaveOccurred())
-		for i := range sessions {
-			now, err := w.get(&sessions[i])
-			w.Expect(err).NotTo(HaveOccurred())
-			sessions[i] = *now
-		}
-		return result.RequeueAfter
-	}
 	w.lease(r, "worker-a")
 	w.lease(r, "worker-b")
 	w.lease(r, "worker-c", capacity(2))
 	w.clock.SetTime(w.clock.Now().Add(membership.Duration - time.Second))
 	r.members.observe(w.leaseOf("worker-c", capacity(2)))
 	w.deaths.set("worker-a", true)
-	run()
+	w.runPlacement(r, sessions)
 	w.Expect(w.workers(sessions)).To(Equal(map[string]int{"worker-a": 2, "worker-c": 2}), "worker-b has missed as many renewals as worker-a")
 
 	t.Log("it is declared dead as well")
@@ -353,7 +342,7 @@ func TestTheSessionsOfADeadWorkerDoNotGoToOneThatDiedWithIt(t *testing.T) {
 	w.deaths.set("worker-b", true)
 	w.clock.SetTime(w.clock.Now().Add(time.Second))
 	w.Expect(r.members.observe(w.leaseOf("worker-d"))).To(BeTrue())
-	run()
+	w.runPlacement(r, sessions)
 	w.Expect(w.workers(sessions)).To(Equal(map[string]int{"worker-c": 2, "worker-d": 2}))
 	for i := range sessions {
 		w.Expect(sessions[i].Status.HeldBy).To(BeEmpty())

@@ -161,16 +161,7 @@ func TestUnequalLoadsAreRebalanced(t *testing.T) {
 			r.members.observe(w.leaseOf(name, capacity(10)))
 		}
 	}
-	run := func() time.Duration {
-		result, err := r.Reconcile(t.Context(), everything)
-		w.Expect(err).NotTo(HaveOccurred())
-		for i := range sessions {
-			now, err := w.get(&sessions[i])
-			w.Expect(err).NotTo(HaveOccurred())
-			sessions[i] = *now
-		}
-		return result.RequeueAfter
-	}
+	run := func() time.Duration { return w.runPlacement(r, sessions) }
 	pass := func(d time.Duration) {
 		for ; d > 0; d -= 10 * time.Second {
 			w.clock.SetTime(w.clock.Now().Add(10 * time.Second))

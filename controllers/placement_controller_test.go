@@ -182,6 +182,19 @@ func (w *env) lease(r *placementReconciler, name string, change ...func(*members
 	w.Expect(r.members.observe(w.leaseOf(name, change...))).To(BeTrue())
 }
 
+// runPlacement runs r once, reads the sessions again, and returns after what time the next run is due.
+func (w *env) runPlacement(r *placementReconciler, sessions []v1alpha1.WhatsAppSession) time.Duration {
+	w.t.Helper()
+	result, err := r.Reconcile(w.t.Context(), everything)
+	w.Expect(err).NotTo(HaveOccurred())
+	for i := range sessions {
+		now, err := w.get(&sessions[i])
+		w.Expect(err).NotTo(HaveOccurred())
+		sessions[i] = *now
+	}
+	return result.RequeueAfter
+}
+
 // workers counts the sessions of each worker.
 func (w *env) workers(sessions []v1alpha1.WhatsAppSession) map[string]int {
 	w.t.Helper()

@@ -17,6 +17,7 @@ import (
 	"go.uber.org/zap/zapcore"
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/log/zap"
 )
 
@@ -73,7 +74,18 @@ func start(cmd *cobra.Command, config *commonConfig, run func(context.Context, l
 	return runWithLogger(cmd, newLogger(cmd, config), run)
 }
 
-// startProcess does the same for a manager or a worker, which answers the kubelet's probes
+// startWithCluster does the same for a command that uses only the API server.
+func startWithCluster(cmd *cobra.Command, config *commonConfig, run func(context.Context, client.Client, logr.Logger) error) error {
+	return start(cmd, config, func(ctx context.Context, log logr.Logger) error {
+		d, err := newDependencies(config, processInfo{}, log)
+		if err != nil {
+			return err
+		}
+		return run(ctx, d.direct, log)
+	})
+}
+
+// startProcess does the same as start for a manager or a worker, which answers the kubelet's probes
 // from now on, and first waits for files that do not exist yet.
 func startProcess(cmd *cobra.Command, config *commonConfig, complete func() error, run func(context.Context, logr.Logger, *probes) error) (err error) {
 	log := newLogger(cmd, config)

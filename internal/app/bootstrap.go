@@ -45,12 +45,8 @@ with random values, or that look into the cluster, would give other values to Ar
 Flux each time they render them.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return start(cmd, &config.commonConfig, func(ctx context.Context, log logr.Logger) error {
-				d, err := newDependencies(&config.commonConfig, processInfo{}, log)
-				if err != nil {
-					return err
-				}
-				return bootstrap(ctx, d.direct, config, log)
+			return startWithCluster(cmd, &config.commonConfig, func(ctx context.Context, c client.Client, log logr.Logger) error {
+				return bootstrap(ctx, c, config, log)
 			})
 		},
 	}, func([]string) error { return config.complete() })

@@ -49,18 +49,7 @@ func TestBootstrapCommand(t *testing.T) {
 	}
 	g.Expect(role.Rules).NotTo(BeEmpty())
 	role.Namespace = namespace.Name
-	g.Expect(admin.Create(ctx, role)).To(Succeed())
-	g.Expect(admin.Create(ctx, &rbacv1.RoleBinding{
-		ObjectMeta: metav1.ObjectMeta{Namespace: namespace.Name, Name: "bootstrap"},
-		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: role.Name},
-		Subjects:   []rbacv1.Subject{{Kind: "ServiceAccount", Namespace: namespace.Name, Name: "bootstrap"}},
-	})).To(Succeed())
-	account := rest.CopyConfig(apiServer.Config)
-	account.Impersonate = rest.ImpersonationConfig{
-		UserName: "system:serviceaccount:" + namespace.Name + ":bootstrap", Groups: []string{"system:serviceaccounts", "system:authenticated"},
-	}
-	limited, err := client.New(account, client.Options{Scheme: scheme.Scheme})
-	g.Expect(err).NotTo(HaveOccurred())
+	limited := serviceAccount(t, admin, role)
 
 	parsed := func(args ...string) *bootstrapConfig {
 		t.Helper()
@@ -130,7 +119,7 @@ func TestBootstrapGivesUp(t *testing.T) {
 	g.Expect(err).NotTo(HaveOccurred())
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	g.Expect(bootstrap(ctx, unreachable, &bootstrapConfig{passwords: []string{"a/b"}, timeout: 1}, logr.Discard())).NotTo(Succeed())
+	g.Expect(bootstrap(ctx, unreachable, &bootstrapConfig{passwords: []string{"a/b"}, timeout: 1}, logr.Discard())).To(MatchError(ContainSubstring("making the Secret a complete")))
 }
 
 var wrongForBootstrap = []wrongValue{

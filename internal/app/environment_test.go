@@ -16,9 +16,11 @@ import (
 	. "github.com/onsi/gomega"
 	goredis "github.com/redis/go-redis/v9"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
@@ -294,4 +296,24 @@ func (s *environment) expectPublished(sessionID string, want delivery.Status, ph
 		return string(last.Status) + "/" + last.Phase
 	}).Should(Equal(string(want) + "/" + string(phase)))
 	return last
+}
+
+// serviceAccount creates a Role, and returns a client that has the rights of this Role and no other.
+func serviceAccount(t *testing.T, admin client.Client, role *rbacv1.Role) client.Client {
+	t.Helper()
+	g := NewWithT(t)
+	g.Expect(admin.Create(t.Context(), role)).To(Succeed())
+	const name = "limited"
+	g.Expect(admin.Create(t.Context(), &rbacv1.RoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Namespace: role.Namespace, Name: name},
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: role.Name},
+		Subjects:   []rbacv1.Subject{{Kind: "ServiceAccount", Namespace: role.Namespace, Name: name}},
+	})).To(Succeed())
+	account := rest.CopyConfig(apiServer.Config)
+	account.Impersonate = rest.ImpersonationConfig{
+		UserName: "system:serviceaccount:" + role.Namespace + ":" + name, Groups: []string{"system:serviceaccounts", "system:authenticated"},
+	}
+	limited, err := client.New(account, client.Options{Scheme: clientgoscheme.Scheme})
+	g.Expect(err).NotTo(HaveOccurred())
+	return limited
 }

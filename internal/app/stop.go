@@ -43,12 +43,8 @@ a worker whose rights and stores are gone can neither hand over its sessions nor
 they are disconnected.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return start(cmd, &config.commonConfig, func(ctx context.Context, log logr.Logger) error {
-				d, err := newDependencies(&config.commonConfig, processInfo{}, log)
-				if err != nil {
-					return err
-				}
-				return stop(ctx, d.direct, config, log)
+			return startWithCluster(cmd, &config.commonConfig, func(ctx context.Context, c client.Client, log logr.Logger) error {
+				return stop(ctx, c, config, log)
 			})
 		},
 	}, func([]string) error { return config.complete() })

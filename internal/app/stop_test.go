@@ -13,7 +13,6 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/scheme"
-	"k8s.io/client-go/rest"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
@@ -49,18 +48,7 @@ func TestStop(t *testing.T) {
 		{APIGroups: []string{"apps"}, Resources: []string{"deployments/scale"}, ResourceNames: []string{"worker", "manager", "removed"}, Verbs: []string{"patch"}},
 		{APIGroups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"list"}},
 	}}
-	g.Expect(admin.Create(ctx, role)).To(Succeed())
-	g.Expect(admin.Create(ctx, &rbacv1.RoleBinding{
-		ObjectMeta: metav1.ObjectMeta{Namespace: namespace.Name, Name: "stop"},
-		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: role.Name},
-		Subjects:   []rbacv1.Subject{{Kind: "ServiceAccount", Namespace: namespace.Name, Name: "stop"}},
-	})).To(Succeed())
-	account := rest.CopyConfig(apiServer.Config)
-	account.Impersonate = rest.ImpersonationConfig{
-		UserName: "system:serviceaccount:" + namespace.Name + ":stop", Groups: []string{"system:serviceaccounts", "system:authenticated"},
-	}
-	limited, err := client.New(account, client.Options{Scheme: scheme.Scheme})
-	g.Expect(err).NotTo(HaveOccurred())
+	limited := serviceAccount(t, admin, role)
 	run := func(args ...string) error {
 		config, f := &stopConfig{}, pflag.NewFlagSet("stop", pflag.ContinueOnError)
 		config.bind(f)

@@ -18,6 +18,7 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
 
 // settleTimeout bounds the time from the end of a fault until every session is connected,
@@ -59,7 +60,7 @@ func percentile(sorted []time.Duration, p int) time.Duration {
 // measure begins a part in which something happens. All sessions must be connected.
 func (e *environment) measure(t *testing.T, name string) *measurement {
 	t.Helper()
-	if err := await(t.Context(), settleTimeout, e.notConnected); err != nil {
+	if err := testenv.Await(t.Context(), settleTimeout, e.notConnected); err != nil {
 		e.dump(t)
 		t.Fatalf("Before %q: %v", name, err)
 	}
@@ -89,7 +90,7 @@ func (e *environment) check(t *testing.T, m *measurement) verdict {
 		problems = append(problems, fmt.Sprintf(format, args...))
 	}
 	healed := time.Now()
-	if err := await(t.Context(), settleTimeout, e.notConnected); err != nil {
+	if err := testenv.Await(t.Context(), settleTimeout, e.notConnected); err != nil {
 		wrong(notBack(err), "sessions not back: %v", err)
 	}
 	back := time.Since(healed)
@@ -254,7 +255,7 @@ func (e *environment) unread(ctx context.Context) (int, error) {
 }
 
 func (e *environment) unacknowledged(ctx context.Context) (n int, err error) {
-	err = await(ctx, settleTimeout, func(ctx context.Context) error {
+	err = testenv.Await(ctx, settleTimeout, func(ctx context.Context) error {
 		stats, err := e.standins.control.Stats(ctx)
 		if err != nil {
 			return err
@@ -281,7 +282,7 @@ func (e *environment) send(ctx context.Context, s *session) error {
 
 // unpublished says which sessions' newest state Laravel does not have.
 func (e *environment) unpublished(ctx context.Context) (n int, err error) {
-	err = await(ctx, settleTimeout, func(ctx context.Context) error {
+	err = testenv.Await(ctx, settleTimeout, func(ctx context.Context) error {
 		got, err := e.standins.received(ctx)
 		if err != nil {
 			n = 1

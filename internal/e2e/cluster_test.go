@@ -29,11 +29,10 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
 
 const (
-	// poll is how often a condition is checked.
-	poll = 200 * time.Millisecond
 	// longTimeout bounds a wait for what Kubernetes does with pods and nodes; it is reached
 	// only when something is wrong.
 	longTimeout = 5 * time.Minute
@@ -240,31 +239,8 @@ func tail(s string, most int) string { return s[max(0, len(s)-most):] }
 // eventually waits until f succeeds; it ends the test when that takes too long.
 func (e *environment) eventually(t *testing.T, what string, f func(context.Context) error) {
 	t.Helper()
-	if err := await(t.Context(), longTimeout, f); err != nil {
+	if err := testenv.Await(t.Context(), longTimeout, f); err != nil {
 		t.Fatalf("Waiting for %s: %v", what, err)
-	}
-}
-
-// await waits until f succeeds, and returns its last error when that takes too long.
-func await(ctx context.Context, most time.Duration, f func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, most)
-	defer cancel()
-	ticker := time.NewTicker(poll)
-	defer ticker.Stop()
-	var last error
-	for {
-		err := f(ctx)
-		if err == nil {
-			return nil
-		}
-		if last == nil || ctx.Err() == nil {
-			last = err
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("not within %s: %w", most, last)
-		case <-ticker.C:
-		}
 	}
 }
 
@@ -320,7 +296,7 @@ func (e *environment) removeAll(t *testing.T) {
 			t.Errorf("Deleting %s: %v", o.GetName(), err)
 		}
 	}
-	err := await(ctx, longTimeout, func(ctx context.Context) error {
+	err := testenv.Await(ctx, longTimeout, func(ctx context.Context) error {
 		for _, name := range namespaces {
 			if _, err := e.kube.CoreV1().Namespaces().Get(ctx, name, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 				return errors.Join(fmt.Errorf("%s is still there", name), err)

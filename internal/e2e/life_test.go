@@ -16,6 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
 
 const (
@@ -262,7 +263,7 @@ func (e *environment) scaleWorkers(t *testing.T, replicas int32) {
 	deployment := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: systemNamespace, Name: e.release.worker()}}
 	must(t, e.client.Patch(t.Context(), deployment, patch))
 	e.waitUntilReady(t)
-	if err := await(t.Context(), settleTimeout, e.notConnected); err != nil {
+	if err := testenv.Await(t.Context(), settleTimeout, e.notConnected); err != nil {
 		e.dump(t)
 		t.Fatalf("With %d workers: %v", replicas, err)
 	}
@@ -325,7 +326,7 @@ func loseNode(t *testing.T, e *environment) {
 	e.waitForNode(t, node, false)
 	e.taint(t, node, true)
 	e.waitUntilReady(t)
-	if err := await(t.Context(), settleTimeout, e.notConnected); err != nil {
+	if err := testenv.Await(t.Context(), settleTimeout, e.notConnected); err != nil {
 		e.dump(t)
 		t.Errorf("While the node is lost: %v", err)
 	}

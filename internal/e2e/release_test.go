@@ -23,6 +23,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/whatsapp-operator/whatsapp-operator/internal/membership"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
 
 const (
@@ -154,7 +155,7 @@ func podReady(p *corev1.Pod) bool {
 // none ending.
 func (e *environment) waitUntilReady(t *testing.T) {
 	t.Helper()
-	if err := await(t.Context(), longTimeout, e.notReady); err != nil {
+	if err := testenv.Await(t.Context(), longTimeout, e.notReady); err != nil {
 		t.Fatalf("Waiting for the release's pods: %v\n%s", err, e.describePods(t.Context()))
 	}
 }

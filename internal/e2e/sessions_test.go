@@ -18,6 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
 
 // The namespaces of the sessions.
@@ -89,7 +90,7 @@ func (e *environment) pair(t *testing.T, namespace string, n int) []*session {
 		all = append(all, &session{namespace: namespace, name: fmt.Sprintf("%s-%04d", namespace, i)})
 	}
 	must(t, each(t.Context(), first, n, func(ctx context.Context, i int) error { return e.create(ctx, namespace, all[i].name) }))
-	err := await(t.Context(), pairTimeout, func(ctx context.Context) error {
+	err := testenv.Await(t.Context(), pairTimeout, func(ctx context.Context) error {
 		byName, err := e.list(ctx, namespace)
 		if err != nil {
 			return err

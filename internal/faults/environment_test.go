@@ -357,29 +357,14 @@ func (w *environment) eventually(what string, f func(context.Context) error) {
 	}
 }
 
-// await waits until f succeeds. If this takes longer than most, it returns f's last error.
+// await waits until f succeeds, and bounds each of its attempts. If this takes longer than
+// most, it returns f's last error.
 func (w *environment) await(most time.Duration, f func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(w.t.Context(), most)
-	defer cancel()
-	ticker := time.NewTicker(poll)
-	defer ticker.Stop()
-	var last error
-	for {
+	return testenv.Await(w.t.Context(), most, func(ctx context.Context) error {
 		try, done := context.WithTimeout(ctx, 5*time.Second)
-		err := f(try)
-		done()
-		if err == nil {
-			return nil
-		}
-		if last == nil || ctx.Err() == nil {
-			last = err
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("not within %s: %w", most, last)
-		case <-ticker.C:
-		}
-	}
+		defer done()
+		return f(try)
+	})
 }
 
 // waitFor waits while a fault lasts.
