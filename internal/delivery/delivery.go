@@ -1,6 +1,6 @@
 // Package delivery holds the types that the coalescing queue, the flusher and
 // the Laravel client share: an update, a batch, and what an answer means for
-// it. It is pure: no I/O, no clock.
+// it. It is pure: no I/O, and no clock but in the ids of batches.
 //
 // An update of a session is identified by its Numbers (epoch, seq). The epoch
 // is the fencing number of the session's placement, the seq counts the updates
@@ -22,10 +22,17 @@ const (
 	KindQR Kind = "qr"
 	// KindStatus is for status changes; they never expire.
 	KindStatus Kind = "status"
+	// KindMessage is for messages. A newer one does not replace an older one: each is
+	// delivered, in the order of its session.
+	KindMessage Kind = "message"
 )
 
-// Kinds lists every kind.
-var Kinds = []Kind{KindQR, KindStatus}
+var (
+	// StateKinds are the kinds of which only the newest item of a session counts.
+	StateKinds = []Kind{KindQR, KindStatus}
+	// Kinds lists every kind.
+	Kinds = []Kind{KindQR, KindStatus, KindMessage}
+)
 
 // Priority says how soon a status must be delivered to Laravel.
 type Priority string
@@ -86,9 +93,13 @@ func (n Numbers) Stale(newest Numbers) error {
 	return nil
 }
 
-// Item is one session's update as the queue keeps it.
+// Item is one session's update, as the queue or the inbox keeps it.
 type Item struct {
 	SessionID string
+	// Key is the identity of a message, the same whenever it is sent; empty for other kinds.
+	Key string
+	// Placeholder: the message itself may follow, with the same key.
+	Placeholder bool
 	Numbers
 	// Priority decides how long the item may wait. A QR item with High does not wait until
 	// the one that Laravel has expires.
@@ -99,12 +110,12 @@ type Item struct {
 	Payload json.RawMessage
 }
 
-// Batch is a claimed set of items, at most one of each session. A repeat
-// carries the same ID and exactly the same items.
+// Batch is a claimed set of items, at most one of each session except in the message kind. A
+// repeat carries the same ID and exactly the same items.
 type Batch struct {
 	ID   string
 	Kind Kind
-	// Items are in the order in which they became due.
+	// Items are in the order in which they became due; those of one session are in its order.
 	Items []Item
 	// Deadline is when the claim ends; a request with it must end 5 s earlier.
 	Deadline time.Time
@@ -132,8 +143,13 @@ const (
 // Rejection is an item of a delivered batch that Laravel will never accept.
 type Rejection struct {
 	SessionID string `json:"session_id"`
-	Reason    string `json:"reason"`
+	// Key names one of several messages of the session; empty for other kinds.
+	Key    string `json:"key,omitempty"`
+	Reason string `json:"reason"`
 }
+
+// Names reports whether r names the item.
+func (r Rejection) Names(item Item) bool { return r.SessionID == item.SessionID && r.Key == item.Key }
 
 // Answer is the outcome of one request.
 type Answer struct {
@@ -196,6 +212,8 @@ type QRItem struct {
 	// ReplacesInvalid: WhatsApp does not accept the code before it any more, although that has
 	// not expired. So this one does not wait until it has.
 	ReplacesInvalid bool `json:"-"`
+	// Metadata is the session's spec.metadata.
+	Metadata Metadata `json:"metadata,omitempty"`
 }
 
 // Passkey is what the passkey of an account is asked while a device is being linked.
@@ -253,6 +271,8 @@ type StatusItem struct {
 	PhoneNumber string   `json:"phone_number,omitempty"`
 	// OccurredAt is when the session got this status.
 	OccurredAt Time `json:"occurred_at"`
+	// Metadata is the session's spec.metadata.
+	Metadata Metadata `json:"metadata,omitempty"`
 }
 
 // Item wraps s for the queue.

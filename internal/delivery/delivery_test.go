@@ -94,3 +94,25 @@ func FuzzTime(f *testing.F) {
 		}
 	})
 }
+
+// The next claim of a kind uses the token of one that had no answer; a claim of another kind does not.
+func TestTokens(t *testing.T) {
+	g := NewWithT(t)
+	var tokens Tokens
+	next := func(kind Kind) string {
+		token, used := tokens.Next(kind)
+		g.Expect(used).To(BeFalse())
+		return token
+	}
+	first, second := next(KindQR), next(KindQR)
+	g.Expect(first).NotTo(Equal(second))
+	tokens.Keep(KindQR, first)
+	tokens.Keep(KindQR, second)
+	next(KindStatus)
+	for _, want := range []string{first, second} {
+		token, used := tokens.Next(KindQR)
+		g.Expect(used).To(BeTrue())
+		g.Expect(token).To(Equal(want))
+	}
+	next(KindQR)
+}

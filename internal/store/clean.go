@@ -144,17 +144,31 @@ func (s *Store) hasKeys(ctx context.Context, uid string) (has bool, err error) {
 }
 
 // Clean is one run of the janitor: it deletes marked devices after KeepMarked,
-// orphans after KeepOrphans, and the hashes of messages that WhatsApp does not
-// deliver again. One process calls it, a few times a day.
+// orphans after KeepOrphans, the hashes of messages that WhatsApp does not deliver again, the
+// secrets of old messages, and what the inbox keeps of sessions that are gone. One process
+// calls it, a few times a day.
 func (s *Store) Clean(ctx context.Context) error {
 	now := s.clock.Now()
 	marked, errMarked := s.DeleteMarked(ctx, now.Add(-KeepMarked))
 	orphans, errOrphans := s.PurgeOrphans(ctx, now.Add(-KeepOrphans))
 	events, errEvents := s.CleanEventBuffer(ctx, now.Add(-keepEvents))
-	if marked+orphans+events > 0 {
-		s.log.Info("Cleaned the store", "markedDevices", marked, "orphans", orphans, "events", events)
+	secrets, errSecrets := s.CleanSecrets(ctx, now.Add(-keepSecrets))
+	errHeads := s.cleanInboxHeads(ctx)
+	if marked+orphans+events+secrets > 0 {
+		s.log.Info("Cleaned the store", "markedDevices", marked, "orphans", orphans, "events", events, "messageSecrets", secrets)
 	}
-	return errors.Join(errMarked, errOrphans, errEvents)
+	return errors.Join(errMarked, errOrphans, errEvents, errSecrets, errHeads)
+}
+
+// cleanInboxHeads deletes what the inbox keeps of sessions that are gone and of which no
+// message waits.
+func (s *Store) cleanInboxHeads(ctx context.Context) error {
+	err := s.exec(ctx, `DELETE FROM whatsapp_operator_inbox_head WHERE tail=head AND batch IS NULL
+		AND NOT EXISTS (SELECT 1 FROM whatsapp_operator_session AS s WHERE s.session_id=whatsapp_operator_inbox_head.session_id)`)
+	if err != nil {
+		return fmt.Errorf("deleting the inbox of sessions that are gone: %w", err)
+	}
+	return nil
 }
 
 // DeleteMarked deletes the devices that were marked before that time, and returns
@@ -222,41 +236,56 @@ func (s *Store) PurgeOrphans(ctx context.Context, before time.Time) (int64, erro
 	return n, nil
 }
 
-// cleanEvents is the statement that deletes one slice: it finds the rows by the index on
-// the time and deletes them by their physical location, so that a slice costs the same
-// in a buffer of any size.
-func (s *Store) cleanEvents() string {
-	place, list := "rowid", "IN (%s)"
-	if s.postgres != nil {
-		place, list = "ctid", "= ANY (ARRAY(%s))"
-	}
-	found := fmt.Sprintf("SELECT %s FROM whatsmeow_event_buffer WHERE insert_timestamp<$1 ORDER BY insert_timestamp LIMIT %d", place, slice)
-	return "DELETE FROM whatsmeow_event_buffer WHERE " + place + " " + fmt.Sprintf(list, found)
-}
-
 // CleanEventBuffer deletes what whatsmeow stores of messages decrypted before
 // that time, in slices, and returns the number of rows. whatsmeow itself would do it
 // in every client at its first message.
 func (s *Store) CleanEventBuffer(ctx context.Context, before time.Time) (int64, error) {
-	var n int64
+	n, err := s.deleteSlices(ctx, "whatsmeow_event_buffer", "insert_timestamp", before)
+	if err != nil {
+		return n, fmt.Errorf("cleaning the event buffer: %w", err)
+	}
+	return n, nil
+}
+
+// deleteSlices deletes the rows of a table whose column, in Unix milliseconds, is before a
+// time, and returns their number. Rows that another transaction has locked are left out: the
+// janitor delays nobody and can be in no deadlock, and its next run finds them.
+func (s *Store) deleteSlices(ctx context.Context, table, column string, before time.Time) (n int64, err error) {
 	for {
 		var deleted int64
 		err := s.transaction(ctx, func(ctx context.Context) error {
-			result, err := s.db.Exec(ctx, s.cleanEvents(), before.UnixMilli())
+			result, err := s.db.Exec(ctx, s.deleteSlice(table, column), before.UnixMilli())
 			if err != nil {
 				return err
 			}
 			deleted, err = result.RowsAffected()
 			return err
 		})
-		if err != nil {
-			return n, fmt.Errorf("cleaning the event buffer: %w", err)
+		if err != nil || deleted == 0 {
+			return n, err
 		}
 		n += deleted
-		// A slice before the last one may be short: PostgreSQL skips a row that another
-		// transaction has changed meanwhile.
-		if deleted == 0 {
-			return n, nil
-		}
 	}
+}
+
+// deleteSlice is the statement that deletes one slice: it finds the rows by the index on the
+// column and deletes them by their physical location, so that a slice costs the same in a table
+// of any size.
+func (s *Store) deleteSlice(table, column string) string {
+	place, isOneOf := s.rowPlaces()
+	locked := ""
+	if s.postgres != nil {
+		locked = " FOR UPDATE SKIP LOCKED"
+	}
+	found := fmt.Sprintf("SELECT %s FROM %s WHERE %s<$1 ORDER BY %s LIMIT %d%s", place, table, column, column, slice, locked)
+	return "DELETE FROM " + table + " WHERE " + fmt.Sprintf(isOneOf, found)
+}
+
+// rowPlaces is the SQL of the physical location of a row, and the format of the condition that it
+// is one of those that a query finds.
+func (s *Store) rowPlaces() (place, isOneOf string) {
+	if s.postgres != nil {
+		return "ctid", "ctid = ANY (ARRAY(%s))"
+	}
+	return "rowid", "rowid IN (%s)"
 }

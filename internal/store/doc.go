@@ -1,5 +1,6 @@
 // Package store keeps the keys of the linked devices, and records which session
-// a device belongs to and which process may write it. It uses whatsmeow's own tables
+// a device belongs to and which process may write it. It also holds the messages that wait for
+// Laravel. It uses whatsmeow's own tables
 // and migrations (store/sqlstore), in PostgreSQL or in SQLite.
 //
 // # Records
@@ -38,13 +39,22 @@
 // long, or retained until a person purges them ([Keeping]). [Store.Clean] deletes
 // what is older; [Store.Restore] gives a marked device back.
 //
+// # The inbox
+//
+// A message must be on disk before WhatsApp may forget it. The holder of a session pushes it
+// with [Inbox.Push], under the fence of its taking; the leading manager claims batches,
+// delivers them and acknowledges them. docs/decisions/0002-inbox.md says why it is made like
+// this.
+//
 // # The files
 //
 // store.go opens the database, postgres.go makes connections to PostgreSQL,
 // timeouts.go sets every time-out, schema.go the migration, record.go the records,
 // installation.go the installation, take.go the taking, device.go the fence,
 // clean.go the deletions, orphans.go the keys without a resource, restore.go the
-// devices that were logged out, gate.go what protects the manager from a database
+// devices that were logged out, secrets.go the secrets of messages, gate.go what protects the manager from a database
 // that does not answer, unreachable.go which errors mean that, lids.go the map
-// between phone numbers and LIDs, memory.go the cache of that map.
+// between phone numbers and LIDs, memory.go the cache of that map, inbox.go the inbox and
+// its pushes, inbox_claims.go its batches, inbox_letters.go its dead letters, inbox_bounds.go
+// its bounds.
 package store

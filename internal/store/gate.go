@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+
+	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 )
 
 const (
@@ -135,7 +137,7 @@ func (g *Gate) Do(ctx context.Context, fn func(ctx context.Context) error) error
 
 // isAnswer reports whether the database has answered, with a refusal.
 func isAnswer(err error) bool {
-	return errors.Is(err, ErrNoRecord) || errors.Is(err, ErrTaken)
+	return errors.Is(err, ErrNoRecord) || errors.Is(err, ErrTaken) || errors.Is(err, delivery.ErrClaimLost) || errors.Is(err, delivery.ErrDeadLettersFull)
 }
 
 // probe checks whether the database answers, and closes the gate if it does not.

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"crypto/x509"
 	"database/sql/driver"
 	"errors"
 	"fmt"
@@ -63,6 +64,9 @@ func newPostgresConnector(cfg Config, log logr.Logger) (*postgresConnector, erro
 func (c Config) parsePostgres(dsn string) (*pgx.ConnConfig, error) {
 	cfg, err := pgx.ParseConfig(dsn)
 	if err != nil {
+		if problem := checkTLSFiles(dsn); problem != nil {
+			return nil, problem
+		}
 		// The error quotes the URL.
 		return nil, ErrBadURL
 	}
@@ -89,6 +93,30 @@ func (c Config) parsePostgres(dsn string) (*pgx.ConnConfig, error) {
 		cfg.RuntimeParams["application_name"] = "whatsapp-operator"
 	}
 	return cfg, nil
+}
+
+// checkTLSFiles says what is wrong with the files that the parameters of a URL name, which the
+// library reads when it parses the URL.
+func checkTLSFiles(dsn string) error {
+	_, query, _ := strings.Cut(dsn, "?")
+	parameters, err := url.ParseQuery(query)
+	if err != nil {
+		return nil //nolint:nilerr // then the URL is what is wrong
+	}
+	for _, name := range []string{"sslrootcert", "sslcert", "sslkey"} {
+		path := parameters.Get(name)
+		if path == "" || path == "system" {
+			continue
+		}
+		content, err := os.ReadFile(path)
+		if err != nil {
+			return fmt.Errorf("%s in the URL of the store: %w", name, err)
+		}
+		if name == "sslrootcert" && !x509.NewCertPool().AppendCertsFromPEM(content) {
+			return fmt.Errorf("%s in the URL of the store: the file %s holds no certificate in PEM", name, path)
+		}
+	}
+	return nil
 }
 
 // passwordInURL reports whether a URL that can be parsed holds a password. The library's

@@ -5,6 +5,8 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"hash/fnv"
+	"strings"
 	"time"
 
 	"go.mau.fi/util/dbutil"
@@ -118,7 +120,7 @@ func (s *Store) Claim(ctx context.Context, c Claimant, gone func(ctx context.Con
 		if err = s.newRecord(ctx, c); err == nil {
 			r, err = s.RecordByID(ctx, c.SessionID)
 		}
-		if errors.Is(err, ErrNoRecord) { // it is the duplicate of another namespace
+		if errors.Is(err, ErrNoRecord) { // it is the duplicate of another namespace, or messages of one wait
 			return Record{}, ErrTaken
 		}
 	}
@@ -155,20 +157,54 @@ func (s *Store) Claim(ctx context.Context, c Claimant, gone func(ctx context.Con
 	return r, nil
 }
 
-// newRecord makes a record for an id that has none. If the claimant's namespace has a
-// duplicate and the other record is gone, the duplicate becomes the record: it has
-// the keys.
+// newRecord makes a record for an id that has none, unless messages of another namespace wait
+// under it. If the claimant's namespace has a duplicate and the other record is gone, the
+// duplicate becomes the record: it has the keys.
 func (s *Store) newRecord(ctx context.Context, c Claimant) error {
 	return s.transaction(ctx, func(ctx context.Context) error {
+		if err := s.lockID(ctx, c.SessionID); err != nil {
+			return err
+		}
+		// Laravel would get the messages that wait as those of the new session.
+		waiting, err := s.messagesOfOthers(ctx, c.SessionID, c.Namespace)
+		if err != nil || waiting {
+			return err
+		}
 		if _, err := s.db.Exec(ctx, "UPDATE whatsapp_operator_session SET duplicate=$1, updated_at=$2 WHERE duplicate AND session_id=$3 AND namespace=$4 AND NOT EXISTS "+
 			"(SELECT 1 FROM whatsapp_operator_session AS o WHERE NOT o.duplicate AND "+s.sameID("o.session_id", "$3")+")",
 			false, s.now(), c.SessionID, c.Namespace); err != nil {
 			return err
 		}
-		_, err := s.db.Exec(ctx, `INSERT INTO whatsapp_operator_session (session_id, namespace, uid, created_at, updated_at)
+		_, err = s.db.Exec(ctx, `INSERT INTO whatsapp_operator_session (session_id, namespace, uid, created_at, updated_at)
 			VALUES ($1, $2, $3, $4, $4) ON CONFLICT DO NOTHING`, c.SessionID, c.Namespace, c.UID, s.now())
 		return err
 	})
+}
+
+// messagesOfOthers reports whether messages of another namespace wait under a session id.
+func (s *Store) messagesOfOthers(ctx context.Context, sessionID, namespace string) (wait bool, err error) {
+	err = s.db.QueryRow(ctx, "SELECT EXISTS (SELECT 1 FROM whatsapp_operator_inbox_head WHERE tail>head AND namespace<>$2 AND "+
+		s.sameID("session_id", "$1")+")", sessionID, namespace).Scan(&wait)
+	return wait, err
+}
+
+// idLocks is the first half of the keys of lockID's locks, so that they are no other locks of the
+// database.
+const idLocks int32 = 0x7761_6964
+
+// lockID makes the transactions that give a session id to a namespace, a new record and the
+// replay of a dead letter, wait for each other: neither sees what the other has not committed
+// yet. Two ids may have the same lock. SQLite has one writer.
+func (s *Store) lockID(ctx context.Context, sessionID string) error {
+	if s.postgres == nil {
+		return nil
+	}
+	hash := fnv.New32a()
+	_, _ = hash.Write([]byte(strings.ToLower(sessionID)))
+	if _, err := s.db.Exec(ctx, "SELECT pg_advisory_xact_lock($1, $2)", idLocks, int32(hash.Sum32())); err != nil {
+		return fmt.Errorf("locking a session id: %w", err)
+	}
+	return nil
 }
 
 // exec runs one statement that writes.

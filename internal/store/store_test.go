@@ -5,6 +5,8 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -25,6 +27,9 @@ import (
 
 	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
+
+// Many tests share two cores and the race detector, so that Gomega's one second is too short.
+func init() { SetDefaultEventuallyTimeout(30 * time.Second) }
 
 // kinds are the databases that every test runs on; each makes an empty one.
 var kinds = map[string]func(t *testing.T) (url string){
@@ -149,7 +154,7 @@ var tables = map[string]string{
 	"whatsmeow_device": "jid", "whatsmeow_identity_keys": "our_jid", "whatsmeow_pre_keys": "jid", "whatsmeow_sessions": "our_jid",
 	"whatsmeow_sender_keys": "our_jid", "whatsmeow_app_state_sync_keys": "jid", "whatsmeow_app_state_version": "jid",
 	"whatsmeow_app_state_mutation_macs": "jid", "whatsmeow_contacts": "our_jid", "whatsmeow_chat_settings": "our_jid",
-	"whatsmeow_message_secrets": "our_jid", "whatsmeow_privacy_tokens": "our_jid", "whatsmeow_event_buffer": "our_jid",
+	"whatsapp_operator_message_secret": "our_jid", "whatsmeow_privacy_tokens": "our_jid", "whatsmeow_event_buffer": "our_jid",
 	"whatsmeow_retry_buffer": "our_jid", "whatsmeow_nct_salt": "our_jid",
 }
 
@@ -175,7 +180,8 @@ func TestEveryTableOfADeviceIsKnown(t *testing.T) {
 	g.Expect(s.Migrate(t.Context())).To(Succeed())
 	names, err := s.strings(t.Context(), "SELECT name FROM sqlite_master WHERE type='table' AND name LIKE 'whatsmeow_%'")
 	g.Expect(err).NotTo(HaveOccurred())
-	shared := map[string]bool{"whatsmeow_version": true, "whatsmeow_lid_map": true}
+	// The secrets of messages are in a table of our own.
+	shared := map[string]bool{"whatsmeow_version": true, "whatsmeow_lid_map": true, "whatsmeow_message_secrets": true}
 	for _, name := range names {
 		_, known := tables[name]
 		g.Expect(known || shared[name]).To(BeTrue(), "%s: is it marked and deleted with its device?", name)
@@ -964,6 +970,17 @@ func TestBadURLs(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestTheFilesOfAURL: the library reads them when it parses the URL, and its error quotes the URL.
+func TestTheFilesOfAURL(t *testing.T) {
+	g := NewWithT(t)
+	other := filepath.Join(t.TempDir(), "ca.crt")
+	g.Expect(os.WriteFile(other, []byte("no certificate"), 0o600)).To(Succeed())
+	missing := Config{URL: "postgres://a:1,b:2/c?sslmode=verify-full&sslrootcert=/does/not/exist"}.Validate()
+	g.Expect(missing).To(And(MatchError(ContainSubstring("sslrootcert in the URL of the store")), MatchError(fs.ErrNotExist)), "a start waits for the file")
+	g.Expect(Config{URL: "postgres://a/c?sslmode=verify-full&sslrootcert=" + other}.Validate()).To(MatchError(ContainSubstring("the file " + other + " holds no certificate")))
+	g.Expect(Config{URL: "postgres://a/c?sslmode=never"}.Validate()).To(MatchError(ErrBadURL))
 }
 
 func TestMaxConns(t *testing.T) {
