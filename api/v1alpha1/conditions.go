@@ -107,6 +107,10 @@ const (
 	ReasonProxySecretInvalid = "ProxySecretInvalid"
 	// ReasonStoreUnavailable: the database does not answer; bring it back.
 	ReasonStoreUnavailable = "StoreUnavailable"
+	// ReasonInboxUnavailable: a message could not be stored in the database, so the connection was ended and WhatsApp keeps the messages; bring the database back, and the session connects again.
+	ReasonInboxUnavailable = "InboxUnavailable"
+	// ReasonBacklog: too many messages wait for Laravel, so the session was disconnected and WhatsApp keeps the later ones; let Laravel accept messages (docs/troubleshoot.md), and the session connects again.
+	ReasonBacklog = "Backlog"
 	// ReasonRecordMissing: the database has no record of the session, as after a restore from an older backup. The manager claims its id again; scan again if the keys were lost with the record.
 	ReasonRecordMissing = "RecordMissing"
 

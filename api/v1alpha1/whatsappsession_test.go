@@ -256,6 +256,26 @@ func TestManifestsThatAreRefused(t *testing.T) {
 			"spec.deviceName must not contain control characters",
 		},
 		{
+			"metadata of 17 pairs",
+			"metadata: {name: bad}\nspec: {metadata: {" + strings.Join(pairs(17), ", ") + "}}",
+			"spec.metadata: Too many: 17: must have at most 16 items",
+		},
+		{
+			"a key of the metadata of 65 letters",
+			"metadata: {name: bad}\nspec: {metadata: {" + long(65) + ": a}}",
+			"a key of spec.metadata must have 1 to 64 characters",
+		},
+		{
+			"a value of the metadata of 257 letters",
+			"metadata: {name: bad}\nspec: {metadata: {a: " + long(257) + "}}",
+			"a value of spec.metadata must have at most 256 characters",
+		},
+		{
+			"a number in the metadata",
+			"metadata: {name: bad}\nspec: {metadata: {tenant: 7}}",
+			"spec.metadata.tenant in body must be of type string",
+		},
+		{
 			"a field that does not exist",
 			"metadata: {name: bad}\nspec: {suspended: true}",
 			`unknown field "spec.suspended"`,
@@ -345,6 +365,13 @@ func TestManifestsThatAreAccepted(t *testing.T) {
 			"a device name in another script, 50 characters long",
 			"metadata: {name: named}\nspec: {deviceName: " + strings.Repeat("ñ", 50) + "}", "named",
 			with(func(s *v1alpha1.WhatsAppSessionSpec) { s.DeviceName = strings.Repeat("ñ", 50) }),
+		},
+		{
+			"the largest metadata",
+			"metadata: {name: described}\nspec: {metadata: {" + strings.Repeat("k", 64) + ": " + strings.Repeat("v", 256) + "}}", "described",
+			with(func(s *v1alpha1.WhatsAppSessionSpec) {
+				s.Metadata = map[string]string{strings.Repeat("k", 64): strings.Repeat("v", 256)}
+			}),
 		},
 		{
 			"everything at once",
@@ -617,4 +644,13 @@ func TestRestartedAtFitsIntoTheStatus(t *testing.T) {
 		s.Annotations = map[string]string{v1alpha1.RestartedAtAnnotation: annotation}
 		NewWithT(t).Expect(s.RestartedAt()).To(Equal(want))
 	}
+}
+
+// pairs are n pairs of a map in YAML.
+func pairs(n int) []string {
+	list := make([]string, n)
+	for i := range list {
+		list[i] = fmt.Sprintf("k%d: v", i)
+	}
+	return list
 }

@@ -133,6 +133,15 @@ type WhatsAppSessionSpec struct {
 	// +kubebuilder:validation:MaxLength=50
 	// +kubebuilder:validation:XValidation:rule="!self.matches('[\\\\x00-\\\\x1f\\\\x7f]')",message="spec.deviceName must not contain control characters"
 	DeviceName string `json:"deviceName,omitempty"`
+
+	// metadata is sent to Laravel with everything about this session, so that it knows, for
+	// example, the tenant without a query: up to 16 pairs, keys of up to 64 and values of up to
+	// 256 characters. A change applies from the next item on.
+	// +optional
+	// +kubebuilder:validation:MaxProperties=16
+	// +kubebuilder:validation:XValidation:rule="self.all(k, size(k) >= 1 && size(k) <= 64)",message="a key of spec.metadata must have 1 to 64 characters"
+	// +kubebuilder:validation:XValidation:rule="self.all(k, size(self[k]) <= 256)",message="a value of spec.metadata must have at most 256 characters"
+	Metadata map[string]string `json:"metadata,omitempty"`
 }
 
 // PairingSpec is how a session is linked to a phone.

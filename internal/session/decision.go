@@ -4,6 +4,8 @@ import (
 	"time"
 
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
@@ -206,7 +208,8 @@ type Publication struct {
 	Status delivery.StatusItem
 	// QR is the code that can be scanned now; nil: none.
 	QR *delivery.QRItem
-	// QRGone: the code that this holder published has expired or was used.
+	// QRGone: a code that was published by this holder, or by the one before, has expired or was
+	// used.
 	QRGone bool
 	// NewStatus and NewQR: the part must be delivered to Laravel. The cache is written in any
 	// case.
@@ -258,10 +261,11 @@ func (m *Machine) lastPublication() Publication {
 	numbers := delivery.Numbers{Epoch: m.epoch, Seq: delivery.FirstSeq(m.starts) + m.n}
 	p := Publication{Status: m.published, Worker: m.worker}
 	p.Status.Numbers = numbers
+	p.Status.Metadata = delivery.NewMetadata(m.obj.Spec.Metadata)
 	p.Status.OccurredAt = delivery.Time{Time: m.changedAt}
 	if m.code != nil {
 		qr := *m.code
-		qr.Numbers = numbers
+		qr.Numbers, qr.Metadata = numbers, p.Status.Metadata
 		p.QR = &qr
 		m.codePublished = true
 	}
@@ -270,4 +274,12 @@ func (m *Machine) lastPublication() Publication {
 		p.ConnectedSince = m.want.LastConnectedTime.Time
 	}
 	return p
+}
+
+// codeMayRemain reports whether a code that another process published may still be in Redis.
+// That process may have ended before it could remove a code that was used: Laravel would offer
+// it until it expires. A request for a passkey lives longest.
+func codeMayRemain(s v1alpha1.WhatsAppSessionStatus, now time.Time) bool {
+	paired := meta.FindStatusCondition(s.Conditions, v1alpha1.ConditionPaired)
+	return paired == nil || paired.Status != metav1.ConditionTrue || now.Sub(paired.LastTransitionTime.Time) < passkeyTimeout
 }

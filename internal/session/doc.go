@@ -12,6 +12,7 @@
 //   - machine.go: the state, and how each input changes it
 //   - quarantine.go, failures.go: sessions that fail again and again
 //   - trial.go: sessions that may end their workers
+//   - inbox.go: sessions whose messages cannot be stored
 //   - rest.go: sessions that wait for a person or a time (the manager uses it too)
 //   - reasons.go: why connections end
 //

@@ -172,6 +172,9 @@ type Machine struct {
 	// logged in yet. stable: it is stable.
 	stableAt time.Time
 	stable   bool
+	// awaits is the reason, EndInboxUnavailable or EndBacklog, for which the session has no
+	// connection until InboxReady comes; empty: there is none.
+	awaits string
 	// watchdog is when a silent socket is given up; zero: never.
 	watchdog time.Time
 	// verifying is the question that WhatsApp was last asked. same and other are the last
@@ -183,7 +186,8 @@ type Machine struct {
 	code      *delivery.QRItem
 	codeUntil time.Time
 	codeCount int32
-	// codePublished: a code was published since the keys were taken.
+	// codePublished: a code was published since the keys were taken, or one of the holder before
+	// may still be in Redis.
 	codePublished bool
 	// passkey is the request of the account's passkey; passkeyLost: one was lost with the
 	// process before.
@@ -261,7 +265,7 @@ func (m *Machine) observe(obj *v1alpha1.WhatsAppSession, now time.Time) {
 	if !m.held() {
 		if m.taken || wasHeld { // released, or declared lost: it must be claimed again
 			m.hold, m.token, m.taken, m.loggedOut = false, false, false, false
-			m.releaseBy, m.retryAt, m.assessAt = time.Time{}, time.Time{}, time.Time{}
+			m.releaseBy, m.retryAt, m.assessAt, m.awaits = time.Time{}, time.Time{}, time.Time{}, ""
 		}
 		if !m.placed() && !m.heldHere() {
 			m.hold, m.token = false, false
@@ -293,6 +297,9 @@ func New(c Config) *Machine {
 		quarantine: c.Quarantine.withDefaults(), fleet: fleet, pace: cmp.Or(c.Pace, &Pace{}),
 	}
 }
+
+// takingMessage is the message while a worker takes the keys of a linked device.
+const takingMessage = "the worker is taking the device"
 
 const connectedMessage = "connected to WhatsApp"
 
@@ -328,8 +335,12 @@ func (m *Machine) inherit(now time.Time) {
 		m.want = keepRest(m.want)
 		m.reason, m.message = status.Reason(m.obj.Status), readyMessage(m.obj.Status)
 	case m.restoreRest(now):
+	case m.want.JID == "" && !m.pairingOver(now):
+		// The status of a new session is written once less. If the store has a device, after
+		// a deletion that kept its keys, taking it shows that.
+		m.awaitCodes(now)
 	default:
-		m.want.Phase, m.reason, m.message = v1alpha1.PhaseConnecting, v1alpha1.ReasonConnecting, "the worker is taking the device"
+		m.want.Phase, m.reason, m.message = v1alpha1.PhaseConnecting, v1alpha1.ReasonConnecting, takingMessage
 	}
 	m.want.Conditions = nil // computed at each write
 }
@@ -365,7 +376,7 @@ func (m *Machine) restart(now time.Time) {
 		m.resetFailures()
 		m.restarted = true
 		m.pace.reset()
-		m.codeCount, m.pairingFailure = 0, ""
+		m.codeCount, m.pairingFailure, m.awaits = 0, "", ""
 		m.phase(v1alpha1.PhaseConnecting, v1alpha1.ReasonRestarted, "restartedAt changed", now)
 		m.retryAt = now
 		if m.socket != socketNone {
@@ -376,7 +387,8 @@ func (m *Machine) restart(now time.Time) {
 
 // onTaken handles the result of OpTake.
 func (m *Machine) onTaken(a Device, now time.Time) {
-	m.taken, m.epoch, m.starts, m.n, m.codePublished = true, m.obj.Status.Epoch, a.Starts, 0, false
+	m.taken, m.epoch, m.starts, m.n, m.codePublished = true, m.obj.Status.Epoch, a.Starts, 0, a.Starts > 1 && codeMayRemain(m.obj.Status, now)
+	m.awaits = ""
 	m.setAddress(a.JID, "")
 	m.want.PhoneNumber = a.PhoneNumber
 	m.retryAt = now
@@ -394,6 +406,8 @@ func (m *Machine) onTaken(a Device, now time.Time) {
 			m.want.PairingDeadline = nil
 		}
 		m.awaitCodes(now)
+	case m.want.Phase == v1alpha1.PhasePairing: // the store has a device that the status did not show
+		m.phase(v1alpha1.PhaseConnecting, v1alpha1.ReasonConnecting, takingMessage, now)
 	}
 	m.restart(now)
 	if m.retryAt.IsZero() || now.Before(m.retryAt) { // a token must not be kept for a later attempt
@@ -666,7 +680,7 @@ func (m *Machine) tick(now time.Time) {
 	if !m.watchdog.IsZero() && !now.Before(m.watchdog) {
 		m.onEnded(Event{Type: EventDisconnected, Reason: EndSilent, Message: "WhatsApp accepted the connection but did not answer in time"}, now)
 	}
-	if m.want.Phase == v1alpha1.PhasePairing && m.socket == socketNone && m.pairingOver(now) {
+	if m.taken && m.want.Phase == v1alpha1.PhasePairing && m.socket == socketNone && m.pairingOver(now) {
 		m.expirePairing(now)
 	}
 }
@@ -925,6 +939,12 @@ func (m *Machine) onEnded(e Event, now time.Time) {
 		m.message = m.onBanned(e, now)
 	case m.logoutWanted():
 		m.onFailed(v1alpha1.ReasonDeleting, e.Message, now)
+	case e.Type == EventDisconnected && (e.Reason == EndInboxUnavailable || e.Reason == EndBacklog):
+		m.awaitInbox(e, now)
+	case e.Type == EventDisconnected && e.Reason == EndStoreFailed:
+		// Its own attempts would only make the pauses longer while the database is away.
+		m.awaits = EndInboxUnavailable
+		endings[e.Type](m, e, now)
 	case e.Type == EventDisconnected && !lasted && !e.Ours:
 		if m.countFailure(e, now) {
 			m.enterQuarantine(now)

@@ -66,6 +66,14 @@ func connectedMachine(change ...func(*v1alpha1.WhatsAppSession)) *Machine {
 	return m
 }
 
+// awaiting returns a machine whose connection this process has ended for that reason.
+func awaiting(reason string) *Machine {
+	m := connectedMachine()
+	m.onEvent(Event{Type: EventDisconnected, Reason: reason, Ours: true}, noon)
+	m.Step(Closed{}, noon)
+	return m
+}
+
 // A claim that waits to be written must not be written after a change of plan.
 func TestASessionThatMustNotBeHeldIsNotClaimed(t *testing.T) {
 	for name, change := range map[string]func(*Machine){
@@ -395,6 +403,69 @@ func TestRules(t *testing.T) {
 			rule: "a session that must not be held is released",
 		},
 		{
+			name:    "a message was refused: no connection until messages can be stored",
+			machine: func() *Machine { return awaiting(EndInboxUnavailable) },
+			rule:    "a session whose messages cannot be stored is not connected until they can be",
+		},
+		{
+			name:    "the keys could not be read: no connection until the database takes a write",
+			machine: func() *Machine { return awaiting(EndStoreFailed) },
+			rule:    "a session whose messages cannot be stored is not connected until they can be",
+		},
+		{
+			name: "the database takes a write after the keys could not be read: connected",
+			machine: func() *Machine {
+				m := awaiting(EndStoreFailed)
+				m.Step(InboxReady{EndInboxUnavailable}, noon)
+				m.retryAt = noon
+				return m
+			},
+			rule: "a session without a socket connects when its time has come", op: OpDial,
+		},
+		{
+			name:    "too many messages wait: no connection until there are fewer",
+			machine: func() *Machine { return awaiting(EndBacklog) },
+			rule:    "a session whose messages cannot be stored is not connected until they can be",
+		},
+		{
+			name: "there is room again: connected",
+			machine: func() *Machine {
+				m := awaiting(EndBacklog)
+				m.Step(InboxReady{EndBacklog}, noon)
+				return m
+			},
+			rule: "a session without a socket connects when its time has come", op: OpDial,
+		},
+		{
+			name: "too many messages wait, and the database takes a write: that is not what it waits for",
+			machine: func() *Machine {
+				m := awaiting(EndBacklog)
+				m.Step(InboxReady{EndInboxUnavailable}, noon)
+				return m
+			},
+			rule: "a session whose messages cannot be stored is not connected until they can be",
+		},
+		{
+			name: "a person restarts a session that waits: connected",
+			machine: func() *Machine {
+				m := awaiting(EndBacklog)
+				m.observe(session(heldByMe, func(s *v1alpha1.WhatsAppSession) {
+					s.Annotations = map[string]string{v1alpha1.RestartedAtAnnotation: "now"}
+				}), noon)
+				return m
+			},
+			rule: "a session without a socket connects when its time has come", op: OpDial,
+		},
+		{
+			name: "a deleted session does not wait to be logged out",
+			machine: func() *Machine {
+				m := awaiting(EndInboxUnavailable)
+				m.observe(session(heldByMe, deleted), noon)
+				return m
+			},
+			rule: "a session without a socket connects when its time has come", op: OpDial,
+		},
+		{
 			name:    "connected and wanted: nothing",
 			machine: func() *Machine { return connectedMachine() },
 		},
@@ -439,6 +510,18 @@ func TestEndings(t *testing.T) {
 			before: func(m *Machine) { m.attempts = 30 },
 			phase:  v1alpha1.PhaseDisconnected, reason: v1alpha1.ReasonReconnecting,
 			retryAt: noon.Add(backoffMax / 2), laravel: delivery.Pending, priority: delivery.High,
+		},
+		{
+			name:  "a refused message: pending and urgent",
+			event: Event{Type: EventDisconnected, Reason: EndInboxUnavailable, Ours: true},
+			phase: v1alpha1.PhaseDisconnected, reason: v1alpha1.ReasonInboxUnavailable,
+			retryAt: noon.Add(backoffFirst / 2), laravel: delivery.Pending, priority: delivery.High,
+		},
+		{
+			name:  "too many messages wait: pending and urgent, and a person gets to know",
+			event: Event{Type: EventDisconnected, Reason: EndBacklog, Ours: true},
+			phase: v1alpha1.PhaseDisconnected, reason: v1alpha1.ReasonBacklog,
+			retryAt: noon, laravel: delivery.Pending, priority: delivery.High, recorded: v1alpha1.ReasonBacklog,
 		},
 		{
 			name:  "a session that is logged out is not tried again",
@@ -874,6 +957,23 @@ func TestOnlyChangesAreDeliveredToLaravel(t *testing.T) {
 	g.Expect(a.Status.OccurredAt.Time).To(BeTemporally("==", noon), "the status has not changed")
 }
 
+func TestItemsCarryTheMetadata(t *testing.T) {
+	g := NewWithT(t)
+	withMetadata := func(value string) func(*v1alpha1.WhatsAppSession) {
+		return func(s *v1alpha1.WhatsAppSession) { s.Spec.Metadata = map[string]string{"tenant": value} }
+	}
+	m := takenMachine(session(withMetadata("7")), Device{Starts: 1})
+	m.onDialed(false, m.dialSpec(), noon)
+	m.onEvent(Event{Type: EventQR, Codes: []string{"one"}}, noon)
+	p, _ := m.publication(noon)
+	g.Expect(p.Status.Metadata).To(BeEquivalentTo(`{"tenant":"7"}`))
+	g.Expect(p.QR.Metadata).To(BeEquivalentTo(`{"tenant":"7"}`))
+	m.observe(session(heldByMe, withMetadata("8")), noon)
+	_, changed := m.publication(noon)
+	g.Expect(changed).To(BeFalse(), "a change applies from the next item on")
+	g.Expect(m.lastPublication().Status.Metadata).To(BeEquivalentTo(`{"tenant":"8"}`))
+}
+
 func TestASuspensionDoesNotCountForThePairingDeadline(t *testing.T) {
 	g := NewWithT(t)
 	m := takenMachine(session(), Device{Starts: 1})
@@ -932,6 +1032,50 @@ func TestAStalePublicationRaisesTheEpoch(t *testing.T) {
 			g.Expect(left.HeldBy).To(BeEmpty())
 			g.Expect(left.StoredEpoch).To(Equal(tt.stale))
 			g.Expect(m.publishAll).To(BeTrue(), "everything is published again with the next epoch")
+		})
+	}
+}
+
+// A process may end between the write of the status that hides a code and the one to Redis:
+// the next holder removes the code.
+func TestACodeOfTheHolderBeforeIsRemoved(t *testing.T) {
+	pairedFor := func(d time.Duration) []metav1.Condition {
+		return []metav1.Condition{{Type: v1alpha1.ConditionPaired, Status: metav1.ConditionTrue, LastTransitionTime: metav1.NewTime(noon.Add(-d))}}
+	}
+	for _, tt := range []struct {
+		name       string
+		starts     int64
+		conditions []metav1.Condition
+		device     Device
+		gone       bool
+	}{
+		{name: "the first taking", starts: 1},
+		{name: "not linked yet", starts: 2, gone: true},
+		{name: "linked a moment ago", starts: 2, conditions: pairedFor(time.Second), device: Device{JID: jid, PhoneNumber: phone}, gone: true},
+		{name: "linked while a request for the passkey may still be valid", starts: 2, conditions: pairedFor(passkeyTimeout - time.Second), device: Device{JID: jid, PhoneNumber: phone}, gone: true},
+		{name: "linked long ago", starts: 2, conditions: pairedFor(passkeyTimeout), device: Device{JID: jid, PhoneNumber: phone}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			g := NewWithT(t)
+			p := newMachineTest(session(func(s *v1alpha1.WhatsAppSession) {
+				s.Status.Conditions, s.Status.JID, s.Status.PhoneNumber = tt.conditions, tt.device.JID, tt.device.PhoneNumber
+			}), func() float64 { return 0.5 })
+			tt.device.Starts = tt.starts
+			for range 10 {
+				d := p.Next(p.now)
+				switch d.Operation {
+				case OpToken:
+					p.Step(TokenResult{Granted: true}, p.now)
+				case OpTake:
+					p.Step(Taken{Epoch: p.Object().Status.Epoch, Device: tt.device}, p.now)
+				}
+				if d.Publication != nil {
+					g.Expect(d.Publication.QRGone).To(Equal(tt.gone))
+					return
+				}
+				p.write()
+			}
+			g.Expect("a publication").To(BeEmpty())
 		})
 	}
 }

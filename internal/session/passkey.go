@@ -119,7 +119,7 @@ func (m *Machine) onPasskeyConfirmation(e Event, now time.Time) {
 	}
 	m.passkey.sent = true
 	// Without a code WhatsApp has seen that the passkey is the phone's that scanned the code. The
-	// newest confirmation counts: whoever confirmed an earlier code has not compared this one.
+	// newest confirmation counts: a person who confirmed an earlier code has not compared this one.
 	m.passkey.code, m.passkey.confirm = e.Code, e.Code == ""
 	m.want.Passkey.ConfirmationCode, m.want.Passkey.ObservedConfirmation = e.Code, ""
 	if e.Code == "" {

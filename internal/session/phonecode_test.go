@@ -116,7 +116,7 @@ func TestAPairingCodeIsRemoved(t *testing.T) {
 		}, v1alpha1.PhaseConnecting},
 		{"claimed by another process", func(m *Machine) {
 			m.observe(session(byCode, func(s *v1alpha1.WhatsAppSession) { s.Status.PairingCode = pairingCode }), noon)
-		}, v1alpha1.PhaseConnecting},
+		}, v1alpha1.PhasePairing},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			g := NewWithT(t)

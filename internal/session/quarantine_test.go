@@ -251,6 +251,7 @@ func TestWhenAQuarantineBegins(t *testing.T) {
 					e := ended("StoreFailed")
 					e.Ours = true
 					a.emit(e)
+					a.Step(InboxReady{EndInboxUnavailable}, a.now)
 				}
 			},
 		},

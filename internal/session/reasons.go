@@ -37,6 +37,10 @@ const (
 	EndMalformedStanza    = "MalformedStanza"
 	EndOverloaded         = "Overloaded"
 	EndHandlerStuck       = "HandlerStuck"
+	// EndInboxUnavailable: the connection was ended because a message could not be stored.
+	EndInboxUnavailable = "InboxUnavailable"
+	// EndBacklog: it was ended because too many messages wait for Laravel.
+	EndBacklog = "Backlog"
 )
 
 // These have a code from WhatsApp after them.
@@ -53,6 +57,7 @@ var (
 		EndDeviceRemoved, EndAccountLocked, EndAccountBanned, EndLoggedOut, EndPairingRefused, EndPairingCodeFailed, EndPhoneNumberInvalid,
 		EndNoMultidevice, EndProxyRefused, EndProxyUnreachable, EndProxyFailed, EndProxyAuthFailed, EndRefused, EndCertificateRefused, EndTimeout,
 		EndUnreachable, EndConnectFailed, EndMalformedFrame, EndMalformedStanza, EndOverloaded, EndHandlerStuck,
+		EndInboxUnavailable, EndBacklog,
 	}
 	endKinds = []string{EndStreamError, EndConnectFailure, EndTemporaryBan, EndPairingCodeRefused}
 )

@@ -187,6 +187,13 @@ var rules = []rule{
 		then: start(OpTrial),
 	},
 	{
+		name: "a session whose messages cannot be stored is not connected until they can be",
+		when: func(m *Machine, _ time.Time) bool {
+			return m.socket == socketNone && m.awaits != "" && !m.logoutWanted()
+		},
+		then: nothing,
+	},
+	{
 		name: "a session that may end its worker is tried in a group, whose size is recorded first",
 		when: func(m *Machine, now time.Time) bool { return m.trialDue(now) },
 		then: (*Machine).beginTrial,

@@ -15,7 +15,7 @@ import (
 // the number of acknowledgements of earlier stanzas with this id that may still arrive.
 func (s *Server) push(d *device, m *sentMessage, count, ignore int) error {
 	var children []waBinary.Node
-	if m.malformed != "" {
+	if m.malformed != "" && (m.malformed != malformedOnce || count == 0) {
 		node, err := s.malformedNode(d, m)
 		if err != nil {
 			return err

@@ -19,6 +19,9 @@ const (
 	malformedSenderKey = "sender-key"
 	// malformedGarbage: the encrypted message consists of random bytes.
 	malformedGarbage = "garbage"
+	// malformedOnce: the same, but when the device asks its sender for the message again, it gets
+	// a valid one, as from a phone that had lost its keys for the device.
+	malformedOnce = "once"
 	// malformedEmpty: the node of the encrypted message is empty.
 	malformedEmpty = "empty"
 	// malformedNothing: there is no encrypted message.
@@ -62,12 +65,8 @@ var malformations = map[string]func(s *Server, d *device, m *sentMessage, valid 
 		valid.Content = []waBinary.Node{enc}
 		return inMalformedGroup(valid), err
 	},
-	malformedGarbage: func(_ *Server, _ *device, _ *sentMessage, valid waBinary.Node) (waBinary.Node, error) {
-		garbage := make([]byte, 100)
-		_, _ = rand.Read(garbage) // never fails
-		valid.Content = encrypted("msg", garbage)
-		return valid, nil
-	},
+	malformedGarbage: garbage,
+	malformedOnce:    garbage,
 	malformedEmpty: func(_ *Server, _ *device, _ *sentMessage, valid waBinary.Node) (waBinary.Node, error) {
 		valid.Content = encrypted("msg", nil)
 		return valid, nil
@@ -101,6 +100,13 @@ var malformations = map[string]func(s *Server, d *device, m *sentMessage, valid 
 		valid.Content = encrypted("skmsg", ciphertext)
 		return inMalformedGroup(valid), err
 	},
+}
+
+func garbage(_ *Server, _ *device, _ *sentMessage, valid waBinary.Node) (waBinary.Node, error) {
+	garbage := make([]byte, 100)
+	_, _ = rand.Read(garbage) // never fails
+	valid.Content = encrypted("msg", garbage)
+	return valid, nil
 }
 
 // Malformations lists the ways in which [SendRequest.Malformed] and [FaultMalformed] make a

@@ -191,6 +191,7 @@ func TestMalformedMessages(t *testing.T) {
 		{malformedKeys, "ack", false},           // the library panics, and acknowledges
 		{malformedSenderKey, "inactive", false}, // it reports the text in it
 		{malformedGarbage, "ack", true},
+		{malformedOnce, "ack", true}, // here the sender is offline
 		{malformedEmpty, "ack", true},
 		{malformedNothing, "nack 488", false},
 		{malformedProtobuf, "nack 491", false},
@@ -216,5 +217,15 @@ func TestMalformedMessages(t *testing.T) {
 			g.Expect(withText(c, "strange")).To(HaveLen(map[bool]int{true: 1, false: 0}[row.malformed == malformedSenderKey]))
 		})
 	}
-	wait(t).Expect(Malformations()).To(HaveLen(9), "each has a row")
+	wait(t).Expect(Malformations()).To(HaveLen(10), "each has a row")
+}
+
+func TestAMessageThatIsMalformedOnce(t *testing.T) {
+	g := wait(t)
+	s := serve(t)
+	c := paired(t, s, "15551234567")
+	id, err := s.Write(t.Context(), SendRequest{Device: c.jid(), Text: "now valid", Malformed: malformedOnce})
+	g.Expect(err).NotTo(HaveOccurred())
+	received(t, c, "now valid")
+	g.Eventually(func() []LedgerEntry { return entries(s, id) }).Should(ConsistOf(And(HaveField("Retries", 1), HaveField("Encrypted", 2), HaveField("By", "inactive"))))
 }

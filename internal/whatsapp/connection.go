@@ -25,6 +25,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"k8s.io/utils/clock"
 
+	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
 )
@@ -51,10 +52,6 @@ const (
 	codeClient = "Chrome (Linux)"
 )
 
-// MessageHandler accepts a message. WhatsApp gets the acknowledgement when it
-// returns nil. ctx ends with the connection.
-type MessageHandler func(ctx context.Context, message *events.Message) error
-
 // Options are the options of one connection.
 type Options struct {
 	// Device is read for this connection alone. One without an ID offers codes to scan.
@@ -75,8 +72,13 @@ type Options struct {
 	// Events is called with each event, one call at a time. It must return soon, and
 	// must neither call Close nor wait for a goroutine that does.
 	Events func(Event)
-	// Accept accepts messages; nil: every message that was decrypted and stored is acknowledged.
-	Accept MessageHandler
+	// SessionID is the session's, for the items.
+	SessionID string
+	// Accept is called with each item, one after another; nil: every message that was decrypted
+	// is acknowledged. WhatsApp gets the acknowledgement when Accept has returned nil or
+	// [ErrBacklog]; another error refuses the item and ends the connection. ctx ends with the
+	// connection, and after handOverTimeout at the latest.
+	Accept func(ctx context.Context, item delivery.MessageItem) error
 }
 
 // Connection is one login, or one attempt at pairing. Its methods may be called
@@ -111,7 +113,9 @@ type Connection struct {
 	queue     nodeQueue
 	tasks     atomic.Int32
 	malformed atomic.Bool // a frame could not be decoded
-	taskMu    sync.Mutex
+	// asking is the id of the last request to the own phone, for whose acknowledgement nobody waits.
+	asking atomic.Pointer[types.MessageID]
+	taskMu sync.Mutex
 
 	// codes are the codes to scan; only the library's events read and change them, one at a time
 	// while a pairing is handled alone.
@@ -123,8 +127,15 @@ type Connection struct {
 	// asked: a code to type was asked for.
 	asked atomic.Bool
 
-	// refused: a message was refused, so all that follow are.
-	refused atomic.Bool
+	// handedOver is the number of events that were handed over. full: the connection ends after the
+	// node in hand. Only the goroutine that handles nodes uses them.
+	handedOver int
+	full       bool
+	// translator makes items of the library's events, and translate is its method.
+	translator *messageTranslator
+	translate  func(ctx context.Context, evt any) ([]delivery.MessageItem, error)
+	// retries counts the retry receipts; only the goroutine that handles nodes uses it.
+	retries map[types.MessageID]int
 	// deleting: the library has begun to delete the device; deleted is closed when it has ended.
 	deleting    atomic.Bool
 	deleted     chan struct{}
@@ -196,6 +207,11 @@ func (f *Factory) New(o Options) (*Connection, error) {
 	client.ManualHistorySyncDownload = true
 	client.AddEventHandlerWithSuccessStatus(c.handle)
 	c.client = client
+	c.translator = &messageTranslator{
+		sessionID: o.SessionID, lids: o.Device.LIDs, secrets: client, now: f.clock.Now,
+		own: func() (pn, lid types.JID) { return c.jid, *c.lid.Load() },
+	}
+	c.translate = c.translator.translate
 	return c, nil
 }
 
@@ -260,7 +276,7 @@ func (c *Connection) Connect(ctx context.Context) error {
 	if err != nil {
 		cause := context.Cause(c.ctx)
 		switch {
-		case errors.Is(cause, errSocketEnded): // an event has reported the end already
+		case errors.Is(cause, errSocketEnded), errors.Is(cause, errRefused): // an event reports the end
 			return nil
 		case cause != nil:
 			err = cause
@@ -318,12 +334,16 @@ func (c *Connection) onEnd() {
 		c.pause(explainTimeout, nil)
 	}
 	e := socketClosed
-	if cause := context.Cause(c.ctx); cause != nil && !errors.Is(cause, errSocketEnded) {
+	switch cause := context.Cause(c.ctx); {
+	case cause == nil, errors.Is(cause, errSocketEnded):
+	case errors.Is(cause, errRefused):
+		e = refusal()
+	case errors.Is(cause, context.Canceled):
 		e = over(EventDisconnected, session.EndCancelled, "the worker ended the connection")
-		if !errors.Is(cause, context.Canceled) {
-			c.options.Log().Error(cause, "Ended the connection because the store failed")
-			e = over(EventDisconnected, session.EndStoreFailed, "the database failed or another process has taken the session: the connection was ended to keep its messages")
-		}
+		e.Ours = true
+	default:
+		c.options.Log().Error(cause, "Ended the connection because the store failed")
+		e = over(EventDisconnected, session.EndStoreFailed, "the database failed or another process has taken the session: the connection was ended to keep its messages")
 		e.Ours = true
 	}
 	c.report(e)
@@ -445,14 +465,17 @@ func (c *Connection) handle(evt any) (taken bool) {
 	defer func() {
 		if r := recover(); r != nil {
 			c.options.Log().Error(fmt.Errorf("%v", r), "Recovered from a panic while handling an event of whatsmeow", "event", fmt.Sprintf("%T", evt), "stack", string(debug.Stack()))
-			c.refused.Store(true)
-			taken = false
+			taken = c.ctx.Err() == nil
 		}
 	}()
 	now := c.factory.clock.Now()
 	switch e := evt.(type) {
-	case *events.Message:
+	case *events.Message, *events.Receipt, *events.GroupInfo, *events.JoinedGroup:
 		return c.accept(e)
+	case *events.Picture:
+		if e.JID.Server == types.GroupServer { // those of people are not forwarded
+			return c.accept(e)
+		}
 	case *events.KeepAliveTimeout:
 		if silent(e, c.LastSeen(), now) {
 			c.report(over(EventDisconnected, session.EndKeepAliveTimeout, "WhatsApp has not answered since %s", e.LastSuccess.UTC().Format(time.RFC3339)))
@@ -460,16 +483,16 @@ func (c *Connection) handle(evt any) (taken bool) {
 	case *events.LoggedOut:
 		// The device is being deleted at this moment; the handler of the logout may read it.
 		c.pause(deleteTimeout, c.deleted)
-		c.translate(e, now)
+		c.reportEvent(e, now)
 	case *events.Disconnected:
 		if c.ctx.Err() == nil { // otherwise onEnd knows the reason
-			c.translate(e, now)
+			c.reportEvent(e, now)
 		}
 	case *events.QR:
 		// The connection is complete now, which a code to type needs too.
 		if c.options.PairPhone == "" {
 			c.codes = e.Codes
-			c.translate(e, now)
+			c.reportEvent(e, now)
 		} else if c.asked.CompareAndSwap(false, true) {
 			go c.askForCode(now)
 		}
@@ -482,11 +505,11 @@ func (c *Connection) handle(evt any) (taken bool) {
 			}
 		}
 	case *events.PairSuccess:
-		c.translate(e, now)
+		c.reportEvent(e, now)
 		c.pairEndedOnce.Do(func() { close(c.pairEnded) })
 	case *events.PairError:
 		c.pairEndedOnce.Do(func() { close(c.pairEnded) })
-		c.translate(e, now)
+		c.reportEvent(e, now)
 		c.report(over(EventDisconnected, session.EndPairingRefused, "the pairing was refused"))
 	case *events.ManualLoginReconnect:
 		if !c.Paired() {
@@ -494,9 +517,9 @@ func (c *Connection) handle(evt any) (taken bool) {
 			// were closed now, the library would take that write for failed and delete the device.
 			c.pause(pairTimeout, c.pairEnded)
 		}
-		c.translate(e, now)
+		c.reportEvent(e, now)
 	default:
-		c.translate(e, now)
+		c.reportEvent(e, now)
 	}
 	return c.ctx.Err() == nil
 }
@@ -514,7 +537,7 @@ func withSecret(codes []string, before, after string) []string {
 	return replaced
 }
 
-func (c *Connection) translate(evt any, now time.Time) {
+func (c *Connection) reportEvent(evt any, now time.Time) {
 	e, ok := Translate(evt, now)
 	if !ok {
 		return
@@ -545,23 +568,6 @@ func (c *Connection) askForCode(from time.Time) {
 		return
 	}
 	c.report(Event{Type: EventPairingCode, Code: code, Until: from.Add(codeLifetime)})
-}
-
-// accept passes each message to the handler once and in order.
-func (c *Connection) accept(m *events.Message) bool {
-	// A store that has failed meanwhile has ended the context.
-	if c.refused.Load() || c.ctx.Err() != nil {
-		return false
-	}
-	if c.options.Accept == nil {
-		return true
-	}
-	if err := c.options.Accept(c.ctx, m); err != nil {
-		c.refused.Store(true)
-		c.options.Log().Info("Refused a message, and refuse all that follow on this connection", "reason", err.Error())
-		return false
-	}
-	return true
 }
 
 // silent: the proof of life has failed. Neither a byte nor the answer to a

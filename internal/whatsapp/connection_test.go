@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -18,10 +19,10 @@ import (
 	. "github.com/onsi/gomega"
 	"go.mau.fi/whatsmeow"
 	wastore "go.mau.fi/whatsmeow/store"
-	"go.mau.fi/whatsmeow/types/events"
 	"go.uber.org/goleak"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/store"
 )
@@ -124,9 +125,9 @@ type testSession struct {
 	*Connection
 	w  *environment
 	mu sync.Mutex
-	// reported are the events, messages the texts that were accepted.
+	// reported are the events, items what was accepted.
 	reported []Event
-	messages []string
+	items    []delivery.MessageItem
 }
 
 func (s *testSession) events() []Event {
@@ -135,10 +136,23 @@ func (s *testSession) events() []Event {
 	return append([]Event(nil), s.reported...)
 }
 
-func (s *testSession) texts() []string {
+// accepted are the items that were accepted.
+func (s *testSession) accepted() []delivery.MessageItem {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return append([]string(nil), s.messages...)
+	return slices.Clone(s.items)
+}
+
+// texts are those of the messages that were accepted.
+func (s *testSession) texts() []string { return textsOf(s.accepted()) }
+
+func textsOf(items []delivery.MessageItem) (texts []string) {
+	for _, item := range items {
+		if item.Type == delivery.TypeText {
+			texts = append(texts, item.Text)
+		}
+	}
+	return texts
 }
 
 // event waits for one of that type.
@@ -183,10 +197,10 @@ func (w *environment) prepare(taking *store.Taking, change ...func(*Options)) (*
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.reported = append(s.reported, e)
-	}, Accept: func(_ context.Context, m *events.Message) error {
+	}, SessionID: "shop", Accept: func(_ context.Context, item delivery.MessageItem) error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.messages = append(s.messages, m.Message.GetConversation())
+		s.items = append(s.items, item)
 		return nil
 	}}
 	for _, f := range change {
@@ -623,51 +637,6 @@ func TestTheFenceInTheMiddleOfAMessage(t *testing.T) {
 	w.settled()
 	w.g.Expect(w.simulator.Stats().Redelivered).To(BeEquivalentTo(1))
 	w.g.Expect(w.simulator.Stats().Retries).To(BeZero())
-}
-
-// After one refused message the rest is refused too, and all come again in their order.
-func TestARefusedMessage(t *testing.T) {
-	for name, refuse := range map[string]func() error{
-		"with an error": func() error { return errors.New("Redis is full") },
-		"with a panic":  func() error { panic("a bug") },
-	} {
-		t.Run(name, func(t *testing.T) {
-			w := newEnvironment(t)
-			taking := w.take()
-			w.pair(taking, phone)
-			var mu sync.Mutex
-			var asked []string
-			s := w.connect(taking, func(o *Options) {
-				o.Accept = func(_ context.Context, m *events.Message) error {
-					mu.Lock()
-					defer mu.Unlock()
-					asked = append(asked, m.Message.GetConversation())
-					if len(asked) == 2 {
-						return refuse()
-					}
-					return nil
-				}
-			})
-			s.event(EventConnected)
-			for _, text := range []string{"one", "two", "three", "four"} {
-				_, err := w.simulator.Send(t.Context(), phone, "", text)
-				w.g.Expect(err).NotTo(HaveOccurred())
-			}
-			hearing := func() []string {
-				mu.Lock()
-				defer mu.Unlock()
-				return append([]string(nil), asked...)
-			}
-			w.g.Eventually(hearing).Should(Equal([]string{"one", "two"}))
-			w.g.Consistently(hearing, "100ms").Should(HaveLen(2))
-			w.g.Expect(w.simulator.Stats().Unacknowledged).To(Equal(3))
-			s.Close()
-
-			next := w.connect(taking)
-			w.g.Eventually(next.texts).Should(Equal([]string{"two", "three", "four"}))
-			w.settled()
-		})
-	}
 }
 
 func TestCloseDoesNotWaitForADeadPeer(t *testing.T) {

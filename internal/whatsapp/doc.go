@@ -26,9 +26,11 @@
 //
 // # Messages
 //
-// WhatsApp gets its acknowledgement when [Options.Accept] has returned without
-// an error. One refusal refuses all that follow on the connection, so that their
-// order is kept; WhatsApp delivers them again at the next login.
+// What Laravel gets is handed over ([Options.Accept]) before its acknowledgement is written. The
+// first refusal ends the connection: nothing that follows is acknowledged, and WhatsApp delivers
+// all of it again, in order, at the next login. [ErrBacklog] ends it after the acknowledgement.
+// Nothing more is read from the socket during a hand-over. What cannot be decrypted or read, or
+// makes something panic, is handed over as far as it can be, so that no message stops a session.
 //
 // # What a server may send
 //
@@ -43,7 +45,7 @@
 // with more than 64 KB of compressed settings is refused (contents.go).
 //
 // Some work runs in goroutines of whatsmeow without a function of this project on their
-// stack: the names of senders, the count and upload of prekeys after a login,
+// stack: the count and upload of prekeys after a login,
 // receipts for messages of the own phone, the request for keys of settings, the deletion
 // and issuing of privacy tokens, and the reading of the websocket. The data that they
 // read was checked before.
@@ -53,7 +55,8 @@
 // setup.go: the settings of the process; connection.go: one connection; translate.go: the
 // table of events; monitoredconn.go: the socket; stream.go: the bytes of the
 // websocket; compression.go: their compression; node.go: the decoding of nodes;
-// receiver.go: the handling of nodes; appstate.go: the phone's settings; contents.go:
+// receiver.go: the handling of nodes; decrypt.go: the decryption of messages; handover.go: the
+// hand-over and the refusal; message.go and message_content.go: the translation of messages; appstate.go: the phone's settings; contents.go:
 // decrypted contents; account.go: the account of a number; life.go: the proof of life;
 // proxy.go: proxies and downloads; errors.go: messages for failed attempts; log.go: the library's log;
 // malformed.go: the refusal of messages that would make the library panic.

@@ -686,19 +686,21 @@ func TestTheQueueIsBounded(t *testing.T) {
 	g := NewWithT(t)
 	var q nodeQueue
 	full, start := q.put(&waBinary.Node{}, 3*maxQueuedBytes)
-	g.Expect(full).To(BeFalse(), "one node is always taken")
+	g.Expect(full).To(BeNil(), "one node is always taken")
 	g.Expect(start).To(BeTrue())
 	full, _ = q.put(&waBinary.Node{}, 1)
-	g.Expect(full).To(BeTrue())
+	g.Expect(full).NotTo(BeClosed())
 	changed := q.wait()
 	g.Expect(q.take()).NotTo(BeNil())
 	g.Expect(changed).To(BeClosed())
+	g.Expect(full).To(BeClosed())
 	for i := range maxQueued {
 		full, start = q.put(&waBinary.Node{Tag: fmt.Sprint(i)}, 1)
-		g.Expect(full || start).To(BeFalse())
+		g.Expect(full).To(BeNil())
+		g.Expect(start).To(BeFalse())
 	}
 	full, _ = q.put(&waBinary.Node{}, 1)
-	g.Expect(full).To(BeTrue())
+	g.Expect(full).NotTo(BeNil())
 	for i := range maxQueued {
 		g.Expect(q.take().Tag).To(Equal(fmt.Sprint(i)))
 	}

@@ -234,11 +234,11 @@ func cleanNode(node *waBinary.Node) {
 	for key, value := range node.Attrs {
 		switch v := value.(type) {
 		case string:
-			if clean := cleanText(v); clean != v {
+			if clean := withoutNUL(v); clean != v {
 				node.Attrs[key] = clean
 			}
 		case types.JID:
-			if user, server := cleanText(v.User), cleanText(v.Server); user != v.User || server != v.Server {
+			if user, server := withoutNUL(v.User), withoutNUL(v.Server); user != v.User || server != v.Server {
 				v.User, v.Server = user, server
 				node.Attrs[key] = v
 			}
@@ -250,6 +250,7 @@ func cleanNode(node *waBinary.Node) {
 	}
 }
 
-func cleanText(text string) string {
+// withoutNUL makes a text valid UTF-8 without U+0000.
+func withoutNUL(text string) string {
 	return strings.ReplaceAll(strings.ToValidUTF8(text, "\uFFFD"), "\x00", "\uFFFD")
 }

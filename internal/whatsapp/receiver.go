@@ -32,8 +32,8 @@ const (
 	// Beyond them the connector stops reading, so that the server waits too.
 	maxQueued      = 2048
 	maxQueuedBytes = 2 * maxFrame
-	// roomTimeout is how long reading waits for room. A handler may wait for an answer of
-	// the server, which cannot come meanwhile.
+	// roomTimeout is how long reading waits for room while nothing is handled. A handler may wait
+	// for an answer of the server, which cannot come meanwhile.
 	roomTimeout = time.Minute
 	// handlerTimeout is how long a handler may take for one node: longer than anything
 	// that it waits for, the answer to a request (75 s) and the store.
@@ -53,7 +53,9 @@ type nodeQueue struct {
 	nodes   []queuedNode
 	bytes   int
 	running bool
-	// changed is closed and replaced when a node was taken or all are handled.
+	// held: nothing is put, because a hand-over waits.
+	held bool
+	// changed is closed and replaced when a node was taken, all are handled or held has ended.
 	changed chan struct{}
 }
 
@@ -62,27 +64,51 @@ type queuedNode struct {
 	size int
 }
 
-// put adds a node. full: there is no room. start: a taker must be started.
-func (q *nodeQueue) put(node *waBinary.Node, size int) (full, start bool) {
+// put adds a node. full: there is no room; it is closed at the next change. start: a taker must be
+// started.
+func (q *nodeQueue) put(node *waBinary.Node, size int) (full <-chan struct{}, start bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if len(q.nodes) >= maxQueued || len(q.nodes) > 0 && q.bytes+size > maxQueuedBytes {
-		return true, false
+	if q.held || len(q.nodes) >= maxQueued || len(q.nodes) > 0 && q.bytes+size > maxQueuedBytes {
+		return q.next(), false
 	}
 	q.nodes = append(q.nodes, queuedNode{node, size})
 	q.bytes += size
 	start, q.running = !q.running, true
-	return false, start
+	return nil, start
+}
+
+// hold makes put refuse nodes until it is called again.
+func (q *nodeQueue) hold(held bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.held = held
+	if !held {
+		q.change()
+	}
+}
+
+// next is closed at the next change. The caller holds q.mu.
+func (q *nodeQueue) next() <-chan struct{} {
+	if q.changed == nil {
+		q.changed = make(chan struct{})
+	}
+	return q.changed
+}
+
+// change wakes those who wait. The caller holds q.mu.
+func (q *nodeQueue) change() {
+	if q.changed != nil {
+		close(q.changed)
+		q.changed = nil
+	}
 }
 
 // take removes the oldest node; nil: there is none, and the taker ends.
 func (q *nodeQueue) take() *waBinary.Node {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.changed != nil {
-		close(q.changed)
-		q.changed = nil
-	}
+	q.change()
 	if len(q.nodes) == 0 {
 		q.running, q.nodes = false, nil
 		return nil
@@ -102,10 +128,7 @@ func (q *nodeQueue) wait() <-chan struct{} {
 	if !q.running {
 		return nil
 	}
-	if q.changed == nil {
-		q.changed = make(chan struct{})
-	}
-	return q.changed
+	return q.next()
 }
 
 // internals are the parts of whatsmeow's client that it uses itself.
@@ -255,33 +278,46 @@ func (c *Connection) receive(_ context.Context, plaintext []byte) {
 		}
 		return
 	}
+	if id := c.asking.Load(); id != nil && node.Tag == "ack" && node.Attrs["id"] == *id {
+		return // whatsmeow closes the channel for it while it would put it there
+	}
 	if c.internals().ReceiveResponse(c.ctx, node) || handlers[node.Tag] == nil {
 		return
 	}
-	if c.enqueue(node, len(plaintext)) {
+	c.enqueue(node, len(plaintext))
+}
+
+// enqueue queues a node and makes sure that it is handled. While there is no room, it waits, and
+// nothing more is read.
+func (c *Connection) enqueue(node *waBinary.Node, size int) {
+	full := c.tryEnqueue(node, size)
+	if full == nil {
 		return
 	}
 	timer := c.factory.clock.NewTimer(roomTimeout)
 	defer timer.Stop()
-	for changed := c.queue.wait(); !c.enqueue(node, len(plaintext)); changed = c.queue.wait() {
+	for full != nil {
 		select {
-		case <-changed:
+		case <-full:
+			timer.Reset(roomTimeout)
 		case <-c.ctx.Done():
 			return
 		case <-timer.C():
 			c.report(over(EventDisconnected, session.EndOverloaded, "WhatsApp sends faster than it can be handled: it sends the rest again on the next connection"))
 			return
 		}
+		full = c.tryEnqueue(node, size)
 	}
 }
 
-// enqueue queues a node and makes sure that it is handled; false: there is no room.
-func (c *Connection) enqueue(node *waBinary.Node, size int) bool {
+// tryEnqueue is enqueue without the wait. full: there is no room; it is closed when it is worth
+// another try.
+func (c *Connection) tryEnqueue(node *waBinary.Node, size int) (full <-chan struct{}) {
 	full, start := c.queue.put(node, size)
 	if start {
 		go c.handleQueued()
 	}
-	return !full
+	return full
 }
 
 // handleQueued handles nodes until none is left.
@@ -320,25 +356,28 @@ func (c *Connection) settle(s *stream) {
 
 // handlers are whatsmeow's, by the node's tag; see the nodeHandlers in its client.go.
 // explains: the node says why the connection ends, so it is handled after the end too.
-// ends: without the node the connection cannot go on.
+// ends: without the node the connection cannot go on. inbox: what the node says is handed over.
 var handlers = map[string]*struct {
 	handle         func(*Connection, *waBinary.Node)
 	explains, ends bool
+	inbox          func(*waBinary.Node) bool
 }{
-	"message":      {handle: inner((*whatsmeow.DangerousInternalClient).HandleEncryptedMessage)},
-	"status":       {handle: inner((*whatsmeow.DangerousInternalClient).HandleUnencryptedMessage)},
-	"appdata":      {handle: inner((*whatsmeow.DangerousInternalClient).HandleEncryptedMessage)},
-	"receipt":      {handle: (*Connection).handleReceipt},
-	"call":         {handle: inner((*whatsmeow.DangerousInternalClient).HandleCallEvent)},
+	"message":      {handle: (*Connection).handleMessage, inbox: always},
+	"status":       {handle: (*Connection).handleStatus, inbox: always},
+	"appdata":      {handle: (*Connection).handleMessage, inbox: always},
+	"receipt":      {handle: (*Connection).handleReceipt, inbox: always},
+	"call":         {handle: (*Connection).handleCall, inbox: always},
 	"chatstate":    {handle: inner((*whatsmeow.DangerousInternalClient).HandleChatState)},
 	"presence":     {handle: inner((*whatsmeow.DangerousInternalClient).HandlePresence)},
-	"notification": {handle: (*Connection).handleNotification},
+	"notification": {handle: (*Connection).handleNotification, inbox: isChange},
 	"success":      {handle: (*Connection).handleSuccess, ends: true},
 	"failure":      {handle: (*Connection).handleFailure, explains: true, ends: true},
 	"stream:error": {handle: (*Connection).handleStreamError, explains: true, ends: true},
 	"iq":           {handle: (*Connection).handleIQ, ends: true},
 	"ib":           {handle: inner((*whatsmeow.DangerousInternalClient).HandleIB)},
 }
+
+func always(*waBinary.Node) bool { return true }
 
 // inner is a handler of whatsmeow that needs no changes.
 func inner(handle func(*whatsmeow.DangerousInternalClient, context.Context, *waBinary.Node)) func(*Connection, *waBinary.Node) {
@@ -349,7 +388,7 @@ func inner(handle func(*whatsmeow.DangerousInternalClient, context.Context, *waB
 // connection continues unless it needs the node.
 func (c *Connection) handleNode(node *waBinary.Node) {
 	h := handlers[node.Tag]
-	if c.ctx.Err() != nil {
+	if c.ctx.Err() != nil || c.full {
 		return
 	}
 	if l := c.socket.Load(); l != nil && l.isClosed.Load() && !h.explains {
@@ -362,10 +401,11 @@ func (c *Connection) handleNode(node *waBinary.Node) {
 	defer func() {
 		if r := recover(); r != nil {
 			c.panicked(r, "<"+node.Tag+">", h.ends)
-			if node.Tag == "message" || node.Tag == "status" {
-				c.internals().SendAck(c.ctx, node, nackUnhandled)
+			if h.inbox != nil && h.inbox(node) {
+				c.handOverUnread(node)
 			}
 		}
+		c.endIfFull()
 	}()
 	h.handle(c, node)
 }
@@ -389,15 +429,22 @@ func (c *Connection) panicked(cause any, what string, ends bool) {
 // to the server; but one after another, because some change the same data. If there are too
 // many, the queue waits.
 func (c *Connection) task(what string, ends bool, f func()) {
-	if c.tasks.Add(1) > maxTasks {
-		defer c.tasks.Add(-1)
+	if !c.tryTask(what, ends, f) {
 		c.exclusive(what, ends, f)
-		return
+	}
+}
+
+// tryTask is task, but if there are too many, it does nothing and returns false.
+func (c *Connection) tryTask(what string, ends bool, f func()) bool {
+	if c.tasks.Add(1) > maxTasks {
+		c.tasks.Add(-1)
+		return false
 	}
 	go func() {
 		defer c.tasks.Add(-1)
 		c.exclusive(what, ends, f)
 	}()
+	return true
 }
 
 // exclusive runs a handler while no task runs.
@@ -412,7 +459,7 @@ func (c *Connection) exclusive(what string, ends bool, f func()) {
 
 // handleReceipt is whatsmeow's handleReceipt (receipt.go) without its goroutines.
 func (c *Connection) handleReceipt(node *waBinary.Node) {
-	internals, refused := c.internals(), false
+	internals := c.internals()
 	receipt, groups, err := internals.ParseReceipt(node)
 	if err != nil {
 		internals.SendAck(c.ctx, node, whatsmeow.NackParsingError)
@@ -424,13 +471,13 @@ func (c *Connection) handleReceipt(node *waBinary.Node) {
 		internals.DispatchEvent(receipt)
 		return
 	}
-	defer internals.MaybeDeferredAck(c.ctx, node)(&refused)
 	if groups == nil {
-		refused = internals.DispatchEvent(receipt)
+		internals.DispatchEvent(receipt)
 	}
 	for i := range groups {
-		refused = internals.HandleGroupedReceipt(*receipt, &groups[i]) || refused
+		internals.HandleGroupedReceipt(*receipt, &groups[i])
 	}
+	c.acknowledge(node)
 }
 
 // notifications are the kinds that whatsmeow handles beside the queue (notification.go,
@@ -468,6 +515,9 @@ func (c *Connection) handleNotification(node *waBinary.Node) {
 	kind, _ := node.Attrs["type"].(string)
 	n := notifications[kind]
 	switch {
+	case isGroupChange(node):
+		c.handleGroupChange(node)
+		return
 	case renewals[kind] != nil && (c.Paired() || node.Attrs["from"] != types.ServerJID):
 		defer internals.MaybeDeferredAck(c.ctx, node)()
 		return

@@ -24,11 +24,11 @@ import (
 	"go.mau.fi/whatsmeow/proto/waSyncAction"
 	wastore "go.mau.fi/whatsmeow/store"
 	"go.mau.fi/whatsmeow/types"
-	"go.mau.fi/whatsmeow/types/events"
 	waLog "go.mau.fi/whatsmeow/util/log"
 	"google.golang.org/protobuf/proto"
 	"k8s.io/utils/clock"
 
+	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/store"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
@@ -232,10 +232,10 @@ func TestADeadOwnerWakesUpWithAMessage(t *testing.T) {
 
 		successor := w.take()
 		refusing := w.connect(successor, func(o *Options) {
-			o.Accept = func(context.Context, *events.Message) error { return errors.New("not yet") }
+			o.Accept = func(context.Context, delivery.MessageItem) error { return errors.New("not yet") }
 		})
 		refusing.event(EventConnected)
-		w.g.Eventually(refusing.refused.Load).Should(BeTrue(), "the successor has decrypted it")
+		w.g.Eventually(func() bool { return errors.Is(context.Cause(refusing.ctx), errRefused) }).Should(BeTrue(), "the successor has decrypted it")
 		before := ratchets(w, db)
 		w.g.Expect(before).NotTo(BeEmpty())
 

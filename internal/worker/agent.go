@@ -80,6 +80,11 @@ type Options struct {
 	Proxies   Proxies
 	Publisher Publisher
 	Limiter   Limiter
+	// Inbox is asked when messages were refused, or too many wait.
+	Inbox Inbox
+	// DropMessages: there is no Laravel application, so that messages are acknowledged, counted and
+	// dropped.
+	DropMessages bool
 	// Version is refreshed at the start, and when WhatsApp refuses it; nil: never.
 	Version Version
 	// Quarantine and Outdated have defaults for their zero fields.
@@ -123,6 +128,7 @@ type Agent struct {
 	starts  int // number of supervisors started
 	dials   atomic.Int64
 	fleet   *fleet
+	inbox   *inboxWatch
 	running sync.WaitGroup
 	// supervisorCtx is the context of all supervisors.
 	supervisorCtx     context.Context
@@ -141,6 +147,7 @@ func NewAgent(o Options, placed client.Reader) *Agent {
 	}
 	// The supervisors outlive the manager's context: they are drained after it has ended.
 	a.supervisorCtx, a.cancelSupervisors = context.WithCancel(context.Background())
+	a.inbox = newInboxWatch(o.Inbox, o.Health, o.Clock, o.Log)
 	a.fleet = newFleet(o.Outdated, o.Version, o.Clock, o.Log, a.sessions, a.placedSessions, a.retryOutdated, a.resumeSoon)
 	return a
 }
@@ -244,7 +251,7 @@ func (a *Agent) supervisor(key types.NamespacedName, obj *v1alpha1.WhatsAppSessi
 	s := newSupervisor(dependencies{
 		Sessions: a.o.Sessions, Accounts: a.o.Accounts, Proxies: a.o.Proxies, Publisher: a.o.Publisher,
 		Limiter: a.o.Limiter, Events: a.o.Events, Clock: a.o.Clock, Dials: &a.dials,
-		Quarantine: a.o.Quarantine, Fleet: a.fleet, Health: a.o.Health,
+		Quarantine: a.o.Quarantine, Fleet: a.fleet, Health: a.o.Health, Inbox: a.inbox, DropMessages: a.o.DropMessages,
 	}, a.o.Log, obj, a.o.Worker, a.nextStart(), a.paces[obj.UID])
 	delete(a.paces, obj.UID)
 	switch {
@@ -325,6 +332,7 @@ func (a *Agent) Start(ctx context.Context) error {
 	lease, endLease := context.WithCancel(context.WithoutCancel(ctx))
 	defer endLease()
 	a.running.Go(func() { a.fleet.run(a.supervisorCtx) })
+	a.running.Go(func() { a.inbox.run(a.supervisorCtx) })
 	ended := make(chan error, 1)
 	go func() {
 		ended <- a.o.Membership.Run(lease, a.join, a.load)

@@ -19,6 +19,9 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 )
 
+// Many tests share two cores and the race detector, so that Gomega's one second is too short.
+func init() { SetDefaultEventuallyTimeout(30 * time.Second) }
+
 func TestTheEndOfABurstOfLogins(t *testing.T) {
 	g := NewWithT(t)
 	b := loginBurst{}
@@ -379,7 +382,7 @@ func TestASessionThatAFormerProcessHeldIsReleased(t *testing.T) {
 func TestADrainThatCouldNotListTheHeldSessionsKeepsItsHeartbeats(t *testing.T) {
 	at := newAgentTestWithFormerHold(t)
 	at.stop()
-	at.Eventually(func() bool { at.clock.Step(time.Second); return len(at.ended) > 0 }).Should(BeTrue())
+	at.Eventually(func() bool { at.clock.Step(time.Second); return len(at.ended) > 0 }).WithTimeout(10 * time.Second).Should(BeTrue())
 	at.Expect(at.membership.isSet(&at.membership.left)()).To(BeFalse())
 	at.Expect(at.status().HeldBy).To(Equal(me))
 }

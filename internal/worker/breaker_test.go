@@ -7,13 +7,14 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/go-logr/logr/testr"
 	. "github.com/onsi/gomega"
-	"go.uber.org/goleak"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/clock"
 	clocktesting "k8s.io/utils/clock/testing"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
@@ -146,12 +147,14 @@ func (p *versionPage) requestCount() int {
 	return p.requests
 }
 
-// fleetTest is a fleet, and the sessions that connect through it.
+// fleetTest is a fleet, and the sessions that connect through it. Its tests run in a
+// synctest bubble: time passes only while every goroutine waits, so that no step of the clock
+// comes between the moment that run reads the time and the moment that it sets its timer.
 type fleetTest struct {
 	*WithT
+	t *testing.T
 	*fleet
 	page    *versionPage
-	clock   *clocktesting.FakeClock
 	ctx     context.Context
 	work    sync.WaitGroup
 	mu      sync.Mutex
@@ -162,8 +165,8 @@ type fleetTest struct {
 }
 
 func newFleetTest(t *testing.T) *fleetTest {
-	ft := &fleetTest{WithT: NewWithT(t), page: &versionPage{answer: make(chan error)}, clock: clocktesting.NewFakeClock(noon)}
-	ft.fleet = newFleet(Outdated{}, ft.page, ft.clock, testr.New(t), func() int { return 100 }, func() int { return 100 }, func() {
+	ft := &fleetTest{WithT: NewWithT(t), t: t, page: &versionPage{answer: make(chan error)}}
+	ft.fleet = newFleet(Outdated{}, ft.page, clock.RealClock{}, testr.New(t), func() int { return 100 }, func() int { return 100 }, func() {
 		ft.mu.Lock()
 		defer ft.mu.Unlock()
 		ft.retries++
@@ -180,9 +183,26 @@ func newFleetTest(t *testing.T) *fleetTest {
 	t.Cleanup(func() {
 		cancel()
 		ft.work.Wait()
-		goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	})
 	return ft
+}
+
+// answers answers the request for the version that waits now.
+func (ft *fleetTest) answers(err error) {
+	ft.t.Helper()
+	synctest.Wait()
+	select {
+	case ft.page.answer <- err:
+	default:
+		ft.t.Fatal("No request for the version waits for an answer")
+	}
+	synctest.Wait()
+}
+
+// passes lets time pass.
+func (ft *fleetTest) passes(d time.Duration) {
+	time.Sleep(d) //nolint:forbidigo // the bubble's clock is fake
+	synctest.Wait()
 }
 
 // connect starts a session that waits until the fleet admits it.
@@ -222,99 +242,98 @@ func (ft *fleetTest) openBreaker() {
 }
 
 func TestTheBreakerClosesWithANewVersion(t *testing.T) {
-	ft := newFleetTest(t)
-	ft.Eventually(ft.page.requestCount).Should(Equal(1), "requested at the start")
-	ft.connect("first")
-	ft.Eventually(ft.admitted).Should(HaveLen(1), "no session waits for the answer")
-	ft.page.answer <- errors.New("the page cannot be reached")
+	synctest.Test(t, func(t *testing.T) {
+		ft := newFleetTest(t)
+		ft.Eventually(ft.page.requestCount).Should(Equal(1), "requested at the start")
+		ft.connect("first")
+		ft.Eventually(ft.admitted).Should(HaveLen(1), "no session waits for the answer")
+		ft.answers(errors.New("the page cannot be reached"))
 
-	ft.openBreaker()
-	ft.Eventually(ft.page.requestCount).Should(Equal(2))
-	for i := range 5 {
-		ft.connect(types.UID(fmt.Sprint(i)))
-	}
-	ft.Consistently(ft.admitted, "50ms").Should(HaveLen(1), "held back")
-	ft.page.answer <- nil
-	ft.Eventually(ft.admitted).Should(HaveLen(2), "one session is the probe")
-	ft.Eventually(ft.retryCount).Should(Equal(1), "the refused sessions wait to connect, too")
-	ft.Consistently(ft.admitted, "50ms").Should(HaveLen(2))
+		ft.openBreaker()
+		ft.Eventually(ft.page.requestCount).Should(Equal(2))
+		for i := range 5 {
+			ft.connect(types.UID(fmt.Sprint(i)))
+		}
+		ft.Consistently(ft.admitted, "50ms").Should(HaveLen(1), "held back")
+		ft.answers(nil)
+		ft.Eventually(ft.admitted).Should(HaveLen(2), "one session is the probe")
+		ft.Eventually(ft.retryCount).Should(Equal(1), "the refused sessions wait to connect, too")
+		ft.Consistently(ft.admitted, "50ms").Should(HaveLen(2))
 
-	ft.fleet.onAttemptEnded(ft.admitted()[1])
-	ft.Eventually(ft.admitted).Should(HaveLen(3), "the probe ended without a result: another session tries")
-	ft.onEvent(ft.admitted()[2], session.Event{Type: session.EventConnected})
-	ft.Eventually(ft.admitted).Should(HaveLen(6), "the probe is accepted")
-	ft.Eventually(ft.retryCount).Should(Equal(2))
-	ft.Expect(ft.page.requestCount()).To(Equal(2), "the version is requested once")
-	ft.Expect(ft.HoldsBack()).To(BeFalse())
+		ft.fleet.onAttemptEnded(ft.admitted()[1])
+		ft.Eventually(ft.admitted).Should(HaveLen(3), "the probe ended without a result: another session tries")
+		ft.onEvent(ft.admitted()[2], session.Event{Type: session.EventConnected})
+		ft.Eventually(ft.admitted).Should(HaveLen(6), "the probe is accepted")
+		ft.Eventually(ft.retryCount).Should(Equal(2))
+		ft.Expect(ft.page.requestCount()).To(Equal(2), "the version is requested once")
+		ft.Expect(ft.HoldsBack()).To(BeFalse())
+	})
 }
 
 func TestWhatsAppRefusesTheNewestVersion(t *testing.T) {
-	ft := newFleetTest(t)
-	ft.page.answer <- nil
-	ft.openBreaker()
-	ft.connect("a")
-	ft.connect("b")
-	ft.page.answer <- nil
-	ft.Eventually(ft.admitted).Should(HaveLen(1))
-	ft.onEvent(ft.admitted()[0], session.Event{Type: session.EventOutdated})
-	ft.fleet.onAttemptEnded(ft.admitted()[0])
-	ft.Eventually(ft.clock.HasWaiters).Should(BeTrue())
-	ft.Consistently(ft.admitted, "50ms").Should(HaveLen(1), "the other sessions are held back")
+	synctest.Test(t, func(t *testing.T) {
+		ft := newFleetTest(t)
+		ft.answers(nil)
+		ft.openBreaker()
+		ft.connect("a")
+		ft.connect("b")
+		ft.answers(nil)
+		ft.Eventually(ft.admitted).Should(HaveLen(1))
+		ft.onEvent(ft.admitted()[0], session.Event{Type: session.EventOutdated})
+		ft.fleet.onAttemptEnded(ft.admitted()[0])
+		ft.Consistently(ft.admitted, "50ms").Should(HaveLen(1), "the other sessions are held back")
 
-	ft.clock.Step(DefaultOutdatedPause)
-	ft.page.answer <- nil
-	ft.Eventually(ft.admitted).Should(HaveLen(2), "a probe after the pause")
-	ft.onEvent(ft.admitted()[1], session.Event{Type: session.EventOutdated})
-	ft.connect("c")
-	ft.fleet.endPause()
-	ft.page.answer <- nil
-	ft.Eventually(ft.admitted).Should(HaveLen(3), "a probe at once when a person asks for it")
-	ft.onEvent("c", session.Event{Type: session.EventQR})
-	ft.Eventually(ft.HoldsBack).Should(BeFalse(), "WhatsApp sends codes only to a client that it accepts")
+		ft.passes(DefaultOutdatedPause)
+		ft.answers(nil)
+		ft.Eventually(ft.admitted).Should(HaveLen(2), "a probe after the pause")
+		ft.onEvent(ft.admitted()[1], session.Event{Type: session.EventOutdated})
+		ft.connect("c")
+		ft.fleet.endPause()
+		ft.answers(nil)
+		ft.Eventually(ft.admitted).Should(HaveLen(3), "a probe at once when a person asks for it")
+		ft.onEvent("c", session.Event{Type: session.EventQR})
+		ft.Eventually(ft.HoldsBack).Should(BeFalse(), "WhatsApp sends codes only to a client that it accepts")
+	})
 }
 
 // Refusals with long times between them never open the breaker.
 func TestAFewRefusalsRefreshTheVersion(t *testing.T) {
-	outdated := session.Event{Type: session.EventOutdated}
-	ft := newFleetTest(t)
-	ft.page.answer <- errors.New("the page cannot be reached")
-	ft.Eventually(func() bool {
-		ft.fleet.mu.Lock()
-		defer ft.fleet.mu.Unlock()
-		return ft.refreshedAt.Equal(noon)
-	}).Should(BeTrue())
-	ft.onEvent("a", outdated)
-	ft.onEvent("a", outdated)
-	ft.Eventually(ft.clock.HasWaiters).Should(BeTrue())
-	ft.Consistently(ft.page.requestCount, "50ms").Should(Equal(1), "the last request was a moment ago")
-	ft.clock.Step(refreshInterval)
-	ft.page.answer <- errNotNewer
-	ft.Consistently(ft.retryCount, "50ms").Should(BeZero(), "the version is the same")
-	ft.clock.Step(refreshInterval)
-	ft.Consistently(ft.page.requestCount, "50ms").Should(Equal(2), "the version has not changed, so the next request waits for the pause")
-	ft.clock.Step(DefaultOutdatedPause)
-	ft.page.answer <- nil
-	ft.Eventually(ft.retryCount).Should(Equal(1), "the page names a newer version now")
+	synctest.Test(t, func(t *testing.T) {
+		outdated := session.Event{Type: session.EventOutdated}
+		ft := newFleetTest(t)
+		ft.answers(errors.New("the page cannot be reached"))
+		ft.onEvent("a", outdated)
+		ft.onEvent("a", outdated)
+		ft.Consistently(ft.page.requestCount, "50ms").Should(Equal(1), "the last request was a moment ago")
+		ft.passes(refreshInterval)
+		ft.answers(errNotNewer)
+		ft.Consistently(ft.retryCount, "50ms").Should(BeZero(), "the version is the same")
+		ft.passes(refreshInterval)
+		ft.Consistently(ft.page.requestCount, "50ms").Should(Equal(2), "the version has not changed, so the next request waits for the pause")
+		ft.passes(DefaultOutdatedPause - refreshInterval)
+		ft.answers(nil)
+		ft.Eventually(ft.retryCount).Should(Equal(1), "the page names a newer version now")
 
-	// The attempt began with the old version.
-	ft.onEvent("b", outdated)
-	ft.Eventually(ft.clock.HasWaiters).Should(BeTrue())
-	ft.clock.Step(refreshInterval)
-	ft.page.answer <- errNotNewer
-	ft.Eventually(ft.retryCount).Should(Equal(2))
-	ft.Expect(ft.HoldsBack()).To(BeFalse())
+		// The attempt began with the old version.
+		ft.onEvent("b", outdated)
+		ft.passes(refreshInterval)
+		ft.answers(errNotNewer)
+		ft.Eventually(ft.retryCount).Should(Equal(2))
+		ft.Expect(ft.HoldsBack()).To(BeFalse())
+	})
 }
 
 func TestTheVersionIsRequestedDaily(t *testing.T) {
-	ft := newFleetTest(t)
-	ft.page.answer <- errors.New("the page cannot be reached")
-	for requests := 1; requests < 4; requests++ {
-		ft.Eventually(ft.page.requestCount).Should(Equal(requests))
-		ft.Eventually(ft.clock.HasWaiters).Should(BeTrue())
-		ft.clock.Step(dailyInterval)
-		ft.page.answer <- errNotNewer
-	}
-	ft.Expect(ft.retryCount()).To(BeZero(), "no session was refused")
+	synctest.Test(t, func(t *testing.T) {
+		ft := newFleetTest(t)
+		ft.answers(errors.New("the page cannot be reached"))
+		for requests := 1; requests < 4; requests++ {
+			ft.Eventually(ft.page.requestCount).Should(Equal(requests))
+			ft.passes(dailyInterval)
+			ft.answers(errNotNewer)
+		}
+		ft.Expect(ft.retryCount()).To(BeZero(), "no session was refused")
+	})
 }
 
 func TestTheBreakerHoldsASessionBackUntilItIsTheProbe(t *testing.T) {
@@ -481,15 +500,17 @@ func TestADialThatWaitsIsCancelled(t *testing.T) {
 }
 
 func TestTheFirstStableSessionResumesTheOthers(t *testing.T) {
-	ft := newFleetTest(t)
-	ft.page.answer <- nil
-	for i := range 3 {
-		ft.Failed(types.UID(fmt.Sprint(i)), noon)
-	}
-	ft.fleet.forget("2") // logged out, or moved away
-	ft.onEvent("0", session.Event{Type: session.EventConnected})
-	ft.Recovered("0", noon)
-	ft.Eventually(ft.resumed).Should(Equal([]types.UID{"1"}))
-	ft.Recovered("1", noon)
-	ft.Consistently(ft.resumed, "50ms").Should(HaveLen(1), "no session is left")
+	synctest.Test(t, func(t *testing.T) {
+		ft := newFleetTest(t)
+		ft.answers(nil)
+		for i := range 3 {
+			ft.Failed(types.UID(fmt.Sprint(i)), noon)
+		}
+		ft.fleet.forget("2") // logged out, or moved away
+		ft.onEvent("0", session.Event{Type: session.EventConnected})
+		ft.Recovered("0", noon)
+		ft.Eventually(ft.resumed).Should(Equal([]types.UID{"1"}))
+		ft.Recovered("1", noon)
+		ft.Consistently(ft.resumed, "50ms").Should(HaveLen(1), "no session is left")
+	})
 }

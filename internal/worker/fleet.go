@@ -123,7 +123,7 @@ func (f *fleet) run(ctx context.Context) {
 			was = state
 			continue
 		case state == breakerClosed && !refreshAt.IsZero():
-			timer.Reset(refreshAt.Sub(now))
+			timer.Reset(refreshAt.Sub(f.clock.Now()))
 		}
 		was = state
 		select {

@@ -58,6 +58,21 @@ type Account interface {
 	RecordTrial(ctx context.Context, trial int32) error
 	// Forget deletes the keys and the record of the session for good.
 	Forget(ctx context.Context) error
+	// Push stores a message until Laravel has it, behind the session's other ones. It is stored
+	// for good when Push returns no error. over names the bound that the session's backlog is
+	// over; empty: none. ErrInvalidMessage says that it can never be stored. Push may be called
+	// while another method runs.
+	Push(ctx context.Context, item delivery.Item) (over string, err error)
+}
+
+// Inbox is what the worker asks the database about the messages of its sessions. It is safe for
+// concurrent use.
+type Inbox interface {
+	// Probe writes something. Without an error, messages can be stored.
+	Probe(ctx context.Context) error
+	// HasRoom reports whether a session that was over that bound (see Account.Push) may be
+	// connected again.
+	HasRoom(ctx context.Context, sessionID, namespace, bound string) (bool, error)
 }
 
 // DialOptions say how to connect.
@@ -71,6 +86,9 @@ type DialOptions struct {
 	Proxy *url.URL
 	// Events is called with each event, in order. It must not be called after Close has returned.
 	Events func(session.Event)
+	// Accept is called with each message, one after another, before it is acknowledged; see
+	// whatsapp.Options.
+	Accept func(ctx context.Context, item delivery.MessageItem) error
 }
 
 // Connection is one login, or one attempt at pairing. Its methods may be called concurrently.

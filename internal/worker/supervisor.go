@@ -55,6 +55,10 @@ type dependencies struct {
 	Fleet *fleet
 	// Health records the results of attempts to take keys and to connect.
 	Health *Health
+	// Inbox informs sessions that wait until their messages can be stored.
+	Inbox *inboxWatch
+	// DropMessages: there is no Laravel application, so no message is stored.
+	DropMessages bool
 }
 
 // supervisor supervises one session. Only its goroutine uses the state machine.
@@ -78,9 +82,11 @@ type supervisor struct {
 	// session was last connected.
 	lastEnd string
 
-	machine    *session.Machine
-	work       sync.WaitGroup
-	account    Account
+	machine *session.Machine
+	work    sync.WaitGroup
+	account Account
+	// messages accepts the messages of the present taking; nil: nothing is taken yet.
+	messages   *messages
 	conn       Connection
 	cancelConn context.CancelFunc // ends conn's context
 	cancelOp   context.CancelFunc
@@ -147,6 +153,7 @@ func (s *supervisor) run(ctx context.Context) {
 		cancelOps()
 		s.drainWork()
 		s.Fleet.forget(s.uid)
+		s.Inbox.forget(s)
 		closeSocket := s.closeSocket()
 		s.work.Go(func() { closeSocket(ctx) })
 		s.drainWork() // again, because Close waits until its last events are in the inbox
@@ -161,6 +168,7 @@ func (s *supervisor) run(ctx context.Context) {
 			phase := s.machine.Phase()
 			s.phase.Store(&phase)
 			s.quarantined.Store(s.machine.Quarantined())
+			s.observeMessages()
 			// The machine has waited for a pending publication before the release. If it is still
 			// pending, the next holder publishes the present state.
 			if s.machine.Finished() && !s.writing {
@@ -169,7 +177,7 @@ func (s *supervisor) run(ctx context.Context) {
 		}
 		timer.Stop()
 		if wake := s.wakeAt(now); !wake.IsZero() {
-			timer.Reset(wake.Sub(now))
+			timer.Reset(wake.Sub(s.Clock.Now()))
 		}
 		select {
 		case f := <-s.inbox:
@@ -322,6 +330,8 @@ func (s *supervisor) take() func(context.Context) func() session.Input {
 				return s.failure(v1alpha1.ReasonStoreUnavailable, "the database did not give the device's keys", err)
 			}
 			s.account = account
+			s.messages = newMessages(account, obj.Status.Epoch, s.DropMessages)
+			s.observeMessages()
 			s.log().Info("Took the device", "epoch", obj.Status.Epoch, "starts", account.Starts(), "paired", account.JID() != "")
 			return session.Taken{Epoch: obj.Status.Epoch, Device: session.Device{
 				Starts: account.Starts(), JID: account.JID(), PhoneNumber: account.PhoneNumber(),
@@ -357,7 +367,7 @@ func (s *supervisor) failure(reason, sentence string, err error) session.Input {
 }
 
 func (s *supervisor) connect(opsCtx context.Context, d session.Decision) func(context.Context) func() session.Input {
-	obj, account, hasToken, tokenEgress := s.machine.Object(), s.account, d.HasToken, s.tokenEgress
+	obj, account, accept, hasToken, tokenEgress := s.machine.Object(), s.account, s.messages.accept, d.HasToken, s.tokenEgress
 	login := s.login(!s.machine.Paired())
 	s.dialNumber++
 	s.Dials.Add(1)
@@ -379,7 +389,7 @@ func (s *supervisor) connect(opsCtx context.Context, d session.Decision) func(co
 			if err != nil {
 				return nil, err
 			}
-			conn, err := account.Dial(connCtx, DialOptions{DeviceName: d.Dial.DeviceName, PairPhone: d.Dial.PairPhone, Proxy: proxy, Events: func(e session.Event) {
+			conn, err := account.Dial(connCtx, DialOptions{DeviceName: d.Dial.DeviceName, PairPhone: d.Dial.PairPhone, Proxy: proxy, Accept: accept, Events: func(e session.Event) {
 				s.post(func() { s.onEvent(number, e) })
 			}})
 			if ctx.Err() == nil {
@@ -457,6 +467,26 @@ func (s *supervisor) onEvent(number int, e session.Event) {
 		s.Fleet.onEvent(s.uid, e)
 		s.step(e)
 	}
+}
+
+// observeMessages applies the newest spec to the messages, and waits for the inbox where the
+// machine does.
+func (s *supervisor) observeMessages() {
+	obj := s.machine.Object()
+	if s.messages == nil {
+		return
+	}
+	s.messages.observe(obj)
+	reason := s.machine.Awaits()
+	if reason == "" { // also without an answer: a person may have started the session again
+		s.Inbox.forget(s)
+		return
+	}
+	a := awaited{reason: reason, sessionID: obj.Status.SessionID, namespace: obj.Namespace}
+	if bound := s.messages.over.Load(); bound != nil && reason == session.EndBacklog {
+		a.bound = *bound
+	}
+	s.Inbox.await(s, a)
 }
 
 // countEvent counts the ends of connections and the reconnections.

@@ -21,6 +21,7 @@ import (
 	clocktesting "k8s.io/utils/clock/testing"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator/passkey"
 )
@@ -49,6 +50,12 @@ type environment struct {
 	proxy       *url.URL
 	logins      []Login // the logins that waited for a token
 	forgetCalls int
+
+	inbox    fakeInbox
+	pushed   []delivery.Item
+	pushOver string // the bound that every push goes over
+	// accept is that of the present connection.
+	accept func(context.Context, delivery.MessageItem) error
 
 	starts int64
 	// settled has the starts of the takings that were settled.
@@ -153,7 +160,7 @@ func (a *liveAccount) Dial(_ context.Context, o DialOptions) (Connection, error)
 		return nil, a.env.dialErr
 	}
 	a.env.openSockets++
-	a.env.events = o.Events
+	a.env.events, a.env.accept = o.Events, o.Accept
 	a.env.pairPhones = append(a.env.pairPhones, o.PairPhone)
 	a.env.record("dial")
 	return &liveConnection{env: a.env, paired: a.env.device.jid != ""}, nil
@@ -182,6 +189,43 @@ func (a *liveAccount) Forget(context.Context) error {
 	}
 	a.env.record("forget")
 	return nil
+}
+
+func (a *liveAccount) Push(_ context.Context, item delivery.Item) (string, error) {
+	a.env.mu.Lock()
+	defer a.env.mu.Unlock()
+	a.env.pushed = append(a.env.pushed, item)
+	return a.env.pushOver, nil
+}
+
+// fakeInbox is what the database answers about messages.
+type fakeInbox struct {
+	probeErr error
+	room     bool
+	bound    string // the last one that HasRoom was called with
+	asked    int
+}
+
+func (env *environment) Probe(context.Context) error {
+	env.mu.Lock()
+	defer env.mu.Unlock()
+	env.inbox.asked++
+	return env.inbox.probeErr
+}
+
+func (env *environment) HasRoom(_ context.Context, _, _, bound string) (bool, error) {
+	env.mu.Lock()
+	defer env.mu.Unlock()
+	env.inbox.asked++
+	env.inbox.bound = bound
+	return env.inbox.room, nil
+}
+
+// pushedItems is a copy of what was pushed.
+func (st *supervisorTest) pushedItems() []delivery.Item {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return slices.Clone(st.pushed)
 }
 
 type liveConnection struct {
@@ -280,15 +324,20 @@ func newSupervisorTest(t *testing.T, obj *v1alpha1.WhatsAppSession, device accou
 		f(env)
 	}
 	fake := clocktesting.NewFakeClock(noon)
+	health := NewHealth(fake, testr.New(t))
+	inbox := newInboxWatch(env, health, fake, testr.New(t))
 	s := newSupervisor(dependencies{
-		Sessions: env, Accounts: env, Proxies: env, Publisher: env, Limiter: env, Events: env, Clock: fake, Dials: new(atomic.Int64), Health: NewHealth(fake, testr.New(t)),
+		Inbox: inbox, Sessions: env, Accounts: env, Proxies: env, Publisher: env, Limiter: env, Events: env, Clock: fake, Dials: new(atomic.Int64), Health: health,
 		Fleet: newFleet(Outdated{}, nil, fake, testr.New(t), func() int { return 100 }, func() int { return 100 }, func() {}, func(map[types.UID]bool) {}),
 	}, testr.NewWithOptions(t, testr.Options{Verbosity: 1}), obj, me, process, nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	go s.run(ctx)
+	watched := make(chan struct{})
+	go func() { defer close(watched); inbox.run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
 		<-s.finished
+		<-watched
 		env.mu.Lock()
 		defer env.mu.Unlock()
 		g.Expect(env.openSockets).To(BeZero(), "a socket was left open")
