@@ -9,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/store"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/whatsapp"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/worker"
@@ -19,6 +20,7 @@ import (
 type accounts struct {
 	store     *store.Store
 	connector *whatsapp.Factory
+	inbox     *workerInbox
 	// allowed is nil while this process may hold connections.
 	allowed func() error
 	log     logr.Logger
@@ -61,6 +63,15 @@ func (a *account) Forget(ctx context.Context) error {
 	return toWorkerError(a.taking.Forget(ctx))
 }
 
+// Push implements worker.Account.
+func (a *account) Push(ctx context.Context, item delivery.Item) (over string, err error) {
+	pushed, err := a.inbox.Push(ctx, a.taking, item)
+	if errors.Is(err, store.ErrInvalidMessage) {
+		return "", fmt.Errorf("%w (%w)", worker.ErrInvalidMessage, err)
+	}
+	return string(pushed.Over), err
+}
+
 // Dial implements worker.Account. When the store fails, the connection's
 // context ends before anything can be acknowledged; the connector then reports
 // that the connection has ended.
@@ -73,10 +84,9 @@ func (a *account) Dial(ctx context.Context, o worker.DialOptions) (worker.Connec
 		cancel(err)
 		return nil, toWorkerError(err)
 	}
-	conn, err := a.connector.New(whatsapp.Options{
-		Device: device, DeviceName: o.DeviceName, PairPhone: o.PairPhone, Proxy: o.Proxy, Events: o.Events, Allowed: a.allowed,
-		Log: func() logr.Logger { return a.log.WithValues("sessionID", a.taking.Record.SessionID) },
-	})
+	options := a.options(o, cancel)
+	options.Device = device
+	conn, err := a.connector.New(options)
 	if err != nil {
 		cancel(err)
 		return nil, fmt.Errorf("preparing the connection: %w", err)
@@ -87,6 +97,31 @@ func (a *account) Dial(ctx context.Context, o worker.DialOptions) (worker.Connec
 		return nil, err
 	}
 	return &connection{Connection: conn, cancel: cancel}, nil
+}
+
+// options are those of a connection whose context is ended by end, without its device.
+func (a *account) options(o worker.DialOptions, end context.CancelCauseFunc) whatsapp.Options {
+	return whatsapp.Options{
+		DeviceName: o.DeviceName, PairPhone: o.PairPhone, Proxy: o.Proxy, Events: o.Events, Allowed: a.allowed,
+		SessionID: a.taking.Record.SessionID, Accept: endIfFenced(o.Accept, end),
+		Log: func() logr.Logger { return a.log.WithValues("sessionID", a.taking.Record.SessionID) },
+	}
+}
+
+// endIfFenced makes a message that the store refuses because another process has taken the session
+// end the connection with that cause, as every other write does. The connector would say that the
+// database is away, and this process would wait for it.
+func endIfFenced(accept func(context.Context, delivery.MessageItem) error, end context.CancelCauseFunc) func(context.Context, delivery.MessageItem) error {
+	if accept == nil {
+		return nil
+	}
+	return func(ctx context.Context, item delivery.MessageItem) error {
+		err := accept(ctx, item)
+		if errors.Is(err, store.ErrFenced) {
+			end(store.ErrFenced)
+		}
+		return err
+	}
 }
 
 type connection struct {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
@@ -102,8 +103,18 @@ func startProcess(cmd *cobra.Command, config *commonConfig, complete func() erro
 	})
 }
 
+// logFormat writes JSON whose times a person can compare with those of Events and of Laravel's
+// log; the library's own format is seconds since 1970.
+func logFormat() zap.Opts {
+	return zap.JSONEncoder(func(c *zapcore.EncoderConfig) {
+		c.EncodeTime = func(t time.Time, to zapcore.PrimitiveArrayEncoder) {
+			to.AppendString(t.UTC().Format("2006-01-02T15:04:05.000Z07:00"))
+		}
+	})
+}
+
 func newLogger(cmd *cobra.Command, config *commonConfig) logr.Logger {
-	log := zap.New(zap.Level(zapcore.Level(-config.Verbosity)), zap.JSONEncoder(), zap.StacktraceLevel(zapcore.PanicLevel))
+	log := zap.New(zap.Level(zapcore.Level(-config.Verbosity)), logFormat(), zap.StacktraceLevel(zapcore.PanicLevel))
 	ctrl.SetLogger(log)
 	klog.SetLogger(log.WithName("kubernetes"))
 	log.Info("Configuration", append([]any{"command", cmd.Name(), "version", Version}, settings(cmd)...)...)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/go-logr/logr"
 	. "github.com/onsi/gomega"
+	"github.com/spf13/pflag"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
@@ -61,6 +62,43 @@ func TestChartKnowsTheSimulator(t *testing.T) {
 	defer func() { _ = server.Run(ended) }() // closes its listeners
 	noise := server.NoiseRoot()
 	g.Expect(define("simulatorRoot")).To(Equal(hex.EncodeToString(noise[:])))
+}
+
+// TestChartsSettingsAreAccepted: what each set of values makes of a process's settings is right,
+// but for the files, which are not here. hack/chart writes the list.
+func TestChartsSettingsAreAccepted(t *testing.T) {
+	content, err := os.ReadFile("../../hack/chart/testdata/processes.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var processes map[string]struct {
+		Args []string          `json:"args"`
+		Env  map[string]string `json:"env"`
+	}
+	if err := json.Unmarshal(content, &processes); err != nil || len(processes) < 20 {
+		t.Fatalf("%d processes: %v", len(processes), err)
+	}
+	for name, p := range processes {
+		t.Run(name, func(t *testing.T) {
+			g := NewWithT(t)
+			for key, value := range p.Env {
+				if key != "GOMAXPROCS" {
+					t.Setenv(key, value)
+				}
+			}
+			flags := pflag.NewFlagSet(name, pflag.ContinueOnError)
+			config := map[string]interface {
+				bind(*pflag.FlagSet)
+				complete() error
+			}{"manager": &managerConfig{}, "worker": &workerConfig{}, "bootstrap": &bootstrapConfig{}, "stop": &stopConfig{}}[p.Args[0]]
+			config.bind(flags)
+			g.Expect(flags.Parse(p.Args[1:])).To(Succeed())
+			g.Expect(fromEnvironment(flags)).To(Succeed())
+			if err := config.complete(); err != nil && !onlyMissingFiles(err) {
+				t.Error(err)
+			}
+		})
+	}
 }
 
 // TestDemoInACluster runs what simulator.enabled runs: the phones scan each code that they

@@ -13,10 +13,12 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/laravel"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/redis"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
@@ -94,7 +96,7 @@ func (c *commonConfig) bindAll(f *pflag.FlagSet) {
 	f.StringVar(&r.Username, "redis-username", "", "ACL user")
 	f.StringVar(&r.PasswordFile, "redis-password-file", "", "file with the password; read again for each connection")
 	f.StringVar(&r.SentinelUsername, "redis-sentinel-username", "", "ACL user at the Sentinels")
-	f.StringVar(&r.SentinelPasswordFile, "redis-sentinel-password-file", "", "file with the password for the Sentinels")
+	f.StringVar(&r.SentinelPasswordFile, "redis-sentinel-password-file", "", "file with the password for the Sentinels; read at the start")
 	f.BoolVar(&r.TLS, "redis-tls", false, "encrypt the connections to Redis")
 	f.StringVar(&r.CAFile, "redis-ca-file", "", "PEM file with the authorities to trust instead of the system's")
 	f.IntVar(&r.PoolSize, "redis-pool-size", defaultRedisPoolSize, "bound on this process's connections to each node of Redis; its heartbeats have up to 4 more")
@@ -240,6 +242,8 @@ type managerConfig struct {
 	Laravel        laravel.Config
 	BatchSize      int
 	Parallel       int
+	// MessageParallel is Parallel for messages.
+	MessageParallel int
 	// Rebalance, RebalanceInterval and RebalanceAfter say whether, how often and with
 	// which workers unequal loads are made equal.
 	Rebalance         bool
@@ -258,13 +262,15 @@ func (c *managerConfig) bind(f *pflag.FlagSet) {
 	f.StringVar(&l.BaseURL, "laravel-url", "", "base URL of the Laravel application's API, for example https://app.example.com/api; empty: nothing is delivered")
 	f.StringVar(&l.QRPath, "laravel-qr-path", laravel.DefaultQRPath, "path of the QR batches under the base URL")
 	f.StringVar(&l.StatusPath, "laravel-status-path", laravel.DefaultStatusPath, "path of the status batches under the base URL")
+	f.StringVar(&l.MessagePath, "laravel-message-path", laravel.DefaultMessagePath, "path of the message batches under the base URL")
 	f.StringVar(&l.TokenFile, "laravel-token-file", "", "file with the bearer token; read again when it changes")
 	f.StringSliceVar(&l.SigningSecretFiles, "laravel-signing-secret-file", nil, "file with a Standard Webhooks secret (whsec_…); several while it is being changed")
 	f.DurationVar(&l.Timeout, "laravel-timeout", laravel.DefaultTimeout, "how long one request may take, at most 5m")
 	f.StringVar(&l.CAFile, "laravel-ca-file", "", "PEM file with the authorities to trust instead of the system's")
 	f.BoolVar(&l.InsecureHTTP, "insecure-laravel-http", false, "allow http:// to an address that is not loopback: codes and numbers cross the network in the clear")
 	f.IntVar(&c.BatchSize, "batch-size", 50, "highest number of items in a batch")
-	f.IntVar(&c.Parallel, "laravel-max-requests", 4, "highest number of requests to Laravel at the same time; QR batches take at most half")
+	f.IntVar(&c.Parallel, "laravel-max-requests", 4, "highest number of requests with QR codes and statuses to Laravel at the same time; QR batches take at most half")
+	f.IntVar(&c.MessageParallel, "laravel-max-message-requests", 8, "highest number of requests with messages to Laravel at the same time")
 	f.BoolVar(&c.Rebalance, "rebalance", true, "slowly move sessions from workers with a higher load than others, while no other move is in progress")
 	f.DurationVar(&c.RebalanceInterval, "rebalance-interval", 10*time.Second, "one session of a pool is rebalanced in this time at most")
 	f.StringSliceVar(&c.BundledStores, "bundled-stores", nil, "redis, database or both: these are the chart's own single servers, for trying out only; log, Event and metric say so")
@@ -290,6 +296,7 @@ func (c *managerConfig) complete() error {
 	within(&p, "laravel-timeout", c.Laravel.Timeout, 100*time.Millisecond, laravel.MaxTimeout)
 	within(&p, "batch-size", c.BatchSize, 1, 1000)
 	within(&p, "laravel-max-requests", c.Parallel, 1, 64)
+	within(&p, "laravel-max-message-requests", c.MessageParallel, 1, 64)
 	within(&p, "rebalance-interval", c.RebalanceInterval, time.Second, 24*time.Hour) // --rebalance=false switches it off
 	within(&p, "rebalance-after", c.RebalanceAfter, 0, 24*time.Hour)
 	for _, name := range c.BundledStores {
@@ -326,7 +333,10 @@ type workerConfig struct {
 	Pace           worker.Pace
 	Quarantine     session.Quarantine
 	Outdated       worker.Outdated
+	Backlog        backlogConfig
 	WhatsApp       whatsapp.Config
+	// DropMessages: there is no Laravel application, so no message is stored.
+	DropMessages bool
 	// accounts makes the worker's accounts of WhatsApp's.
 	accounts func(worker.Accounts) worker.Accounts
 }
@@ -352,6 +362,8 @@ func (c *workerConfig) bind(f *pflag.FlagSet) {
 	f.IntVar(&c.Outdated.Sessions, "outdated-sessions", worker.DefaultOutdatedSessions, "sessions whose client WhatsApp must refuse as outdated before all are held back and the newest version is tried with one")
 	f.DurationVar(&c.Outdated.Within, "outdated-within", worker.DefaultOutdatedWithin, "time within which they must be refused")
 	f.DurationVar(&c.Outdated.Pause, "outdated-pause", worker.DefaultOutdatedPause, "how long all are held back when the newest version is refused as well")
+	c.Backlog.bind(f)
+	f.BoolVar(&c.DropMessages, "drop-messages", false, "there is no Laravel application (the manager has no --laravel-url): messages are acknowledged at WhatsApp, counted and dropped, instead of waiting in the database")
 	w := &c.WhatsApp
 	f.StringVar(&w.DeviceName, "device-name", "WhatsApp operator", "what phones show under linked devices where spec.deviceName is empty")
 	f.StringVar(&w.Endpoint, "whatsapp-endpoint", "", "ws:// or wss:// URL of a simulator instead of WhatsApp's servers; for tests and demos only")
@@ -400,6 +412,63 @@ func (c *workerConfig) complete() error {
 	within(&p, "outdated-sessions", c.Outdated.Sessions, 1, 1_000_000)
 	within(&p, "outdated-within", c.Outdated.Within, time.Second, 24*time.Hour)
 	within(&p, "outdated-pause", c.Outdated.Pause, time.Second, 24*time.Hour)
+	p.join(c.Backlog.check())
+	return p.err()
+}
+
+// backlogConfig are the bounds of the messages that wait for Laravel.
+type backlogConfig struct {
+	SessionMessages                          int64
+	SessionBytes, NamespaceBytes, TotalBytes resource.QuantityValue
+}
+
+func (c *backlogConfig) bind(f *pflag.FlagSet) {
+	defaults := store.DefaultBounds
+	f.Int64Var(&c.SessionMessages, "backlog-session-messages", defaults.SessionMessages, "messages of a session that may wait for Laravel; a session with more is disconnected, and its later messages wait at WhatsApp")
+	for _, bound := range []struct {
+		value       *resource.QuantityValue
+		bytes       int64
+		name, usage string
+	}{
+		{&c.SessionBytes, defaults.SessionBytes, "backlog-session-bytes", "the same in bytes, for example 64Mi"},
+		{&c.NamespaceBytes, defaults.NamespaceBytes, "backlog-namespace-bytes", "bytes of messages of a namespace that may wait for Laravel; beyond it the sessions with the longest backlogs are disconnected"},
+		{&c.TotalBytes, defaults.TotalBytes, "backlog-total-bytes", "bytes of messages that may wait for Laravel in all, which bounds what they take in the database; beyond it the sessions of the namespaces with the longest backlogs are disconnected"},
+	} {
+		bound.value.Quantity = *resource.NewQuantity(bound.bytes, resource.BinarySI)
+		f.Var(bound.value, bound.name, bound.usage)
+	}
+}
+
+// bounds are what the inbox is given.
+func (c *backlogConfig) bounds() store.Bounds {
+	return store.Bounds{SessionMessages: c.SessionMessages, SessionBytes: c.SessionBytes.Value(), NamespaceBytes: c.NamespaceBytes.Value(), TotalBytes: c.TotalBytes.Value()}
+}
+
+// largestBacklog is what a PostgreSQL table may have, 32 TiB.
+const largestBacklog = 32 << 40
+
+// check returns all that is wrong with the bounds. A session's must have room for one message,
+// or it would be disconnected after each.
+func (c *backlogConfig) check() error {
+	var p problems
+	within(&p, "backlog-session-messages", c.SessionMessages, 10, 100_000_000)
+	before, beforeName := *resource.NewQuantity(2*delivery.MaxMessagePayload, resource.BinarySI), ""
+	for _, bound := range []struct {
+		name  string
+		value resource.Quantity
+	}{
+		{"backlog-session-bytes", c.SessionBytes.Quantity},
+		{"backlog-namespace-bytes", c.NamespaceBytes.Quantity},
+		{"backlog-total-bytes", c.TotalBytes.Quantity},
+	} {
+		switch {
+		case bound.value.Cmp(before) < 0 && beforeName != "":
+			p.add("--%s is %s, which is less than --%s, %s: choose at least as many", bound.name, bound.value.String(), beforeName, before.String())
+		case bound.value.Cmp(before) < 0, bound.value.CmpInt64(largestBacklog) > 0:
+			p.add("--%s is %s: choose 2Mi to 32Ti", bound.name, bound.value.String())
+		}
+		before, beforeName = bound.value, bound.name
+	}
 	return p.err()
 }
 

@@ -20,6 +20,7 @@ var takesAnything = map[string]string{
 	"metrics-secure":        "a bool",
 	"rebalance":             "a bool",
 	"insecure-laravel-http": "a bool",
+	"drop-messages":         "a bool",
 }
 
 // wrongValue is a value that a command must refuse at its start.
@@ -97,6 +98,9 @@ var wrongForManager = []wrongValue{
 	{flag: "laravel-ca-file", value: "/does/not/exist", want: "/does/not/exist"},
 	{flag: "batch-size", value: "0"},
 	{flag: "batch-size", value: "1001"},
+	{flag: "laravel-message-path", value: "messages", want: "a path of Laravel"},
+	{flag: "laravel-max-message-requests", value: "0"},
+	{flag: "laravel-max-message-requests", value: "65"},
 	{flag: "laravel-max-requests", value: "0"},
 	{flag: "laravel-max-requests", value: "65"},
 	{flag: "rebalance-interval", value: "0s"},
@@ -138,6 +142,13 @@ var wrongForWorker = []wrongValue{
 	{flag: "quarantine-first", value: "48h", want: "--quarantine-most is"},
 	{flag: "quarantine-most", value: "1s", want: "--quarantine-most is"},
 	{flag: "quarantine-most", value: "10000h"},
+	{flag: "backlog-session-messages", value: "9"},
+	{flag: "backlog-session-bytes", value: "1Mi"},
+	{flag: "backlog-session-bytes", value: "-64Mi"},
+	{flag: "backlog-session-bytes", value: "2Gi", want: "--backlog-namespace-bytes is 1Gi, which is less than --backlog-session-bytes, 2Gi"},
+	{flag: "backlog-namespace-bytes", value: "63Mi", want: "less than --backlog-session-bytes, 64Mi"},
+	{flag: "backlog-total-bytes", value: "512Mi", want: "less than --backlog-namespace-bytes, 1Gi"},
+	{flag: "backlog-total-bytes", value: "33Ti", want: "choose 2Mi to 32Ti"},
 	{flag: "outdated-sessions", value: "0"},
 	{flag: "outdated-within", value: "0s"},
 	{flag: "outdated-within", value: "25h"},

@@ -13,11 +13,6 @@ import (
 )
 
 const (
-	// connectionsInterval is how often the leader compares the connections that all processes
-	// may open with those that the database accepts. It repeats its warning after
-	// connectionsWarnInterval.
-	connectionsInterval     = time.Minute
-	connectionsWarnInterval = time.Hour
 	// goneAfter is how old a Lease's renewal must be for its worker not to be counted. The
 	// clocks of the workers may differ.
 	goneAfter = 5 * time.Minute
@@ -51,31 +46,10 @@ func (c connections) problem() string {
 // watchConnections warns when the database accepts fewer connections than the processes may
 // open: otherwise this shows only under load, when a worker cannot open one.
 func (d *dependencies) watchConnections(ctx context.Context, gate *store.Gate, warn func(reason, action, message string)) error {
-	ticker := d.clock.NewTicker(connectionsInterval)
-	defer ticker.Stop()
-	last, warned := "", time.Time{}
-	for {
+	return d.watchProblem(ctx, "the connections to the database", "DatabaseConnections", "CheckStore", warn, func(ctx context.Context) (string, error) {
 		c, err := d.countConnections(ctx, gate)
-		now := d.clock.Now()
-		switch problem := c.problem(); {
-		case ctx.Err() != nil:
-			return nil
-		case err != nil:
-			d.log.V(1).Info("Failed to compare the connections to the database with its limit, trying again", "reason", err.Error())
-		case problem == "" && last != "":
-			d.log.Info("The database accepts all connections again that the processes may open", "needed", c.needed(), "accepted", c.accepted)
-			last = ""
-		case problem != "" && (problem != last || now.Sub(warned) >= connectionsWarnInterval):
-			d.log.Info("WARNING: the database accepts fewer connections than the processes may open", "workers", c.workers, "needed", c.needed(), "accepted", c.accepted)
-			warn("DatabaseConnections", "CheckStore", problem)
-			last, warned = problem, now
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-ticker.C():
-		}
-	}
+		return c.problem(), err
+	})
 }
 
 func (d *dependencies) countConnections(ctx context.Context, gate *store.Gate) (c connections, err error) {
@@ -90,16 +64,28 @@ func (d *dependencies) countConnections(ctx context.Context, gate *store.Gate) (
 	}); err != nil || c.accepted == 0 {
 		return connections{}, err
 	}
+	workers, err := d.workers(ctx)
+	if err != nil {
+		return connections{}, err
+	}
+	for _, member := range workers {
+		c.workers++
+		c.theirs += member.StoreConnections
+	}
+	return c, nil
+}
+
+// workers returns the workers of this release that have renewed their Leases.
+func (d *dependencies) workers(ctx context.Context) (workers []membership.Member, err error) {
 	leases := &coordinationv1.LeaseList{}
 	if err := d.direct.List(ctx, leases, client.InNamespace(d.config.Namespace), client.MatchingLabels(membership.WorkerLabels(d.config.Release))); err != nil {
-		return connections{}, fmt.Errorf("listing the workers' leases: %w", err)
+		return nil, fmt.Errorf("listing the workers' leases: %w", err)
 	}
 	for i := range leases.Items {
 		member, err := membership.FromLease(&leases.Items[i])
 		if err == nil && d.clock.Since(member.RenewTime) < goneAfter {
-			c.workers++
-			c.theirs += member.StoreConnections
+			workers = append(workers, member)
 		}
 	}
-	return c, nil
+	return workers, nil
 }

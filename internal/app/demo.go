@@ -26,10 +26,10 @@ func newDemoPhonesCommand() *cobra.Command {
 	options := demo.PhonesOptions{}
 	cmd := configured(&cobra.Command{
 		Use:   "demo-phones",
-		Short: "Scan the codes of every session in the cluster with simulated phones",
+		Short: "Scan the codes of every session in the cluster with simulated phones, and write to each as a contact",
 		Args:  noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			options.Log = zap.New(zap.JSONEncoder())
+			options.Log = zap.New(logFormat())
 			ctrl.SetLogger(options.Log)
 			var err error
 			if options.Config, err = config.rest(); err != nil {
@@ -92,7 +92,7 @@ func newDemoCommand() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.IntVar(&options.Sessions, "sessions", options.Sessions, "how many sessions are applied")
-	f.BoolVar(&options.Exit, "exit", options.Exit, "end once every session is Connected and Laravel has every last state; needs no terminal")
+	f.BoolVar(&options.Exit, "exit", options.Exit, "end once every session is Connected and Laravel has every last state, and a message of each session; needs no terminal")
 	f.StringVar(&options.WhatsApp, "whatsapp", options.WhatsApp, "simulated, or real: scan the codes with a real phone")
 	f.StringVar(&options.Redis, "redis", options.Redis, "host:port of a Redis to use instead of the embedded one")
 	f.DurationVar(&options.Timeout, "timeout", options.Timeout, "how long --exit waits")

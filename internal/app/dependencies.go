@@ -158,12 +158,20 @@ func checkStore(ctx context.Context, config *commonConfig, log logr.Logger) (*de
 	if err != nil {
 		return nil, err
 	}
-	if err := d.openStore(ctx); err != nil {
+	if err := d.openCheckedStore(ctx); err != nil {
 		return nil, errors.Join(err, d.close())
 	}
-	waiting, done := context.WithTimeout(ctx, config.StartTimeout)
+	return d, nil
+}
+
+// openCheckedStore opens the store as checkStore does.
+func (d *dependencies) openCheckedStore(ctx context.Context) error {
+	if err := d.openStore(ctx); err != nil {
+		return err
+	}
+	waiting, done := context.WithTimeout(ctx, d.config.StartTimeout)
 	defer done()
-	err = d.awaitStore(ctx)
+	err := d.awaitStore(ctx)
 	if err == nil {
 		err = d.store.WaitForSchema(waiting)
 	}
@@ -173,10 +181,7 @@ func checkStore(ctx context.Context, config *commonConfig, log logr.Logger) (*de
 	if errors.Is(err, store.ErrOwnedByNobody) {
 		err = fmt.Errorf("%w, and this is %q, whose manager claims the store at its first start: is --store right, and are --namespace and --release those of the manager?", err, d.installation)
 	}
-	if err != nil {
-		return nil, errors.Join(err, d.close())
-	}
-	return d, nil
+	return err
 }
 
 func (d *dependencies) close() error {

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/KimMachineGun/automemlimit/memlimit"
 	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -29,6 +30,7 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/publish"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/redis"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/store"
 )
 
 const (
@@ -37,6 +39,9 @@ const (
 	// noLaravelInterval is how often it is reported that nothing is delivered. Kubernetes keeps
 	// Events for an hour.
 	noLaravelInterval = time.Hour
+
+	// inboxInterval is how often the messages that wait are counted: one row of each session is read.
+	inboxInterval = 30 * time.Second
 
 	// How long the manager's loops may make no progress before the liveness probe fails. Each is
 	// several times as long as all requests of one step may take when a server does not answer:
@@ -64,7 +69,7 @@ func newManagerCommand() *cobra.Command {
 }
 
 func runManager(ctx context.Context, config *managerConfig, probes *probes, log logr.Logger) (err error) {
-	limitMemory(log)
+	limitMemory(memlimit.FromCgroup, log)
 	about := podOf(&config.commonConfig, "")
 	d, err := openDependencies(ctx, &config.commonConfig, redis.Manager, processInfo{probes: probes, pod: about}, log)
 	if err != nil {
@@ -126,12 +131,13 @@ func runManager(ctx context.Context, config *managerConfig, probes *probes, log 
 		}),
 	}
 	if config.delivers() {
-		flusher, closeClient, err := newFlusher(config, d, recorder, about, loops)
+		flushers, closeClient, err := newFlushers(config, d, gate, recorder, about, loops)
 		if err != nil {
 			return err
 		}
 		defer closeClient()
-		runnables = append(runnables, flusher)
+		runnables = append(runnables, flushers...)
+		runnables = append(runnables, manager.RunnableFunc(func(ctx context.Context) error { return d.watchDroppedMessages(ctx, warn) }))
 	} else {
 		runnables = append(runnables, manager.RunnableFunc(func(ctx context.Context) error { return d.reportNoLaravel(ctx, warn) }))
 	}
@@ -222,7 +228,8 @@ func controllerOptions() controllerconfig.Controller {
 // reportNoLaravel reports, when this manager begins to lead and again each hour, that nothing
 // is delivered.
 func (d *dependencies) reportNoLaravel(ctx context.Context, warn func(reason, action, message string)) error {
-	const message = "no --laravel-url is given: nothing is delivered to Laravel; the newest state of each session waits in Redis"
+	const message = "no --laravel-url is given: nothing is delivered to Laravel; the newest state of each session waits in Redis, " +
+		"and messages are LOST where workers drop them (--drop-messages, which the chart sets) and wait in the database where they do not"
 	ticker := d.clock.NewTicker(noLaravelInterval)
 	defer ticker.Stop()
 	for {
@@ -236,15 +243,27 @@ func (d *dependencies) reportNoLaravel(ctx context.Context, warn func(reason, ac
 	}
 }
 
-// newFlusher joins the queue and Laravel. An Event of the manager's pod reports
+// messageSource is the inbox as the flusher of messages knows it.
+type messageSource struct {
+	*store.Inbox
+	queue *batch.Queue
+}
+
+// WakeUps implements batch.Source. The wake-ups go through Redis, which may be away: then the
+// flusher reads the inbox a little later.
+func (s messageSource) WakeUps(ctx context.Context) <-chan struct{} {
+	return s.queue.MessageWakeUps(ctx)
+}
+
+// newFlushers joins the queue, the inbox and Laravel. An Event of the manager's pod reports
 // when delivery stops and when it resumes.
-func newFlusher(config *managerConfig, d *dependencies, recorder events.EventRecorder, about *corev1.Pod, loops *liveness.Loops) (*batch.Flusher, func(), error) {
+func newFlushers(config *managerConfig, d *dependencies, gate *store.Gate, recorder events.EventRecorder, about *corev1.Pod, loops *liveness.Loops) ([]manager.Runnable, func(), error) {
 	client, err := laravel.New(config.Laravel, d.clock, d.log.WithName("laravel"))
 	if err != nil {
 		return nil, nil, err
 	}
 	options := batch.FlusherOptions{
-		Parallel: config.Parallel, RequestTimeout: config.Laravel.Timeout, Loop: loops.Watch("flusher", flusherStuckTimeout),
+		RequestTimeout: config.Laravel.Timeout,
 		OnStopped: func(kind delivery.Kind, reason batch.StopReason, detail string) {
 			recorder.Eventf(about, nil, corev1.EventTypeWarning, string(reason), "Deliver", "delivery of %s updates has stopped, nothing is lost: %s", kind, detail)
 		},
@@ -252,11 +271,59 @@ func newFlusher(config *managerConfig, d *dependencies, recorder events.EventRec
 			recorder.Eventf(about, nil, corev1.EventTypeNormal, "LaravelRecovered", "Deliver", "delivery of %s updates has resumed", kind)
 		},
 	}
-	options.MaxItems = config.BatchSize
-	flusher, err := batch.NewFlusher(d.queue, client, d.clock, d.log.WithName("flusher"), options)
+	states, messages := options, options
+	states.MaxItems, states.Parallel, states.Loop = config.BatchSize, config.Parallel, loops.Watch("flusher", flusherStuckTimeout)
+	flusher, err := batch.NewFlusher(d.queue, client, d.clock, d.log.WithName("flusher"), states)
 	if err != nil {
 		client.Close()
 		return nil, nil, err
 	}
-	return flusher, client.Close, nil
+	inbox := store.NewInbox(d.store, store.InboxOptions{Gate: gate})
+	messages.Parallel, messages.Loop = config.MessageParallel, loops.Watch("message-flusher", flusherStuckTimeout)
+	messageFlusher, err := batch.NewMessageFlusher(messageSource{inbox, d.queue}, client, d.clock, d.log.WithName("message-flusher"), messages)
+	if err != nil {
+		client.Close()
+		return nil, nil, err
+	}
+	measure := manager.RunnableFunc(func(ctx context.Context) error { return d.measureInbox(ctx, inbox) })
+	return []manager.Runnable{flusher, messageFlusher, measure}, client.Close, nil
+}
+
+// measureInbox publishes how much waits in the inbox, at intervals. It runs on the leader.
+func (d *dependencies) measureInbox(ctx context.Context, inbox *store.Inbox) error {
+	defer metrics.ForgetInbox()
+	ticker := d.clock.NewTicker(inboxInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C():
+		}
+		gauges, err := d.inboxGauges(ctx, inbox)
+		if err != nil {
+			d.log.V(1).Info("Failed to measure the inbox, trying again", "after", inboxInterval.String(), "error", err.Error())
+			continue
+		}
+		metrics.SetInbox(gauges)
+	}
+}
+
+func (d *dependencies) inboxGauges(ctx context.Context, inbox *store.Inbox) (g metrics.InboxGauges, err error) {
+	usage, err := inbox.Usage(ctx)
+	if err != nil {
+		return g, err
+	}
+	oldest, err := inbox.Oldest(ctx)
+	if err != nil {
+		return g, err
+	}
+	g.Sessions = len(usage)
+	for _, s := range usage {
+		g.Messages, g.Bytes = g.Messages+s.Messages, g.Bytes+s.Bytes
+	}
+	if !oldest.IsZero() {
+		g.Oldest = max(0, d.clock.Since(oldest))
+	}
+	return g, nil
 }

@@ -17,8 +17,8 @@ const memoryRatio = 0.9
 // limitMemory makes the garbage collector respect the container's memory limit. Without it, a
 // burst of logins can double the heap beyond the limit, and the kernel ends the process. The
 // variable GOMEMLIMIT wins. Without a limit nothing changes.
-func limitMemory(log logr.Logger) {
-	_, err := memlimit.Set(memlimit.WithRatio(memoryRatio), memlimit.WithProvider(memlimit.FromCgroup))
+func limitMemory(container memlimit.Provider, log logr.Logger) {
+	_, err := memlimit.Set(memlimit.WithRatio(memoryRatio), memlimit.WithProvider(container))
 	limit := debug.SetMemoryLimit(-1) // only reads it
 	values := []any{"processors", runtime.GOMAXPROCS(0)}
 	if limit != math.MaxInt64 {

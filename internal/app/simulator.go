@@ -26,7 +26,7 @@ control API scans codes, sends and shows messages, counts logins and doubled
 connections, and injects faults; docs/simulate.md lists its paths.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			options.Logger = zap.New(zap.JSONEncoder())
+			options.Logger = zap.New(logFormat())
 			if seed != "" {
 				root := sha256.Sum256([]byte(seed))
 				options.RootKey = &root

@@ -391,25 +391,28 @@ spec: {versions: [{name: v1, served: true, subresources: {status: {}}, selectabl
 }
 
 // TestWithoutLaravel: sessions connect, nothing is delivered, and that is said; what waits is
-// delivered as soon as there is a Laravel application.
+// delivered as soon as there is a Laravel application. Workers that still drop messages then are
+// named.
 func TestWithoutLaravel(t *testing.T) {
 	s := newEnvironment(t, "")
 	address, err := testenv.FreeAddress()
 	s.Expect(err).NotTo(HaveOccurred())
 	without := s.start("manager", append(s.common(), "--leader-elect=false", "--metrics-secure=false", "--metrics-bind-address="+address)...)
-	s.worker("worker-1")
+	worker := s.worker("worker-1", "--drop-messages")
 	s.apply("a")
 	s.scan("a", "+34600111290")
 	s.phase("a", v1alpha1.PhaseConnected)
 	metrics := &probed{address: address}
 	s.Eventually(func() string { return metrics.get("/metrics") }).Should(ContainSubstring("whatsapp_operator_laravel_configured 0"))
-	s.Expect(s.podEvent(podOf(&commonConfig{}, "").Name, "LaravelNotConfigured")).To(ContainSubstring("--laravel-url"))
+	s.Expect(s.podEvent(podOf(&commonConfig{}, "").Name, "LaravelNotConfigured")).To(And(ContainSubstring("--laravel-url"), ContainSubstring("messages are LOST")))
 	s.Expect(without.output()).To(ContainSubstring("WARNING: no --laravel-url is given"))
 	s.Expect(s.laravel.Status("a")).To(BeZero())
+	s.Expect(worker.output()).To(ContainSubstring("WARNING: --drop-messages is set"))
 	without.stop()
 
 	s.manager()
 	s.expectPublished("a", delivery.Active, v1alpha1.PhaseConnected)
+	s.Expect(s.podEvent(podOf(&commonConfig{}, "").Name, "MessagesDropped")).To(ContainSubstring("worker-1"))
 }
 
 // insecureClient trusts the self-signed certificate of the metrics.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"regexp"
 	"strings"
 	"time"
 
@@ -27,10 +28,15 @@ const (
 	attemptTimeout = 20 * time.Second
 	// waitingLogInterval is how often the log repeats what the start waits for, and
 	// waitingEventInterval how often an Event does. A new cause is reported after
-	// waitingChangeInterval at the earliest, because some errors differ each time.
+	// waitingChangeInterval at the earliest.
 	waitingLogInterval    = time.Minute
 	waitingEventInterval  = 10 * time.Minute
 	waitingChangeInterval = 10 * time.Second
+	// maxWaitingCauses bounds the causes that one wait remembers.
+	maxWaitingCauses = 10
+	// schemaTimeout is how long a worker waits for the schema without an Event: in a new
+	// installation it starts together with the manager that makes the schema.
+	schemaTimeout = 45 * time.Second
 	// eventTimeout bounds the request that records an Event during the start.
 	eventTimeout = 2 * time.Second
 	// maxNote and maxInstance bound an Event's text and the name of the process that records it.
@@ -76,19 +82,21 @@ type step struct {
 	name string
 	// reason is the reason of the Event.
 	reason string
+	// usual is how long the wait may last in a healthy installation: no Event is recorded before.
+	usual time.Duration
 }
 
 var (
-	stepAPIServer  = step{"the API server", reasonWaitingForAPIServer}
-	stepCRD        = step{"the CustomResourceDefinition", reasonWaitingForCRD}
-	stepSessions   = step{"the sessions", reasonWaitingForAPIServer}
-	stepLeases     = step{"the workers' Leases", reasonWaitingForAPIServer}
-	stepRevision   = step{"this worker's revision", reasonWaitingForAPIServer}
-	stepRedis      = step{"Redis", reasonWaitingForRedis}
-	stepRedisOwner = step{"Redis of this installation", reasonWaitingForRedis}
-	stepStore      = step{"the store", reasonWaitingForDatabase}
-	stepStoreOwner = step{"a store of this installation", reasonWaitingForDatabase}
-	stepSchema     = step{"the schema of the store", reasonWaitingForManager}
+	stepAPIServer  = step{name: "the API server", reason: reasonWaitingForAPIServer}
+	stepCRD        = step{name: "the CustomResourceDefinition", reason: reasonWaitingForCRD}
+	stepSessions   = step{name: "the sessions", reason: reasonWaitingForAPIServer}
+	stepLeases     = step{name: "the workers' Leases", reason: reasonWaitingForAPIServer}
+	stepRevision   = step{name: "this worker's revision", reason: reasonWaitingForAPIServer}
+	stepRedis      = step{name: "Redis", reason: reasonWaitingForRedis}
+	stepRedisOwner = step{name: "Redis of this installation", reason: reasonWaitingForRedis}
+	stepStore      = step{name: "the store", reason: reasonWaitingForDatabase}
+	stepStoreOwner = step{name: "a store of this installation", reason: reasonWaitingForDatabase}
+	stepSchema     = step{name: "the schema of the store", reason: reasonWaitingForManager, usual: schemaTimeout}
 )
 
 // onlyMissingFiles reports whether a configuration is wrong only because files that it names
@@ -194,47 +202,85 @@ func (d *dependencies) attempt(ctx context.Context, try func(context.Context) (f
 func (d *dependencies) waitsForever() bool { return d.config.StartTimeout == 0 }
 
 // waitReport reports what the start waits for: in the log, and as Events where the API server
-// can be reached.
+// can be reached. Each cause is reported once, and then at intervals: an error whose text has
+// another port or time is the same cause.
 type waitReport struct {
 	step
 	log   logr.Logger
 	event func(ctx context.Context, kind, reason, note string) error
 
-	cause              string
-	logged, recordedAt time.Time
-	recorded           string // the cause in the last Event
+	begun            time.Time
+	logged, recorded reportedCauses
+}
+
+// reportedCauses is when each cause of a wait was last reported.
+type reportedCauses struct {
+	at   map[string]time.Time
+	last time.Time
+}
+
+// due reports whether cause must be reported now.
+func (r *reportedCauses) due(cause string, now time.Time, interval time.Duration) bool {
+	at, known := r.at[cause]
+	switch {
+	case known:
+		return now.Sub(at) >= interval
+	case len(r.at) >= maxWaitingCauses: // too many are different: they are all one
+		return now.Sub(r.last) >= interval
+	default:
+		return r.last.IsZero() || now.Sub(r.last) >= waitingChangeInterval
+	}
+}
+
+func (r *reportedCauses) report(cause string, now time.Time) {
+	if r.at == nil {
+		r.at = map[string]time.Time{}
+	}
+	if _, known := r.at[cause]; known || len(r.at) < maxWaitingCauses {
+		r.at[cause] = now
+	}
+	r.last = now
+}
+
+// variable matches the parts of an error's text that differ from one attempt to the next:
+// ports, addresses, times, durations and ids.
+var variable = regexp.MustCompile(`[0-9a-fA-F]*[0-9][0-9a-fA-F.:]*`)
+
+// causeOf returns the same text for errors that have the same cause.
+func causeOf(reason string, err error) string {
+	return reason + " " + variable.ReplaceAllString(err.Error(), "#")
 }
 
 func (w *waitReport) failed(ctx context.Context, err error, now time.Time) {
-	cause := err.Error()
-	due := func(last time.Time, changed bool, interval time.Duration) bool {
-		since := now.Sub(last)
-		return last.IsZero() || changed && since >= waitingChangeInterval || since >= interval
+	if w.begun.IsZero() {
+		w.begun = now
 	}
-	if due(w.logged, cause != w.cause, waitingLogInterval) {
+	reason := w.reason
+	var redisElsewhere *redis.OwnedElsewhereError
+	switch {
+	case errors.As(err, &redisElsewhere), errors.Is(err, store.ErrOwnedElsewhere):
+		reason = reasonOwnedElsewhere
+	case errors.Is(err, store.ErrSchemaTooNew):
+		reason = reasonStoreTooNew
+	}
+	cause := causeOf(reason, err)
+	if w.logged.due(cause, now, waitingLogInterval) {
 		w.log.Error(err, "Waiting during the start", "for", w.name)
-		w.cause, w.logged = cause, now
+		w.logged.report(cause, now)
 	}
-	if due(w.recordedAt, cause != w.recorded, waitingEventInterval) {
-		reason := w.reason
-		var redisElsewhere *redis.OwnedElsewhereError
-		switch {
-		case errors.As(err, &redisElsewhere), errors.Is(err, store.ErrOwnedElsewhere):
-			reason = reasonOwnedElsewhere
-		case errors.Is(err, store.ErrSchemaTooNew):
-			reason = reasonStoreTooNew
-		}
-		if w.event(ctx, corev1.EventTypeWarning, reason, "waiting for "+w.name+": "+cause) == nil {
-			w.recorded, w.recordedAt = cause, now
-		}
+	if reason == w.reason && now.Sub(w.begun) < w.usual || !w.recorded.due(cause, now, waitingEventInterval) {
+		return
+	}
+	if w.event(ctx, corev1.EventTypeWarning, reason, "waiting for "+w.name+": "+err.Error()) == nil {
+		w.recorded.report(cause, now)
 	}
 }
 
 func (w *waitReport) ended(ctx context.Context, waited time.Duration) {
-	if !w.logged.IsZero() {
+	if !w.logged.last.IsZero() {
 		w.log.Info("Waited during the start", "for", w.name, "waited", waited.Round(time.Second).String())
 	}
-	if !w.recordedAt.IsZero() {
+	if !w.recorded.last.IsZero() {
 		if err := w.event(ctx, corev1.EventTypeNormal, reasonWaitingEnded, "the start continues: it does not wait for "+w.name+" any more"); err != nil {
 			w.log.V(1).Info("Failed to record an Event", "reason", err.Error())
 		}

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/KimMachineGun/automemlimit/memlimit"
 	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/fields"
@@ -73,7 +74,7 @@ func runWorker(ctx context.Context, config *workerConfig, probes *probes, log lo
 	if _, set := os.LookupEnv("GOGC"); !set {
 		debug.SetGCPercent(config.GCPercent)
 	}
-	limitMemory(log)
+	limitMemory(memlimit.FromCgroup, log)
 	incarnation, err := membership.OpenIncarnation(config.StateDir)
 	if err != nil {
 		return err
@@ -120,6 +121,10 @@ func runWorker(ctx context.Context, config *workerConfig, probes *probes, log lo
 	if err := d.await(ctx, stepRevision, revision.First); err != nil {
 		return fmt.Errorf("asking for this worker's revision: %w", err)
 	}
+	inbox := newWorkerInbox(d.store, config.Backlog.bounds(), d.queue, d.clock, log.WithName("inbox"))
+	if config.DropMessages {
+		log.Info("WARNING: --drop-messages is set, so messages are acknowledged, counted and dropped: remove it when there is a Laravel application")
+	}
 	health := worker.NewHealth(d.clock, log.WithName("health"))
 	limiter := worker.NewPerEgress(config.Pace, d.clock)
 	agent := worker.NewAgent(worker.Options{
@@ -129,23 +134,25 @@ func runWorker(ctx context.Context, config *workerConfig, probes *probes, log lo
 				Client: d.direct, Namespace: config.Namespace, Clock: d.clock, Log: log.WithName("lease"), Revision: revision.Number, Failing: health.Failing,
 				Self: membership.Member{
 					Release: config.Release, Name: config.Name, Incarnation: incarnation.ID, PodUID: types.UID(config.PodUID), Pool: config.Pool,
-					Format: membership.Format, Capacity: config.Capacity, StoreConnections: storeConnections,
+					Format: membership.Format, Capacity: config.Capacity, StoreConnections: storeConnections, DropsMessages: config.DropMessages,
 				},
 			},
 			Keys: redis.NewHeartbeat(d.heartbeat, d.keys), SelfFence: fence,
 		},
-		Sessions:   kube.NewSessions(d.direct),
-		Accounts:   config.accounts(&accounts{store: d.store, connector: connector, allowed: fence.Check, log: log.WithName("whatsapp")}),
-		Proxies:    &kube.Proxies{Client: d.direct, ServiceAccount: config.Namespace + ":" + config.ServiceAccount},
-		Publisher:  publish.NewPublisher(d.queue, d.cache),
-		Health:     health,
-		Limiter:    limiter,
-		Version:    connector,
-		Quarantine: config.Quarantine,
-		Outdated:   config.Outdated,
-		Events:     &kube.Events{Recorder: mgr.GetEventRecorder("whatsapp-operator-worker")},
-		Clock:      d.clock,
-		Log:        log.WithName("session"),
+		Sessions:     kube.NewSessions(d.direct),
+		Accounts:     config.accounts(&accounts{store: d.store, connector: connector, inbox: inbox, allowed: fence.Check, log: log.WithName("whatsapp")}),
+		Proxies:      &kube.Proxies{Client: d.direct, ServiceAccount: config.Namespace + ":" + config.ServiceAccount},
+		Publisher:    publish.NewPublisher(d.queue, d.cache),
+		Inbox:        inbox,
+		DropMessages: config.DropMessages,
+		Health:       health,
+		Limiter:      limiter,
+		Version:      connector,
+		Quarantine:   config.Quarantine,
+		Outdated:     config.Outdated,
+		Events:       &kube.Events{Recorder: mgr.GetEventRecorder("whatsapp-operator-worker")},
+		Clock:        d.clock,
+		Log:          log.WithName("session"),
 	}, mgr.GetCache())
 	if err := agent.SetupWithManager(mgr, mgr.GetCache()); err != nil {
 		return err
@@ -161,6 +168,7 @@ func runWorker(ctx context.Context, config *workerConfig, probes *probes, log lo
 		}},
 		{func(ctx context.Context) error { return exitWhenLost(ctx, fence.Lost(), log) }},
 		{revision.Run},
+		{inbox.run},
 	} {
 		if err := mgr.Add(r); err != nil {
 			return fmt.Errorf("adding the agent: %w", err)
@@ -176,6 +184,9 @@ func runWorker(ctx context.Context, config *workerConfig, probes *probes, log lo
 		return fmt.Errorf("registering the metrics: %w", err)
 	}
 	if err := metrics.RegisterSessionStats(agent.SessionStats); err != nil {
+		return fmt.Errorf("registering the metrics: %w", err)
+	}
+	if err := metrics.RegisterInboxOver(inbox.over); err != nil {
 		return fmt.Errorf("registering the metrics: %w", err)
 	}
 	for _, m := range d.monitors(agent.PublishAgain, nil) {

@@ -180,7 +180,7 @@ func (d *damaged) next() *delivery.Batch {
 
 func (d *damaged) mayLoseClaim(err error) {
 	d.t.Helper()
-	if !errors.Is(err, ErrClaimLost) {
+	if !errors.Is(err, delivery.ErrClaimLost) {
 		d.g.ExpectWithOffset(1, err).NotTo(HaveOccurred())
 	}
 }
@@ -243,7 +243,7 @@ func (d *damaged) settle() {
 		}
 	}
 	d.g.ExpectWithOffset(1, d.has).To(Equal(d.newest), "Laravel has the newest state of every session")
-	d.g.ExpectWithOffset(1, d.pending(d.kind)).To(Equal(Pending{}))
+	d.g.ExpectWithOffset(1, d.pending(d.kind)).To(Equal(delivery.Backlog{}))
 	for _, part := range []string{"items", "urgent", "normal", "flight", "open", "claims", "content"} {
 		d.g.ExpectWithOffset(1, d.client.Exists(d.ctx, d.part(d.kind, part)).Val()).To(BeZero(), part+" is not empty")
 	}
@@ -280,7 +280,7 @@ func TestDamagedQueue(t *testing.T) {
 		{"redis", func(t *testing.T) string { return testenv.Redis(t, "--appendonly", "no") }},
 		{"embedded", func(t *testing.T) string { return miniredis.RunT(t).Addr() }},
 	} {
-		for _, kind := range delivery.Kinds {
+		for _, kind := range delivery.StateKinds {
 			t.Run(server.name+"/"+string(kind), func(t *testing.T) {
 				t.Parallel()
 				client := goredis.NewClient(&goredis.Options{Addr: server.addr(t)})
@@ -324,7 +324,7 @@ func TestRandomDamage(t *testing.T) {
 	t.Cleanup(func() { _ = client.Close() })
 	all := damages()
 	for round := range 300 {
-		kind := delivery.Kinds[random.IntN(2)]
+		kind := delivery.StateKinds[random.IntN(2)]
 		d := newDamaged(newEnvironment(t, client, Options{}), kind)
 		var log []string
 		for range 40 {
@@ -385,11 +385,11 @@ func TestLongestHold(t *testing.T) {
 	b.pending(kind)
 	b.g.Expect(b.client.Set(b.ctx, b.keys.Marker(), "x", 0).Err()).To(Succeed())
 	b.pass(repairInterval)
-	b.g.Expect(b.pending(kind).NextClaimable).To(Equal(start.Add(maxHold)))
+	b.g.Expect(b.pending(kind).NextClaimable).To(Equal(start.Add(delivery.MaxHold)))
 	b.g.Expect(b.client.Exists(b.ctx, b.keys.Marker()).Val()).To(Equal(int64(1)), "the longest hold is not damage")
 	for _, text := range []string{pendingLua, repairLua} {
-		b.g.Expect(text).To(ContainSubstring(fmt.Sprint(maxHold.Milliseconds())))
+		b.g.Expect(text).To(ContainSubstring(fmt.Sprint(delivery.MaxHold.Milliseconds())))
 	}
-	_, err := b.Claim(b.ctx, kind, 1, maxHold+1)
+	_, err := b.Claim(b.ctx, kind, 1, delivery.MaxHold+1)
 	b.g.Expect(err).To(HaveOccurred())
 }

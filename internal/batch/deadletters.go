@@ -20,57 +20,20 @@ const deadLetterPage = 500
 // ErrInvalidDeadLetterID says that a text is not the id of a dead letter.
 var ErrInvalidDeadLetterID = errors.New("the id of a dead letter is two numbers with a dash between them, as \"deadletter list\" prints it")
 
-// DeadLetter is an item that Laravel refused for good. Each kind has a Redis stream of dead
-// letters; they are kept for seven days, and their number is bounded.
-type DeadLetter struct {
-	// ID is the id of its entry in the stream.
-	ID   string
-	Kind delivery.Kind
-	// At is when it became a dead letter.
-	At        time.Time
-	SessionID string
-	delivery.Numbers
-	BatchID string
-	Reason  DeadLetterReason
-	// Answer is Laravel's answer.
-	Answer  string
-	Payload json.RawMessage
-}
-
-// ReplayResult is the result of Replay.
-type ReplayResult int
-
-const (
-	// NotFound: there is no such dead letter, or not any more.
-	NotFound ReplayResult = 0
-	// Replayed: its item waits again, and the dead letter is deleted.
-	Replayed ReplayResult = 1
-	// Superseded: the queue or Laravel has a newer item of the session. The dead letter is kept.
-	Superseded ReplayResult = -3
-	// Expired: the QR code has expired. The dead letter is kept.
-	Expired ReplayResult = -4
-	// Unreadable: the dead letter was written by an older version. It is kept.
-	Unreadable ReplayResult = -5
-)
-
 // DeadLetter finishes a batch of one item that Laravel refuses for good: it stores the item
 // as a dead letter with a reason and Laravel's answer. If there is no room it returns
 // ErrDeadLettersFull; then nothing was changed and the claim is still held. ErrClaimLost
 // and nil as with Ack.
-func (q *Queue) DeadLetter(ctx context.Context, b *delivery.Batch, reason DeadLetterReason, answer delivery.Answer) error {
+func (q *Queue) DeadLetter(ctx context.Context, b *delivery.Batch, reason delivery.DeadLetterReason, answer delivery.Answer) error {
 	if len(b.Items) != 1 {
 		return fmt.Errorf("a batch of %d items cannot be a dead letter: split it", len(b.Items))
 	}
-	text := answer.Detail
-	if answer.StatusCode != 0 && !strings.HasPrefix(text, strconv.Itoa(answer.StatusCode)) {
-		text = strconv.Itoa(answer.StatusCode) + " " + text
-	}
-	return q.ack(ctx, b, reason, []delivery.Rejection{{SessionID: b.Items[0].SessionID, Reason: text}})
+	return q.ack(ctx, b, reason, []delivery.Rejection{{SessionID: b.Items[0].SessionID, Reason: answer.Text()}})
 }
 
 // DeadLetters visits the dead letters of a kind, the oldest first, until visit returns false.
 // Those that are too old are deleted first.
-func (q *Queue) DeadLetters(ctx context.Context, kind delivery.Kind, visit func(DeadLetter) bool) error {
+func (q *Queue) DeadLetters(ctx context.Context, kind delivery.Kind, visit func(delivery.DeadLetter) bool) error {
 	if _, err := q.CountDeadLetters(ctx, kind); err != nil {
 		return err
 	}
@@ -111,20 +74,20 @@ func (q *Queue) CountDeadLetters(ctx context.Context, kind delivery.Kind) (int, 
 
 // Replay enqueues the item of a dead letter again, with the same numbers, unless there is a
 // newer item of the session: then Laravel would ignore it.
-func (q *Queue) Replay(ctx context.Context, kind delivery.Kind, id string) (ReplayResult, error) {
+func (q *Queue) Replay(ctx context.Context, kind delivery.Kind, id string) (delivery.ReplayResult, error) {
 	if !isDeadLetterID(id) {
-		return NotFound, fmt.Errorf("%q: %w", id, ErrInvalidDeadLetterID)
+		return delivery.NotFound, fmt.Errorf("%q: %w", id, ErrInvalidDeadLetterID)
 	}
 	answer, err := replayScript.Run(ctx, q.client, q.kindKeys(kind), q.args(kind, id)...).Int()
 	if err != nil {
-		return NotFound, fmt.Errorf("replaying a dead letter: %w", err)
+		return delivery.NotFound, fmt.Errorf("replaying a dead letter: %w", err)
 	}
-	if ReplayResult(answer) == Replayed {
+	if delivery.ReplayResult(answer) == delivery.Replayed {
 		if err := q.client.Publish(ctx, q.keys.Wake(), string(kind)).Err(); err != nil {
-			return Replayed, fmt.Errorf("waking the flusher: %w", err)
+			return delivery.Replayed, fmt.Errorf("waking the flusher: %w", err)
 		}
 	}
-	return ReplayResult(answer), nil
+	return delivery.ReplayResult(answer), nil
 }
 
 // Drop deletes dead letters, and returns how many there were.
@@ -144,14 +107,14 @@ func (q *Queue) Drop(ctx context.Context, kind delivery.Kind, ids ...string) (in
 	return int(n), nil
 }
 
-func parseDeadLetter(kind delivery.Kind, entry goredis.XMessage) DeadLetter {
+func parseDeadLetter(kind delivery.Kind, entry goredis.XMessage) delivery.DeadLetter {
 	text := func(key string) string {
 		value, _ := entry.Values[key].(string)
 		return value
 	}
-	l := DeadLetter{
+	l := delivery.DeadLetter{
 		ID: entry.ID, Kind: kind, SessionID: text("session_id"), BatchID: text("batch_id"),
-		Reason: DeadLetterReason(text("reason")), Answer: text("answer"), Payload: json.RawMessage(text("payload")),
+		Reason: delivery.DeadLetterReason(text("reason")), Answer: text("answer"), Payload: json.RawMessage(text("payload")),
 	}
 	l.Epoch, _ = strconv.ParseInt(text("epoch"), 10, 64)
 	l.Seq, _ = strconv.ParseInt(text("seq"), 10, 64)

@@ -1,6 +1,7 @@
 // Package batch sends the updates of sessions to Laravel in few requests. It contains
-// the coalescing queue, which is in Redis, and the flusher, which empties it
-// (docs/architecture.md, "QR and status").
+// the coalescing queue of states, which is in Redis, and the flusher, which empties it
+// (docs/architecture.md, "QR and status"). A second flusher empties the inbox of messages,
+// which is in the database (internal/store) and has the same claims.
 //
 // # The queue
 //
@@ -45,7 +46,7 @@
 //
 // A person may delete a key, Redis may evict it, another program may overwrite it.
 // No script fails because of that: each discards what it cannot read and continues.
-// Queue.Pending compares the sizes of the keys, and so finds a missing key, also if all
+// Queue.Backlog compares the sizes of the keys, and so finds a missing key, also if all
 // are missing (then state is missing). It repairs the queue: it restores due times and
 // marks from the other keys, and deletes the marker of redis.Watcher, so that every
 // process publishes its present state again.

@@ -38,6 +38,11 @@ const (
 	// The time at which waiting QR codes are sent is known and seconds away; only a full
 	// batch makes it earlier.
 	gapQR = 100 * time.Millisecond
+	// The same for waiting messages, at most 250 ms away; each observation is a query of the
+	// database.
+	gapMessages = 25 * time.Millisecond
+	// idleAfter is how long nothing must have waited before IdlePoll counts.
+	idleAfter = 10 * time.Second
 	// queuePause is the wait after an error of the queue.
 	queuePause = 500 * time.Millisecond
 	// finishTimeout bounds one attempt to record an answer in the queue, which
@@ -48,16 +53,16 @@ const (
 // finishBackoff is the wait between two attempts to record an answer in the queue.
 var finishBackoff = backoff.Backoff{First: 50 * time.Millisecond, Most: time.Second}
 
-// Source is the part of Queue that the flusher uses.
+// Source is the part of Queue, or of the inbox in the database, that the flusher uses.
 type Source interface {
 	WakeUps(ctx context.Context) <-chan struct{}
-	Pending(ctx context.Context, kind delivery.Kind) (Pending, error)
+	Backlog(ctx context.Context, kind delivery.Kind) (delivery.Backlog, error)
 	Claim(ctx context.Context, kind delivery.Kind, limit int, lease time.Duration) (*delivery.Batch, error)
 	Ack(ctx context.Context, b *delivery.Batch, rejected ...delivery.Rejection) error
-	DeadLetter(ctx context.Context, b *delivery.Batch, reason DeadLetterReason, answer delivery.Answer) error
-	DeadLetters(ctx context.Context, kind delivery.Kind, visit func(DeadLetter) bool) error
+	DeadLetter(ctx context.Context, b *delivery.Batch, reason delivery.DeadLetterReason, answer delivery.Answer) error
+	DeadLetters(ctx context.Context, kind delivery.Kind, visit func(delivery.DeadLetter) bool) error
 	CountDeadLetters(ctx context.Context, kind delivery.Kind) (int, error)
-	Replay(ctx context.Context, kind delivery.Kind, id string) (ReplayResult, error)
+	Replay(ctx context.Context, kind delivery.Kind, id string) (delivery.ReplayResult, error)
 	Release(ctx context.Context, b *delivery.Batch, notBefore time.Time) error
 	Split(ctx context.Context, b *delivery.Batch) error
 }
@@ -80,6 +85,9 @@ type FlusherOptions struct {
 	// Poll is how often the queue is observed without wake-ups. It bounds the delay after a
 	// lost wake-up. Default 250 ms.
 	Poll time.Duration
+	// IdlePoll replaces Poll when nothing has waited for 10 s: an idle installation must not
+	// query its database all the time. Default: Poll.
+	IdlePoll time.Duration
 	// Grace is how long running requests may take when the flusher is stopped. Then they are
 	// cancelled and their batches released. Default 10 s.
 	Grace time.Duration
@@ -105,6 +113,9 @@ func (o FlusherOptions) withDefaults() FlusherOptions {
 	if o.Poll == 0 {
 		o.Poll = 250 * time.Millisecond
 	}
+	if o.IdlePoll == 0 {
+		o.IdlePoll = o.Poll
+	}
 	if o.Grace == 0 {
 		o.Grace = 10 * time.Second
 	}
@@ -127,7 +138,7 @@ func (o FlusherOptions) Validate() error {
 	if o.RequestTimeout < 0 || o.RequestTimeout > maxRequestTimeout {
 		errs = append(errs, fmt.Errorf("a request may take up to %s, not %s", maxRequestTimeout, o.RequestTimeout))
 	}
-	if o.Poll < 0 || o.Grace < 0 {
+	if o.Poll < 0 || o.IdlePoll < 0 || o.Grace < 0 {
 		errs = append(errs, errors.New("a time of the flusher is negative"))
 	}
 	return errors.Join(errs...)
@@ -136,26 +147,52 @@ func (o FlusherOptions) Validate() error {
 // lease is how long a claim lasts: the request's time-out, the margin after it, and a second
 // for the claim command, because a claim counts from before the command was sent.
 func (o FlusherOptions) lease() time.Duration {
-	return max(MinLease, o.RequestTimeout+requestMargin+time.Second)
+	return max(delivery.MinLease, o.RequestTimeout+requestMargin+time.Second)
 }
 
-// Flusher sends the items of the queue to Laravel. It is a runnable of the manager, and only
+// Flusher sends the items of one source to Laravel. It is a runnable of the manager, and only
 // the leader runs it. Two at the same time, as when a leader is replaced, lose and reorder
 // nothing, because each claims its batches.
 type Flusher struct {
 	queue  Source
+	kinds  []delivery.Kind
 	sender Sender
 	clock  clock.Clock
 	log    logr.Logger
 	opts   FlusherOptions
 }
 
-// NewFlusher makes a flusher; it does no I/O.
+// NewFlusher makes the flusher of states, whose source is the coalescing queue; it does no I/O.
 func NewFlusher(queue Source, sender Sender, clk clock.Clock, log logr.Logger, opts FlusherOptions) (*Flusher, error) {
+	return newFlusher(queue, []delivery.Kind{delivery.KindStatus, delivery.KindQR}, sender, clk, log, opts)
+}
+
+// NewMessageFlusher makes the flusher of messages, whose source is the inbox. It has its own
+// goroutine, requests and batches, so that no status waits for the database or for a slow
+// request with messages. The defaults of its options are 8 requests at the same time, and
+// batches of 200 messages, 10 ms after the first if none was sent in the last 250 ms; without
+// messages it queries the database every 5 s. It does no I/O.
+func NewMessageFlusher(inbox Source, sender Sender, clk clock.Clock, log logr.Logger, opts FlusherOptions) (*Flusher, error) {
+	if opts.MaxItems == 0 {
+		opts.MaxItems = 200
+	}
+	if opts.NormalWindow == 0 {
+		opts.NormalWindow = 250 * time.Millisecond
+	}
+	if opts.Parallel == 0 {
+		opts.Parallel = 8
+	}
+	if opts.IdlePoll == 0 {
+		opts.IdlePoll = 5 * time.Second
+	}
+	return newFlusher(inbox, []delivery.Kind{delivery.KindMessage}, sender, clk, log, opts)
+}
+
+func newFlusher(source Source, kinds []delivery.Kind, sender Sender, clk clock.Clock, log logr.Logger, opts FlusherOptions) (*Flusher, error) {
 	if err := opts.Validate(); err != nil {
 		return nil, fmt.Errorf("configuration of the flusher: %w", err)
 	}
-	return &Flusher{queue: queue, sender: sender, clock: clk, log: log, opts: opts.withDefaults()}, nil
+	return &Flusher{queue: source, kinds: kinds, sender: sender, clock: clk, log: log, opts: opts.withDefaults()}, nil
 }
 
 // NeedLeaderElection implements controller-runtime's LeaderElectionRunnable.
@@ -171,7 +208,7 @@ func (f *Flusher) Start(ctx context.Context) error {
 	requests, abort := context.WithCancel(context.WithoutCancel(ctx))
 	defer abort()
 	r := &run{Flusher: f, requests: requests, ended: make(chan *kindFlusher, f.opts.Parallel)}
-	for _, kind := range []delivery.Kind{delivery.KindStatus, delivery.KindQR} {
+	for _, kind := range f.kinds {
 		r.kinds = append(r.kinds, &kindFlusher{kind: kind, stale: true})
 	}
 	defer func() {
@@ -240,9 +277,11 @@ type kindFlusher struct {
 	inFlight int
 	windows  windows
 	// pending is what waited at the time observed; stale: it may have changed.
-	pending  Pending
+	pending  delivery.Backlog
 	observed time.Time
 	stale    bool
+	// active is when something waited last.
+	active time.Time
 
 	// counted is when the dead letters were last counted. deadLettersRead: those of earlier
 	// leaders are in resends. deadLettersNotBefore: the next attempt after an error.
@@ -259,11 +298,21 @@ func (k *kindFlusher) gap() time.Duration {
 	switch {
 	case k.kind == delivery.KindQR:
 		return gapQR
+	case k.kind == delivery.KindMessage && k.pending.Due() > 0:
+		return gapMessages
 	case k.pending.Due() > 0:
 		return gapWaiting
 	default:
 		return gapQuiet
 	}
+}
+
+// poll is how often the queue is observed without wake-ups.
+func (r *run) poll(k *kindFlusher, now time.Time) time.Duration {
+	if now.Sub(k.active) >= idleAfter {
+		return r.opts.IdlePoll
+	}
+	return r.opts.Poll
 }
 
 // deliveryEnded records that a delivery has ended.
@@ -285,7 +334,7 @@ func (r *run) room(k *kindFlusher) bool {
 // happens before.
 func (r *run) flush(ctx context.Context) time.Time {
 	for {
-		again := r.clock.Now().Add(r.opts.Poll)
+		var again time.Time
 		sent := false
 		// The kind with the fewest requests first, so that neither kind is blocked by the other.
 		slices.SortStableFunc(r.kinds, func(a, b *kindFlusher) int { return a.inFlight - b.inFlight })
@@ -297,7 +346,7 @@ func (r *run) flush(ctx context.Context) time.Time {
 				return r.clock.Now().Add(queuePause)
 			}
 			sent = sent || went
-			again = earliest(again, at)
+			again = earliest(earliest(again, at), r.clock.Now().Add(r.poll(k, r.clock.Now())))
 		}
 		if !sent {
 			return again
@@ -321,7 +370,7 @@ func (r *run) next(ctx context.Context, k *kindFlusher) (sent bool, at time.Time
 	}
 	at = never
 	switch {
-	case now.Sub(k.observed) >= r.opts.Poll, k.stale && now.Sub(k.observed) >= k.gap():
+	case now.Sub(k.observed) >= r.poll(k, now), k.stale && now.Sub(k.observed) >= k.gap():
 		if err := r.observe(ctx, k, now); err != nil {
 			return false, never, err
 		}
@@ -343,8 +392,10 @@ func (r *run) next(ctx context.Context, k *kindFlusher) (sent bool, at time.Time
 	now = r.clock.Now()
 	k.stale = true
 	if batch == nil { // the items have expired, or another process has claimed them
-		k.observed, k.pending = now, Pending{}
-		return false, now.Add(k.gap()), nil
+		// They still wait: a pause as short as if nothing waited would query again and again.
+		pause := k.gap()
+		k.observed, k.pending = now, delivery.Backlog{}
+		return false, now.Add(pause), nil
 	}
 	k.observed = never // the remaining items may be a full batch
 	k.windows.sent(r.opts.Rules, now)
@@ -358,7 +409,7 @@ func (r *run) next(ctx context.Context, k *kindFlusher) (sent bool, at time.Time
 }
 
 func (r *run) observe(ctx context.Context, k *kindFlusher, now time.Time) error {
-	p, err := r.queue.Pending(ctx, k.kind)
+	p, err := r.queue.Backlog(ctx, k.kind)
 	if err != nil {
 		metrics.QueueError("pending")
 		return err
@@ -368,6 +419,9 @@ func (r *run) observe(ctx context.Context, k *kindFlusher, now time.Time) error 
 		r.log.Info("Reached the queue again")
 	}
 	k.pending, k.observed, k.stale = p, now, false
+	if p != (delivery.Backlog{}) {
+		k.active = now
+	}
 	var age time.Duration
 	if since := p.Since(); !since.IsZero() {
 		age = max(0, now.Sub(since))
@@ -420,9 +474,9 @@ func (r *run) deliver(k *kindFlusher, batch *delivery.Batch) {
 		rejected := rejectedItems(batch, answer.Rejected)
 		if err == nil {
 			metrics.DeliveryItems(batch.Kind, len(batch.Items)-len(rejected), len(rejected))
-			r.deadLettered(log, k, batch, rejected, Rejected, answer)
+			r.deadLettered(log, k, batch, rejected, delivery.RejectedByName, answer)
 		}
-		if err == nil || errors.Is(err, ErrDeadLettersFull) {
+		if err == nil || errors.Is(err, delivery.ErrDeadLettersFull) {
 			r.mu.Lock()
 			k.resends.delivered(batch, answer.Rejected, now)
 			if reaction.recovered {
@@ -443,14 +497,14 @@ func (r *run) deliver(k *kindFlusher, batch *delivery.Batch) {
 	case stepRelease:
 		err = r.finish(log, batch, func(ctx context.Context) error { return r.queue.Release(ctx, batch, reaction.notBefore) })
 	}
-	if errors.Is(err, ErrDeadLettersFull) {
+	if errors.Is(err, delivery.ErrDeadLettersFull) {
 		r.deadLettersFull(log, k, batch, reaction.step)
 	}
 }
 
 // deadLettered reports items that became dead letters. It logs neither their content nor
 // Laravel's answer, which may contain it: "deadletter show" prints both.
-func (r *run) deadLettered(log logr.Logger, k *kindFlusher, batch *delivery.Batch, items []delivery.Item, reason DeadLetterReason, answer delivery.Answer) {
+func (r *run) deadLettered(log logr.Logger, k *kindFlusher, batch *delivery.Batch, items []delivery.Item, reason delivery.DeadLetterReason, answer delivery.Answer) {
 	if len(items) == 0 {
 		return
 	}
@@ -458,7 +512,7 @@ func (r *run) deadLettered(log logr.Logger, k *kindFlusher, batch *delivery.Batc
 	now := r.clock.Now()
 	for _, item := range items {
 		log.Info("WARNING: Laravel refused an update for good, it became a dead letter",
-			"sessionID", item.SessionID, "reason", reason, "epoch", item.Epoch, "seq", item.Seq, "status", answer.StatusCode)
+			"sessionID", item.SessionID, "key", item.Key, "reason", reason, "epoch", item.Epoch, "seq", item.Seq, "status", answer.StatusCode)
 	}
 	r.mu.Lock()
 	if k.kind == delivery.KindStatus {
@@ -512,7 +566,7 @@ func (r *run) deadLettersFull(log logr.Logger, k *kindFlusher, batch *delivery.B
 	until := k.breaker.until
 	r.mu.Unlock()
 	const advice = "Laravel refuses an update, and there is no room for another dead letter: list, replay or drop some with \"whatsapp-operator deadletter\""
-	log.Error(ErrDeadLettersFull, "Stopped delivery", "advice", advice)
+	log.Error(delivery.ErrDeadLettersFull, "Stopped delivery", "advice", advice)
 	if stopped != "" {
 		metrics.SetDeliveryStopped(batch.Kind, string(stopped))
 		r.opts.OnStopped(batch.Kind, stopped, advice)
@@ -579,7 +633,7 @@ func (r *run) tryMaintainDeadLetters(ctx context.Context, k *kindFlusher) error 
 // newestDeadLetters finds the newest dead letter of each session for which wanted is true.
 func (r *run) newestDeadLetters(ctx context.Context, k *kindFlusher, wanted func(sessionID string) bool) (map[string]string, error) {
 	newest := map[string]string{}
-	err := r.queue.DeadLetters(ctx, k.kind, func(l DeadLetter) bool {
+	err := r.queue.DeadLetters(ctx, k.kind, func(l delivery.DeadLetter) bool {
 		if wanted(l.SessionID) {
 			newest[l.SessionID] = l.ID
 		}
@@ -593,7 +647,7 @@ func (r *run) newestDeadLetters(ctx context.Context, k *kindFlusher, wanted func
 func (r *run) resend(ctx context.Context, k *kindFlusher, sessionIDs []string) error {
 	newest, err := r.newestDeadLetters(ctx, k, func(id string) bool { return slices.Contains(sessionIDs, id) })
 	for i, sessionID := range sessionIDs {
-		result := NotFound
+		result := delivery.NotFound
 		if letter, found := newest[sessionID]; found && err == nil {
 			r.mu.Lock()
 			k.breaker.refusals.resend(sessionID)
@@ -608,7 +662,7 @@ func (r *run) resend(ctx context.Context, k *kindFlusher, sessionIDs []string) e
 			}
 			r.mu.Unlock()
 			return err
-		case result == Replayed:
+		case result == delivery.Replayed:
 			r.log.V(1).Info("Enqueued a refused state again", "sessionID", sessionID)
 		default:
 			k.resends.forget(sessionID)
@@ -628,9 +682,9 @@ func (r *run) finish(log logr.Logger, batch *delivery.Batch, record func(context
 		err := record(ctx)
 		cancel()
 		switch {
-		case err == nil, errors.Is(err, ErrDeadLettersFull):
+		case err == nil, errors.Is(err, delivery.ErrDeadLettersFull):
 			return err
-		case errors.Is(err, ErrClaimLost):
+		case errors.Is(err, delivery.ErrClaimLost):
 			log.Info("Lost the claim of a batch before its answer was recorded, another process repeats it")
 			return err
 		}
@@ -652,7 +706,7 @@ func (r *run) finish(log logr.Logger, batch *delivery.Batch, record func(context
 func rejectedItems(batch *delivery.Batch, list []delivery.Rejection) []delivery.Item {
 	var items []delivery.Item
 	for _, item := range batch.Items {
-		if names(list, item.SessionID) {
+		if names(list, item) {
 			items = append(items, item)
 		}
 	}

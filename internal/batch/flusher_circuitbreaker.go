@@ -97,7 +97,7 @@ const (
 type reaction struct {
 	step step
 	// reason is why a single item becomes a dead letter.
-	reason DeadLetterReason
+	reason delivery.DeadLetterReason
 	// notBefore is when a released batch may be claimed again.
 	notBefore time.Time
 	// stopped is why delivery stops, if that was not reported yet;
@@ -114,7 +114,7 @@ type reaction struct {
 func (b *circuitBreaker) react(batch *delivery.Batch, answer delivery.Answer, now time.Time, random func() float64) reaction {
 	switch answer.Result {
 	case delivery.Delivered:
-		if len(answer.Rejected) > 0 && len(answer.Rejected) >= len(batch.Items) {
+		if len(rejectedItems(batch, answer.Rejected)) == len(batch.Items) {
 			return b.refuse(batch, reaction{step: stepAck}, answer, now, random)
 		}
 		b.passed = true
@@ -134,7 +134,7 @@ func (b *circuitBreaker) react(batch *delivery.Batch, answer delivery.Answer, no
 			b.failures = 0
 			return reaction{step: stepSplit}
 		}
-		return b.refuse(batch, reaction{step: stepDeadLetter, reason: Refused}, answer, now, random)
+		return b.refuse(batch, reaction{step: stepDeadLetter, reason: delivery.RefusedAlone}, answer, now, random)
 	case delivery.TooLarge:
 		if len(batch.Items) > 1 {
 			b.failures = 0
@@ -145,7 +145,7 @@ func (b *circuitBreaker) react(batch *delivery.Batch, answer delivery.Answer, no
 			r.notBefore, r.detail = b.afterOthers(batch), "a single update is too large for the proxy in front of Laravel: raise the proxy's limit for a request's body: "+answer.Detail
 			return r
 		}
-		return b.refuse(batch, reaction{step: stepDeadLetter, reason: TooLarge}, answer, now, random)
+		return b.refuse(batch, reaction{step: stepDeadLetter, reason: delivery.TooLargeAlone}, answer, now, random)
 	case delivery.Misconfigured:
 		b.failures++
 		onlyThis := suspect(batch, answer) && b.othersDelivered(batch)
@@ -164,7 +164,7 @@ func (b *circuitBreaker) react(batch *delivery.Batch, answer delivery.Answer, no
 			return reaction{step: stepSplit}
 		}
 		if answer.StatusCode >= 500 && len(batch.Items) == 1 && b.refusals.poisonous(batch, now) {
-			return reaction{step: stepDeadLetter, reason: Poison}
+			return reaction{step: stepDeadLetter, reason: delivery.Poison}
 		}
 		if b.failures >= tripAfter {
 			r := b.trip(LaravelUnavailable, batch, answer, now, random)

@@ -68,9 +68,9 @@ func TestBreaker(t *testing.T) {
 			reaction{step: stepRelease, notBefore: at(1750 * ms), stopped: LaravelUnavailable, tripped: true},
 			circuitBreaker{passed: true, until: at(750 * ms), failures: 5, trips: 1, stopped: LaravelUnavailable}},
 		{"a bad item among others", circuitBreaker{failures: 3}, 2, 1, refused, reaction{step: stepSplit}, circuitBreaker{}},
-		{"a bad item alone", circuitBreaker{failures: 3}, 1, 1, refused, reaction{step: stepDeadLetter, reason: Refused}, circuitBreaker{}},
+		{"a bad item alone", circuitBreaker{failures: 3}, 1, 1, refused, reaction{step: stepDeadLetter, reason: delivery.RefusedAlone}, circuitBreaker{}},
 		{"too large", closed, 2, 1, tooLarge, reaction{step: stepSplit}, closed},
-		{"too large alone", closed, 1, 1, tooLarge, reaction{step: stepDeadLetter, reason: TooLarge}, closed},
+		{"too large alone", closed, 1, 1, tooLarge, reaction{step: stepDeadLetter, reason: delivery.TooLargeAlone}, closed},
 		{"too large alone for a proxy", closed, 1, 1, delivery.Answer{Result: delivery.TooLarge, StatusCode: 413, FromProxy: true, Detail: "413"},
 			reaction{step: stepRelease, notBefore: at(1750 * ms), stopped: LaravelMisconfigured, tripped: true,
 				detail: "a single update is too large for the proxy in front of Laravel: raise the proxy's limit for a request's body: 413"},
@@ -78,7 +78,7 @@ func TestBreaker(t *testing.T) {
 		{"a conflict is repeated", closed, 2, 1, delivery.Answer{Result: delivery.Refused, StatusCode: 409}, reaction{step: stepRelease, notBefore: at(375 * ms)}, closed},
 		{"a conflict is repeated after Retry-After", closed, 1, 9, delivery.Answer{Result: delivery.Refused, StatusCode: 409, RetryAfter: 5 * s}, reaction{step: stepRelease, notBefore: at(5 * s)}, closed},
 		{"all items are rejected by name", openTo(0), 1, 2, acceptedExcept, reaction{step: stepAck}, circuitBreaker{until: at(0), trips: 1, stopped: LaravelUnavailable}},
-		{"a refusal does not close it", openTo(0), 1, 2, refused, reaction{step: stepDeadLetter, reason: Refused}, circuitBreaker{until: at(0), trips: 1, stopped: LaravelUnavailable}},
+		{"a refusal does not close it", openTo(0), 1, 2, refused, reaction{step: stepDeadLetter, reason: delivery.RefusedAlone}, circuitBreaker{until: at(0), trips: 1, stopped: LaravelUnavailable}},
 		{"no room for dead letters, and another rejected item", circuitBreaker{until: at(0), stopped: DeadLettersFull}, 2, 1, acceptedExcept, reaction{step: stepAck}, circuitBreaker{passed: true, until: at(0), stopped: DeadLettersFull}},
 		{"no room for dead letters, and a delivery that was sent before", circuitBreaker{until: at(s), stopped: DeadLettersFull}, 2, 1, accepted, reaction{step: stepAck}, circuitBreaker{passed: true, until: at(s), stopped: DeadLettersFull}},
 		{"no room for dead letters, and a probe that is delivered", circuitBreaker{until: at(0), stopped: DeadLettersFull}, 2, 1, accepted, reaction{step: stepAck, recovered: true}, closed},
@@ -86,7 +86,8 @@ func TestBreaker(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			g := NewWithT(t)
 			b := row.before
-			got := b.react(&delivery.Batch{Items: make([]delivery.Item, row.items), Attempt: row.attempt}, row.answer, noon, half)
+			items := append([]delivery.Item{{SessionID: "a"}}, make([]delivery.Item, row.items-1)...)
+			got := b.react(&delivery.Batch{Items: items, Attempt: row.attempt}, row.answer, noon, half)
 			g.Expect(got).To(Equal(row.want))
 			b.refusals = refusals{} // has its own test
 			g.Expect(b).To(Equal(row.after))

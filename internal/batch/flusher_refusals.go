@@ -9,20 +9,6 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 )
 
-// DeadLetterReason says why an item is a dead letter.
-type DeadLetterReason string
-
-const (
-	// Refused: Laravel answered 400, 409 or 422 for the item alone.
-	Refused DeadLetterReason = "Refused"
-	// Rejected: Laravel accepted the batch and named the item as rejected.
-	Rejected DeadLetterReason = "Rejected"
-	// TooLarge: Laravel answered 413 for the item alone.
-	TooLarge DeadLetterReason = "TooLarge"
-	// Poison: Laravel answered 5xx for the item alone many times, while it accepted others.
-	Poison DeadLetterReason = "Poison"
-)
-
 const (
 	// If brakeItems items of brakeSessions sessions are refused without a delivery between
 	// them, the application is broken, not the items (docs/architecture.md, "Delivery to
@@ -80,7 +66,7 @@ func (r *refusals) delivered(batch *delivery.Batch, rejected []delivery.Rejectio
 	delete(r.failing, batch.ID)
 	for _, item := range batch.Items {
 		delete(r.conflicts, item.SessionID)
-		if !names(rejected, item.SessionID) {
+		if !names(rejected, item) {
 			delete(r.resent, item.SessionID)
 		}
 	}
@@ -163,7 +149,7 @@ func (r *refusals) poisonous(batch *delivery.Batch, now time.Time) bool {
 	return true
 }
 
-// names reports whether the list names a session.
-func names(list []delivery.Rejection, sessionID string) bool {
-	return slices.ContainsFunc(list, func(r delivery.Rejection) bool { return r.SessionID == sessionID })
+// names reports whether the list names an item.
+func names(list []delivery.Rejection, item delivery.Item) bool {
+	return slices.ContainsFunc(list, func(r delivery.Rejection) bool { return r.Names(item) })
 }

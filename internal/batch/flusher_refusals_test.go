@@ -171,7 +171,7 @@ func TestPoison(t *testing.T) {
 			}
 			g.Expect(last.step == stepDeadLetter).To(Equal(row.want))
 			if row.want {
-				g.Expect(last.reason).To(Equal(Poison))
+				g.Expect(last.reason).To(Equal(delivery.Poison))
 				g.Expect(failures).To(BeNumerically(">=", poisonAfter))
 				g.Expect(now.Sub(start)).To(BeNumerically(">=", poisonTimeout))
 			}

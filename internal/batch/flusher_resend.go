@@ -49,7 +49,7 @@ func (r *resends) refused(sessionID string, now time.Time) {
 // delivered records that Laravel accepted a batch except the rejected items.
 func (r *resends) delivered(batch *delivery.Batch, rejected []delivery.Rejection, now time.Time) {
 	for _, item := range batch.Items {
-		if !names(rejected, item.SessionID) {
+		if !names(rejected, item) {
 			delete(r.sessions, item.SessionID)
 		}
 	}

@@ -19,7 +19,7 @@ type Rules struct {
 	// default 10 ms: one network event changes the statuses of many sessions within it.
 	StatusDelay time.Duration
 	// HighWindow and NormalWindow are how long a status of that priority waits at most
-	// after another batch of statuses; defaults 500 ms and 1 s.
+	// after another batch of statuses; defaults 500 ms and 1 s. Messages wait as a normal status.
 	HighWindow, NormalWindow time.Duration
 	// Headroom is how much earlier a window ends, so that its statuses have arrived at
 	// Laravel when the time is over: a claim and a POST take a few milliseconds.
@@ -88,7 +88,7 @@ type decision struct {
 
 // decide says whether a batch of kind is sent now. It is pure: p is what waits,
 // w the windows of statuses.
-func (r Rules) decide(kind delivery.Kind, p Pending, w windows, now time.Time) decision {
+func (r Rules) decide(kind delivery.Kind, p delivery.Backlog, w windows, now time.Time) decision {
 	at := never
 	if kind == delivery.KindQR {
 		at = earliest(at, after(p.Since(), r.QRDelay))
@@ -96,7 +96,7 @@ func (r Rules) decide(kind delivery.Kind, p Pending, w windows, now time.Time) d
 		at = earliest(at, r.sendTime(p.UrgentSince, w.highEnd))
 		at = earliest(at, r.sendTime(p.NormalSince, w.normalEnd))
 	}
-	if p.Due() >= r.MaxItems || p.Due() > 0 && !at.After(now) {
+	if p.Due() >= r.MaxItems || p.Full || p.Due() > 0 && !at.After(now) {
 		return decision{Claim: true, Limit: r.MaxItems}
 	}
 	// A repeated batch is claimed at once. Limit stays 0: waiting items must wait longer.

@@ -24,30 +24,30 @@ func TestDecide(t *testing.T) {
 	for _, row := range []struct {
 		name    string
 		kind    delivery.Kind
-		pending Pending
+		pending delivery.Backlog
 		windows windows
 		want    decision
 	}{
-		{"nothing waits", delivery.KindStatus, Pending{}, quiet, decision{}},
-		{"the first after a quiet time waits 10 ms for others", delivery.KindStatus, Pending{Urgent: 1, UrgentSince: at(0)}, quiet, waits(10 * time.Millisecond)},
-		{"the first normal one waits too", delivery.KindStatus, Pending{Normal: 1, NormalSince: at(-4 * time.Millisecond)}, quiet, waits(6 * time.Millisecond)},
-		{"the first is sent after 10 ms", delivery.KindStatus, Pending{Urgent: 1, UrgentSince: at(-10 * time.Millisecond)}, quiet, claim},
-		{"the windows are over", delivery.KindStatus, Pending{Normal: 1, NormalSince: at(0)}, closed, waits(10 * time.Millisecond)},
-		{"a high one waits for the end of its window", delivery.KindStatus, Pending{Urgent: 3, UrgentSince: at(-190 * time.Millisecond)}, open, waits(300 * time.Millisecond)},
-		{"a normal one waits for the end of its window", delivery.KindStatus, Pending{Normal: 3, NormalSince: at(-190 * time.Millisecond)}, open, waits(800 * time.Millisecond)},
-		{"both wait: the earlier end counts", delivery.KindStatus, Pending{Urgent: 1, Normal: 3, UrgentSince: at(-time.Millisecond), NormalSince: at(-190 * time.Millisecond)}, open, waits(300 * time.Millisecond)},
-		{"the window of high ones ends, and normal ones are sent with them", delivery.KindStatus, Pending{Urgent: 1, Normal: 3, UrgentSince: at(-time.Millisecond), NormalSince: at(-190 * time.Millisecond)}, highOver, claim},
-		{"the window of high ones ends, but only normal ones wait", delivery.KindStatus, Pending{Normal: 3, NormalSince: at(-190 * time.Millisecond)}, highOver, waits(500 * time.Millisecond)},
-		{"50 are sent at once, also in a window", delivery.KindStatus, Pending{Urgent: 20, Normal: 30, UrgentSince: at(0), NormalSince: at(0)}, open, claim},
-		{"49 wait", delivery.KindStatus, Pending{Urgent: 19, Normal: 30, UrgentSince: at(0), NormalSince: at(0)}, open, waits(300 * time.Millisecond)},
-		{"a released batch is sent at once, without the items that wait for their window", delivery.KindStatus, Pending{Urgent: 1, UrgentSince: at(0), Claimable: 1, Unfinished: 1}, open, decision{Claim: true}},
-		{"a batch that may be claimed later", delivery.KindStatus, Pending{Unfinished: 1, NextClaimable: at(70 * time.Millisecond)}, open, waits(70 * time.Millisecond)},
+		{"nothing waits", delivery.KindStatus, delivery.Backlog{}, quiet, decision{}},
+		{"the first after a quiet time waits 10 ms for others", delivery.KindStatus, delivery.Backlog{Urgent: 1, UrgentSince: at(0)}, quiet, waits(10 * time.Millisecond)},
+		{"the first normal one waits too", delivery.KindStatus, delivery.Backlog{Normal: 1, NormalSince: at(-4 * time.Millisecond)}, quiet, waits(6 * time.Millisecond)},
+		{"the first is sent after 10 ms", delivery.KindStatus, delivery.Backlog{Urgent: 1, UrgentSince: at(-10 * time.Millisecond)}, quiet, claim},
+		{"the windows are over", delivery.KindStatus, delivery.Backlog{Normal: 1, NormalSince: at(0)}, closed, waits(10 * time.Millisecond)},
+		{"a high one waits for the end of its window", delivery.KindStatus, delivery.Backlog{Urgent: 3, UrgentSince: at(-190 * time.Millisecond)}, open, waits(300 * time.Millisecond)},
+		{"a normal one waits for the end of its window", delivery.KindStatus, delivery.Backlog{Normal: 3, NormalSince: at(-190 * time.Millisecond)}, open, waits(800 * time.Millisecond)},
+		{"both wait: the earlier end counts", delivery.KindStatus, delivery.Backlog{Urgent: 1, Normal: 3, UrgentSince: at(-time.Millisecond), NormalSince: at(-190 * time.Millisecond)}, open, waits(300 * time.Millisecond)},
+		{"the window of high ones ends, and normal ones are sent with them", delivery.KindStatus, delivery.Backlog{Urgent: 1, Normal: 3, UrgentSince: at(-time.Millisecond), NormalSince: at(-190 * time.Millisecond)}, highOver, claim},
+		{"the window of high ones ends, but only normal ones wait", delivery.KindStatus, delivery.Backlog{Normal: 3, NormalSince: at(-190 * time.Millisecond)}, highOver, waits(500 * time.Millisecond)},
+		{"50 are sent at once, also in a window", delivery.KindStatus, delivery.Backlog{Urgent: 20, Normal: 30, UrgentSince: at(0), NormalSince: at(0)}, open, claim},
+		{"49 wait", delivery.KindStatus, delivery.Backlog{Urgent: 19, Normal: 30, UrgentSince: at(0), NormalSince: at(0)}, open, waits(300 * time.Millisecond)},
+		{"a released batch is sent at once, without the items that wait for their window", delivery.KindStatus, delivery.Backlog{Urgent: 1, UrgentSince: at(0), Claimable: 1, Unfinished: 1}, open, decision{Claim: true}},
+		{"a batch that may be claimed later", delivery.KindStatus, delivery.Backlog{Unfinished: 1, NextClaimable: at(70 * time.Millisecond)}, open, waits(70 * time.Millisecond)},
 
-		{"the first QR code waits 5 s", delivery.KindQR, Pending{Normal: 1, NormalSince: at(0)}, quiet, waits(5 * time.Second)},
-		{"the windows of statuses do not count for QR codes", delivery.KindQR, Pending{Normal: 49, NormalSince: at(-4 * time.Second)}, open, waits(time.Second)},
-		{"5 s are over", delivery.KindQR, Pending{Normal: 1, NormalSince: at(-5 * time.Second)}, quiet, claim},
-		{"50 QR codes are sent at once", delivery.KindQR, Pending{Normal: 50, NormalSince: at(0)}, quiet, claim},
-		{"a QR code that is due later", delivery.KindQR, Pending{Waiting: 1, NextDue: at(20 * time.Second)}, quiet, waits(20 * time.Second)},
+		{"the first QR code waits 5 s", delivery.KindQR, delivery.Backlog{Normal: 1, NormalSince: at(0)}, quiet, waits(5 * time.Second)},
+		{"the windows of statuses do not count for QR codes", delivery.KindQR, delivery.Backlog{Normal: 49, NormalSince: at(-4 * time.Second)}, open, waits(time.Second)},
+		{"5 s are over", delivery.KindQR, delivery.Backlog{Normal: 1, NormalSince: at(-5 * time.Second)}, quiet, claim},
+		{"50 QR codes are sent at once", delivery.KindQR, delivery.Backlog{Normal: 50, NormalSince: at(0)}, quiet, claim},
+		{"a QR code that is due later", delivery.KindQR, delivery.Backlog{Waiting: 1, NextDue: at(20 * time.Second)}, quiet, waits(20 * time.Second)},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			NewWithT(t).Expect(r.decide(row.kind, row.pending, row.windows, noon)).To(Equal(row.want))
@@ -99,6 +99,6 @@ func TestClaimIsDerivedFromTheRequest(t *testing.T) {
 		g := NewWithT(t)
 		o := FlusherOptions{RequestTimeout: timeout}.withDefaults()
 		g.Expect(o.lease()-requestMargin).To(BeNumerically(">", o.RequestTimeout), timeout.String())
-		g.Expect(o.lease()).To(BeNumerically(">=", MinLease), timeout.String())
+		g.Expect(o.lease()).To(BeNumerically(">=", delivery.MinLease), timeout.String())
 	}
 }

@@ -35,6 +35,9 @@ var (
 // waitTimeout bounds every wait; a loaded machine needs seconds.
 const waitTimeout = 60 * time.Second
 
+// Many tests share two cores and the race detector, so that Gomega's one second is too short.
+func init() { SetDefaultEventuallyTimeout(waitTimeout) }
+
 // environment is a queue on a real Redis, the client, and a receiver that stands in for Laravel.
 type environment struct {
 	t       *testing.T
@@ -159,7 +162,7 @@ func (env *environment) settledWithin(timeout time.Duration, sessions, rounds in
 				g.Expect(env.laravel.Status(name).Numbers).To(Equal(delivery.Numbers{Epoch: 1, Seq: int64(rounds)}), name)
 			}
 		}
-		p, err := env.queue.Pending(env.t.Context(), delivery.KindStatus)
+		p, err := env.queue.Backlog(env.t.Context(), delivery.KindStatus)
 		g.Expect(err).NotTo(HaveOccurred())
 		g.Expect(p.Waiting + p.InFlight + p.Unfinished).To(BeZero())
 	}, timeout, 20*time.Millisecond).Should(Succeed())
@@ -351,7 +354,7 @@ func TestLeaderChange(t *testing.T) {
 			}
 			<-stopping
 			env.g.Expect(env.laravel.Count()).To(Equal(1))
-			p, err := env.queue.Pending(t.Context(), delivery.KindStatus)
+			p, err := env.queue.Backlog(t.Context(), delivery.KindStatus)
 			env.g.Expect(err).NotTo(HaveOccurred())
 			env.g.Expect(p.Unfinished).To(Equal(row.requests - 1))
 
@@ -494,7 +497,7 @@ func TestNoRoomForDeadLetters(t *testing.T) {
 	dead, err := env.redis.XLen(t.Context(), env.keys.DeadLetters(delivery.KindStatus)).Result()
 	env.g.Expect(err).NotTo(HaveOccurred())
 	env.g.Expect(dead).To(BeEquivalentTo(5))
-	p, err := env.queue.Pending(t.Context(), delivery.KindStatus)
+	p, err := env.queue.Backlog(t.Context(), delivery.KindStatus)
 	env.g.Expect(err).NotTo(HaveOccurred())
 	env.g.Expect(p.InFlight+p.Waiting).To(Equal(3), "the others are kept")
 }

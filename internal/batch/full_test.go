@@ -14,7 +14,7 @@ import (
 // TestFullRedis: a Redis that may not use more memory refuses new updates, and
 // everything that empties the queue still works.
 func TestFullRedis(t *testing.T) {
-	for _, kind := range delivery.Kinds {
+	for _, kind := range delivery.StateKinds {
 		t.Run(string(kind), func(t *testing.T) {
 			b := newEnvironment(t, realClient(t), Options{})
 			g, valid := b.g, start.Add(time.Hour)
@@ -38,12 +38,12 @@ func TestFullRedis(t *testing.T) {
 			g.Expect(b.Ack(b.ctx, b.claim(kind, 0))).To(Succeed())
 			half := b.claim(kind, 0)
 			g.Expect(b.Ack(b.ctx, half, delivery.Rejection{SessionID: half.Items[0].SessionID, Reason: "no"})).To(Succeed())
-			g.Expect(b.DeadLetter(b.ctx, b.claim(kind, 1), Refused, delivery.Answer{StatusCode: 422})).To(Succeed())
+			g.Expect(b.DeadLetter(b.ctx, b.claim(kind, 1), delivery.RefusedAlone, delivery.Answer{StatusCode: 422})).To(Succeed())
 			g.Expect(b.Withdraw(b.ctx, kind, "s19", item(19, 1).Numbers)).To(Succeed())
 			for batch := b.claim(kind, 5); batch != nil; batch = b.claim(kind, 5) {
 				g.Expect(b.Ack(b.ctx, batch)).To(Succeed())
 			}
-			g.Expect(b.pending(kind)).To(Equal(Pending{}))
+			g.Expect(b.pending(kind)).To(Equal(delivery.Backlog{}))
 
 			g.Expect(b.client.ConfigSet(b.ctx, "maxmemory", "0").Err()).To(Succeed())
 			g.Expect(b.enqueue(kind, item(99, 1))).To(Equal([]EnqueueCode{Queued}), "updates are accepted again when there is room")

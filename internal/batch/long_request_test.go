@@ -31,7 +31,7 @@ func TestALongRequestKeepsItsClaim(t *testing.T) {
 				newQueue := func() *batch.Queue { return batch.NewQueue(env.redis, env.keys, clk, batch.Options{Now: clk.Now}) }
 				own, other := newQueue(), newQueue()
 				claim := func() *delivery.Batch {
-					b, err := other.Claim(t.Context(), delivery.KindStatus, 50, batch.MinLease)
+					b, err := other.Claim(t.Context(), delivery.KindStatus, 50, delivery.MinLease)
 					if err != nil {
 						t.Error(err)
 					}
@@ -68,7 +68,7 @@ func TestALongRequestKeepsItsClaim(t *testing.T) {
 						clk.Step(10 * time.Millisecond) // a status waits for others for some milliseconds
 					}
 					g.Expect(requests.Load()).To(BeEquivalentTo(1))
-					p, err := own.Pending(t.Context(), delivery.KindStatus)
+					p, err := own.Backlog(t.Context(), delivery.KindStatus)
 					g.Expect(err).NotTo(HaveOccurred())
 					g.Expect(p.Waiting + p.InFlight + p.Unfinished).To(BeZero())
 				}, waitTimeout, 5*time.Millisecond).Should(Succeed())

@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"time"
 
-	"github.com/google/uuid"
 	goredis "github.com/redis/go-redis/v9"
 	"k8s.io/utils/clock"
 
@@ -29,32 +27,14 @@ const (
 	defaultDeadLetters = 10_000
 	// defaultDeadLetterAge is how long a dead letter is kept (docs/architecture.md, "QR and status").
 	defaultDeadLetterAge = 7 * 24 * time.Hour
-	// maxAnswer bounds how much of Laravel's answer a dead letter keeps.
-	maxAnswer = 512
-	// maxHold bounds how long a batch may be claimed or postponed. Laravel may ask for at
-	// most 5 minutes; a later time was written before a clock was set back. The scripts
-	// pending and repair contain the same number.
-	maxHold = 15 * time.Minute
 	// repairInterval is the shortest time between two repairs of a queue: after each, every
 	// present state is published again, and a Redis that often loses keys must not make this
 	// a permanent load.
 	repairInterval = 10 * time.Second
-	// MinLease is the shortest claim. A request must end 5 s before its claim, so a shorter
-	// claim would leave no time for it.
-	MinLease = 10 * time.Second
 )
 
-var (
-	// ErrClaimLost says that the claim of a batch has ended and another process has
-	// claimed it since. Nothing was changed; the other process will finish it.
-	ErrClaimLost = errors.New("another process has claimed the batch")
-	// ErrDeadLettersFull says that there is no room for another dead letter:
-	// the item stays in the queue, and delivery of its kind must stop until a
-	// person removes some (docs/architecture.md, "QR and status").
-	ErrDeadLettersFull = errors.New("there is no room for another dead letter of this kind")
-	// ErrInvalidItem says that an item cannot be enqueued; it is a fault of the program.
-	ErrInvalidItem = errors.New("invalid item")
-)
+// ErrInvalidItem says that an item cannot be enqueued; it is a fault of the program.
+var ErrInvalidItem = errors.New("invalid item")
 
 // EnqueueCode is the result of enqueuing an item.
 type EnqueueCode int
@@ -124,10 +104,10 @@ type Queue struct {
 	clock  clock.PassiveClock
 	opts   Options
 
+	// tokens are those of claims.
+	tokens delivery.Tokens
+
 	mu sync.Mutex
-	// unanswered are the tokens of claims whose answer was lost. The next claim uses the
-	// same token and gets the batch that the lost one claimed.
-	unanswered map[delivery.Kind][]string
 	// repaired is when this process last repaired a queue.
 	repaired map[delivery.Kind]time.Time
 }
@@ -162,7 +142,7 @@ func NewQueue(client goredis.UniversalClient, keys redis.Keys, clk clock.Passive
 	if opts.DeadLetterAge == 0 {
 		opts.DeadLetterAge = defaultDeadLetterAge
 	}
-	return &Queue{client: client, keys: keys, clock: clk, opts: opts, unanswered: map[delivery.Kind][]string{}, repaired: map[delivery.Kind]time.Time{}}
+	return &Queue{client: client, keys: keys, clock: clk, opts: opts, repaired: map[delivery.Kind]time.Time{}}
 }
 
 // Enqueue adds items in one round trip and wakes the flusher. For each session
@@ -261,6 +241,24 @@ func (q *Queue) Withdraw(ctx context.Context, kind delivery.Kind, sessionID stri
 // stopped. A wake-up can be lost, because Redis publishes only to connected clients, so
 // the caller also needs a timer.
 func (q *Queue) WakeUps(ctx context.Context) <-chan struct{} {
+	return q.wakeUps(ctx, func(kind delivery.Kind) bool { return kind != delivery.KindMessage })
+}
+
+// MessageWakeUps is WakeUps for the messages in the inbox: it gets a value after WakeForMessages.
+func (q *Queue) MessageWakeUps(ctx context.Context) <-chan struct{} {
+	return q.wakeUps(ctx, func(kind delivery.Kind) bool { return kind == delivery.KindMessage })
+}
+
+// WakeForMessages wakes the flusher of messages, for a process that has pushed one. Without
+// Redis the message is delivered a little later.
+func (q *Queue) WakeForMessages(ctx context.Context) error {
+	if err := q.client.Publish(ctx, q.keys.Wake(), string(delivery.KindMessage)).Err(); err != nil {
+		return fmt.Errorf("waking the flusher of messages: %w", err)
+	}
+	return nil
+}
+
+func (q *Queue) wakeUps(ctx context.Context, wanted func(delivery.Kind) bool) <-chan struct{} {
 	wake := make(chan struct{}, 1)
 	subscription := q.client.Subscribe(ctx, q.keys.Wake())
 	go func() {
@@ -271,9 +269,12 @@ func (q *Queue) WakeUps(ctx context.Context) <-chan struct{} {
 			select {
 			case <-ctx.Done():
 				return
-			case _, open := <-messages:
+			case message, open := <-messages:
 				if !open {
 					return
+				}
+				if !wanted(delivery.Kind(message.Payload)) {
+					continue
 				}
 				select {
 				case wake <- struct{}{}:
@@ -285,47 +286,15 @@ func (q *Queue) WakeUps(ctx context.Context) <-chan struct{} {
 	return wake
 }
 
-// Pending is what waits of one kind. Times are in the caller's clock; zero means
-// that there is nothing.
-type Pending struct {
-	// Urgent and Normal count the sessions whose item could be claimed now.
-	Urgent, Normal int
-	// UrgentSince and NormalSince are when the oldest of each became due.
-	UrgentSince, NormalSince time.Time
-	// NextDue is when the next item that is not due yet becomes due.
-	NextDue time.Time
-	// Waiting counts all sessions with an item that is not in flight, due or not.
-	Waiting int
-	// InFlight counts the sessions with an item in a stored batch.
-	InFlight int
-	// Unfinished counts the stored batches, claimed or not.
-	Unfinished int
-	// Claimable counts the unfinished ones that may be claimed now: released, or their claim has ended.
-	Claimable int
-	// NextClaimable is when the next of the others may be claimed.
-	NextClaimable time.Time
-}
-
-// Due is how many items could be claimed now.
-func (p Pending) Due() int { return p.Urgent + p.Normal }
-
-// Since is when the oldest item that could be claimed now became due.
-func (p Pending) Since() time.Time {
-	if p.UrgentSince.IsZero() || !p.NormalSince.IsZero() && p.NormalSince.Before(p.UrgentSince) {
-		return p.NormalSince
-	}
-	return p.UrgentSince
-}
-
-// Pending says what waits of kind, in one round trip. If keys of the queue are missing or
+// Backlog says what waits of kind, in one round trip. If keys of the queue are missing or
 // cannot be read, it repairs the queue first.
-func (q *Queue) Pending(ctx context.Context, kind delivery.Kind) (Pending, error) {
+func (q *Queue) Backlog(ctx context.Context, kind delivery.Kind) (delivery.Backlog, error) {
 	pending, damaged, err := q.inspect(ctx, kind)
 	if err != nil || !damaged || !q.mayRepair(kind) {
 		return pending, err
 	}
 	if err := q.repair(ctx, kind); err != nil {
-		return Pending{}, err
+		return delivery.Backlog{}, err
 	}
 	pending, _, err = q.inspect(ctx, kind)
 	return pending, err
@@ -363,13 +332,13 @@ func (q *Queue) repair(ctx context.Context, kind delivery.Kind) error {
 }
 
 // inspect reads what waits, and whether the queue is damaged.
-func (q *Queue) inspect(ctx context.Context, kind delivery.Kind) (_ Pending, damaged bool, _ error) {
+func (q *Queue) inspect(ctx context.Context, kind delivery.Kind) (_ delivery.Backlog, damaged bool, _ error) {
 	answer, err := pendingScript.Run(ctx, q.client, q.kindKeys(kind), q.args(kind)...).Int64Slice()
 	if err != nil {
-		return Pending{}, false, fmt.Errorf("asking the queue what waits: %w", err)
+		return delivery.Backlog{}, false, fmt.Errorf("asking the queue what waits: %w", err)
 	}
 	if len(answer) != 12 {
-		return Pending{}, false, fmt.Errorf("the answer to what waits in the queue has %d parts", len(answer))
+		return delivery.Backlog{}, false, fmt.Errorf("the answer to what waits in the queue has %d parts", len(answer))
 	}
 	received := q.clock.Now()
 	local := func(ms int64) time.Time {
@@ -378,7 +347,7 @@ func (q *Queue) inspect(ctx context.Context, kind delivery.Kind) (_ Pending, dam
 		}
 		return received.Add(time.Duration(ms-answer[0]) * time.Millisecond)
 	}
-	return Pending{
+	return delivery.Backlog{
 		Urgent: int(answer[1]), Normal: int(answer[2]),
 		UrgentSince: local(answer[3]), NormalSince: local(answer[4]),
 		NextDue: local(answer[5]),
@@ -398,21 +367,21 @@ func (q *Queue) inspect(ctx context.Context, kind delivery.Kind) (_ Pending, dam
 // counts from before the command was sent. Ack, Release, Split and DeadLetter check the
 // claim by ID and Attempt together.
 func (q *Queue) Claim(ctx context.Context, kind delivery.Kind, limit int, lease time.Duration) (*delivery.Batch, error) {
-	if lease < MinLease || lease > maxHold {
-		return nil, fmt.Errorf("a claim of %s is not between %s and %s", lease, MinLease, maxHold)
+	if lease < delivery.MinLease || lease > delivery.MaxHold {
+		return nil, fmt.Errorf("a claim of %s is not between %s and %s", lease, delivery.MinLease, delivery.MaxHold)
 	}
 	// The client repeats a command that got no answer. It must not do so after another
 	// process could have finished the batch of the first one: the repetition would use its
 	// id again. So all repetitions must end well before the lease.
 	ctx, cancel := context.WithTimeout(ctx, lease/2)
 	defer cancel()
-	token := q.claimToken(kind)
+	token, _ := q.tokens.Next(kind)
 	for {
 		sent := q.clock.Now()
 		answer, err := claimScript.Run(ctx, q.client, q.kindKeys(kind),
-			q.args(kind, token, newBatchID(), limit, lease.Milliseconds())...).Slice()
+			q.args(kind, token, delivery.NewBatchID(), limit, lease.Milliseconds())...).Slice()
 		if err != nil {
-			q.keepToken(kind, token)
+			q.tokens.Keep(kind, token)
 			return nil, fmt.Errorf("claiming a batch: %w", err)
 		}
 		claimed, err := parseClaim(answer)
@@ -423,7 +392,7 @@ func (q *Queue) Claim(ctx context.Context, kind delivery.Kind, limit int, lease 
 			if err := q.finish(ctx, discardScript, unreadable, q.args(kind, claimed.id, claimed.attempt), "discarding a batch that cannot be read"); err != nil {
 				return nil, err
 			}
-			token = q.claimToken(kind)
+			token, _ = q.tokens.Next(kind)
 			continue
 		}
 		if err != nil {
@@ -453,13 +422,13 @@ func (q *Queue) Claim(ctx context.Context, kind delivery.Kind, limit int, lease 
 // stored as a separate batch with a new id, which can be claimed when this claim would
 // have ended.
 func (q *Queue) Ack(ctx context.Context, b *delivery.Batch, rejected ...delivery.Rejection) error {
-	return q.ack(ctx, b, Rejected, rejected)
+	return q.ack(ctx, b, delivery.RejectedByName, rejected)
 }
 
-func (q *Queue) ack(ctx context.Context, b *delivery.Batch, reason DeadLetterReason, rejected []delivery.Rejection) error {
-	args := q.args(b.Kind, b.ID, b.Attempt, newBatchID(), q.opts.DeadLetters, q.opts.DeadLetterAge.Milliseconds())
+func (q *Queue) ack(ctx context.Context, b *delivery.Batch, reason delivery.DeadLetterReason, rejected []delivery.Rejection) error {
+	args := q.args(b.Kind, b.ID, b.Attempt, delivery.NewBatchID(), q.opts.DeadLetters, q.opts.DeadLetterAge.Milliseconds())
 	for _, r := range rejected {
-		args = append(args, r.SessionID, string(reason), bounded(r.Reason))
+		args = append(args, r.SessionID, string(reason), delivery.BoundedAnswer(r.Reason))
 	}
 	return q.finish(ctx, ackScript, b, args, "acknowledging a batch")
 }
@@ -468,7 +437,7 @@ func (q *Queue) ack(ctx context.Context, b *delivery.Batch, reason DeadLetterRea
 // once; at most 15 minutes from now), with the same id and items; its sessions stay in
 // flight. ErrClaimLost and nil as with Ack.
 func (q *Queue) Release(ctx context.Context, b *delivery.Batch, notBefore time.Time) error {
-	delay := min(max(0, notBefore.Sub(q.clock.Now())), maxHold)
+	delay := min(max(0, notBefore.Sub(q.clock.Now())), delivery.MaxHold)
 	return q.finish(ctx, releaseScript, b, q.args(b.Kind, b.ID, b.Attempt, delay.Milliseconds()), "releasing a batch")
 }
 
@@ -476,7 +445,7 @@ func (q *Queue) Release(ctx context.Context, b *delivery.Batch, notBefore time.T
 // order. Both can be claimed at once, the first half first. A batch of one item gets a new
 // id. ErrClaimLost and nil as with Ack.
 func (q *Queue) Split(ctx context.Context, b *delivery.Batch) error {
-	first, second := newBatchID(), newBatchID()
+	first, second := delivery.NewBatchID(), delivery.NewBatchID()
 	return q.finish(ctx, splitScript, b, q.args(b.Kind, b.ID, b.Attempt, first, second), "splitting a batch")
 }
 
@@ -487,9 +456,9 @@ func (q *Queue) finish(ctx context.Context, script *goredis.Script, b *delivery.
 	case err != nil:
 		return fmt.Errorf("%s: %w", what, err)
 	case answer == claimLost:
-		return fmt.Errorf("%s: %w", what, ErrClaimLost)
+		return fmt.Errorf("%s: %w", what, delivery.ErrClaimLost)
 	case answer == deadLettersFull:
-		return fmt.Errorf("%s: %w", what, ErrDeadLettersFull)
+		return fmt.Errorf("%s: %w", what, delivery.ErrDeadLettersFull)
 	}
 	return nil
 }
@@ -511,37 +480,4 @@ func (q *Queue) args(kind delivery.Kind, own ...any) []any {
 		now = millis(q.opts.Now())
 	}
 	return append([]any{now, string(kind), q.opts.QRInterval.Milliseconds(), q.opts.NumbersTTL.Milliseconds()}, own...)
-}
-
-func (q *Queue) claimToken(kind delivery.Kind) string {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if tokens := q.unanswered[kind]; len(tokens) > 0 {
-		q.unanswered[kind] = tokens[1:]
-		return tokens[0]
-	}
-	return uuid.NewString()
-}
-
-func (q *Queue) keepToken(kind delivery.Kind, token string) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.unanswered[kind] = append(q.unanswered[kind], token)
-}
-
-// newBatchID makes a unique id; the ids of one process sort by the time at which they were
-// made.
-func newBatchID() string {
-	id, err := uuid.NewV7()
-	if err != nil { // the system has no source of randomness
-		panic(fmt.Errorf("making a batch id: %w", err))
-	}
-	return "msg_" + id.String()
-}
-
-func bounded(s string) string {
-	if len(s) > maxAnswer {
-		s = s[:maxAnswer]
-	}
-	return strings.ToValidUTF8(s, "")
 }

@@ -144,9 +144,9 @@ func (b *environment) claim(kind delivery.Kind, limit int) *delivery.Batch {
 	return batch
 }
 
-func (b *environment) pending(kind delivery.Kind) Pending {
+func (b *environment) pending(kind delivery.Kind) delivery.Backlog {
 	b.t.Helper()
-	p, err := b.Pending(b.ctx, kind)
+	p, err := b.Backlog(b.ctx, kind)
 	b.g.ExpectWithOffset(1, err).NotTo(HaveOccurred())
 	return p
 }
@@ -181,7 +181,7 @@ func seqs(b *delivery.Batch) []string {
 func statusQueue(b *environment) {
 	g, kind := b.g, delivery.KindStatus
 
-	g.Expect(b.pending(kind)).To(Equal(Pending{}))
+	g.Expect(b.pending(kind)).To(Equal(delivery.Backlog{}))
 	g.Expect(b.claim(kind, 50)).To(BeNil())
 
 	// The newest item of a session is kept, and the time at which the first became due.
@@ -196,7 +196,7 @@ func statusQueue(b *environment) {
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(results).To(Equal([]EnqueueResult{{Code: Stale, Newest: status("a", 3, "").Numbers}}), "the waiting item is newer")
 	p := b.pending(kind)
-	g.Expect(p).To(Equal(Pending{
+	g.Expect(p).To(Equal(delivery.Backlog{
 		Urgent: 2, Normal: 1, Waiting: 3, // an item that replaces an urgent one is urgent
 		UrgentSince: start, NormalSince: start.Add(time.Second),
 	}))
@@ -220,7 +220,7 @@ func statusQueue(b *environment) {
 	g.Expect(b.enqueue(kind, status("a", 4, delivery.Normal))).To(Equal([]EnqueueCode{Queued}))
 	g.Expect(b.enqueue(kind, status("a", 5, delivery.Normal))).To(Equal([]EnqueueCode{Replaced}))
 	g.Expect(b.claim(kind, 50)).To(BeNil())
-	g.Expect(b.pending(kind)).To(Equal(Pending{InFlight: 3, Unfinished: 2, NextClaimable: start.Add(time.Second + lease)}))
+	g.Expect(b.pending(kind)).To(Equal(delivery.Backlog{InFlight: 3, Unfinished: 2, NextClaimable: start.Add(time.Second + lease)}))
 	g.Expect(b.Ack(b.ctx, first)).To(Succeed())
 	g.Expect(b.Ack(b.ctx, first)).To(Succeed(), "the answer was lost and the acknowledgement repeated")
 	g.Expect(seqs(b.claim(kind, 50))).To(Equal([]string{"a/5"}))
@@ -250,9 +250,9 @@ func repeatedBatch(b *environment) {
 	g.Expect(again.Attempt).To(Equal(2))
 
 	// The first leader continues too late: its calls have no effect.
-	g.Expect(b.Ack(b.ctx, lost)).To(MatchError(ErrClaimLost))
-	g.Expect(b.Release(b.ctx, lost, time.Time{})).To(MatchError(ErrClaimLost))
-	g.Expect(b.Split(b.ctx, lost)).To(MatchError(ErrClaimLost))
+	g.Expect(b.Ack(b.ctx, lost)).To(MatchError(delivery.ErrClaimLost))
+	g.Expect(b.Release(b.ctx, lost, time.Time{})).To(MatchError(delivery.ErrClaimLost))
+	g.Expect(b.Split(b.ctx, lost)).To(MatchError(delivery.ErrClaimLost))
 	g.Expect(b.pending(kind).InFlight).To(Equal(3))
 
 	// After a release it can be claimed again at the given time.
@@ -334,7 +334,7 @@ func qrQueue(b *environment) {
 	g.Expect(b.enqueue(kind, code("a", 2, at(70*time.Second)))).To(Equal([]EnqueueCode{Queued}))
 	g.Expect(b.enqueue(kind, code("a", 3, at(75*time.Second)))).To(Equal([]EnqueueCode{Replaced}))
 	g.Expect(b.claim(kind, 50)).To(BeNil())
-	g.Expect(b.pending(kind)).To(Equal(Pending{NextDue: at(30 * time.Second), Waiting: 1}))
+	g.Expect(b.pending(kind)).To(Equal(delivery.Backlog{NextDue: at(30 * time.Second), Waiting: 1}))
 	b.pass(10 * time.Second)
 	third := b.claim(kind, 50)
 	g.Expect(seqs(third)).To(Equal([]string{"a/3"}))
@@ -403,7 +403,7 @@ func qrBatchWithoutExpiredCodes(b *environment) {
 	g.Expect(b.Release(b.ctx, cut, time.Time{})).To(Succeed())
 	b.pass(40 * time.Second)
 	g.Expect(b.claim(kind, 50)).To(BeNil())
-	g.Expect(b.pending(kind)).To(Equal(Pending{}))
+	g.Expect(b.pending(kind)).To(Equal(delivery.Backlog{}))
 }
 
 func manyExpiredCodes(b *environment) {
@@ -507,7 +507,7 @@ func deadLetters(b *environment) {
 	// A single bad item.
 	b.enqueue(kind, status("d", 1, delivery.Normal))
 	single := b.claim(kind, 50)
-	g.Expect(b.DeadLetter(b.ctx, single, Refused, delivery.Answer{StatusCode: 422, Detail: "bad"})).To(Succeed())
+	g.Expect(b.DeadLetter(b.ctx, single, delivery.RefusedAlone, delivery.Answer{StatusCode: 422, Detail: "bad"})).To(Succeed())
 	dead, err = b.client.XRange(b.ctx, "test:batch:{queue}:dead:status", "-", "+").Result()
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(dead[1].Values).To(HaveKeyWithValue("answer", "422 bad"))
@@ -515,13 +515,13 @@ func deadLetters(b *environment) {
 	// There is no room: nothing is dropped.
 	b.enqueue(kind, status("e", 1, delivery.Normal))
 	full := b.claim(kind, 50)
-	g.Expect(b.DeadLetter(b.ctx, full, Refused, delivery.Answer{Detail: "bad"})).To(MatchError(ErrDeadLettersFull))
+	g.Expect(b.DeadLetter(b.ctx, full, delivery.RefusedAlone, delivery.Answer{Detail: "bad"})).To(MatchError(delivery.ErrDeadLettersFull))
 	g.Expect(b.Release(b.ctx, full, time.Time{})).To(Succeed(), "the claim is still held")
 	g.Expect(seqs(b.claim(kind, 50))).To(Equal([]string{"e/1"}))
 
 	b.enqueue(kind, status("f", 1, delivery.Normal), status("g", 1, delivery.Normal))
 	two := b.claim(kind, 50)
-	g.Expect(b.Ack(b.ctx, two, delivery.Rejection{SessionID: "g"})).To(MatchError(ErrDeadLettersFull))
+	g.Expect(b.Ack(b.ctx, two, delivery.Rejection{SessionID: "g"})).To(MatchError(delivery.ErrDeadLettersFull))
 	g.Expect(b.enqueue(kind, status("f", 1, delivery.Normal))).To(Equal([]EnqueueCode{Repeated}), "the others are delivered")
 	g.Expect(b.Ack(b.ctx, two)).To(Succeed(), "not stored any more")
 	b.pass(lease)
@@ -531,17 +531,17 @@ func deadLetters(b *environment) {
 		rest = append(rest, seqs(batch)...)
 	}
 	g.Expect(rest).To(ConsistOf("b/2", "e/1", "g/1"))
-	g.Expect(b.DeadLetter(b.ctx, two, Refused, delivery.Answer{})).NotTo(Succeed(), "more than one item")
+	g.Expect(b.DeadLetter(b.ctx, two, delivery.RefusedAlone, delivery.Answer{})).NotTo(Succeed(), "more than one item")
 }
 
 func replay(b *environment) {
 	g, kind := b.g, delivery.KindStatus
-	deadLetters := func(kind delivery.Kind) map[string]DeadLetter {
-		found := map[string]DeadLetter{}
-		g.Expect(b.DeadLetters(b.ctx, kind, func(l DeadLetter) bool { found[l.SessionID] = l; return true })).To(Succeed())
+	deadLetters := func(kind delivery.Kind) map[string]delivery.DeadLetter {
+		found := map[string]delivery.DeadLetter{}
+		g.Expect(b.DeadLetters(b.ctx, kind, func(l delivery.DeadLetter) bool { found[l.SessionID] = l; return true })).To(Succeed())
 		return found
 	}
-	expectReplay := func(l DeadLetter, want ReplayResult) {
+	expectReplay := func(l delivery.DeadLetter, want delivery.ReplayResult) {
 		b.t.Helper()
 		g.Expect(b.Replay(b.ctx, l.Kind, l.ID)).To(Equal(want))
 	}
@@ -549,15 +549,15 @@ func replay(b *environment) {
 	batch := b.claim(kind, 50)
 	g.Expect(b.Ack(b.ctx, batch, delivery.Rejection{SessionID: "a", Reason: "no"}, delivery.Rejection{SessionID: "b"})).To(Succeed())
 	a := deadLetters(kind)["a"]
-	g.Expect(a.Reason).To(Equal(Rejected))
+	g.Expect(a.Reason).To(Equal(delivery.RejectedByName))
 	g.Expect(a.Answer).To(Equal("no"))
 	g.Expect(a.BatchID).To(Equal(batch.ID))
 	g.Expect(a.Numbers).To(Equal(status("a", 1, delivery.High).Numbers))
 	g.Expect(a.Payload).To(MatchJSON(status("a", 1, delivery.High).Payload))
 	g.Expect(a.At).NotTo(BeZero())
 
-	expectReplay(a, Replayed)
-	expectReplay(a, NotFound)
+	expectReplay(a, delivery.Replayed)
+	expectReplay(a, delivery.NotFound)
 	g.Expect(b.pending(kind).Urgent).To(Equal(1), "it keeps its priority")
 	g.Expect(deadLetters(kind)).To(HaveLen(1))
 	repeated := b.claim(kind, 50)
@@ -569,29 +569,29 @@ func replay(b *environment) {
 	// A newer item waits, is in flight, was delivered: Laravel would ignore the dead letter.
 	old := deadLetters(kind)["b"]
 	b.enqueue(kind, status("b", 2, delivery.Normal))
-	expectReplay(old, Superseded)
+	expectReplay(old, delivery.Superseded)
 	newer := b.claim(kind, 50)
-	expectReplay(old, Superseded)
+	expectReplay(old, delivery.Superseded)
 	g.Expect(b.Ack(b.ctx, newer)).To(Succeed())
-	expectReplay(old, Superseded)
+	expectReplay(old, delivery.Superseded)
 	g.Expect(b.Drop(b.ctx, kind, old.ID, a.ID)).To(Equal(1))
 	g.Expect(b.CountDeadLetters(b.ctx, kind)).To(BeZero())
 
 	// The newer item was refused too: only the newest dead letter is replayed.
 	b.enqueue(kind, status("c", 1, delivery.Normal))
-	g.Expect(b.DeadLetter(b.ctx, b.claim(kind, 1), Refused, delivery.Answer{StatusCode: 422})).To(Succeed())
+	g.Expect(b.DeadLetter(b.ctx, b.claim(kind, 1), delivery.RefusedAlone, delivery.Answer{StatusCode: 422})).To(Succeed())
 	first := deadLetters(kind)["c"]
 	b.enqueue(kind, status("c", 2, delivery.Normal))
-	g.Expect(b.DeadLetter(b.ctx, b.claim(kind, 1), Refused, delivery.Answer{StatusCode: 422})).To(Succeed())
-	expectReplay(first, Superseded)
-	expectReplay(deadLetters(kind)["c"], Replayed)
-	expectReplay(first, Superseded)
+	g.Expect(b.DeadLetter(b.ctx, b.claim(kind, 1), delivery.RefusedAlone, delivery.Answer{StatusCode: 422})).To(Succeed())
+	expectReplay(first, delivery.Superseded)
+	expectReplay(deadLetters(kind)["c"], delivery.Replayed)
+	expectReplay(first, delivery.Superseded)
 
 	// An expired QR code is not replayed.
 	b.enqueue(delivery.KindQR, code("q", 1, b.clock.Now().Add(time.Minute)))
-	g.Expect(b.DeadLetter(b.ctx, b.claim(delivery.KindQR, 1), Refused, delivery.Answer{StatusCode: 422})).To(Succeed())
+	g.Expect(b.DeadLetter(b.ctx, b.claim(delivery.KindQR, 1), delivery.RefusedAlone, delivery.Answer{StatusCode: 422})).To(Succeed())
 	b.pass(2 * time.Minute)
-	expectReplay(deadLetters(delivery.KindQR)["q"], Expired)
+	expectReplay(deadLetters(delivery.KindQR)["q"], delivery.Expired)
 
 	for _, id := range []string{"", "-", "+", "1", "1-2-3", "a-1"} {
 		_, err := b.Replay(b.ctx, kind, id)
@@ -599,7 +599,7 @@ func replay(b *environment) {
 		_, err = b.Drop(b.ctx, kind, id)
 		g.Expect(err).To(MatchError(ErrInvalidDeadLetterID), id)
 	}
-	expectReplay(DeadLetter{Kind: kind, ID: "1-2"}, NotFound)
+	expectReplay(delivery.DeadLetter{Kind: kind, ID: "1-2"}, delivery.NotFound)
 }
 
 func TestDeadLettersAge(t *testing.T) {
@@ -611,7 +611,7 @@ func TestDeadLettersAge(t *testing.T) {
 	server.SetTime(start)
 	for i, session := range []string{"a", "b"} {
 		b.enqueue(kind, status(session, 1, delivery.Normal))
-		b.g.Expect(b.DeadLetter(b.ctx, b.claim(kind, 1), Refused, delivery.Answer{})).To(Succeed(), "%d", i)
+		b.g.Expect(b.DeadLetter(b.ctx, b.claim(kind, 1), delivery.RefusedAlone, delivery.Answer{})).To(Succeed(), "%d", i)
 		server.SetTime(start.Add(8 * 24 * time.Hour))
 	}
 	b.g.Expect(client.XLen(b.ctx, "test:batch:{queue}:dead:status").Val()).To(Equal(int64(1)))
@@ -669,7 +669,7 @@ func TestClockOfRedis(t *testing.T) {
 	q := NewQueue(client, redis.Keys{}, clk, Options{})
 	_, err := q.Enqueue(ctx, delivery.KindStatus, status("a", 1, delivery.High))
 	g.Expect(err).NotTo(HaveOccurred())
-	p, err := q.Pending(ctx, delivery.KindStatus)
+	p, err := q.Backlog(ctx, delivery.KindStatus)
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(p.Urgent).To(Equal(1))
 	g.Expect(p.UrgentSince).To(And(BeTemporally("<=", clk.Now()), BeTemporally(">", clk.Now().Add(-time.Minute))))
@@ -731,7 +731,7 @@ func TestRedisRestarts(t *testing.T) {
 	server.Stop()
 	_, err := b.Enqueue(b.ctx, kind, status("a", 2, delivery.Normal))
 	g.Expect(err).To(HaveOccurred())
-	_, err = b.Pending(b.ctx, kind)
+	_, err = b.Backlog(b.ctx, kind)
 	g.Expect(err).To(HaveOccurred())
 }
 
@@ -779,5 +779,3 @@ type clockOf func() time.Time
 
 func (c clockOf) Now() time.Time                  { return c() }
 func (c clockOf) Since(t time.Time) time.Duration { return c().Sub(t) }
-
-func isLost(err error) bool { return errors.Is(err, errLost) }

@@ -4,17 +4,17 @@
 // It starts a Kubernetes API server with etcd, Redis (embedded), the WhatsApp
 // simulator, and a stand-in for Laravel, and then, as child processes of the same
 // binary, one manager and two workers on a SQLite file. It applies sessions,
-// draws their QR codes, scans them as a simulated phone, and shows the sessions
-// and how many requests to Laravel were saved. When it ends, it leaves no process
-// and no file.
+// draws their QR codes, scans them as a simulated phone, writes to each session as a
+// contact, and shows the sessions, the messages that reach Laravel, and how many
+// requests to Laravel were saved. When it ends, it leaves no process and no file.
 //
 // # The parts
 //
 //   - demo.go: options, and the run from start to end.
 //   - cluster.go: the API server and the sessions in it.
-//   - laravel.go: the stand-in for Laravel that the tests use as well, with a line of
+//   - laravel.go: the stand-in for Laravel that the tests use as well, with lines of
 //     text for each request.
-//   - phones.go: which phone scans which code, and when.
+//   - phones.go: which phone scans which code, and when; the contact.
 //   - table.go: the text for the person, as pure functions; screen.go writes it to a
 //     terminal or a log.
 package demo
@@ -69,7 +69,8 @@ type Options struct {
 	// Sessions to apply, 1 to 5000.
 	Sessions int
 	// Exit ends the demo once every session is Connected and Laravel has every
-	// last state; without it the demo runs until it is interrupted.
+	// last state and, with simulated phones, a message of each session; without
+	// it the demo runs until it is interrupted.
 	Exit bool
 	// WhatsApp is Simulated (default) or Real: the real servers, where a person
 	// scans the codes with a real phone.
@@ -283,7 +284,7 @@ func (d *demo) startRedis() (address string, err error) {
 
 // startLaravel starts the stand-in and returns the flags that connect a manager to it.
 func (d *demo) startLaravel() ([]string, error) {
-	receiver, err := newLaravel(func(line string) { d.screen.println(line) })
+	receiver, err := newLaravel(d.screen.println)
 	if err != nil {
 		return nil, err
 	}
@@ -359,6 +360,7 @@ func (d *demo) watch(ctx context.Context) error {
 		d.screen.show(v)
 		if d.phones != nil {
 			d.phones.scan(ctx, v.sessions)
+			d.phones.write(ctx, v.sessions)
 		}
 		missing := missing(v)
 		if d.Exit && len(missing) == 0 {
@@ -397,7 +399,12 @@ func (d *demo) givePasskey(ctx context.Context, s *v1alpha1.WhatsAppSession, ans
 
 func (d *demo) view() view {
 	sessions, events := d.cluster.sessions()
-	return view{sessions: sessions, events: events, laravel: laravelState{d.laravel.Statuses(), d.laravel.Count()}, total: d.Sessions}
+	laravel := laravelState{Status: d.laravel.Statuses(), Requests: d.laravel.Count(), Messages: d.laravel.CountMessages(), HasMessage: map[string]bool{}}
+	for i := range sessions {
+		name := sessions[i].SessionID()
+		laravel.HasMessage[name] = len(d.laravel.Messages(name)) > 0
+	}
+	return view{sessions: sessions, events: events, laravel: laravel, total: d.Sessions, messages: d.phones != nil}
 }
 
 // drawCodes draws each session's first code; with the real servers every code, because a person scans them.

@@ -38,8 +38,8 @@ type PhonesOptions struct {
 	Log       logr.Logger
 }
 
-// RunPhones scans the codes of every session in the cluster with simulated phones, until ctx
-// ends.
+// RunPhones scans the codes of every session in the cluster with simulated phones, and writes
+// to each session as a contact when it is connected, until ctx ends.
 func RunPhones(ctx context.Context, o PhonesOptions) error {
 	scheme := runtime.NewScheme()
 	if err := v1alpha1.AddToScheme(scheme); err != nil {
@@ -69,6 +69,7 @@ func RunPhones(ctx context.Context, o PhonesOptions) error {
 				return fmt.Errorf("listing the sessions: %w", err)
 			}
 			phones.scan(ctx, all.Items)
+			phones.write(ctx, all.Items)
 			select {
 			case <-ctx.Done():
 				return nil
@@ -82,7 +83,7 @@ func RunPhones(ctx context.Context, o PhonesOptions) error {
 // remotePhones are those of a simulator in another process.
 type remotePhones struct{ simulator.Control }
 
-// AnswerPasskey implements scanner.
+// AnswerPasskey implements simulated.
 func (p remotePhones) AnswerPasskey(phone string, request []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), scanTimeout)
 	defer cancel()
@@ -120,7 +121,7 @@ func RunLaravel(ctx context.Context, o LaravelOptions) error {
 	started, err := laraveltest.New(laraveltest.Options{
 		Token: strings.TrimSpace(string(token)), Secret: strings.TrimSpace(string(secret)),
 		Listen:  func() (net.Listener, error) { return net.Listen("tcp", o.Listen) },
-		Observe: func(r laraveltest.Request) { printLine(describe(r)) },
+		Observe: func(r laraveltest.Request) { printLine(strings.Join(describe(r), "\n")) },
 		Other:   otherRequests(&receiver),
 	})
 	if err != nil {

@@ -1,6 +1,7 @@
 package demo
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -11,11 +12,11 @@ import (
 )
 
 // newLaravel starts the stand-in for the web application, which does what the contract
-// requires, and prints a line for each request.
-func newLaravel(printLine func(line string)) (*laraveltest.Receiver, error) {
+// requires, and prints each request.
+func newLaravel(printLines func(lines ...string)) (*laraveltest.Receiver, error) {
 	receiver, err := laraveltest.New(laraveltest.Options{
 		Token: randomText(), Secret: "whsec_" + randomText(),
-		Observe: func(r laraveltest.Request) { printLine(describe(r)) },
+		Observe: func(r laraveltest.Request) { printLines(describe(r)...) },
 	})
 	if err != nil {
 		return nil, fmt.Errorf("starting the stand-in for Laravel: %w", err)
@@ -29,20 +30,53 @@ type laravelState struct {
 	Status map[string]delivery.StatusItem
 	// Requests counts the batches.
 	Requests int
+	// Messages counts the messages, and HasMessage says which sessions have one.
+	Messages   int
+	HasMessage map[string]bool
 }
 
-// describe is a request as a line of text.
-func describe(r laraveltest.Request) string {
-	line := fmt.Sprintf("Laravel ← POST %-22s ", r.Path)
+// describe is a request as lines of text: one, and one more for each message if there are several.
+func describe(r laraveltest.Request) []string {
+	line := fmt.Sprintf("Laravel ← POST %-24s ", r.Path)
 	if r.Unverified != nil {
-		return line + "refused: " + r.Unverified.Error()
+		return []string{line + "refused: " + r.Unverified.Error()}
 	}
 	line += fmt.Sprintf("%2d in one request: %s", len(r.Items), describeItems(r))
 	switch {
 	case r.Repeated:
-		return line + "  (a repeated batch)"
+		line += "  (a repeated batch)"
 	case r.Stale > 0:
-		return line + fmt.Sprintf("  (%d not newer than what Laravel has)", r.Stale)
+		line += fmt.Sprintf("  (%d not newer than what Laravel has)", r.Stale)
+	}
+	lines := []string{line}
+	if r.Kind != delivery.KindMessage || len(r.Items) == 1 {
+		return lines
+	}
+	for i, item := range r.Items {
+		if i == maxMessages {
+			return append(lines, fmt.Sprintf("          … and %d more", len(r.Items)-i))
+		}
+		lines = append(lines, "          "+describeMessage(item.Message))
+	}
+	return lines
+}
+
+// maxMessages is how many messages of a request have a line.
+const maxMessages = 10
+
+// describeMessage names the session, the sender and the text of a message. The text comes from
+// a stranger, so control characters are written as Go writes them.
+func describeMessage(m laraveltest.Message) string {
+	from := ""
+	if m.Sender != nil {
+		from = cmp.Or(m.Sender.Phone, m.Sender.LID, m.Sender.Other)
+	}
+	line := fmt.Sprintf("%s has a message from %s", m.SessionID, orNone(from))
+	if m.Type != delivery.TypeText {
+		line += " (" + string(m.Type) + ")"
+	}
+	if m.Text != "" {
+		line += fmt.Sprintf(": %q", m.Text)
 	}
 	return line
 }
@@ -51,6 +85,10 @@ func describe(r laraveltest.Request) string {
 func describeItems(r laraveltest.Request) string {
 	one := r.Items[0] // a batch without items is refused
 	switch {
+	case r.Kind == delivery.KindMessage && len(r.Items) > 1:
+		return "messages"
+	case r.Kind == delivery.KindMessage:
+		return describeMessage(one.Message)
 	case r.Kind == delivery.KindQR && len(r.Items) > 1:
 		return fmt.Sprintf("codes of %d sessions", len(r.Items))
 	case r.Kind == delivery.KindQR && one.QR.Passkey != nil:

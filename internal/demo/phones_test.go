@@ -10,12 +10,34 @@ import (
 	. "github.com/onsi/gomega"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
 )
 
-// whatsApp records the scanned codes and refuses them.
+// Many tests share two cores and the race detector, so that Gomega's one second is too short.
+func init() { SetDefaultEventuallyTimeout(30 * time.Second) }
+
+// whatsApp records the scanned codes and refuses them. It records the messages too.
 type whatsApp struct {
-	mu    sync.Mutex
-	codes []string
+	mu       sync.Mutex
+	codes    []string
+	messages []string
+	refuses  bool // the messages
+}
+
+func (w *whatsApp) Write(_ context.Context, r simulator.SendRequest) (string, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.messages = append(w.messages, r.Device+": "+r.Text)
+	if w.refuses {
+		return "", errors.New("there is no such device")
+	}
+	return "1", nil
+}
+
+func (w *whatsApp) written() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return append([]string(nil), w.messages...)
 }
 
 func (w *whatsApp) Scan(_ context.Context, qr, _ string) (string, error) {
@@ -108,6 +130,29 @@ func TestPhonesAnswerForTheirPasskeys(t *testing.T) {
 	g.Expect(given).To(BeEmpty(), "once for a request")
 }
 
+func TestTheContactWritesOnceToEachConnectedSession(t *testing.T) {
+	g := NewWithT(t)
+	w := &whatsApp{refuses: true}
+	p := newPhones(w, 0, nil)
+	a, b := session("a", v1alpha1.PhaseConnected, "worker-1", "", ""), session("b", v1alpha1.PhasePairing, "worker-1", "", "")
+	a.Status.JID, b.Status.JID = "1:1@s.whatsapp.net", "2:1@s.whatsapp.net"
+	p.write(context.Background(), []v1alpha1.WhatsAppSession{a, b})
+	g.Eventually(w.written).Should(Equal([]string{"1:1@s.whatsapp.net: Hello, is this a?"}))
+
+	w.mu.Lock()
+	w.refuses = false
+	w.mu.Unlock()
+	b.Status.Phase = v1alpha1.PhaseConnected
+	want := []string{"1:1@s.whatsapp.net: Hello, is this a?", "1:1@s.whatsapp.net: Hello, is this a?", "2:1@s.whatsapp.net: Hello, is this b?"}
+	g.Eventually(func() []string {
+		p.write(context.Background(), []v1alpha1.WhatsAppSession{a, b})
+		return w.written()
+	}).Should(ConsistOf(want), "the message that failed is sent again")
+	p.write(context.Background(), []v1alpha1.WhatsAppSession{a, b})
+	g.Expect(p.close()).To(Succeed())
+	g.Expect(w.written()).To(ConsistOf(want))
+}
+
 func TestPhonesEndWithTheDemo(t *testing.T) {
 	g := NewWithT(t)
 	p := newPhones(waiting{}, 0, nil)
@@ -119,6 +164,11 @@ func TestPhonesEndWithTheDemo(t *testing.T) {
 type waiting struct{}
 
 func (waiting) Scan(ctx context.Context, _, _ string) (string, error) {
+	<-ctx.Done()
+	return "", ctx.Err()
+}
+
+func (waiting) Write(ctx context.Context, _ simulator.SendRequest) (string, error) {
 	<-ctx.Done()
 	return "", ctx.Err()
 }

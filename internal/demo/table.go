@@ -21,8 +21,9 @@ const maxRows = 12
 type view struct {
 	sessions []v1alpha1.WhatsAppSession // by name
 	total    int                        // the requested number of sessions
-	events   int64                      // the number of new QR codes and states
+	events   int64                      // the number of new QR codes and states, without messages
 	laravel  laravelState
+	messages bool // each session gets a message
 }
 
 // table is the view as lines of text.
@@ -68,9 +69,10 @@ func progress(v view) string {
 	return fmt.Sprintf("%d of %d sessions: %s   |   %s", len(v.sessions), v.total, orNone(list(phases)), saved(v))
 }
 
-// saved says how many requests to Laravel were saved: without batches there is one for each event.
+// saved says how many requests to Laravel were saved: without batches there is one for each
+// event, and for each message.
 func saved(v view) string {
-	in, out := v.events, int64(v.laravel.Requests)
+	in, out := v.events+int64(v.laravel.Messages), int64(v.laravel.Requests)
 	text := fmt.Sprintf("events in: %d → requests to Laravel: %d", in, out)
 	if in > 0 && out < in {
 		text += fmt.Sprintf(" (%d %% saved)", (in-out)*100/in)
@@ -80,8 +82,12 @@ func saved(v view) string {
 
 // summary is the last line of a demo that succeeded.
 func summary(v view, took time.Duration) string {
-	return fmt.Sprintf("Done in %s: %d sessions are Connected and Laravel has the last state of each. %s.",
-		took.Round(100*time.Millisecond), v.total, upperFirst(saved(v)))
+	messages := ""
+	if v.messages {
+		messages = fmt.Sprintf(" and %d messages", v.laravel.Messages)
+	}
+	return fmt.Sprintf("Done in %s: %d sessions are Connected and Laravel has the last state of each%s. %s.",
+		took.Round(100*time.Millisecond), v.total, messages, upperFirst(saved(v)))
 }
 
 // missing returns a sentence for each session that has not reached its final state; it is
@@ -103,6 +109,8 @@ func missing(v view) []string {
 		case has.Status != delivery.Active || has.Epoch != s.Status.Epoch:
 			sentences = append(sentences, fmt.Sprintf("%s is Connected under epoch %d, but Laravel's last status is %s (%s) of epoch %d",
 				s.Name, s.Status.Epoch, has.Status, has.Phase, has.Epoch))
+		case v.messages && !v.laravel.HasMessage[s.SessionID()]:
+			sentences = append(sentences, s.Name+" is Connected, but Laravel has no message of it")
 		}
 	}
 	return sentences

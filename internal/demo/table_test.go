@@ -30,11 +30,24 @@ func session(name string, phase v1alpha1.Phase, worker, reason, message string) 
 }
 
 func laravelHas(states ...delivery.StatusItem) laravelState {
-	l := laravelState{Status: map[string]delivery.StatusItem{}}
+	l := laravelState{Status: map[string]delivery.StatusItem{}, HasMessage: map[string]bool{}}
 	for _, s := range states {
-		l.Status[s.SessionID] = s
+		l.Status[s.SessionID], l.HasMessage[s.SessionID] = s, true
 	}
 	return l
+}
+
+func (l laravelState) withoutMessages(session string) laravelState {
+	l.HasMessage[session] = false
+	return l
+}
+
+func TestNobodyWritesInARealDemo(t *testing.T) {
+	v := view{
+		sessions: []v1alpha1.WhatsAppSession{session("demo-1", v1alpha1.PhaseConnected, "worker-1", "Connected", "")},
+		laravel:  laravelHas(state("demo-1", delivery.Active, 5, 1)).withoutMessages("demo-1"), total: 1,
+	}
+	NewWithT(t).Expect(missing(v)).To(BeEmpty())
 }
 
 func TestTable(t *testing.T) {
@@ -110,18 +123,26 @@ func TestMissing(t *testing.T) {
 			[]v1alpha1.WhatsAppSession{connected}, laravelHas(state("demo-1", delivery.Active, 4, 1)),
 			[]string{"demo-1 is Connected under epoch 5, but Laravel's last status is active (Connected) of epoch 4"},
 		},
+		{
+			"a message has not arrived",
+			[]v1alpha1.WhatsAppSession{connected}, laravelHas(state("demo-1", delivery.Active, 5, 1)).withoutMessages("demo-1"),
+			[]string{"demo-1 is Connected, but Laravel has no message of it"},
+		},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			NewWithT(t).Expect(missing(view{sessions: row.sessions, laravel: row.laravel, total: 1})).To(Equal(row.want))
+			NewWithT(t).Expect(missing(view{sessions: row.sessions, laravel: row.laravel, total: 1, messages: true})).To(Equal(row.want))
 		})
 	}
 }
 
 func TestSummary(t *testing.T) {
-	v := view{total: 3, events: 12}
-	v.laravel.Requests = 4
-	NewWithT(t).Expect(summary(v, 12345*time.Millisecond)).To(Equal(
+	g := NewWithT(t)
+	v := view{total: 3, events: 9}
+	v.laravel.Requests, v.laravel.Messages = 4, 3
+	g.Expect(summary(v, 12345*time.Millisecond)).To(Equal(
 		"Done in 12.3s: 3 sessions are Connected and Laravel has the last state of each. Events in: 12 → requests to Laravel: 4 (66 % saved)."))
+	v.messages = true
+	g.Expect(summary(v, 12345*time.Millisecond)).To(ContainSubstring("has the last state of each and 3 messages. "))
 }
 
 func TestCodesAreDrawn(t *testing.T) {

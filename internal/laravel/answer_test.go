@@ -219,13 +219,65 @@ func FuzzClassify(f *testing.F) {
 }
 
 func TestRejectedItemsMatchTheBatch(t *testing.T) {
-	g := NewWithT(t)
-	batch := delivery.Batch{Items: []delivery.Item{{SessionID: "Shop-1"}, {SessionID: "b"}, {SessionID: "123"}}}
-	list, unknown := inBatch(batch, []delivery.Rejection{
-		{SessionID: "shop-1", Reason: "no"}, {SessionID: "b"}, {SessionID: "Shop-1", Reason: "again"}, {SessionID: "c"}, {SessionID: "123"},
-	})
-	g.Expect(list).To(Equal([]delivery.Rejection{{SessionID: "Shop-1", Reason: "no"}, {SessionID: "b"}, {SessionID: "123"}}))
-	g.Expect(unknown).To(Equal([]string{"c"}))
+	states := delivery.Batch{Items: []delivery.Item{{SessionID: "Shop-1"}, {SessionID: "b"}, {SessionID: "123"}}}
+	messages := delivery.Batch{Kind: delivery.KindMessage, Items: []delivery.Item{
+		{SessionID: "Shop-1", Key: "k1"}, {SessionID: "Shop-1", Key: "k2"}, {SessionID: "b", Key: "k3"}, {SessionID: "k2", Key: "k4"},
+	}}
+	// The placeholder of a message, and the message.
+	twice := delivery.Batch{Kind: delivery.KindMessage, Items: []delivery.Item{
+		{SessionID: "Shop-1", Key: "k1"}, {SessionID: "b", Key: "k3"}, {SessionID: "Shop-1", Key: "k1"},
+	}}
+	for _, row := range []struct {
+		name     string
+		batch    delivery.Batch
+		rejected []delivery.Rejection
+		want     []delivery.Rejection
+		unknown  []string
+		// refused is why the batch must be halved until the rejected item is alone.
+		refused string
+	}{
+		{
+			name: "sessions", batch: states, unknown: []string{"c"},
+			rejected: []delivery.Rejection{{SessionID: "shop-1", Reason: "no"}, {SessionID: "b"}, {SessionID: "Shop-1", Reason: "again"}, {SessionID: "c"}, {SessionID: "123"}},
+			want:     []delivery.Rejection{{SessionID: "Shop-1", Reason: "no"}, {SessionID: "b"}, {SessionID: "123"}},
+		},
+		{
+			name: "a key does not matter where there are none", batch: states,
+			rejected: []delivery.Rejection{{SessionID: "b", Key: "k", Reason: "no"}}, want: []delivery.Rejection{{SessionID: "b", Reason: "no"}},
+		},
+		{
+			name: "messages by key", batch: messages, unknown: []string{"k9"},
+			rejected: []delivery.Rejection{{SessionID: "shop-1", Key: "k2", Reason: "no"}, {Key: "k1"}, {SessionID: "b", Key: "k9"}, {SessionID: "Shop-1", Key: "k1", Reason: "again"}},
+			want:     []delivery.Rejection{{SessionID: "Shop-1", Key: "k2", Reason: "no"}, {SessionID: "Shop-1", Key: "k1"}},
+		},
+		{
+			name: "a list of keys", batch: messages,
+			rejected: []delivery.Rejection{{SessionID: "k3"}}, want: []delivery.Rejection{{SessionID: "b", Key: "k3"}},
+		},
+		{
+			name: "a session of which the batch has one message", batch: messages,
+			rejected: []delivery.Rejection{{SessionID: "B", Reason: "no"}}, want: []delivery.Rejection{{SessionID: "b", Key: "k3", Reason: "no"}},
+		},
+		{name: "a session of which the batch has several messages", batch: messages, rejected: []delivery.Rejection{{Key: "k3"}, {SessionID: "shop-1"}}, refused: "names session shop-1 and no key, which may mean any of 2 items"},
+		{name: "a key that two messages have", batch: twice, rejected: []delivery.Rejection{{Key: "k3"}, {SessionID: "Shop-1", Key: "k1"}}, refused: "names key k1, which may mean any of 2 items"},
+		{name: "the same in a list of keys", batch: twice, rejected: []delivery.Rejection{{SessionID: "k1"}}, refused: "names key k1, which may mean any of 2 items"},
+		{name: "a session with two messages of one key", batch: twice, rejected: []delivery.Rejection{{SessionID: "shop-1"}}, refused: "which may mean any of 2 items"},
+		{name: "the others of that batch", batch: twice, rejected: []delivery.Rejection{{SessionID: "b"}}, want: []delivery.Rejection{{SessionID: "b", Key: "k3"}}},
+		{name: "a key that is also the id of a session", batch: messages, rejected: []delivery.Rejection{{SessionID: "k2"}}, refused: "names session k2 and no key, which may mean any of 2 items"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			g := NewWithT(t)
+			answer, unknown := inBatch(row.batch, delivery.Answer{Result: delivery.Delivered, StatusCode: 200, Rejected: row.rejected})
+			if row.refused != "" {
+				g.Expect(answer.Result).To(Equal(delivery.Refused))
+				g.Expect(answer.Detail).To(ContainSubstring(row.refused))
+			} else {
+				g.Expect(answer.Result).To(Equal(delivery.Delivered))
+			}
+			g.Expect(answer.Rejected).To(Equal(row.want))
+			g.Expect(unknown).To(Equal(row.unknown))
+		})
+	}
 }
 
 func TestClean(t *testing.T) {

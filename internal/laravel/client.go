@@ -53,8 +53,9 @@ func New(c Config, clk clock.PassiveClock, log logr.Logger) (*Client, error) {
 	client := &Client{
 		config: c, clock: clk, log: log,
 		urls: map[delivery.Kind]string{
-			delivery.KindQR:     base.JoinPath(c.qrPath()).String(),
-			delivery.KindStatus: base.JoinPath(c.statusPath()).String(),
+			delivery.KindQR:      base.JoinPath(c.qrPath()).String(),
+			delivery.KindStatus:  base.JoinPath(c.statusPath()).String(),
+			delivery.KindMessage: base.JoinPath(c.messagePath()).String(),
 		},
 		token: watched[string]{name: c.TokenFile, parse: parseToken},
 	}
@@ -100,9 +101,9 @@ func (c *Client) Send(parent context.Context, batch delivery.Batch) delivery.Ans
 		// load balancer, and each connection always leads to the same machine.
 		c.closeIdle()
 	}
-	var unknown []string
-	if answer.Rejected, unknown = inBatch(batch, answer.Rejected); len(unknown) > 0 {
-		c.log.Info("Ignored rejected sessions that are not in the batch", "batch", batch.ID, "sessionIDs", unknown[:min(len(unknown), 10)], "count", len(unknown))
+	answer, unknown := inBatch(batch, answer)
+	if len(unknown) > 0 {
+		c.log.Info("Ignored rejected items that are not in the batch", "batch", batch.ID, "kind", batch.Kind, "items", unknown[:min(len(unknown), 10)], "count", len(unknown))
 	}
 	return answer
 }
@@ -221,7 +222,7 @@ func newHTTP(roots *x509.CertPool) *http.Client {
 			DialContext:           dialer.DialContext,
 			TLSClientConfig:       &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots},
 			TLSHandshakeTimeout:   5 * time.Second,
-			MaxIdleConnsPerHost:   64, // the most requests that the flusher may have at a time
+			MaxIdleConnsPerHost:   128, // the most requests that both flushers may have at a time
 			IdleConnTimeout:       idleTimeout,
 			ForceAttemptHTTP2:     true,
 			HTTP2:                 &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout, WriteByteTimeout: unansweredTimeout},

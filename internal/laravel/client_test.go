@@ -244,22 +244,24 @@ func TestDeadConnectionIsReplaced(t *testing.T) {
 		timeout time.Duration
 	}{
 		{"HTTP/2 is pinged", true, 50 * time.Second},
-		{"HTTP/1.1 is replaced after a request without an answer", false, time.Second},
+		{"HTTP/1.1 is replaced after a request without an answer", false, 10 * time.Second},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
 			g := NewWithT(t)
 			const parallel = 4
-			var allConnected sync.WaitGroup
-			allConnected.Add(parallel)
+			allConnected := make(chan struct{})
 			var arrived atomic.Int64
 			server := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, request *http.Request) {
 				if (request.ProtoMajor == 2) != row.http2 {
 					t.Errorf("the protocol is %s", request.Proto)
 				}
-				if arrived.Add(1) <= parallel { // one connection for each with HTTP/1.1
-					allConnected.Done()
-					allConnected.Wait()
+				if arrived.Add(1) == parallel {
+					close(allConnected)
+				}
+				select { // one connection for each with HTTP/1.1
+				case <-allConnected:
+				case <-request.Context().Done():
 				}
 			}))
 			server.EnableHTTP2 = row.http2
@@ -403,7 +405,7 @@ func TestValidate(t *testing.T) {
 		{"http to a loopback address", func(c *laravel.Config) { c.BaseURL = "http://127.0.0.1:8080" }, nil},
 		{"http to localhost", func(c *laravel.Config) { c.BaseURL = "http://localhost:8080" }, nil},
 		{"http to a loopback address of IPv6", func(c *laravel.Config) { c.BaseURL = "http://[::1]:8080/api" }, nil},
-		{"http to another host", func(c *laravel.Config) { c.BaseURL = "http://laravel.example" }, []string{"not https"}},
+		{"http to another host", func(c *laravel.Config) { c.BaseURL = "http://laravel.example" }, []string{"to host laravel.example with --insecure-laravel-http"}},
 		{"http to another host, allowed", func(c *laravel.Config) { c.BaseURL, c.InsecureHTTP = "http://laravel.example", true }, nil},
 		{"a host that only looks local", func(c *laravel.Config) { c.BaseURL = "http://127.0.0.1.example" }, []string{"not https"}},
 		{"a password in the URL", func(c *laravel.Config) { c.BaseURL = "https://me:hunter2@laravel.example" }, []string{"holds a user or a password"}},
@@ -415,6 +417,8 @@ func TestValidate(t *testing.T) {
 		{"no scheme", func(c *laravel.Config) { c.BaseURL = "laravel.example" }, []string{"not a URL"}},
 		{"a path without a slash", func(c *laravel.Config) { c.QRPath = "qr" }, []string{"does not begin"}},
 		{"the same path for both kinds", func(c *laravel.Config) { c.QRPath = laravel.DefaultStatusPath }, []string{"are the same"}},
+		{"no token", func(c *laravel.Config) { c.TokenFile = "" }, []string{"--laravel-token-file"}},
+		{"no signing secret", func(c *laravel.Config) { c.SigningSecretFiles = nil }, []string{"--laravel-signing-secret-file"}},
 		{"an empty token", func(c *laravel.Config) { c.TokenFile = empty }, []string{"visible ASCII"}},
 		{"a secret that is too short", func(c *laravel.Config) { c.SigningSecretFiles = []string{short} }, []string{"24 bytes"}},
 		{"a file without secrets", func(c *laravel.Config) { c.SigningSecretFiles = []string{empty} }, []string{"24 bytes"}},

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -17,10 +18,11 @@ import (
 
 // Defaults of Config.
 const (
-	DefaultQRPath     = "/qr/batch"
-	DefaultStatusPath = "/whatsapp/status/batch"
-	DefaultTimeout    = 15 * time.Second
-	DefaultUserAgent  = "whatsapp-operator"
+	DefaultQRPath      = "/qr/batch"
+	DefaultStatusPath  = "/whatsapp/status/batch"
+	DefaultMessagePath = "/whatsapp/messages/batch"
+	DefaultTimeout     = 15 * time.Second
+	DefaultUserAgent   = "whatsapp-operator"
 	// MaxTimeout is the longest time-out. If a leader is killed during a request, its batch waits this long.
 	MaxTimeout = 5 * time.Minute
 )
@@ -29,8 +31,8 @@ const (
 type Config struct {
 	// BaseURL is https://host[:port][/path]; the paths are appended to it.
 	BaseURL string
-	// QRPath and StatusPath are where the batches go; empty means the defaults.
-	QRPath, StatusPath string
+	// QRPath, StatusPath and MessagePath are where the batches go; empty means the defaults.
+	QRPath, StatusPath, MessagePath string
 	// TokenFile holds the bearer token. It is read again when it changes.
 	TokenFile string
 	// SigningSecretFiles hold the Standard Webhooks secrets, one per line, as
@@ -69,25 +71,26 @@ func (c Config) Validate() error {
 	case u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
 		wrong("the base URL of Laravel has a query or a fragment: leave them out")
 	case u.Scheme == "http" && !c.InsecureHTTP && !isLoopback(u.Hostname()):
-		wrong("the base URL of Laravel is not https: use https, or allow plain http to host %s explicitly", clean(u.Hostname(), maxHost))
+		wrong("the base URL of Laravel is not https: use https, or allow plain http to host %s with --insecure-laravel-http", clean(u.Hostname(), maxHost))
 	case u.Scheme == "http" && c.CAFile != "":
 		wrong("a CA file for Laravel is given, but its base URL is not https")
 	}
-	for _, path := range []string{c.qrPath(), c.statusPath()} {
+	paths := []string{c.qrPath(), c.statusPath(), c.messagePath()}
+	for _, path := range paths {
 		if u, err := url.Parse(path); err != nil || !strings.HasPrefix(path, "/") || strings.HasPrefix(path, "//") || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" {
 			wrong("a path of Laravel does not begin with one / or has a query: give it as %s", DefaultStatusPath)
 		}
 	}
-	if c.qrPath() == c.statusPath() {
-		wrong("the paths of Laravel for QR codes and for statuses are the same: give each its own")
+	if slices.Sort(paths); len(slices.Compact(paths)) < len(paths) {
+		wrong("two of the paths of Laravel for QR codes, statuses and messages are the same: give each its own")
 	}
 	if c.TokenFile == "" {
-		wrong("the file with the bearer token for Laravel is missing")
+		wrong("the bearer token for Laravel is missing: give its file with --laravel-token-file")
 	} else if err := readFile(c.TokenFile, func(b []byte) error { _, err := parseToken(b); return err }); err != nil {
 		errs = append(errs, err)
 	}
 	if len(c.SigningSecretFiles) == 0 {
-		wrong("no file with a signing secret for Laravel is given")
+		wrong("the signing secret for Laravel is missing: give its file with --laravel-signing-secret-file")
 	}
 	for _, name := range c.SigningSecretFiles {
 		if err := readFile(name, func(b []byte) error { _, err := parseSecrets(b); return err }); err != nil {
@@ -105,8 +108,9 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-func (c Config) qrPath() string     { return cmp.Or(c.QRPath, DefaultQRPath) }
-func (c Config) statusPath() string { return cmp.Or(c.StatusPath, DefaultStatusPath) }
+func (c Config) qrPath() string      { return cmp.Or(c.QRPath, DefaultQRPath) }
+func (c Config) statusPath() string  { return cmp.Or(c.StatusPath, DefaultStatusPath) }
+func (c Config) messagePath() string { return cmp.Or(c.MessagePath, DefaultMessagePath) }
 
 // validPort reports whether the port is valid, or missing: then it is the scheme's default.
 func validPort(u *url.URL) bool {

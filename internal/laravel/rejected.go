@@ -2,8 +2,10 @@ package laravel
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -15,10 +17,11 @@ import (
 var errRejected = errors.New("the list of rejected items cannot be read")
 
 // parseRejected reads the rejected items of an answer. The contract is a list of
-// {"session_id", "reason"}. PHP writes an object if the array was filtered
-// ({"3": {"session_id": …}}) or has the sessions as its keys ({"shop-7": "reason"}), and a
-// number if a session id has only digits. Their meaning is clear, so they are accepted.
-// unnamed counts the entries that name no session.
+// {"session_id", "reason"}, and of messages {"session_id", "key", "reason"}. PHP writes an
+// object if the array was filtered ({"3": {"session_id": …}}) or has the sessions as its keys
+// ({"shop-7": "reason"}), and a number if a session id has only digits. Their meaning is clear,
+// so they are accepted.
+// unnamed counts the entries that name neither a session nor a message.
 func parseRejected(raw json.RawMessage) (list []delivery.Rejection, unnamed int, err error) {
 	var entries []json.RawMessage
 	var keys []string
@@ -28,7 +31,10 @@ func parseRejected(raw json.RawMessage) (list []delivery.Rejection, unnamed int,
 		for _, key := range slices.Sorted(maps.Keys(object)) {
 			keys, entries = append(keys, key), append(entries, object[key])
 		}
-		if _, single := field(object, "session_id"); single { // one entry without a list around it
+		_, bySession := field(object, "session_id")
+		_, byKey := field(object, "key")
+		_, why := field(object, "reason")
+		if bySession || byKey && why { // one entry without a list around it
 			keys, entries = []string{""}, []json.RawMessage{raw}
 		}
 	case json.Unmarshal(raw, &entries) == nil: // a list, or null
@@ -44,7 +50,7 @@ func parseRejected(raw json.RawMessage) (list []delivery.Rejection, unnamed int,
 			unnamed++
 			continue
 		}
-		known := func(other delivery.Rejection) bool { return other.SessionID == r.SessionID }
+		known := func(other delivery.Rejection) bool { return other.SessionID == r.SessionID && other.Key == r.Key }
 		if !slices.ContainsFunc(list, known) {
 			list = append(list, r)
 		}
@@ -62,6 +68,9 @@ func parseRejection(raw json.RawMessage, key string) (r delivery.Rejection, ok b
 		if id, named := field(object, "session_id"); named {
 			r.SessionID = scalar(id)
 		}
+		if key, named := field(object, "key"); named {
+			r.Key = strings.TrimSpace(scalar(key))
+		}
 		reason, _ := field(object, "reason")
 		if r.Reason = scalar(reason); r.Reason == "" && len(reason) > 0 && string(reason) != "null" {
 			r.Reason = string(reason) // the lists of Laravel's validator
@@ -73,7 +82,7 @@ func parseRejection(raw json.RawMessage, key string) (r delivery.Rejection, ok b
 	}
 	r.SessionID = strings.TrimSpace(r.SessionID)
 	r.Reason = clean(r.Reason, maxDetail)
-	return r, r.SessionID != ""
+	return r, r.SessionID != "" || r.Key != ""
 }
 
 // scalar is the text of a JSON string or number; empty for anything else.
@@ -123,23 +132,60 @@ func trimmed(body []byte) []byte {
 	return bytes.TrimSpace(bytes.TrimPrefix(bytes.TrimSpace(body), []byte("\xef\xbb\xbf")))
 }
 
-// inBatch spells the rejected session ids as the batch does; ids that differ only by case
-// are the same. unknown are the ids that are not in the batch.
-func inBatch(batch delivery.Batch, rejected []delivery.Rejection) (list []delivery.Rejection, unknown []string) {
-	named := map[string]bool{}
-	for _, r := range rejected {
-		i := slices.IndexFunc(batch.Items, func(item delivery.Item) bool { return item.SessionID == r.SessionID })
-		if i < 0 {
-			i = slices.IndexFunc(batch.Items, func(item delivery.Item) bool { return strings.EqualFold(item.SessionID, r.SessionID) })
-		}
-		if i < 0 {
-			unknown = append(unknown, clean(r.SessionID, maxHost))
+// inBatch names the rejected items of an answer as the batch does: session ids that differ
+// only by case are the same, and a message is named by its key. unknown are the names that are
+// not in the batch. If an entry may mean any of several items, the batch counts as refused: the
+// rejected ones are found when each is sent alone. A key may be twice in a batch, of a message
+// that could not be decrypted at first and of the message itself.
+func inBatch(batch delivery.Batch, answer delivery.Answer) (_ delivery.Answer, unknown []string) {
+	var list []delivery.Rejection
+	for _, r := range answer.Rejected {
+		found := itemsOf(batch, r)
+		switch {
+		case len(found) == 0:
+			unknown = append(unknown, clean(cmp.Or(r.Key, r.SessionID), maxHost))
 			continue
+		case len(found) > 1:
+			name := "session " + clean(r.SessionID, maxHost) + " and no key"
+			if r.Key != "" || found[0].Key == found[1].Key && found[0].Key != "" {
+				name = "key " + clean(found[0].Key, maxHost)
+			}
+			return delivery.Answer{
+				Result: delivery.Refused, StatusCode: answer.StatusCode,
+				Detail: fmt.Sprintf("an entry of \"rejected\" names %s, which may mean any of %d items of the batch", name, len(found)),
+			}, nil
 		}
-		if r.SessionID = batch.Items[i].SessionID; !named[r.SessionID] {
-			named[r.SessionID] = true
+		r.SessionID, r.Key = found[0].SessionID, found[0].Key
+		if !slices.ContainsFunc(list, func(other delivery.Rejection) bool { return other.Names(found[0]) }) {
 			list = append(list, r)
 		}
 	}
-	return list, unknown
+	answer.Rejected = list
+	return answer, unknown
+}
+
+// itemsOf are the items that a rejection may name.
+func itemsOf(batch delivery.Batch, r delivery.Rejection) []delivery.Item {
+	for _, is := range []func(delivery.Item) bool{
+		func(item delivery.Item) bool { return item.Key != "" && item.Key == r.Key },
+		func(item delivery.Item) bool {
+			// A list of keys only, or an object with keys as its keys.
+			byKey := r.Key == "" && item.Key != "" && item.Key == r.SessionID
+			return byKey || (r.Key == "" || item.Key == "") && item.SessionID == r.SessionID
+		},
+		func(item delivery.Item) bool {
+			return (r.Key == "" || item.Key == "") && strings.EqualFold(item.SessionID, r.SessionID)
+		},
+	} {
+		var found []delivery.Item
+		for _, item := range batch.Items {
+			if is(item) {
+				found = append(found, item)
+			}
+		}
+		if len(found) > 0 {
+			return found
+		}
+	}
+	return nil
 }

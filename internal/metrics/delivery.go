@@ -12,7 +12,7 @@ var (
 	deliveryRequests = counter("delivery_requests_total", "Requests with a batch to Laravel, by what the answer meant.", "kind", "result")
 	deliveryDuration = histogram("delivery_request_duration_seconds",
 		"How long a request with a batch took, whatever the answer.", []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 20, 60, 300}, "kind")
-	deliveryBatchItems = histogram("delivery_batch_items", "Updates in a request to Laravel.", []float64{1, 2, 5, 10, 20, 30, 40, 49, 50, 100}, "kind")
+	deliveryBatchItems = histogram("delivery_batch_items", "Updates in a request to Laravel.", []float64{1, 2, 5, 10, 20, 30, 40, 49, 50, 100, 150, 199, 200}, "kind")
 	deliveryItems      = counter("delivery_items_total", "Updates whose delivery has ended: Laravel has accepted them, or refused them for good.", "kind", "outcome")
 	deadLetters        = counter("dead_letters_total",
 		"Updates that became dead letters, by the reason why Laravel does not accept them: Refused, Rejected, TooLarge or Poison.", "kind", "reason")
@@ -20,11 +20,11 @@ var (
 	deliveryStopped   = gauge("delivery_stopped", "1 while delivery is stopped for this reason, so that only one batch at a time is tried.", "kind", "reason")
 	laravelConfigured = gauge("laravel_configured",
 		"1 if this manager has the URL of a Laravel application; 0: nothing is delivered, and the newest state of each session waits in Redis.")
-	queueWaiting    = gauge("queue_waiting_items", "Updates that wait to be sent.", "kind")
+	queueWaiting    = gauge("queue_waiting_items", "Updates that wait to be sent; of messages, the sessions that could be claimed, up to 200.", "kind")
 	queueInFlight   = gauge("queue_in_flight_items", "Updates in batches that are being sent or repeated.", "kind")
 	queueUnfinished = gauge("queue_unfinished_batches", "Batches that are being sent or repeated.", "kind")
 	queueOldest     = gauge("queue_oldest_due_age_seconds", "How long the oldest of the updates that could be sent has waited.", "kind")
-	queueErrors     = counter("queue_errors_total", "Operations on the queue in Redis that failed.", "operation")
+	queueErrors     = counter("queue_errors_total", "Operations on the queue in Redis, or on the inbox in the database, that failed.", "operation")
 
 	queueRepairs         = counter("queue_repairs_total", "Repairs of a queue in Redis of which keys were deleted, evicted or overwritten.", "kind")
 	queueRepairedRecords = counter("queue_repaired_records_total",

@@ -17,6 +17,8 @@ var (
 		"Sessions that were connected again by this worker, by the reason for which their last connection here had ended.", "reason")
 	quarantines = counter("worker_quarantines_total",
 		"How many times a session was put into quarantine: it failed again and again and is tried hours later.").WithLabelValues()
+	messagesIn = counter("worker_messages_total",
+		"Messages that WhatsApp has delivered, by what became of them: stored, ignored (spec.messages.ignore), dropped (there is no Laravel application), or refused, so that WhatsApp delivers them again.", "outcome")
 	versionBreaker = gauge("worker_version_breaker",
 		"1 for the present state of the breaker for an outdated client: closed, refreshing, probing, or stale (WhatsApp refuses the newest version that this build can use: upgrade the image).", "state")
 	unreached = gauge("worker_unreached",
@@ -50,6 +52,20 @@ func Reconnected(reason string) { reconnects.WithLabelValues(session.EndLabel(re
 
 // Quarantined counts a session that was put into quarantine.
 func Quarantined() { quarantines.Inc() }
+
+// MessageOutcome is what became of a message.
+type MessageOutcome string
+
+// The outcomes of messages.
+const (
+	MessageStored  MessageOutcome = "stored"
+	MessageIgnored MessageOutcome = "ignored"
+	MessageDropped MessageOutcome = "dropped"
+	MessageRefused MessageOutcome = "refused"
+)
+
+// MessageIn counts a message that WhatsApp has delivered.
+func MessageIn(outcome MessageOutcome) { messagesIn.WithLabelValues(string(outcome)).Inc() }
 
 // SetVersionBreaker publishes which of the states the breaker is in.
 func SetVersionBreaker(state string, states []string) {

@@ -30,7 +30,7 @@ end
 
 -- Keys can be deleted by a person, evicted, or overwritten by another program. No
 -- script fails because of that: it discards what it cannot read, and marks the queue as
--- damaged. The next Queue.Pending then repairs the queue and makes every process publish
+-- damaged. The next Queue.Backlog then repairs the queue and makes every process publish
 -- its present state again. STATE is how many items the last script left in ITEMS: if it
 -- is missing or ITEMS has another size, keys are missing.
 local damaged = false

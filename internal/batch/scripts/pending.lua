@@ -1,4 +1,4 @@
--- Answers with 12 numbers: see Queue.Pending. The last is 1 if the queue must be
+-- Answers with 12 numbers: see Queue.Backlog. The last is 1 if the queue must be
 -- repaired.
 local MAX_HOLD = 900000 -- maxHold in queue.go
 local function first(key, min, max)

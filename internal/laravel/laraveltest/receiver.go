@@ -6,7 +6,8 @@
 // ignores an item that is not newer than what it has. A test can give it a function that
 // decides how it answers. It records every request, and every breach of the contract by
 // the sender: a wrong signature, a batch that is repeated with other items, a session's
-// updates out of order, an update that was not accepted and was not sent again.
+// updates out of order, an update that was not accepted and was not sent again. Of messages
+// it keeps all, each once by its key.
 package laraveltest
 
 import (
@@ -60,14 +61,18 @@ type Request struct {
 	Stale int
 }
 
-// Item is an update. Status or QR is set, as Kind says; the other is empty.
+// Item is an update. Status, QR or Message is set, as Kind says; the others are empty.
 type Item struct {
 	Kind delivery.Kind
 	delivery.Numbers
 	SessionID string
 	Status    delivery.StatusItem
 	QR        delivery.QRItem
+	Message   Message
 }
+
+// Message is a message with all its fields.
+type Message = delivery.MessageItem
 
 // Contains reports whether the request has an item of the session.
 func (r Request) Contains(sessionID string) bool {
@@ -77,9 +82,10 @@ func (r Request) Contains(sessionID string) bool {
 // Answer is what the receiver does with a request.
 type Answer struct {
 	// Accept: the items are accepted before the answer is written, except those of the
-	// Rejected sessions.
-	Accept   bool
-	Rejected []string
+	// Rejected sessions, and the messages with the RejectedKeys.
+	Accept       bool
+	Rejected     []string
+	RejectedKeys []string
 	// Write writes the answer. Nil: 204.
 	Write http.HandlerFunc
 }
@@ -120,6 +126,20 @@ func AcceptExcept(reason string, sessions ...string) Answer {
 		}
 		_ = json.NewEncoder(w).Encode(map[string]any{"rejected": list})
 	}}
+}
+
+// AcceptExceptMessages accepts the items, except the given messages, which it rejects by key.
+func AcceptExceptMessages(reason string, messages ...Message) Answer {
+	answer := Answer{Accept: true}
+	list := []delivery.Rejection{}
+	for _, m := range messages {
+		list = append(list, delivery.Rejection{SessionID: m.SessionID, Key: m.Key, Reason: reason})
+		answer.RejectedKeys = append(answer.RejectedKeys, m.Key)
+	}
+	answer.Write = func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode(map[string]any{"rejected": list})
+	}
+	return answer
 }
 
 // Refuse answers with a status and a body, and accepts nothing.
@@ -178,7 +198,10 @@ type Receiver struct {
 	accepted    map[string]bool              // ids of batches
 	received    map[key]delivery.Numbers
 	state       map[key]Item
+	acceptedIn  map[key]string       // the batch and the time of state
 	notAccepted map[updateKey]string // updates that were received but not accepted yet → their session
+	messages    map[string][]Message // session → its accepted messages, in the order in which they came
+	keys        map[string]bool      // key of a received message → whether it was accepted
 	breaches    []string
 	running     map[delivery.Kind]int
 	peak        map[delivery.Kind]int
@@ -193,6 +216,7 @@ type key struct {
 type updateKey struct {
 	key
 	delivery.Numbers
+	message string // its key
 }
 
 // New starts a receiver. Close it when done.
@@ -219,8 +243,8 @@ func New(opts Options) (*Receiver, error) {
 	}
 	r := &Receiver{
 		URL: "http://" + listener.Addr().String(), opts: opts, secret: secret, decide: opts.Decide, served: make(chan error, 1),
-		batches: map[string][sha256.Size]byte{}, accepted: map[string]bool{}, received: map[key]delivery.Numbers{}, state: map[key]Item{},
-		notAccepted: map[updateKey]string{}, running: map[delivery.Kind]int{}, peak: map[delivery.Kind]int{},
+		batches: map[string][sha256.Size]byte{}, accepted: map[string]bool{}, received: map[key]delivery.Numbers{}, state: map[key]Item{}, acceptedIn: map[key]string{},
+		notAccepted: map[updateKey]string{}, messages: map[string][]Message{}, keys: map[string]bool{}, running: map[delivery.Kind]int{}, peak: map[delivery.Kind]int{},
 	}
 	r.server = &http.Server{Handler: r, ReadHeaderTimeout: time.Minute}
 	go func() { r.served <- r.server.Serve(listener) }()
@@ -340,6 +364,8 @@ func kindOf(path string) (kind delivery.Kind, known bool) {
 		return delivery.KindQR, true
 	case strings.HasSuffix(path, laravel.DefaultStatusPath):
 		return delivery.KindStatus, true
+	case strings.HasSuffix(path, laravel.DefaultMessagePath):
+		return delivery.KindMessage, true
 	default:
 		return "", false
 	}
@@ -375,15 +401,23 @@ func (r *Request) read() error {
 	for _, raw := range envelope.Items {
 		item := Item{Kind: r.Kind}
 		var err error
-		if r.Kind == delivery.KindQR {
+		var twice bool
+		switch r.Kind {
+		case delivery.KindQR:
 			err = json.Unmarshal(raw, &item.QR)
 			item.SessionID, item.Numbers = item.QR.SessionID, item.QR.Numbers
-		} else {
+			twice = r.Contains(item.SessionID)
+		case delivery.KindStatus:
 			err = json.Unmarshal(raw, &item.Status)
 			item.SessionID, item.Numbers = item.Status.SessionID, item.Status.Numbers
+			twice = r.Contains(item.SessionID)
+		default:
+			err = json.Unmarshal(raw, &item.Message)
+			item.SessionID, item.Numbers = item.Message.SessionID, item.Message.Numbers
+			twice = item.Message.Key == ""
 		}
-		if err != nil || item.SessionID == "" || r.Contains(item.SessionID) {
-			return fmt.Errorf("batch %s has an item that cannot be read, or two items of one session: %s (%w)", envelope.ID, raw, err)
+		if err != nil || item.SessionID == "" || twice {
+			return fmt.Errorf("batch %s has an item that cannot be read, two states of one session, or a message without a key: %s (%w)", envelope.ID, raw, err)
 		}
 		r.Items = append(r.Items, item)
 	}
@@ -418,7 +452,7 @@ func (r *Receiver) handle(request *Request) Answer {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if answer.Accept {
-		r.accept(request, answer.Rejected)
+		r.accept(request, answer)
 	}
 	r.last = *request
 	return answer
@@ -436,25 +470,65 @@ func (r *Receiver) arrived(request Request) {
 	r.batches[request.BatchID] = items
 	for _, item := range request.Items {
 		k := key{item.Kind, item.SessionID}
+		if item.Kind == delivery.KindMessage {
+			r.messageArrived(k, item)
+			continue
+		}
 		if r.received[k].Newer(item.Numbers) {
 			r.breachLocked("%s of %s: %s arrived after %s", item.Kind, item.SessionID, item.Numbers, r.received[k])
 		}
 		r.received[k] = item.Numbers
 		if had, known := r.state[k]; known && had.Numbers == item.Numbers && !request.Repeated && !r.opts.AllowResends {
-			r.breachLocked("%s of %s: %s was sent again in another batch", item.Kind, item.SessionID, item.Numbers)
+			r.breachLocked("%s of %s: %s was sent again in another batch, %s; it was accepted in %s", item.Kind, item.SessionID, item.Numbers, request.BatchID, r.acceptedIn[k])
 		}
-		r.notAccepted[updateKey{k, item.Numbers}] = item.SessionID
+		r.notAccepted[updateKey{key: k, Numbers: item.Numbers}] = item.SessionID
 	}
 }
 
+// messageArrived checks the order of a session's messages. One that came before may come again
+// at any time: its batch was halved, or a person replays a dead letter.
+func (r *Receiver) messageArrived(k key, item Item) {
+	if _, before := r.keys[item.Message.Key]; before {
+		return
+	}
+	if had, any := r.received[k]; any && !item.Newer(had) {
+		r.breachLocked("message %s of %s: %s arrived after %s", item.Message.Key, item.SessionID, item.Numbers, had)
+	}
+	r.received[k] = item.Numbers
+	r.keys[item.Message.Key] = false
+	r.notAccepted[updateKey{key: k, message: item.Message.Key}] = item.SessionID
+}
+
+// replace stores a message in the place of its placeholder; any other message that it has is
+// ignored.
+func (r *Receiver) replace(request *Request, item Item) {
+	stored := r.messages[item.SessionID]
+	i := slices.IndexFunc(stored, func(m Message) bool { return m.Key == item.Message.Key })
+	if i < 0 || !stored[i].Placeholder() || item.Message.Placeholder() {
+		request.Stale++
+		return
+	}
+	stored[i] = item.Message
+}
+
 // accept stores the items that are newer than the stored ones. The caller holds mu.
-func (r *Receiver) accept(request *Request, rejected []string) {
+func (r *Receiver) accept(request *Request, answer Answer) {
 	for _, item := range request.Items {
-		if slices.Contains(rejected, item.SessionID) {
+		if slices.Contains(answer.Rejected, item.SessionID) || item.Kind == delivery.KindMessage && slices.Contains(answer.RejectedKeys, item.Message.Key) {
 			continue
 		}
 		k := key{item.Kind, item.SessionID}
-		delete(r.notAccepted, updateKey{k, item.Numbers})
+		if item.Kind == delivery.KindMessage {
+			delete(r.notAccepted, updateKey{key: k, message: item.Message.Key})
+			if r.keys[item.Message.Key] {
+				r.replace(request, item)
+				continue
+			}
+			r.keys[item.Message.Key] = true
+			r.messages[item.SessionID] = append(r.messages[item.SessionID], item.Message)
+			continue
+		}
+		delete(r.notAccepted, updateKey{key: k, Numbers: item.Numbers})
 		if r.accepted[request.BatchID] {
 			continue
 		}
@@ -463,6 +537,7 @@ func (r *Receiver) accept(request *Request, rejected []string) {
 			continue
 		}
 		r.state[k] = item
+		r.acceptedIn[k] = request.BatchID + " at " + request.At.Format("15:04:05.000")
 	}
 	r.accepted[request.BatchID] = true
 }
@@ -499,6 +574,23 @@ func (r *Receiver) Statuses() map[string]delivery.StatusItem {
 		}
 	}
 	return statuses
+}
+
+// Messages are the accepted messages of a session, in the order in which they came.
+func (r *Receiver) Messages(sessionID string) []Message {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.messages[sessionID])
+}
+
+// CountMessages is the number of accepted messages of all sessions.
+func (r *Receiver) CountMessages() (n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, messages := range r.messages {
+		n += len(messages)
+	}
+	return n
 }
 
 // Code is the newest accepted QR code of a session; zero: none.
