@@ -124,6 +124,27 @@ func (e *Environment) Postgres() (url string, err error) {
 	return url, err
 }
 
+// Database is a PostgreSQL server that a benchmark stops and starts again. It waits for its disk
+// at each commit.
+type Database struct {
+	*testenv.PostgresProcess
+	environment *Environment
+}
+
+// Database starts a PostgreSQL server of its own.
+func (e *Environment) Database() (*Database, error) {
+	d := &Database{environment: e}
+	err := e.server.run(func(t testing.TB) {
+		d.PostgresProcess = testenv.PostgresServer(t, "-c", "fsync=on", "-c", "full_page_writes=on")
+	})
+	return d, err
+}
+
+// Restart starts the server again, with its data.
+func (d *Database) Restart() error {
+	return d.environment.server.run(func(testing.TB) { d.PostgresProcess.Restart() })
+}
+
 // Close stops everything that was started; the last one is stopped first.
 func (e *Environment) Close() error {
 	var errs []error

@@ -36,11 +36,17 @@ type Fleet struct {
 
 // NewFleet starts PostgreSQL and the simulator, and no process of the program.
 func (e *Environment) NewFleet(sessions int) (*Fleet, error) {
-	f := &Fleet{Environment: e, Size: sessions}
-	var err error
-	if f.Store, err = e.Postgres(); err != nil {
+	store, err := e.Postgres()
+	if err != nil {
 		return nil, err
 	}
+	return e.NewFleetOver(store, sessions)
+}
+
+// NewFleetOver is NewFleet with a database that runs already.
+func (e *Environment) NewFleetOver(store string, sessions int) (*Fleet, error) {
+	f := &Fleet{Environment: e, Size: sessions, Store: store}
+	var err error
 	if f.Simulator, err = simulator.New(simulator.Options{}); err != nil {
 		return nil, fmt.Errorf("starting the simulator: %w", err)
 	}

@@ -236,8 +236,8 @@ func ourSide(ctx context.Context, c sideConfig) (sideResult, error) {
 func drained(ctx context.Context, queue *batch.Queue) error {
 	for {
 		left := 0
-		for _, kind := range delivery.Kinds {
-			p, err := queue.Pending(ctx, kind)
+		for _, kind := range delivery.StateKinds {
+			p, err := queue.Backlog(ctx, kind)
 			if err != nil {
 				return fmt.Errorf("waiting for the queue: %w", err)
 			}

@@ -8,6 +8,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/worker"
 )
@@ -33,6 +34,9 @@ func (account) Settle(context.Context) error             { return nil }
 func (account) Trial() int32                             { return 0 }
 func (account) RecordTrial(context.Context, int32) error { return nil }
 func (account) Forget(context.Context) error             { return nil }
+
+// Push implements worker.Account.
+func (account) Push(context.Context, delivery.Item) (string, error) { return "", nil }
 
 // Dial implements worker.Account.
 func (a account) Dial(_ context.Context, o worker.DialOptions) (worker.Connection, error) {

@@ -23,6 +23,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/whatsapp-operator/whatsapp-operator/bench/bare"
 	"github.com/whatsapp-operator/whatsapp-operator/bench/benchenv"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
 )
@@ -67,24 +68,17 @@ type result struct {
 
 func main() {
 	var o options
-	var bare bareOptions
-	role := flag.String("role", "", "")
 	flag.IntVar(&o.sessions, "sessions", 1000, "how many sessions; the slope is measured from 0.5 to 1.5 times as many")
 	flag.DurationVar(&o.idle, "idle", 90*time.Second, "how long the idle CPU is measured")
 	flag.DurationVar(&o.settle, "settle", 30*time.Second, "how long to wait before a process is measured")
 	flag.StringVar(&o.out, "out", "bench/results/worker.json", "where the figures are written")
 	flag.BoolVar(&o.keep, "keep", false, "keep the folder with the logs")
-	flag.StringVar(&bare.database, "bare-database", "", "")
-	flag.StringVar(&bare.endpoint, "bare-endpoint", "", "")
-	flag.StringVar(&bare.root, "bare-root", "", "")
-	flag.StringVar(&bare.control, "bare-control", "", "")
-	flag.IntVar(&bare.pair, "bare-pair", 0, "")
-	flag.IntVar(&bare.connect, "bare-connect", 0, "")
+	clients := bare.Flags(flag.CommandLine)
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	var err error
-	if *role == "bare" {
-		err = runBare(ctx, bare)
+	if clients.Database != "" {
+		err = bare.Run(ctx, *clients)
 	} else {
 		err = run(ctx, o)
 	}
@@ -324,10 +318,10 @@ func (b *bench) measure(p *benchenv.Process, n int) (f figures, err error) {
 // measureBare pairs the bare clients, and measures them with each number of sessions and
 // with both settings of the garbage collector.
 func (b *bench) measureBare() error {
-	args := []string{"-role=bare", "-bare-database=" + filepath.Join(b.Dir, "bare.db"), "-bare-endpoint=" + b.info.Endpoint,
-		"-bare-root=" + b.info.NoiseRoot, "-bare-control=" + b.control.URL}
+	clients := bare.Options{Database: filepath.Join(b.Dir, "bare.db"), Endpoint: b.info.Endpoint, Root: b.info.NoiseRoot, Control: b.control.URL}
 	benchenv.Print("pairing %d bare clients", b.many())
-	pairing, err := b.Start("bare-pairing", "", nil, append(args, fmt.Sprintf("-bare-pair=%d", b.many()))...)
+	clients.Pair = b.many()
+	pairing, err := b.Start("bare-pairing", "", nil, clients.Args()...)
 	if err != nil {
 		return err
 	}
@@ -342,7 +336,8 @@ func (b *bench) measureBare() error {
 			if err != nil {
 				return fmt.Errorf("reading from the simulator: %w", err)
 			}
-			p, err := b.Start(fmt.Sprintf("bare-%s-%d", gc, n), "", []string{"GOGC=" + gc}, append(args, fmt.Sprintf("-bare-connect=%d", n))...)
+			clients.Pair, clients.Connect = 0, n
+			p, err := b.Start(fmt.Sprintf("bare-%s-%d", gc, n), "", []string{"GOGC=" + gc}, clients.Args()...)
 			if err != nil {
 				return err
 			}

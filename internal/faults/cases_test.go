@@ -5,6 +5,7 @@ package faults
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"slices"
 	"testing"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/laravel/laraveltest"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
 )
 
@@ -85,6 +87,14 @@ var faults = []fault{
 		w.mustEndWithin(5*time.Second, "the worker that has lost its right to connect to end", ended)
 	}},
 	{"SIGSTOP a worker for a moment", true, 0, 0, func(w *environment) {
+		victim := w.busiest()[0]
+		victim.pause()
+		w.waitFor(2 * time.Second)
+		victim.resume()
+	}},
+	// PostgreSQL ends a transaction of keys that is idle for 3 s, so a session that was storing a
+	// message connects again.
+	{"SIGSTOP a worker for longer than its transactions may take", false, 0, 1, func(w *environment) {
 		victim := w.busiest()[0]
 		victim.pause()
 		w.waitFor(5 * time.Second)
@@ -246,6 +256,7 @@ var faults = []fault{
 			victims[1].kill(delay + 250*time.Millisecond)
 			w.waitFor(delay + 5*time.Second)
 			w.eventually("all sessions to be back", w.missing)
+			w.eventually("the takings to be settled", w.mayEndWorkers)
 		}
 	}},
 	{"SIGKILL every worker while sessions are paired, all are restarted in place", false, 0, 1, pairDuring(func(w *environment) {
@@ -303,20 +314,79 @@ var faults = []fault{
 			p.kill(restartAfter)
 		}
 	})},
+	{"PostgreSQL crashes and is restarted during a flood of messages", false, 0, anyNumber, func(w *environment) {
+		w.flood()
+		w.waitFor(5 * time.Second)
+		w.killStore()
+		w.waitFor(5 * time.Second)
+		w.startStore()
+		w.waitFor(5 * time.Second)
+	}},
+	{"SIGKILL a worker during a flood of messages, it is restarted in place", false, 0, 1, func(w *environment) {
+		w.flood()
+		w.waitFor(5 * time.Second)
+		w.busiest()[0].kill(restartAfter)
+		w.waitFor(5 * time.Second)
+	}},
+	{"SIGSTOP a worker during a flood of messages: others take over its sessions, which get messages", false, 1, 1, func(w *environment) {
+		victim := w.busiest()[0]
+		ended := victim.present()
+		w.flood(w.heldBy(victim)...)
+		w.waitFor(2 * time.Second)
+		victim.pause()
+		w.waitFor(40 * time.Second)
+		victim.resume()
+		w.mustEndWithin(5*time.Second, "the worker that was declared dead to end", ended)
+	}},
+	{"Redis is down for a minute: messages are stored and delivered", true, 0, 0, func(w *environment) {
+		w.stopRedis()
+		w.flood()
+		w.waitFor(40 * time.Second)
+		w.mustArrive("Redis is down")
+		w.waitFor(20 * time.Second)
+		w.startRedis(false)
+	}},
+	{"Laravel is away for 40 s, then refuses everything for 30 s, during a flood of messages", true, 0, 0, func(w *environment) {
+		w.flood()
+		w.cutFor(w.managers, 20*time.Second, toLaravel)
+		w.hangFor(w.managers, 20*time.Second, toLaravel)
+		w.laravelAnswersFor(15*time.Second, http.StatusServiceUnavailable)
+		w.laravelAnswersFor(15*time.Second, http.StatusUnauthorized)
+		w.mustBeAcknowledged("Laravel has just come back")
+	}},
+	{"the leader is killed between Laravel's answer and the acknowledgement of a batch", true, 0, 0, func(w *environment) {
+		batch := w.holdAnswer()
+		w.leader().kill(restartAfter)
+		w.eventually("the next leader to send the batch again", func(context.Context) error {
+			if !w.messages.wasRepeated(batch) {
+				return fmt.Errorf("%s was sent once", batch)
+			}
+			return nil
+		})
+	}},
+	{"sessions are moved during a flood of messages", false, 1, 1, func(w *environment) {
+		w.flood()
+		w.surge(0, 1, 2, 3)
+		w.leaving.Wait()
+	}},
+	{"five thousand messages wait for a session at its login", false, 0, 1, func(w *environment) {
+		w.sendWhileAway(w.sessions[0], 5000)
+	}},
 }
 
 // smoke lists the cases that .ci/run runs (make test-faults-smoke), each with the reason why
 // a shorter test is not enough. Together they take about six minutes; the whole suite is
 // make test-faults.
 var smoke = map[string]string{
-	"SIGSTOP a worker past its fail-over, then SIGCONT":                          "only a process that was really stopped resumes with connections that it may not hold any more",
-	"a worker's node is lost without closing its sockets":                        "servers keep the connections and transactions of a client that disappeared",
-	"a worker's connections to the API server and to Redis hang for 40 s":        "the self-fence must act while every request hangs",
-	"both managers are cut from Redis while a worker is cut from the API server": "no single process can see that the worker is alive",
-	"SIGKILL every worker at once, all are restarted in place":                   "the kernel's lock on the state folder proves that the old process has ended",
-	"Redis is restarted empty":                                                   "every process must notice it and publish again",
-	"PostgreSQL crashes and is restarted":                                        "transactions are aborted while messages arrive",
-	"a rolling restart":                                                          "old and new revisions, drain and placement work together",
+	"SIGSTOP a worker past its fail-over, then SIGCONT":                                "only a process that was really stopped resumes with connections that it may not hold any more",
+	"a worker's node is lost without closing its sockets":                              "servers keep the connections and transactions of a client that disappeared",
+	"a worker's connections to the API server and to Redis hang for 40 s":              "the self-fence must act while every request hangs",
+	"both managers are cut from Redis while a worker is cut from the API server":       "no single process can see that the worker is alive",
+	"SIGKILL every worker at once, all are restarted in place":                         "the kernel's lock on the state folder proves that the old process has ended",
+	"Redis is restarted empty":                                                         "every process must notice it and publish again",
+	"PostgreSQL crashes and is restarted during a flood of messages":                   "transactions are aborted while messages are stored, and while keys are used up",
+	"the leader is killed between Laravel's answer and the acknowledgement of a batch": "what the next leader repeats must be what Laravel has accepted",
+	"a rolling restart": "old and new revisions, drain and placement work together",
 }
 
 // chosen returns the faults to run: all, or those of smoke, each of which must exist.
@@ -376,6 +446,9 @@ func runInOneEnvironment(t *testing.T, faults []fault) {
 			broken = v.failed
 		})
 	}
+	if w != nil {
+		w.checkAllMessages(t)
+	}
 	for _, v := range results {
 		t.Log(v.String())
 	}
@@ -384,6 +457,7 @@ func runInOneEnvironment(t *testing.T, faults []fault) {
 // try starts the fault, ends it, and checks the result.
 func (w *environment) try(t *testing.T, f fault) result {
 	w.eventually("all sessions to be connected before the fault", w.missing)
+	w.eventually("the takings to be settled before the fault", w.mayEndWorkers)
 	c := w.begin(f.name)
 	f.do(w)
 	w.heal()
@@ -441,6 +515,15 @@ func (w *environment) disconnectFor(pods []*pod, d time.Duration, disconnect fun
 		}
 	}
 	w.record("restored")
+}
+
+// laravelAnswersFor makes Laravel answer every request with a status, and accept nothing.
+func (w *environment) laravelAnswersFor(d time.Duration, status int) {
+	w.record("Laravel answers %d", status)
+	w.laravel.AnswerWith(func(laraveltest.Request) laraveltest.Answer { return laraveltest.Refuse(status, "") })
+	w.waitFor(d)
+	w.laravel.AnswerWith(nil)
+	w.record("Laravel accepts again")
 }
 
 // mustEndWithin waits until a process has ended, and reports a violation if it takes longer than d.

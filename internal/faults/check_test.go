@@ -4,6 +4,7 @@ package faults
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"slices"
@@ -137,6 +138,7 @@ type result struct {
 	moves, mostMoves     int
 	logins               int64
 	retries, redelivered int64
+	messages             messageCounts
 	failed               bool
 }
 
@@ -145,8 +147,9 @@ func (v result) String() string {
 	if v.failed {
 		how = "FAILED"
 	}
-	text := fmt.Sprintf("%-6s %-58s fault %5.1fs, all back %5.1fs after; %s; logins %d, moves %d (most %d), redelivered %d, retries %d",
-		how, v.name, v.fault.Seconds(), v.back.Seconds(), describe(v.absences), v.logins, v.moves, v.mostMoves, v.redelivered, v.retries)
+	text := fmt.Sprintf("%-6s %-58s fault %5.1fs, all back %5.1fs after; %s; logins %d, moves %d (most %d), messages %d, redelivered %d, retries %d, at Laravel again %d",
+		how, v.name, v.fault.Seconds(), v.back.Seconds(), describe(v.absences), v.logins, v.moves, v.mostMoves,
+		v.messages.messages, v.redelivered, v.retries, v.messages.again)
 	if v.starved() {
 		text += fmt.Sprintf("; the test process did not run for %s", v.stall.Round(10*time.Millisecond))
 	}
@@ -201,6 +204,8 @@ func (w *environment) check(t *testing.T, c *caseRun) result {
 	defer w.traffic.hold.Unlock()
 	if err == nil {
 		problems = append(problems, w.undelivered(t.Context())...)
+		wrongMessages, counts := w.messages.undelivered(w.messages.checked)
+		problems, v.messages = append(problems, wrongMessages...), counts
 		if err := w.await(time.Minute, w.staleCodes); err != nil {
 			wrong("%v", err)
 		}
@@ -260,7 +265,7 @@ func (w *environment) undelivered(ctx context.Context) (problems []string) {
 		}
 		return nil
 	}
-	if err := w.await(time.Minute, allAcknowledged); err != nil {
+	if err := w.await(recoveryTimeout, allAcknowledged); err != nil { // thousands may have waited at a login
 		problems = append(problems, err.Error())
 	}
 	// No keys are lost: every session decrypts a new message without a retry.
@@ -317,4 +322,33 @@ func (w *environment) dump(t *testing.T, err error) {
 		t.Logf("--- %s\n%s", p, p.output(4_000))
 	}
 	t.Logf("all logs are in %s", w.dir)
+}
+
+// mostUnsettled is how many takings of a session in a row may be unsettled when a fault
+// begins that may end a worker. A session whose process dies soon after the taking a few times
+// more, while it is tried alone, rests for hours (internal/session/trial.go), and it cannot be
+// known that these deaths came from outside.
+const mostUnsettled = 2
+
+// mayEndWorkers returns an error while another death of a worker would be one too many in a
+// row for a session, and nil if the database cannot be asked because a fault has stopped it.
+func (w *environment) mayEndWorkers(ctx context.Context) error {
+	db, err := sql.Open("pgx", w.store.URL())
+	if err != nil {
+		return err
+	}
+	defer func() { _ = db.Close() }()
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	var most int
+	err = db.QueryRowContext(ctx, "SELECT COALESCE(max(unsettled), 0) FROM whatsapp_operator_session").Scan(&most)
+	switch {
+	case err != nil && w.storeDown:
+		return nil
+	case err != nil:
+		return fmt.Errorf("reading the takings: %w", err)
+	case most > mostUnsettled:
+		return fmt.Errorf("a session has %d takings in a row that are not settled", most)
+	}
+	return nil
 }

@@ -36,9 +36,11 @@ import (
 const (
 	managerCount = 2
 	workerCount  = 4
-	// recoveryTimeout bounds every wait until the system has recovered: the
-	// longest backoff is two minutes, and the machine has only two cores.
-	recoveryTimeout = 4 * time.Minute
+	// recoveryTimeout bounds every wait until the system has recovered. The longest backoff is two
+	// minutes, and a session that is paired makes and stores 812 keys: with the race detector, on
+	// two cores that have other work too, some 40 sessions have taken more than four minutes. How
+	// fast the system recovers is measured by the benchmarks.
+	recoveryTimeout = 10 * time.Minute
 	poll            = 200 * time.Millisecond
 )
 
@@ -69,6 +71,8 @@ type environment struct {
 	laravel   *laraveltest.Receiver
 	history   *sessionHistory
 	traffic   *traffic
+	messages  *messages
+	floods    int // how many floods have ended
 	absences  *absences
 	sessions  []*session
 	people    *people
@@ -116,7 +120,8 @@ func newEnvironment(root, t *testing.T, sessions int, managerFlags ...string) *e
 	w.redis, w.store = testenv.RedisServer(root), testenv.PostgresServer(root)
 	w.atEnd(w.redis.Kill)
 	w.atEnd(w.store.Kill)
-	w.laravel = newReceiver(root)
+	w.messages = newMessages(w)
+	w.laravel = newReceiver(root, w.messages.observe)
 	w.startSimulator()
 
 	scheme := runtime.NewScheme()
@@ -271,9 +276,11 @@ func (w *environment) podName(kind string, place int) string {
 
 // newManager starts a manager in a place.
 func (w *environment) newManager(place int) *pod {
-	upstream := map[service]string{toAPI: hostPort(w.api.Config.Host), toRedis: w.redis.Addr(), toStore: w.store.Addr()}
+	upstream := map[service]string{
+		toAPI: hostPort(w.api.Config.Host), toRedis: w.redis.Addr(), toStore: w.store.Addr(), toLaravel: hostPort(w.laravel.URL),
+	}
 	p := w.newPod(w.podName("manager", place), upstream, func(p *pod) []string {
-		args := append([]string{"manager", "--laravel-url=" + w.laravel.URL, "--laravel-token-file=" + w.file("token", laraveltest.Token),
+		args := append([]string{"manager", "--laravel-url=http://" + p.proxies[toLaravel].Addr(), "--laravel-token-file=" + w.file("token", laraveltest.Token),
 			"--laravel-signing-secret-file=" + w.file("secret", laraveltest.Secret)}, w.common(p)...)
 		return append(args, w.managerFlags...)
 	})
@@ -533,6 +540,8 @@ func (w *environment) startStore() {
 
 // heal ends every fault and starts a pod in every empty place.
 func (w *environment) heal() {
+	w.endFloods()
+	w.laravel.AnswerWith(nil)
 	w.startAPI()
 	if w.redisDown {
 		w.startRedis(false)

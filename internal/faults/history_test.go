@@ -27,6 +27,7 @@ type sessionHistory struct {
 	sessions map[types.UID]*v1alpha1.WhatsAppSession
 	places   map[types.UID]string // the last worker of each
 	moves    map[string]int       // by name
+	changes  map[string][]string  // by name: the last changes of owner and phase, for a person
 	watchers []chan code
 }
 
@@ -34,7 +35,7 @@ type sessionHistory struct {
 type code struct{ name, code string }
 
 func newSessionHistory(w *environment) *sessionHistory {
-	h := &sessionHistory{w: w, sessions: map[types.UID]*v1alpha1.WhatsAppSession{}, places: map[types.UID]string{}, moves: map[string]int{}}
+	h := &sessionHistory{w: w, sessions: map[types.UID]*v1alpha1.WhatsAppSession{}, places: map[types.UID]string{}, moves: map[string]int{}, changes: map[string][]string{}}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() {
@@ -99,6 +100,11 @@ func (h *sessionHistory) store(s *v1alpha1.WhatsAppSession) {
 		}
 		h.places[s.UID] = at
 	}
+	if last := h.sessions[s.UID]; last == nil || changed(last, s) {
+		h.changes[s.Name] = append(h.changes[s.Name], fmt.Sprintf("%s %s on %q, held by %q, epoch %d: %s",
+			time.Now().UTC().Format("15:04:05.000"), s.Status.Phase, s.Status.Worker, s.Status.HeldBy, s.Status.Epoch, describeConditions(s)))
+		h.changes[s.Name] = h.changes[s.Name][max(0, len(h.changes[s.Name])-maxChanges):]
+	}
 	h.sessions[s.UID] = s
 	if qr := s.Status.QR; qr != nil {
 		for _, w := range h.watchers {
@@ -108,6 +114,15 @@ func (h *sessionHistory) store(s *v1alpha1.WhatsAppSession) {
 			}
 		}
 	}
+}
+
+// maxChanges is how many changes of a session are kept.
+const maxChanges = 12
+
+// changed reports whether a session has another owner or phase than before.
+func changed(before, after *v1alpha1.WhatsAppSession) bool {
+	was, is := before.Status, after.Status
+	return was.Phase != is.Phase || was.Worker != is.Worker || was.HeldBy != is.HeldBy || was.Epoch != is.Epoch
 }
 
 func (h *sessionHistory) remove(s *v1alpha1.WhatsAppSession) {

@@ -32,6 +32,7 @@ const (
 	toRedis    service = "Redis"
 	toStore    service = "PostgreSQL"
 	toWhatsApp service = "WhatsApp"
+	toLaravel  service = "Laravel"
 )
 
 // pod is a process with its own name, state folder and TCP proxies, and a kubelet that

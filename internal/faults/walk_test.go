@@ -3,14 +3,14 @@
 package faults
 
 import (
-	"context"
-	"database/sql"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"slices"
 	"testing"
 	"time"
 
+	"github.com/whatsapp-operator/whatsapp-operator/internal/laravel/laraveltest"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
 )
 
@@ -20,11 +20,6 @@ const (
 	// busyWorkers is how many workers may have a fault at the same time: one worker can
 	// always take sessions.
 	busyWorkers = workerCount - 1
-	// mostUnsettled is how many takings of a session in a row may be unsettled when a fault
-	// begins that ends a worker. A session whose process dies soon after the taking a few times
-	// more rests for hours (internal/session/trial.go), and it cannot be known that these
-	// deaths came from outside.
-	mostUnsettled = 3
 )
 
 // walk starts random faults of random lengths, which may overlap. One goroutine draws all
@@ -60,6 +55,7 @@ func TestRandomWalk(t *testing.T) {
 		}
 		w.endPairings()
 	}
+	w.checkAllMessages(t)
 }
 
 // round starts faults for roundLength.
@@ -137,7 +133,7 @@ func (w *walk) during(where, what string, d time.Duration, begin, end func()) {
 // start starts one fault.
 func (w *walk) start() {
 	w.step++
-	kind, worker, manager, d := w.random.IntN(19), w.random.IntN(workerCount), w.random.IntN(managerCount), w.length()
+	kind, worker, manager, d := w.random.IntN(22), w.random.IntN(workerCount), w.random.IntN(managerCount), w.length()
 	mode, servers := w.random.IntN(2), w.random.IntN(4)
 	coin, person := w.random.IntN(2) == 0, w.random.IntN(1<<16)
 	place := fmt.Sprintf("worker %d", worker)
@@ -146,7 +142,7 @@ func (w *walk) start() {
 		w.log("is skipped", "too many workers have a fault")
 		return
 	}
-	if kind <= 6 && w.unsettledTakings() > mostUnsettled {
+	if kind <= 6 && w.mayEndWorkers(w.t.Context()) != nil {
 		w.log("is skipped", "another death would be one too many in a row for a session")
 		return
 	}
@@ -214,21 +210,17 @@ func (w *walk) start() {
 		n := all[person%len(all)]
 		w.log("begins", n.name+" is deleted and applied again")
 		w.people.recreate(n)
+	case 19:
+		m := w.managers[manager]
+		disconnect(m, fmt.Sprintf("manager %d", manager), toLaravel)
+	case 20:
+		status := [...]int{http.StatusServiceUnavailable, http.StatusUnauthorized, http.StatusTooManyRequests, http.StatusNotFound}[servers]
+		w.during("Laravel", fmt.Sprintf("Laravel answers %d", status), d, func() {
+			w.laravel.AnswerWith(func(laraveltest.Request) laraveltest.Answer { return laraveltest.Refuse(status, "") })
+		}, func() { w.laravel.AnswerWith(nil) })
+	case 21:
+		w.during("flood", "a flood of messages", d, func() { w.flood() }, w.endFloods)
 	}
-}
-
-// unsettledTakings is the greatest number of takings in a row, of any session, that were not
-// settled. It is 0 while the database cannot be asked.
-func (w *walk) unsettledTakings() (most int) {
-	db, err := sql.Open("pgx", w.store.URL())
-	w.must(err)
-	defer func() { _ = db.Close() }()
-	ctx, cancel := context.WithTimeout(w.t.Context(), time.Second)
-	defer cancel()
-	if err := db.QueryRowContext(ctx, "SELECT COALESCE(max(unsettled), 0) FROM whatsapp_operator_session").Scan(&most); err != nil && !w.storeDown {
-		w.log("cannot read the takings", err.Error())
-	}
-	return most
 }
 
 // faultyWorkers counts the workers that have a fault.
