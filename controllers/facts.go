@@ -168,5 +168,7 @@ func statusItem(s *v1alpha1.WhatsAppSession) delivery.StatusItem {
 			since = c.LastTransitionTime.Time
 		}
 	}
-	return status.Update(s.Status, delivery.Numbers{Epoch: s.Status.Epoch, Seq: delivery.FirstSeq(0) + 1}, since)
+	item := status.Update(s.Status, delivery.Numbers{Epoch: s.Status.Epoch, Seq: delivery.FirstSeq(0) + 1}, since)
+	item.Metadata = delivery.NewMetadata(s.Spec.Metadata)
+	return item
 }

@@ -395,3 +395,8 @@ func TestNextEpoch(t *testing.T) {
 		})
 	}
 }
+
+func TestTheManagersItemsCarryTheMetadata(t *testing.T) {
+	s := &v1alpha1.WhatsAppSession{Spec: v1alpha1.WhatsAppSessionSpec{Metadata: map[string]string{"tenant": "7"}}}
+	NewWithT(t).Expect(statusItem(s).Metadata).To(BeEquivalentTo(`{"tenant":"7"}`))
+}

@@ -742,7 +742,10 @@ func (r *placementReconciler) report(s *v1alpha1.WhatsAppSession, d decision) {
 		log.Info("Placed a session", "worker", to)
 		metrics.Placement("placed")
 	case to != "":
-		log.Info("Moved a session", "worker", to, "from", from, "cause", string(d.cause))
+		if d.cause != "" { // otherwise it could not stay
+			log = log.WithValues("cause", string(d.cause))
+		}
+		log.Info("Moved a session", "worker", to, "from", from)
 		metrics.Placement(moved[d.cause])
 	case from != "":
 		log.Info("Withdrew a session that no other worker can take", "worker", from, "reason", d.why.reason)
@@ -810,7 +813,7 @@ func (r *placementReconciler) explainNoWorkers(pool string, workers []placement.
 	if len(names) > 0 {
 		exist = "pools with workers: " + strings.Join(names, ", ")
 	}
-	return fmt.Sprintf("no worker serves the pool %q: start one with --pool=%s, or correct the label %s of the Namespace (%s)", pool, pool, v1alpha1.PoolLabel, exist)
+	return fmt.Sprintf("no worker serves the pool %q: scale up its Deployment or start a worker with --pool=%s, or correct the label %s of the Namespace (%s)", pool, pool, v1alpha1.PoolLabel, exist)
 }
 
 // count counts the sessions and workers of the snapshot and the plan. A session that another installation manages is

@@ -532,7 +532,7 @@ func TestAPoolWithoutWorkersIsReportedOnItsSessions(t *testing.T) {
 	s := w.phase(w.apply(w.b, "new"), v1alpha1.PhasePending, v1alpha1.ReasonNoWorkers)
 	w.Expect(condition(s, v1alpha1.ConditionPlaced)).To(Equal("False/NoWorkers"))
 	message := meta.FindStatusCondition(s.Status.Conditions, v1alpha1.ConditionPlaced).Message
-	w.Expect(message).To(Equal(`no worker serves the pool "blu": start one with --pool=blu, or correct the label whatsapp-operator.io/pool of the Namespace (pools with workers: "blue", "default")`))
+	w.Expect(message).To(Equal(`no worker serves the pool "blu": scale up its Deployment or start a worker with --pool=blu, or correct the label whatsapp-operator.io/pool of the Namespace (pools with workers: "blue", "default")`))
 	w.Expect(w.event(s, v1alpha1.ReasonNoWorkers)).To(Equal(message))
 
 	ns.Labels[v1alpha1.PoolLabel] = "blue"

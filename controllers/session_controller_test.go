@@ -48,7 +48,9 @@ func TestTheStatusOfAHeldSessionIsNotChanged(t *testing.T) {
 	t.Parallel()
 	w := newEnv(t)
 	w.worker("worker-a")
-	s := w.hold(w.placed(w.apply(w.a, "acme"), "worker-a"), "worker-a")
+	s := w.placed(w.apply(w.a, "acme"), "worker-a")
+	w.published("acme", "pending/Pending/Placed")
+	s = w.hold(s, "worker-a")
 	w.stop()
 	result, err := w.reconciler.reconcile(t.Context(), s.DeepCopy())
 	w.Expect(err).NotTo(HaveOccurred())
@@ -64,6 +66,7 @@ func TestTwoNamespacesWantTheSameID(t *testing.T) {
 	w := newEnv(t)
 	w.worker("worker-a")
 	winner := w.placed(w.apply(w.a, "mine", withID("acme")), "worker-a")
+	w.published("acme", "pending/Pending/Placed")
 	loser := w.phase(w.apply(w.b, "yours", withID("acme")), v1alpha1.PhasePending, v1alpha1.ReasonSessionIDTaken)
 
 	w.Expect(condition(loser, v1alpha1.ConditionStalled)).To(Equal("True/SessionIDTaken"))
@@ -242,7 +245,7 @@ func TestDeletion(t *testing.T) {
 			change: func(s *v1alpha1.WhatsAppSession) { s.Spec.DeviceName = "Shop 7" },
 			before: func(w *env, s *v1alpha1.WhatsAppSession) { w.suspend(w.hold(s, "worker-a")) },
 			after: func(w *env, s *v1alpha1.WhatsAppSession) {
-				w.phase(s, v1alpha1.PhaseTerminating, v1alpha1.ReasonDeleting)
+				w.published("acme", "inactive/Terminating/Deleting") // the session controller has seen the deletion
 				advance(w, session.LogoutTimeout+time.Second)
 				w.touch(s)
 			},
@@ -393,7 +396,7 @@ func TestADeletionEndsInTimeByTheManagersClock(t *testing.T) {
 	s := w.suspend(w.hold(w.placed(w.apply(w.a, "acme"), "worker-a"), "worker-a"))
 	w.clock.SetTime(w.clock.Now().Add(-12 * time.Hour)) // the API server's clock is ahead
 	w.delete(s)
-	w.phase(s, v1alpha1.PhaseTerminating, v1alpha1.ReasonDeleting)
+	w.published("acme", "inactive/Terminating/Deleting") // the session controller has seen the deletion
 	w.clock.SetTime(w.clock.Now().Add(session.LogoutTimeout + time.Second))
 	w.touch(s)
 	w.gone(s)
@@ -429,6 +432,7 @@ func TestADeletionThatIsSeenAfterItsDeadline(t *testing.T) {
 	w.worker("worker-a")
 	w.delete(s)
 	s = w.placed(s, "worker-a")
+	w.published("acme", "inactive/Terminating/Deleting") // the session controller has seen the deletion
 	w.advance(2 * time.Minute)
 	w.touch(s)
 	w.gone(s)
@@ -838,6 +842,7 @@ func TestADecisionFromAStaleCacheIsRefused(t *testing.T) {
 	old := w.placed(w.apply(w.a, "acme"), "worker-a")
 	w.hold(old, "worker-a")
 	now := w.suspend(old)
+	w.published("acme", "inactive/Suspended/Suspended")
 	w.stop()
 
 	paused := interceptor.NewClient(k8s, interceptor.Funcs{

@@ -41,6 +41,9 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
 
+// Many tests share two cores and the race detector, so that Gomega's one second is too short.
+func init() { SetDefaultEventuallyTimeout(30 * time.Second) }
+
 // All tests of this package use one API server; each test has its own namespaces and its own
 // manager.
 var (

@@ -28,6 +28,9 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator/passkey"
 )
 
+// Many tests share two cores and the race detector, so that Gomega's one second is too short.
+func init() { SetDefaultEventuallyTimeout(30 * time.Second) }
+
 const (
 	panel = "#whatsapp-operator-passkey-helper"
 	// browserTimeout is generous: a browser on a busy machine starts slowly.

@@ -28,8 +28,9 @@ const (
 
 	// Format is the version of this encoding that this program writes. Fields are only
 	// added, so a reader of a newer version uses the fields that it knows. Version 2 added the
-	// time at which the process joined, and whether the worker reaches its database and WhatsApp.
-	Format = 2
+	// time at which the process joined, and whether the worker reaches its database and
+	// WhatsApp; version 3 whether it drops messages.
+	Format = 3
 
 	annotationPrefix = "whatsapp-operator.io/"
 	annotationFormat = annotationPrefix + "format"
@@ -40,6 +41,7 @@ const (
 	annotationDrain  = annotationPrefix + "draining"
 	annotationPod    = annotationPrefix + "pod-uid"
 	annotationConns  = annotationPrefix + "store-connections"
+	annotationDrops  = annotationPrefix + "drops-messages"
 	// annotationStore and annotationWhatsApp say whether the worker reaches its database and
 	// WhatsApp: ok or failing.
 	annotationStore    = annotationPrefix + "store"
@@ -93,6 +95,9 @@ type Member struct {
 	// database, or WhatsApp, fail (docs/architecture.md, "Ownership"). They are false for a
 	// worker that does not report them.
 	StoreFailing, WhatsAppFailing bool
+	// DropsMessages says that it acknowledges messages without storing them. It is false for a
+	// worker that does not report it.
+	DropsMessages bool
 	// AcquireTime is when the process that renews the Lease joined, by the worker's own clock;
 	// zero: the worker is too old to report it.
 	AcquireTime time.Time
@@ -176,6 +181,9 @@ func FromLease(l *coordinationv1.Lease) (Member, error) {
 		m.StoreFailing = l.Annotations[annotationStore] == failing
 		m.WhatsAppFailing = l.Annotations[annotationWhatsApp] == failing
 	}
+	if m.Format >= 3 {
+		m.DropsMessages = l.Annotations[annotationDrops] == strconv.FormatBool(true)
+	}
 	if n, err := strconv.Atoi(l.Annotations[annotationConns]); err == nil && n >= 0 && n <= maxCount {
 		m.StoreConnections = n
 	}
@@ -209,6 +217,7 @@ func (m Member) Into(l *coordinationv1.Lease) {
 	annotations[annotationTokens] = strconv.Itoa(m.Tokens)
 	annotations[annotationConns] = strconv.Itoa(m.StoreConnections)
 	annotations[annotationDrain] = strconv.FormatBool(m.Draining)
+	annotations[annotationDrops] = strconv.FormatBool(m.DropsMessages)
 	annotations[annotationStore] = reached(!m.StoreFailing)
 	annotations[annotationWhatsApp] = reached(!m.WhatsAppFailing)
 	if m.PodUID != "" {

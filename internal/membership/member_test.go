@@ -17,7 +17,7 @@ func member() Member {
 	return Member{
 		Release: "main", Name: "worker-a", Incarnation: "k3x9", Pool: "blue", Revision: 7, Format: Format,
 		Capacity: 1000, Load: 12, Tokens: 200, StoreConnections: 8, Draining: true,
-		WhatsAppFailing: true, AcquireTime: time.Date(2026, 5, 4, 2, 2, 1, 123456000, time.UTC),
+		WhatsAppFailing: true, DropsMessages: true, AcquireTime: time.Date(2026, 5, 4, 2, 2, 1, 123456000, time.UTC),
 		RenewTime: time.Date(2026, 5, 4, 3, 2, 1, 123456000, time.UTC), Duration: 15 * time.Second,
 	}
 }
@@ -80,7 +80,14 @@ func TestFromLease(t *testing.T) {
 				l.Annotations[annotationFormat] = "1"
 				l.Annotations[annotationStore] = failing
 			},
-			want: func(m *Member) { m.Format, m.AcquireTime, m.WhatsAppFailing = 1, time.Time{}, false },
+			want: func(m *Member) {
+				m.Format, m.AcquireTime, m.WhatsAppFailing, m.DropsMessages = 1, time.Time{}, false, false
+			},
+		},
+		{
+			name:   "a worker of the format before drops nothing, whatever an earlier process has left",
+			change: func(l *coordinationv1.Lease) { l.Annotations[annotationFormat] = "2" },
+			want:   func(m *Member) { m.Format, m.DropsMessages = 2, false },
 		},
 		{
 			name: "a new worker that does not report what it reaches",

@@ -22,6 +22,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 )
 
+// Many tests share two cores and the race detector, so that Gomega's one second is too short.
+func init() { SetDefaultEventuallyTimeout(30 * time.Second) }
+
 // keys is a fake of the keys in Redis.
 type keys struct {
 	mu     sync.Mutex

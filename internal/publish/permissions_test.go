@@ -137,19 +137,19 @@ func (o *operations) lead() {
 		o.ExpectWithOffset(1, b).NotTo(BeNil())
 		return b
 	}
-	_, err = queue.Pending(o.ctx, delivery.KindStatus) // repairs what publish has left
+	_, err = queue.Backlog(o.ctx, delivery.KindStatus) // repairs what publish has left
 	o.Expect(err).NotTo(HaveOccurred())
 	b := claim(2)
 	o.Expect(queue.Release(o.ctx, b, time.Time{})).To(Succeed())
 	o.Expect(queue.Split(o.ctx, claim(2))).To(Succeed())
 	o.Expect(queue.Ack(o.ctx, claim(1))).To(Succeed())
-	o.Expect(queue.DeadLetter(o.ctx, claim(1), batch.Poison, delivery.Answer{StatusCode: 500})).To(Succeed())
+	o.Expect(queue.DeadLetter(o.ctx, claim(1), delivery.Poison, delivery.Answer{StatusCode: 500})).To(Succeed())
 	rejected := claim(1)
 	o.Expect(queue.Ack(o.ctx, rejected, delivery.Rejection{SessionID: rejected.Items[0].SessionID, Reason: "no"})).To(Succeed())
-	var letters []batch.DeadLetter
-	o.Expect(queue.DeadLetters(o.ctx, delivery.KindStatus, func(l batch.DeadLetter) bool { letters = append(letters, l); return true })).To(Succeed())
+	var letters []delivery.DeadLetter
+	o.Expect(queue.DeadLetters(o.ctx, delivery.KindStatus, func(l delivery.DeadLetter) bool { letters = append(letters, l); return true })).To(Succeed())
 	o.Expect(letters).To(HaveLen(2))
-	o.Expect(queue.Replay(o.ctx, delivery.KindStatus, letters[0].ID)).To(Equal(batch.Replayed))
+	o.Expect(queue.Replay(o.ctx, delivery.KindStatus, letters[0].ID)).To(Equal(delivery.Replayed))
 	o.Expect(queue.Drop(o.ctx, delivery.KindStatus, letters[1].ID)).To(Equal(1))
 	damaged := claim(1)
 	o.Expect(queue.Release(o.ctx, damaged, time.Time{})).To(Succeed())

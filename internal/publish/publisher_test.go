@@ -19,6 +19,9 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/worker"
 )
 
+// Many tests share two cores and the race detector, so that Gomega's one second is too short.
+func init() { SetDefaultEventuallyTimeout(30 * time.Second) }
+
 // The keys of a session in the cache expire a while after its holder is gone.
 func TestTheManagerUpdatesTheCache(t *testing.T) {
 	g, ctx := NewWithT(t), t.Context()

@@ -144,7 +144,7 @@ func (c Config) Validate() error {
 		wrong("the number of the Redis database is negative")
 	}
 	if c.Username != "" && c.PasswordFile == "" {
-		wrong("a Redis user is given without a password file")
+		wrong("a Redis user is given without a password file: give it with --redis-password-file")
 	}
 	for _, file := range []string{c.PasswordFile, c.SentinelPasswordFile} {
 		if file != "" {
@@ -249,7 +249,24 @@ func (c Config) dial(ctx context.Context, network, address string) (net.Conn, er
 		}
 		config.RootCAs = roots
 	}
-	return (&tls.Dialer{NetDialer: dialer, Config: config}).DialContext(ctx, network, address)
+	conn, err := (&tls.Dialer{NetDialer: dialer, Config: config}).DialContext(ctx, network, address)
+	return conn, explainHandshake(err)
+}
+
+// explainHandshake says what is probably wrong when a server that took the connection does not
+// speak TLS: Redis waits for the rest of a command and answers nothing, other servers answer
+// with something else.
+func explainHandshake(err error) error {
+	var dialing *net.OpError
+	if err == nil || errors.As(err, &dialing) && dialing.Op == "dial" {
+		return err
+	}
+	var timeout net.Error
+	var other tls.RecordHeaderError
+	if errors.As(err, &other) || errors.As(err, &timeout) && timeout.Timeout() {
+		return fmt.Errorf("the server takes the connection but does not answer with TLS: it hangs, or its port has no TLS (check the port and --redis-tls): %w", err)
+	}
+	return err
 }
 
 // readSecret reads a file without the line end that editors put there.

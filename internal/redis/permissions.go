@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 
@@ -301,6 +302,8 @@ func CheckAccess(ctx context.Context, client goredis.UniversalClient, keys Keys,
 		found.add(command{name: "SUBSCRIBE"}, keys.Wake(), subscribeErr)
 	}
 	switch {
+	case errors.Is(err, io.EOF):
+		return fmt.Errorf("checking the permissions in Redis: the server closes the connection without an answer, as one with TLS does: check its port, or set --redis-tls if it has TLS: %w", err)
 	case err != nil:
 		return fmt.Errorf("checking the permissions in Redis: %w", err)
 	case len(found.Commands)+len(found.Keys)+len(found.Channels)+len(found.Unknown) > 0:

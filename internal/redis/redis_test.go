@@ -23,6 +23,9 @@ import (
 	"github.com/whatsapp-operator/whatsapp-operator/internal/testenv"
 )
 
+// Many tests share two cores and the race detector, so that Gomega's one second is too short.
+func init() { SetDefaultEventuallyTimeout(30 * time.Second) }
+
 func connect(t *testing.T, c Config) goredis.UniversalClient {
 	t.Helper()
 	client, err := New(c)
