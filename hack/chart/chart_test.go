@@ -2,7 +2,9 @@ package main
 
 import (
 	"bytes"
+	_ "embed" // the values
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -44,50 +46,9 @@ func values(t *testing.T, text string) map[string]any {
 }
 
 // everything sets what no other option set does.
-const everything = `
-nameOverride: wa
-fullnameOverride: wa
-commonLabels: {team: messaging}
-imagePullSecrets: [{name: registry}]
-image: {digest: "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", pullPolicy: Never}
-extraObjects:
-  - {apiVersion: v1, kind: ConfigMap, metadata: {name: "{{ .Release.Name }}-extra", namespace: "{{ .Release.Namespace }}"}}
-  - |
-    apiVersion: v1
-    kind: ConfigMap
-    metadata: {name: extra-text, namespace: {{ .Release.Namespace }}}
-networkPolicy: {enabled: true, apiServerTo: [{ipBlock: {cidr: 10.245.0.1/32}}]}
-metrics:
-  certificateSecret: metrics-tls
-  serviceMonitor: {enabled: true, labels: {release: prometheus}}
-manager: &pod
-  replicas: 3
-  extraArgs: [--laravel-timeout=20s]
-  extraEnv: [{name: HTTPS_PROXY, value: "http://proxy:3128"}]
-  extraVolumes: [{name: more, emptyDir: {}}]
-  extraVolumeMounts: [{name: more, mountPath: /more}]
-  podAnnotations: {example.com/a: "1"}
-  podLabels: {example.com/b: "2"}
-  priorityClassName: high
-  nodeSelector: {kubernetes.io/os: linux}
-  affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [{matchExpressions: [{key: a, operator: Exists}]}]}}}
-  tolerations: [{key: a, operator: Exists}]
-  serviceAccount: {annotations: {example.com/role: manager}}
-worker:
-  extraArgs: [--gc-percent=60]
-  extraEnv: [{name: HTTPS_PROXY, value: "http://proxy:3128"}]
-  extraVolumes: [{name: more, emptyDir: {}}]
-  extraVolumeMounts: [{name: more, mountPath: /more}]
-  podAnnotations: {example.com/a: "1"}
-  podLabels: {example.com/b: "2"}
-  priorityClassName: high
-  nodeSelector: {kubernetes.io/os: linux}
-  tolerations: [{key: a, operator: Exists}]
-pools:
-  default: {replicas: 5}
-  big: {capacity: 1000000, autoscaling: {enabled: true}}
-  other: {autoscaling: {enabled: true, kind: HPA}, serviceAccount: {create: false, name: mine}}
-`
+//
+//go:embed testdata/everything.yaml
+var everything string
 
 // optionSet is a use of the chart.
 type optionSet struct {
@@ -114,8 +75,18 @@ var optionSets = []optionSet{
 	{name: "network policies with bundled stores", values: given("networkPolicy: {enabled: true}")},
 	{name: "external Redis only", values: given("redis: {addresses: [redis.example.com:6379]}")},
 	{name: "external database only", values: given("database: {urlSecret: {name: db}}")},
-	{name: "Laravel without TLS", values: given("laravel: {url: 'http://laravel.shop', insecureHTTP: true, tokenSecret: {name: l}, signingSecret: {name: l, keys: [old, new]}, caSecret: {name: ca}}")},
+	{name: "Laravel without TLS", values: given("laravel: {url: 'http://laravel.shop', insecureHTTP: true, tokenSecret: {name: l}, signingSecret: {name: l, keys: [old, new]}}")},
 	{name: "little", values: given("crds: {enabled: false}\nrbac: {create: false, userRoles: false}\nmetrics: {enabled: false}\nmanager: {podDisruptionBudget: {enabled: false}, topologySpread: {enabled: false}}\nworker: {podDisruptionBudget: {enabled: false}, topologySpread: {enabled: false}}")},
+	{name: "labels and names that the chart has too", values: given(`
+commonLabels: {whatsapp-operator.io/pool: mine, app.kubernetes.io/name: mine, helm.sh/chart: mine}
+worker:
+  podLabels: {whatsapp-operator.io/pool: mine, app.kubernetes.io/component: mine}
+  podAnnotations: {kubectl.kubernetes.io/default-container: mine}
+  extraEnv: [{name: WHATSAPP_OPERATOR_CAPACITY, value: "7"}]
+pools: {a-long-pool-name: {}}`)},
+	{name: "texts with quotes", values: given(`
+redis: {addresses: ["a:1"], mode: sentinel, masterName: "a\"b'c{{d}}#", sentinel: {username: "a\"b", passwordSecret: {name: s}}}
+worker: {deviceName: "a \"b\" 'c' {{ d }} # e: f", podAnnotations: {example.com/a: "line\n\"another\""}}`)},
 	{name: "simulator without phones and stand-in", values: given("simulator: {enabled: true, phones: {enabled: false}, laravel: {enabled: false}}")},
 }
 
@@ -346,6 +317,48 @@ func TestEverySettingIsAFlag(t *testing.T) {
 	NewWithT(t).Expect(slices.Sorted(maps.Keys(tried))).To(ConsistOf("manager", "worker", "bootstrap", "stop", "simulator", "demo-phones", "demo-laravel", "deadletter list", "store orphans"))
 }
 
+var writeProcesses = flag.Bool("write", false, "write testdata/processes.json")
+
+// TestProcesses: internal/app checks the settings that each option set gives to its processes,
+// as they do at their start. It cannot render the chart, so a file has them.
+func TestProcesses(t *testing.T) {
+	type process struct {
+		Args []string          `json:"args"`
+		Env  map[string]string `json:"env"`
+	}
+	// What the pod's own fields are.
+	fields := map[string]string{"metadata.namespace": "ops", "metadata.name": "worker-1", "metadata.uid": "1-2-3"}
+	processes := map[string]process{}
+	eachOptionSet(t, func(t *testing.T, _ *WithT, _ options, objects []object) {
+		for id, spec := range pods(objects) {
+			for _, c := range containers(spec) {
+				args := list(c, "args")
+				if len(args) == 0 || !slices.Contains([]any{"manager", "worker", "bootstrap", "stop"}, args[0]) {
+					continue
+				}
+				p := process{Env: map[string]string{}}
+				for _, a := range args {
+					p.Args = append(p.Args, a.(string))
+				}
+				for _, e := range list(c, "env") {
+					p.Env[text(e, "name")] = text(e, "value") + fields[text(e, "valueFrom", "fieldRef", "fieldPath")]
+				}
+				processes[strings.TrimPrefix(t.Name(), "TestProcesses/")+": "+id] = p
+			}
+		}
+	})
+	g := NewWithT(t)
+	content, err := json.MarshalIndent(processes, "", " ")
+	g.Expect(err).NotTo(HaveOccurred())
+	content = append(content, '\n')
+	if *writeProcesses {
+		g.Expect(os.WriteFile("testdata/processes.json", content, 0o600)).To(Succeed())
+	}
+	have, err := os.ReadFile("testdata/processes.json")
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(bytes.Equal(have, content)).To(BeTrue(), "testdata/processes.json is not current: run go test . -run TestProcesses -write")
+}
+
 func TestRenderedTwiceIsTheSame(t *testing.T) {
 	eachOptionSet(t, func(t *testing.T, g *WithT, o options, objects []object) {
 		for range 3 {
@@ -384,11 +397,15 @@ func TestSchemaKnowsEveryValue(t *testing.T) {
 	var schema map[string]any
 	g.Expect(json.Unmarshal(read(t, chartFolder+"/values.schema.json"), &schema)).To(Succeed())
 	all := values(t, string(read(t, chartFolder+"/values.yaml")))
-	resolve := func(s any) map[string]any {
+	var resolve func(s any) map[string]any
+	resolve = func(s any) map[string]any {
 		m, _ := s.(map[string]any)
 		if ref := text(m, "$ref"); ref != "" {
 			m, _ = get(schema, "$defs", strings.TrimPrefix(ref, "#/$defs/")).(map[string]any)
 			g.Expect(m).NotTo(BeNil(), ref)
+		}
+		if all := list(m, "allOf"); all != nil {
+			return resolve(all[0]) // the second says only what is required
 		}
 		return m
 	}
@@ -398,8 +415,8 @@ func TestSchemaKnowsEveryValue(t *testing.T) {
 		if !structured {
 			return
 		}
-		if strings.HasPrefix(path, "pools.") {
-			return
+		if strings.HasSuffix(path, ".affinity") {
+			return // Kubernetes' own
 		}
 		g.Expect(s["additionalProperties"]).To(BeFalse(), "%s takes unknown keys", path)
 		have, ok := value.(map[string]any)
@@ -443,6 +460,40 @@ func TestWrongValuesAreRefused(t *testing.T) {
 		{"a digest that is a tag", "image: {digest: v1}", "'v1' does not match pattern"},
 		{"another Valkey with the chart's digest", "valkey: {image: {tag: '9.0'}}", "valkey.image.digest is still that of 8.1.3"},
 		{"another PostgreSQL with the chart's digest", "postgresql: {image: {tag: '18'}}", "postgresql.image.digest is still that of 17.6"},
+		{"a label that is none", "commonLabels: {a: '-x'}", "/commonLabels/a"},
+		{"a label's name that is none", "commonLabels: {a b: c}", "additional properties 'a b' not allowed"},
+		{"an annotation's name that is none", "manager: {podAnnotations: {a b: c}}", "additional properties 'a b' not allowed"},
+		{"a repository with a tag", "image: {repository: 'registry:5000/a:v1'}", "/image/repository"},
+		{"a variable without a name", "worker: {extraEnv: [{value: a}]}", "missing property 'name'"},
+		{"a variable that is a number", "worker: {extraEnv: [{name: A, value: 1}]}", "got number, want string"},
+		{"a variable twice", "manager: {extraEnv: [{name: A, value: a}, {name: A, value: b}]}", "manager.extraEnv has an item with the name A"},
+		{"a volume that the chart has", "pools: {big: {extraVolumes: [{name: state, emptyDir: {}}]}}", "extraVolumes of the pool big has an item with the name state"},
+		{"a mount where the chart has one", "manager: {extraVolumeMounts: [{name: a, mountPath: /tmp/}]}", "manager.extraVolumeMounts has an item with the mountPath /tmp"},
+		{"a toleration with a number", "worker: {tolerations: [{key: 1}]}", "/worker/tolerations/0/key"},
+		{"no quantity", "worker: {resources: {limits: {memory: lots}}}", "/worker/resources/limits/memory"},
+		{"a volume without a size", "valkey: {persistence: {size: '0'}}", "/valkey/persistence/size"},
+		{"a line break in a device's name", `worker: {deviceName: "a\nb"}`, "/worker/deviceName"},
+		{"a line break in Laravel's URL", `laravel: {url: "https://a\nb"}`, "/laravel/url"},
+		{"a line break in the database's URL", `database: {url: "postgres://a:secret\n@b/c"}`, "database.url holds a password"},
+		{"a space in the database's URL", "database: {url: 'postgres://b /c'}", "database.url names no server, or holds a space"},
+		{"an object without a kind", "extraObjects: [{a: b}]", "missing properties 'apiVersion', 'kind', 'metadata'"},
+		{"a peer that allows everybody", "networkPolicy: {metricsFrom: [{}]}", "/networkPolicy/metricsFrom/0"},
+		{"a peer that is no address", "networkPolicy: {storesTo: [{ipBlock: {cidr: db.example.com}}]}", "/networkPolicy/storesTo/0/ipBlock/cidr"},
+		{"a key that is a folder", "laravel: {signingSecret: {keys: ['..']}}", "/laravel/signingSecret/keys/0"},
+		{"a key twice", "laravel: {signingSecret: {keys: [a, a]}}", "items at 0 and 1 are equal"},
+		{"one key for user and password", "database: {url: 'postgres://a/b', credentialsSecret: {name: a, userKey: b, passwordKey: b}}", "userKey and passwordKey are the same"},
+		{"credentials for the bundled database", "database: {credentialsSecret: {name: a}}", "neither database.url nor database.urlSecret.name is set"},
+		{"an authority for the bundled database", "database: {caSecret: {name: a}}", "neither database.url nor database.urlSecret.name is set"},
+		{"Sentinels' user for the bundled Redis", "redis: {sentinel: {username: a, passwordSecret: {name: b}}}", "redis.addresses is empty"},
+		{"an authority for the bundled Redis", "redis: {tls: {caSecret: {name: a}}}", "redis.addresses is empty"},
+		{"several Redis without a mode", "redis: {addresses: ['a:1', 'b:1']}", "set redis.mode to sentinel or cluster"},
+		{"a database of a Redis cluster", "redis: {addresses: ['a:1'], mode: cluster, db: 1}", "set redis.db to 0"},
+		{"a master's name without Sentinels", "redis: {addresses: ['a:1'], masterName: a}", "redis.mode is standalone"},
+		{"Sentinels' user without a password", "redis: {addresses: ['a:1'], mode: sentinel, masterName: a, sentinel: {username: a}}", "redis.sentinel.passwordSecret.name"},
+		{"a key prefix with a space", "redis: {keyPrefix: 'a b'}", "/redis/keyPrefix"},
+		{"a token without an application", "laravel: {tokenSecret: {name: a}}", "laravel.url is empty"},
+		{"one ServiceAccount for all", "manager: {serviceAccount: {name: a}}\npools: {big: {serviceAccount: {name: a}}}", "the workers of the pool big have the same ServiceAccount, a"},
+		{"a pool's name that is too long for the release's", "fullnameOverride: a23456789-123456789-123456789-12345678\npools: {a-rather-long-pool: {}}", "names have at most 63 characters"},
 		{"an unknown pull policy", "image: {pullPolicy: Sometimes}", "'IfNotPresent', 'Always', 'Never'"},
 		{"an unknown mode of Redis", "redis: {addresses: ['a:1'], mode: single}", "'standalone', 'sentinel', 'cluster'"},
 		{"a URL in place of host:port", "redis: {addresses: ['redis://a:1']}", "does not match pattern"},
@@ -450,7 +501,7 @@ func TestWrongValuesAreRefused(t *testing.T) {
 		{"a password in Laravel's URL", "laravel: {url: 'https://a:secret@b/c'}", "laravel.url holds a user or a password"},
 		{"another kind of database", "database: {url: 'mysql://a/b'}", "does not match pattern"},
 		{"a password as a parameter", "database: {url: 'postgres://b/c?password=secret'}", "database.url holds a password"},
-		{"a name of a pool that is no label", "pools: {Big_Pool: {}}", "invalid propertyName 'Big_Pool'"},
+		{"a name of a pool that is no label", "pools: {Big_Pool: {}}", "the pool Big_Pool: choose a name of at most 20 lower case letters"},
 		{"no pool", "pools: {default: null}", "pools is empty: keep at least one"},
 		{"no Redis", "valkey: {enabled: false}", "there is no Redis: set redis.addresses"},
 		{"no database", "postgresql: {enabled: false}", "there is no database: set database.url"},
@@ -461,6 +512,10 @@ func TestWrongValuesAreRefused(t *testing.T) {
 		{"Sentinels without a name", "redis: {addresses: ['a:1'], mode: sentinel}", "set redis.masterName"},
 		{"Laravel without a token", "laravel: {url: 'https://a'}", "laravel.tokenSecret.name"},
 		{"Laravel without a signing secret", "laravel: {url: 'https://a', tokenSecret: {name: a}}", "laravel.signingSecret.name"},
+		{"an authority for http", "laravel: {url: 'http://a', insecureHTTP: true, tokenSecret: {name: a}, signingSecret: {name: a}, caSecret: {name: a}}", "laravel.caSecret is set, and laravel.url begins with http://"},
+		{"one path for two kinds", "laravel: {qrPath: /a, messagePath: /a}", "give each its own"},
+		{"a path with a query", "laravel: {qrPath: '/a?b'}", "/laravel/qrPath"},
+		{"a URL with a query", "laravel: {url: 'https://a?b'}", "/laravel/url"},
 		{"Laravel over http", "laravel: {url: 'http://a', tokenSecret: {name: a}, signingSecret: {name: a}}", "use https://"},
 		{"no ServiceAccount of the manager", "manager: {serviceAccount: {create: false}}", "manager.serviceAccount.name"},
 		{"no ServiceAccount of a pool", "pools: {big: {serviceAccount: {create: false}}}", "for the pool big"},
@@ -477,8 +532,117 @@ func TestWrongValuesAreRefused(t *testing.T) {
 }
 
 func TestWrongReleaseIsRefused(t *testing.T) {
+	g := NewWithT(t)
 	_, _, err := render(chart, options{release: "shop.one"})
-	NewWithT(t).Expect(err).To(MatchError(ContainSubstring("the release's name is shop.one")))
+	g.Expect(err).To(MatchError(ContainSubstring("the release's name is shop.one")))
+	_, _, err = render(chart, options{release: "1shop"})
+	g.Expect(err).To(MatchError(ContainSubstring("that of a Service must begin with a letter")))
+	mustRender(t, options{release: "1shop", values: values(t, "fullnameOverride: shop")})
+}
+
+// TestNullIsRefused: Helm removes a value that is null, and a template that reads it fails with
+// words that only its author understands, or takes it for 0. So does `helm upgrade
+// --reuse-values` with the values of a chart that lacks a newer one.
+func TestNullIsRefused(t *testing.T) {
+	all := values(t, string(read(t, chartFolder+"/values.yaml")))
+	var walk func(path []string, v map[string]any)
+	walk = func(path []string, v map[string]any) {
+		for key, inner := range v {
+			path := append(slices.Clone(path), key)
+			t.Run(strings.Join(path, "."), func(t *testing.T) {
+				var given any
+				for _, key := range slices.Backward(path) {
+					given = map[string]any{key: given}
+				}
+				_, _, err := render(chart, options{values: given.(map[string]any)})
+				NewWithT(t).Expect(err).To(MatchError(ContainSubstring("missing property '" + key + "'")))
+			})
+			if settings, ok := inner.(map[string]any); ok && !slices.Contains([]string{"pools", "requests", "limits"}, key) {
+				walk(path, settings)
+			}
+		}
+	}
+	walk(nil, all)
+}
+
+// TestGivenVariablesReplaceOurs: Kubernetes takes no two of the same name.
+func TestGivenVariablesReplaceOurs(t *testing.T) {
+	g := NewWithT(t)
+	objects := mustRender(t, options{values: values(t, `
+manager: {extraEnv: [{name: WHATSAPP_OPERATOR_BATCH_SIZE, value: "7"}]}
+worker: {extraEnv: [{name: WHATSAPP_OPERATOR_NAME, value: mine}]}`)})
+	for name, want := range map[string]any{
+		"manager": map[string]any{"name": "WHATSAPP_OPERATOR_BATCH_SIZE", "value": "7"},
+		"worker":  map[string]any{"name": "WHATSAPP_OPERATOR_NAME", "value": "mine"},
+	} {
+		var found []any
+		for _, e := range list(containers(pods(objects)["Deployment whatsapp-operator-system/whatsapp-operator-"+name])[0], "env") {
+			if text(e, "name") == text(want, "name") {
+				found = append(found, e)
+			}
+		}
+		g.Expect(found).To(ConsistOf(want), name)
+	}
+}
+
+// TestNothingIsTwice: what Kubernetes merges by a key has each key once.
+func TestNothingIsTwice(t *testing.T) {
+	eachOptionSet(t, func(_ *testing.T, g *WithT, _ options, objects []object) {
+		unique := func(where string, items []any, key string) {
+			seen := map[string]bool{}
+			for _, item := range items {
+				g.Expect(seen).NotTo(HaveKey(text(item, key)), where)
+				seen[text(item, key)] = true
+			}
+		}
+		for id, spec := range pods(objects) {
+			unique(id, list(spec, "volumes"), "name")
+			unique(id, list(spec, "containers"), "name")
+			for _, c := range containers(spec) {
+				unique(id, list(c, "env"), "name")
+				unique(id, list(c, "volumeMounts"), "mountPath")
+				unique(id, list(c, "ports"), "name")
+			}
+		}
+	})
+}
+
+// TestOurLabelsStay: a selector, a policy or the manager reads them.
+func TestOurLabelsStay(t *testing.T) {
+	g := NewWithT(t)
+	for _, set := range optionSets {
+		if set.name != "labels and names that the chart has too" {
+			continue
+		}
+		worker := find(mustRender(t, options{values: set.values(t)}), "Deployment", "whatsapp-operator-worker-a-long-pool-name")
+		for _, labels := range []any{get(worker, "metadata", "labels"), get(worker, "spec", "template", "metadata", "labels")} {
+			g.Expect(labels).To(And(
+				HaveKeyWithValue("whatsapp-operator.io/pool", "a-long-pool-name"),
+				HaveKeyWithValue("app.kubernetes.io/name", "whatsapp-operator"),
+				HaveKeyWithValue("app.kubernetes.io/component", "worker"),
+			))
+		}
+		g.Expect(get(worker, "spec", "template", "metadata", "annotations")).To(HaveKeyWithValue("kubectl.kubernetes.io/default-container", "mine"))
+	}
+}
+
+// TestJobsRunWhereManagersRun: a hook whose pod finds no node holds up `helm install`.
+func TestJobsRunWhereManagersRun(t *testing.T) {
+	g := NewWithT(t)
+	all := pods(mustRender(t, options{values: values(t, `
+manager: {nodeSelector: {a: b}, tolerations: [{key: c, operator: Exists}], affinity: {nodeAffinity: {x: z}, podAffinity: {x: z}}}
+valkey: {nodeSelector: {a: b}, tolerations: [{key: c, operator: Exists}]}
+postgresql: {nodeSelector: {a: b}, tolerations: [{key: c, operator: Exists}]}
+simulator: {enabled: true, nodeSelector: {a: b}, tolerations: [{key: c, operator: Exists}]}
+worker: {nodeSelector: {a: b}, tolerations: [{key: c, operator: Exists}]}`)}))
+	g.Expect(all).To(HaveLen(9))
+	for id, spec := range all {
+		g.Expect(get(spec, "nodeSelector")).To(Equal(map[string]any{"a": "b"}), id)
+		g.Expect(list(spec, "tolerations")).To(ContainElement(map[string]any{"key": "c", "operator": "Exists"}), id)
+		if strings.HasPrefix(id, "Job") || strings.HasPrefix(id, "Pod") {
+			g.Expect(get(spec, "affinity")).To(Equal(map[string]any{"nodeAffinity": map[string]any{"x": "z"}}), id)
+		}
+	}
 }
 
 // TestStores: an external store turns its bundled one off, and only that.
@@ -605,6 +769,132 @@ func TestWorkers(t *testing.T) {
 		To(HaveSuffix("@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"))
 }
 
+// TestPodsOfOurProcesses checks what each manager and worker needs from its manifest.
+func TestPodsOfOurProcesses(t *testing.T) {
+	objects := mustRender(t, options{values: values(t, "worker: {drainTimeoutSeconds: 100}\npools: {default: {}, big: {replicas: 7, capacity: 5}}")})
+	for component, row := range map[string]struct {
+		object   string
+		replicas float64
+		grace    float64
+		metrics  float64
+	}{
+		"the manager":     {"whatsapp-operator-manager", 2, 30, 8443},
+		"the workers":     {"whatsapp-operator-worker", 2, 105, 8080},
+		"a pool's worker": {"whatsapp-operator-worker-big", 7, 105, 8080},
+	} {
+		t.Run(component, func(t *testing.T) {
+			g := NewWithT(t)
+			deployment := find(objects, "Deployment", row.object)
+			g.Expect(get(deployment, "spec", "replicas")).To(Equal(row.replicas))
+			g.Expect(get(deployment, "spec", "revisionHistoryLimit")).To(Equal(3.0))
+			spec := pods(objects)[deployment.id()]
+			g.Expect(get(spec, "terminationGracePeriodSeconds")).To(Equal(row.grace))
+			for _, taint := range []string{"unreachable", "not-ready"} {
+				g.Expect(list(spec, "tolerations")).To(ContainElement(map[string]any{
+					"key": "node.kubernetes.io/" + taint, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 30.0,
+				}), "a pod of a node that is lost is replaced after 30 s")
+			}
+			selector := get(deployment, "spec", "selector")
+			var spread []string
+			for _, constraint := range list(spec, "topologySpreadConstraints") {
+				spread = append(spread, text(constraint, "topologyKey"))
+				g.Expect(get(constraint, "labelSelector")).To(Equal(selector))
+			}
+			g.Expect(spread).To(ConsistOf("kubernetes.io/hostname", "topology.kubernetes.io/zone"))
+			budget := find(objects, "PodDisruptionBudget", row.object)
+			g.Expect(get(budget, "spec", "maxUnavailable")).To(Equal(1.0))
+			g.Expect(text(budget, "spec", "unhealthyPodEvictionPolicy")).To(Equal("AlwaysAllow"), "a pod that is not ready must not hold up a drain")
+			g.Expect(get(budget, "spec", "selector")).To(Equal(selector))
+
+			c := containers(spec)[0]
+			g.Expect(list(c, "ports")).To(ConsistOf(
+				map[string]any{"name": "health", "containerPort": 8081.0}, map[string]any{"name": "metrics", "containerPort": row.metrics}))
+			for probe, path := range map[string]string{"startupProbe": "/healthz", "livenessProbe": "/healthz", "readinessProbe": "/readyz"} {
+				g.Expect(get(c, probe, "httpGet")).To(Equal(map[string]any{"path": path, "port": "health"}), probe)
+			}
+			from := map[string]any{}
+			for _, e := range list(c, "env") {
+				from[text(e, "name")] = get(e, "valueFrom")
+			}
+			g.Expect(from).To(And(
+				HaveKeyWithValue("GOMAXPROCS", map[string]any{"resourceFieldRef": map[string]any{"resource": "requests.cpu", "divisor": "1"}}),
+				HaveKeyWithValue("POD_NAMESPACE", map[string]any{"fieldRef": map[string]any{"fieldPath": "metadata.namespace"}}),
+				HaveKeyWithValue("WHATSAPP_OPERATOR_POD_UID", map[string]any{"fieldRef": map[string]any{"fieldPath": "metadata.uid"}}),
+			))
+			g.Expect(environment(deployment)["WHATSAPP_OPERATOR_RELEASE"]).To(Equal("whatsapp-operator"))
+			for _, v := range list(spec, "volumes") {
+				if get(v, "secret") != nil {
+					g.Expect(get(v, "secret", "defaultMode")).To(Equal(float64(0o440)), "the pod's group reads the Secret, and nobody else")
+				}
+			}
+			if component == "the manager" {
+				return
+			}
+			g.Expect(text(c, "name")).To(Equal("worker"), "the manager reads the end of the container with this name")
+			g.Expect(from).To(HaveKeyWithValue("WHATSAPP_OPERATOR_NAME", map[string]any{"fieldRef": map[string]any{"fieldPath": "metadata.name"}}))
+			g.Expect(list(c, "volumeMounts")).To(ContainElement(map[string]any{"name": "state", "mountPath": "/var/lib/whatsapp-operator"}))
+			g.Expect(list(spec, "volumes")).To(ContainElement(map[string]any{"name": "state", "emptyDir": map[string]any{}}))
+		})
+	}
+}
+
+// TestOnlyWhoNeedsItHasAToken: the API server's token is mounted where the program asks it.
+func TestOnlyWhoNeedsItHasAToken(t *testing.T) {
+	g := NewWithT(t)
+	objects := mustRender(t, options{values: values(t, "simulator: {enabled: true}")})
+	for _, o := range objects {
+		if o.kind() == "ServiceAccount" {
+			g.Expect(get(o, "automountServiceAccountToken")).To(BeFalse(), o.id())
+		}
+	}
+	var with []string
+	for id, spec := range pods(objects) {
+		if get(spec, "automountServiceAccountToken") == true {
+			with = append(with, strings.TrimPrefix(id[strings.LastIndex(id, "/")+1:], "whatsapp-operator-"))
+		}
+	}
+	g.Expect(with).To(ConsistOf("manager", "worker", "bootstrap", "uninstall", "test", "simulator"))
+}
+
+// TestNothingNamesANamespace: every namespace is the release's.
+func TestNothingNamesANamespace(t *testing.T) {
+	for _, set := range optionSets {
+		for _, o := range mustRender(t, options{values: set.values(t), apis: set.apis, namespace: "elsewhere"}) {
+			content, err := json.Marshal(o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if strings.Contains(string(content), namespace) && o.kind() != "CustomResourceDefinition" {
+				t.Errorf("%s of %q names the namespace %s", o.id(), set.name, namespace)
+			}
+		}
+	}
+}
+
+// TestMessagesWithoutAnApplication: what nobody would ever take must not fill the inbox, and what
+// somebody takes must not be dropped.
+func TestMessagesWithoutAnApplication(t *testing.T) {
+	for name, row := range map[string]struct {
+		values string
+		drops  bool
+	}{
+		"no values":                      {"", true},
+		"an application":                 {"laravel: {url: 'https://app.example.com', tokenSecret: {name: t}, signingSecret: {name: s}}", false},
+		"the stand-in":                   {"simulator: {enabled: true}", false},
+		"the simulator, but no stand-in": {"simulator: {enabled: true, laravel: {enabled: false}}", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := NewWithT(t)
+			worker := find(mustRender(t, options{values: values(t, row.values)}), "Deployment", "whatsapp-operator-worker")
+			value, drops := environment(worker)["WHATSAPP_OPERATOR_DROP_MESSAGES"]
+			g.Expect(drops).To(Equal(row.drops))
+			if drops {
+				g.Expect(value).To(Equal("true"))
+			}
+		})
+	}
+}
+
 // TestMonitorsNeedTheirKinds: without the Prometheus operator they are left out.
 func TestMonitorsNeedTheirKinds(t *testing.T) {
 	g := NewWithT(t)
@@ -711,8 +1001,10 @@ func TestUninstallIsLeastPrivileged(t *testing.T) {
 		for _, name := range slices.Concat(workers, managers) {
 			named = append(named, name)
 		}
+		// One that cannot start must not stop the next installation once it can.
+		g.Expect(get(job, "spec", "activeDeadlineSeconds")).To(BeEquivalentTo(180+60), "between the time-outs of the command and of Helm")
 		g.Expect(list(list(job, "spec", "template", "spec", "containers")[0], "args")).To(Equal([]any{
-			"stop", "--workers=" + strings.Join(workers, ","), "--managers=" + strings.Join(managers, ","),
+			"stop", "--workers=" + strings.Join(workers, ","), "--managers=" + strings.Join(managers, ","), "--timeout=180s",
 		}))
 		g.Expect(list(role, "rules")).To(HaveLen(3))
 		g.Expect(list(list(role, "rules")[0], "resourceNames")).To(ConsistOf(named...))
@@ -791,6 +1083,27 @@ func TestNetworkPolicies(t *testing.T) {
 	g.Expect(list(list(metrics, "spec", "ingress")[0], "ports")).To(ConsistOf(map[string]any{"port": 8080.0, "protocol": "TCP"}))
 }
 
+// TestNetworkPoliciesAllowTheGivenPorts: a port that the values name need not be repeated.
+func TestNetworkPoliciesAllowTheGivenPorts(t *testing.T) {
+	g := NewWithT(t)
+	objects := mustRender(t, options{values: values(t, `
+networkPolicy: {enabled: true, storesPorts: [5432, 7001]}
+redis: {mode: cluster, addresses: ["a:7000", "[fd00::1]:7001"]}
+database: {url: "postgres://user@[fd00::2]:6432,b,c:6433/x?connect_timeout=1:2"}
+laravel: {url: "https://app.example.com:8443/a:9/b", tokenSecret: {name: t}, signingSecret: {name: s}}`)})
+	ports := func(component string) (all []any) {
+		for _, rule := range list(find(objects, "NetworkPolicy", "whatsapp-operator-"+component), "spec", "egress") {
+			for _, port := range list(rule, "ports") {
+				all = append(all, get(port, "port"))
+			}
+		}
+		return all
+	}
+	stores := []any{53.0, 53.0, 443.0, 6443.0, 5432.0, 7001.0, 7000.0, 6432.0, 6433.0}
+	g.Expect(ports("worker")).To(ConsistOf(stores...))
+	g.Expect(ports("manager")).To(ConsistOf(append(stores, 80.0, 443.0, 8443.0)...))
+}
+
 func TestNotes(t *testing.T) {
 	for _, row := range []struct {
 		name, values string
@@ -798,8 +1111,9 @@ func TestNotes(t *testing.T) {
 		not          []string
 	}{
 		{"no values", "", []string{"Next step", "qr default/shop-1", "FOR TRYING OUT ONLY", "laravel.url: nothing is delivered", "networkPolicy.enabled"}, []string{"simulator"}},
-		{"production", string(read(t, chartFolder+"/values-production.yaml")), []string{"sentinel-0.redis.example.com:26379", "sentinel, TLS", "postgres://db-a.example.com", "does not know its kinds"}, []string{"TRYING OUT", "laravel.url: nothing"}},
-		{"demo", string(read(t, chartFolder+"/values-demo.yaml")), []string{"a stand-in receives", "no session reaches the real WhatsApp"}, nil},
+		{"production", string(read(t, chartFolder+"/values-production.yaml")), []string{"sentinel-0.redis.example.com:26379", "sentinel, TLS", "postgres://db-a.example.com", "does not know its kinds"}, []string{"TRYING OUT", "laravel.url: nothing", "verify-full: "}},
+		{"demo", string(read(t, chartFolder+"/values-demo.yaml")), []string{"a stand-in receives", "no session reaches the real WhatsApp", "forgets every linked device", "restartedAt="}, nil},
+		{"a database without TLS", "database: {url: 'postgres://db/x?sslmode=require'}", []string{"sslmode=verify-full: the database's certificate is not checked"}, nil},
 		{"a user in the URL", "database: {url: 'postgres://user@db/x'}", []string{"postgres://***@db/x"}, []string{"user@"}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -814,6 +1128,92 @@ func TestNotes(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestUninstallSaysWhatIsLeft: the groups of Redis' keys are those that its users may write, and
+// what is deleted without Helm keeps sessions, volumes and Secrets.
+func TestUninstallSaysWhatIsLeft(t *testing.T) {
+	g := NewWithT(t)
+	page := string(read(t, "docs/uninstall.md"))
+	groups := regexp.MustCompile(`~(\S+)`).FindAllStringSubmatch(string(read(t, chartFolder+"/files/valkey-users.acl")), -1)
+	g.Expect(groups).NotTo(BeEmpty())
+	for _, group := range groups {
+		g.Expect(page).To(ContainSubstring("`" + group[1] + "`"))
+	}
+	// Without Helm, two commands delete each kind that there is, and nothing else.
+	short := map[string]string{
+		"Deployment": "deploy", "StatefulSet": "sts", "Service": "svc", "ConfigMap": "cm", "PodDisruptionBudget": "pdb", "Job": "job",
+		"ServiceAccount": "sa", "Role": "role", "RoleBinding": "rolebinding", "ClusterRole": "clusterrole", "ClusterRoleBinding": "clusterrolebinding",
+	}
+	_, commands, found := strings.Cut(page, "delete the rest by its label:")
+	g.Expect(found).To(BeTrue())
+	commands, _, _ = strings.Cut(commands, "\n6. ")
+	var deleted []string
+	for _, command := range regexp.MustCompile(`kubectl delete (\S+) `).FindAllStringSubmatch(commands, -1) {
+		deleted = append(deleted, strings.Split(command[1], ",")...)
+	}
+	kinds := map[string]bool{}
+	for folder := range kustomizations {
+		built, err := buildKustomization("../../" + folder)
+		g.Expect(err).NotTo(HaveOccurred())
+		for part := range strings.SplitSeq(string(built), "\n---\n") {
+			var o object
+			g.Expect(yaml.Unmarshal([]byte(part), &o)).To(Succeed())
+			if o.kind() == "Namespace" || o.kind() == "CustomResourceDefinition" {
+				continue // kept: sessions, keys and volumes would be lost with them
+			}
+			g.Expect(get(o, "metadata", "labels")).To(HaveKeyWithValue("app.kubernetes.io/instance", "whatsapp-operator"), o.id())
+			g.Expect(short).To(HaveKey(o.kind()))
+			kinds[short[o.kind()]] = true
+		}
+	}
+	g.Expect(deleted).To(ConsistOf(slices.Collect(maps.Keys(kinds))))
+}
+
+// TestDocsKeepNewDefaults: with --reuse-values alone Helm renders the new templates with the
+// former version's defaults, and what is new is missing.
+func TestDocsKeepNewDefaults(t *testing.T) {
+	commands := regexp.MustCompile("helm upgrade [^`\n]*")
+	found := 0
+	err := filepath.WalkDir("../../docs", func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || filepath.Ext(path) != ".md" {
+			return err
+		}
+		content, err := os.ReadFile(path)
+		for _, command := range commands.FindAllString(string(content), -1) {
+			found++
+			if strings.Contains(command, " --reuse-values") {
+				t.Errorf("%s: %s", path, command)
+			}
+		}
+		return err
+	})
+	if err != nil || found == 0 {
+		t.Fatalf("%d commands were found: %v", found, err)
+	}
+}
+
+// TestPagesNameExistingValues checks each `a.b` in the pages whose a is a value of the chart.
+func TestPagesNameExistingValues(t *testing.T) {
+	g := NewWithT(t)
+	all := values(t, string(read(t, chartFolder+"/values.yaml")))
+	pages, err := filepath.Glob("../../docs/*.md")
+	g.Expect(err).NotTo(HaveOccurred())
+	path := regexp.MustCompile(`[^A-Za-z0-9./{]([a-z][A-Za-z]*(?:\.[a-z][A-Za-z]*)+)[=,:\x60]`)
+	named := 0
+	for _, name := range append(pages, "../../README.md", "../../"+chartFolder+"/templates/NOTES.txt") {
+		content, err := os.ReadFile(name)
+		g.Expect(err).NotTo(HaveOccurred())
+		for _, found := range path.FindAllStringSubmatch(string(content), -1) {
+			keys := strings.Split(found[1], ".")
+			if _, ours := all[keys[0]]; !ours || strings.HasSuffix(found[1], ".md") || strings.HasSuffix(found[1], ".com") {
+				continue
+			}
+			named++
+			g.Expect(get(all, keys...)).NotTo(BeNil(), "%s names %s", name, found[1])
+		}
+	}
+	g.Expect(named).To(BeNumerically(">", 10))
 }
 
 // TestGeneratedFilesAreCurrent: `make manifests` was run.
@@ -860,6 +1260,96 @@ func TestKustomizeRendersTheSame(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestKustomizeExample builds examples/kustomize and compares its Deployments with the chart's:
+// the same settings, and each file that a setting names is in a volume of the same Secret.
+func TestKustomizeExample(t *testing.T) {
+	g := NewWithT(t)
+	remote := "github.com/whatsapp-operator/whatsapp-operator/config/external-stores?ref=v0.1.0"
+	example := string(read(t, "examples/kustomize/kustomization.yaml"))
+	g.Expect(strings.Count(example, remote)).To(Equal(1))
+	folder, err := filepath.EvalSymlinks(t.TempDir())
+	g.Expect(err).NotTo(HaveOccurred())
+	base, err := filepath.Abs("../../config/external-stores")
+	g.Expect(err).NotTo(HaveOccurred())
+	base, err = filepath.Rel(folder, base) // an absolute path is refused
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Expect(os.WriteFile(filepath.Join(folder, "kustomization.yaml"), []byte(strings.Replace(example, remote, base, 1)), 0o600)).To(Succeed())
+	built, err := buildKustomization(folder)
+	g.Expect(err).NotTo(HaveOccurred())
+
+	v := values(t, `
+image: {repository: registry.example.com/whatsapp-operator}
+laravel: {url: "https://app.example.com/api", tokenSecret: {name: whatsapp-operator-laravel}, signingSecret: {name: whatsapp-operator-laravel}}`)
+	maps.Copy(v, kustomizations["config/external-stores"])
+	v["redis"] = maps.Clone(v["redis"].(map[string]any))
+	v["redis"].(map[string]any)["addresses"] = []any{"redis.shop.example.com:6379"}
+	charts := mustRender(t, options{values: v})
+	compared := 0
+	for part := range strings.SplitSeq(string(built), "\n---\n") {
+		var o object
+		g.Expect(yaml.Unmarshal([]byte(part), &o)).To(Succeed())
+		if o.kind() != "Deployment" {
+			continue
+		}
+		compared++
+		want := find(charts, "Deployment", o.name())
+		g.Expect(get(o, "metadata", "namespace")).To(Equal("whatsapp-operator-system"))
+		g.Expect(settingsOf(g, o)).To(Equal(settingsOf(g, want)), o.name())
+		container := func(o object) map[string]any {
+			return list(o, "spec", "template", "spec", "containers")[0].(map[string]any)
+		}
+		g.Expect(container(o)["image"]).To(Equal(container(want)["image"]))
+	}
+	g.Expect(compared).To(Equal(2))
+}
+
+// settingsOf are the variables of a Deployment's container. In place of the path of a file that
+// is in a Secret it has the Secret and the key.
+func settingsOf(g *WithT, o object) map[string]any {
+	spec := get(o, "spec", "template", "spec").(map[string]any)
+	secrets := map[string]map[string]any{}
+	for _, v := range list(spec, "volumes") {
+		if secret, ok := v.(map[string]any)["secret"].(map[string]any); ok {
+			secrets[v.(map[string]any)["name"].(string)] = secret
+		}
+	}
+	container := list(spec, "containers")[0].(map[string]any)
+	all := map[string]any{}
+	for _, e := range list(container, "env") {
+		variable := e.(map[string]any)
+		name := variable["name"].(string)
+		all[name] = variable["value"]
+		if variable["valueFrom"] != nil {
+			all[name] = variable["valueFrom"]
+		}
+		if !strings.HasSuffix(name, "_FILE") {
+			continue
+		}
+		folder, file := filepath.Split(variable["value"].(string))
+		for _, m := range list(container, "volumeMounts") {
+			mount := m.(map[string]any)
+			if secret := secrets[mount["name"].(string)]; secret != nil && mount["mountPath"] == strings.TrimSuffix(folder, "/") {
+				all[name] = fmt.Sprint(secret["secretName"], "/", file, " mode ", secret["defaultMode"])
+			}
+		}
+		g.Expect(all[name]).NotTo(Equal(variable["value"]), "%s names a file that is in no volume", name)
+	}
+	for name, value := range map[string]string{ // the program's defaults
+		"WHATSAPP_OPERATOR_DROP_MESSAGES":                "false",
+		"WHATSAPP_OPERATOR_LARAVEL_QR_PATH":              "/qr/batch",
+		"WHATSAPP_OPERATOR_LARAVEL_STATUS_PATH":          "/whatsapp/status/batch",
+		"WHATSAPP_OPERATOR_LARAVEL_TIMEOUT":              "15s",
+		"WHATSAPP_OPERATOR_LARAVEL_MAX_REQUESTS":         "4",
+		"WHATSAPP_OPERATOR_LARAVEL_MESSAGE_PATH":         "/whatsapp/messages/batch",
+		"WHATSAPP_OPERATOR_LARAVEL_MAX_MESSAGE_REQUESTS": "8",
+	} {
+		if all[name] == value {
+			delete(all, name)
+		}
+	}
+	return all
 }
 
 // normalized removes what the files of config/crd and config/rbac do not have: labels that say

@@ -1,6 +1,8 @@
 package main
 
 import (
+	_ "embed" // the statuses
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,11 +15,6 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/yaml"
 )
-
-// condition is TYPE=STATUS/REASON.
-func condition(kind, status, reason string) map[string]any {
-	return map[string]any{"type": kind, "status": status, "reason": reason, "message": "what to do"}
-}
 
 func session(generation int64, status map[string]any) map[string]any {
 	s := map[string]any{
@@ -38,29 +35,72 @@ type healthCase struct {
 	message    string
 }
 
-func phase(phase string, conditions ...any) map[string]any {
-	return session(2, map[string]any{"phase": phase, "observedGeneration": int64(2), "conditions": conditions})
+// computed is a session with a status that internal/status computes: its test writes the file.
+func computed(name string) map[string]any {
+	var statuses map[string]map[string]any
+	if err := json.Unmarshal(computedStatuses, &statuses); err != nil || statuses[name] == nil {
+		panic("testdata/statuses.json has no status " + name)
+	}
+	s := statuses[name]
+	s["observedGeneration"] = int64(s["observedGeneration"].(float64)) // as a client reads it
+	return session(2, s)
+}
+
+//go:embed testdata/statuses.json
+var computedStatuses []byte
+
+// with returns a session with another condition Ready.
+func with(s map[string]any, status, reason string) map[string]any {
+	for _, c := range list(s, "status", "conditions") {
+		if c := c.(map[string]any); c["type"] == "Ready" {
+			c["status"], c["reason"] = status, reason
+		}
+	}
+	return s
+}
+
+// generation returns a session whose spec was changed.
+func generation(s map[string]any, now int64) map[string]any {
+	s["metadata"].(map[string]any)["generation"] = now
+	return s
 }
 
 var healthCases = []healthCase{
 	{"new, as the API server stores it", session(1, map[string]any{"observedGeneration": int64(-1)}), "Progressing", "InProgress", "Waiting for the manager to see the session"},
-	{"changed, not seen yet", session(3, map[string]any{"phase": "Connected", "observedGeneration": int64(2), "conditions": []any{condition("Ready", "True", "Connected")}}), "Progressing", "InProgress", "Waiting for the manager to see the change"},
-	{"Pending", phase("Pending", condition("Ready", "False", "WaitingForPlacement")), "Progressing", "InProgress", "WaitingForPlacement: what to do"},
-	{"Pending, its id is taken", phase("Pending", condition("Ready", "False", "SessionIDTaken"), condition("Stalled", "True", "SessionIDTaken")), "Degraded", "Failed", "SessionIDTaken: what to do"},
-	{"Pairing, nobody has scanned", phase("Pairing", condition("Ready", "False", "WaitingForScan"), condition("Reconciling", "True", "WaitingForScan")), "Suspended", "Current", "WaitingForScan: what to do"},
-	{"PairingExpired", phase("PairingExpired", condition("Ready", "False", "PairingExpired"), condition("Stalled", "True", "PairingExpired")), "Suspended", "Current", "PairingExpired: what to do"},
-	{"Connecting", phase("Connecting", condition("Ready", "False", "Connecting")), "Progressing", "InProgress", "Connecting: what to do"},
-	{"Connected", phase("Connected", condition("Ready", "True", "Connected")), "Healthy", "Current", "Connected: what to do"},
-	{"Connected, its worker is silent", phase("Connected", condition("Ready", "Unknown", "WorkerSilent")), "Progressing", "InProgress", "WorkerSilent: what to do"},
-	{"Disconnected", phase("Disconnected", condition("Ready", "False", "Reconnecting"), condition("Stalled", "False", "Progressing")), "Progressing", "InProgress", "Reconnecting: what to do"},
-	{"Disconnected, in quarantine", phase("Disconnected", condition("Ready", "False", "Quarantined"), condition("Stalled", "True", "Quarantined")), "Degraded", "Failed", "Quarantined: what to do"},
-	{"Suspended", phase("Suspended", condition("Placed", "False", "Suspended")), "Suspended", "Current", "Suspended: what to do"},
-	{"LoggedOut", phase("LoggedOut", condition("Ready", "False", "LoggedOut"), condition("Stalled", "True", "LoggedOut")), "Degraded", "Failed", "LoggedOut: what to do"},
-	{"Banned", phase("Banned", condition("Ready", "False", "Banned"), condition("Stalled", "True", "Banned")), "Degraded", "Failed", "Banned: what to do"},
-	{"Outdated", phase("Outdated", condition("Ready", "False", "Outdated"), condition("Stalled", "True", "Outdated")), "Degraded", "Failed", "Outdated: what to do"},
-	{"Replaced", phase("Replaced", condition("Ready", "False", "Replaced"), condition("Stalled", "True", "Replaced")), "Degraded", "Failed", "Replaced: what to do"},
-	{"Failed", phase("Failed", condition("Ready", "False", "ProxySecretMissing"), condition("Stalled", "True", "ProxySecretMissing")), "Degraded", "Failed", "ProxySecretMissing: what to do"},
-	{"Terminating", phase("Terminating", condition("Ready", "False", "Deleting")), "Progressing", "InProgress", "Deleting: what to do"},
+	{"changed, not seen yet", generation(computed("Connected"), 3), "Progressing", "InProgress", "Waiting for the manager to see the change"},
+	{"Connected, its worker is silent", with(computed("Connected"), "Unknown", "WorkerSilent"), "Progressing", "InProgress", "WorkerSilent: what to do"},
+	{"Pending, its id is taken", computed("Pending, its id is taken"), "Degraded", "Failed", ""},
+	{"Pending", computed("Pending"), "Progressing", "InProgress", "WaitingForPlacement: what to do"},
+	{"Pending, no capacity", computed("Pending, no capacity"), "Progressing", "InProgress", "NoCapacity: what to do"},
+	{"Pairing, nobody has scanned", computed("Pairing, nobody has scanned"), "Suspended", "Current", "WaitingForScan: what to do"},
+	{"Pairing, a passkey is needed", computed("Pairing, a passkey is needed"), "Suspended", "Current", "PasskeyRequired: what to do"},
+	{"PairingExpired", computed("PairingExpired"), "Suspended", "Current", "PairingExpired: what to do"},
+	{"Connecting", computed("Connecting"), "Progressing", "InProgress", "Connecting: what to do"},
+	{"Connected", computed("Connected"), "Healthy", "Current", "Connected: what to do"},
+	{"Disconnected", computed("Disconnected"), "Progressing", "InProgress", "Reconnecting: what to do"},
+	{"Disconnected, its worker died", computed("Disconnected, its worker died"), "Progressing", "InProgress", "WorkerLost: what to do"},
+	{"Disconnected, in quarantine", computed("Disconnected, in quarantine"), "Degraded", "Failed", "Quarantined: what to do"},
+	{"Suspended", computed("Suspended"), "Suspended", "Current", "Suspended: what to do"},
+	{"LoggedOut", computed("LoggedOut"), "Degraded", "Failed", "LoggedOut: what to do"},
+	{"LoggedOut, another phone", computed("LoggedOut, another phone"), "Degraded", "Failed", "WrongPhone: what to do"},
+	{"Banned", computed("Banned"), "Degraded", "Failed", "Banned: what to do"},
+	{"Outdated", computed("Outdated"), "Degraded", "Failed", "Outdated: what to do"},
+	{"Replaced", computed("Replaced"), "Degraded", "Failed", "Replaced: what to do"},
+	{"Failed", computed("Failed"), "Degraded", "Failed", "ProxySecretMissing: what to do"},
+	{"Failed, it ends its worker", computed("Failed, it ends its worker"), "Degraded", "Failed", "EndsItsWorker: what to do"},
+	{"Failed, another installation", computed("Failed, another installation"), "Degraded", "Failed", "OtherInstallation: what to do"},
+	{"Terminating", computed("Terminating"), "Progressing", "InProgress", "Deleting: what to do"},
+	{"Terminating, the store waits", computed("Terminating, the store waits"), "Progressing", "InProgress", "DeletionWaits: what to do"},
+}
+
+// TestEveryStatusHasAHealthCase: what internal/status adds is tried here, too.
+func TestEveryStatusHasAHealthCase(t *testing.T) {
+	g := NewWithT(t)
+	var statuses map[string]any
+	g.Expect(json.Unmarshal(computedStatuses, &statuses)).To(Succeed())
+	for name := range statuses {
+		g.Expect(slices.ContainsFunc(healthCases, func(c healthCase) bool { return c.name == name })).To(BeTrue(), name)
+	}
 }
 
 // TestEveryPhaseHasAHealthCase reads the phases from the resource definition.
@@ -92,6 +132,9 @@ func TestArgoCDHealth(t *testing.T) {
 			result, ok := state.Get(-1).(*lua.LTable)
 			g.Expect(ok).To(BeTrue(), "the script returns a table")
 			g.Expect(result.RawGetString("status").String()).To(Equal(c.argo))
+			if c.message == "" {
+				c.message = text(list(c.object, "status", "conditions")[0], "reason") + ": " + text(list(c.object, "status", "conditions")[0], "message")
+			}
 			g.Expect(result.RawGetString("message").String()).To(Equal(c.message))
 		})
 	}

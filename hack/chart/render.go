@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"helm.sh/helm/v4/pkg/chart/v2/loader"
 	"helm.sh/helm/v4/pkg/engine"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
+	sigsyaml "sigs.k8s.io/yaml"
 )
 
 // options say how the chart is rendered.
@@ -136,12 +138,18 @@ func render(chart string, o options) (objects []object, notes string, err error)
 		case strings.HasSuffix(path, ".tpl"):
 			continue
 		}
-		decoder := utilyaml.NewYAMLOrJSONDecoder(strings.NewReader(files[path]), 4096)
+		reader := utilyaml.NewYAMLReader(bufio.NewReader(strings.NewReader(files[path])))
 		for {
-			var one object
-			if err := decoder.Decode(&one); errors.Is(err, io.EOF) {
+			document, err := reader.Read()
+			if errors.Is(err, io.EOF) {
 				break
-			} else if err != nil {
+			}
+			var one object
+			if err == nil {
+				// Strict: Helm takes a key that is there twice, Kustomize and Argo CD do not.
+				err = sigsyaml.UnmarshalStrict(document, &one)
+			}
+			if err != nil {
 				return nil, "", fmt.Errorf("%s: %w\n%s", path, err, files[path])
 			}
 			if len(one) > 0 {

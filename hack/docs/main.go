@@ -181,6 +181,7 @@ func describeMetrics() ([]description, error) {
 		metrics.RegisterSessions(func() map[string]int { return nil }),
 		metrics.RegisterSessionStats(func() (time.Duration, int) { return 0, 0 }),
 		metrics.RegisterLibraryAge(time.Time{}, time.Now),
+		metrics.RegisterInboxOver(func() map[string]int { return nil }),
 	)
 	if duplicate := (prometheus.AlreadyRegisteredError{}); err != nil && !errors.As(err, &duplicate) {
 		return nil, err

@@ -82,4 +82,4 @@ func TestPagesNameExistingTargets(t *testing.T) {
 }
 
 // notOurs are flags of other programs that pages name.
-var notOurs = []string{"--set", "--take-ownership"}
+var notOurs = []string{"--reset-then-reuse-values", "--reuse-values", "--set", "--take-ownership"}

@@ -26,7 +26,8 @@ app.kubernetes.io/instance: {{ $root.Release.Name | quote }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end }}
 
-{{/* labels (list $ "component"), or without a component (list $ ""). */}}
+{{/* labels (list $ "component"), without a component (list $ ""), or with further labels
+   (list $ "component" dict), which have priority over commonLabels. */}}
 {{- define "whatsapp-operator.labels" -}}
 {{- $root := index . 0 -}}
 {{- $own := dict
@@ -38,6 +39,7 @@ app.kubernetes.io/component: {{ index . 1 }}
   "helm.sh/chart" (printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-")
 -}}
 {{- with index . 1 }}{{- $_ := set $own "app.kubernetes.io/component" . }}{{- end }}
+{{- if gt (len .) 2 }}{{- $own = merge $own (index . 2) }}{{- end }}
 {{- mergeOverwrite (deepCopy $root.Values.commonLabels) $own | toYaml }}
 {{- end }}
 
@@ -83,6 +85,11 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{- define "whatsapp-operator.demoLaravel" -}}
 {{- if and .Values.simulator.enabled .Values.simulator.laravel.enabled (not .Values.laravel.url) }}true{{ end }}
 {{- end }}
+
+{{/* Whether there is an application that takes what is delivered. */}}
+{{- define "whatsapp-operator.hasLaravel" -}}
+{{- if or .Values.laravel.url (include "whatsapp-operator.demoLaravel" .) }}true{{ end }}
+{{- end }}
 {{/* The Secrets that the bootstrap Job makes complete, as its arguments. */}}
 {{- define "whatsapp-operator.bootstrapArgs" -}}
 {{- $fullname := include "whatsapp-operator.fullname" . -}}
@@ -114,4 +121,32 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{- else if eq $mode "failIfMissing" }}
 {{- fail (printf "the cluster does not know %s: install its operator, or set metrics.serviceMonitor.renderMode to skipIfMissing" $version) }}
 {{- end }}
+{{- end }}
+
+{{/* withExtra (list ours key extra what): a list of ours, as YAML, and the items that the values
+   add. Kubernetes takes no two with the same key. */}}
+{{- define "whatsapp-operator.withExtra" -}}
+{{- $ours := index . 0 | fromYamlArray }}{{- $key := index . 1 }}{{- $extra := index . 2 }}{{- $what := index . 3 -}}
+{{- $seen := dict -}}
+{{- range $ours }}{{ $_ := set $seen (get . $key | trimSuffix "/") true }}{{ end -}}
+{{- range $extra }}
+{{- $name := get . $key | trimSuffix "/" }}
+{{- if hasKey $seen $name }}
+{{- fail (printf "%s has an item with the %s %s, which another item or the chart itself has already: choose another %s" $what $key $name $key) }}
+{{- end }}
+{{- $_ := set $seen $name true }}
+{{- end -}}
+{{- concat $ours ($extra | default list) | toYaml }}
+{{- end }}
+
+{{/* env (list ours extra what): our variables, as YAML, and those of the values, which replace
+   ours of the same name. */}}
+{{- define "whatsapp-operator.env" -}}
+{{- $given := dict -}}
+{{- range index . 1 }}{{ $_ := set $given .name true }}{{ end -}}
+{{- $ours := list -}}
+{{- range index . 0 | fromYamlArray }}
+{{- if not (hasKey $given .name) }}{{ $ours = append $ours . }}{{ end }}
+{{- end -}}
+{{- include "whatsapp-operator.withExtra" (list (toYaml $ours) "name" (index . 1) (index . 2)) }}
 {{- end }}

@@ -1,15 +1,12 @@
 {{/* Parts of pods. */}}
 
-{{/* podMetadata (list $ "component" settings): labels and annotations of a pod. */}}
+{{/* podMetadata (list $ "component" settings labels): labels and annotations of a pod. */}}
 {{- define "whatsapp-operator.podMetadata" -}}
 {{- $root := index . 0 }}{{- $settings := index . 2 -}}
 annotations:
-  kubectl.kubernetes.io/default-container: {{ index . 1 }}
-  {{- with $settings.podAnnotations }}
-  {{- toYaml . | nindent 2 }}
-  {{- end }}
+  {{- merge (deepCopy $settings.podAnnotations) (dict "kubectl.kubernetes.io/default-container" (index . 1)) | toYaml | nindent 2 }}
 labels:
-  {{- mergeOverwrite (deepCopy ($settings.podLabels | default dict)) (include "whatsapp-operator.labels" (list $root (index . 1)) | fromYaml) | toYaml | nindent 2 }}
+  {{- mergeOverwrite (deepCopy $settings.podLabels) (include "whatsapp-operator.labels" (list $root (index . 1) (index . 3)) | fromYaml) | toYaml | nindent 2 }}
 {{- end }}
 
 {{- define "whatsapp-operator.podSecurityContext" -}}
@@ -73,6 +70,28 @@ topologySpreadConstraints:
         {{- mergeOverwrite (include "whatsapp-operator.selectorLabels" (list $root $component) | fromYaml) $extra | toYaml | nindent 8 }}
     matchLabelKeys: [pod-template-hash]
   {{- end }}
+{{- end }}
+{{- end }}
+
+{{/* jobScheduling: the Jobs and the test run on the nodes that the managers may use. */}}
+{{- define "whatsapp-operator.jobScheduling" -}}
+{{- with .Values.manager.affinity.nodeAffinity }}
+affinity:
+  nodeAffinity:
+    {{- toYaml . | nindent 4 }}
+{{- end }}
+{{- include "whatsapp-operator.nodes" .Values.manager }}
+{{- end }}
+
+{{/* nodes: which nodes pods of these settings may use. */}}
+{{- define "whatsapp-operator.nodes" -}}
+{{- with .nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
 
@@ -263,7 +282,7 @@ readinessProbe:
 
 {{- define "whatsapp-operator.laravelEnv" -}}
 {{- $l := .Values.laravel -}}
-{{- if or $l.url (include "whatsapp-operator.demoLaravel" .) }}
+{{- if include "whatsapp-operator.hasLaravel" . }}
 - name: WHATSAPP_OPERATOR_LARAVEL_URL
   value: {{ $l.url | default (printf "http://%s-laravel:8000" (include "whatsapp-operator.fullname" .)) | quote }}
 - name: WHATSAPP_OPERATOR_LARAVEL_TOKEN_FILE
@@ -287,10 +306,14 @@ readinessProbe:
   value: {{ $l.qrPath | quote }}
 - name: WHATSAPP_OPERATOR_LARAVEL_STATUS_PATH
   value: {{ $l.statusPath | quote }}
+- name: WHATSAPP_OPERATOR_LARAVEL_MESSAGE_PATH
+  value: {{ $l.messagePath | quote }}
 - name: WHATSAPP_OPERATOR_LARAVEL_TIMEOUT
   value: {{ printf "%ds" ($l.timeoutSeconds | int64) | quote }}
 - name: WHATSAPP_OPERATOR_LARAVEL_MAX_REQUESTS
   value: {{ $l.maxRequests | int64 | quote }}
+- name: WHATSAPP_OPERATOR_LARAVEL_MAX_MESSAGE_REQUESTS
+  value: {{ $l.maxMessageRequests | int64 | quote }}
 {{- end }}
 {{- end }}
 

@@ -55,6 +55,7 @@ spec:
       enableServiceLinks: false
       terminationGracePeriodSeconds: 60
       {{- include "whatsapp-operator.imagePullSecrets" $root | nindent 6 }}
+      {{- include "whatsapp-operator.nodes" $settings | nindent 6 }}
       securityContext:
         runAsNonRoot: true
         runAsUser: {{ $settings.user | int64 }}
