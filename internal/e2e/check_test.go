@@ -34,8 +34,8 @@ type measurement struct {
 	breaches int
 }
 
-// verdict is what they have counted since then.
-type verdict struct {
+// assessment is what they have counted since then.
+type assessment struct {
 	// lost counts the sessions that are not connected again, the messages without a receipt or
 	// encrypted twice, and the states that Laravel does not have.
 	lost    int
@@ -48,7 +48,7 @@ type verdict struct {
 }
 
 // gapP99 is in seconds.
-func (v verdict) gapP99() float64 { return percentile(v.gaps, 99).Seconds() }
+func (v assessment) gapP99() float64 { return percentile(v.gaps, 99).Seconds() }
 
 func percentile(sorted []time.Duration, p int) time.Duration {
 	if len(sorted) == 0 {
@@ -81,9 +81,9 @@ func (e *environment) measure(t *testing.T, name string) *measurement {
 }
 
 // check waits until everything is as it was before, and reports what is not.
-func (e *environment) check(t *testing.T, m *measurement) verdict {
+func (e *environment) check(t *testing.T, m *measurement) assessment {
 	t.Helper()
-	v := verdict{logins: map[client.ObjectKey]int64{}}
+	v := assessment{logins: map[client.ObjectKey]int64{}}
 	var problems []string
 	wrong := func(n int, format string, args ...any) {
 		v.lost += n

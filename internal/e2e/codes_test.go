@@ -16,7 +16,7 @@ const (
 	singleApplies = 100
 	appliesAtOnce = 500
 	// codeTimeout bounds the wait for a first code; it is reached only when something is wrong.
-	codeTimeout = 2 * time.Minute
+	codeTimeout = 5 * time.Minute
 )
 
 // testCodes measures how long it takes from `kubectl apply` to the first QR code in the

@@ -23,6 +23,7 @@ var parts = []part{
 	{"Codes", false, testCodes},
 	{"Upgrade", true, testUpgrade},
 	{"Rollback", false, testRollback},
+	{"UpgradeFromRelease", false, testUpgradeFromRelease},
 	{"Reinstall", false, testReinstall},
 	{"Life", true, testLife},
 	{"LeastPrivilege", false, testLeastPrivilege}, // of all that has happened before

@@ -37,7 +37,7 @@ type event struct {
 	prepare func(t *testing.T, e *environment)
 	do      func(t *testing.T, e *environment)
 	// after, which may be nil, comes when everything has been counted.
-	after func(t *testing.T, e *environment, v verdict)
+	after func(t *testing.T, e *environment, v assessment)
 }
 
 var events = []event{
@@ -76,12 +76,23 @@ var events = []event{
 		}
 	}},
 	{name: "Valkey's pod is deleted", do: func(t *testing.T, e *environment) { e.deletePod(t, e.storePod(t, "valkey")) }},
+	{name: "Valkey's pod is deleted while states change", prepare: func(t *testing.T, e *environment) {
+		e.pair(t, churnNamespace, churnSessions)
+	}, do: func(t *testing.T, e *environment) {
+		// Laravel gets no state twice: the receiver reports it.
+		stop := e.churn(t)
+		for range 2 {
+			e.deletePod(t, e.storePod(t, "valkey"))
+			e.waitUntilReady(t)
+		}
+		stop()
+	}},
 	{name: "PostgreSQL's pod is deleted", do: func(t *testing.T, e *environment) { e.deletePod(t, e.storePod(t, "postgresql")) }},
 	{name: "a node is drained", do: func(t *testing.T, e *environment) {
 		node := e.needOther(t)
 		e.run(t, nil, "kubectl", "drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=5m")
 		e.cordon(t, node, false)
-	}, after: func(_ *testing.T, e *environment, v verdict) { e.results.DrainNodeGap = v.gapP99() }},
+	}, after: func(_ *testing.T, e *environment, v assessment) { e.results.DrainNodeGap = v.gapP99() }},
 	{name: "a kubelet stops until its node is not ready, and starts again", do: func(t *testing.T, e *environment) {
 		node := e.needOther(t)
 		e.node(t, "stop", "kubelet", node)
@@ -250,7 +261,7 @@ func outOfMemory(t *testing.T, e *environment) {
 }
 
 // removeTightPool removes the pool and its sessions.
-func removeTightPool(t *testing.T, e *environment, _ verdict) {
+func removeTightPool(t *testing.T, e *environment, _ assessment) {
 	e.remove(t, tightNamespace)
 	e.helm(t, "upgrade", e.release.version, e.standinValues())
 }

@@ -16,6 +16,7 @@ var (
 	sessionCount = flag.Int("sessions", 200, "how many sessions are connected during the upgrade and the faults")
 	out          = flag.String("out", "", "file for the figures; empty: they are only logged")
 	keep         = flag.Bool("keep", false, "leave the release and the stand-ins in the cluster")
+	from         = flag.String("from", "", "commit or tag to upgrade from; empty: the last release that the present commit contains")
 	diskOnly     = flag.Bool("use-images", false, "use the archives of an earlier run that are in dist/e2e")
 )
 

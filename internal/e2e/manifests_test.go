@@ -32,6 +32,7 @@ var optionSets = []struct{ name, values string }{
 	{"demo", "-f charts/whatsapp-operator/values-demo.yaml"},
 	{"network policies", "--set networkPolicy.enabled=true,simulator.enabled=true"},
 	{"KEDA and monitors", "--set worker.autoscaling.enabled=true,metrics.serviceMonitor.enabled=true,metrics.serviceMonitor.renderMode=alwaysRender"},
+	{"everything", "-f hack/chart/testdata/everything.yaml --api-versions monitoring.coreos.com/v1 --api-versions keda.sh/v1alpha1"},
 	{"HPA and two pools", "--set worker.autoscaling.enabled=true,worker.autoscaling.kind=HPA,pools.big.capacity=5000"},
 	{"as little as possible", "--set crds.enabled=false,rbac.create=false,rbac.userRoles=false,metrics.enabled=false,manager.podDisruptionBudget.enabled=false,worker.podDisruptionBudget.enabled=false,manager.topologySpread.enabled=false,worker.topologySpread.enabled=false"},
 }
@@ -42,13 +43,15 @@ func testManifests(t *testing.T, e *environment) {
 	e.createNamespace(t, systemNamespace, nil)
 	e.installDefinitions(t)
 	// A pod is refused where its ServiceAccount is missing, and a dry run creates none.
-	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: systemNamespace, Name: "dry-run-whatsapp-operator-manager"}}
-	must(t, e.client.Create(t.Context(), account))
-	t.Cleanup(func() {
-		if err := e.client.Delete(context.WithoutCancel(t.Context()), account); err != nil {
-			t.Error(err)
-		}
-	})
+	for _, name := range []string{"dry-run-whatsapp-operator-manager", "wa-manager"} {
+		account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: systemNamespace, Name: name}}
+		must(t, e.client.Create(t.Context(), account))
+		t.Cleanup(func() {
+			if err := e.client.Delete(context.WithoutCancel(t.Context()), account); err != nil {
+				t.Error(err)
+			}
+		})
+	}
 	for _, set := range optionSets {
 		t.Run(set.name, func(t *testing.T) {
 			// The hooks are rendered, too.

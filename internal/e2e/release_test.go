@@ -38,8 +38,8 @@ type release struct {
 	name string
 	// fullname begins the names of its objects.
 	fullname string
-	// charts are the packaged charts of the two versions.
-	charts [2]string
+	// charts are the packaged charts of the versions.
+	charts [3]string
 	// installed says that it has sessions and stand-ins.
 	installed bool
 	version   int // index of versions
@@ -59,10 +59,16 @@ func (r release) labels(component string) client.MatchingLabels {
 // packageCharts packages the chart as it is published: its version is that of the image.
 func (e *environment) packageCharts(t *testing.T) {
 	t.Helper()
-	for i, version := range versions {
-		e.run(t, nil, "helm", "package", "charts/whatsapp-operator", "--version", version, "--app-version", version, "-d", e.dir)
-		e.release.charts[i] = filepath.Join(e.dir, "whatsapp-operator-"+version+".tgz")
+	for i := range released {
+		e.packageChart(t, e.root, i)
 	}
+}
+
+func (e *environment) packageChart(t *testing.T, root string, version int) {
+	t.Helper()
+	name := versions[version]
+	e.run(t, nil, "helm", "package", filepath.Join(root, "charts", "whatsapp-operator"), "--version", name, "--app-version", name, "-d", e.dir)
+	e.release.charts[version] = filepath.Join(e.dir, "whatsapp-operator-"+name+".tgz")
 }
 
 // baseValues name the images; nothing else is set in the first installation.

@@ -82,6 +82,25 @@ func testRollback(t *testing.T, e *environment) {
 	e.results.RollbackLost = v.lost
 }
 
+// testUpgradeFromRelease: back to the last release, and from there to the present build, with
+// the release's own chart and image. Before the first release there is nothing to try.
+func testUpgradeFromRelease(t *testing.T, e *environment) {
+	tag := e.lastRelease(t)
+	if tag == "" {
+		t.Log("no release is tagged yet")
+		return
+	}
+	e.ensure(t, e.sessionCount())
+	e.buildRelease(t, tag)
+	for _, version := range []int{released, 0} {
+		m := e.measure(t, "to "+versions[version]+" ("+tag+" is "+versions[released]+")")
+		e.helm(t, "upgrade", version, e.standinValues())
+		e.waitUntilReady(t)
+		e.checkVersion(t, version)
+		e.check(t, m)
+	}
+}
+
 // kept is the part of a status that a move does not change.
 func kept(s *v1alpha1.WhatsAppSession) v1alpha1.WhatsAppSessionStatus {
 	status := *s.Status.DeepCopy()
