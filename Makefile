@@ -12,7 +12,7 @@ LDFLAGS := -s -w -X github.com/whatsapp-operator/whatsapp-operator/internal/app.
 IMAGE ?= whatsapp-operator:$(VERSION)
 ARGS ?=
 # The time that a package may take before `go test` prints every goroutine and stops.
-TEST_TIMEOUT ?= 10m
+TEST_TIMEOUT ?= 20m
 FUZZ_TIME ?= 10s
 
 # Only for the targets that start an API server: to find or build it may take minutes.
@@ -129,11 +129,15 @@ check-generated: generate manifests docs ## Fail if generated files differ from 
 ##@ Measure
 
 .PHONY: bench
-bench: bench-delivery bench-worker bench-failover bench-scale ## Run every benchmark
+bench: bench-delivery bench-messages bench-worker bench-failover bench-scale ## Run every benchmark
 
 .PHONY: bench-delivery
 bench-delivery: test-deps ## Requests and latency at Laravel, compared with the old system (bench/results/delivery.json)
 	go run ./bench/delivery $(ARGS)
+
+.PHONY: bench-messages
+bench-messages: test-deps ## How messages reach Laravel, and a backlog of 100,000 (bench/results/messages.json)
+	@$(assets) && export KUBEBUILDER_ASSETS && set -x && go run ./bench/messages $(ARGS)
 
 .PHONY: bench-worker
 bench-worker: test-deps ## A worker's memory and CPU, compared with bare clients (bench/results/worker.json)
