@@ -1,6 +1,7 @@
 package app
 
 import (
+	"math"
 	"testing"
 
 	. "github.com/onsi/gomega"
@@ -46,7 +47,7 @@ func TestMoveKeepsOrder(t *testing.T) {
 
 	s.simulator.StopFloods()
 	s.Eventually(func() int { return s.simulator.Stats().Unacknowledged }).Should(BeZero())
-	sent, err := s.simulator.Ledger(simulator.LedgerQuery{})
+	sent, err := s.simulator.Ledger(simulator.LedgerQuery{Limit: math.MaxInt})
 	s.Expect(err).NotTo(HaveOccurred())
 	var want []string
 	for _, e := range sent {

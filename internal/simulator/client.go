@@ -144,7 +144,7 @@ func (c Control) Floods(ctx context.Context) ([]Flood, error) {
 	return call[[]Flood](ctx, c, http.MethodGet, "/flood", nil)
 }
 
-// StopFloods ends the floods that run.
+// StopFloods ends the floods that run, and returns when they have sent their last messages.
 func (c Control) StopFloods(ctx context.Context) error {
 	_, err := call[[]Flood](ctx, c, http.MethodDelete, "/flood", nil)
 	return err

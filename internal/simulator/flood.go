@@ -44,10 +44,12 @@ type Flood struct {
 	Late time.Duration `json:"late"`
 }
 
-// flood is a flood with its end. Its state is guarded by Server.mu.
+// flood is a flood with its end. Its state is guarded by Server.mu; ended is closed after its last
+// message.
 type flood struct {
 	state Flood
 	stop  context.CancelFunc
+	ended chan struct{}
 }
 
 const (
@@ -94,10 +96,11 @@ func (s *Server) StartFlood(r FloodRequest) (int, error) {
 		return 0, fmt.Errorf("%w: there were too many floods, or the server ends", ErrNotNow)
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	f := &flood{stop: stop, state: Flood{ID: len(s.floods) + 1, Devices: len(devices), Rate: r.Rate, Started: s.clock.Now()}}
+	f := &flood{stop: stop, ended: make(chan struct{}), state: Flood{ID: len(s.floods) + 1, Devices: len(devices), Rate: r.Rate, Started: s.clock.Now()}}
 	s.floods = append(s.floods, f)
 	go func() {
 		defer s.wg.Done()
+		defer close(f.ended)
 		defer stop()
 		s.runFlood(ctx, f, r, devices)
 	}()
@@ -175,11 +178,15 @@ func (s *Server) Floods() []Flood {
 	return out
 }
 
-// StopFloods ends the floods that run.
+// StopFloods ends the floods that run, and returns when they have sent their last messages.
 func (s *Server) StopFloods() {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, f := range s.floods {
+	floods := slices.Clone(s.floods)
+	s.mu.Unlock()
+	for _, f := range floods {
 		f.stop()
+	}
+	for _, f := range floods {
+		<-f.ended
 	}
 }

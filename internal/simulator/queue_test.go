@@ -206,8 +206,14 @@ func TestFlood(t *testing.T) {
 	_, err = control.StartFlood(t.Context(), FloodRequest{Devices: []string{"15553333333"}, Rate: 0.001, Seconds: 10000})
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Eventually(func() []string { return texts(clients[2]) }).Should(HaveLen(1), "the first is sent at once")
+	_, err = control.StartFlood(t.Context(), FloodRequest{Rate: 2000, Seconds: 1000})
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Eventually(func() int { return len(texts(clients[0])) }).Should(BeNumerically(">", 60))
+	s.StopFloods()
+	sent := s.Stats().Sent
+	g.Expect(s.Floods()).To(HaveEach(HaveField("Ended.IsZero()", false)), "nothing is sent afterwards")
 	g.Expect(control.StopFloods(t.Context())).To(Succeed())
-	g.Eventually(func() ([]Flood, error) { return control.Floods(t.Context()) }).Should(HaveEach(HaveField("Ended.IsZero()", false)))
+	g.Expect(s.Stats().Sent).To(Equal(sent))
 	for _, bad := range []FloodRequest{{}, {Rate: 1}, {Rate: 1, Seconds: 1, Size: -1}} {
 		_, err = control.StartFlood(t.Context(), bad)
 		g.Expect(err).To(MatchError(ErrBadInput))
