@@ -42,7 +42,7 @@ import (
 )
 
 // Many tests share two cores and the race detector, so that Gomega's one second is too short.
-func init() { SetDefaultEventuallyTimeout(30 * time.Second) }
+func init() { SetDefaultEventuallyTimeout(time.Minute) }
 
 // All tests of this package use one API server; each test has its own namespaces and its own
 // manager.
@@ -55,7 +55,7 @@ var (
 const (
 	release      = "main"
 	installation = "cluster-1/operators/" + release
-	testTimeout  = 30 * time.Second
+	testTimeout  = time.Minute
 	pollInterval = 10 * time.Millisecond
 )
 

@@ -29,7 +29,7 @@ import (
 )
 
 // Many tests share two cores and the race detector, so that Gomega's one second is too short.
-func init() { SetDefaultEventuallyTimeout(30 * time.Second) }
+func init() { SetDefaultEventuallyTimeout(time.Minute) }
 
 const (
 	panel = "#whatsapp-operator-passkey-helper"

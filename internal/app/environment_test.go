@@ -58,10 +58,10 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-const (
-	// waitTimeout bounds waits for whole stories on a loaded machine.
-	waitTimeout = 2 * time.Minute
-)
+// waitTimeout bounds waits for whole stories on a loaded machine.
+const waitTimeout = 2 * time.Minute
+
+func init() { SetDefaultEventuallyTimeout(waitTimeout) }
 
 // environment is what the program runs in: API server, Redis, a database, the
 // simulator, Laravel, and a separate namespace for operator and sessions.
@@ -81,7 +81,6 @@ type environment struct {
 
 func newEnvironment(t *testing.T, store string) *environment {
 	g := NewWithT(t)
-	g.SetDefaultEventuallyTimeout(waitTimeout)
 	g.SetDefaultEventuallyPollingInterval(50 * time.Millisecond)
 	s := &environment{WithT: g, t: t, dir: t.TempDir(), redisAddr: testenv.Redis(t), laravel: laraveltest.Start(t, laraveltest.Options{})}
 	t.Cleanup(func() {

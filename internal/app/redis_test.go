@@ -100,7 +100,6 @@ func TestRedisNewerThanResources(t *testing.T) {
 // once, and once when it is back.
 func TestRedisBecomesUnfit(t *testing.T) {
 	g, ctx := NewWithT(t), t.Context()
-	g.SetDefaultEventuallyTimeout(waitTimeout)
 	addr := testenv.Redis(t)
 	admin := goredis.NewClient(&goredis.Options{Addr: addr})
 	t.Cleanup(func() { _ = admin.Close() })

@@ -81,10 +81,10 @@ func TestStop(t *testing.T) {
 	g.Expect(admin.Update(ctx, up)).To(Succeed())
 	var running errgroup.Group
 	running.Go(func() error { return run("--workers=worker,removed", "--managers=manager", "--timeout=5m") })
-	g.Eventually(replicas("worker")).WithTimeout(waitTimeout).Should(BeZero())
+	g.Eventually(replicas("worker")).Should(BeZero())
 	g.Expect(replicas("manager")()).To(BeEquivalentTo(2))
 	end("worker")
-	g.Eventually(replicas("manager")).WithTimeout(waitTimeout).Should(BeZero())
+	g.Eventually(replicas("manager")).Should(BeZero())
 	end("manager")
 	g.Expect(running.Wait()).To(Succeed())
 

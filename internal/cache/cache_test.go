@@ -22,7 +22,7 @@ import (
 )
 
 // Many tests share two cores and the race detector, so that Gomega's one second is too short.
-func init() { SetDefaultEventuallyTimeout(30 * time.Second) }
+func init() { SetDefaultEventuallyTimeout(time.Minute) }
 
 var start = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 

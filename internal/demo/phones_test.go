@@ -14,7 +14,7 @@ import (
 )
 
 // Many tests share two cores and the race detector, so that Gomega's one second is too short.
-func init() { SetDefaultEventuallyTimeout(30 * time.Second) }
+func init() { SetDefaultEventuallyTimeout(time.Minute) }
 
 // whatsApp records the scanned codes and refuses them. It records the messages too.
 type whatsApp struct {

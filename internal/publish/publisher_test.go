@@ -20,7 +20,7 @@ import (
 )
 
 // Many tests share two cores and the race detector, so that Gomega's one second is too short.
-func init() { SetDefaultEventuallyTimeout(30 * time.Second) }
+func init() { SetDefaultEventuallyTimeout(time.Minute) }
 
 // The keys of a session in the cache expire a while after its holder is gone.
 func TestTheManagerUpdatesTheCache(t *testing.T) {

@@ -24,7 +24,7 @@ import (
 )
 
 // Many tests share two cores and the race detector, so that Gomega's one second is too short.
-func init() { SetDefaultEventuallyTimeout(30 * time.Second) }
+func init() { SetDefaultEventuallyTimeout(time.Minute) }
 
 func connect(t *testing.T, c Config) goredis.UniversalClient {
 	t.Helper()

@@ -46,7 +46,7 @@ func TestMain(m *testing.M) {
 }
 
 // waitTimeout is how long tests wait for an expected state.
-const waitTimeout = 20 * time.Second
+const waitTimeout = time.Minute
 
 func wait(t *testing.T) *WithT {
 	t.Helper()

@@ -29,7 +29,7 @@ import (
 )
 
 // Many tests share two cores and the race detector, so that Gomega's one second is too short.
-func init() { SetDefaultEventuallyTimeout(30 * time.Second) }
+func init() { SetDefaultEventuallyTimeout(time.Minute) }
 
 // kinds are the databases that every test runs on; each makes an empty one.
 var kinds = map[string]func(t *testing.T) (url string){
@@ -1027,7 +1027,7 @@ func TestManyNamesOverFewConnections(t *testing.T) {
 	for kind, make := range kinds {
 		t.Run(kind, func(t *testing.T) {
 			g := NewWithT(t)
-			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			s, err := Open(ctx, Config{URL: make(t), MaxConns: 2}, logr.Discard())
 			g.Expect(err).NotTo(HaveOccurred())

@@ -39,10 +39,11 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
+func init() { SetDefaultEventuallyTimeout(time.Minute) }
+
 func wait(t testing.TB) *WithT {
 	t.Helper()
 	g := NewWithT(t)
-	g.SetDefaultEventuallyTimeout(20 * time.Second)
 	g.SetDefaultEventuallyPollingInterval(5 * time.Millisecond)
 	return g
 }

@@ -126,7 +126,7 @@ func (h *hostile) open(g *WithT) *testSession {
 	s.Connection, err = h.w.factory.New(o)
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(s.Connect(ctx)).To(Succeed())
-	g.Eventually(s.events).WithTimeout(30 * time.Second).WithPolling(time.Millisecond).Should(
+	g.Eventually(s.events).WithPolling(time.Millisecond).Should(
 		ContainElement(Or(HaveField("Type", kind), HaveField("Over()", true))))
 	if h.mode != askedClient && h.mode != answeredClient {
 		return s

@@ -270,8 +270,8 @@ func TestTheLimiterUnderLoad(t *testing.T) {
 			n += a.count(fmt.Sprint(i))()
 		}
 		return n
-	}).WithTimeout(10 * time.Second).Should(Equal(300))
-	g.Eventually(a.waiting).WithTimeout(10 * time.Second).Should(BeZero())
+	}).Should(Equal(300))
+	g.Eventually(a.waiting).Should(BeZero())
 }
 
 func TestEgressesWithFullBucketsAreRemoved(t *testing.T) {

@@ -223,7 +223,7 @@ func TestASessionWaitsForTheInbox(t *testing.T) {
 			st.Eventually(func() int {
 				st.clock.Step(time.Second)
 				return st.dialCount()
-			}).WithTimeout(10 * time.Second).Should(Equal(2))
+			}).Should(Equal(2))
 			st.emit(session.Event{Type: session.EventConnected, JID: jid, PhoneNumber: phone})
 			st.eventuallyPhase(v1alpha1.PhaseConnected)
 			if reason == session.EndBacklog {

@@ -389,11 +389,11 @@ func (st *supervisorTest) status() v1alpha1.WhatsAppSessionStatus {
 }
 
 func (st *supervisorTest) eventuallyPhase(p v1alpha1.Phase) {
-	st.Eventually(func() v1alpha1.Phase { return st.status().Phase }).WithTimeout(10 * time.Second).Should(Equal(p))
+	st.Eventually(func() v1alpha1.Phase { return st.status().Phase }).Should(Equal(p))
 }
 
 func (st *supervisorTest) eventuallyDials(n int) {
-	st.Eventually(st.dialCount).WithTimeout(10 * time.Second).Should(Equal(n))
+	st.Eventually(st.dialCount).Should(Equal(n))
 }
 
 // calls is a copy of the log.
