@@ -25,6 +25,7 @@ import (
 	"github.com/chromedp/chromedp"
 	. "github.com/onsi/gomega"
 
+	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator/passkey"
 )
 
@@ -81,23 +82,30 @@ func newPage(t *testing.T, host string, keys ...*passkey.Passkey) context.Contex
 	_, err = chromedp.Call(ctx, webauthn.Enable, webauthn.EnableParams{})
 	g.Expect(err).NotTo(HaveOccurred())
 	for _, key := range keys {
-		private, err := x509.MarshalPKCS8PrivateKey(key.Key)
-		g.Expect(err).NotTo(HaveOccurred())
-		authenticator, err := chromedp.Call(ctx, webauthn.AddVirtualAuthenticator, webauthn.AddVirtualAuthenticatorParams{Options: &webauthn.VirtualAuthenticatorOptions{
-			Protocol: "ctap2", Transport: "internal",
-			HasResidentKey: true, HasUserVerification: true, IsUserVerified: true, AutomaticPresenceSimulation: true,
-		}})
-		g.Expect(err).NotTo(HaveOccurred())
-		_, err = chromedp.Call(ctx, webauthn.AddCredential, webauthn.AddCredentialParams{
-			AuthenticatorID: authenticator.AuthenticatorID,
-			Credential: &webauthn.Credential{
-				CredentialID: key.ID, IsResidentCredential: true, RpID: passkey.RelyingParty,
-				PrivateKey: private, UserHandle: key.UserHandle, SignCount: 1,
-			},
-		})
-		g.Expect(err).NotTo(HaveOccurred())
+		addPasskey(ctx, t, key, passkey.RelyingParty)
 	}
 	return ctx
+}
+
+// addPasskey gives the browser a passkey for that site.
+func addPasskey(ctx context.Context, t *testing.T, key *passkey.Passkey, site string) {
+	t.Helper()
+	g := NewWithT(t)
+	private, err := x509.MarshalPKCS8PrivateKey(key.Key)
+	g.Expect(err).NotTo(HaveOccurred())
+	authenticator, err := chromedp.Call(ctx, webauthn.AddVirtualAuthenticator, webauthn.AddVirtualAuthenticatorParams{Options: &webauthn.VirtualAuthenticatorOptions{
+		Protocol: "ctap2", Transport: "internal",
+		HasResidentKey: true, HasUserVerification: true, IsUserVerified: true, AutomaticPresenceSimulation: true,
+	}})
+	g.Expect(err).NotTo(HaveOccurred())
+	_, err = chromedp.Call(ctx, webauthn.AddCredential, webauthn.AddCredentialParams{
+		AuthenticatorID: authenticator.AuthenticatorID,
+		Credential: &webauthn.Credential{
+			CredentialID: key.ID, IsResidentCredential: true, RpID: site,
+			PrivateKey: private, UserHandle: key.UserHandle, SignCount: 1,
+		},
+	})
+	g.Expect(err).NotTo(HaveOccurred())
 }
 
 func paste(ctx context.Context, t *testing.T) {
@@ -169,6 +177,28 @@ func TestTheAnswerSatisfiesWhatsApp(t *testing.T) {
 	}
 }
 
+// The operator also shows requests that name the page itself, or no site, which means the page.
+func TestRequestsForThePageItself(t *testing.T) {
+	g := NewWithT(t)
+	key, err := passkey.New()
+	g.Expect(err).NotTo(HaveOccurred())
+	request, err := key.Request([]byte("0123456789abcdef"), 10*time.Minute)
+	g.Expect(err).NotTo(HaveOccurred())
+	ctx := newPage(t, session.WhatsAppPage)
+	addPasskey(ctx, t, key, session.WhatsAppPage)
+	for name, site := range map[string]string{"named": `"rpId":"web.whatsapp.com",`, "not named": "", "empty": `"rpId":"",`} {
+		t.Run(name, func(t *testing.T) {
+			g := NewWithT(t)
+			options := strings.Replace(string(request), `"rpId":"whatsapp.com",`, site, 1)
+			g.Expect(options).NotTo(Equal(string(request)))
+			paste(ctx, t)
+			answer, status := ask(ctx, t, options)
+			g.Expect(status).To(ContainSubstring("whatsapp-operator.io/passkey-response"))
+			g.Expect(session.CheckPasskeyResponse(options, answer)).To(Succeed())
+		})
+	}
+}
+
 func TestARequestThatCannotBeAnswered(t *testing.T) {
 	g := NewWithT(t)
 	key, err := passkey.New()
@@ -183,7 +213,8 @@ func TestARequestThatCannotBeAnswered(t *testing.T) {
 		{"cut off", string(request[:len(request)-10]), "not complete JSON"},
 		{"something else", `{"phase":"Pairing"}`, "no challenge"},
 		{"another party's", strings.Replace(string(request), "whatsapp.com", "example.com", 1), "not for whatsapp.com"},
-		{"too long", `{"challenge":"` + strings.Repeat("a", 1<<20) + `"}`, "longer than 16384"},
+		{"another page's of WhatsApp", strings.Replace(string(request), "whatsapp.com", "business.whatsapp.com", 1), "not for whatsapp.com"},
+		{"too long", `{"challenge":"` + strings.Repeat("a", 1<<20) + `"}`, "longer than 8192"},
 		{"of an account whose passkey is not here", string(request), "gave no answer"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -5,7 +5,10 @@
 (() => {
   "use strict";
   const panelID = "whatsapp-operator-passkey-helper";
-  const mostRequest = 16384; // characters; the bound of status.passkey.requestOptions
+  const mostRequest = 8192; // characters; the bound of status.passkey.requestOptions
+  // The sites whose passkeys this page may ask, which are those that the operator shows. A
+  // request without a site is for the page itself.
+  const sites = [undefined, "", "whatsapp.com", "web.whatsapp.com"];
 
   if (location.origin !== "https://web.whatsapp.com") {
     alert("Open https://web.whatsapp.com in this tab first: the passkey answers only there.");
@@ -47,7 +50,8 @@
     if (typeof options !== "object" || typeof options.challenge !== "string") {
       throw new Error("The request has no challenge: copy the text of status.passkey.requestOptions.");
     }
-    if (options.rpId !== "whatsapp.com") throw new Error("The request is for " + JSON.stringify(options.rpId ?? "") + ", not for whatsapp.com.");
+    if (!sites.includes(options.rpId)) throw new Error("The request is for " + JSON.stringify(options.rpId) + ", not for whatsapp.com.");
+    if (options.rpId === "") delete options.rpId;
     if (!window.PublicKeyCredential?.parseRequestOptionsFromJSON) {
       throw new Error("This browser is too old: use Chrome 129, Firefox 128, Safari 18.4 or newer.");
     }
