@@ -47,6 +47,9 @@ func (c *Connection) SameAccount(ctx context.Context, phone string) (same bool, 
 // ownAccount reads WhatsApp's answer, and compares it with the account's addresses:
 // the one with its phone number and the one that hides it.
 func ownAccount(list *waBinary.Node, own, hidden types.JID) (bool, error) {
+	if own.Server == types.HiddenUserServer || own.Server == types.HostedLIDServer { // the account's number is not known
+		own, hidden = types.EmptyJID, own
+	}
 	answered := false
 	for _, user := range list.GetChildrenByTag("user") {
 		contact := user.GetChildByTag("contact")

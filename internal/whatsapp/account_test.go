@@ -75,27 +75,36 @@ func TestOwnAccount(t *testing.T) {
 	}
 	for name, row := range map[string]struct {
 		list  []waBinary.Node
+		jid   types.JID // of the device; empty: own
 		lid   types.JID
 		want  bool
 		fails bool
 	}{
-		"the own number":                         {list: []waBinary.Node{user("in", waBinary.Attrs{"jid": own.ToNonAD()})}, want: true},
-		"the own number, of a hosted account":    {list: []waBinary.Node{user("in", waBinary.Attrs{"jid": types.NewJID(own.User, types.HostedServer)})}, want: true},
-		"the own LID":                            {list: []waBinary.Node{user("in", waBinary.Attrs{"jid": hidden.ToNonAD()})}, lid: hidden, want: true},
-		"the own LID with the number beside it":  {list: []waBinary.Node{user("in", waBinary.Attrs{"jid": hidden.ToNonAD(), "pn_jid": own.ToNonAD()})}, want: true},
-		"another LID":                            {list: []waBinary.Node{user("in", waBinary.Attrs{"jid": types.NewJID("9", types.HiddenUserServer)})}, lid: hidden},
-		"a LID, while the own one is unknown":    {list: []waBinary.Node{user("in", waBinary.Attrs{"jid": hidden.ToNonAD()})}, fails: true},
-		"a LID with the digits of the number":    {list: []waBinary.Node{user("in", waBinary.Attrs{"jid": types.NewJID(own.User, types.HiddenUserServer)})}, lid: hidden},
-		"another number":                         {list: []waBinary.Node{user("in", waBinary.Attrs{"jid": types.NewJID("34600111223", types.DefaultUserServer)})}},
-		"nobody":                                 {list: []waBinary.Node{user("out", waBinary.Attrs{"jid": own.ToNonAD()})}},
-		"no answer":                              {fails: true},
-		"an answer that says neither yes nor no": {list: []waBinary.Node{user("", waBinary.Attrs{"jid": own.ToNonAD()}), user("x", nil)}, fails: true},
-		"a yes without a number":                 {list: []waBinary.Node{user("in", nil), user("in", waBinary.Attrs{"jid": "text"})}, fails: true},
-		"a group":                                {list: []waBinary.Node{user("in", waBinary.Attrs{"jid": types.NewJID(own.User, types.GroupServer)})}, fails: true},
+		"a number, of a device whose only address is a LID": {list: []waBinary.Node{user("in", waBinary.Attrs{"jid": own.ToNonAD()})}, jid: hidden, fails: true},
+		"the LID of such a device":                          {list: []waBinary.Node{user("in", waBinary.Attrs{"jid": hidden.ToNonAD(), "pn_jid": own.ToNonAD()})}, jid: hidden, want: true},
+		"another LID than that of such a device":            {list: []waBinary.Node{user("in", waBinary.Attrs{"jid": types.NewJID("9", types.HiddenUserServer)})}, jid: hidden},
+		"a number with the digits of such a LID":            {list: []waBinary.Node{user("in", waBinary.Attrs{"jid": types.NewJID(hidden.User, types.DefaultUserServer)})}, jid: hidden, fails: true},
+		"the own number":                                    {list: []waBinary.Node{user("in", waBinary.Attrs{"jid": own.ToNonAD()})}, want: true},
+		"the own number, of a hosted account":               {list: []waBinary.Node{user("in", waBinary.Attrs{"jid": types.NewJID(own.User, types.HostedServer)})}, want: true},
+		"the own LID":                                       {list: []waBinary.Node{user("in", waBinary.Attrs{"jid": hidden.ToNonAD()})}, lid: hidden, want: true},
+		"the own LID with the number beside it":             {list: []waBinary.Node{user("in", waBinary.Attrs{"jid": hidden.ToNonAD(), "pn_jid": own.ToNonAD()})}, want: true},
+		"another LID":                                       {list: []waBinary.Node{user("in", waBinary.Attrs{"jid": types.NewJID("9", types.HiddenUserServer)})}, lid: hidden},
+		"a LID, while the own one is unknown":               {list: []waBinary.Node{user("in", waBinary.Attrs{"jid": hidden.ToNonAD()})}, fails: true},
+		"a LID with the digits of the number":               {list: []waBinary.Node{user("in", waBinary.Attrs{"jid": types.NewJID(own.User, types.HiddenUserServer)})}, lid: hidden},
+		"another number":                                    {list: []waBinary.Node{user("in", waBinary.Attrs{"jid": types.NewJID("34600111223", types.DefaultUserServer)})}},
+		"nobody":                                            {list: []waBinary.Node{user("out", waBinary.Attrs{"jid": own.ToNonAD()})}},
+		"no answer":                                         {fails: true},
+		"an answer that says neither yes nor no":            {list: []waBinary.Node{user("", waBinary.Attrs{"jid": own.ToNonAD()}), user("x", nil)}, fails: true},
+		"a yes without a number":                            {list: []waBinary.Node{user("in", nil), user("in", waBinary.Attrs{"jid": "text"})}, fails: true},
+		"a group":                                           {list: []waBinary.Node{user("in", waBinary.Attrs{"jid": types.NewJID(own.User, types.GroupServer)})}, fails: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := NewWithT(t)
-			same, err := ownAccount(&waBinary.Node{Tag: "list", Content: row.list}, own, row.lid)
+			device := own
+			if !row.jid.IsEmpty() {
+				device = row.jid
+			}
+			same, err := ownAccount(&waBinary.Node{Tag: "list", Content: row.list}, device, row.lid)
 			if row.fails {
 				g.Expect(err).To(MatchError(ErrAccountUnknown))
 				return
