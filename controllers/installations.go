@@ -269,7 +269,7 @@ func (r *SessionReconciler) finishOtherDeletion(ctx context.Context, s *v1alpha1
 	}
 	message := "the session was deleted here; the installation " + s.Status.Installation + " keeps its keys"
 	if s.Status.JID != "" {
-		message += ": on the phone " + s.Status.PhoneNumber + " open Linked devices and remove the device " + deviceName(s, s.Status.JID)
+		message += ": on " + status.Phone(s.Status.PhoneNumber) + " open Linked devices and remove the device " + deviceName(s, s.Status.JID)
 	}
 	r.recordEvent(ctx, s, corev1.EventTypeWarning, v1alpha1.ReasonOtherInstallation, message)
 	return r.removeFinalizer(ctx, s)

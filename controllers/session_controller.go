@@ -785,8 +785,8 @@ func decideEnding(s *v1alpha1.WhatsAppSession, record *Record, d deletion, now t
 		return nil, d.wait(now) // until the holder has released the session, or placement has written the holder's death
 	case record == nil && linkUnknown(s):
 		return &ending{reason: v1alpha1.ReasonLogoutUnconfirmed, message: fmt.Sprintf(
-			"the database has no record of the session, as after a restore of an older backup, so it is unknown whether the device is unlinked: on the phone %s open Linked devices and remove the device %s if it is there",
-			s.Status.PhoneNumber, deviceName(s, s.Status.JID))}, 0
+			"the database has no record of the session, as after a restore of an older backup, so it is unknown whether the device is unlinked: on %s open Linked devices and remove the device %s if it is there",
+			status.Phone(s.Status.PhoneNumber), deviceName(s, s.Status.JID))}, 0
 	case record == nil:
 		return &ending{reason: v1alpha1.ReasonDeleted, message: "the device is unlinked and its keys are deleted"}, 0
 	case !linked && retain: // a device that WhatsApp has logged out is kept for a person to restore
@@ -815,8 +815,8 @@ func unlinkByHand(s *v1alpha1.WhatsAppSession, record *Record, d deletion) strin
 	if d.noProxy {
 		why = "no worker can use the proxy's Secret, and it cannot be created any more because the namespace is being deleted"
 	}
-	return fmt.Sprintf("%s: on the phone %s open Linked devices and remove the device %s; its keys are kept for 30 days",
-		why, record.PhoneNumber, deviceName(s, record.JID))
+	return fmt.Sprintf("%s: on %s open Linked devices and remove the device %s; its keys are kept for 30 days",
+		why, status.Phone(record.PhoneNumber), deviceName(s, record.JID))
 }
 
 // deviceName is the name of the device under Linked devices on the phone.

@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -116,7 +117,7 @@ func describeCode(s *v1alpha1.WhatsAppSession) (text string, done bool, err erro
 	ready := meta.FindStatusCondition(s.Status.Conditions, v1alpha1.ConditionReady)
 	switch {
 	case s.Status.Phase == v1alpha1.PhaseConnected:
-		return fmt.Sprintf("Connected as %s.", s.Status.PhoneNumber), true, nil
+		return fmt.Sprintf("Connected as %s.", cmp.Or(s.Status.PhoneNumber, s.Status.JID)), true, nil
 	case s.Status.Phase == v1alpha1.PhaseSuspended:
 		return "", false, fmt.Errorf("%w: spec.suspend is true", errNeedsAPerson)
 	case meta.IsStatusConditionTrue(s.Status.Conditions, v1alpha1.ConditionStalled):

@@ -53,6 +53,8 @@ func TestQRCommandShowsEachCodeOnce(t *testing.T) {
 	}{
 		{"two codes and a scan", answers{statuses: []v1alpha1.WhatsAppSessionStatus{{}, withCode("one"), withCode("one"), withCode("two"), connected}},
 			[]string{"Waiting for the manager", "01:00:00 UTC", "Connected as +34600111222."}, ""},
+		{"an account without a known number", answers{statuses: []v1alpha1.WhatsAppSessionStatus{{Phase: v1alpha1.PhaseConnected, JID: "123456789012345:3@lid"}}},
+			[]string{"Connected as 123456789012345:3@lid."}, ""},
 		{"a code to type", answers{statuses: []v1alpha1.WhatsAppSessionStatus{{Phase: v1alpha1.PhasePairing, PairingCode: "ABCD-1234"}, connected}},
 			[]string{"ABCD-1234"}, ""},
 		{"the API server is away for a moment", answers{errs: []error{apierrors.NewServiceUnavailable("away")}, statuses: []v1alpha1.WhatsAppSessionStatus{connected}},

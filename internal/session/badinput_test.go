@@ -418,6 +418,32 @@ func TestEventsOfAnotherKindOfConnection(t *testing.T) {
 	})
 }
 
+// An account whose number is not known has only a LID, which no sentence shows as a number or
+// leaves a gap for.
+func TestSentencesWithoutAPhoneNumber(t *testing.T) {
+	g := NewWithT(t)
+	const hidden = "123456789012345:3@lid"
+	p := newMachineTest(session(func(s *v1alpha1.WhatsAppSession) { s.Spec.Pairing.PhoneNumber = phone }), func() float64 { return 0.5 })
+	p.goOn(Device{Starts: 1})
+	p.Step(Dialed{}, p.now)
+	p.Step(Event{Type: EventQR, Codes: []string{"code"}}, p.now)
+	p.Step(Event{Type: EventPairSuccess, JID: hidden}, p.now)
+	sentences := []string{p.message}
+	p.Step(Dialed{Paired: true}, p.now)
+	p.Step(Event{Type: EventConnected, JID: hidden}, p.now)
+	sentences = append(sentences, p.message)
+	p.Step(Verified{}, p.now)
+	p.Step(LogoutResult{}, p.now)
+	sentences = append(sentences, p.message)
+	_, events := p.reported()
+	sentences = append(sentences, events)
+	for _, sentence := range sentences {
+		g.Expect(sentence).NotTo(Or(BeEmpty(), ContainSubstring("  "), HaveSuffix(" "), ContainSubstring("the phone 1")), sentence)
+	}
+	g.Expect(sentences[0]).To(Equal("the phone linked the device"))
+	g.Expect(events).To(ContainSubstring("connected as " + hidden))
+}
+
 // TestNoSequenceOfEventsHangs: after any sequence of inputs a session that is placed, and that
 // nobody deletes or suspends, waits for something: a time, a person, or WhatsApp.
 func TestNoSequenceOfEventsHangs(t *testing.T) {

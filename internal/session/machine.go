@@ -594,7 +594,7 @@ func (m *Machine) onLoggedOut(now time.Time) {
 	}
 	m.want.PhoneNumber = ""
 	m.rest(v1alpha1.ReasonWrongPhone)
-	message := "the phone " + phone + " was linked, but spec.pairing.phoneNumber allows only " + m.obj.Spec.Pairing.PhoneNumber +
+	message := status.Phone(phone) + " was linked, but spec.pairing.phoneNumber allows only " + m.obj.Spec.Pairing.PhoneNumber +
 		": it has been logged out; change the annotation " + v1alpha1.RestartedAtAnnotation + " and scan with the right phone"
 	m.recordEvent(corev1.EventTypeWarning, v1alpha1.ReasonWrongPhone, message)
 	m.phase(v1alpha1.PhaseLoggedOut, v1alpha1.ReasonWrongPhone, message, now)
@@ -874,8 +874,8 @@ func (m *Machine) onEvent(e Event, now time.Time) {
 		// The deadline stays until the first login, see notLinked.
 		m.codeCount, m.pairingFailure = 0, ""
 		m.watchdog = now.Add(pairedTimeout)
-		m.phase(v1alpha1.PhaseConnecting, v1alpha1.ReasonPaired, "the phone "+e.PhoneNumber+" linked the device", now)
-		m.recordEvent(corev1.EventTypeNormal, v1alpha1.ReasonPaired, "the phone "+e.PhoneNumber+" linked the device")
+		m.phase(v1alpha1.PhaseConnecting, v1alpha1.ReasonPaired, status.Phone(e.PhoneNumber)+" linked the device", now)
+		m.recordEvent(corev1.EventTypeNormal, v1alpha1.ReasonPaired, status.Phone(e.PhoneNumber)+" linked the device")
 	case EventPasskeyRequest:
 		m.onPasskeyRequest(e, now)
 	case EventPasskeyConfirmation:
@@ -911,7 +911,7 @@ func (m *Machine) onConnected(e Event, now time.Time) {
 	if m.want.LastConnectedTime != nil {
 		m.want.Reconnects++
 	} else {
-		m.recordEvent(corev1.EventTypeNormal, v1alpha1.ReasonConnected, "connected as "+e.PhoneNumber)
+		m.recordEvent(corev1.EventTypeNormal, v1alpha1.ReasonConnected, "connected as "+cmp.Or(e.PhoneNumber, e.JID))
 	}
 	m.want.LastConnectedTime = at(now)
 	m.want.PairingDeadline = nil

@@ -1,10 +1,10 @@
 package session
 
 import (
-	"strings"
 	"time"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
+	"github.com/whatsapp-operator/whatsapp-operator/internal/status"
 )
 
 // People do not always write a number as WhatsApp knows the account (Brazil's ninth
@@ -52,6 +52,6 @@ func (m *Machine) onVerified(same bool, now time.Time) {
 
 // awaitVerification says why a session with an open connection is not Connected.
 func (m *Machine) awaitVerification(now time.Time) {
-	m.phase(v1alpha1.PhaseConnecting, v1alpha1.ReasonConnecting, strings.TrimSpace("the phone "+m.want.PhoneNumber)+
+	m.phase(v1alpha1.PhaseConnecting, v1alpha1.ReasonConnecting, status.Phone(m.want.PhoneNumber)+
 		" is linked: asking WhatsApp whether it is the one in spec.pairing.phoneNumber, "+m.obj.Spec.Pairing.PhoneNumber, now)
 }

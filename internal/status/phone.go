@@ -7,6 +7,9 @@ import "strings"
 // (g.us, broadcast, newsletter, bot).
 var phoneServers = map[string]bool{"s.whatsapp.net": true, "c.us": true, "hosted": true}
 
+// Phone names a phone in a sentence, also where its number is not known.
+func Phone(number string) string { return strings.TrimSpace("the phone " + number) }
+
 // maxPhoneDigits is the most digits of a number in E.164.
 const maxPhoneDigits = 15
 

@@ -83,7 +83,7 @@ func Summarize(s v1alpha1.WhatsAppSessionStatus, f Facts, now time.Time) v1alpha
 
 	switch {
 	case s.JID != "":
-		set(v1alpha1.ConditionPaired, true, v1alpha1.ReasonPaired, "linked to "+s.PhoneNumber)
+		set(v1alpha1.ConditionPaired, true, v1alpha1.ReasonPaired, "linked to "+cmp.Or(s.PhoneNumber, s.JID))
 	case f.Phase == v1alpha1.PhasePairing, f.Phase == v1alpha1.PhasePairingExpired, f.Phase == v1alpha1.PhaseLoggedOut:
 		set(v1alpha1.ConditionPaired, false, f.Reason, message)
 	default:
