@@ -662,6 +662,7 @@ func (m *Machine) tick(now time.Time) {
 	if m.stays(now) {
 		m.releaseBy, m.settledLast = time.Time{}, false
 	}
+	m.boundTimes(now)
 	if m.held() && m.taken && m.epoch == m.obj.Status.Epoch && m.obj.DeletionTimestamp.IsZero() {
 		m.restart(now)
 	}

@@ -30,14 +30,8 @@ func DeletionDeadline(obj *v1alpha1.WhatsAppSession, seen time.Time) time.Time {
 	if obj.DeletionTimestamp.IsZero() {
 		return time.Time{}
 	}
-	begun := obj.DeletionTimestamp.Time
-	if begun.After(seen) {
-		begun = seen
-	}
-	if earliest := seen.Add(minLogout - LogoutTimeout); begun.Before(earliest) {
-		begun = earliest
-	}
-	return begun.Add(LogoutTimeout)
+	since := min(max(seen.Sub(obj.DeletionTimestamp.Time), 0), LogoutTimeout-minLogout)
+	return seen.Add(LogoutTimeout - since) // monotonic, like seen: the clock may be set back meanwhile
 }
 
 // ClampTimes returns s with status.pairingDeadline and status.retryAfter no further in
@@ -53,6 +47,28 @@ func ClampTimes(obj *v1alpha1.WhatsAppSession, s v1alpha1.WhatsAppSessionStatus,
 		s.RetryAfter = at(latest)
 	}
 	return s
+}
+
+// boundTimes bounds the times of a session that this process holds. The API stores times of
+// the clock on the wall, which may have been set back since they were written.
+func (m *Machine) boundTimes(now time.Time) {
+	if !m.held() || !m.taken {
+		return
+	}
+	if m.settleAt.After(now.Add(settleAfter + settleInterval)) {
+		m.settleAt = settleTime(now)
+	}
+	before := m.want.RetryAfter
+	m.want = ClampTimes(m.obj, m.want, m.quarantine.Most, now)
+	if before.Equal(m.want.RetryAfter) {
+		return
+	}
+	if until := m.want.RetryAfter.Time; m.retryAt.After(until) {
+		m.retryAt = until
+	}
+	if rest, rests := Rest(m.want, now); rests && rest.Reason == m.reason {
+		m.message = rest.Message // it names the time
+	}
 }
 
 // maxRetryPause is how far in the future status.retryAfter may be; zero: not known.

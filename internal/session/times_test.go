@@ -103,6 +103,87 @@ func TestTimesInTheFuture(t *testing.T) {
 	}
 }
 
+// The clock of the holder's own machine may be set back while it holds the session: the times
+// that it wrote before are then as far in the future as those of another machine.
+func TestTheClockIsSetBack(t *testing.T) {
+	const far = 1000 * time.Hour
+	ahead := noon.Add(far)
+	for _, tt := range []struct {
+		name   string
+		before func(p *machineTest)
+		// within is how long after the clock was set back the session connects again.
+		within time.Duration
+	}{
+		{
+			name: "in quarantine",
+			before: func(p *machineTest) {
+				p.want.Failures, p.want.FailureReason = int32(p.quarantine.After), "StreamError503"
+				p.enterQuarantine(p.now)
+			},
+			within: DefaultQuarantineMost,
+		},
+		{
+			name: "banned for an hour",
+			before: func(p *machineTest) {
+				p.onEvent(Event{Type: EventBanned, Message: "banned", Until: p.now.Add(time.Hour)}, p.now)
+			},
+			within: banMax + time.Hour,
+		},
+		{
+			name:   "replaced by another login",
+			before: func(p *machineTest) { p.onEvent(Event{Type: EventReplaced}, p.now) },
+			within: replacedPause,
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			g := NewWithT(t)
+			p := newMachineTest(session(), func() float64 { return 0.5 })
+			p.now = ahead
+			p.goOn(Device{Starts: 1, JID: jid, PhoneNumber: phone})
+			p.Step(Dialed{Paired: true}, p.now)
+			p.Step(Event{Type: EventConnected, JID: jid, PhoneNumber: phone}, p.now)
+			tt.before(p)
+			p.socket = socketNone
+			settled := func() Operation {
+				op := p.next()
+				if op == OpSettle {
+					p.Step(Settled{}, p.now)
+					op = p.next()
+				}
+				p.write()
+				return op
+			}
+			g.Expect(settled()).To(Equal(OpNone))
+
+			p.now = noon
+			*p.pace = Pace{} // its times are monotonic, unlike those of a test
+			g.Expect(settled()).To(Equal(OpNone))
+			status := p.Object().Status
+			g.Expect(status.RetryAfter.Time).To(BeTemporally("<=", noon.Add(tt.within+time.Second)), "it is written, so that it is a fixed time")
+			g.Expect(readyMessage(status)).NotTo(ContainSubstring(ahead.Format("2006-01")))
+			p.now = status.RetryAfter.Add(-time.Second)
+			g.Expect(settled()).To(Equal(OpNone))
+			p.now = status.RetryAfter.Time
+			g.Expect(settled()).To(Equal(OpDial))
+		})
+	}
+	t.Run("pairing", func(t *testing.T) {
+		g := NewWithT(t)
+		p := newMachineTest(session(), func() float64 { return 0.5 })
+		p.now = ahead
+		p.goOn(Device{Starts: 1})
+		p.Step(Dialed{}, p.now)
+		p.Step(Event{Type: EventQR, Codes: []string{"code"}}, p.now)
+		p.next()
+		p.write()
+		p.now = noon
+		p.next()
+		p.write()
+		g.Expect(p.Object().Status.PairingDeadline.Time).To(BeTemporally("<=", noon.Add(defaultPairingTimeout)))
+		g.Expect(p.settleAt).To(BeTemporally("<=", noon.Add(settleAfter+settleInterval)))
+	})
+}
+
 func TestDeletionDeadline(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
@@ -121,6 +202,16 @@ func TestDeletionDeadline(t *testing.T) {
 			NewWithT(t).Expect(DeletionDeadline(obj, noon.Add(tt.seen))).To(BeTemporally("==", noon.Add(tt.want)))
 		})
 	}
+	t.Run("a clock that is set back meanwhile does not extend it", func(t *testing.T) {
+		g := NewWithT(t)
+		seen := time.Now()
+		obj := session(func(s *v1alpha1.WhatsAppSession) {
+			s.DeletionTimestamp = &metav1.Time{Time: seen.Add(-time.Minute).Round(0)}
+		})
+		deadline := DeletionDeadline(obj, seen)
+		g.Expect(deadline.Sub(seen)).To(Equal(LogoutTimeout - time.Minute))
+		g.Expect(deadline.String()).To(ContainSubstring("m="), "it is compared by the monotonic clock")
+	})
 	t.Run("the holder releases the session at the deadline", func(t *testing.T) {
 		g := NewWithT(t)
 		m := connectedMachine()
