@@ -57,9 +57,8 @@ type unreadable struct {
 func (c *Connection) handleMessage(node *waBinary.Node) {
 	internals := c.internals()
 	info, err := internals.ParseMessageInfo(node)
-	if err != nil { // neither its id nor its chat is known
-		c.options.Log().Info("Refused a message whose sender or id cannot be read", "reason", briefError{err}.Error())
-		internals.SendAck(c.ctx, node, whatsmeow.NackParsingError)
+	if err != nil {
+		c.handleUnparsed(node, err)
 		return
 	}
 	c.learn(info)
@@ -72,6 +71,17 @@ func (c *Connection) handleMessage(node *waBinary.Node) {
 	default:
 		c.decrypt(info, node, children)
 	}
+}
+
+// handleUnparsed handles a message of which an attribute is missing or cannot be read. If its id
+// and its chat can be read, Laravel gets those: WhatsApp does not deliver it again.
+func (c *Connection) handleUnparsed(node *waBinary.Node, reason error) {
+	c.options.Log().Info("Received a message whose sender, id or time cannot be read", "reason", briefError{reason}.Error())
+	info := c.nodeInfo(node)
+	if info.ID != "" && !info.Chat.IsEmpty() && !c.accept(&unreadable{info: *info}) {
+		return
+	}
+	c.internals().SendAck(c.ctx, node, whatsmeow.NackParsingError)
 }
 
 // learn stores what the attributes of a message say about its sender.

@@ -220,8 +220,8 @@ func (c *Connection) nodeInfo(node *waBinary.Node) (info *types.MessageInfo) {
 		Timestamp:     attributes.OptionalUnixTime("t"),
 		Category:      attributes.OptionalString("category"),
 	}
-	if !participant.IsEmpty() {
-		plain.Sender = participant
+	if !participant.IsEmpty() || from.Server == types.GroupServer || from.Server == types.BroadcastServer {
+		plain.Sender = participant // empty: a group is not the sender of what is written in it
 	}
 	defer func() {
 		if recover() != nil {

@@ -582,6 +582,7 @@ func TestPoisonMessageDoesNotStopASession(t *testing.T) {
 		"no encrypted part":   {request: simulator.SendRequest{Malformed: "nothing"}, kinds: []delivery.MessageType{delivery.TypeUndecryptable}},
 		"an empty part":       {request: simulator.SendRequest{Malformed: "empty"}, kinds: []delivery.MessageType{delivery.TypeUndecryptable}},
 		"a part with garbage": {request: simulator.SendRequest{Malformed: "garbage"}, kinds: []delivery.MessageType{delivery.TypeUndecryptable}},
+		"no sender":           {request: simulator.SendRequest{Malformed: "participant"}, kinds: []delivery.MessageType{delivery.TypeUnsupported}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newEnvironment(t)
