@@ -250,6 +250,7 @@ func isChange(node *waBinary.Node) bool {
 // which acknowledges what it cannot parse before anybody hears of it.
 func (c *Connection) handleGroupChange(node *waBinary.Node) {
 	change, addresses, phones, err := c.internals().ParseGroupNotification(node)
+	correctApproval(change, node)
 	if err != nil {
 		c.options.Log().Info("Failed to read a change of a group", "reason", briefError{err}.Error())
 		c.handOverUnread(node)
@@ -262,6 +263,19 @@ func (c *Connection) handleGroupChange(node *waBinary.Node) {
 	}
 	if c.handle(change) {
 		c.acknowledge(node)
+	}
+}
+
+// correctApproval says whether administrators must let new members in: whatsmeow (group.go,
+// parseGroupChange) says yes also when this was ended.
+func correctApproval(change any, node *waBinary.Node) {
+	info, ok := change.(*events.GroupInfo)
+	if !ok || info.MembershipApprovalMode == nil {
+		return
+	}
+	for _, child := range node.GetChildrenByTag("membership_approval_mode") {
+		join := child.GetChildByTag("group_join")
+		info.MembershipApprovalMode.IsJoinApprovalRequired = join.Attrs["state"] != "off"
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"github.com/go-logr/logr"
 	. "github.com/onsi/gomega"
+	"go.mau.fi/whatsmeow"
 	waBinary "go.mau.fi/whatsmeow/binary"
 	"go.mau.fi/whatsmeow/proto/waCommon"
 	"go.mau.fi/whatsmeow/proto/waE2E"
@@ -312,6 +313,40 @@ func TestOnlyPicturesOfGroupsAreHandedOver(t *testing.T) {
 		g.Expect(c.handedOver).To(Equal(handedOver), jid.String())
 		g.Expect(isChange(&waBinary.Node{Tag: "notification", Attrs: waBinary.Attrs{"type": "picture", "from": jid}})).To(Equal(handedOver == 1), jid.String())
 	}
+}
+
+// TestTheApprovalOfNewMembers is read from the state that a change of it has.
+func TestTheApprovalOfNewMembers(t *testing.T) {
+	for state, required := range map[string]bool{"on": true, "off": false} {
+		g := NewWithT(t)
+		node := &waBinary.Node{Tag: "notification", Attrs: waBinary.Attrs{"type": "w:gp2", "from": theGroup, "t": "1772366400"}, Content: []waBinary.Node{
+			{Tag: "membership_approval_mode", Content: []waBinary.Node{{Tag: "group_join", Attrs: waBinary.Attrs{"state": state}}}},
+		}}
+		change, _, _, err := (&whatsmeow.Client{}).DangerousInternals().ParseGroupNotification(node) //nolint:staticcheck // "deprecated" only says that it is dangerous
+		g.Expect(err).NotTo(HaveOccurred())
+		correctApproval(change, node)
+		translator, _ := newTestTranslator(fakeSecrets{})
+		items, err := translator.translate(t.Context(), change)
+		g.Expect(err).NotTo(HaveOccurred())
+		g.Expect(items).To(HaveLen(1))
+		g.Expect(items[0].GroupChange.Approval).To(HaveValue(Equal(required)), state)
+	}
+}
+
+// TestTwoUnknownChangesAtOnce have a key each, and the same one comes again under its own.
+func TestTwoUnknownChangesAtOnce(t *testing.T) {
+	g := NewWithT(t)
+	translator, _ := newTestTranslator(fakeSecrets{})
+	keys := map[string]bool{}
+	for _, jid := range []types.JID{contactLID, memberLID, memberLID} {
+		items, err := translator.translate(t.Context(), &events.GroupInfo{JID: theGroup, Sender: &memberLID, Timestamp: sentAt, UnknownChanges: []*waBinary.Node{
+			{Tag: "revoked_membership_requests", Content: []waBinary.Node{{Tag: "participant", Attrs: waBinary.Attrs{"jid": jid}}}},
+		}})
+		g.Expect(err).NotTo(HaveOccurred())
+		g.Expect(items).To(HaveLen(1))
+		keys[items[0].Key] = true
+	}
+	g.Expect(keys).To(HaveLen(2))
 }
 
 // TestOnlyTheEndOfACallIsAnEvent: nothing else of it is handed over.

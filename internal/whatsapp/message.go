@@ -525,11 +525,12 @@ func (t *translation) groupChange(e *events.GroupInfo) {
 		t.change(&c, identity)
 	case len(e.UnknownChanges) > 0:
 		var tags []string
+		identity := []string{"group", strconv.FormatInt(e.Timestamp.Unix(), 10)}
 		for _, node := range e.UnknownChanges {
-			tags = append(tags, node.Tag)
+			tags, identity = append(tags, node.Tag), append(identity, node.String()) // two of one kind may come in the same second
 		}
 		kind := "group " + strings.Join(tags, " ")
-		t.item.Key = t.key("group", strconv.FormatInt(e.Timestamp.Unix(), 10), kind)
+		t.item.Key = t.key(identity...)
 		t.unsupported(kind, nil)
 	}
 	// What remains is the time after which messages disappear, which is not forwarded.
