@@ -628,6 +628,31 @@ func protocolOf(kind waE2E.ProtocolMessage_Type) *waE2E.Message {
 }
 
 // TestTranslateOtherEvents has a row for each event that is no message in a chat.
+func TestTheTextOfUnsupportedContents(t *testing.T) {
+	words := proto.String("hello")
+	body := &waE2E.InteractiveMessage{Body: &waE2E.InteractiveMessage_Body{Text: words}}
+	for name, m := range map[string]*waE2E.Message{
+		"interactive message":              {InteractiveMessage: body},
+		"template of interactive messages": {TemplateMessage: &waE2E.TemplateMessage{Format: &waE2E.TemplateMessage_InteractiveMessageTemplate{InteractiveMessageTemplate: body}}},
+		"invitation to an event":           {EventInviteMessage: &waE2E.EventInviteMessage{Caption: words}},
+		"invitation to follow a channel":   {NewsletterFollowerInviteMessageV2: &waE2E.NewsletterFollowerInviteMessage{Caption: words}},
+		"invoice":                          {InvoiceMessage: &waE2E.InvoiceMessage{Note: words}},
+		"reminder of a payment":            {PaymentReminderMessage: &waE2E.PaymentReminderMessage{Description: words}},
+		"shared payment":                   {SplitPaymentMessage: &waE2E.SplitPaymentMessage{Description: words}},
+		"quoted status":                    {StatusQuotedMessage: &waE2E.StatusQuotedMessage{Text: words}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := NewWithT(t)
+			translator, _ := newTestTranslator(fakeSecrets{})
+			items, err := translator.translate(t.Context(), &events.Message{Info: from("M1"), RawMessage: m})
+			g.Expect(err).NotTo(HaveOccurred())
+			g.Expect(items).To(HaveLen(1))
+			g.Expect(items[0].Type).To(Equal(delivery.TypeUnsupported))
+			g.Expect(items[0].Text).To(Equal("hello"))
+		})
+	}
+}
+
 func TestTranslateOtherEvents(t *testing.T) {
 	at := delivery.Time{Time: sentAt}
 	contact := &delivery.Address{LID: "1002@lid", Phone: "+34600000002"}
