@@ -13,8 +13,8 @@ const (
 	// tripAfter is how many failures in a row open the circuit breaker
 	// (docs/architecture.md, "Delivery to Laravel").
 	tripAfter = 5
-	// halveAfter is how many times a batch may fail while others are delivered, before the
-	// batch itself is suspected as the cause; see suspect.
+	// halveAfter is how many times a batch may fail before the batch itself is suspected as the
+	// cause; see suspect.
 	halveAfter = 5
 	// probeLead is how long before the probe its batch becomes claimable.
 	probeLead = 10 * time.Millisecond
@@ -168,8 +168,10 @@ func (b *circuitBreaker) react(batch *delivery.Batch, answer delivery.Answer, no
 		}
 		if b.failures >= tripAfter {
 			r := b.trip(LaravelUnavailable, batch, answer, now, random)
-			if answer.TimedOut && suspect(batch, answer) && len(batch.Items) > 1 {
-				// If every batch takes too long, none is ever delivered, but half of one may be.
+			if (answer.TimedOut || answer.StatusCode == http.StatusInternalServerError) && suspect(batch, answer) && len(batch.Items) > 1 {
+				// If every batch takes too long, none is ever delivered, but half of one may be. And where
+				// one batch has an item of every session, no other one can show that Laravel works: half of
+				// it may. 502, 503 and 504 come from what is in front of an application that is away.
 				r.step, r.notBefore = stepSplit, never
 			}
 			return r

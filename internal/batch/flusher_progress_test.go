@@ -159,6 +159,7 @@ func TestOthersAreDelivered(t *testing.T) {
 		{name: "409", app: over(conflictAnswer, time.Millisecond), within: 30 * time.Second, dead: true},
 		{name: "409 with a long pause", app: over(conflictLater, time.Millisecond), within: 6 * time.Minute, dead: true},
 		{name: "500 while others are delivered", app: over(failedAnswer, time.Millisecond), every: time.Second, within: 4 * time.Minute, wait: 10 * time.Second},
+		{name: "500, and nothing else is delivered", app: over(failedAnswer, time.Millisecond), within: 4 * time.Minute},
 		{name: "a firewall blocks one while others are delivered", app: over(firewall, time.Millisecond), every: time.Second, within: 4 * time.Minute, wait: 10 * time.Second},
 		{name: "one takes too long while others are delivered", app: over(timedOut, 15*time.Second), every: time.Second, within: 15 * time.Minute, wait: 2 * time.Minute},
 		{name: "a batch takes too long, and nothing else is delivered", within: 10 * time.Minute, all: true, app: func(sessions []string) (delivery.Answer, time.Duration) {
@@ -202,4 +203,31 @@ func TestOthersAreDelivered(t *testing.T) {
 			g.Expect(p.requests).To(BeNumerically("<", 5000))
 		})
 	}
+}
+
+// While the application fails with all items, batches are halved so slowly that there are
+// never many, and all items are delivered when it works again.
+func TestAnOutageMakesFewBatches(t *testing.T) {
+	g := NewWithT(t)
+	works := false
+	p := newSimulation(t, func([]string) (delivery.Answer, time.Duration) {
+		if works {
+			return acceptedAnswer, time.Millisecond
+		}
+		return failedAnswer, time.Millisecond
+	})
+	var all []string
+	for i := range 400 {
+		all = append(all, fmt.Sprintf("s%d", i))
+	}
+	p.add(all[:200]...)
+	p.add(all[200:]...)
+	p.run(p.now.Add(time.Hour), 0)
+	g.Expect(len(p.waiting)).To(BeNumerically("<", 60))
+	works = true
+	p.run(p.now.Add(5*time.Minute), 0)
+	for _, s := range all {
+		g.Expect(p.delivered).To(HaveKey(s))
+	}
+	g.Expect(p.dead).To(BeEmpty())
 }

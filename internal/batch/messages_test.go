@@ -422,8 +422,8 @@ func TestPoisonItemAlone(t *testing.T) {
 	stop := sync.OnceFunc(func() { cancel(); m.g.Expect(<-done).To(Succeed()) })
 	t.Cleanup(stop)
 
-	// A few of the others may be in a batch with the bad message. It is halved only while others
-	// are delivered, so nobody waits for those.
+	// A few of the others may be in a batch with the bad message. It is halved after some attempts,
+	// so nobody waits for those.
 	other := func(n int) {
 		session := fmt.Sprint("other", n)
 		m.push(session)
