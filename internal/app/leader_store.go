@@ -17,6 +17,9 @@ import (
 const (
 	// cleanInterval is how often data whose retention time has passed is deleted from the store.
 	cleanInterval = 6 * time.Hour
+	// restoreInterval is how often the leader checks that the tables are not those of an older
+	// release: a person may restore a backup of it.
+	restoreInterval = 10 * time.Second
 	// prepareInterval is how often a new leader tries to prepare a store that does not answer.
 	prepareInterval = 2 * time.Second
 )
@@ -62,18 +65,50 @@ func (d *dependencies) keepStore(ctx context.Context, gate *store.Gate) error {
 	var probing sync.WaitGroup
 	defer probing.Wait()
 	probing.Go(func() { gate.Run(ctx) })
-	ticker := d.clock.NewTicker(cleanInterval)
-	defer ticker.Stop()
+	d.cleanStore(ctx)
+	cleaning, restored := d.clock.NewTicker(cleanInterval), d.clock.NewTicker(restoreInterval)
+	defer cleaning.Stop()
+	defer restored.Stop()
 	for {
-		if err := d.store.Clean(ctx); err != nil && ctx.Err() == nil {
-			d.log.Error(err, "Failed to clean the store, trying again", "after", cleanInterval.String())
-		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-ticker.C():
+		case <-cleaning.C():
+			d.cleanStore(ctx)
+		case <-restored.C():
+			if err := d.migrateRestored(ctx, gate); err != nil {
+				return err
+			}
 		}
 	}
+}
+
+func (d *dependencies) cleanStore(ctx context.Context) {
+	if err := d.store.Clean(ctx); err != nil && ctx.Err() == nil {
+		d.log.Error(err, "Failed to clean the store, trying again", "after", cleanInterval.String())
+	}
+}
+
+// migrateRestored migrates the tables again if somebody has restored a backup of an older
+// release. Without any tables it does nothing: a person may be about to restore them, and
+// new ones would be in the way. An error is permanent.
+func (d *dependencies) migrateRestored(ctx context.Context, gate *store.Gate) error {
+	asking, done := context.WithTimeout(ctx, store.TakeTimeout)
+	behind, err := d.store.SchemaBehind(asking)
+	done()
+	if behind {
+		d.log.Info("Found the tables of an older release, as after a restore of its backup; migrating them")
+		if err = d.prepareStore(ctx, gate); err == nil {
+			gate.Open()
+		}
+	}
+	switch {
+	case errors.Is(err, store.ErrSchemaTooNew), errors.Is(err, store.ErrOwnedElsewhere):
+		return err
+	case behind && err != nil && ctx.Err() == nil:
+		d.log.Error(err, "Failed to migrate the store, trying again", "after", restoreInterval.String())
+	}
+	return nil
 }
 
 // prepareStore migrates the store and claims it for this installation. When that takes

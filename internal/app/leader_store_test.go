@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"database/sql"
 	"testing"
 
 	"github.com/go-logr/logr"
@@ -62,6 +63,44 @@ func TestLeaderWithoutDatabase(t *testing.T) {
 			g.Eventually(ended, "30s").Should(Receive(BeNil()))
 		})
 	}
+}
+
+// A database that is restored from a backup of an older release, while a leader runs, is
+// migrated again: no worker could use it before the next change of the leader.
+func TestADatabaseIsRestoredFromAnOlderRelease(t *testing.T) {
+	g, ctx := NewWithT(t), t.Context()
+	url := testenv.Postgres(t)
+	opened, err := store.Open(ctx, store.Config{URL: url}, logr.Discard())
+	g.Expect(err).NotTo(HaveOccurred())
+	defer func() { g.Expect(opened.Close()).To(Succeed()) }()
+	d := &dependencies{store: opened, installation: "here", clock: clock.RealClock{}, log: logr.Discard()}
+	warnings := make(chan string, 100)
+	gate := d.storeGate(func(_, _, message string) { warnings <- message })
+	ids := &ids{store: opened, gate: gate}
+	ctx, stop := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() { ended <- d.keepStore(ctx, gate) }()
+	ask := func() error {
+		_, err := ids.Record(ctx, "id")
+		return err
+	}
+	g.Eventually(ask, "60s").Should(Succeed())
+
+	database, err := sql.Open("pgx", url)
+	g.Expect(err).NotTo(HaveOccurred())
+	defer func() { g.Expect(database.Close()).To(Succeed()) }()
+	_, err = database.ExecContext(ctx, "DROP TABLE whatsapp_operator_message_secret; UPDATE whatsapp_operator_version SET version=7")
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Eventually(func() (bool, error) { return opened.SchemaReady(ctx) }, "60s").Should(BeTrue())
+	g.Eventually(ask, "60s").Should(Succeed())
+
+	// An emptied one stays as it is, because a person may be about to restore it.
+	_, err = database.ExecContext(ctx, "DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+	g.Expect(err).NotTo(HaveOccurred())
+	g.Eventually(ask, "60s").Should(MatchError(store.ErrAway))
+	g.Eventually(warnings, "60s").Should(Receive(ContainSubstring("restart the manager")))
+	stop()
+	g.Eventually(ended, "30s").Should(Receive(BeNil()))
 }
 
 // A permanent failure still ends the process, with an error.

@@ -96,25 +96,47 @@ func (s *Store) WaitForSchema(ctx context.Context) error {
 	}
 }
 
+// schemaState is how the tables are for this build.
+type schemaState int
+
+const (
+	schemaMissing schemaState = iota // there are none
+	schemaBehind                     // an older release has made them
+	schemaReady
+)
+
 // SchemaReady reports whether the leader has migrated the tables to what this build needs.
 // With ErrSchemaTooNew this build cannot use them.
 func (s *Store) SchemaReady(ctx context.Context) (bool, error) {
+	state, err := s.schemaState(ctx)
+	return state == schemaReady, err
+}
+
+// SchemaBehind reports whether the tables are those of an older release, as after a restore
+// of its backup: then they must be migrated again.
+func (s *Store) SchemaBehind(ctx context.Context) (bool, error) {
+	state, err := s.schemaState(ctx)
+	return state == schemaBehind, err
+}
+
+func (s *Store) schemaState(ctx context.Context) (schemaState, error) {
+	state := schemaReady
 	for _, db := range []*dbutil.Database{s.db, s.own} {
 		exists, err := db.TableExists(ctx, db.VersionTable)
 		if err != nil || !exists {
-			return false, err
+			return schemaMissing, err
 		}
 		var version, compat int
 		err = db.QueryRow(ctx, "SELECT COALESCE(MAX(version), 0), COALESCE(MAX(compat), 0) FROM "+db.VersionTable).Scan(&version, &compat)
 		if err != nil {
-			return false, err
+			return schemaMissing, err
 		}
 		if compat > len(db.UpgradeTable) {
-			return false, ErrSchemaTooNew
+			return schemaMissing, ErrSchemaTooNew
 		}
 		if version < len(db.UpgradeTable) {
-			return false, nil
+			state = schemaBehind
 		}
 	}
-	return true, nil
+	return state, nil
 }

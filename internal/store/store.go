@@ -231,7 +231,11 @@ func (s *Store) Probe(ctx context.Context) error {
 		return s.Ping(ctx)
 	}
 	// The row exists: only an installation that has claimed the store has sessions in it.
-	if err := s.exec(ctx, "UPDATE whatsapp_operator_installation SET id=id WHERE one=1"); err != nil {
+	err := s.exec(ctx, "UPDATE whatsapp_operator_installation SET id=id WHERE one=1")
+	switch {
+	case isEmptied(err):
+		return fmt.Errorf("the database has no tables of this operator any more: restore them from a backup, or restart the manager to begin with an empty database: %w", err)
+	case err != nil:
 		return fmt.Errorf("the store takes no write: %w", err)
 	}
 	return nil

@@ -12,15 +12,22 @@ import (
 )
 
 // noTables: this process's user may not use the tables, or they do not exist, as after a
-// restore without privileges, or into another schema.
+// restore without privileges, or into another schema, or they are those of an older release.
 func noTables(code string) bool {
 	switch code {
 	case "42501", // insufficient_privilege
 		"42P01", // undefined_table
+		"42703", // undefined_column
 		"3F000": // invalid_schema_name
 		return true
 	}
 	return false
+}
+
+// isEmptied reports whether an error means that the database has no tables of this program.
+func isEmptied(err error) bool {
+	var answer *pgconn.PgError
+	return errors.As(err, &answer) && (answer.Code == "42P01" || answer.Code == "3F000")
 }
 
 // IsUnreachable reports whether an error means that the database cannot be reached, or

@@ -28,6 +28,7 @@ func TestIsUnreachable(t *testing.T) {
 		"its disk is full":               {&pgconn.PgError{Code: "53100"}, true},
 		"it allows nothing":              {&pgconn.PgError{Code: "42501"}, true},
 		"its tables are gone":            {&pgconn.PgError{Code: "42P01"}, true},
+		"its tables are older":           {&pgconn.PgError{Code: "42703"}, true},
 		"it does not answer":             {context.DeadlineExceeded, true},
 		"it did not answer in time":      {late(expired(), errors.New("timeout")), true},
 		"it did not answer a moment ago": {ErrAway, true},
