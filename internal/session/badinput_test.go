@@ -418,6 +418,27 @@ func TestEventsOfAnotherKindOfConnection(t *testing.T) {
 	})
 }
 
+// WhatsApp may refuse a connection before its first code, for example because of its address. A
+// session without a device has none to lose, so its pairing goes on until its time is over.
+func TestAnUnlinkedDeviceIsRefused(t *testing.T) {
+	g := NewWithT(t)
+	p := newMachineTest(session(), func() float64 { return 0.5 })
+	p.goOn(Device{Starts: 1})
+	p.Step(Dialed{}, p.now)
+	p.Step(Event{Type: EventLoggedOut, Reason: EndAccountLocked, Message: "WhatsApp locked the account"}, p.now)
+	_, events := p.reported()
+	g.Expect(events).To(HavePrefix(v1alpha1.ReasonPairingFailed + ": WhatsApp did not link the device (WhatsApp locked the account)"))
+	p.Step(Closed{}, p.now)
+	p.write()
+	g.Expect(p.Object().Status.Phase).To(Equal(v1alpha1.PhasePairing))
+	g.Expect(p.Object().Status.RetryReason).To(BeEmpty())
+	play(p, defaultPairingTimeout+time.Minute, func(p *machineTest, _ int) {
+		p.Step(Event{Type: EventLoggedOut, Reason: EndAccountLocked, Message: "WhatsApp locked the account"}, p.now)
+	})
+	g.Expect(p.Object().Status.Phase).To(Equal(v1alpha1.PhasePairingExpired))
+	g.Expect(readyMessage(p.Object().Status)).To(ContainSubstring("locked the account"))
+}
+
 // An account whose number is not known has only a LID, which no sentence shows as a number or
 // leaves a gap for.
 func TestSentencesWithoutAPhoneNumber(t *testing.T) {

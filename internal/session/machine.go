@@ -791,6 +791,9 @@ var endings = map[EventType]func(m *Machine, e Event, now time.Time){
 		m.phase(v1alpha1.PhasePairing, v1alpha1.ReasonPairingCodeRefused, e.Message, now)
 	},
 	EventLoggedOut: func(m *Machine, e Event, now time.Time) {
+		if m.want.JID == "" {
+			m.beginPairing(now) // it expires also where there is never a code
+		}
 		m.setAddress("", "")
 		if m.want.PairingDeadline != nil {
 			m.notLinked(e.Message, now)
@@ -815,10 +818,10 @@ var endings = map[EventType]func(m *Machine, e Event, now time.Time){
 	},
 }
 
-// notLinked handles that WhatsApp does not know a device at its first login. The library
-// stores the device before it answers the scan (whatsmeow's pair.go, handlePair), so
-// WhatsApp does not get the answer if the connection or the process ends between the two.
-// The pairing continues until its deadline.
+// notLinked handles that WhatsApp refuses a connection that offers codes, or does not know a
+// device at its first login: the library stores the device before it answers the scan
+// (whatsmeow's pair.go, handlePair), so WhatsApp does not get the answer if the connection or
+// the process ends between the two. The pairing continues until its deadline.
 func (m *Machine) notLinked(why string, now time.Time) {
 	m.want.PhoneNumber = ""
 	m.pairingFailure = "WhatsApp did not link the device (" + why + ")"
