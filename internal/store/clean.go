@@ -17,9 +17,12 @@ const (
 	KeepMarked = 30 * 24 * time.Hour
 	// KeepOrphans is how long keys without a resource are kept.
 	KeepOrphans = 30 * 24 * time.Hour
-	// keepEvents is how long WhatsApp itself keeps a message that was not acknowledged
-	// (whatsmeow, DeleteOldBufferedHashes).
+	// keepEvents is how long the hash of a message is kept that was accepted. If it comes once more
+	// after that, it is told once more, under its key (whatsmeow, DeleteOldBufferedHashes).
 	keepEvents = 14 * 24 * time.Hour
+	// keepRefused is how long a message is kept that was decrypted, but not accepted: longer than
+	// the 30 days for which WhatsApp says that it keeps it, because it cannot be decrypted again.
+	keepRefused = 31 * 24 * time.Hour
 	// slice bounds one transaction of the clean-up, in rows.
 	slice = 500
 )
@@ -237,24 +240,28 @@ func (s *Store) PurgeOrphans(ctx context.Context, before time.Time) (int64, erro
 }
 
 // CleanEventBuffer deletes what whatsmeow stores of messages decrypted before
-// that time, in slices, and returns the number of rows. whatsmeow itself would do it
-// in every client at its first message.
+// that time, in slices, and returns the number of rows. Messages that were not accepted are kept
+// for longer. whatsmeow itself would do it in every client at its first message.
 func (s *Store) CleanEventBuffer(ctx context.Context, before time.Time) (int64, error) {
-	n, err := s.deleteSlices(ctx, "whatsmeow_event_buffer", "insert_timestamp", before)
+	hashes, err := s.deleteSlices(ctx, "whatsmeow_event_buffer", "insert_timestamp", before, "plaintext IS NULL")
 	if err != nil {
-		return n, fmt.Errorf("cleaning the event buffer: %w", err)
+		return hashes, fmt.Errorf("cleaning the event buffer: %w", err)
 	}
-	return n, nil
+	refused, err := s.deleteSlices(ctx, "whatsmeow_event_buffer", "insert_timestamp", before.Add(keepEvents-keepRefused))
+	if err != nil {
+		return hashes + refused, fmt.Errorf("deleting messages that were not accepted: %w", err)
+	}
+	return hashes + refused, nil
 }
 
 // deleteSlices deletes the rows of a table whose column, in Unix milliseconds, is before a
-// time, and returns their number. Rows that another transaction has locked are left out: the
+// time and for which the conditions are true, and returns their number. Rows that another transaction has locked are left out: the
 // janitor delays nobody and can be in no deadlock, and its next run finds them.
-func (s *Store) deleteSlices(ctx context.Context, table, column string, before time.Time) (n int64, err error) {
+func (s *Store) deleteSlices(ctx context.Context, table, column string, before time.Time, conditions ...string) (n int64, err error) {
 	for {
 		var deleted int64
 		err := s.transaction(ctx, func(ctx context.Context) error {
-			result, err := s.db.Exec(ctx, s.deleteSlice(table, column), before.UnixMilli())
+			result, err := s.db.Exec(ctx, s.deleteSlice(table, column, conditions...), before.UnixMilli())
 			if err != nil {
 				return err
 			}
@@ -271,13 +278,14 @@ func (s *Store) deleteSlices(ctx context.Context, table, column string, before t
 // deleteSlice is the statement that deletes one slice: it finds the rows by the index on the
 // column and deletes them by their physical location, so that a slice costs the same in a table
 // of any size.
-func (s *Store) deleteSlice(table, column string) string {
+func (s *Store) deleteSlice(table, column string, conditions ...string) string {
 	place, isOneOf := s.rowPlaces()
 	locked := ""
 	if s.postgres != nil {
 		locked = " FOR UPDATE SKIP LOCKED"
 	}
-	found := fmt.Sprintf("SELECT %s FROM %s WHERE %s<$1 ORDER BY %s LIMIT %d%s", place, table, column, column, slice, locked)
+	where := strings.Join(append(conditions, column+"<$1"), " AND ")
+	found := fmt.Sprintf("SELECT %s FROM %s WHERE %s ORDER BY %s LIMIT %d%s", place, table, where, column, slice, locked)
 	return "DELETE FROM " + table + " WHERE " + fmt.Sprintf(isOneOf, found)
 }
 

@@ -884,6 +884,41 @@ func TestTheJanitor(t *testing.T) {
 	})
 }
 
+// A message that was decrypted and not accepted is kept as long as WhatsApp may deliver it again:
+// its key is used up, so there is no other copy of it. Of the others only the hash is there.
+func TestTheJanitorKeepsWhatWasNotAccepted(t *testing.T) {
+	onBoth(t, func(t *testing.T, _ string, s *Store) {
+		g := NewWithT(t)
+		ctx := t.Context()
+		clock := s.clock.(*clocktesting.FakeClock)
+		clock.SetTime(time.Now()) // whatsmeow stamps events with the real time
+		_, d, _ := paired(t, s, "id", jidOf("4915100000001"))
+		accepted, refused := [32]byte{1}, [32]byte{2}
+		g.Expect(d.EventBuffer.DoDecryptionTxn(ctx, func(ctx context.Context) error {
+			return errors.Join(d.EventBuffer.PutBufferedEvent(ctx, accepted, []byte("hello"), clock.Now()), d.EventBuffer.PutBufferedEvent(ctx, refused, []byte("hello"), clock.Now()))
+		})).To(Succeed())
+		g.Expect(d.EventBuffer.ClearBufferedEventPlaintext(ctx, accepted)).To(Succeed())
+		kept := func() (hashes []string) {
+			for name, hash := range map[string][32]byte{"accepted": accepted, "refused": refused} {
+				event, err := d.EventBuffer.GetBufferedEvent(ctx, hash)
+				g.Expect(err).NotTo(HaveOccurred())
+				if event != nil {
+					hashes = append(hashes, name)
+				}
+			}
+			return hashes
+		}
+		for _, step := range []struct {
+			days int
+			want []string
+		}{{13, []string{"accepted", "refused"}}, {17, []string{"refused"}}, {2, nil}} {
+			clock.Step(time.Duration(step.days) * 24 * time.Hour)
+			g.Expect(s.Clean(ctx)).To(Succeed())
+			g.Expect(kept()).To(ConsistOf(step.want))
+		}
+	})
+}
+
 func TestMigration(t *testing.T) {
 	for kind, make := range kinds {
 		t.Run(kind, func(t *testing.T) {
