@@ -118,10 +118,13 @@ func (c *Client) post(ctx context.Context, batch delivery.Batch) (status int, he
 	for i := range batch.Items {
 		items[i] = batch.Items[i].Payload
 	}
-	body, err := json.Marshal(envelope{BatchID: batch.ID, SentAt: delivery.Time{Time: now}, Items: items})
-	if err != nil {
+	var encoded bytes.Buffer
+	encoder := json.NewEncoder(&encoded)
+	encoder.SetEscapeHTML(false) // the escapes of <, > and & are six times as long
+	if err := encoder.Encode(envelope{BatchID: batch.ID, SentAt: delivery.Time{Time: now}, Items: items}); err != nil {
 		return 0, nil, nil, fmt.Errorf("%w: an item of the batch is not JSON", errNotSent)
 	}
+	body := bytes.TrimSuffix(encoded.Bytes(), []byte("\n"))
 	client, token, secrets := c.current()
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, target, bytes.NewReader(body))
 	if err != nil {

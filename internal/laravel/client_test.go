@@ -112,6 +112,25 @@ func TestRequest(t *testing.T) {
 	g.Expect(answer.Result).To(Equal(delivery.Misconfigured))
 }
 
+// The size of a batch is bounded by the size of its items: a text of a stranger must not make
+// the request six times as large.
+func TestTheBodyIsAsLargeAsTheItems(t *testing.T) {
+	g := NewWithT(t)
+	r := receive(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `{}`) })
+	config := files(t)
+	config.BaseURL = r.URL
+	item, err := delivery.MessageItem{SessionID: "a", Key: "k", Type: delivery.TypeText, Text: strings.Repeat("<&>\u2028", 10_000)}.Item()
+	g.Expect(err).NotTo(HaveOccurred())
+	batch := delivery.Batch{ID: "msg_1", Kind: delivery.KindMessage, Attempt: 1, Items: []delivery.Item{item}}
+	g.Expect(newClient(t, config).Send(t.Context(), batch).Result).To(Equal(delivery.Delivered))
+	got := r.Last()
+	g.Expect(len(got.Body)).To(BeNumerically("<", len(item.Payload)+200))
+	var body struct{ Items []struct{ Text string } }
+	g.Expect(json.Unmarshal(got.Body, &body)).To(Succeed())
+	g.Expect(body.Items[0].Text).To(Equal(strings.Repeat("<&>\u2028", 10_000)))
+	g.Expect(laravel.Verify(got.Header, []laravel.Secret{secret(t, vectorSecret)}, time.Now(), laravel.DefaultTolerance, got.Body)).To(Succeed())
+}
+
 // A web server in front of Laravel compresses answers if the client asks for it.
 func TestCompressedAnswer(t *testing.T) {
 	g := NewWithT(t)
