@@ -473,6 +473,14 @@ func (m *Machine) beginPairing(now time.Time) {
 	}
 }
 
+// pausePairing removes the deadline of a pairing during a rest of hours, in which no codes are
+// offered. A device that was scanned keeps it until its first login, see notLinked.
+func (m *Machine) pausePairing() {
+	if m.want.JID == "" {
+		m.want.PairingDeadline = nil
+	}
+}
+
 // maxOffers is how often WhatsApp may change on one connection what a person sees: its codes,
 // the passkey's request, the code to compare. A person's attempts need some; each is a write
 // of the status and of Redis, and an item for Laravel.
@@ -811,6 +819,7 @@ var endings = map[EventType]func(m *Machine, e Event, now time.Time){
 		m.phase(v1alpha1.PhaseBanned, v1alpha1.ReasonBanned, message, now)
 	},
 	EventOutdated: func(m *Machine, _ Event, now time.Time) {
+		m.pausePairing()
 		m.retryAt = time.Time{}
 		message := "WhatsApp refuses this version of the client: upgrade the operator's image"
 		m.recordEvent(corev1.EventTypeWarning, v1alpha1.ReasonOutdated, message)

@@ -117,9 +117,7 @@ func (m *Machine) enterQuarantine(now time.Time) {
 	}
 	m.want.RetryAfter = at(now.Add(q.pause(int(m.want.Failures), m.random())))
 	m.retryAt = m.want.RetryAfter.Time
-	if m.want.JID == "" { // no codes are offered during the quarantine
-		m.want.PairingDeadline = nil
-	}
+	m.pausePairing()
 	m.phase(v1alpha1.PhaseDisconnected, v1alpha1.ReasonQuarantined, QuarantineMessage(m.want), now)
 	if entered {
 		m.recordEvent(corev1.EventTypeWarning, v1alpha1.ReasonQuarantined, m.message)
@@ -224,6 +222,7 @@ func (m *Machine) onReplaced(now time.Time) {
 // logout of a deleted session.
 func (m *Machine) onBanned(e Event, now time.Time) string {
 	m.resetFailures()
+	m.pausePairing()
 	m.retryAt, m.want.RetryReason = time.Time{}, v1alpha1.ReasonBanned
 	if e.Until.IsZero() {
 		return e.Message + ": WhatsApp did not say until when; change the annotation " + v1alpha1.RestartedAtAnnotation + " to try"

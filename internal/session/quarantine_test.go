@@ -893,6 +893,42 @@ func TestAQuarantineRemovesThePairingDeadline(t *testing.T) {
 	g.Expect(a.want.QR).NotTo(BeNil())
 }
 
+// Nor does the time of another rest of hours: the first code after it must not expire at once.
+func TestARestRemovesThePairingDeadline(t *testing.T) {
+	for name, rest := range map[string]func(a *attempts){
+		"banned": func(a *attempts) { a.emit(Event{Type: EventBanned, Message: "banned", Until: a.now.Add(time.Hour)}) },
+		"the client is outdated, until another build accepts it": func(a *attempts) {
+			a.emit(Event{Type: EventOutdated})
+			a.Step(Closed{}, a.now)
+			a.now = a.now.Add(time.Hour)
+			a.Step(RetryOutdated{}, a.now)
+		},
+		"it ends its worker": func(a *attempts) {
+			a.emit(ended("StreamError503"))
+			a.onUnsettled(suspectAfter, 1, a.now)
+			a.retryAt = a.restUntil()
+			a.suspect = false
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := NewWithT(t)
+			a := &attempts{Machine: takenMachine(session(), Device{Starts: 1}), now: noon}
+			a.onDialed(false, a.dialSpec(), a.now)
+			a.emit(Event{Type: EventQR, Codes: []string{"one"}})
+			g.Expect(a.want.PairingDeadline).NotTo(BeNil())
+			rest(a)
+			g.Expect(a.want.PairingDeadline).To(BeNil())
+			a.wait(max(a.retryAt.Sub(a.now), 0))
+			g.Expect(a.dialsNow()).To(BeTrue())
+			a.onDialed(false, a.dialSpec(), a.now)
+			a.emit(Event{Type: EventQR, Codes: []string{"two"}})
+			a.wait(time.Second)
+			g.Expect(a.want.Phase).To(Equal(v1alpha1.PhasePairing))
+			g.Expect(a.want.QR).NotTo(BeNil())
+		})
+	}
+}
+
 func TestADeletedSessionIsNotTriedDuringABan(t *testing.T) {
 	g := NewWithT(t)
 	a := newAttempts()

@@ -175,6 +175,7 @@ func (m *Machine) forgetRest() {
 
 // restFromEndingWorkers makes the session rest for hours.
 func (m *Machine) restFromEndingWorkers(now time.Time) {
+	m.pausePairing()
 	failures := m.quarantine.After + int(min(max(m.unsettled-suspectAfter, 0), 16))
 	m.want.RetryReason = v1alpha1.ReasonEndsItsWorker
 	m.want.RetryAfter = at(roundUp(now.Add(m.quarantine.pause(failures, m.random()))))
