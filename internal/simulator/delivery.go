@@ -111,7 +111,7 @@ func (s *Server) messageNode(m *sentMessage, children []waBinary.Node) waBinary.
 	name := m.from.account.name
 	s.mu.Unlock()
 	from, other := m.from.sender()
-	attrs := waBinary.Attrs{"id": m.id, "t": s.seconds(), "type": m.stanzaType}
+	attrs := waBinary.Attrs{"id": m.id, "t": m.sent, "type": m.stanzaType}
 	alternate := func(name string, other types.JID) {
 		if !other.IsEmpty() {
 			attrs[name] = other

@@ -38,7 +38,10 @@ type Message struct {
 // while it waits and a while longer: the device can ask for it again, and other messages
 // refer to it.
 type sentMessage struct {
-	id   string
+	id string
+	// sent is its time in Unix seconds. It stays the same when its sender encrypts it again, as
+	// whatsmeow's retry.go does.
+	sent int64
 	from correspondent
 	// group is nil in a chat with a person; to is that person in messages of the own account.
 	group *group

@@ -42,7 +42,7 @@ func (s *Server) resendPlaceholder(d *device, key *waCommon.MessageKey) error {
 		return nil
 	}
 	m.entry.answered++
-	name, at := m.from.account.name, m.entry.queued
+	name := m.from.account.name
 	s.mu.Unlock()
 
 	message := &waE2E.Message{}
@@ -54,7 +54,7 @@ func (s *Server) resendPlaceholder(d *device, key *waCommon.MessageKey) error {
 		key.Participant = proto.String(m.from.address(m.from.account).String())
 	}
 	info, err := proto.Marshal(&waWeb.WebMessageInfo{
-		Key: key, Message: message, MessageTimestamp: proto.Uint64(uint64(at / 1e9)),
+		Key: key, Message: message, MessageTimestamp: proto.Uint64(uint64(m.sent)),
 		PushName: proto.String(name), Participant: key.Participant,
 	})
 	if err != nil {
@@ -81,7 +81,7 @@ func (s *Server) sendPeer(d *device, message *waE2E.Message) error {
 		return fmt.Errorf("encode a message: %w", err)
 	}
 	return s.push(d, &sentMessage{
-		id: newID(), from: correspondent{account: d.account, handset: d.account.handset},
+		id: newID(), sent: s.clock.Now().Unix(), from: correspondent{account: d.account, handset: d.account.handset},
 		description: describe(message), content: content, peer: true,
 	}, 0, 0)
 }

@@ -217,7 +217,7 @@ func (r *reading) remember(id string, to types.JID) {
 	r.server.mu.Lock()
 	defer r.server.mu.Unlock()
 	m := &sentMessage{
-		id: id, from: correspondent{account: r.from.account, byLID: true, device: r.from.index},
+		id: id, sent: r.server.clock.Now().Unix(), from: correspondent{account: r.from.account, byLID: true, device: r.from.index},
 		description: describe(r.content), content: content, entry: &entry{},
 	}
 	if to.Server == types.GroupServer {

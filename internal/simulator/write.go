@@ -219,12 +219,12 @@ func (s *Server) send(l *draft, devices []*device, message *waE2E.Message) (stri
 	if err != nil {
 		return "", fmt.Errorf("encode a message: %w", err)
 	}
-	id := newID()
+	id, sent := newID(), s.clock.Now().Unix()
 	messages := make([]*sentMessage, len(devices))
 	s.mu.Lock()
 	for i, d := range devices {
 		m := &sentMessage{
-			id: id, from: l.from, group: l.group, description: describe(message), content: content,
+			id: id, sent: sent, from: l.from, group: l.group, description: describe(message), content: content,
 			unavailable: l.Unavailable, malformed: l.Malformed, file: l.file,
 		}
 		if l.group == nil && l.from.account == d.account {

@@ -2,11 +2,13 @@ package simulator
 
 import (
 	"testing"
+	"time"
 
 	. "github.com/onsi/gomega"
 	"go.mau.fi/whatsmeow/proto/waE2E"
 	"go.mau.fi/whatsmeow/types"
 	"go.mau.fi/whatsmeow/types/events"
+	clocktesting "k8s.io/utils/clock/testing"
 )
 
 // lastMessage waits for the message with that id, without the keys in it.
@@ -228,7 +230,8 @@ func TestOwnMessages(t *testing.T) {
 // The same message can come twice: encrypted again, and under the other address of its sender.
 func TestSameMessageAgain(t *testing.T) {
 	g := wait(t)
-	s := serve(t)
+	clock := clocktesting.NewFakeClock(time.Now())
+	s := serve(t, func(o *Options) { o.Clock = clock })
 	c := paired(t, s, "15551234567")
 	lid, err := s.LID(DefaultContact)
 	g.Expect(err).NotTo(HaveOccurred())
@@ -236,6 +239,7 @@ func TestSameMessageAgain(t *testing.T) {
 	g.Expect(err).NotTo(HaveOccurred())
 	received(t, c, "hello")
 	for _, from := range []string{"", lid} {
+		clock.Step(2 * time.Second)
 		again, err := s.Write(t.Context(), SendRequest{Device: c.jid(), From: from, Again: id})
 		g.Expect(err).NotTo(HaveOccurred())
 		g.Expect(again).To(Equal(id))
@@ -244,6 +248,7 @@ func TestSameMessageAgain(t *testing.T) {
 	all := withText(c, "hello")
 	g.Expect(all[2].Info.Sender.String()).To(Equal(lid))
 	g.Expect(all[2].Info.SenderAlt).To(Equal(all[0].Info.Sender))
+	g.Expect(all).To(HaveEach(HaveField("Info.Timestamp", all[0].Info.Timestamp)))
 	g.Eventually(func() int { return s.Stats().Unacknowledged }).Should(BeZero())
 	g.Expect(entries(s, id)).To(And(HaveLen(3), acknowledged("inactive")))
 	_, err = s.Write(t.Context(), SendRequest{Device: c.jid(), From: "15559999999", Again: id})

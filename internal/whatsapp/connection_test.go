@@ -21,6 +21,7 @@ import (
 	wastore "go.mau.fi/whatsmeow/store"
 	"go.uber.org/goleak"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/clock"
 
 	"github.com/whatsapp-operator/whatsapp-operator/internal/delivery"
 	"github.com/whatsapp-operator/whatsapp-operator/internal/simulator"
@@ -107,11 +108,14 @@ func newEnvironmentOn(t testing.TB, url string, change ...func(*simulator.Option
 	return w
 }
 
-// newFactory makes another factory, which no goroutine of an older connection reads.
+// newFactory makes another factory, which no goroutine of an older connection reads. Its
+// connections do not end because they are silent, unless change sets another clock: with the
+// short intervals of TestMain a busy machine looks like a silent server.
 func (w *environment) newFactory(change func(*Factory)) {
 	w.t.Helper()
 	factory, err := Setup(w.config, logr.Discard())
 	w.g.Expect(err).NotTo(HaveOccurred())
+	factory.clock = fixedClock{at: time.Now()}
 	change(factory)
 	w.factory = factory
 }
@@ -318,6 +322,11 @@ func TestEnds(t *testing.T) {
 		"the login is refused": {fault: simulator.Fault{Kind: simulator.FaultRefuse, Device: phone}, login: true, kind: EventDisconnected, reason: "SocketClosed"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			w.newFactory(func(f *Factory) {
+				if row.fault.Kind == simulator.FaultFreeze {
+					f.clock = clock.RealClock{}
+				}
+			})
 			var s *testSession
 			if !row.login {
 				s = w.connect(taking)

@@ -416,7 +416,6 @@ func TestTheWaitForTheEndOfAHandOver(t *testing.T) {
 // TestNothingIsReadDuringAHandOver: the client's queue must not grow while the database is slow.
 func TestNothingIsReadDuringAHandOver(t *testing.T) {
 	w := newEnvironment(t)
-	w.newFactory(func(f *Factory) { f.clock = fixedClock{at: time.Now()} }) // the silence must not end the connection
 	taking := w.take()
 	w.pair(taking, phone)
 	release, waiting := make(chan struct{}), make(chan struct{}, 100)

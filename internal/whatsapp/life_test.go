@@ -7,6 +7,7 @@ import (
 
 	. "github.com/onsi/gomega"
 	wastore "go.mau.fi/whatsmeow/store"
+	"k8s.io/utils/clock"
 	clocktesting "k8s.io/utils/clock/testing"
 
 	"github.com/whatsapp-operator/whatsapp-operator/internal/session"
@@ -57,7 +58,12 @@ func TestSilenceEndsTheConnection(t *testing.T) {
 
 // A living connection stays, though it has nothing to say but keep-alives.
 func TestKeepAlivesAreSignsOfLife(t *testing.T) {
-	w, _, s := linked(t)
+	w := newEnvironment(t)
+	taking := w.take()
+	w.pair(taking, phone)
+	w.newFactory(func(f *Factory) { f.clock = clock.RealClock{} })
+	s := w.connect(taking)
+	s.event(EventConnected)
 	w.g.Consistently(func() int { return w.simulator.Stats().Connected }, silence()+time.Second, "50ms").Should(Equal(1))
 	w.g.Expect(s.events()).To(HaveExactElements(HaveField("Type", EventConnected)))
 	w.g.Expect(time.Since(s.LastSeen())).To(BeNumerically("<", silence()))

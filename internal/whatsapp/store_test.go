@@ -200,7 +200,7 @@ func (w *environment) stopped(taking *store.Taking, text string) (s *testSession
 	v := newValve(w.t, w.simulator.Endpoint())
 	factory, err := Setup(Config{Endpoint: v.endpoint(), NoiseRoot: root(w.simulator)}, logr.Discard())
 	w.g.Expect(err).NotTo(HaveOccurred())
-	factory.clock = fixedClock{at: time.Now()} // the silence must not end the connection
+	factory.clock = fixedClock{at: time.Now()}
 	own := w.factory
 	w.factory = factory
 	s = w.connect(taking)
