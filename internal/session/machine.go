@@ -3,6 +3,7 @@ package session
 import (
 	"cmp"
 	"strconv"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -481,6 +482,9 @@ func (m *Machine) pausePairing() {
 	}
 }
 
+// maxFailure bounds the reason of a failed pairing in a longer sentence, in bytes.
+const maxFailure = 300
+
 // maxOffers is how often WhatsApp may change on one connection what a person sees: its codes,
 // the passkey's request, the code to compare. A person's attempts need some; each is a write
 // of the status and of Redis, and an item for Laravel.
@@ -721,7 +725,7 @@ func (m *Machine) expirePairing(now time.Time) {
 	m.rest(v1alpha1.ReasonPairingExpired)
 	failure := m.pairingFailure
 	if failure != "" {
-		failure = " (the last attempt: " + failure + ")"
+		failure = " (the last attempt: " + strings.TrimSpace(status.Clean(failure, maxFailure)) + ")" // shortened: what follows says what to do
 	}
 	m.pairingFailure = ""
 	message := "no phone was linked within " + pairingTimeout(m.obj).String() + failure + ": change the annotation " + v1alpha1.RestartedAtAnnotation + " to offer codes again"
@@ -793,6 +797,7 @@ var endings = map[EventType]func(m *Machine, e Event, now time.Time){
 	EventCodeRefused: func(m *Machine, e Event, now time.Time) {
 		m.beginPairing(now) // the pairing expires also if there is never a code
 		m.resetFailures()
+		m.pairingFailure = e.Message
 		m.want.RetryAfter, m.want.RetryReason = at(now.Add(codeRefusedPause)), v1alpha1.ReasonPairingCodeRefused
 		m.retryAt = m.want.RetryAfter.Time
 		m.recordEvent(corev1.EventTypeWarning, v1alpha1.ReasonPairingCodeRefused, e.Message)

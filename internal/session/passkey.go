@@ -148,7 +148,7 @@ func (m *Machine) passkeyFailed(why string, now time.Time) {
 	m.beginPairing(now) // it expires also where there is never a code
 	m.passkey = passkey{}
 	m.drop()
-	why = status.Clean(why, 300)
+	why = status.Clean(why, maxFailure)
 	m.pairingFailure = why
 	message := why + ": the pairing starts again, scan the next code"
 	m.recordEvent(corev1.EventTypeWarning, v1alpha1.ReasonPasskeyFailed, message)

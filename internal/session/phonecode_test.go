@@ -2,6 +2,7 @@ package session
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -161,9 +162,25 @@ func TestWhatsAppRefusesAPairingCode(t *testing.T) {
 		g.Expect(m.wakeTimes(noon)).To(ContainElement(BeTemporally("==", deadline)))
 		m.tick(deadline)
 		g.Expect(m.want.Phase).To(Equal(v1alpha1.PhasePairingExpired))
+		g.Expect(m.message).To(ContainSubstring("(the last attempt: too many requests)"))
 		_, op := m.decide(deadline)
 		g.Expect(op).To(Equal(OpNone))
 	})
+}
+
+// A long reason does not cut off what a person can do.
+func TestTheMessageOfAnExpiredPairing(t *testing.T) {
+	g := NewWithT(t)
+	p := newMachineTest(session(), func() float64 { return 0.5 })
+	p.goOn(Device{Starts: 1})
+	p.Step(Dialed{}, p.now)
+	p.Step(Event{Type: EventQR, Codes: []string{"one"}}, p.now)
+	p.Step(Event{Type: EventPairError, Message: strings.Repeat("why ", 128)}, p.now)
+	p.now = p.now.Add(defaultPairingTimeout)
+	p.next()
+	p.write()
+	g.Expect(p.Object().Status.Phase).To(Equal(v1alpha1.PhasePairingExpired))
+	g.Expect(readyMessage(p.Object().Status)).To(HaveSuffix("to offer codes again"))
 }
 
 // WhatsApp limits the codes of a number, so the next holder must keep the pause.
