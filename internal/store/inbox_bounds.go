@@ -235,7 +235,7 @@ func (b *Inbox) recentUsage(ctx context.Context) (*usage, error) {
 }
 
 // compare finds the sessions that are over a bound of their namespace or of all: those with the
-// longest backlogs, until the backlogs of the others are within the bound.
+// longest backlogs, until the backlogs of the others have room.
 func (o Bounds) compare(all []SessionUsage) *usage {
 	u := &usage{over: map[string]Bound{}, namespaces: map[string]int64{}}
 	byNamespace := map[string][]SessionUsage{}
@@ -256,7 +256,7 @@ func (o Bounds) compare(all []SessionUsage) *usage {
 			return cmp.Or(cmp.Compare(y.Bytes, x.Bytes), cmp.Compare(x.SessionID, y.SessionID))
 		})
 		n := &namespace{u.namespaces[name], sessions}
-		for n.remaining > o.NamespaceBytes {
+		for n.remaining > room(o.NamespaceBytes, u.namespaces[name]) {
 			u.over[n.sessions[0].SessionID] = NamespaceBound
 			n.remaining -= n.sessions[0].Bytes
 			n.sessions = n.sessions[1:]
@@ -264,7 +264,7 @@ func (o Bounds) compare(all []SessionUsage) *usage {
 		total += n.remaining
 		namespaces = append(namespaces, n)
 	}
-	for total > o.TotalBytes {
+	for total > room(o.TotalBytes, u.total) {
 		longest := slices.MaxFunc(namespaces, func(x, y *namespace) int { return cmp.Compare(x.remaining, y.remaining) })
 		u.over[longest.sessions[0].SessionID] = TotalBound
 		total -= longest.sessions[0].Bytes
@@ -273,3 +273,8 @@ func (o Bounds) compare(all []SessionUsage) *usage {
 	}
 	return u
 }
+
+// room is how much the sessions that are not stopped may have of what waits. Up to the bound that
+// is the bound; then it becomes less, until at twice the bound all are stopped: the backlogs of those that are
+// stopped take their room in the database too.
+func room(bound, waiting int64) int64 { return max(0, min(bound, 2*bound-waiting)) }

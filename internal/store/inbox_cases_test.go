@@ -638,17 +638,56 @@ func TestBounds(t *testing.T) {
 		{"nothing waits", nil, map[string]Bound{}},
 		{"within all bounds", []SessionUsage{session("a1", "a", 100), session("b1", "b", 100)}, map[string]Bound{}},
 		{"one namespace is over its bound", []SessionUsage{session("a1", "a", 40), session("a2", "a", 70), session("b1", "b", 60)}, map[string]Bound{"a2": NamespaceBound}},
-		{"several sessions of it", []SessionUsage{session("a1", "a", 90), session("a2", "a", 95), session("a3", "a", 95), session("a4", "a", 5)},
+		{"several sessions of it", []SessionUsage{session("a1", "a", 40), session("a2", "a", 55), session("a3", "a", 50), session("a4", "a", 5)},
 			map[string]Bound{"a2": NamespaceBound, "a3": NamespaceBound}},
+		{"twice the bound of a namespace: all that wait", []SessionUsage{session("a1", "a", 90), session("a2", "a", 105), session("a3", "a", 5)},
+			map[string]Bound{"a1": NamespaceBound, "a2": NamespaceBound, "a3": NamespaceBound}},
 		{"all together are over the bound: the namespace with the longest backlogs", []SessionUsage{
-			session("a1", "a", 50), session("a2", "a", 45), session("b1", "b", 60), session("c1", "c", 80),
+			session("a1", "a", 50), session("a2", "a", 45), session("b1", "b", 50), session("c1", "c", 70),
 		}, map[string]Bound{"a1": TotalBound}},
 		{"a namespace with many short backlogs is not spared", []SessionUsage{
-			session("a1", "a", 32), session("a2", "a", 32), session("a3", "a", 32), session("b1", "b", 90), session("c1", "c", 80),
+			session("a1", "a", 32), session("a2", "a", 32), session("a3", "a", 32), session("b1", "b", 68), session("c1", "c", 61),
 		}, map[string]Bound{"a1": TotalBound, "b1": TotalBound}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			NewWithT(t).Expect(bounds.compare(row.all).over).To(Equal(row.want))
+		})
+	}
+}
+
+// Laravel is away, and all sessions get messages until they are stopped: what waits stays within
+// twice the bound, however many sessions and namespaces there are.
+func TestABacklogOfManySessionsIsBounded(t *testing.T) {
+	for name, row := range map[string]struct {
+		namespaces, sessions int
+		bounds               Bounds
+	}{
+		"one namespace":   {1, 500, Bounds{NamespaceBytes: 100_000, TotalBytes: 800_000}},
+		"many namespaces": {50, 10, Bounds{NamespaceBytes: 100_000, TotalBytes: 800_000}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := NewWithT(t)
+			var all []SessionUsage
+			for n := range row.namespaces {
+				for s := range row.sessions {
+					all = append(all, SessionUsage{SessionID: fmt.Sprint(n, "-", s), Namespace: fmt.Sprint(n)})
+				}
+			}
+			const message, rounds = 20, 1000
+			for range rounds {
+				u := row.bounds.compare(all)
+				for i, s := range all {
+					if u.over[s.SessionID] == NoBound {
+						all[i].Bytes += message
+					}
+				}
+			}
+			u := row.bounds.compare(all)
+			slack := int64(row.namespaces * row.sessions * message) // what comes between two readings
+			g.Expect(u.total).To(BeNumerically("<=", 2*row.bounds.TotalBytes+slack))
+			for _, bytes := range u.namespaces {
+				g.Expect(bytes).To(BeNumerically("<=", 2*row.bounds.NamespaceBytes+slack))
+			}
 		})
 	}
 }
