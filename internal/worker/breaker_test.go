@@ -485,7 +485,7 @@ func TestADialThatWaitsIsCancelled(t *testing.T) {
 		st, fleet := waits(t, newSession(func(s *v1alpha1.WhatsAppSession) {
 			s.Status.PairingDeadline = &metav1.Time{Time: noon.Add(10 * time.Minute)}
 		}), account{})
-		st.clock.Step(10 * time.Minute)
+		st.step(10 * time.Minute)
 		st.eventuallyPhase(v1alpha1.PhasePairingExpired)
 		st.Eventually(st.running).Should(Equal(session.OpNone))
 		fleet.change((*versionBreaker).onRefreshed)
