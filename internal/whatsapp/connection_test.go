@@ -37,7 +37,8 @@ func TestMain(m *testing.M) {
 	// Three of these are the proof of life: long enough for a machine that is busy.
 	whatsmeow.KeepAliveIntervalMax = 2 * time.Second
 	whatsmeow.KeepAliveResponseDeadline = 400 * time.Millisecond
-	goleak.VerifyTestMain(m)
+	// A request that the end of its connection has interrupted waits for 5 s for another connection.
+	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("go.mau.fi/whatsmeow.(*Client).WaitForConnection"))
 }
 
 func init() { SetDefaultEventuallyTimeout(time.Minute) }
