@@ -14,7 +14,7 @@ func TestRedisACL(t *testing.T) {
 	run := func(args ...string) (string, error) {
 		out := &bytes.Buffer{}
 		cmd := newRedisACLCommand()
-		cmd.SetArgs(args)
+		cmd.SetArgs(append([]string{}, args...)) // with nil the arguments of the test's own process are read
 		cmd.SetOut(out)
 		cmd.SetErr(&bytes.Buffer{})
 		err := cmd.ExecuteContext(t.Context())

@@ -255,8 +255,9 @@ func (s *Store) CleanEventBuffer(ctx context.Context, before time.Time) (int64, 
 }
 
 // deleteSlices deletes the rows of a table whose column, in Unix milliseconds, is before a
-// time and for which the conditions are true, and returns their number. Rows that another transaction has locked are left out: the
-// janitor delays nobody and can be in no deadlock, and its next run finds them.
+// time and for which the conditions are true, and returns their number. Rows that another
+// transaction has locked are left out: the janitor delays nobody and can be in no deadlock, and
+// its next run finds them.
 func (s *Store) deleteSlices(ctx context.Context, table, column string, before time.Time, conditions ...string) (n int64, err error) {
 	for {
 		var deleted int64

@@ -274,7 +274,7 @@ func (o Bounds) compare(all []SessionUsage) *usage {
 	return u
 }
 
-// room is how much the sessions that are not stopped may have of what waits. Up to the bound that
-// is the bound; then it becomes less, until at twice the bound all are stopped: the backlogs of those that are
-// stopped take their room in the database too.
+// room is how much may wait of the sessions that are not stopped. Up to the bound that is the
+// bound; then it becomes less, until at twice the bound all are stopped: the backlogs of those
+// that are stopped need space in the database, too.
 func room(bound, waiting int64) int64 { return max(0, min(bound, 2*bound-waiting)) }
