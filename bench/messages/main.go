@@ -5,8 +5,9 @@
 // WhatsApp simulator and the stand-in for Laravel, which record when each message was sent and
 // when it arrived. All of them share the machine. The parts, in this order:
 //
-//	backlog    100,000 messages are stored while Laravel is away; then it answers in 100 ms. They
-//	           are pushed by this process, without WhatsApp, as fast as the database takes them.
+//	backlog    100,000 messages are stored while Laravel is away, for ten minutes more; then it
+//	           answers in 100 ms. They are pushed by this process, without WhatsApp, as fast as the
+//	           database takes them.
 //	rate       contacts write to all sessions, faster and faster, as long as Laravel receives each
 //	           message soon
 //	latency    they write half as fast
@@ -107,7 +108,7 @@ func main() {
 	var o options
 	flag.IntVar(&o.sessions, "sessions", 1000, "how many sessions")
 	flag.IntVar(&o.backlog, "backlog", 100_000, "how many messages wait in the part backlog")
-	flag.DurationVar(&o.away, "away", 0, "how long Laravel stays away after that")
+	flag.DurationVar(&o.away, "away", 10*time.Minute, "how long Laravel stays away when they are stored")
 	flag.DurationVar(&o.slowAnswer, "slow-answer", 100*time.Millisecond, "how long Laravel takes for a request in the part backlog")
 	flag.DurationVar(&o.answer, "answer", 50*time.Millisecond, "how long Laravel takes for a request in the other parts")
 	flag.IntVar(&o.bareSessions, "bare-sessions", 200, "how many bare clients")
