@@ -134,6 +134,9 @@ func (s *Store) schemaState(ctx context.Context) (schemaState, error) {
 		if compat > len(db.UpgradeTable) {
 			return schemaMissing, ErrSchemaTooNew
 		}
+		if version == 0 { // a backup is being restored, or a migration is being made: the tables come first
+			return schemaMissing, nil
+		}
 		if version < len(db.UpgradeTable) {
 			state = schemaBehind
 		}
