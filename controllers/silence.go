@@ -3,7 +3,6 @@ package controllers
 import (
 	"context"
 	"fmt"
-	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -86,32 +85,35 @@ const silentAdvice = "Check its pod and node, and Redis. If the node is lost for
 // markSilent writes the condition of those sessions that are not marked yet. It reports
 // whether all could be written.
 func (r *placementReconciler) markSilent(ctx context.Context, s *silence, worker string, sessions []*v1alpha1.WhatsAppSession, now time.Time) bool {
-	var mu sync.Mutex
-	all := true
+	var unmarked []*v1alpha1.WhatsAppSession
+	for _, obj := range sessions {
+		if !s.marked[obj.UID] && meta.IsStatusConditionTrue(obj.Status.Conditions, v1alpha1.ConditionReady) {
+			unmarked = append(unmarked, obj)
+		}
+	}
+	errs := make([]error, len(unmarked))
 	var group errgroup.Group
 	group.SetLimit(r.Concurrency)
-	for _, obj := range sessions {
-		if s.marked[obj.UID] || !meta.IsStatusConditionTrue(obj.Status.Conditions, v1alpha1.ConditionReady) {
-			continue
-		}
+	for i, obj := range unmarked {
 		group.Go(func() error {
-			err := patchStatus(ctx, r.client, obj.DeepCopy(), silentStatus(obj.Status, worker, now))
+			errs[i] = patchStatus(ctx, r.client, obj.DeepCopy(), silentStatus(obj.Status, worker, now))
 			r.run.Progress()
-			mu.Lock()
-			defer mu.Unlock()
-			switch {
-			case err == nil:
-				s.marked[obj.UID] = true
-			case apierrors.IsConflict(err), apierrors.IsNotFound(err): // the cache is stale
-				all = false
-			default:
-				all = false
-				r.Log.Error(err, "Failed to mark a session of a silent worker, trying again", "namespace", obj.Namespace, "session", obj.Name, "worker", worker)
-			}
 			return nil // the failure of one session does not delay the others
 		})
 	}
 	_ = group.Wait() // always nil
+	all := true
+	for i, obj := range unmarked {
+		switch err := errs[i]; {
+		case err == nil:
+			s.marked[obj.UID] = true
+		case apierrors.IsConflict(err), apierrors.IsNotFound(err): // the cache is stale
+			all = false
+		default:
+			all = false
+			r.Log.Error(err, "Failed to mark a session of a silent worker, trying again", "namespace", obj.Namespace, "session", obj.Name, "worker", worker)
+		}
+	}
 	return all
 }
 

@@ -1,11 +1,14 @@
 package controllers
 
 import (
+	"context"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	. "github.com/onsi/gomega"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/whatsapp-operator/whatsapp-operator/api/v1alpha1"
@@ -65,6 +68,38 @@ func TestASessionOfASilentWorkerIsNotShownAsReady(t *testing.T) {
 	w.Expect(condition(lost, v1alpha1.ConditionReady)).To(Equal("False/WorkerLost"))
 	w.Expect(lost.Status.LastDisconnectReason).To(ContainSubstring("worker-a died"))
 	w.published("connected", "pending/Disconnected/WorkerLost")
+}
+
+// All of them are written at once, and each once.
+func TestAllSessionsOfASilentWorkerAreMarked(t *testing.T) {
+	t.Parallel()
+	w := newEnv(t)
+	sessions := w.waiting(20)
+	for i := range sessions {
+		next := *sessions[i].Status.DeepCopy()
+		next.Worker, next.Epoch = "worker-a", w.clock.Now().Unix()
+		w.Expect(patchStatus(t.Context(), k8s, &sessions[i], next)).To(Succeed())
+		w.ids.records[sessions[i].Name] = &Record{}
+		sessions[i] = *w.hold(&sessions[i], "worker-a")
+	}
+	var writes atomic.Int32
+	r := w.newPlacement(clientShowing(&sessions, interceptor.Funcs{SubResourcePatch: func(
+		ctx context.Context, c client.Client, subResource string, obj client.Object, patch client.Patch, opts ...client.SubResourcePatchOption,
+	) error {
+		writes.Add(1)
+		return c.SubResource(subResource).Patch(ctx, obj, patch, opts...)
+	}}))
+	w.deaths.setSilent("worker-a", true)
+	for range 2 { // the cache still shows them as they were
+		_, err := r.Reconcile(t.Context(), everything)
+		w.Expect(err).NotTo(HaveOccurred())
+	}
+	for i := range sessions {
+		now, err := w.get(&sessions[i])
+		w.Expect(err).NotTo(HaveOccurred())
+		w.Expect(condition(now, v1alpha1.ConditionReady)).To(Equal("Unknown/WorkerSilent"))
+	}
+	w.Expect(writes.Load()).To(BeEquivalentTo(20))
 }
 
 // The manager's cache may be older than the last write of the holder.
